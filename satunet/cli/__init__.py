@@ -1,0 +1,95 @@
+"""The command line: ``satunet <command>``.
+
+A command is a frozen dataclass, its fields are its options, and ``run()`` does the work and returns the exit code:
+0 all done, 1 some inputs failed and the rest is done, 2 the call is wrong. Parsing is tyro's. Nothing heavy is
+imported before a command runs, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Protocol, TypeAlias
+
+from satunet.errors import EnvironmentProblemError, ScanError, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Command(Protocol):
+    """What the command line asks of a command."""
+
+    verbose: bool
+
+    def run(self) -> int:
+        """Do the work; the exit code."""
+        ...
+
+
+def parse(arguments: Sequence[str] | None = None) -> Command:
+    """Turn arguments into a command; exits with code 2 and a message if they make none."""
+    import tyro
+    from tyro.conf import subcommand
+
+    from satunet.cli.benchmark import Benchmark, Evaluate
+    from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
+    from satunet.cli.demo import Demo
+    from satunet.cli.doctor import Doctor
+    from satunet.cli.predict import Predict
+    from satunet.cli.train import Train
+
+    commands: TypeAlias = (  # type: ignore[valid-type]
+        Annotated[Datasets, subcommand("datasets")]
+        | Annotated[Labels, subcommand("labels")]
+        | Annotated[PlanAndPreprocess, subcommand("plan_and_preprocess")]
+        | Annotated[Fingerprint, subcommand("fingerprint")]
+        | Annotated[Plan, subcommand("plan")]
+        | Annotated[Preprocess, subcommand("preprocess")]
+        | Annotated[Train, subcommand("train")]
+        | Annotated[Predict, subcommand("predict")]
+        | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Benchmark, subcommand("benchmark")]
+        | Annotated[Demo, subcommand("demo")]
+        | Annotated[Doctor, subcommand("doctor")]
+    )
+    command: Command = tyro.cli(  # type: ignore[call-overload]
+        commands,
+        prog="satunet",
+        args=arguments,
+        description="Text-prompted 3D medical segmentation that configures itself like nnU-Net.",
+        use_underscores=True,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    return command
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn satunet's own errors into one clear line; the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--version"], ["-V"]):
+        from satunet import __version__
+
+        sys.stdout.write(f"satunet {__version__}\n")
+        return 0
+    command = parse(arguments)
+    from satunet.progress import setup_logging
+
+    setup_logging(verbose=command.verbose)
+    try:
+        return command.run()
+    except (UserError, EnvironmentProblemError) as error:
+        logger.error("%s", error)
+        logger.debug("where it came from", exc_info=True)
+        return 2
+    except ScanError as error:
+        logger.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted; what was finished is kept, and the same command goes on from there")
+        return 130
+
+
+def main() -> None:
+    """Entry point of the ``satunet`` command."""
+    sys.exit(run())

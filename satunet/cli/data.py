@@ -1,0 +1,207 @@
+"""``satunet datasets | labels | plan_and_preprocess | fingerprint | plan | preprocess``: from raw scans to a store."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import arg
+
+from satunet.cli.options import (
+    DatasetIds,
+    GpuMemory,
+    Preset,
+    Processes,
+    Spacing,
+    Verbose,
+    dataset_names,
+    default_processes,
+)
+
+Json = Annotated[bool, arg(help="Print JSON instead of a table.")]
+UnifiedId = Annotated[str, arg(metavar="ID", help="Name of the unified dataset that the plan makes.")]
+Specialists = Annotated[bool, arg(help="Plan and preprocess one nnU-Net per dataset as well.")]
+PatchSize = Annotated[
+    tuple[int, int, int] | None, arg(help="Patch in voxels (right, anterior, superior); planned if not given.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """List the datasets in nnUNet_raw: scans, modalities, classes, and what is wrong with one."""
+
+    json: Json = False
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Print a row a dataset; 1 if one cannot be read."""
+        from satunet.datasets import load_dataset
+        from satunet.errors import UserError
+        from satunet.paths import all_dataset_names
+
+        rows: list[dict[str, object]] = []
+        for name in all_dataset_names():
+            row: dict[str, object] = {"dataset": name}
+            try:
+                dataset = load_dataset(name)
+                row |= {
+                    "modalities": sorted(set(dataset.modalities)),
+                    "channels": len(dataset.channel_names),
+                    "classes": len(dataset.labels),
+                    "training_cases": len(dataset.training_cases()),
+                    "test_cases": len(dataset.test_cases()),
+                }
+            except UserError as error:
+                row["problem"] = str(error)
+            rows.append(row)
+        if self.json:
+            sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        else:
+            _print_rows(rows, "Datasets in nnUNet_raw")
+        return 1 if any("problem" in row for row in rows) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Show the unified label space of datasets: every class, who annotates it, and what was inferred by rule."""
+
+    datasets: DatasetIds
+    json: Json = False
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Print a row a class."""
+        from satunet.datasets import load_dataset
+        from satunet.labels import build_label_space
+
+        space = build_label_space([load_dataset(name) for name in dataset_names(self.datasets)])
+        if self.json:
+            sys.stdout.write(json.dumps(space.to_json(), indent=1) + "\n")
+            return 0
+        rows: list[dict[str, object]] = [
+            {
+                "class": info.name,
+                "datasets": sorted(int(name[7:10]) for name in info.datasets),
+                "modalities": info.modalities,
+                "names in the datasets": info.source_names,
+                "inferred": info.inferred or "",
+            }
+            for info in space.classes
+        ]
+        _print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Extract the fingerprints of datasets; what is cached and unchanged is not read again."""
+
+    datasets: DatasetIds
+    processes: Processes = field(default_factory=default_processes)
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Write ``dataset_fingerprint.json`` of each dataset."""
+        from satunet.planners.run import fingerprint_datasets
+
+        _, summary = fingerprint_datasets(dataset_names(self.datasets), processes=self.processes)
+        summary.show()
+        return summary.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planning:
+    """Options of everything that plans."""
+
+    datasets: DatasetIds
+    preset: Preset = "auto"
+    gpu_memory: GpuMemory = 8.0
+    spacing: Spacing = None
+    patch_size: PatchSize = None
+    batch_size: Annotated[int | None, arg(help="Patches a training step; planned if not given.")] = None
+    base_features: Annotated[int | None, arg(help="Features of the first stage; planned if not given.")] = None
+    name: UnifiedId = "Dataset900_Unified"
+    processes: Processes = field(default_factory=default_processes)
+    verbose: Verbose = False
+
+    def _run(self, *, preprocess: bool, specialists: bool) -> int:
+        from satunet.preprocessing.pipeline import plan_and_preprocess
+
+        summary = plan_and_preprocess(
+            dataset_names(self.datasets),
+            preset=self.preset,
+            gpu_memory_gb=self.gpu_memory,
+            spacing_mm=self.spacing,
+            patch_size=self.patch_size,
+            batch_size=self.batch_size,
+            base_features=self.base_features,
+            unified_name=self.name,
+            processes=self.processes,
+            preprocess=preprocess,
+            specialists=specialists,
+        )
+        summary.show()
+        return summary.exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(_Planning):
+    """Make the unified plan of datasets and say why each value was chosen."""
+
+    def run(self) -> int:
+        """Write ``satunetPlans.json``."""
+        return self._run(preprocess=False, specialists=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanAndPreprocess(_Planning):
+    """From raw datasets to one unified plan and preprocessed scans: fingerprint, plan, preprocess."""
+
+    specialists: Specialists = False
+
+    def run(self) -> int:
+        """Do all steps; what is up to date is not done again."""
+        return self._run(preprocess=True, specialists=self.specialists)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Preprocess the scans of a unified plan; what is up to date is not done again."""
+
+    dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
+    processes: Processes = field(default_factory=default_processes)
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Write the store of preprocessed scans."""
+        from satunet.paths import dataset_name_of, preprocessed_dir
+        from satunet.plan import UnifiedPlan
+        from satunet.preprocessing.run import preprocess_datasets
+
+        plan = UnifiedPlan.load(preprocessed_dir() / dataset_name_of(self.dataset) / "satunetPlans.json")
+        summary = preprocess_datasets(plan, plan.datasets, processes=self.processes)
+        summary.show()
+        return summary.exit_code
+
+
+def _print_rows(rows: list[dict[str, object]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
+    console = Console()
+    # A pipe has no width of its own; a table cut to 80 columns would hide what it is asked for.
+    console = console if console.is_terminal else Console(width=200)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

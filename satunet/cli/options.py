@@ -1,0 +1,52 @@
+"""Options that several commands share, spelled once, with nnU-Net's short flags where they mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+DatasetIds = Annotated[
+    tuple[str, ...],
+    arg(name="datasets", aliases=["-d"], metavar="ID", help="Dataset ids or names; 'all' for every one in nnUNet_raw."),
+]
+Processes = Annotated[int, arg(aliases=["-np"], help="Worker processes; 0 works in this process.")]
+Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to train on every scan.")]
+Device = Annotated[
+    Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")
+]
+Output = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")]
+Verbose = Annotated[bool, arg(help="Show details of the log on the terminal; a log file always has them.")]
+Preset = Annotated[
+    Literal["auto", "nano", "pro"],
+    arg(help="'auto' lets the planner choose; 'nano' and 'pro' are SAT's published networks, spacing and patch."),
+]
+GpuMemory = Annotated[float, arg(help="GPU memory to plan for, in GB.")]
+Spacing = Annotated[
+    tuple[float, float, float] | None, arg(help="Target spacing in mm (right, anterior, superior); planned if not given.")
+]
+
+
+def default_processes() -> int:
+    """Worker processes to start with: one a core, at most eight, as nnU-Net does."""
+    import os
+
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the datasets given by id, name or ``all``, each once.
+
+    Raises:
+        DatasetNotFoundError: One is unknown, or ``nnUNet_raw`` has none at all.
+    """
+    from satunet.errors import DatasetNotFoundError
+    from satunet.paths import all_dataset_names, dataset_name_of, raw_dir
+
+    if "all" not in datasets:
+        return tuple(dict.fromkeys(dataset_name_of(d) for d in datasets))
+    names = all_dataset_names()
+    if not names:
+        raise DatasetNotFoundError(f"{raw_dir()}: no dataset here; expected are folders named DatasetNNN_Name")
+    return names

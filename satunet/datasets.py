@@ -1,0 +1,233 @@
+"""nnU-Net v2 raw datasets: the folder, its ``dataset.json``, its cases and their scans."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import DatasetError, MissingFileError, ScanError
+from satunet.files import read_json
+from satunet.paths import dataset_name_of, raw_dir
+
+MODALITIES = ("ct", "mri", "us", "pet", "other")
+"""Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
+
+_MODALITY_WORDS = {
+    "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
+    "pet": {"pet", "suv", "fdg", "psma"},
+    "us": {"us", "ultrasound", "sonography", "echo"},
+    "mri": {
+        "mr", "mri", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "t2s", "flair", "adc", "dwi", "dti",
+        "pd", "swi", "bssfp", "lge", "cine", "dixon", "mra", "mprage", "bold", "asl", "hbv", "tse", "spir", "vibe",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One subject-visit: a file a channel, and its label map if it has one.
+
+    Attributes:
+        identifier: Name without channel suffix and ending.
+        images: One path a channel, in channel order; a path may name a file that is missing.
+        label: The label map, or ``None`` for a case without a reference.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a dataset's ``dataset.json`` says.
+
+    Attributes:
+        id: Three-digit id of the folder's name.
+        name: Folder name, ``DatasetNNN_Name``.
+        folder: The folder in ``nnUNet_raw``.
+        channel_names: Names of the channels, in order.
+        modalities: The modality of each channel, one of :data:`MODALITIES`.
+        labels: Name → label ids whose union is that class; without background and ignore label.
+        ignore_label: Id of unlabelled voxels, if the dataset uses one.
+        file_ending: Ending of its files, such as ``".nii.gz"``.
+        description: Free text, if given.
+    """
+
+    id: int
+    name: str
+    folder: Path
+    channel_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    labels: dict[str, tuple[int, ...]]
+    ignore_label: int | None = None
+    file_ending: str = ".nii.gz"
+    description: str | None = None
+
+    @property
+    def label_ids(self) -> frozenset[int]:
+        """Every id that may occur in its label maps, without background."""
+        ids = {i for values in self.labels.values() for i in values}
+        return frozenset(ids | ({self.ignore_label} if self.ignore_label is not None else set()))
+
+    def training_cases(self) -> tuple[Case, ...]:
+        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, by name.
+
+        Raises:
+            DatasetError: The folder is missing or holds no image of this dataset's file ending.
+        """
+        cases = self._cases("imagesTr", "labelsTr", labels_required=True)
+        if not cases:
+            raise DatasetError(
+                f"{self.folder / 'imagesTr'}: no training images; "
+                f"expected are files such as <case>_0000{self.file_ending}"
+            )
+        return cases
+
+    def test_cases(self) -> tuple[Case, ...]:
+        """Cases of ``imagesTs``; ``label`` is set where ``labelsTs`` has a map. Empty if there are none."""
+        return self._cases("imagesTs", "labelsTs", labels_required=False)
+
+    def _cases(self, images: str, labels: str, *, labels_required: bool) -> tuple[Case, ...]:
+        folder = self.folder / images
+        pattern = re.compile(rf"^(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(self.file_ending)}$")
+        found = [m for p in folder.iterdir() if (m := pattern.match(p.name))] if folder.is_dir() else []
+        identifiers = {m["case"] for m in found if not m["case"].startswith(".")}
+        if labels_required and (self.folder / labels).is_dir():
+            # A label map without any image is a case with a missing channel, not a file to pass over.
+            identifiers |= {
+                p.name[: -len(self.file_ending)]
+                for p in (self.folder / labels).iterdir()
+                if p.name.endswith(self.file_ending) and not p.name.startswith(".")
+            }
+        cases = []
+        for identifier in sorted(identifiers):
+            label = self.folder / labels / f"{identifier}{self.file_ending}"
+            files = tuple(
+                folder / f"{identifier}_{channel:04d}{self.file_ending}" for channel in range(len(self.channel_names))
+            )
+            cases.append(
+                Case(identifier=identifier, images=files, label=label if labels_required or label.is_file() else None)
+            )
+        return tuple(cases)
+
+
+def load_dataset(dataset: int | str) -> Dataset:
+    """Read a raw dataset's ``dataset.json``.
+
+    Args:
+        dataset: Id (``301``, ``"301"``) or folder name.
+
+    Raises:
+        DatasetNotFoundError: No such dataset.
+        DatasetError: ``dataset.json`` is missing or malformed; the message says what is wrong.
+    """
+    name = dataset_name_of(dataset)
+    return read_dataset(raw_dir() / name)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """As :func:`load_dataset`, for a folder given by path."""
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise DatasetError(f"{file}: missing; every nnU-Net dataset has one")
+    try:
+        content = read_json(file)
+    except (ValueError, OSError) as error:
+        raise DatasetError(str(error)) from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{file}: must hold a JSON object, got {type(content).__name__}")
+    channels = content.get("channel_names", content.get("modality"))
+    if not isinstance(channels, dict) or not channels:
+        raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
+    ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    labels, ignore = _labels(content.get("labels"), file)
+    match = re.match(r"^Dataset(\d{3})_", folder.name)
+    if match is None:
+        raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
+    description = content.get("description")
+    return Dataset(
+        id=int(match[1]),
+        name=folder.name,
+        folder=folder,
+        channel_names=ordered,
+        modalities=tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered),
+        labels=labels,
+        ignore_label=ignore,
+        file_ending=str(content.get("file_ending", ".nii.gz")),
+        description=str(description) if description else None,
+    )
+
+
+def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
+    """Modality of a channel from its name: ``"T1w MRI"`` → ``"mri"``, ``"CT"`` → ``"ct"``.
+
+    Args:
+        channel_name: As ``dataset.json`` gives it.
+        hint: More text (dataset name, description) for names that say nothing, such as ``"0"`` or ``"image"``.
+
+    Returns:
+        One of :data:`MODALITIES`; ``"other"`` if neither text names a modality, or the hint names several.
+    """
+    for text in (channel_name, hint):
+        words = set(re.split(r"[^a-z0-9]+", text.lower()))
+        found = [modality for modality, known in _MODALITY_WORDS.items() if words & known]
+        if len(found) == 1:
+            return found[0]
+    return "other"
+
+
+def scan_id(dataset_name: str, case: str, channel: int) -> str:
+    """Name of a scan: one channel of a case of a dataset."""
+    return f"{dataset_name}__{case}__{channel:04d}"
+
+
+def split_scan_id(scan: str) -> tuple[str, str, int]:
+    """Dataset name, case and channel of a scan's name; the inverse of :func:`scan_id`."""
+    dataset_name, _, rest = scan.partition("__")
+    case, _, channel = rest.rpartition("__")
+    if not case or not channel.isdigit():
+        raise ValueError(f"{scan!r} is no scan name; expected is <dataset>__<case>__<channel>")
+    return dataset_name, case, int(channel)
+
+
+def check_case(dataset: Dataset, case: Case) -> list[ScanError]:
+    """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids."""
+    from satunet.imageio import Image, read_image, read_label_map
+
+    faults: list[ScanError] = []
+    first: Image | None = None
+    for path in case.images:
+        try:
+            image = read_image(path)
+            first = first or image
+        except ScanError as error:
+            faults.append(error)
+    if case.label is not None:
+        try:
+            read_label_map(case.label, allowed_ids=dataset.label_ids, grid=first.grid if first else None)
+        except ScanError as error:
+            faults.append(error)
+    elif not case.images:
+        faults.append(MissingFileError(dataset.folder, f"case {case.identifier} has no files"))
+    return faults
+
+
+def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    if not isinstance(content, dict) or not content:
+        raise DatasetError(f"{file}: 'labels' must map names to ids, got {content!r}")
+    labels: dict[str, tuple[int, ...]] = {}
+    ignore: int | None = None
+    for name, value in content.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise DatasetError(f"{file}: label {name!r} must be one id or a list of ids (integers ≥ 0), got {value!r}")
+        if name.strip().lower() == "ignore" and len(values) == 1:
+            ignore = values[0]
+        elif list(values) != [0] and name.strip().lower() != "background":
+            labels[name] = tuple(sorted(set(values)))
+    if not labels:
+        raise DatasetError(f"{file}: 'labels' lists nothing but the background")
+    return labels, ignore

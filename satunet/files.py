@@ -1,0 +1,74 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``final`` that is renamed to it when the block succeeds.
+
+    The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it,
+    and starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the
+    temporary file is removed and ``final`` is left as it was. The folder is made if needed.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes the file private; the result should have the rights any new file has.
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.unlink()  # some writers (blosc2) refuse to write to a file that exists
+    try:
+        yield temporary
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood."""
+    write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not JSON; the message names it.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy here
+        return value.tolist()
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")

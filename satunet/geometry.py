@@ -1,0 +1,113 @@
+"""Grids in physical space.
+
+Conventions, everywhere in satunet:
+
+- The axes of a volume are its file's voxel axes (i, j, k), as nibabel gives them, never SimpleITK's (z, y, x).
+- An affine is 4×4 float64 and maps voxel indices to millimetres in RAS+ (x to the right, y to the front, z up).
+- An orientation such as ``"RAS"`` names, for every axis, the direction in which its index grows.
+
+Rejected: SimpleITK's LPS with reversed axes. Two conventions meet in every project that mixes both libraries, and
+SAT, nibabel and the NIfTI standard speak RAS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel.orientations as nio
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """Shape and affine of a volume.
+
+    Attributes:
+        shape: Voxels along (i, j, k).
+        affine: 4×4 float64, voxel index → RAS+ millimetres.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a grid has three positive sizes, got {self.shape}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError(f"a grid's affine is a finite, invertible 4×4 matrix, got {affine.tolist()}")
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (i, j, k), in millimetres."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(i), float(j), float(k)
+
+    @property
+    def orientation(self) -> str:
+        """Closest anatomical orientation of the axes, such as ``"RAS"`` or ``"LPI"``."""
+        return "".join(nio.aff2axcodes(self.affine))
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Grid:
+        """The inverse of :meth:`to_json`."""
+        i, j, k = content["shape"]
+        return cls(shape=(i, j, k), affine=np.asarray(content["affine"], dtype=np.float64))
+
+
+def same_grid(a: Grid, b: Grid, *, tolerance_mm: float = 1e-2) -> bool:
+    """Whether two grids have one shape and put every voxel in the same place within ``tolerance_mm``."""
+    if a.shape != b.shape:
+        return False
+    # Affine maps differ most at a corner, so the eight corners bound the difference everywhere.
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.shape], indexing="ij")).reshape(3, -1)
+    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+    return bool(np.abs((a.affine - b.affine) @ homogeneous).max() <= tolerance_mm)
+
+
+def reorient(
+    array: NDArray[Any], grid: Grid, orientation: str = "RAS"
+) -> tuple[NDArray[Any], Grid]:
+    """Flip and transpose a volume's axes so that they run as ``orientation`` says; no resampling.
+
+    Args:
+        array: (..., X, Y, Z), any dtype; its last three axes are those of ``grid``.
+        grid: The grid of the last three axes.
+        orientation: Three letters out of R/L, A/P, S/I.
+
+    Returns:
+        The turned array (a view where numpy allows it) and its grid.
+
+    Raises:
+        ValueError: ``orientation`` is not a valid code, or the array's shape is not the grid's.
+    """
+    if array.shape[-3:] != grid.shape:
+        raise ValueError(f"the array's last axes are {array.shape[-3:]}, the grid's shape is {grid.shape}")
+    if len(orientation) != 3 or {frozenset(p) & frozenset(orientation) != set() for p in ("RL", "AP", "SI")} != {True}:
+        raise ValueError(f"orientation {orientation!r}: allowed are three letters, one of R/L, one of A/P, one of S/I")
+    transform = nio.ornt_transform(nio.io_orientation(grid.affine), nio.axcodes2ornt(tuple(orientation)))
+    leading = array.ndim - 3
+    # transform[i] = (axis of the result that input axis i becomes, flip)
+    flipped = array
+    for axis in range(3):
+        if transform[axis, 1] < 0:
+            flipped = np.flip(flipped, axis=leading + axis)
+    order = np.argsort(transform[:, 0]).astype(int)
+    turned = flipped.transpose(*range(leading), *(leading + order))
+    affine = grid.affine @ nio.inv_ornt_aff(transform, grid.shape)
+    i, j, k = turned.shape[-3:]
+    return turned, Grid(shape=(i, j, k), affine=affine)

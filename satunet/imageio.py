@@ -1,0 +1,336 @@
+"""Reading and writing scans and label maps.
+
+NIfTI goes through nibabel, which keeps a file's affine and header to the last bit; NRRD, MHA and MHD go through
+SimpleITK, and their geometry is turned from LPS into RAS here and nowhere else. Arrays have the file's voxel axes
+(i, j, k), see :mod:`satunet.geometry`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import (
+    GridMismatchError,
+    MissingFileError,
+    NonFiniteImageError,
+    NotThreeDimensionalError,
+    UnexpectedLabelError,
+    UnreadableImageError,
+)
+from satunet.files import atomic_path
+from satunet.geometry import Grid, same_grid
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Image:
+    """A volume with its place in space.
+
+    Attributes:
+        array: (X, Y, Z) in the file's voxel axes.
+        grid: Shape and affine.
+        path: The file it came from, if any.
+        header: The NIfTI header it came with, kept for writing results; ``None`` for other formats.
+    """
+
+    array: NDArray[Any]
+    grid: Grid
+    path: Path | None = None
+    header: nib.Nifti1Header | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"the array's shape {self.array.shape} is not the grid's {self.grid.shape}")
+
+
+def image_ending(path: Path | str) -> str | None:
+    """The ending by which satunet knows the format (``".nii.gz"``, …), or ``None`` if it knows none."""
+    name = Path(path).name.lower()
+    return next((ending for ending in IMAGE_ENDINGS if name.endswith(ending)), None)
+
+
+def strip_ending(name: str) -> str:
+    """File name without its image ending (``"liver_0000.nii.gz"`` → ``"liver_0000"``)."""
+    ending = image_ending(name)
+    return name[: -len(ending)] if ending else name
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files directly in ``folder``, by name; hidden files are no results and are left out."""
+    return sorted(
+        p for p in Path(folder).iterdir() if p.is_file() and image_ending(p) and not p.name.startswith(".")
+    )
+
+
+def read_grid(path: Path) -> Grid:
+    """Shape and affine of an image, from its header alone.
+
+    Raises:
+        MissingFileError, UnreadableImageError, NotThreeDimensionalError: As in :func:`read_image`.
+    """
+    path = _existing(path)
+    if _is_nifti(path):
+        return _nifti_grid(_open_nifti(path), path)
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnreadableImageError(path, f"not a readable image ({_first_line(error)})") from error
+    return _sitk_grid(
+        path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
+    )
+
+
+def read_image(path: Path) -> Image:
+    """Read a 3D scan; a trailing axis of size one is dropped.
+
+    Returns:
+        An image whose array has the file's data type (scaled types become floating point), native byte order.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UnreadableImageError: Unknown ending, no image, truncated, or a singular affine.
+        NotThreeDimensionalError: Not one 3D volume (2D, 4D, vector voxels).
+        NonFiniteImageError: NaN or infinite voxels.
+    """
+    image = _read(path)
+    if np.issubdtype(image.array.dtype, np.floating):
+        bad = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
+        if bad:
+            raise NonFiniteImageError(path, f"{bad} of {image.array.size} voxels are NaN or infinite")
+    return image
+
+
+def read_label_map(
+    path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None
+) -> Image:
+    """Read an integer label map.
+
+    Args:
+        path: The file.
+        allowed_ids: Ids that may occur, without the background 0; ``None`` allows any that is not negative.
+        grid: The grid the map must have: that of its scan.
+
+    Returns:
+        An image whose array has the smallest unsigned integer type that holds its ids.
+
+    Raises:
+        MissingFileError, UnreadableImageError, NotThreeDimensionalError: As in :func:`read_image`.
+        GridMismatchError: Its grid is not ``grid``.
+        UnexpectedLabelError: Values that are not integers, negative, or not among ``allowed_ids``.
+    """
+    image = _read(path)
+    if grid is not None and not same_grid(image.grid, grid):
+        raise GridMismatchError(path, f"the label map is on another grid than its image: {_difference(image.grid, grid)}")
+    values = image.array
+    if np.issubdtype(values.dtype, np.floating):
+        rounded = np.rint(values)
+        if not np.array_equal(rounded, values):  # NaN is unequal to itself and is caught here as well
+            raise UnexpectedLabelError(path, "the label map holds values that are not integers")
+        values = rounded.astype(np.int64)
+    lowest, highest = (int(values.min()), int(values.max()))
+    if lowest < 0:
+        raise UnexpectedLabelError(path, f"the label map holds the negative id {lowest}")
+    values = values.astype(np.min_scalar_type(highest), copy=False)
+    if allowed_ids is not None:
+        extra = sorted(set(unique_ids(values)) - {0} - {int(i) for i in allowed_ids})
+        if extra:
+            raise UnexpectedLabelError(
+                path, f"label ids {extra[:10]} are not listed in dataset.json; listed are {_ranges(allowed_ids)}"
+            )
+    return Image(array=values, grid=image.grid, path=image.path, header=image.header)
+
+
+def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:
+    """Ids that occur in a label map, sorted; counts small ids instead of sorting voxels."""
+    if labels.size and labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
+        return [int(i) for i in np.flatnonzero(np.bincount(labels.ravel()))]
+    return [int(i) for i in np.unique(labels)]
+
+
+def write_label_map(path: Path, array: NDArray[Any], *, like: Image | Grid) -> None:
+    """Write a mask or label map in the format that ``path``'s ending names; the file appears whole.
+
+    Args:
+        path: Destination; its ending is one of :data:`IMAGE_ENDINGS`.
+        array: (X, Y, Z), boolean or integer, on the grid of ``like``; stored in the smallest unsigned type.
+        like: The image (its grid and NIfTI header are kept) or the grid the array is on.
+
+    Raises:
+        ValueError: Another shape, negative ids, values that are no integers, or an unknown ending.
+    """
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iu" or (array.size and int(array.min()) < 0):
+        raise ValueError(f"{path}: a label map holds integers that are not negative, got {array.dtype}")
+    smallest = np.min_scalar_type(int(array.max(initial=0)))
+    write_volume(path, array.astype(smallest, copy=False), like=like)
+
+
+def write_volume(path: Path, array: NDArray[Any], *, like: Image | Grid) -> None:
+    """Write a volume of any numeric type on the grid of ``like``; see :func:`write_label_map`."""
+    grid = like.grid if isinstance(like, Image) else like
+    if array.shape != grid.shape:
+        raise ValueError(f"{path}: the array's shape {array.shape} is not the grid's {grid.shape}")
+    ending = image_ending(path)
+    if ending is None:
+        raise ValueError(f"{path}: unknown image ending; allowed are {', '.join(IMAGE_ENDINGS)}")
+    header = like.header if isinstance(like, Image) else None
+    with atomic_path(path) as temporary:
+        if ending in (".nii", ".nii.gz"):
+            nib.save(_to_nifti(array, grid, header), temporary)
+        else:
+            import SimpleITK as sitk
+
+            # Always one file: an .mhd with its .raw beside it could not appear whole under a temporary name.
+            target = temporary.with_name(temporary.name[: -len(ending)] + ".mha") if ending == ".mhd" else temporary
+            sitk.WriteImage(_to_sitk(array, grid), str(target), useCompression=True)
+            if target != temporary:
+                os.replace(target, temporary)
+
+
+def _read(path: Path) -> Image:
+    path = _existing(path)
+    if _is_nifti(path):
+        loaded = _open_nifti(path)
+        grid = _nifti_grid(loaded, path)
+        try:
+            array = np.asanyarray(loaded.dataobj)
+        except Exception as error:  # zlib, gzip, OSError, EOFError: a truncated file has many faces
+            raise UnreadableImageError(path, f"the voxels cannot be read ({_first_line(error)})") from error
+        array = array.reshape(grid.shape)
+        header = loaded.header if isinstance(loaded.header, nib.Nifti1Header) else None
+        return Image(array=_native(array), grid=grid, path=path, header=header)
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UnreadableImageError(path, f"not a readable image ({_first_line(error)})") from error
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise NotThreeDimensionalError(
+            path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel; allowed is one"
+        )
+    grid = _sitk_grid(path, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    array = sitk.GetArrayFromImage(image).transpose().reshape(grid.shape)
+    return Image(array=_native(array), grid=grid, path=path)
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(path, "no such file")
+    if image_ending(path) is None:
+        raise UnreadableImageError(path, f"unknown image ending; allowed are {', '.join(IMAGE_ENDINGS)}")
+    return path
+
+
+def _is_nifti(path: Path) -> bool:
+    return image_ending(path) in (".nii", ".nii.gz")
+
+
+def _open_nifti(path: Path) -> Any:
+    # nibabel reports repairs of headers on its own logger's stderr handler; the reasons are in our errors.
+    logging.getLogger("nibabel.global").setLevel(logging.ERROR)
+    try:
+        return nib.load(path)
+    except Exception as error:  # nibabel raises ImageFileError, HeaderDataError, OSError, EOFError, zlib.error
+        raise UnreadableImageError(path, f"not a readable NIfTI image ({_first_line(error)})") from error
+
+
+def _nifti_grid(loaded: Any, path: Path) -> Grid:
+    return _grid(path, tuple(loaded.shape), np.asarray(loaded.affine, dtype=np.float64))
+
+
+def _sitk_grid(path: Path, size: Any, spacing: Any, origin: Any, direction: Any) -> Grid:
+    n = len(size)
+    if n < 3:
+        raise NotThreeDimensionalError(path, f"the image has {n} axes {tuple(size)}; allowed are three")
+    affine = np.eye(4)
+    matrix = np.asarray(direction, dtype=np.float64).reshape(n, n)[:3, :3]
+    affine[:3, :3] = matrix * np.asarray(spacing, dtype=np.float64)[:3]
+    affine[:3, 3] = np.asarray(origin, dtype=np.float64)[:3]
+    return _grid(path, tuple(size), _LPS_TO_RAS @ affine)
+
+
+def _grid(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Grid:
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise NotThreeDimensionalError(path, f"the image has the shape {shape}; allowed is one volume with three axes")
+    try:
+        return Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)
+    except ValueError as error:
+        raise UnreadableImageError(path, str(error)) from error
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _to_nifti(array: NDArray[Any], grid: Grid, header: nib.Nifti1Header | None) -> nib.Nifti1Image:
+    if header is None:
+        image = nib.Nifti1Image(array, grid.affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    header = header.copy()
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    return nib.Nifti1Image(array, grid.affine, header)
+
+
+def _to_sitk(array: NDArray[Any], grid: Grid) -> Any:
+    import SimpleITK as sitk
+
+    lps = _LPS_TO_RAS @ grid.affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose()))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def _difference(received: Grid, expected: Grid) -> str:
+    if received.shape != expected.shape:
+        return f"its shape is {received.shape}, the image's {expected.shape}"
+    return (
+        f"same shape, but spacing {_rounded(received.spacing_mm)} and origin {_rounded(received.affine[:3, 3])} mm "
+        f"against {_rounded(expected.spacing_mm)} and {_rounded(expected.affine[:3, 3])} "
+        f"(orientation {received.orientation} against {expected.orientation})"
+    )
+
+
+def _rounded(values: Any) -> tuple[float, ...]:
+    return tuple(round(float(v), 3) for v in values)
+
+
+def _ranges(ids: Collection[int]) -> str:
+    """Compact text of a set of ids: ``0-4, 7``."""
+    parts: list[str] = []
+    ordered = sorted({int(i) for i in ids})
+    start = 0
+    for end in range(len(ordered)):
+        if end + 1 == len(ordered) or ordered[end + 1] != ordered[end] + 1:
+            first, last = ordered[start], ordered[end]
+            parts.append(str(first) if first == last else f"{first}-{last}")
+            start = end + 1
+    return ", ".join(parts) or "none"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

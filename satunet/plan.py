@@ -1,0 +1,256 @@
+"""The unified plan: everything that turns raw scans into what one network sees, and the network itself.
+
+On disk it is a nnU-Net plan file (nnunetv2's ``PlansManager`` reads it) with what nnU-Net does not know under the
+key ``"satunet"``. The axes of ``spacing_mm`` and ``patch_size`` are those of the plan's orientation (R, A, S by
+default), not nnU-Net's (z, y, x).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import PlanError
+from satunet.files import read_json, write_json
+from satunet.network.config import NetworkConfig
+from satunet.paths import UNIFIED_DATASET
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How the intensities of one modality are made comparable: clip, then z-score with the volume's own mean and std.
+
+    Attributes:
+        clip: Absolute lower and upper bound (CT, in HU), or ``None``.
+        percentiles: Lower and upper percentile of the volume to clip to, or ``None``.
+    """
+
+    clip: tuple[float, float] | None = None
+    percentiles: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and self.percentiles is not None:
+            raise PlanError("a normalisation clips either to absolute values or to percentiles, not to both")
+        for name, bounds in (("clip", self.clip), ("percentiles", self.percentiles)):
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise PlanError(f"normalisation: {name} must be (lower, upper), got {bounds}")
+
+
+SAT_NORMALIZATION = {
+    "ct": Normalization(clip=(-500.0, 1000.0)),
+    "mri": Normalization(percentiles=(0.5, 99.5)),
+    "us": Normalization(percentiles=(0.5, 99.5)),
+    "pet": Normalization(percentiles=(0.5, 99.5)),
+    "other": Normalization(percentiles=(0.5, 99.5)),
+}
+"""SAT's scheme, by modality (arXiv 2312.17183)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifiedPlan:
+    """One plan for all datasets.
+
+    Attributes:
+        dataset_name: Folder of the unified dataset in ``nnUNet_preprocessed``.
+        plans_name: Name of the plan; file name and part of folder names.
+        configuration: nnU-Net's name of the configuration.
+        orientation: Orientation of preprocessed scans.
+        spacing_mm: Target spacing along the axes of ``orientation``.
+        patch_size: Voxels of a training patch and of a window in prediction, divisible by the network's strides.
+        batch_size: Patches a training step.
+        queries_per_scan: Queries a patch, at most.
+        normalization: Modality → normalisation.
+        network: The network.
+        text_encoder: Name or folder of the text encoder.
+        datasets: Names of the datasets the plan was made for.
+        dataset_weights: Dataset → sampling weight.
+        dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
+        explanation: Value → one sentence that says why it was chosen.
+    """
+
+    dataset_name: str = UNIFIED_DATASET
+    plans_name: str = "satunetPlans"
+    configuration: str = "3d_fullres"
+    orientation: str = "RAS"
+    spacing_mm: tuple[float, float, float]
+    patch_size: tuple[int, int, int]
+    batch_size: int = 2
+    queries_per_scan: int = 32
+    normalization: dict[str, Normalization] = field(default_factory=lambda: dict(SAT_NORMALIZATION))
+    network: NetworkConfig
+    text_encoder: str = "minilm"
+    datasets: tuple[str, ...] = ()
+    dataset_weights: dict[str, float] = field(default_factory=dict)
+    dataset_orientation: dict[str, str] = field(default_factory=dict)
+    explanation: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise PlanError(f"spacing_mm must be three positive numbers, got {self.spacing_mm}")
+        if len(self.patch_size) != 3 or min(self.patch_size) < 1:
+            raise PlanError(f"patch_size must be three positive integers, got {self.patch_size}")
+        if any(p % d for p, d in zip(self.patch_size, self.network.divisor, strict=True)):
+            raise PlanError(
+                f"patch_size {self.patch_size} must be divisible by the network's strides {self.network.divisor}"
+            )
+        if self.batch_size < 1 or self.queries_per_scan < 1:
+            raise PlanError(
+                f"batch_size and queries_per_scan must be at least 1, got {self.batch_size}, {self.queries_per_scan}"
+            )
+        if "other" not in self.normalization:
+            raise PlanError("normalization must have an entry 'other' for modalities it does not name")
+
+    def normalization_of(self, modality: str) -> Normalization:
+        """Normalisation of a modality; that of ``other`` if the plan does not name it."""
+        return self.normalization.get(modality, self.normalization["other"])
+
+    def orientation_of(self, dataset_name: str | None) -> str:
+        """Orientation of a dataset's preprocessed scans."""
+        return self.dataset_orientation.get(dataset_name or "", self.orientation)
+
+    @property
+    def data_identifier(self) -> str:
+        """Folder of the preprocessed scans, beside the plan."""
+        return f"{self.plans_name}_{self.configuration}"
+
+    def content_hash(self) -> str:
+        """Hash of everything that preprocessed scans depend on: a change of it makes them stale."""
+        content = {
+            "version": PLAN_VERSION,
+            "orientation": self.orientation,
+            "dataset_orientation": self.dataset_orientation,
+            "spacing_mm": self.spacing_mm,
+            "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_nnunet(self) -> dict[str, Any]:
+        """The plan in nnU-Net's format, for its ``PlansManager``."""
+        network = self.network
+        stages = len(network.features_per_stage)
+        resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+        configuration = {
+            "data_identifier": self.data_identifier,
+            "preprocessor_name": "DefaultPreprocessor",
+            "batch_size": self.batch_size,
+            "patch_size": list(self.patch_size),
+            "median_image_size_in_voxels": list(self.patch_size),
+            "spacing": list(self.spacing_mm),
+            "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [False],
+            "resampling_fn_data": "resample_data_or_seg_to_shape",
+            "resampling_fn_seg": "resample_data_or_seg_to_shape",
+            "resampling_fn_data_kwargs": resampling,
+            "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
+            "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+            "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
+            "architecture": {
+                "network_class_name": "satunet.network.model.PromptedUNet",
+                "arch_kwargs": {
+                    "n_stages": stages,
+                    "features_per_stage": list(network.features_per_stage),
+                    "kernel_sizes": [list(k) for k in network.kernel_sizes],
+                    "strides": [list(s) for s in network.strides],
+                    "n_conv_per_stage": list(network.n_conv_per_stage),
+                    "n_conv_per_stage_decoder": list(network.n_conv_per_stage_decoder),
+                },
+                "_kw_requires_import": [],
+            },
+            "batch_dice": False,
+        }
+        return {
+            "dataset_name": self.dataset_name,
+            "plans_name": self.plans_name,
+            "original_median_spacing_after_transp": list(self.spacing_mm),
+            "original_median_shape_after_transp": list(self.patch_size),
+            "image_reader_writer": "NibabelIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {self.configuration: configuration},
+            "experiment_planner_used": "satunet",
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {},
+            "satunet": {
+                "version": PLAN_VERSION,
+                "orientation": self.orientation,
+                "dataset_orientation": self.dataset_orientation,
+                "queries_per_scan": self.queries_per_scan,
+                "normalization": {m: dataclasses.asdict(n) for m, n in self.normalization.items()},
+                "network": network.to_json(),
+                "text_encoder": self.text_encoder,
+                "datasets": list(self.datasets),
+                "dataset_weights": self.dataset_weights,
+                "explanation": self.explanation,
+            },
+        }
+
+    @classmethod
+    def from_nnunet(cls, content: dict[str, Any], *, source: Path | str = "plan") -> UnifiedPlan:
+        """The inverse of :meth:`to_nnunet`.
+
+        Raises:
+            PlanError: Not a unified plan, of another version, or with values that make no plan.
+        """
+        ours = content.get("satunet")
+        if not isinstance(ours, dict):
+            raise PlanError(f"{source}: no unified plan of satunet (the key 'satunet' is missing)")
+        if ours.get("version") != PLAN_VERSION:
+            raise PlanError(f"{source}: plan version {ours.get('version')!r}; this satunet reads version {PLAN_VERSION}")
+        try:
+            (name, configuration), *others = content["configurations"].items()
+            if others:
+                raise PlanError(f"{source}: one configuration is allowed, got {list(content['configurations'])}")
+            return cls(
+                dataset_name=content["dataset_name"],
+                plans_name=content["plans_name"],
+                configuration=name,
+                orientation=ours["orientation"],
+                dataset_orientation=dict(ours["dataset_orientation"]),
+                spacing_mm=tuple(float(s) for s in configuration["spacing"]),  # type: ignore[arg-type]
+                patch_size=tuple(int(p) for p in configuration["patch_size"]),  # type: ignore[arg-type]
+                batch_size=int(configuration["batch_size"]),
+                queries_per_scan=int(ours["queries_per_scan"]),
+                normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
+                network=NetworkConfig.from_json(ours["network"]),
+                text_encoder=ours["text_encoder"],
+                datasets=tuple(ours["datasets"]),
+                dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
+                explanation=dict(ours["explanation"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"{source}: not a valid unified plan ({type(error).__name__}: {error})") from error
+
+    def save(self, path: Path) -> None:
+        """Write the plan file, whole."""
+        write_json(path, self.to_nnunet())
+
+    @classmethod
+    def load(cls, path: Path) -> UnifiedPlan:
+        """Read a plan file.
+
+        Raises:
+            PlanError: No such file, or not a unified plan.
+        """
+        try:
+            return cls.from_nnunet(read_json(path), source=path)
+        except FileNotFoundError as error:
+            raise PlanError(f"{path}: no such plan; make one with 'satunet plan_and_preprocess'") from error
+        except (OSError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(str(error)) from error
+
+
+def _normalization(content: dict[str, Any]) -> Normalization:
+    def pair(value: Any) -> tuple[float, float] | None:
+        return None if value is None else (float(value[0]), float(value[1]))
+
+    return Normalization(clip=pair(content["clip"]), percentiles=pair(content["percentiles"]))

@@ -1,0 +1,36 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference material beside the project; the test is skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("the reference material (../shared) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_raw(shared_dir: Path) -> Path:
+    """A ``nnUNet_raw`` of real datasets; the test is skipped where it is absent."""
+    folder = shared_dir / "data" / "nnUNet_raw"
+    if not folder.is_dir():
+        pytest.skip("the real datasets (../shared/data) are not here")
+    return folder
+
+
+@pytest.fixture
+def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fresh, empty nnU-Net folders in the environment; returns their parent (``raw``, ``preprocessed``, ``results``)."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
