@@ -1,0 +1,61 @@
+"""From text embeddings to queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from satunet.network.config import NetworkConfig
+
+
+class QueryAdapter(nn.Module):
+    """Whitening → projection → modality embedding.
+
+    A sentence encoder puts "left hippocampus" and "right hippocampus" almost on one point (cosine 0.95), and a
+    network takes thousands of steps to pull them apart. Whitening with the statistics of the classes' own
+    embeddings makes them nearly orthogonal before the first step, and remains a fixed linear map, so that texts
+    which were not among the classes are still understood.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(config.text_dim))
+        self.register_buffer("whitening", torch.eye(config.text_dim))
+        self.norm = nn.LayerNorm(config.text_dim, elementwise_affine=False)
+        self.projection = nn.Sequential(
+            nn.Linear(config.text_dim, config.query_dim), nn.GELU(), nn.Linear(config.query_dim, config.query_dim)
+        )
+        self.modality_embedding = nn.Embedding(config.num_modalities, config.query_dim)
+        nn.init.normal_(self.modality_embedding.weight, std=0.02)
+
+    @torch.no_grad()
+    def fit_whitening(self, embeddings: Tensor) -> None:
+        """Set the whitening from the embeddings of the classes' names, (M, text_dim), M ≥ 1.
+
+        Directions are scaled by sqrt(λ)/(λ + ε) rather than 1/sqrt(λ + ε): a direction in which the classes do not
+        differ (λ ≈ 0) carries only noise of wording, and is removed instead of amplified.
+        """
+        x = embeddings.detach().to(torch.float64)
+        mean = x.mean(0)
+        covariance = (x - mean).T @ (x - mean) / max(1, len(x))
+        values, vectors = torch.linalg.eigh(covariance)
+        values = values.clamp_min(0)
+        used = values[values > values.max() * 1e-9] if values.max() > 0 else values
+        shrinkage = 0.1 * (used.median() if used.numel() else torch.tensor(1.0))
+        gain = values.sqrt() / (values + shrinkage.clamp_min(1e-12))
+        matrix = (vectors * gain) @ vectors.T if len(x) > 1 else torch.eye(x.shape[1], dtype=torch.float64)
+        self.mean.copy_(mean if len(x) > 1 else torch.zeros_like(mean))
+        self.whitening.copy_(matrix)
+
+    def forward(self, text: Tensor, modality: Tensor | None) -> Tensor:
+        """(B, N, text_dim) texts, (B,) modality indices → (B, N, query_dim) queries."""
+        # Cosine-like inputs of any encoder come out with unit variance; float32, because whitening amplifies.
+        with torch.autocast(text.device.type, enabled=False):
+            white = self.norm((text.float() - self.mean) @ self.whitening)
+        queries: Tensor = self.projection(white)
+        if modality is not None:
+            queries = queries + self.modality_embedding(modality)[:, None]
+        return queries

@@ -1,0 +1,121 @@
+"""A plain convolutional 3D U-Net that gives feature maps instead of class logits.
+
+Module names are those of the published checkpoints (``encoder.stages.S.0.convs.I.conv``), which come from nnU-Net's
+network library; its blocks register every layer twice, ours once.
+
+Shapes: B batch, C features, X Y Z voxels at full resolution, S stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, cat, nn
+
+from satunet.network.config import NetworkConfig
+
+
+class ConvBlock(nn.Module):
+    """Convolution → instance norm → leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        padding = [k // 2 for k in kernel]
+        self.conv = nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=True)  # type: ignore[arg-type]
+        self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
+        self.nonlin = nn.LeakyReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
+        x = self.conv(x)
+        if x[0, 0].numel() > 1:
+            x = self.norm(x)
+        # One voxel has no variance: torch refuses to normalise it in training; it stays as it is.
+        result: Tensor = self.nonlin(x)
+        return result
+
+
+class ConvStack(nn.Module):
+    """Several blocks, the first with the stage's stride."""
+
+    def __init__(
+        self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]
+    ) -> None:
+        super().__init__()
+        blocks = [ConvBlock(inputs, outputs, kernel, stride)]
+        blocks += [ConvBlock(outputs, outputs, kernel, (1, 1, 1)) for _ in range(count - 1)]
+        self.convs = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
+        result: Tensor = self.convs(x)
+        return result
+
+
+class Encoder(nn.Module):
+    """The contracting half."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        inputs = config.in_channels
+        stages = []
+        for stage, features in enumerate(config.features_per_stage):
+            stack = ConvStack(
+                config.n_conv_per_stage[stage], inputs, features, config.kernel_sizes[stage], config.strides[stage]
+            )
+            stages.append(nn.Sequential(stack))
+            inputs = features
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, X, Y, Z) → one map a stage, full resolution first."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Decoder(nn.Module):
+    """The expanding half, with skip connections."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        features, strides = config.features_per_stage, config.strides
+        transpconvs, stages = [], []
+        for step in range(1, len(features)):
+            below, here = features[-step], features[-step - 1]
+            stride = strides[-step]
+            transpconvs.append(nn.ConvTranspose3d(below, here, stride, stride, bias=True))
+            convs = config.n_conv_per_stage_decoder[step - 1]
+            stages.append(ConvStack(convs, 2 * here, here, config.kernel_sizes[-step - 1], (1, 1, 1)))
+        self.stages = nn.ModuleList(stages)
+        self.transpconvs = nn.ModuleList(transpconvs)
+
+    def forward(self, skips: list[Tensor]) -> list[Tensor]:
+        """Encoder maps → one map a resolution, full resolution first (the bottleneck is not among them)."""
+        x = skips[-1]
+        maps = []
+        for step, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
+            x = stage(cat((up(x), skips[-step - 2]), dim=1))
+            maps.append(x)
+        return maps[::-1]
+
+
+class PlainUNet(nn.Module):
+    """Encoder and decoder; He initialisation as in nnU-Net."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+                nn.init.kaiming_normal_(module.weight, a=1e-2)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Encoder maps and decoder maps, full resolution first."""
+        skips = self.encoder(x)
+        return skips, self.decoder(skips)

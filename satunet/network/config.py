@@ -1,0 +1,201 @@
+"""What a network is made of, as plain data: no torch here, so that plans can be read and printed at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from satunet.errors import PlanError
+
+Axes = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """A text-prompted U-Net.
+
+    Attributes:
+        preset: ``"nano"`` and ``"pro"`` are SAT's published networks to the last weight, ``"auto"`` is planned.
+        in_channels: Channels of the first convolution; the one channel of a scan is repeated to them.
+        features_per_stage: Features of each encoder stage, full resolution first.
+        strides: Stride of each stage per axis; the first is (1, 1, 1).
+        kernel_sizes: Kernel of each stage per axis.
+        n_conv_per_stage: Convolutions of each encoder stage.
+        n_conv_per_stage_decoder: Convolutions of each decoder stage, lowest resolution first.
+        query_dim: Width of the query decoder.
+        num_query_layers: Cross-attention layers.
+        num_heads: Attention heads.
+        feedforward_dim: Hidden width of a layer's feed-forward part.
+        dropout: Dropout in the query decoder.
+        memory_hidden_dim: Hidden width of the layer that makes memory tokens.
+        mask_heads: (hidden, out) of the mask head of each supervised scale, full resolution first; ``out`` equals
+            the features of the decoder at that scale.
+        text_dim: Width of the text embeddings.
+        adapter: ``"none"``: text embeddings are the queries (SAT); ``"whitened_projection"``: a learned projection.
+        num_modalities: Rows of the modality embedding of the adapter.
+    """
+
+    preset: str
+    in_channels: int
+    features_per_stage: tuple[int, ...]
+    strides: tuple[Axes, ...]
+    kernel_sizes: tuple[Axes, ...]
+    n_conv_per_stage: tuple[int, ...]
+    n_conv_per_stage_decoder: tuple[int, ...]
+    query_dim: int
+    num_query_layers: int
+    num_heads: int
+    feedforward_dim: int
+    dropout: float
+    memory_hidden_dim: int
+    mask_heads: tuple[tuple[int, int], ...]
+    text_dim: int
+    adapter: str
+    num_modalities: int = 5
+
+    def __post_init__(self) -> None:
+        stages = len(self.features_per_stage)
+        if self.preset not in ("auto", "nano", "pro"):
+            raise PlanError(f"network preset {self.preset!r}; allowed are auto, nano, pro")
+        if self.adapter not in ("none", "whitened_projection"):
+            raise PlanError(f"network adapter {self.adapter!r}; allowed are none, whitened_projection")
+        lengths = (len(self.strides), len(self.kernel_sizes), len(self.n_conv_per_stage))
+        if stages < 2 or set(lengths) != {stages} or len(self.n_conv_per_stage_decoder) != stages - 1:
+            raise PlanError(
+                f"a network of {stages} stages needs as many strides, kernels and convolutions (one less in the "
+                f"decoder), got {lengths} and {len(self.n_conv_per_stage_decoder)}"
+            )
+        if tuple(self.strides[0]) != (1, 1, 1):
+            raise PlanError(f"the first stage keeps full resolution: stride (1, 1, 1), got {self.strides[0]}")
+        if self.query_dim % self.num_heads or self.query_dim % 6:
+            raise PlanError(f"query_dim must be divisible by {self.num_heads} heads and by 6, got {self.query_dim}")
+        if not 1 <= len(self.mask_heads) < stages:
+            raise PlanError(f"{len(self.mask_heads)} mask heads; a network of {stages} stages has 1 to {stages - 1}")
+        outs = tuple(out for _, out in self.mask_heads)
+        if outs != self.features_per_stage[: len(outs)]:
+            raise PlanError(f"mask heads give {outs} features, the decoder {self.features_per_stage[: len(outs)]}")
+        if self.adapter == "none" and self.text_dim != self.query_dim:
+            raise PlanError(f"without an adapter text_dim ({self.text_dim}) must be query_dim ({self.query_dim})")
+
+    @property
+    def divisor(self) -> Axes:
+        """What a patch must be divisible by, per axis: the product of the strides."""
+        x = y = z = 1
+        for stride in self.strides:
+            x, y, z = x * stride[0], y * stride[1], z * stride[2]
+        return x, y, z
+
+    @property
+    def scales(self) -> tuple[Axes, ...]:
+        """Down-sampling factor per axis of each supervised scale, full resolution first."""
+        factors: list[Axes] = []
+        x = y = z = 1
+        for stride in self.strides[: len(self.mask_heads)]:
+            x, y, z = x * stride[0], y * stride[1], z * stride[2]
+            factors.append((x, y, z))
+        return tuple(factors)
+
+    @classmethod
+    def nano(cls) -> NetworkConfig:
+        """SAT-Nano: 110.28 M parameters (arXiv 2312.17183)."""
+        return cls._published(
+            "nano", (64, 64, 128, 256, 512, 768), 2, 768, ((256, 64), (256, 64), (384, 128), (512, 256))
+        )
+
+    @classmethod
+    def pro(cls) -> NetworkConfig:
+        """SAT-Pro: 477.09 M parameters as the published code builds it."""
+        return cls._published(
+            "pro", (128, 128, 256, 512, 1024, 1536), 3, 1536, ((384, 128), (384, 128), (512, 256), (512, 512))
+        )
+
+    @classmethod
+    def auto(
+        cls,
+        *,
+        features_per_stage: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        kernel_sizes: Sequence[Sequence[int]],
+        text_dim: int,
+        n_conv_per_stage: Sequence[int] | None = None,
+        n_conv_per_stage_decoder: Sequence[int] | None = None,
+        query_dim: int = 192,
+        num_query_layers: int = 2,
+        num_scales: int = 3,
+    ) -> NetworkConfig:
+        """A planned network around a planned topology.
+
+        Raises:
+            PlanError: Values that make no network.
+        """
+        stages = len(features_per_stage)
+        features = tuple(int(f) for f in features_per_stage)
+        return cls(
+            preset="auto",
+            in_channels=1,
+            features_per_stage=features,
+            strides=tuple(_axes(s) for s in strides),
+            kernel_sizes=tuple(_axes(k) for k in kernel_sizes),
+            n_conv_per_stage=tuple(n_conv_per_stage or (2,) * stages),
+            n_conv_per_stage_decoder=tuple(n_conv_per_stage_decoder or (2,) * (stages - 1)),
+            query_dim=query_dim,
+            num_query_layers=num_query_layers,
+            num_heads=max(h for h in (8, 6, 4, 2, 1) if query_dim % h == 0),
+            feedforward_dim=2 * query_dim,
+            dropout=0.0,
+            memory_hidden_dim=query_dim,
+            mask_heads=tuple((query_dim, f) for f in features[: min(num_scales, stages - 1)]),
+            text_dim=text_dim,
+            adapter="whitened_projection",
+        )
+
+    @classmethod
+    def _published(
+        cls, preset: str, features: tuple[int, ...], convs: int, hidden: int, heads: tuple[tuple[int, int], ...]
+    ) -> NetworkConfig:
+        stages = len(features)
+        return cls(
+            preset=preset,
+            in_channels=3,
+            features_per_stage=features,
+            strides=((1, 1, 1),) + ((2, 2, 2),) * (stages - 1),
+            kernel_sizes=((3, 3, 3),) * stages,
+            n_conv_per_stage=(convs,) * stages,
+            n_conv_per_stage_decoder=(convs,) * (stages - 1),
+            query_dim=768,
+            num_query_layers=6,
+            num_heads=8,
+            feedforward_dim=2048,
+            dropout=0.1,
+            memory_hidden_dim=hidden,
+            mask_heads=heads,
+            text_dim=768,
+            adapter="none",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> NetworkConfig:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            PlanError: Missing or unknown fields, or values that make no network.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if set(content) - known or known - set(content) - {"num_modalities"}:
+            raise PlanError(f"network: fields {sorted(set(content) ^ known)} are missing or unknown")
+        return cls(**{key: _tuples(value) for key, value in content.items()})
+
+
+def _axes(values: Sequence[int]) -> Axes:
+    x, y, z = (int(v) for v in values)
+    return x, y, z
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value

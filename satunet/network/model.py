@@ -1,0 +1,158 @@
+"""The text-prompted network: image → feature maps and memory tokens; text queries → masks.
+
+Shapes: B batch, N queries, T memory tokens, D query width, C_s features at scale s, X Y Z voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from satunet.network.adapter import QueryAdapter
+from satunet.network.backbone import PlainUNet
+from satunet.network.config import NetworkConfig
+from satunet.network.decoder import QueryDecoder, position_encoding
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageFeatures:
+    """What an image is to the queries; made once, used for any number of prompts.
+
+    Attributes:
+        memory: (B, T, D) tokens of the whole patch.
+        grid: Shape of the tokens' grid; T is its product.
+        maps: Decoder feature maps (B, C_s, X_s, Y_s, Z_s) of each supervised scale, full resolution first.
+    """
+
+    memory: Tensor
+    grid: tuple[int, int, int]
+    maps: tuple[Tensor, ...]
+
+
+class PromptedUNet(nn.Module):
+    """A U-Net whose masks are chosen by text (SAT, arXiv 2312.17183).
+
+    With the presets ``nano`` and ``pro``, parameters have the names and shapes of SAT's published checkpoints.
+
+    Attributes:
+        config: What the network is made of.
+        deep_supervision: Whether ``forward`` gives all scales; nnU-Net's trainer switches it.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.deep_supervision = True
+        published = config.preset != "auto"
+        self.backbone = PlainUNet(config)
+        self.projection_layer = nn.Sequential(
+            nn.Linear(sum(config.features_per_stage), config.memory_hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.memory_hidden_dim, config.query_dim),
+            nn.GELU(),
+        )
+        self.transformer_decoder = QueryDecoder(config)
+        # The published network ends its mask heads with a GELU, which leaves a mask embedding hardly any negative
+        # values; a planned network does without, and learns faster.
+        full, *lower = (_mask_head(config.query_dim, hidden, out, gelu=published) for hidden, out in config.mask_heads)
+        self.mid_mask_embed_proj = nn.ModuleList(lower)
+        self.mask_embed_proj = full
+        self.adapter = QueryAdapter(config) if config.adapter != "none" else None
+        if published:
+            self.logit_bias = None
+            self.logit_scale = None
+        else:
+            # Most classes fill a thousandth of a patch: start near background instead of at one half.
+            self.logit_bias = nn.Parameter(torch.full((len(config.mask_heads),), -4.0))
+            self.logit_scale = nn.Parameter(torch.ones(len(config.mask_heads)))
+
+    def encode_image(self, image: Float[Tensor, "b 1 x y z"]) -> ImageFeatures:
+        """Run the backbone.
+
+        Args:
+            image: (B, 1, X, Y, Z), normalised intensities; every size divisible by ``config.divisor``.
+
+        Raises:
+            ValueError: Another number of channels, or sizes that are not divisible.
+        """
+        if image.ndim != 5 or image.shape[1] != 1:
+            raise ValueError(f"an image batch is (B, 1, X, Y, Z), got {tuple(image.shape)}")
+        if any(n % d for n, d in zip(image.shape[2:], self.config.divisor, strict=True)):
+            raise ValueError(f"sizes {tuple(image.shape[2:])} must be divisible by the strides {self.config.divisor}")
+        skips, maps = self.backbone(image.expand(-1, self.config.in_channels, -1, -1, -1))
+        x, y, z = skips[-1].shape[2:]
+        grid = (int(x), int(y), int(z))
+        pooled = [functional.adaptive_avg_pool3d(skip, grid) for skip in skips]
+        tokens = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # (B, T, sum of features)
+        memory = self.projection_layer(tokens)
+        return ImageFeatures(memory=memory, grid=grid, maps=tuple(maps[: len(self.config.mask_heads)]))
+
+    def decode(
+        self,
+        features: ImageFeatures,
+        queries: Float[Tensor, "b n d"],
+        modality: Int[Tensor, "b"] | None = None,  # noqa: F821
+    ) -> tuple[Float[Tensor, "b n c"], ...]:
+        """Turn text embeddings into mask embeddings of every scale, full resolution first.
+
+        Queries do not see each other: decoding them in chunks gives what decoding them at once gives.
+
+        Args:
+            features: From :meth:`encode_image`.
+            queries: (B, N, text_dim) text embeddings.
+            modality: (B,) indices into :data:`satunet.datasets.MODALITIES`; used by the adapter only.
+
+        Returns:
+            One (B, N, C_s + 1) embedding a scale for planned networks, whose last entry is the logit's bias, and
+            (B, N, C_s) for the published ones.
+        """
+        if self.adapter is not None:
+            queries = self.adapter(queries, modality)
+        position = position_encoding(features.grid, self.config.query_dim, device=queries.device)
+        decoded = self.transformer_decoder(queries, features.memory, position.to(features.memory.dtype))
+        embeddings = []
+        for scale, head in enumerate([self.mask_embed_proj, *self.mid_mask_embed_proj]):
+            embedding = head(decoded)
+            if self.logit_bias is not None and self.logit_scale is not None:
+                width = embedding.shape[-1]
+                embedding = embedding * (self.logit_scale[scale] / width**0.5)
+                bias = self.logit_bias[scale].to(embedding.dtype).expand(*embedding.shape[:2], 1)
+                embedding = torch.cat((embedding, bias), dim=-1)
+            embeddings.append(embedding)
+        return tuple(embeddings)
+
+    def mask_logits(
+        self, feature_map: Float[Tensor, "b c x y z"], embedding: Float[Tensor, "b n e"]
+    ) -> Float[Tensor, "b n x y z"]:
+        """Dot product of every voxel's features with every query's mask embedding."""
+        return mask_logits(feature_map, embedding)
+
+    def forward(
+        self,
+        image: Float[Tensor, "b 1 x y z"],
+        queries: Float[Tensor, "b n d"],
+        modality: Int[Tensor, "b"] | None = None,  # noqa: F821
+    ) -> list[Float[Tensor, "b n x_s y_s z_s"]]:
+        """Mask logits (B, N, X, Y, Z), full resolution first; lower scales only with ``deep_supervision``."""
+        features = self.encode_image(image)
+        embeddings = self.decode(features, queries, modality)
+        scales = len(embeddings) if self.deep_supervision else 1
+        return [mask_logits(features.maps[s], embeddings[s]) for s in range(scales)]
+
+
+def mask_logits(feature_map: Tensor, embedding: Tensor) -> Tensor:
+    """Dot product of (B, C, X, Y, Z) features with (B, N, C) or (B, N, C + 1) embeddings (the last is a bias)."""
+    channels = feature_map.shape[1]
+    logits = torch.einsum("bcxyz,bnc->bnxyz", feature_map, embedding[..., :channels])
+    if embedding.shape[-1] > channels:
+        logits = logits + embedding[..., channels, None, None, None]
+    return logits
+
+
+def _mask_head(width: int, hidden: int, out: int, *, gelu: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out)]
+    return nn.Sequential(*layers, nn.GELU()) if gelu else nn.Sequential(*layers)
