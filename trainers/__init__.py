@@ -1,1 +1,1 @@
-
+"""Training: the text-prompted network, and the specialist nnU-Nets it is compared with."""
