@@ -1,0 +1,87 @@
+"""Where to compute, and in which precision: one rule for training and prediction.
+
+CUDA computes in bfloat16 where the GPU has it, else in float16; a CPU computes in bfloat16 only if it has
+instructions for it, because emulated bfloat16 is several times slower than float32; Apple's MPS computes in
+float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from satunet.errors import UserError
+
+Precision = Literal["auto", "bfloat16", "float16", "float32"]
+"""``auto`` is the rule of this module; the others are taken as given."""
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: A name torch does not know, or a device that is not here.
+    """
+    if isinstance(name, str) and name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r}; allowed are auto, cuda, cuda:<number>, mps, cpu") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} was asked for, and torch {torch.__version__} sees {_cuda_devices()}")
+    if device.type == "mps" and not _has_mps():
+        raise UserError("device 'mps' was asked for, and this machine has none")
+    return device
+
+
+def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
+    """The data type that convolutions and matrix products are computed in on ``device``.
+
+    Raises:
+        UserError: A precision that is not in :data:`Precision`.
+    """
+    if amp not in ("auto", "bfloat16", "float16", "float32"):
+        raise UserError(f"precision {amp!r}; allowed are auto, bfloat16, float16, float32")
+    if amp != "auto":
+        chosen: torch.dtype = getattr(torch, amp)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast_for(device: torch.device, amp: Precision = "auto") -> AbstractContextManager[object]:
+    """Context in which the network runs on ``device``: autocast to :func:`precision_for`, none for float32."""
+    dtype = precision_for(device, amp)
+    if dtype is torch.float32:
+        # Not enabled=False: an autocast around this one is the caller's wish and stays.
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX on x86, BF16 on ARM)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False  # no Linux: float32 is right everywhere, at worst slower
+    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.lower().split()))
+
+
+def _has_mps() -> bool:
+    return bool(torch.backends.mps.is_available())
+
+
+def _cuda_devices() -> str:
+    count = torch.cuda.device_count()
+    return f"{count} CUDA device{'' if count == 1 else 's'}"

@@ -1,0 +1,17 @@
+"""The unified label space: which class of which dataset is which label id."""
+
+from satunet.labels.build import build_label_space
+from satunet.labels.names import NormalizedName, normalize_name
+from satunet.labels.prompts import PromptMatch, match_prompt
+from satunet.labels.space import ClassInfo, LabelSpace, text_variants
+
+__all__ = [
+    "ClassInfo",
+    "LabelSpace",
+    "NormalizedName",
+    "PromptMatch",
+    "build_label_space",
+    "match_prompt",
+    "normalize_name",
+    "text_variants",
+]

@@ -1,0 +1,186 @@
+"""One canonical name for the many spellings of a structure.
+
+A canonical name is lower-case American English with the side in front: ``Hippocampus_L``, ``Left Hippocampus``,
+``hippocampus (left)`` and ``hippocampus on the left side`` are all ``left hippocampus``. The rules are:
+
+1. words: underscores, hyphens, brackets and CamelCase are word breaks, case is dropped;
+2. words and phrases with one meaning get one spelling (tables below);
+3. a side anywhere in the name moves to the front; a lone ``l`` or ``r`` counts only at either end, so that the
+   vertebra ``L1`` or the letter in a name is no side;
+4. where the side is part of what a structure is ("left atrium", "right ventricle"), it stays in the base name:
+   there is no atrium that has it as a side, and left and right are never united.
+
+Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one; what the rules do not
+know stays apart, and prompts may be matched more freely (:mod:`satunet.labels.prompts`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+SIDES = ("left", "right")
+
+_SIDE_WORDS = {
+    "left": "left", "lt": "left", "lh": "left", "lft": "left", "sinistra": "left", "sin": "left",
+    "right": "right", "rt": "right", "rh": "right", "rgt": "right", "dextra": "right", "dex": "right",
+}  # fmt: skip
+_LETTER_SIDES = {"l": "left", "r": "right"}
+
+_WORDS = {
+    # abbreviations that atlases use
+    "inf": "inferior", "sup": "superior", "lat": "lateral", "med": "medial", "ant": "anterior", "post": "posterior",
+    "mid": "middle", "vent": "ventricle", "supp": "supplementary", "orb": "orbital", "oper": "opercular",
+    "tri": "triangular", "triangul": "triangular", "wm": "white matter", "gm": "grey matter", "cerebelum": "cerebellum",
+    "precuneous": "precuneus", "supramar": "supramarginal", "parahip": "parahippocampal", "plan": "planum",
+    "tempo": "temporale", "cingul": "cingulate", "fusifor": "fusiform", "3rd": "third", "4th": "fourth",
+    "ventraldc": "ventral diencephalon", "dc": "diencephalon", "cc": "corpus callosum", "ofc": "orbitofrontal cortex",
+    "ivc": "inferior vena cava", "svc": "superior vena cava", "lad": "left anterior descending artery",
+    # spelling
+    "tumour": "tumor", "tumours": "tumor", "tumors": "tumor", "oesophagus": "esophagus", "oedema": "edema",
+    "gray": "grey", "haemorrhage": "hemorrhage", "haematoma": "hematoma", "ischaemic": "ischemic",
+    "peritumoural": "peritumoral", "paracolic": "paracolic", "centre": "center", "colour": "color",
+    # plurals of structures that label maps hold as one
+    "hippocampi": "hippocampus", "amygdalae": "amygdala", "thalami": "thalamus", "kidneys": "kidney", "lungs": "lung",
+    "ventricles": "ventricle", "femora": "femur", "femurs": "femur", "eyes": "eye", "ribs": "rib", "lesions": "lesion",
+    "metastases": "metastasis", "nodules": "nodule", "cysts": "cyst", "glands": "gland", "lobes": "lobe",
+    "adrenals": "adrenal gland", "putamina": "putamen", "caudates": "caudate",
+}  # fmt: skip
+
+# (words, canonical words); longest first wins. Applied to the name without its side.
+_PHRASES = {
+    "accumbens area": "nucleus accumbens", "accumbens nucleus": "nucleus accumbens", "accumbens": "nucleus accumbens",
+    "caudate nucleus": "caudate", "nucleus caudatus": "caudate", "globus pallidus": "pallidum",
+    "thalamus proper": "thalamus", "brain stem": "brainstem", "inferior lateral ventricle": "inferior lateral ventricle",
+    "ventral dc": "ventral diencephalon", "cerebrospinal fluid": "csf", "cerebral cortex": "cerebral cortex",
+    "cerebellum cortex": "cerebellar cortex", "cerebellum exterior": "cerebellar cortex",
+    "cerebellum white matter": "cerebellar white matter", "supplementary motor area": "supplementary motor cortex",
+    "juxtapositional lobule cortex formerly supplementary motor cortex": "supplementary motor cortex",
+    "heart myocardium": "myocardium", "gall bladder": "gallbladder", "wind pipe": "trachea", "food pipe": "esophagus",
+    "uterine cervix": "cervix", "urinary bladder": "bladder", "suprarenal gland": "adrenal gland",
+    "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland",
+    "submandibular": "submandibular gland", "upper lung lobe": "lung upper lobe", "lower lung lobe": "lung lower lobe",
+    "middle lung lobe": "lung middle lobe", "intervertebral discs": "intervertebral disc",
+}  # fmt: skip
+
+_FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided", "hand", "whole", "entire"}
+
+# Structures whose name includes a side: the left atrium is not the atrium's left copy.
+_INTRINSIC = re.compile(
+    r"^(?:heart )?(?:atrium|ventricle|ventricular .*|atrial appendage|heart atrium|heart ventricle|auricle heart"
+    r"|ventricle cavity|ventricle myocardium|ventricle blood pool|anterior descending artery|lobe liver"
+    r"|(?:lateral|medial) (?:inferior |superior )?segment liver|colon|gastric artery|gastric vein)$"
+)
+
+_LEVEL = re.compile(r"^(?:vertebrae? )?([ctls])\s?(\d{1,2})(?: vertebrae?)?$")
+_LEVEL_OF_REGION = re.compile(r"^(cervical|thoracic|lumbar|sacral) vertebrae? (\d{1,2})(?: [ctls]\d{1,2})?$")
+_REGIONS = {"c": "cervical", "t": "thoracic", "l": "lumbar", "s": "sacral"}
+
+# Neuromorphometrics puts an abbreviation before each cortical name ("Right_ACgG_anterior_cingulate_gyrus").
+_REDUNDANT_ABBREVIATION = re.compile(r"^[A-Z][A-Za-z]{0,6}[A-Z]?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedName:
+    """A name taken apart.
+
+    Attributes:
+        canonical: The canonical name, side included.
+        base: The name without its side.
+        side: ``"left"``, ``"right"`` or ``None``.
+    """
+
+    canonical: str
+    base: str
+    side: str | None
+
+
+@lru_cache(maxsize=65536)
+def normalize_name(text: str) -> NormalizedName:
+    """Bring a class name or a prompt to its canonical form.
+
+    Args:
+        text: Any spelling.
+
+    Returns:
+        The canonical form; the function is idempotent on it. An empty text gives an empty name.
+    """
+    words = _words(text)
+    words, side = _take_side(words)
+    words = [w for word in words for w in _WORDS.get(word, word).split()]
+    words = _phrases([w for w in words if w not in _FILLERS] or words)
+    base = _vertebra(" ".join(words))
+    if side is None:
+        return NormalizedName(canonical=base, base=base, side=None)
+    if not base or base in SIDES:
+        return NormalizedName(canonical=f"{side} {base}".strip(), base=f"{side} {base}".strip(), side=None)
+    if _INTRINSIC.match(base):
+        return NormalizedName(canonical=f"{side} {base}", base=f"{side} {base}", side=None)
+    return NormalizedName(canonical=f"{side} {base}", base=base, side=side)
+
+
+def other_side(side: str) -> str:
+    """``"left"`` for ``"right"`` and the reverse."""
+    return SIDES[1 - SIDES.index(side)]
+
+
+def _words(text: str) -> list[str]:
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    plain = re.sub(r"[^\w\s]|_", " ", plain)
+    tokens = plain.split()
+    if len(tokens) >= 3 and tokens[0].lower() in SIDES:
+        # Only mixed-case short forms right behind the side, which spell out initials of what follows.
+        short, rest = tokens[1], "".join(tokens[2:]).lower()
+        if _REDUNDANT_ABBREVIATION.match(short) and sum(c.isupper() for c in short) >= 1 and len(short) <= 6:
+            initials = {w[0].lower() for w in tokens[2:]}
+            if short[0].lower() in initials and short.lower() not in rest[: len(short) - 1] and any(
+                c.isupper() for c in short[1:]
+            ) or (len(short) <= 4 and short.lower() == rest[: len(short)]):
+                tokens = [tokens[0], *tokens[2:]]
+    joined = " ".join(re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", token) for token in tokens)
+    words = joined.lower().split()
+    if words and words[0] == "ctx":  # FreeSurfer's cortical labels: ctx_lh_…
+        words = [*words[1:2], "cortex", *words[2:]] if len(words) > 1 and words[1] in _SIDE_WORDS else words
+    return words
+
+
+def _take_side(words: list[str]) -> tuple[list[str], str | None]:
+    found = [(i, _SIDE_WORDS[w]) for i, w in enumerate(words) if w in _SIDE_WORDS]
+    if not found and len(words) > 1:
+        ends = [(i, _LETTER_SIDES[words[i]]) for i in (len(words) - 1, 0) if words[i] in _LETTER_SIDES]
+        found = ends[:1]
+    sides = {side for _, side in found}
+    if len(sides) != 1:
+        return words, None
+    positions = {i for i, _ in found}
+    return [w for i, w in enumerate(words) if i not in positions], sides.pop()
+
+
+def _phrases(words: list[str]) -> list[str]:
+    text = " ".join(words)
+    for phrase in sorted(_PHRASES, key=len, reverse=True):
+        meaning = _PHRASES[phrase]
+        # "accumbens" becomes "nucleus accumbens" only where it is not that already, or it would grow again and again.
+        grown = phrase in meaning and _whole(meaning).search(text)
+        if phrase != meaning and not grown:
+            text = _whole(phrase).sub(meaning, text, count=1)
+    return text.split()
+
+
+@lru_cache(maxsize=1024)
+def _whole(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\S){re.escape(words)}(?!\S)")
+
+
+def _vertebra(base: str) -> str:
+    match = _LEVEL.match(base)
+    if match and (base.startswith("vertebra") or base.endswith(("vertebra", "vertebrae")) or match[1] in "cl"):
+        return f"{_REGIONS[match[1]]} vertebrae {int(match[2])} {match[1]}{int(match[2])}"
+    match = _LEVEL_OF_REGION.match(base)
+    if match:
+        letter = match[1][0]
+        return f"{match[1]} vertebrae {int(match[2])} {letter}{int(match[2])}"
+    return base

@@ -1,0 +1,105 @@
+"""A portable bank of embeddings: a model with its bank needs no text encoder for the texts in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import ModelError, PromptError
+from satunet.files import atomic_path
+from satunet.text.encoder import TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextBank:
+    """Texts and their embeddings.
+
+    Attributes:
+        encoder_name: Name of the encoder.
+        encoder_fingerprint: Hash of the encoder.
+        texts: The texts, each once.
+        vectors: (n, D) float32, a row a text.
+    """
+
+    encoder_name: str
+    encoder_fingerprint: str
+    texts: tuple[str, ...]
+    vectors: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.texts) or len(set(self.texts)) != len(self.texts):
+            raise ValueError(f"{len(self.texts)} texts, vectors of shape {self.vectors.shape}")
+        object.__setattr__(self, "_rows", {text: row for row, text in enumerate(self.texts)})
+
+    @classmethod
+    def build(cls, encoder: TextEncoder, texts: Sequence[str]) -> TextBank:
+        """Encode texts; those given twice are kept once."""
+        unique = tuple(dict.fromkeys(texts))
+        return cls(
+            encoder_name=encoder.name,
+            encoder_fingerprint=encoder.fingerprint,
+            texts=unique,
+            vectors=encoder.encode(unique),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return int(self.vectors.shape[1])
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._rows  # type: ignore[attr-defined]
+
+    def row(self, text: str) -> int:
+        """Row of a text.
+
+        Raises:
+            PromptError: The text is not in the bank.
+        """
+        try:
+            return int(self._rows[text])  # type: ignore[attr-defined]
+        except KeyError:
+            raise PromptError(f"{text!r} is not among the {len(self.texts)} texts of the bank") from None
+
+    def matrix(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, D) embeddings of texts; raises as :meth:`row`."""
+        return self.vectors[[self.row(text) for text in texts]]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole."""
+        from safetensors.numpy import save_file
+
+        metadata = {
+            "encoder_name": self.encoder_name,
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "texts": json.dumps(self.texts, ensure_ascii=False),
+        }
+        with atomic_path(path) as temporary:
+            save_file({"vectors": np.ascontiguousarray(self.vectors)}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> TextBank:
+        """Read a bank.
+
+        Raises:
+            ModelError: No such file, or not a bank.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                vectors = file.get_tensor("vectors")
+            return cls(
+                encoder_name=metadata["encoder_name"],
+                encoder_fingerprint=metadata["encoder_fingerprint"],
+                texts=tuple(json.loads(metadata["texts"])),
+                vectors=vectors,
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ModelError(f"{path}: not a bank of text embeddings ({error})") from error
