@@ -1,0 +1,85 @@
+"""``plan_and_preprocess``: raw datasets → fingerprints → one plan → preprocessed scans, and the specialists'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from satunet.datasets import load_dataset
+from satunet.paths import preprocessed_dir
+from satunet.planners.run import fingerprint_datasets
+from satunet.planners.specialist import plan_specialist, preprocess_specialist
+from satunet.planners.unified import plan_unified, save_unified_plan
+from satunet.preprocessing.run import preprocess_datasets
+from satunet.progress import JobSummary
+
+
+def plan_and_preprocess(
+    dataset_names: Sequence[str],
+    *,
+    preset: str = "auto",
+    gpu_memory_gb: float = 8.0,
+    spacing_mm: tuple[float, float, float] | None = None,
+    patch_size: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+    base_features: int | None = None,
+    unified_name: str = "Dataset900_Unified",
+    processes: int = 1,
+    preprocess: bool = True,
+    specialists: bool = False,
+) -> JobSummary:
+    """Do all steps; what is up to date is not done again.
+
+    A dataset that cannot be fingerprinted is counted as failed and left out of the plan.
+
+    Args:
+        dataset_names: Datasets in ``nnUNet_raw``.
+        preset: ``"auto"``, ``"nano"`` or ``"pro"``.
+        gpu_memory_gb: GPU memory to plan for.
+        spacing_mm: Target spacing (R, A, S) instead of a planned one; the specialists take it as well.
+        patch_size: Patch instead of a planned one.
+        batch_size: Batch size instead of a planned one.
+        base_features: Features of the first stage instead of a planned number; the specialists take it as well.
+        unified_name: Name of the unified dataset.
+        processes: Worker processes.
+        preprocess: Whether to preprocess after planning.
+        specialists: Whether to plan and preprocess each dataset's nnU-Net as well.
+
+    Returns:
+        The summary of everything; its exit code is 1 if something failed.
+    """
+    fingerprints, summary = fingerprint_datasets(dataset_names, processes=processes)
+    plan = plan_unified(
+        fingerprints,
+        preset=preset,
+        gpu_memory_gb=gpu_memory_gb,
+        spacing_mm=spacing_mm,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        base_features=base_features,
+        dataset_name=unified_name,
+    )
+    file = save_unified_plan(plan, fingerprints)
+    summary = _relabelled(summary, "plan" if not preprocess else "plan_and_preprocess")
+    for key, sentence in plan.explanation.items():
+        summary.note(key, sentence)
+    summary.note("plan", str(file))
+    if not preprocess:
+        return summary
+    summary.include(preprocess_datasets(plan, plan.datasets, processes=processes))
+    if specialists:
+        for name in plan.datasets:
+            try:
+                plan_specialist(
+                    load_dataset(name), gpu_memory_gb=gpu_memory_gb, spacing_mm=spacing_mm, base_features=base_features
+                )
+                preprocess_specialist(name, processes=processes)
+                summary.done(f"{name} (specialist)")
+            except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
+                summary.failed(f"{name} (specialist)", error)
+    summary.save(preprocessed_dir() / unified_name / "summary.json")
+    return summary
+
+
+def _relabelled(summary: JobSummary, name: str) -> JobSummary:
+    """Fingerprints are a means here: their successes are not counted with the scans."""
+    return JobSummary(name, failures=summary.failures, started=summary.started)

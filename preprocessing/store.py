@@ -1,0 +1,231 @@
+"""Preprocessed scans on disk.
+
+A scan is four files: ``<scan>.b2nd`` (image) and ``<scan>_seg.b2nd`` (label ids), chunked Blosc2 arrays with the
+chunk sizes nnU-Net uses, so that reading a patch touches few chunks; ``<scan>_locations.npz`` (where its labels
+are); and ``<scan>.json`` (what it is and what it was made from). The JSON is written last: a scan without it does
+not exist, whatever a killed run left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.datasets import scan_id, split_scan_id
+from satunet.errors import DatasetError
+from satunet.files import atomic_path, read_json, write_json
+from satunet.preprocessing.transform import ScanGeometry
+
+STORE_VERSION = 1
+LOCATIONS_PER_LABEL = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScanRecord:
+    """What is known of a preprocessed scan without reading its voxels.
+
+    Attributes:
+        dataset: Name of its dataset.
+        case: Identifier of its case.
+        channel: Channel of the case.
+        modality: Modality.
+        label_voxels: Label id → voxels of it, in the preprocessed scan.
+        geometry: Where it comes from.
+        source: Hash of the input files, the plan and the store's version.
+    """
+
+    dataset: str
+    case: str
+    channel: int
+    modality: str
+    label_voxels: dict[int, int]
+    geometry: ScanGeometry
+    source: str
+
+    @property
+    def scan_id(self) -> str:
+        """Name of the scan."""
+        return scan_id(self.dataset, self.case, self.channel)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) of the preprocessed scan."""
+        return self.geometry.shape
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts, lists and numbers."""
+        return {
+            "version": STORE_VERSION,
+            "scan": self.scan_id,
+            "modality": self.modality,
+            "label_voxels": {str(k): v for k, v in self.label_voxels.items()},
+            "geometry": self.geometry.to_json(),
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ScanRecord:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: Another version, or malformed.
+        """
+        if content.get("version") != STORE_VERSION:
+            raise ValueError(f"store version {content.get('version')!r}; this satunet reads {STORE_VERSION}")
+        dataset, case, channel = split_scan_id(content["scan"])
+        return cls(
+            dataset=dataset,
+            case=case,
+            channel=channel,
+            modality=content["modality"],
+            label_voxels={int(k): int(v) for k, v in content["label_voxels"].items()},
+            geometry=ScanGeometry.from_json(content["geometry"]),
+            source=content["source"],
+        )
+
+
+class ScanStore:
+    """A folder of preprocessed scans.
+
+    Raises:
+        DatasetError: The folder does not exist or holds no scan.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not self.scan_ids:
+            raise DatasetError(f"{folder}: no preprocessed scans here; make them with 'satunet plan_and_preprocess'")
+
+    @cached_property
+    def scan_ids(self) -> tuple[str, ...]:
+        """Names of all complete scans, sorted."""
+        if not self.folder.is_dir():
+            return ()
+        return tuple(sorted(p.stem for p in self.folder.glob("*__*.json") if not p.name.startswith(".")))
+
+    @cached_property
+    def _records(self) -> dict[str, ScanRecord]:
+        return {}
+
+    def record(self, scan: str) -> ScanRecord:
+        """What is known of a scan."""
+        if scan not in self._records:
+            file = self.folder / f"{scan}.json"
+            try:
+                self._records[scan] = ScanRecord.from_json(read_json(file))
+            except (OSError, ValueError, KeyError) as error:
+                raise DatasetError(f"{file}: not a record of a preprocessed scan ({error})") from error
+        return self._records[scan]
+
+    def image(self, scan: str) -> Any:
+        """(1, X, Y, Z) float32, lazy: index it to read a part."""
+        return _open(self.folder / f"{scan}.b2nd")
+
+    def labels(self, scan: str) -> Any:
+        """(1, X, Y, Z) label ids, lazy: index it to read a part."""
+        return _open(self.folder / f"{scan}_seg.b2nd")
+
+    def locations(self, scan: str) -> dict[int, NDArray[np.int32]]:
+        """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn."""
+        with np.load(self.folder / f"{scan}_locations.npz", allow_pickle=False) as file:
+            return {int(key): file[key] for key in file.files}
+
+
+def write_scan(
+    folder: Path,
+    record: ScanRecord,
+    image: NDArray[np.float32],
+    labels: NDArray[np.unsignedinteger[Any]],
+    locations: Mapping[int, NDArray[np.int32]],
+    patch_size: tuple[int, int, int],
+) -> int:
+    """Write a scan's four files, the record last.
+
+    Args:
+        folder: The store.
+        record: What the scan is.
+        image: (1, X, Y, Z).
+        labels: (1, X, Y, Z).
+        locations: Label id → (n, 3).
+        patch_size: Patch that will be read; decides the chunks.
+
+    Returns:
+        Bytes written.
+    """
+    name = record.scan_id
+    files = [folder / f"{name}{ending}" for ending in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")]
+    files[3].unlink(missing_ok=True)  # from here until the end, the scan does not exist
+    _write_array(files[0], image, patch_size)
+    _write_array(files[1], labels, patch_size)
+    with atomic_path(files[2]) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **{str(k): v for k, v in locations.items()})  # type: ignore[arg-type]
+    write_json(files[3], record.to_json())
+    return sum(f.stat().st_size for f in files)
+
+
+def label_locations(
+    labels: NDArray[np.unsignedinteger[Any]], seed: int = 0
+) -> tuple[dict[int, int], dict[int, NDArray[np.int32]]]:
+    """Voxel counts and some voxel indices of every label.
+
+    Args:
+        labels: (X, Y, Z).
+        seed: Of the draw.
+
+    Returns:
+        Label id → voxels; label id → (n, 3) indices, n ≤ :data:`LOCATIONS_PER_LABEL`.
+    """
+    flat = labels.ravel()
+    foreground = np.flatnonzero(flat)
+    ids = flat[foreground]
+    order = np.argsort(ids, kind="stable")
+    values, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    rng = np.random.default_rng(seed)
+    voxels: dict[int, int] = {}
+    locations: dict[int, NDArray[np.int32]] = {}
+    for value, start, count in zip(values.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        members = foreground[order[start : start + count]]
+        if count > LOCATIONS_PER_LABEL:
+            members = np.sort(rng.choice(members, LOCATIONS_PER_LABEL, replace=False))
+        voxels[value] = count
+        locations[value] = np.stack(np.unravel_index(members, labels.shape), axis=1).astype(np.int32)
+    return voxels, locations
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, int]) -> None:
+    import blosc2
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+    blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
+    with atomic_path(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            chunks=tuple(int(c) for c in chunks),
+            blocks=tuple(int(b) for b in blocks),
+            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5},
+            mmap_mode="w+",
+        )
+
+
+def _open(path: Path) -> Any:
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode="r")

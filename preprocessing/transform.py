@@ -1,0 +1,211 @@
+"""The way from a scan to what the network sees, and back; training and prediction share it.
+
+There: turn the axes to the plan's orientation → crop to the box of voxels that are not zero → resample to the
+plan's spacing → normalise the intensities by modality. Back: resample to the cropped shape → paste into the full
+shape → turn the axes back. Volumes are (X, Y, Z) in the axes of :mod:`satunet.geometry`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import GridMismatchError
+from satunet.geometry import Grid, reorient, same_grid
+from satunet.imageio import Image
+from satunet.plan import Normalization, UnifiedPlan
+from satunet.preprocessing.resampling import Shape, Spacing, new_shape, resample_image, resample_labels
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScanGeometry:
+    """How a preprocessed scan lies in its file.
+
+    Attributes:
+        original: Grid of the file.
+        orientation: Orientation of the preprocessed scan.
+        turned: Grid of the file after its axes were turned.
+        crop: (start, stop) along each turned axis.
+        shape: Shape of the preprocessed scan.
+        spacing_mm: Spacing of the preprocessed scan, as planned.
+    """
+
+    original: Grid
+    orientation: str
+    turned: Grid
+    crop: Box
+    shape: Shape
+    spacing_mm: Spacing
+
+    @property
+    def cropped_shape(self) -> Shape:
+        """Shape of the crop before resampling."""
+        x, y, z = (stop - start for start, stop in self.crop)
+        return x, y, z
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The crop as an index into the turned volume."""
+        (a, b), (c, d), (e, f) = self.crop
+        return slice(a, b), slice(c, d), slice(e, f)
+
+    @property
+    def grid(self) -> Grid:
+        """Grid of the preprocessed scan in physical space."""
+        step = np.array(self.cropped_shape) / np.array(self.shape)
+        start = np.array([low for low, _ in self.crop])
+        to_turned = np.eye(4)
+        to_turned[:3, :3] = np.diag(step)
+        to_turned[:3, 3] = start + step / 2 - 0.5  # centre of the first new voxel, in turned voxels
+        return Grid(shape=self.shape, affine=self.turned.affine @ to_turned)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers."""
+        return {
+            "original": self.original.to_json(),
+            "orientation": self.orientation,
+            "crop": [list(c) for c in self.crop],
+            "shape": list(self.shape),
+            "spacing_mm": list(self.spacing_mm),
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ScanGeometry:
+        """The inverse of :meth:`to_json`."""
+        original = Grid.from_json(content["original"])
+        _, turned = reorient(np.broadcast_to(np.uint8(0), original.shape), original, content["orientation"])
+        return cls(
+            original=original,
+            orientation=content["orientation"],
+            turned=turned,
+            crop=tuple((int(a), int(b)) for a, b in content["crop"]),  # type: ignore[arg-type]
+            shape=tuple(int(n) for n in content["shape"]),  # type: ignore[arg-type]
+            spacing_mm=tuple(float(s) for s in content["spacing_mm"]),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreprocessedImage:
+    """A scan as the network sees it.
+
+    Attributes:
+        array: (1, X, Y, Z) float32.
+        geometry: Where it comes from.
+    """
+
+    array: NDArray[np.float32]
+    geometry: ScanGeometry
+
+
+def preprocess_image(
+    image: Image, *, modality: str, plan: UnifiedPlan, orientation: str | None = None
+) -> PreprocessedImage:
+    """Turn, crop, resample and normalise a scan.
+
+    Args:
+        image: The scan.
+        modality: Its modality; decides the normalisation.
+        plan: Spacing and normalisations.
+        orientation: Orientation to turn to; the plan's if not given.
+    """
+    orientation = orientation or plan.orientation
+    volume, turned = reorient(image.array, image.grid, orientation)
+    crop = nonzero_box(volume)
+    (a, b), (c, d), (e, f) = crop
+    volume = volume[a:b, c:d, e:f]
+    spacing = turned.spacing_mm
+    shape = new_shape((b - a, d - c, f - e), spacing, plan.spacing_mm)
+    # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
+    normalised = normalize(volume, plan.normalization_of(modality))
+    array = resample_image(normalised, shape, spacing, plan.spacing_mm)
+    geometry = ScanGeometry(
+        original=image.grid,
+        orientation=orientation,
+        turned=turned,
+        crop=crop,
+        shape=shape,
+        spacing_mm=plan.spacing_mm,
+    )
+    return PreprocessedImage(array=np.ascontiguousarray(array[None]), geometry=geometry)
+
+
+def preprocess_labels(labels: Image, geometry: ScanGeometry) -> NDArray[np.unsignedinteger[Any]]:
+    """Take a label map the way its scan went.
+
+    Returns:
+        (1, X, Y, Z), the smallest unsigned type that holds its ids.
+
+    Raises:
+        GridMismatchError: The label map is on another grid than the scan.
+    """
+    if not same_grid(labels.grid, geometry.original):
+        path = labels.path or "label map"
+        raise GridMismatchError(path, f"shape {labels.grid.shape}, the scan has {geometry.original.shape}")
+    ids = labels.array.astype(np.min_scalar_type(int(labels.array.max(initial=0))), copy=False)
+    turned, _ = reorient(ids, labels.grid, geometry.orientation)
+    cropped = turned[geometry.slices]
+    resampled = resample_labels(cropped, geometry.shape, geometry.turned.spacing_mm, geometry.spacing_mm)
+    return np.ascontiguousarray(resampled[None])
+
+
+def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> NDArray[np.float32]:
+    """Take a volume of the network back to the file's grid.
+
+    Args:
+        volume: (X, Y, Z) of the preprocessed scan: probabilities, or a mask as 0 and 1.
+        geometry: Of that scan.
+        order: 1 interpolates linearly, 0 takes the nearest voxel.
+
+    Returns:
+        float32 of the file's shape; 0 outside the crop.
+    """
+    import torch
+    from torch.nn import functional
+
+    if volume.shape != geometry.shape:
+        raise ValueError(f"the volume's shape {volume.shape} is not the preprocessed scan's {geometry.shape}")
+    tensor = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))[None, None]
+    if volume.shape != geometry.cropped_shape:
+        if order == 0:
+            tensor = functional.interpolate(tensor, geometry.cropped_shape, mode="nearest-exact")
+        else:
+            tensor = functional.interpolate(tensor, geometry.cropped_shape, mode="trilinear", align_corners=False)
+    full = np.zeros(geometry.turned.shape, dtype=np.float32)
+    full[geometry.slices] = tensor[0, 0].numpy()
+    back, _ = reorient(full, geometry.turned, geometry.original.orientation)
+    return np.ascontiguousarray(back)
+
+
+def nonzero_box(volume: NDArray[Any]) -> Box:
+    """Smallest box with every voxel that is not zero; the whole volume if all are zero."""
+    nonzero = volume != 0
+    box: list[tuple[int, int]] = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        hits = np.flatnonzero(nonzero.any(axis=others))
+        if hits.size == 0:
+            x, y, z = volume.shape
+            return (0, x), (0, y), (0, z)
+        box.append((int(hits[0]), int(hits[-1]) + 1))
+    return box[0], box[1], box[2]
+
+
+def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:
+    """Clip, then subtract the mean and divide by the standard deviation of the clipped volume.
+
+    A constant volume becomes zero.
+    """
+    values = volume.astype(np.float32)
+    if scheme.clip is not None:
+        values = np.clip(values, *scheme.clip)
+    elif scheme.percentiles is not None:
+        low, high = np.percentile(values, scheme.percentiles)
+        values = np.clip(values, low, high)
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    result: NDArray[np.float32] = (values - np.float32(mean)) / np.float32(max(std, 1e-8))
+    return result
