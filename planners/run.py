@@ -1,0 +1,36 @@
+"""Fingerprints of many datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from satunet.errors import DatasetError, UserError
+from satunet.planners.fingerprint import DatasetFingerprint, fingerprint_dataset
+from satunet.progress import JobSummary
+
+
+def fingerprint_datasets(
+    dataset_names: Sequence[str], *, processes: int = 1
+) -> tuple[list[DatasetFingerprint], JobSummary]:
+    """Fingerprint datasets one after the other, the cases of each in parallel.
+
+    Returns:
+        The fingerprints of the datasets that could be read, and what became of each case.
+
+    Raises:
+        DatasetError: Not one dataset could be read.
+    """
+    summary = JobSummary("fingerprints")
+    fingerprints = []
+    for name in dataset_names:
+        try:
+            fingerprint, cases = fingerprint_dataset(name, processes=processes)
+        except UserError as error:
+            summary.failed(name, error)
+            continue
+        fingerprints.append(fingerprint)
+        summary.include(cases)
+    if not fingerprints:
+        reasons = "; ".join(summary.failures.values()) or "no dataset was given"
+        raise DatasetError(f"none of the datasets can be used: {reasons}")
+    return fingerprints, summary

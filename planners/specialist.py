@@ -1,0 +1,79 @@
+"""Plans of the specialist nnU-Nets, made by nnunetv2 itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+from satunet.datasets import Dataset
+from satunet.geometry import Grid
+from satunet.imageio import read_grid
+
+logger = logging.getLogger(__name__)
+
+CONFIGURATION = "3d_fullres"
+PLANS_NAME = "nnUNetPlans"
+
+
+def plan_specialist(
+    dataset: Dataset,
+    *,
+    gpu_memory_gb: float | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+    base_features: int | None = None,
+) -> None:
+    """Let nnunetv2's default planner write ``nnUNetPlans.json``, from the fingerprint that is there.
+
+    Args:
+        dataset: The dataset; its ``dataset_fingerprint.json`` must exist.
+        gpu_memory_gb: Memory to plan for; nnU-Net's 8 GB if not given.
+        spacing_mm: Target spacing (R, A, S) instead of a planned one.
+        base_features: Features of the first stage instead of 32, for machines without a GPU.
+    """
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    target = None
+    if spacing_mm is not None:
+        target = _in_file_axes(spacing_mm, read_grid(dataset.training_cases()[0].images[0]))
+    with _nnunet_output():
+        planner = ExperimentPlanner(
+            dataset.name, gpu_memory_target_in_gb=gpu_memory_gb or 8, overwrite_target_spacing=target
+        )
+        if base_features is not None:
+            planner.UNet_base_num_features = base_features
+        planner.plan_experiment()
+
+
+def preprocess_specialist(name: str, *, processes: int = 1) -> None:
+    """Let nnunetv2 preprocess a dataset for its specialist."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    with _nnunet_output():
+        preprocess_dataset(
+            int(name[7:10]),
+            plans_identifier=PLANS_NAME,
+            configurations=(CONFIGURATION,),
+            num_processes=(max(1, processes),),
+            verbose=False,
+        )
+
+
+def _in_file_axes(spacing_mm: tuple[float, float, float], grid: Grid) -> list[float]:
+    """Spacing along R, A, S → nnU-Net's order for this file: its axes (k, j, i)."""
+    axis_of = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    return [float(spacing_mm[axis_of[letter]]) for letter in reversed(grid.orientation)]
+
+
+@contextlib.contextmanager
+def _nnunet_output() -> Iterator[None]:
+    """What nnunetv2 prints goes to our log, so that progress bars stay whole."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        for line in text.getvalue().splitlines():
+            if line.strip():
+                logger.debug("nnunetv2: %s", line.rstrip())

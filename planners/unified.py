@@ -1,0 +1,218 @@
+"""One plan for all datasets, and the reasons for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import PlanError
+from satunet.files import write_json
+from satunet.network.config import NetworkConfig
+from satunet.paths import preprocessed_dir
+from satunet.plan import UnifiedPlan
+from satunet.planners.fingerprint import DatasetFingerprint, merge_fingerprints
+from satunet.planners.topology import (
+    MIN_BATCH,
+    REFERENCE_BATCH,
+    REFERENCE_ELEMENTS,
+    REFERENCE_GB,
+    network_of,
+    plan_topology,
+)
+
+ANISOTROPY = 3.0
+SAT_SPACING = (1.0, 1.0, 3.0)
+SAT_PATCH = (288, 288, 96)
+SAT_ORIENTATION = {"MRSpineSeg": "ASR", "VerSe": "ASR", "ToothFairy": "IPL", "BTCVCervix": "LPS"}
+"""Datasets that SAT keeps in another orientation than RAS, by the name behind ``DatasetNNN_``."""
+_TEXT_DIM = {"minilm": 384}
+
+
+def plan_unified(
+    fingerprints: Sequence[DatasetFingerprint],
+    *,
+    preset: str = "auto",
+    gpu_memory_gb: float = 8.0,
+    spacing_mm: tuple[float, float, float] | None = None,
+    patch_size: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+    base_features: int | None = None,
+    dataset_name: str = "Dataset900_Unified",
+    text_encoder: str = "minilm",
+) -> UnifiedPlan:
+    """Plan one network for all datasets.
+
+    Every scan weighs 1/sqrt(scans of its dataset), as in training, so that a large dataset does not decide alone.
+
+    Args:
+        fingerprints: Of the datasets.
+        preset: ``"auto"``, or SAT's ``"nano"`` or ``"pro"``.
+        gpu_memory_gb: GPU memory to plan for.
+        spacing_mm: Target spacing (R, A, S) instead of a planned one.
+        patch_size: Patch instead of a planned one.
+        batch_size: Batch size instead of a planned one.
+        base_features: Features of the first stage instead of a planned number (``auto`` only).
+        dataset_name: Name of the unified dataset.
+        text_encoder: Text encoder.
+
+    Raises:
+        PlanError: No dataset, an unknown preset, or a budget nothing fits.
+    """
+    if not fingerprints:
+        raise PlanError("a plan needs at least one dataset")
+    if preset not in ("auto", "nano", "pro"):
+        raise PlanError(f"preset {preset!r}; allowed are auto, nano, pro")
+    if base_features is not None and preset != "auto":
+        raise PlanError(f"--base_features goes with the preset auto; {preset} is SAT's network as published")
+    text_dim = _text_dim(text_encoder)
+    weights = {f.dataset: f.scans**-0.5 for f in fingerprints}
+    spacings, shapes, scan_weights = _scans(fingerprints, weights)
+    why: dict[str, str] = {}
+    spacing = _spacing(preset, spacing_mm, spacings, shapes, scan_weights, why)
+    if preset == "auto":
+        network, patch, elements = _auto(
+            spacing, shapes * spacings, scan_weights, gpu_memory_gb, base_features, patch_size, text_dim, why
+        )
+        batch = batch_size or _batch(elements, gpu_memory_gb, why)
+    else:
+        network, patch, batch = _published(preset, patch_size, batch_size, text_dim, why)
+    names = tuple(sorted(f.dataset for f in fingerprints))
+    return UnifiedPlan(
+        dataset_name=dataset_name,
+        spacing_mm=spacing,
+        patch_size=patch,
+        batch_size=batch,
+        queries_per_scan=32,
+        network=network,
+        text_encoder=text_encoder,
+        datasets=names,
+        dataset_weights={name: weights[name] for name in names},
+        dataset_orientation={n: o for n in names if (o := SAT_ORIENTATION.get(n.partition("_")[2]))},
+        explanation=why,
+    )
+
+
+def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
+    """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
+    folder = preprocessed_dir() / plan.dataset_name
+    write_json(folder / "dataset_fingerprint.json", merge_fingerprints(fingerprints, plan.dataset_name).to_json())
+    file = folder / f"{plan.plans_name}.json"
+    plan.save(file)
+    return file
+
+
+def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
+    """Smallest value whose cumulated weight reaches the share ``q`` of all weight."""
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(cumulated, q * cumulated[-1] * (1 - 1e-12))])
+
+
+def _scans(
+    fingerprints: Sequence[DatasetFingerprint], weights: dict[str, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    rows = [
+        (c.spacing_ras, c.shape_ras, weights[f.dataset] * len(f.channels)) for f in fingerprints for c in f.cases
+    ]
+    spacings, shapes, scan_weights = zip(*rows, strict=True)
+    return np.array(spacings, float), np.array(shapes, float), np.array(scan_weights, float)
+
+
+def _spacing(
+    preset: str,
+    given: tuple[float, float, float] | None,
+    spacings: NDArray[np.float64],
+    shapes: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    why: dict[str, str],
+) -> tuple[float, float, float]:
+    if given is not None:
+        why["spacing"] = f"{given} mm was given"
+        return given
+    if preset != "auto":
+        why["spacing"] = f"{SAT_SPACING} mm is what SAT-{preset.capitalize()} was trained at"
+        return SAT_SPACING
+    median = [weighted_quantile(spacings[:, a], weights, 0.5) for a in range(3)]
+    shape = [weighted_quantile(shapes[:, a], weights, 0.5) for a in range(3)]
+    reason = "median over scans, each weighing 1/sqrt(scans of its dataset)"
+    worst = int(np.argmax(median))
+    others = [a for a in range(3) if a != worst]
+    if median[worst] > ANISOTROPY * max(median[a] for a in others) and shape[worst] * ANISOTROPY < min(
+        shape[a] for a in others
+    ):
+        low = weighted_quantile(spacings[:, worst], weights, 0.1)
+        median[worst] = max(low, max(median[a] for a in others) + 1e-5)
+        reason += f"; axis {'RAS'[worst]} is anisotropic and takes the 10th percentile, as in nnU-Net"
+    x, y, z = (round(m, 4) for m in median)
+    why["spacing"] = f"{(x, y, z)} mm: {reason}"
+    return x, y, z
+
+
+def _auto(
+    spacing: tuple[float, float, float],
+    extents_mm: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    gpu_memory_gb: float,
+    base_features: int | None,
+    patch_size: tuple[int, int, int] | None,
+    text_dim: int,
+    why: dict[str, str],
+) -> tuple[NetworkConfig, tuple[int, int, int], int]:
+    features = base_features or (32 if gpu_memory_gb >= 4 else 16)
+    why["features"] = f"{features} in the first stage" + (
+        " was given" if base_features else " (nnU-Net's 32)" if features == 32 else ": below 4 GB, half of nnU-Net's 32"
+    )
+    median = [weighted_quantile(extents_mm[:, a] / spacing[a], weights, 0.5) for a in range(3)]
+    topology = plan_topology(
+        spacing,
+        median,
+        base_features=features,
+        gpu_memory_gb=gpu_memory_gb,
+        text_dim=text_dim,
+        patch_size=patch_size,
+    )
+    shape = tuple(round(m) for m in median)
+    why["patch"] = f"{topology.patch_size} voxels " + (
+        "was given" if patch_size else f"is the largest that fits {gpu_memory_gb:g} GB; the median scan has {shape}"
+    )
+    network = network_of(topology, features, text_dim)
+    why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
+    return network, topology.patch_size, topology.elements
+
+
+def _batch(elements: int, gpu_memory_gb: float, why: dict[str, str]) -> int:
+    budget = REFERENCE_ELEMENTS / REFERENCE_BATCH * gpu_memory_gb / REFERENCE_GB
+    batch = max(MIN_BATCH, int(budget * REFERENCE_BATCH / elements))
+    why["batch"] = f"{batch}: what the memory leaves beside the patch, at least {MIN_BATCH}"
+    return batch
+
+
+def _published(
+    preset: str,
+    patch_size: tuple[int, int, int] | None,
+    batch_size: int | None,
+    text_dim: int,
+    why: dict[str, str],
+) -> tuple[NetworkConfig, tuple[int, int, int], int]:
+    network = NetworkConfig.nano() if preset == "nano" else NetworkConfig.pro()
+    if text_dim != network.query_dim:
+        # Another text encoder than SAT's: its embeddings are projected to the width of SAT's queries.
+        network = dataclasses.replace(network, text_dim=text_dim, adapter="whitened_projection")
+    why["network"] = f"SAT-{preset.capitalize()} as published"
+    patch = patch_size or SAT_PATCH
+    why["patch"] = f"{patch} voxels " + ("was given" if patch_size else "as SAT predicts with")
+    batch = batch_size or (2 if preset == "nano" else 1)
+    why["batch"] = f"{batch} " + ("was given" if batch_size else "a GPU, as published")
+    return network, patch, batch
+
+
+def _text_dim(encoder: str) -> int:
+    if encoder in _TEXT_DIM:
+        return _TEXT_DIM[encoder]
+    from satunet.text import load_text_encoder
+
+    return load_text_encoder(encoder).dim
