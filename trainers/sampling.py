@@ -1,0 +1,152 @@
+"""Which scan, which crop, which queries: a pure function of the seed, the step and the place in the batch.
+
+Nothing here depends on the number of workers or ranks, or on what was drawn before, so a resumed run sees exactly
+the samples an unbroken one would have seen.
+
+- A scan is drawn with the weight 1/sqrt(scans of its dataset) × the dataset's factor (SAT, arXiv 2312.17183).
+- Half of the crops are centred on a voxel of a class drawn from the scan, the others lie anywhere.
+- Queries are the classes present in the crop, then classes that the dataset annotates and the crop does not show,
+  at most half as many. A class the dataset does not annotate is never a query: nobody knows where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import DatasetError
+from satunet.labels import LabelSpace
+from satunet.preprocessing.store import ScanRecord, ScanStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A class asked for in a crop.
+
+    Attributes:
+        name: The class.
+        ids: Its label ids in the scan's dataset.
+        positive: Whether the crop shows it.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    positive: bool
+
+
+def sample_rng(seed: int, step: int, index: int, stream: int = 0) -> np.random.Generator:
+    """Generator of one sample; ``stream`` keeps training and validation apart."""
+    return np.random.default_rng([seed, stream, step, index])
+
+
+def scan_weights(records: Sequence[ScanRecord], dataset_factor: dict[str, float]) -> NDArray[np.float64]:
+    """Probability of each scan.
+
+    Args:
+        records: The scans.
+        dataset_factor: Dataset → factor; 1 where it is not named.
+
+    Raises:
+        DatasetError: No scan.
+    """
+    if not records:
+        raise DatasetError("there is no scan to train on in this fold")
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.dataset] = counts.get(record.dataset, 0) + 1
+    weights = np.array([dataset_factor.get(r.dataset, 1.0) / counts[r.dataset] ** 0.5 for r in records])
+    return weights / weights.sum()
+
+
+def crop_start(
+    shape: Sequence[int], patch: Sequence[int], rng: np.random.Generator, centre: NDArray[np.int32] | None = None
+) -> tuple[int, int, int]:
+    """First voxel of a crop; negative where the scan is smaller than the patch and lies centred in it.
+
+    Args:
+        shape: (X, Y, Z) of the scan.
+        patch: Of the crop.
+        rng: Generator.
+        centre: Voxel to centre on, as far as the scan's border allows; anywhere if not given.
+    """
+    start = []
+    for axis, (n, p) in enumerate(zip(shape, patch, strict=True)):
+        if n <= p:
+            start.append(-((p - n) // 2))
+        elif centre is None:
+            start.append(int(rng.integers(0, n - p + 1)))
+        else:
+            start.append(int(np.clip(int(centre[axis]) - p // 2, 0, n - p)))
+    x, y, z = start
+    return x, y, z
+
+
+def read_crop(array: Any, start: Sequence[int], patch: Sequence[int], fill: float = 0) -> NDArray[Any]:
+    """A crop of a lazy or plain (1, X, Y, Z) array; what lies outside is ``fill``.
+
+    Returns:
+        (X, Y, Z) of the patch.
+    """
+    shape = array.shape[1:]
+    inside = [slice(max(0, s), min(n, s + p)) for s, p, n in zip(start, patch, shape, strict=True)]
+    data = np.asarray(array[(slice(0, 1), *inside)])[0]
+    if data.shape == tuple(patch):
+        return data
+    result = np.full(tuple(patch), fill, dtype=data.dtype)
+    place = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
+    result[place] = data
+    return result
+
+
+def choose_queries(
+    space: LabelSpace,
+    dataset: str,
+    present: frozenset[int],
+    limit: int,
+    negative_share: float,
+    rng: np.random.Generator,
+) -> list[Query]:
+    """Queries of a crop.
+
+    Args:
+        space: The label space.
+        dataset: Dataset of the scan.
+        present: Label ids in the crop.
+        limit: Queries, at most.
+        negative_share: Negatives, at most, as a share of the positives; one if there is no positive.
+        rng: Generator.
+    """
+    positives, negatives = [], []
+    for name in space.classes_of(dataset):
+        ids = space.ids_of(dataset, name)
+        (positives if present.intersection(ids) else negatives).append((name, ids))
+    chosen = [Query(name=n, ids=i, positive=True) for n, i in _shuffled(positives, rng)[:limit]]
+    room = limit - len(chosen)
+    wanted = min(room, round(negative_share * len(chosen)) if chosen else 1)
+    return chosen + [Query(name=n, ids=i, positive=False) for n, i in _shuffled(negatives, rng)[:wanted]]
+
+
+def centre_of_class(
+    store: ScanStore, record: ScanRecord, space: LabelSpace, rng: np.random.Generator
+) -> NDArray[np.int32] | None:
+    """A voxel of a class drawn evenly from those the scan shows; ``None`` if it shows none."""
+    shown = [
+        ids
+        for name in space.classes_of(record.dataset)
+        if (ids := [i for i in space.ids_of(record.dataset, name) if i in record.label_voxels])
+    ]
+    if not shown:
+        return None
+    ids = shown[int(rng.integers(len(shown)))]
+    voxels = np.array([record.label_voxels[i] for i in ids], dtype=float)
+    label = ids[int(rng.choice(len(ids), p=voxels / voxels.sum()))]
+    places = store.locations(record.scan_id)[label]
+    return places[int(rng.integers(len(places)))]
+
+
+def _shuffled(items: list[Any], rng: np.random.Generator) -> list[Any]:
+    return [items[i] for i in rng.permutation(len(items))]
