@@ -197,9 +197,7 @@ def _nearest(labels: Tensor, shape: Sequence[int]) -> Tensor:
     return small.long()
 
 
-def _check(
-    maps: Sequence[Tensor], embeddings: Sequence[Tensor], scale_weights: Sequence[float] | None
-) -> None:
+def _check(maps: Sequence[Tensor], embeddings: Sequence[Tensor], scale_weights: Sequence[float] | None) -> None:
     if not maps or len(maps) != len(embeddings):
         raise ValueError(f"one mask embedding for each of at least one scale, got {len(embeddings)} for {len(maps)}")
     if scale_weights is not None and (len(scale_weights) != len(maps) or not sum(scale_weights) > 0):

@@ -55,8 +55,9 @@ def train_unified(
     folder = preprocessed_dir() / dataset_name
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
     trainer = SATTrainer(
-        plan.to_nnunet(), plan.configuration, fold, read_json(folder / "dataset.json"), pick_device(device), config
+        plan.to_nnunet(), plan.configuration, fold, read_json(folder / "dataset.json"), pick_device(device)
     )
+    trainer.configure(config)
     output = Path(str(trainer.output_folder))
     if continue_training:
         if (output / "checkpoint_final.pth").is_file():

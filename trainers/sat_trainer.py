@@ -48,7 +48,6 @@ class SATTrainer(nnUNetTrainer):
         fold: Number of the fold, or ``"all"``.
         dataset_json: The unified dataset's.
         device: Where to train.
-        config: How to train.
     """
 
     def __init__(
@@ -58,23 +57,26 @@ class SATTrainer(nnUNetTrainer):
         fold: int | str,
         dataset_json: dict[str, Any],
         device: torch.device,
-        config: TrainingConfig | None = None,
     ) -> None:
         self.plan = UnifiedPlan.from_nnunet(plans)
-        self.config = config or TrainingConfig()
         with contextlib.redirect_stdout(io.StringIO()):  # the base class greets on stdout
             super().__init__({"continue_training": False} | plans, configuration, fold, dataset_json, device)  # type: ignore[arg-type]
-        self.num_iterations_per_epoch = self.config.steps_per_epoch
-        self.num_epochs = -(-self.config.steps // self.config.steps_per_epoch)
-        self.num_val_iterations_per_epoch = self.config.validation_steps
-        self.initial_lr = self.config.learning_rate
-        self.weight_decay = self.config.weight_decay
         self.save_every = 1
         self.bad_steps = 0
         self.failed_scans: dict[str, int] = {}
         self.on_step: Callable[[int, float], None] | None = None
         self.model_folder = Path(str(self.output_folder_base))
         self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
+        self.configure(TrainingConfig())
+
+    def configure(self, config: TrainingConfig) -> None:
+        """Set how to train; nnU-Net's constructor takes no such thing, and subclasses must keep its signature."""
+        self.config = config
+        self.num_iterations_per_epoch = config.steps_per_epoch
+        self.num_epochs = -(-config.steps // config.steps_per_epoch)
+        self.num_val_iterations_per_epoch = config.validation_steps
+        self.initial_lr = config.learning_rate
+        self.weight_decay = config.weight_decay
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -346,7 +348,7 @@ class SATTrainer(nnUNetTrainer):
         with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
             features = self.network.encode_image(b["data"])
             embeddings = self.network.decode(features, b["queries"], b["modality"])
-        chunk = 8 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
+        chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
         return prompted_loss(features.maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk)
 
     def _set_learning_rate(self, step: int) -> None:

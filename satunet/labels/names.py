@@ -34,7 +34,7 @@ _WORDS = {
     "inf": "inferior", "sup": "superior", "lat": "lateral", "med": "medial", "ant": "anterior", "post": "posterior",
     "mid": "middle", "vent": "ventricle", "supp": "supplementary", "orb": "orbital", "oper": "opercular",
     "tri": "triangular", "triangul": "triangular", "wm": "white matter", "gm": "grey matter", "cerebelum": "cerebellum",
-    "precuneous": "precuneus", "supramar": "supramarginal", "parahip": "parahippocampal", "plan": "planum",
+    "precuneous": "precuneus", "ventrical": "ventricle", "supramar": "supramarginal", "parahip": "parahippocampal", "plan": "planum",
     "tempo": "temporale", "cingul": "cingulate", "fusifor": "fusiform", "3rd": "third", "4th": "fourth",
     "ventraldc": "ventral diencephalon", "dc": "diencephalon", "cc": "corpus callosum", "ofc": "orbitofrontal cortex",
     "ivc": "inferior vena cava", "svc": "superior vena cava", "lad": "left anterior descending artery",
@@ -62,6 +62,10 @@ _PHRASES = {
     "uterine cervix": "cervix", "urinary bladder": "bladder", "suprarenal gland": "adrenal gland",
     "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland",
     "submandibular": "submandibular gland", "upper lung lobe": "lung upper lobe", "lower lung lobe": "lung lower lobe",
+    "precentral": "precentral gyrus", "postcentral": "postcentral gyrus", "lingual": "lingual gyrus",
+    "fusiform": "fusiform gyrus", "angular": "angular gyrus", "supramarginal": "supramarginal gyrus",
+    "supra marginal": "supramarginal gyrus", "parahippocampal": "parahippocampal gyrus",
+    "para hippocampal": "parahippocampal gyrus", "insular cortex": "insula", "precuneus cortex": "precuneus",
     "middle lung lobe": "lung middle lobe", "intervertebral discs": "intervertebral disc",
 }  # fmt: skip
 

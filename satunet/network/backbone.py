@@ -1,7 +1,7 @@
 """A plain convolutional 3D U-Net that gives feature maps instead of class logits.
 
 Module names are those of the published checkpoints (``encoder.stages.S.0.convs.I.conv``), which come from nnU-Net's
-network library; its blocks register every layer twice, ours once.
+network library. Its blocks register every layer twice; ours once, and read both.
 
 Shapes: B batch, C features, X Y Z voxels at full resolution, S stage.
 """
@@ -9,8 +9,10 @@ Shapes: B batch, C features, X Y Z voxels at full resolution, S stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, cat, nn
+import torch
+from torch import Tensor, nn
 
 from satunet.network.config import NetworkConfig
 
@@ -24,13 +26,14 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=True)  # type: ignore[arg-type]
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
         self.nonlin = nn.LeakyReLU(inplace=True)
+        self.register_load_state_dict_pre_hook(_drop_aliases)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
         x = self.conv(x)
         if x[0, 0].numel() > 1:
+            # One voxel has no variance: torch refuses to normalise it, so it stays as it is.
             x = self.norm(x)
-        # One voxel has no variance: torch refuses to normalise it in training; it stays as it is.
         result: Tensor = self.nonlin(x)
         return result
 
@@ -38,9 +41,7 @@ class ConvBlock(nn.Module):
 class ConvStack(nn.Module):
     """Several blocks, the first with the stage's stride."""
 
-    def __init__(
-        self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]
-    ) -> None:
+    def __init__(self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
         blocks = [ConvBlock(inputs, outputs, kernel, stride)]
         blocks += [ConvBlock(outputs, outputs, kernel, (1, 1, 1)) for _ in range(count - 1)]
@@ -97,7 +98,7 @@ class Decoder(nn.Module):
         x = skips[-1]
         maps = []
         for step, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(cat((up(x), skips[-step - 2]), dim=1))
+            x = stage(torch.cat((up(x), skips[-step - 2]), dim=1))
             maps.append(x)
         return maps[::-1]
 
@@ -119,3 +120,18 @@ class PlainUNet(nn.Module):
         """Encoder maps and decoder maps, full resolution first."""
         skips = self.encoder(x)
         return skips, self.decoder(skips)
+
+
+def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Take the second name under which nnU-Net's blocks store a layer out of a state dict that is being loaded.
+
+    ``all_modules.0`` is ``conv``, ``all_modules.1`` is ``norm``. A checkpoint whose two copies differ is refused.
+    """
+    errors: list[str] = rest[-1]
+    for index, layer in enumerate(("conv", "norm")):
+        for kind in ("weight", "bias"):
+            alias, name = f"{prefix}all_modules.{index}.{kind}", f"{prefix}{layer}.{kind}"
+            if alias in state_dict:
+                value = state_dict.pop(alias)
+                if not torch.equal(state_dict.setdefault(name, value), value):
+                    errors.append(f"{name} and {alias} must be the same tensor and differ")

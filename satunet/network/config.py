@@ -62,6 +62,10 @@ class NetworkConfig:
         if self.adapter not in ("none", "whitened_projection"):
             raise PlanError(f"network adapter {self.adapter!r}; allowed are none, whitened_projection")
         lengths = (len(self.strides), len(self.kernel_sizes), len(self.n_conv_per_stage))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("preset", "adapter", "dropout") and min(_numbers(value), default=1) < 1:
+                raise PlanError(f"network: every number of {field.name} must be at least 1, got {value}")
         if stages < 2 or set(lengths) != {stages} or len(self.n_conv_per_stage_decoder) != stages - 1:
             raise PlanError(
                 f"a network of {stages} stages needs as many strides, kernels and convolutions (one less in the "
@@ -69,8 +73,12 @@ class NetworkConfig:
             )
         if tuple(self.strides[0]) != (1, 1, 1):
             raise PlanError(f"the first stage keeps full resolution: stride (1, 1, 1), got {self.strides[0]}")
-        if self.query_dim % self.num_heads or self.query_dim % 6:
-            raise PlanError(f"query_dim must be divisible by {self.num_heads} heads and by 6, got {self.query_dim}")
+        if any(k % 2 == 0 for kernel in self.kernel_sizes for k in kernel):
+            raise PlanError(f"kernels must be odd to keep the size of a map, got {self.kernel_sizes}")
+        if self.query_dim % self.num_heads:
+            raise PlanError(f"query_dim must be divisible by the {self.num_heads} heads, got {self.query_dim}")
+        if not 0 <= self.dropout < 1:
+            raise PlanError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 1 <= len(self.mask_heads) < stages:
             raise PlanError(f"{len(self.mask_heads)} mask heads; a network of {stages} stages has 1 to {stages - 1}")
         outs = tuple(out for _, out in self.mask_heads)
@@ -195,6 +203,10 @@ class NetworkConfig:
 def _axes(values: Sequence[int]) -> Axes:
     x, y, z = (int(v) for v in values)
     return x, y, z
+
+
+def _numbers(value: Any) -> list[int]:
+    return [n for v in value for n in _numbers(v)] if isinstance(value, tuple) else [value]
 
 
 def _tuples(value: Any) -> Any:

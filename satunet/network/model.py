@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from satunet.network.adapter import QueryAdapter
 from satunet.network.backbone import PlainUNet
@@ -66,9 +65,10 @@ class PromptedUNet(nn.Module):
             self.logit_bias = None
             self.logit_scale = None
         else:
-            # Most classes fill a thousandth of a patch: start near background instead of at one half.
+            # Most classes fill a thousandth of a patch. Started at one half, a network spends hundreds of steps on
+            # finding that out; the scale makes up for the small dot products of fresh mask heads.
             self.logit_bias = nn.Parameter(torch.full((len(config.mask_heads),), -4.0))
-            self.logit_scale = nn.Parameter(torch.ones(len(config.mask_heads)))
+            self.logit_scale = nn.Parameter(torch.full((len(config.mask_heads),), 3.0))
 
     def encode_image(self, image: Float[Tensor, "b 1 x y z"]) -> ImageFeatures:
         """Run the backbone.
@@ -86,7 +86,7 @@ class PromptedUNet(nn.Module):
         skips, maps = self.backbone(image.expand(-1, self.config.in_channels, -1, -1, -1))
         x, y, z = skips[-1].shape[2:]
         grid = (int(x), int(y), int(z))
-        pooled = [functional.adaptive_avg_pool3d(skip, grid) for skip in skips]
+        pooled = [_average_to(skip, grid) for skip in skips]
         tokens = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # (B, T, sum of features)
         memory = self.projection_layer(tokens)
         return ImageFeatures(memory=memory, grid=grid, maps=tuple(maps[: len(self.config.mask_heads)]))
@@ -95,8 +95,8 @@ class PromptedUNet(nn.Module):
         self,
         features: ImageFeatures,
         queries: Float[Tensor, "b n d"],
-        modality: Int[Tensor, "b"] | None = None,  # noqa: F821
-    ) -> tuple[Float[Tensor, "b n c"], ...]:
+        modality: Int[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b n _"], ...]:
         """Turn text embeddings into mask embeddings of every scale, full resolution first.
 
         Queries do not see each other: decoding them in chunks gives what decoding them at once gives.
@@ -109,7 +109,12 @@ class PromptedUNet(nn.Module):
         Returns:
             One (B, N, C_s + 1) embedding a scale for planned networks, whose last entry is the logit's bias, and
             (B, N, C_s) for the published ones.
+
+        Raises:
+            ValueError: Queries of another width than ``config.text_dim``.
         """
+        if queries.ndim != 3 or queries.shape[-1] != self.config.text_dim:
+            raise ValueError(f"queries are (B, N, {self.config.text_dim}), got {tuple(queries.shape)}")
         if self.adapter is not None:
             queries = self.adapter(queries, modality)
         position = position_encoding(features.grid, self.config.query_dim, device=queries.device)
@@ -135,8 +140,8 @@ class PromptedUNet(nn.Module):
         self,
         image: Float[Tensor, "b 1 x y z"],
         queries: Float[Tensor, "b n d"],
-        modality: Int[Tensor, "b"] | None = None,  # noqa: F821
-    ) -> list[Float[Tensor, "b n x_s y_s z_s"]]:
+        modality: Int[Tensor, " b"] | None = None,
+    ) -> list[Float[Tensor, "b n _ _ _"]]:
         """Mask logits (B, N, X, Y, Z), full resolution first; lower scales only with ``deep_supervision``."""
         features = self.encode_image(image)
         embeddings = self.decode(features, queries, modality)
@@ -147,10 +152,22 @@ class PromptedUNet(nn.Module):
 def mask_logits(feature_map: Tensor, embedding: Tensor) -> Tensor:
     """Dot product of (B, C, X, Y, Z) features with (B, N, C) or (B, N, C + 1) embeddings (the last is a bias)."""
     channels = feature_map.shape[1]
-    logits = torch.einsum("bcxyz,bnc->bnxyz", feature_map, embedding[..., :channels])
+    weights = embedding.to(feature_map.dtype)
+    voxels = feature_map.flatten(2)
     if embedding.shape[-1] > channels:
-        logits = logits + embedding[..., channels, None, None, None]
-    return logits
+        logits = torch.baddbmm(weights[..., channels:], weights[..., :channels], voxels)
+    else:
+        logits = torch.bmm(weights, voxels)
+    return logits.reshape(*logits.shape[:2], *feature_map.shape[2:])
+
+
+def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Mean over equal boxes, (B, C, X, Y, Z) → (B, C, *grid); the strides may differ from axis to axis.
+
+    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic.
+    """
+    split = [n for size, g in zip(feature_map.shape[2:], grid, strict=True) for n in (g, size // g)]
+    return feature_map.reshape(*feature_map.shape[:2], *split).mean((3, 5, 7))
 
 
 def _mask_head(width: int, hidden: int, out: int, *, gelu: bool) -> nn.Sequential:

