@@ -1,1 +1,1 @@
-
+"""Metrics, scoring, benchmark and report."""

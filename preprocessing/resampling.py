@@ -66,7 +66,7 @@ def resample_labels(
     if labels.shape == shape:
         return labels
     flat = _separate_axis(spacing_mm, target_mm)
-    weights = [_weights(n, m, nearest=axis == flat) for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True))]
+    weights = [interpolation_matrix(n, m, nearest=axis == flat) for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True))]
     result = np.zeros(shape, dtype=labels.dtype)
     for label, box in enumerate(find_objects(labels), start=1):
         if box is None:
@@ -90,8 +90,8 @@ def resample_labels(
     return result
 
 
-def _weights(size: int, wanted: int, *, nearest: bool) -> NDArray[np.float32]:
-    """(wanted, size) interpolation matrix of one axis."""
+def interpolation_matrix(size: int, wanted: int, *, nearest: bool = False) -> NDArray[np.float32]:
+    """(wanted, size) matrix that takes one axis from ``size`` to ``wanted`` voxels, linearly or by nearest voxel."""
     centre = (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
     matrix = np.zeros((wanted, size), dtype=np.float32)
     rows = np.arange(wanted)

@@ -62,6 +62,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
 
 
+def mask_file_name(name: str) -> str:
+    """File name, without ending, of a prompt's mask: safe on every file system, and readable."""
+    safe = "".join(c if c.isalnum() or c in "+-." else "_" for c in name.strip())
+    return safe.strip(".") or "_"
+
+
 def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

@@ -126,7 +126,6 @@ RECIPES = {
         steps_per_epoch=50,
         validation_steps=4,
         queries_per_scan=96,
-        augment=False,
     ),
 }
 """``sat``: arXiv 2312.17183. ``nnunet``: nnU-Net's optimizer and schedule. ``short``: a few minutes on a CPU."""

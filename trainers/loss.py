@@ -60,10 +60,14 @@ def prompted_loss(
         The loss, and the Dice loss of each query at full resolution, detached (0 where not valid).
 
     Raises:
-        ValueError: No scale, other numbers of weights than scales, or embeddings that do not fit the features.
-        IndexError: A label id outside [0, L) (on a CPU; CUDA reports a device-side assertion).
+        ValueError: No scale, other numbers of weights than scales, embeddings that do not fit the features, or a
+            label id outside [0, L).
     """
+    labels = labels.long()
     _check(maps, embeddings, scale_weights)
+    lowest, highest = (int(v) for v in torch.aminmax(labels))
+    if lowest < 0 or highest >= membership.shape[-1]:
+        raise ValueError(f"label ids must be in [0, {membership.shape[-1]}), got {lowest} to {highest}")
     weights = [0.5**s for s in range(len(maps))] if scale_weights is None else [float(w) for w in scale_weights]
     count = valid.sum().clamp_min(1)
     total = torch.zeros((), dtype=_work_type(maps[0]), device=maps[0].device)
@@ -187,14 +191,14 @@ def _work_type(feature_map: Tensor) -> torch.dtype:
 
 
 def _nearest(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Label ids at a lower resolution, by nearest neighbour; (B, X, Y, Z) → (B, *shape), int64."""
+    """Label ids at a lower resolution, by nearest neighbour; (B, X, Y, Z) → (B, *shape)."""
     small = labels
     for axis, size in enumerate(shape, start=1):
         if labels.shape[axis] != size:
             # The voxel at the centre of each coarse voxel, as torch's "nearest-exact" takes it.
             centres = (torch.arange(size, device=labels.device) + 0.5) * (labels.shape[axis] / size)
             small = small.index_select(axis, centres.long())
-    return small.long()
+    return small
 
 
 def _check(maps: Sequence[Tensor], embeddings: Sequence[Tensor], scale_weights: Sequence[float] | None) -> None:
@@ -206,5 +210,5 @@ def _check(maps: Sequence[Tensor], embeddings: Sequence[Tensor], scale_weights: 
         channels, width = feature_map.shape[1], embedding.shape[-1]
         if width not in (channels, channels + 1):
             raise ValueError(
-                f"scale {scale}: mask embeddings must have {channels} entries, or {channels + 1} with a bias, got {width}"
+                f"scale {scale}: mask embeddings must have {channels} entries, or one more with a bias, got {width}"
             )

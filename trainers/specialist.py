@@ -1,0 +1,145 @@
+"""Specialist nnU-Nets: one per dataset, planned, trained and predicted by nnunetv2 itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from satunet.devices import autocast_for, pick_device
+from satunet.errors import PlanError
+from satunet.files import atomic_path, read_json
+from satunet.paths import preprocessed_dir
+from satunet.planners.specialist import CONFIGURATION, PLANS_NAME
+from satunet.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+STEPS_PER_EPOCH = 250
+DEFAULT_STEPS = 1000 * STEPS_PER_EPOCH
+VALIDATION_STEPS = 50
+
+
+class SpecialistTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written whole.
+
+    Losses, augmentation, network and optimizer are nnU-Net's own.
+    """
+
+    on_step: Callable[[float], None] | None = None
+
+    def set_budget(self, steps: int) -> None:
+        """Train for ``steps`` steps, in epochs of nnU-Net's 250 or of what there is."""
+        self.num_iterations_per_epoch = min(STEPS_PER_EPOCH, steps)
+        self.num_epochs = max(1, round(steps / self.num_iterations_per_epoch))
+        self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
+        self.save_every = 10
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step."""
+        result: dict[str, Any] = super().train_step(batch)
+        if self.on_step is not None:
+            self.on_step(float(result["loss"]))
+        return result
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, renamed into place when it is complete."""
+        with atomic_path(Path(filename)) as temporary:
+            super().save_checkpoint(str(temporary))
+            if not temporary.exists():  # checkpointing is disabled, or this is not rank 0
+                return
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """To nnU-Net's log file, not to stdout."""
+        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""
+
+
+def register() -> None:
+    """Let nnunetv2 find :class:`SpecialistTrainer` by name: it looks through the modules of its own trainers."""
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+
+    setattr(module, SpecialistTrainer.__name__, SpecialistTrainer)
+
+
+def specialist_folder(dataset_name: str) -> Path:
+    """Result folder of a dataset's specialist."""
+    from satunet.paths import results_dir
+
+    return results_dir() / dataset_name / f"{SpecialistTrainer.__name__}__{PLANS_NAME}__{CONFIGURATION}"
+
+
+def train_specialist(
+    dataset_name: str,
+    *,
+    fold: int | str = 0,
+    steps: int | None = None,
+    device: str = "auto",
+    continue_training: bool = False,
+) -> Path:
+    """Train a dataset's nnU-Net, under a progress bar.
+
+    On a CPU with native bfloat16, nnU-Net's float32 training runs inside an autocast, which it leaves alone there.
+
+    Args:
+        dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
+        fold: Number of the fold, or ``"all"``.
+        steps: Budget; nnU-Net's 250,000 if not given.
+        device: Where to train.
+        continue_training: Go on from the last checkpoint; a finished run is left as it is.
+
+    Returns:
+        The result folder.
+
+    Raises:
+        PlanError: Not planned.
+    """
+    folder = preprocessed_dir() / dataset_name
+    plans_file = folder / f"{PLANS_NAME}.json"
+    if not plans_file.is_file():
+        raise PlanError(f"{plans_file}: no such plan; make it with 'satunet plan_and_preprocess --specialists'")
+    steps = steps or DEFAULT_STEPS
+    where = pick_device(device)
+    with _environment(where):
+        plans = read_json(plans_file) | {"continue_training": continue_training}
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = SpecialistTrainer(plans, CONFIGURATION, fold, read_json(folder / "dataset.json"), where)  # type: ignore[arg-type]
+        trainer.set_budget(steps)
+        output = Path(str(trainer.output_folder))
+        if continue_training and (output / "checkpoint_final.pth").is_file():
+            logger.info("%s is trained already", output)
+            return output.parent
+        if continue_training:
+            found = [p for n in ("latest", "best") if (p := output / f"checkpoint_{n}.pth").is_file()]
+            if found:
+                trainer.load_checkpoint(str(found[0]))
+        with progress_bar(f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch) as advance:
+            advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
+            trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
+            with autocast_for(where) if where.type == "cpu" else contextlib.nullcontext():
+                trainer.run_training()
+    return output.parent
+
+
+@contextlib.contextmanager
+def _environment(device: torch.device) -> Iterator[None]:
+    """nnU-Net's settings are environment variables: on a CPU, its augmentation workers would fight with the network."""
+    wanted = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"} if device.type == "cpu" else {}
+    before = {key: os.environ.get(key) for key in wanted}
+    try:
+        for key, value in wanted.items():
+            os.environ.setdefault(key, value)
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)
