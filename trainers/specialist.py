@@ -51,10 +51,10 @@ class SpecialistTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, renamed into place when it is complete."""
+        if self.disable_checkpointing or self.local_rank != 0:
+            return
         with atomic_path(Path(filename)) as temporary:
             super().save_checkpoint(str(temporary))
-            if not temporary.exists():  # checkpointing is disabled, or this is not rank 0
-                return
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's log file, not to stdout."""
