@@ -217,9 +217,7 @@ def _over_classes(rows: list[ClassRow], competitors: tuple[str, ...]) -> dict[st
 
 def _paired(rows: list[ClassRow], first: str, second: str, metric: str) -> Comparison:
     pairs = [
-        r.scores[first][metric] - r.scores[second][metric]
-        for r in rows
-        if first in r.scores and second in r.scores
+        r.scores[first][metric] - r.scores[second][metric] for r in rows if first in r.scores and second in r.scores
     ]
     pairs = [p for p in pairs if not math.isnan(p)]
     p_value = None

@@ -227,9 +227,7 @@ def _absent(policy: AbsencePolicy, n_reference: int, n_prediction: int) -> Score
     return Scores(dsc=value, nsd=value, reference_voxels=n_reference, prediction_voxels=n_prediction)
 
 
-def _check(
-    reference: NDArray[Any], prediction: NDArray[Any], spacing_mm: Sequence[float], tolerance_mm: float
-) -> None:
+def _check(reference: NDArray[Any], prediction: NDArray[Any], spacing_mm: Sequence[float], tolerance_mm: float) -> None:
     if reference.ndim != 3 or reference.shape != prediction.shape:
         raise ValueError(
             f"reference and prediction must be volumes of one shape, got {reference.shape} and {prediction.shape}"
@@ -252,7 +250,5 @@ def _box_of(mask: NDArray[np.bool_]) -> Box | None:
 
 
 def _union(boxes: Sequence[Box]) -> Box:
-    x, y, z = (
-        slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3)
-    )
+    x, y, z = (slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3))
     return x, y, z

@@ -137,7 +137,9 @@ def _task(dataset: Dataset, model: ModelFolder) -> _Task:
 def _validation_cases(dataset: Dataset, model: ModelFolder) -> list[str]:
     file = preprocessed_dir() / model.plan.dataset_name / "splits_final.json"
     if model.fold == "all":
-        logger.warning("%s has no test cases and the model was trained on all: its training cases are scored", dataset.name)
+        logger.warning(
+            "%s has no test cases and the model was trained on all: its training cases are scored", dataset.name
+        )
         return [c.identifier for c in dataset.training_cases()]
     try:
         scans = set(read_json(file)[int(model.fold)]["val"])
@@ -231,4 +233,3 @@ def _report_case(
         classes=task.classes,
         predictions=folders,
     )
-

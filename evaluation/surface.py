@@ -144,7 +144,8 @@ def _polygons(inside: dict[tuple[int, int, int], bool]) -> Iterator[list[Point]]
         ring = [_on_face(axis, side, p, q) for p, q in ((0, 0), (0, 1), (1, 1), (1, 0))]
         # Edge i of the face joins corners i and i + 1.
         middles: list[Point] = [
-            ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, (a[2] + b[2]) / 2) for a, b in zip(ring, ring[1:] + ring[:1], strict=True)
+            ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, (a[2] + b[2]) / 2)
+            for a, b in zip(ring, ring[1:] + ring[:1], strict=True)
         ]
         crossed = [i for i in range(4) if inside[ring[i]] != inside[ring[(i + 1) % 4]]]
         if len(crossed) == 4:

@@ -165,9 +165,7 @@ class DatasetFingerprint:
             "satunet": {
                 "version": FINGERPRINT_VERSION,
                 "dataset": self.dataset,
-                "cases": [
-                    {k: getattr(c, k) for k in CaseFingerprint.__dataclass_fields__} for c in self.cases
-                ],
+                "cases": [{k: getattr(c, k) for k in CaseFingerprint.__dataclass_fields__} for c in self.cases],
                 "channels": [
                     {k: getattr(c, k) for k in ChannelStatistics.__dataclass_fields__ if k != "sketch"}
                     | {"sketch": base64.b64encode(c.sketch).decode()}
@@ -254,9 +252,7 @@ def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "
     merged = channels[0]
     for channel in channels[1:]:
         merged = merged.merge(channel)
-    return DatasetFingerprint(
-        dataset=name, cases=tuple(c for f in fingerprints for c in f.cases), channels=(merged,)
-    )
+    return DatasetFingerprint(dataset=name, cases=tuple(c for f in fingerprints for c in f.cases), channels=(merged,))
 
 
 def _cached(file: Any) -> DatasetFingerprint | None:
@@ -276,7 +272,9 @@ def _analyze(job: tuple[Dataset, Case]) -> tuple[CaseFingerprint, list[ChannelSt
     for image in images:
         nonzero |= image.array != 0
     box = tuple(
-        slice(int(hits[0]), int(hits[-1]) + 1) if (hits := np.flatnonzero(nonzero.any(axis=others))).size else slice(None)
+        slice(int(hits[0]), int(hits[-1]) + 1)
+        if (hits := np.flatnonzero(nonzero.any(axis=others))).size
+        else slice(None)
         for others in ((1, 2), (0, 2), (0, 1))
     )
     cropped = labels.array[box]
@@ -322,4 +320,8 @@ def _source(case: Case) -> str:
 def _sketch(content: bytes | None = None) -> Any:
     import datasketches
 
-    return datasketches.kll_floats_sketch(SKETCH_K) if content is None else datasketches.kll_floats_sketch.deserialize(content)
+    return (
+        datasketches.kll_floats_sketch(SKETCH_K)
+        if content is None
+        else datasketches.kll_floats_sketch.deserialize(content)
+    )

@@ -115,9 +115,7 @@ def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64],
 def _scans(
     fingerprints: Sequence[DatasetFingerprint], weights: dict[str, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    rows = [
-        (c.spacing_ras, c.shape_ras, weights[f.dataset] * len(f.channels)) for f in fingerprints for c in f.cases
-    ]
+    rows = [(c.spacing_ras, c.shape_ras, weights[f.dataset] * len(f.channels)) for f in fingerprints for c in f.cases]
     spacings, shapes, scan_weights = zip(*rows, strict=True)
     return np.array(spacings, float), np.array(shapes, float), np.array(scan_weights, float)
 

@@ -108,9 +108,7 @@ def _preprocess_case(job: _Job) -> list[tuple[str, int | None]]:
             continue
         image = read_image(path)
         labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=image.grid)
-        prepared = preprocess_image(
-            image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name)
-        )
+        prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
         ids = preprocess_labels(labels, prepared.geometry)
         voxels, locations = label_locations(ids[0])
         record = ScanRecord(

@@ -3,13 +3,14 @@
 A scan is four files: ``<scan>.b2nd`` (image) and ``<scan>_seg.b2nd`` (label ids), chunked Blosc2 arrays with the
 chunk sizes nnU-Net uses, so that reading a patch touches few chunks; ``<scan>_locations.npz`` (where its labels
 are); and ``<scan>.json`` (what it is and what it was made from). The JSON is written last: a scan without it does
-not exist, whatever a killed run left behind.
+not exist, whatever a killed run left behind. ``manifest.json`` names the plan and the scans that belong together; a
+scan that it does not list is from another plan, or its inputs cannot be used any more.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from satunet.datasets import scan_id, split_scan_id
 from satunet.errors import DatasetError
 from satunet.files import atomic_path, read_json, write_json
+from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
 STORE_VERSION = 1
 LOCATIONS_PER_LABEL = 1000
+_ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +42,7 @@ class ScanRecord:
         label_voxels: Label id → voxels of it, in the preprocessed scan.
         geometry: Where it comes from.
         source: Hash of the input files, the plan and the store's version.
+        stamp: The same with sizes and times of the input files instead of their content: quick to compare.
     """
 
     dataset: str
@@ -48,6 +52,7 @@ class ScanRecord:
     label_voxels: dict[int, int]
     geometry: ScanGeometry
     source: str
+    stamp: str = ""
 
     @property
     def scan_id(self) -> str:
@@ -68,6 +73,7 @@ class ScanRecord:
             "label_voxels": {str(k): v for k, v in self.label_voxels.items()},
             "geometry": self.geometry.to_json(),
             "source": self.source,
+            "stamp": self.stamp,
         }
 
     @classmethod
@@ -88,6 +94,7 @@ class ScanRecord:
             label_voxels={int(k): int(v) for k, v in content["label_voxels"].items()},
             geometry=ScanGeometry.from_json(content["geometry"]),
             source=content["source"],
+            stamp=content.get("stamp", ""),
         )
 
 
@@ -105,10 +112,12 @@ class ScanStore:
 
     @cached_property
     def scan_ids(self) -> tuple[str, ...]:
-        """Names of all complete scans, sorted."""
+        """Names of all complete scans of the manifest, sorted."""
         if not self.folder.is_dir():
             return ()
-        return tuple(sorted(p.stem for p in self.folder.glob("*__*.json") if not p.name.startswith(".")))
+        present = {p.name[: -len(".json")] for p in self.folder.glob("*__*.json") if not p.name.startswith(".")}
+        manifest = read_manifest(self.folder)
+        return tuple(sorted(present if manifest is None else present & set(manifest["scans"])))
 
     @cached_property
     def _records(self) -> dict[str, ScanRecord]:
@@ -159,15 +168,57 @@ def write_scan(
     Returns:
         Bytes written.
     """
-    name = record.scan_id
-    files = [folder / f"{name}{ending}" for ending in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")]
+    files = scan_files(folder, record.scan_id)
     files[3].unlink(missing_ok=True)  # from here until the end, the scan does not exist
     _write_array(files[0], image, patch_size)
     _write_array(files[1], labels, patch_size)
     with atomic_path(files[2]) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **{str(k): v for k, v in locations.items()})  # type: ignore[arg-type]
-    write_json(files[3], record.to_json())
-    return sum(f.stat().st_size for f in files)
+    sizes = [file.stat().st_size for file in files[:3]]
+    write_json(files[3], record.to_json() | {"bytes": sizes})
+    return sum(sizes) + files[3].stat().st_size
+
+
+def is_complete(folder: Path, scan: str) -> bool:
+    """Whether a scan's record is there and its other files have the sizes they were written with."""
+    *arrays, record = scan_files(folder, scan)
+    try:
+        return [file.stat().st_size for file in arrays] == read_json(record)["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def remove_scan(folder: Path, scan: str) -> None:
+    """Remove what there is of a scan, the record first."""
+    for file in reversed(scan_files(folder, scan)):
+        file.unlink(missing_ok=True)
+
+
+def scan_files(folder: Path, scan: str) -> list[Path]:
+    """Image, labels, locations and record of a scan."""
+    return [folder / f"{scan}{ending}" for ending in _ENDINGS]
+
+
+def write_manifest(folder: Path, plan: UnifiedPlan, scans: Iterable[str], *, complete: bool) -> None:
+    """Say which scans belong together.
+
+    Args:
+        folder: The store.
+        plan: The plan they are preprocessed by.
+        scans: Their names.
+        complete: Whether the run that made them came to its end.
+    """
+    content = {"version": STORE_VERSION, "plan": plan.content_hash(), "complete": complete, "scans": sorted(scans)}
+    write_json(folder / "manifest.json", content)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a store, or ``None`` if it has none of this version."""
+    try:
+        content = read_json(folder / "manifest.json")
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("version") == STORE_VERSION else None
 
 
 def label_locations(
@@ -213,14 +264,16 @@ def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, in
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
     blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
+    # Measured: images decompress twice as fast as with ZSTD at 5 % more bytes; label maps are half as large with it.
+    codec = blosc2.Codec.LZ4HC if array.dtype.kind == "f" else blosc2.Codec.ZSTD
+    shuffle = blosc2.Filter.SHUFFLE if array.itemsize > 1 else blosc2.Filter.NOFILTER
     with atomic_path(path) as temporary:
         blosc2.asarray(
             np.ascontiguousarray(array),
             urlpath=str(temporary),
             chunks=tuple(int(c) for c in chunks),
             blocks=tuple(int(b) for b in blocks),
-            cparams={"codec": blosc2.Codec.ZSTD, "clevel": 5},
-            mmap_mode="w+",
+            cparams={"codec": codec, "clevel": 5, "filters": [shuffle], "nthreads": 1},
         )
 
 

@@ -188,7 +188,9 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
     return np.ascontiguousarray(back)
 
 
-def restore_mask(probability: NDArray[np.floating[Any]], geometry: ScanGeometry, threshold: float = 0.5) -> NDArray[np.bool_]:
+def restore_mask(
+    probability: NDArray[np.floating[Any]], geometry: ScanGeometry, threshold: float = 0.5
+) -> NDArray[np.bool_]:
     """The voxels of the file whose restored probability exceeds a threshold.
 
     The same as ``restore(probability, geometry) > threshold``, computed only where it can be true: a linear

@@ -161,6 +161,22 @@ def read_dataset(folder: Path) -> Dataset:
     )
 
 
+def read_labels(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name → ids of a ``dataset.json``, without background and ignore label.
+
+    Raises:
+        DatasetError: The file is missing or malformed.
+    """
+    try:
+        return _labels(read_json(file)["labels"], file)[0]
+    except FileNotFoundError as error:
+        raise DatasetError(f"{file}: missing; give the dataset.json that names the label ids") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{file}: no labels can be read from it ({error})") from error
+
+
 def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
     """Modality of a channel from its name: ``"T1w MRI"`` → ``"mri"``, ``"CT"`` → ``"ct"``.
 

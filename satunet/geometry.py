@@ -79,9 +79,7 @@ def same_grid(a: Grid, b: Grid, *, tolerance_mm: float = 1e-2) -> bool:
     return bool(np.abs((a.affine - b.affine) @ homogeneous).max() <= tolerance_mm)
 
 
-def reorient(
-    array: NDArray[Any], grid: Grid, orientation: str = "RAS"
-) -> tuple[NDArray[Any], Grid]:
+def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple[NDArray[Any], Grid]:
     """Flip and transpose a volume's axes so that they run as ``orientation`` says; no resampling.
 
     Args:

@@ -68,9 +68,7 @@ def strip_ending(name: str) -> str:
 
 def list_images(folder: Path) -> list[Path]:
     """Image files directly in ``folder``, by name; hidden files are no results and are left out."""
-    return sorted(
-        p for p in Path(folder).iterdir() if p.is_file() and image_ending(p) and not p.name.startswith(".")
-    )
+    return sorted(p for p in Path(folder).iterdir() if p.is_file() and image_ending(p) and not p.name.startswith("."))
 
 
 def read_grid(path: Path) -> Grid:
@@ -90,9 +88,7 @@ def read_grid(path: Path) -> Grid:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise UnreadableImageError(path, f"not a readable image ({_first_line(error)})") from error
-    return _sitk_grid(
-        path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
-    )
+    return _sitk_grid(path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
 def read_image(path: Path) -> Image:
@@ -115,9 +111,7 @@ def read_image(path: Path) -> Image:
     return image
 
 
-def read_label_map(
-    path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None
-) -> Image:
+def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None) -> Image:
     """Read an integer label map.
 
     Args:
@@ -135,7 +129,9 @@ def read_label_map(
     """
     image = _read(path)
     if grid is not None and not same_grid(image.grid, grid):
-        raise GridMismatchError(path, f"the label map is on another grid than its image: {_difference(image.grid, grid)}")
+        raise GridMismatchError(
+            path, f"the label map is on another grid than its image: {_difference(image.grid, grid)}"
+        )
     values = image.array
     if np.issubdtype(values.dtype, np.floating):
         rounded = np.rint(values)
@@ -222,9 +218,7 @@ def _read(path: Path) -> Image:
     except RuntimeError as error:
         raise UnreadableImageError(path, f"not a readable image ({_first_line(error)})") from error
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise NotThreeDimensionalError(
-            path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel; allowed is one"
-        )
+        raise NotThreeDimensionalError(path, f"{image.GetNumberOfComponentsPerPixel()} values a voxel; allowed is one")
     grid = _sitk_grid(path, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     array = sitk.GetArrayFromImage(image).transpose().reshape(grid.shape)
     return Image(array=_native(array), grid=grid, path=path)

@@ -201,7 +201,9 @@ class UnifiedPlan:
         if not isinstance(ours, dict):
             raise PlanError(f"{source}: no unified plan of satunet (the key 'satunet' is missing)")
         if ours.get("version") != PLAN_VERSION:
-            raise PlanError(f"{source}: plan version {ours.get('version')!r}; this satunet reads version {PLAN_VERSION}")
+            raise PlanError(
+                f"{source}: plan version {ours.get('version')!r}; this satunet reads version {PLAN_VERSION}"
+            )
         try:
             (name, configuration), *others = content["configurations"].items()
             if others:

@@ -56,7 +56,14 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., 
     Yields:
         A function ``advance(steps=1, note="")``; ``note`` is shown behind the bar (a loss, a scan's name).
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     started = time.monotonic()
     columns = (

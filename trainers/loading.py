@@ -97,7 +97,9 @@ class StepBatches(Dataset[dict[str, Any]]):
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan_id,
                              type(error).__name__, error)  # fmt: skip
                 if len(failed) >= _MAX_FAILURES:
-                    raise DatasetError(f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan_id}") from error
+                    raise DatasetError(
+                        f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan_id}"
+                    ) from error
 
     def _crop(self, record: Any, rng: np.random.Generator) -> dict[str, Any]:
         patch = self.plan.patch_size
@@ -111,9 +113,7 @@ class StepBatches(Dataset[dict[str, Any]]):
         if self._augmentation is not None:
             image, labels = self._augmentation(image, labels, rng)
         present = frozenset(torch.unique(labels).tolist()) - {0}
-        queries = choose_queries(
-            self.space, record.dataset, present, self.limit, self.config.negative_share, rng
-        )
+        queries = choose_queries(self.space, record.dataset, present, self.limit, self.config.negative_share, rng)
         texts = [self._wording(query, rng) for query in queries]
         return {
             "data": image,
@@ -161,7 +161,9 @@ def batches(dataset: StepBatches, steps: range, workers: int, *, pin_memory: boo
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     count = max(len(s["members"]) for s in samples)
-    ids = max([0, *(int(s["labels"].max()) for s in samples), *(i for s in samples for q in s["members"] for i in q.ids)])
+    ids = max(
+        [0, *(int(s["labels"].max()) for s in samples), *(i for s in samples for q in s["members"] for i in q.ids)]
+    )
     size = len(samples)
     width = samples[0]["queries"].shape[1]
     queries: Tensor = torch.zeros(size, count, width)

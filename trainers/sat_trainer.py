@@ -263,7 +263,9 @@ class SATTrainer(nnUNetTrainer):
         """Log, draw ``progress.png``, save the latest and the best checkpoint."""
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
-        last = {k: self.logger.get_value(k, step=-1) for k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")}
+        last = {
+            k: self.logger.get_value(k, step=-1) for k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
+        }
         self.print_to_log_file(
             f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
             f"mean soft Dice of positive queries {last['mean_fg_dice']:.4f}"
@@ -375,7 +377,9 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise ModelError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on damaged files
         reason = str(error).strip().splitlines()
-        raise ModelError(f"{path}: not a checkpoint that can be read safely ({reason[0] if reason else error!r})") from error
+        raise ModelError(
+            f"{path}: not a checkpoint that can be read safely ({reason[0] if reason else error!r})"
+        ) from error
     if not isinstance(content, dict) or "network_weights" not in content:
         raise ModelError(f"{path}: not a checkpoint of satunet (the key 'network_weights' is missing)")
     return content

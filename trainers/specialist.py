@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -66,9 +67,7 @@ class SpecialistTrainer(nnUNetTrainer):
 
 def register() -> None:
     """Let nnunetv2 find :class:`SpecialistTrainer` by name: it looks through the modules of its own trainers."""
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
-
-    setattr(module, SpecialistTrainer.__name__, SpecialistTrainer)
+    setattr(importlib.import_module(nnUNetTrainer.__module__), SpecialistTrainer.__name__, SpecialistTrainer)
 
 
 def specialist_folder(dataset_name: str) -> Path:
@@ -122,7 +121,9 @@ def train_specialist(
             found = [p for n in ("latest", "best") if (p := output / f"checkpoint_{n}.pth").is_file()]
             if found:
                 trainer.load_checkpoint(str(found[0]))
-        with progress_bar(f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch) as advance:
+        with progress_bar(
+            f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch
+        ) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
             with autocast_for(where) if where.type == "cpu" else contextlib.nullcontext():

@@ -24,7 +24,8 @@ Preset = Annotated[
 ]
 GpuMemory = Annotated[float, arg(help="GPU memory to plan for, in GB.")]
 Spacing = Annotated[
-    tuple[float, float, float] | None, arg(help="Target spacing in mm (right, anterior, superior); planned if not given.")
+    tuple[float, float, float] | None,
+    arg(help="Target spacing in mm (right, anterior, superior); planned if not given."),
 ]
 
 

@@ -18,7 +18,20 @@ _LESION_WORDS = re.compile(
 )
 _PARTS = (("anterior", "posterior"), ("upper", "lower"), ("superior", "inferior"))
 # "upper lobe" and "lower lobe" are not the two halves of one "lobe".
-_NO_WHOLE = {"process", "limb", "lobe", "division", "segment", "part", "gyrus", "horn", "wall", "border", "root", "pole"}
+_NO_WHOLE = {
+    "process",
+    "limb",
+    "lobe",
+    "division",
+    "segment",
+    "part",
+    "gyrus",
+    "horn",
+    "wall",
+    "border",
+    "root",
+    "pole",
+}
 
 
 @dataclass

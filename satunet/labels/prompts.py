@@ -88,7 +88,8 @@ def _same_but_for_spelling(name: str, candidates: list[str]) -> str | None:
     for candidate in difflib.get_close_matches(name, candidates, n=3, cutoff=0.88):
         others = candidate.split()
         if len(others) == len(words) and all(
-            a == b or (min(len(a), len(b)) >= 6 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.88 and a[0] == b[0])
+            a == b
+            or (min(len(a), len(b)) >= 6 and difflib.SequenceMatcher(None, a, b).ratio() >= 0.88 and a[0] == b[0])
             for a, b in zip(words, others, strict=True)
         ):
             return candidate

@@ -15,7 +15,7 @@ from satunet.errors import PromptError, UserError
 from satunet.files import mask_file_name, read_json, write_json
 from satunet.imageio import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending, write_label_map
 from satunet.labels import PromptMatch
-from satunet.prediction.predictor import PromptMask, Predictor, guess_modality
+from satunet.prediction.predictor import Predictor, PromptMask, guess_modality
 from satunet.progress import JobSummary, progress_bar
 
 logger = logging.getLogger(__name__)
@@ -256,7 +256,8 @@ def _report(matches: Sequence[PromptMatch]) -> None:
     for m in matches:
         near = ", ".join(f"{name} ({value:.2f})" for name, value in m.nearest)
         if m.status == "similar":
-            logger.warning("prompt %r names no class of the model; segmented by its wording; nearest: %s", m.prompt, near)
+            logger.warning(
+                "prompt %r names no class of the model; segmented by its wording; nearest: %s", m.prompt, near
+            )
         elif m.status == "unknown":
             logger.warning("prompt %r is nothing the model knows; no mask is written; nearest: %s", m.prompt, near)
-

@@ -156,7 +156,7 @@ def _folder_hash(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """transformers reports loading on stderr and in bars; ours is a command with bars of its own."""
+    """Transformers reports loading on stderr and in bars; ours is a command with bars of its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as noise
 

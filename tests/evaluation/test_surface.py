@@ -19,9 +19,7 @@ def cube_of(code: int) -> np.ndarray:
     return np.array(bits).reshape(2, 2, 2)
 
 
-@pytest.mark.parametrize(
-    "spacing_mm", [(1, 1, 1), (0.5, 0.5, 5), (3.0, 0.3, 1.1), (0.97, 1.31, 2.77), (8, 0.1, 0.1)]
-)
+@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (0.5, 0.5, 5), (3.0, 0.3, 1.1), (0.97, 1.31, 2.77), (8, 0.1, 0.1)])
 def test_all_256_areas_equal_the_published_table(spacing_mm: tuple[float, float, float]) -> None:
     published = lookup_tables.create_table_neighbour_code_to_surface_area(spacing_mm)
     kernel = lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL
