@@ -290,7 +290,7 @@ def mean_of(values: Any) -> float:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file whole; numbers with six significant digits after the leading zeros, ``nan`` as an empty cell."""
+    """Write a CSV file whole; numbers with eight significant digits, ``nan`` as an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

@@ -183,7 +183,7 @@ def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
         return None
     try:
         content: dict[str, Any] = read_json(file)
-        legend = {str(name): (int(value),) for name, value in content["labels"].items()}
+        legend: dict[str, tuple[int, ...]] = {str(name): (int(value),) for name, value in content["labels"].items()}
         for entry in content.get("prompts", []):
             if entry.get("class") and entry.get("label"):
                 legend.setdefault(entry["class"], (int(entry["label"]),))

@@ -154,7 +154,7 @@ def _cubic_matrix(size: int, wanted: int) -> NDArray[np.float32]:
 
 
 def _centres(size: int, wanted: int) -> NDArray[np.float64]:
-    return (np.arange(wanted) + 0.5) * (size / wanted) - 0.5
+    return np.asarray((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, dtype=np.float64)
 
 
 def _nearest_index(size: int, wanted: int) -> NDArray[np.intp]:

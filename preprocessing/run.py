@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets import Case, Dataset, load_dataset, scan_id
-from satunet.errors import DatasetError, UserError
+from satunet.errors import DatasetError, SatunetError, UserError
 from satunet.files import read_json, write_json
 from satunet.imageio import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
 from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
+from satunet.preprocessing.splits import unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
     ScanRecord,
-    ScanStore,
     file_hash,
+    is_complete,
     label_locations,
+    read_manifest,
+    remove_scan,
+    scan_files,
+    write_manifest,
     write_scan,
 )
 from satunet.preprocessing.transform import preprocess_image, preprocess_labels
@@ -29,60 +34,83 @@ from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
-FOLDS = 5
-
 
 def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, processes: int = 1) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
 
-    A scan whose inputs and plan are unchanged is not made again. A case that cannot be used is counted with its
-    reason, and the rest goes on.
+    A scan whose inputs and plan are unchanged is not made again. A scan that cannot be used is counted with its
+    reason, and the rest goes on; what an earlier run made of it is removed.
 
     Args:
         plan: The unified plan.
-        dataset_names: Datasets in ``nnUNet_raw``.
+        dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
         processes: Worker processes.
 
     Returns:
         Scans done, already done and failed.
 
     Raises:
-        DatasetError: None of the datasets can be read.
+        DatasetError: None of the datasets can be read, or none of their scans.
+        LabelSpaceError: Their labels contradict each other.
     """
     folder = preprocessed_dir() / plan.dataset_name
     store = folder / plan.data_identifier
     store.mkdir(parents=True, exist_ok=True)
     summary = JobSummary("preprocessing")
+    cases: dict[str, tuple[Case, ...]] = {}
     datasets: list[Dataset] = []
-    jobs: list[_Job] = []
     for name in dataset_names:
         try:
             dataset = load_dataset(name)
-            cases = dataset.training_cases()
+            cases[dataset.name] = dataset.training_cases()
+            datasets.append(dataset)
         except UserError as error:
             summary.failed(name, error)
-            continue
-        datasets.append(dataset)
-        jobs += [_Job(dataset=dataset, case=case, plan=plan, store=store) for case in cases]
     if not datasets:
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
+    space = build_label_space(datasets)
+    jobs = [
+        _Job(dataset=d, case=c, plan=plan, store=store, single=processes > 1) for d in datasets for c in cases[d.name]
+    ]
+    scans = _run(jobs, summary, processes)
+    if not scans:
+        raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
+    write_manifest(store, plan, scans, complete=True)
+    space.save(folder / "label_space.json")
+    identifiers = {name: [case.identifier for case in found] for name, found in cases.items()}
+    write_json(folder / "splits_final.json", unified_splits(scans, identifiers))
+    write_json(folder / "dataset.json", _dataset_json(plan, space, datasets, len(scans)))
+    summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
+    summary.save(folder / "preprocessing_summary.json")
+    return summary
+
+
+def _run(jobs: list[_Job], summary: JobSummary, processes: int) -> list[str]:
+    """Preprocess all cases; names of the scans that are in the store afterwards."""
+    plan, store = jobs[0].plan, jobs[0].store
+    before = read_manifest(store)
+    # A killed run must not leave the scans of two plans side by side in the manifest.
+    kept = before["scans"] if before is not None and before["plan"] == plan.content_hash() else []
+    write_manifest(store, plan, kept, complete=False)
+    scans: list[str] = []
     written = 0
     for outcome in run_parallel(
         _preprocess_case, jobs, description="Preprocessing", processes=processes, key=lambda j: j.case.identifier
     ):
         job = outcome.item
-        if outcome.error is not None:
-            summary.failed(f"{job.dataset.name}/{job.case.identifier}", outcome.error)
-            continue
-        for scan, size in outcome.result or []:
-            written += size or 0
-            (summary.skipped if size is None else summary.done)(scan)
-    space = build_label_space(datasets)
-    _write_overview(folder, plan, space, datasets)
-    summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
-    summary.note("written", f"{written / 1e6:.1f} MB in {store}")
-    summary.save(folder / "preprocessing_summary.json")
-    return summary
+        names = [scan_id(job.dataset.name, job.case.identifier, c) for c in range(len(job.case.images))]
+        results: Sequence[int | BaseException | None] = outcome.result or [outcome.error] * len(names)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, int):
+                scans.append(name)
+                written += result
+                (summary.done if result else summary.skipped)(name)
+            else:
+                summary.failed(name, result or "no result")
+                remove_scan(store, name)
+    size = sum(file.stat().st_size for name in scans for file in scan_files(store, name))
+    summary.note("on disk", f"{size / 1e6:.1f} MB in {store}, {written / 1e6:.1f} MB of it new")
+    return scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,102 +119,92 @@ class _Job:
     case: Case
     plan: UnifiedPlan
     store: Path
+    single: bool
+    """Whether to compute on one thread, because other processes use the other cores."""
 
 
-def _preprocess_case(job: _Job) -> list[tuple[str, int | None]]:
-    """All scans of a case: (scan, bytes written or None if it was up to date)."""
-    dataset, case, plan = job.dataset, job.case, job.plan
-    assert case.label is not None
-    results: list[tuple[str, int | None]] = []
-    hashes = {path: file_hash(path) for path in (*case.images, case.label) if path.is_file()}
-    for channel, path in enumerate(case.images):
-        scan = scan_id(dataset.name, case.identifier, channel)
-        modality = dataset.modalities[channel]
-        source = _source(hashes.get(path), hashes.get(case.label), modality, plan, dataset)
-        if _is_current(job.store, scan, source):
-            results.append((scan, None))
-            continue
-        image = read_image(path)
-        labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=image.grid)
-        prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
-        ids = preprocess_labels(labels, prepared.geometry)
-        voxels, locations = label_locations(ids[0])
-        record = ScanRecord(
-            dataset=dataset.name,
-            case=case.identifier,
-            channel=channel,
-            modality=modality,
-            label_voxels=voxels,
-            geometry=prepared.geometry,
-            source=source,
-        )
-        results.append((scan, write_scan(job.store, record, prepared.array, ids, locations, plan.patch_size)))
+def _preprocess_case(job: _Job) -> list[int | Exception]:
+    """Every channel of a case: bytes written, 0 for a scan that is up to date, or what is wrong with it."""
+    from threadpoolctl import threadpool_limits
+
+    results: list[int | Exception] = []
+    with threadpool_limits(1 if job.single else None):
+        for channel in range(len(job.case.images)):
+            try:
+                results.append(_preprocess_scan(job, channel))
+            except SatunetError as error:
+                results.append(error)
+            except Exception as error:  # of a library; its own class may not survive the way to another process
+                results.append(RuntimeError(f"{job.case.images[channel]}: {type(error).__name__}: {error}"))
     return results
 
 
-def _source(image: str | None, label: str | None, modality: str, plan: UnifiedPlan, dataset: Dataset) -> str:
-    parts = (STORE_VERSION, image, label, modality, plan.content_hash(), sorted(dataset.label_ids))
+def _preprocess_scan(job: _Job, channel: int) -> int:
+    dataset, case, plan = job.dataset, job.case, job.plan
+    path, label = case.images[channel], case.label
+    assert label is not None  # training cases always name one
+    scan = scan_id(dataset.name, case.identifier, channel)
+    modality = dataset.modalities[channel]
+    made_by = (
+        STORE_VERSION,
+        modality,
+        plan.content_hash(),
+        plan.orientation_of(dataset.name),
+        sorted(dataset.label_ids),
+    )
+    stamp = _digest(*made_by, _stamp(path), _stamp(label))
+    known = _known(job.store, scan)
+    if known is not None and known.stamp == stamp:
+        return 0
+    source = _digest(*made_by, file_hash(path), file_hash(label)) if path.is_file() and label.is_file() else ""
+    if known is not None and known.source == source:
+        return 0
+    image = read_image(path)
+    labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid)
+    prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
+    ids = preprocess_labels(labels, prepared.geometry)
+    voxels, locations = label_locations(ids[0])
+    record = ScanRecord(
+        dataset=dataset.name,
+        case=case.identifier,
+        channel=channel,
+        modality=modality,
+        label_voxels=voxels,
+        geometry=prepared.geometry,
+        source=source,
+        stamp=stamp,
+    )
+    return write_scan(job.store, record, prepared.array, ids, locations, plan.patch_size)
+
+
+def _known(store: Path, scan: str) -> ScanRecord | None:
+    """The record of a scan whose files are all there."""
+    if not is_complete(store, scan):
+        return None
+    try:
+        return ScanRecord.from_json(read_json(scan_files(store, scan)[-1]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _is_current(store: Path, scan: str, source: str) -> bool:
-    try:
-        return bool(read_json(store / f"{scan}.json")["source"] == source)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _stamp(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def _write_overview(folder: Path, plan: UnifiedPlan, space: LabelSpace, datasets: list[Dataset]) -> None:
-    store = ScanStore(folder / plan.data_identifier)
-    names = {d.name for d in datasets}
-    scans = [s for s in store.scan_ids if store.record(s).dataset in names]
-    space.save(folder / "label_space.json")
-    labels = {"background": 0} | {name: i + 1 for i, name in enumerate(space.class_names)}
-    write_json(
-        folder / "dataset.json",
-        {
-            "name": plan.dataset_name,
-            "description": f"unified dataset of {', '.join(sorted(names))}",
-            "channel_names": {"0": "scan"},
-            "labels": labels,
-            "numTraining": len(scans),
-            "file_ending": ".nii.gz",
-        },
-    )
-    write_json(folder / "splits_final.json", unified_splits(scans))
-
-
-def unified_splits(scans: Sequence[str]) -> list[dict[str, list[str]]]:
-    """Five folds over scans, made dataset by dataset, the channels of a case together.
-
-    A dataset's own ``splits_final.json`` in ``nnUNet_preprocessed`` is taken over. Without one, five or more cases
-    are split as nnU-Net does; two to four by leaving one out in turn; a single case trains and validates.
-    """
-    by_case: dict[str, dict[str, list[str]]] = {}
-    for scan in sorted(scans):
-        dataset, case, _ = scan.split("__")[0], scan.split("__", 1)[1].rsplit("__", 1)[0], 0
-        by_case.setdefault(dataset, {}).setdefault(case, []).append(scan)
-    folds: list[dict[str, list[str]]] = [{"train": [], "val": []} for _ in range(FOLDS)]
-    for dataset, cases in sorted(by_case.items()):
-        for fold, split in zip(folds, _case_splits(dataset, sorted(cases)), strict=True):
-            for part in ("train", "val"):
-                fold[part] += [scan for case in split[part] if case in cases for scan in cases[case]]
-    return folds
-
-
-def _case_splits(dataset: str, cases: list[str]) -> list[dict[str, list[str]]]:
-    file = preprocessed_dir() / dataset / "splits_final.json"
-    if file.is_file():
-        given: Any = read_json(file)
-        if not isinstance(given, list) or not given or not all({"train", "val"} <= set(s) for s in given):
-            raise DatasetError(f"{file}: must be a list of folds, each with 'train' and 'val'")
-        return [given[i % len(given)] for i in range(FOLDS)]
-    if len(cases) >= FOLDS:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        splits: list[dict[str, list[str]]] = generate_crossval_split(cases, seed=12345, n_splits=FOLDS)
-        return splits
-    if len(cases) == 1:
-        return [{"train": cases, "val": cases}] * FOLDS
-    held_out = [cases[i % len(cases)] for i in range(FOLDS)]
-    return [{"train": [c for c in cases if c != out], "val": [out]} for out in held_out]
+def _dataset_json(plan: UnifiedPlan, space: LabelSpace, datasets: list[Dataset], scans: int) -> dict[str, Any]:
+    """What nnunetv2 reads of a dataset; the label ids are those of the classes in the label space."""
+    return {
+        "name": plan.dataset_name,
+        "description": f"unified dataset of {', '.join(sorted(d.name for d in datasets))}",
+        "channel_names": {"0": "scan"},
+        "labels": {"background": 0} | {name: i + 1 for i, name in enumerate(space.class_names)},
+        "numTraining": scans,
+        "file_ending": ".nii.gz",
+    }
