@@ -1,8 +1,13 @@
 """Score a folder of predictions against a folder of references.
 
-Nothing is scored only because it exists: a case without a usable prediction is a counted failure, and every class that
-its reference holds scores 0; classes that its reference does not hold are left out there, so that a failure is never
-rewarded for finding nothing.
+A prediction of a case is one of
+
+- a label map ``<case>.<ending>`` with the reference's ids, or with the ids of a legend ``<case>.json`` beside it
+  (``{"labels": {class: id}}``);
+- a folder ``<case>/`` with a mask a class, ``<class with _ for spaces>.<ending>``.
+
+A prediction that is missing or does not fit is an error: it is counted, shown, and scores 0 for every class that
+the reference shows. Scoring only what happens to exist would reward a method for failing.
 """
 
 from __future__ import annotations
@@ -11,485 +16,257 @@ import csv
 import io
 import logging
 import math
-import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from satunet.errors import DatasetError, ScanError, UserError
-from satunet.evaluation.metrics import AbsencePolicy, LabelIndex, Scores, absence_policy, score_label_maps, score_masks
-from satunet.evaluation.predictions import Found, PredictedLabels, PredictedMasks, ambiguous, find_predictions
-from satunet.files import read_json, write_json, write_text
-from satunet.geometry import Grid
-from satunet.imageio import list_images, read_label_map, strip_ending
+from satunet.errors import GridMismatchError, MissingFileError, ScanError, UserError
+from satunet.files import mask_file_name, read_json, write_json, write_text
+from satunet.geometry import same_grid
+from satunet.imageio import IMAGE_ENDINGS, Image, list_images, read_label_map, strip_ending
+from satunet.evaluation.metrics import POLICIES, LabelMapClasses, MaskClasses, score_class
 from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_VERSION = 1
-METRICS = ("dsc", "nsd")
-_COLUMNS = ("case", "scan", "class", "dsc", "nsd", "reference_ml", "prediction_ml", "error")
+Classes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One class in one scan.
+class Score:
+    """One class of one case.
 
     Attributes:
-        case: The case.
-        scan: Name of the prediction; the case's if there is none.
-        class_name: The class.
-        dsc: Dice similarity coefficient, ``nan`` if left out.
-        nsd: Normalised surface Dice, ``nan`` if left out.
-        reference_ml: Volume in the reference, in millilitres.
-        prediction_ml: Volume in the prediction, in millilitres.
-        error: Why there is no usable prediction; empty if there is one.
+        case: Identifier.
+        name: Class.
+        dsc: Dice similarity coefficient or NaN.
+        nsd: Normalised surface Dice or NaN.
+        reference_ml: Volume of the reference.
+        prediction_ml: Volume of the prediction.
+        error: Why the prediction could not be scored, or empty.
     """
 
     case: str
-    scan: str
-    class_name: str
+    name: str
     dsc: float
     nsd: float
     reference_ml: float
     prediction_ml: float
     error: str = ""
 
-    def metric(self, name: str) -> float:
-        """A score by name."""
-        return self.dsc if name == "dsc" else self.nsd
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassSummary:
-    """One class over all scans of a folder; the scores are ``nan`` if no scan counts.
-
-    Attributes:
-        class_name: The class.
-        scored: Scans that count.
-        present: Scans whose reference holds the class.
-        dsc: Mean.
-        dsc_sd: Standard deviation, ``nan`` below two scans.
-        dsc_median: Median.
-        dsc_min: Worst.
-        nsd: As for DSC.
-        nsd_sd: As for DSC.
-        nsd_median: As for DSC.
-        nsd_min: As for DSC.
-    """
-
-    class_name: str
-    scored: int
-    present: int
-    dsc: float
-    dsc_sd: float
-    dsc_median: float
-    dsc_min: float
-    nsd: float
-    nsd_sd: float
-    nsd_median: float
-    nsd_min: float
-
-    def metric(self, name: str) -> float:
-        """A mean by name."""
-        return self.dsc if name == "dsc" else self.nsd
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Every score of a folder of predictions.
+    """Scores of a folder.
 
     Attributes:
-        rows: A row a scan and class.
-        classes: The classes, in the order they were given.
-        cases: Names of the cases that were to be scored.
-        failures: Scan (or ``scan: class``) → why its prediction could not be used.
-        tolerance_mm: Tolerance of NSD.
-        policy: Name of the absence policy.
+        scores: One a case and class.
+        tolerance_mm: Of the NSD.
+        policy: Name of the policy for empty masks.
+        errors: Case → why its prediction could not be scored.
     """
 
-    rows: tuple[Row, ...]
-    classes: tuple[str, ...]
-    cases: tuple[str, ...]
-    failures: dict[str, str]
+    scores: tuple[Score, ...]
     tolerance_mm: float
     policy: str
+    errors: dict[str, str] = field(default_factory=dict)
 
-    @cached_property
-    def class_summaries(self) -> tuple[ClassSummary, ...]:
-        """A summary a class, in the order of :attr:`classes`."""
-        by_class: dict[str, list[Row]] = {name: [] for name in self.classes}
-        for row in self.rows:
-            by_class[row.class_name].append(row)
-        return tuple(_summarise(name, rows) for name, rows in by_class.items())
+    def class_means(self, metric: str = "dsc") -> dict[str, float]:
+        """Class → mean over cases, NaN left out; a class with nothing else is NaN."""
+        values: dict[str, list[float]] = {}
+        for score in self.scores:
+            values.setdefault(score.name, []).append(getattr(score, metric))
+        return {name: nanmean(v) for name, v in sorted(values.items())}
 
-    def mean(self, metric: str) -> float:
-        """Mean over classes of the mean over scans; ``nan`` if nothing counts."""
-        return mean_of(s.metric(metric) for s in self.class_summaries)
-
-    @property
-    def exit_code(self) -> int:
-        """0 if every prediction could be used, else 1."""
-        return 1 if self.failures else 0
-
-    def job_summary(self) -> JobSummary:
-        """The same as counts of cases, for the terminal."""
-        summary = JobSummary("evaluation")
-        failed = {key.split(":", 1)[0] for key in self.failures}
-        scans = dict.fromkeys(r.scan for r in self.rows)
-        summary.done_items += [s for s in scans if s not in failed]
-        summary.failures |= self.failures
-        for metric in METRICS:
-            summary.note(f"mean {metric.upper()}", f"{self.mean(metric):.4f}")
-        return summary
+    def mean(self, metric: str = "dsc") -> float:
+        """Mean over classes of the means over cases."""
+        return nanmean(list(self.class_means(metric).values()))
 
     def save(self, folder: Path) -> None:
-        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``."""
-        rows = [
-            (r.case, r.scan, r.class_name, r.dsc, r.nsd, r.reference_ml, r.prediction_ml, r.error) for r in self.rows
-        ]
-        write_csv(folder / "per_case.csv", _COLUMNS, rows)
-        fields = tuple(ClassSummary.__dataclass_fields__)
-        write_csv(
-            folder / "per_class.csv",
-            ("class", *fields[1:]),
-            [tuple(getattr(s, f) for f in fields) for s in self.class_summaries],
+        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``, each whole."""
+        rows = [vars(s) for s in self.scores]
+        write_text(folder / "per_case.csv", to_csv(rows))
+        dsc, nsd = self.class_means("dsc"), self.class_means("nsd")
+        write_text(folder / "per_class.csv", to_csv([{"class": n, "dsc": dsc[n], "nsd": nsd[n]} for n in dsc]))
+        write_json(
+            folder / "summary.json",
+            {
+                "version": EVALUATION_VERSION,
+                "tolerance_mm": self.tolerance_mm,
+                "policy": self.policy,
+                "cases": len({s.case for s in self.scores}),
+                "classes": len(dsc),
+                "mean": {"dsc": _json_number(self.mean("dsc")), "nsd": _json_number(self.mean("nsd"))},
+                "errors": self.errors,
+            },
         )
-        content = {
-            "version": EVALUATION_VERSION,
-            "tolerance_mm": self.tolerance_mm,
-            "policy": self.policy,
-            "cases": list(self.cases),
-            "classes": list(self.classes),
-            "mean": {m: _finite(self.mean(m)) for m in METRICS},
-            "failures": self.failures,
-            "per_class": {s.class_name: {f: _finite(getattr(s, f)) for f in fields[1:]} for s in self.class_summaries},
-        }
-        write_json(folder / "summary.json", content)
-
-    @classmethod
-    def load(cls, folder: Path) -> Evaluation:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UserError: Not the results of an evaluation, or of another version.
-        """
-        try:
-            content = read_json(folder / "summary.json")
-            if content["version"] != EVALUATION_VERSION:
-                raise UserError(
-                    f"{folder}: evaluation version {content['version']!r}; this satunet reads {EVALUATION_VERSION}"
-                )
-            with (folder / "per_case.csv").open(encoding="utf-8", newline="") as stream:
-                rows = [_read_row(record) for record in csv.DictReader(stream)]
-            return cls(
-                rows=tuple(rows),
-                classes=tuple(content["classes"]),
-                cases=tuple(content["cases"]),
-                failures=dict(content["failures"]),
-                tolerance_mm=float(content["tolerance_mm"]),
-                policy=str(content["policy"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{folder}: not the results of an evaluation ({type(error).__name__}: {error})") from error
 
 
-def evaluate_folder(
+def evaluate_cases(
+    references: Mapping[str, Path],
     predictions: Path,
-    references: Path,
-    classes: Mapping[str, Sequence[int]],
+    classes: Classes,
     *,
-    prediction_classes: Mapping[str, Sequence[int]] | None = None,
-    cases: Collection[str] | None = None,
-    channels: Collection[int] | None = None,
-    allowed_ids: Collection[int] | None = None,
-    ignore_id: int | None = None,
+    prediction_names: Mapping[str, str] | None = None,
     tolerance_mm: float = 1.0,
-    policy: str | AbsencePolicy = "sat",
+    policy: str = "sat",
     processes: int = 1,
-) -> Evaluation:
-    """Score every case of a folder of references.
+) -> tuple[Evaluation, JobSummary]:
+    """Score predictions of cases.
 
     Args:
-        predictions: Label maps or folders of masks; how they are matched to cases and where their ids come from is
-            told in :mod:`satunet.evaluation.predictions`.
-        references: Label maps ``<case>.<ending>``, as in nnU-Net's ``labelsTr`` and ``labelsTs``.
-        classes: Class → ids whose union it is, in the references.
-        prediction_classes: The same for predicted label maps; goes before a legend beside them.
-        cases: Which cases to score; all if not given.
-        channels: Channels that each case must have a prediction of; without it, one prediction is enough.
-        allowed_ids: Ids that a label map may hold; if not given, a prediction may hold those of the classes.
-        ignore_id: Reference id of voxels that nobody labelled.
-        tolerance_mm: Tolerance of NSD.
-        policy: Absence policy or its name.
+        references: Case → label map.
+        predictions: Folder of predictions.
+        classes: Class → ids in the references.
+        prediction_names: Case → name of its prediction, where it differs from the case.
+        tolerance_mm: Of the NSD.
+        policy: Name in :data:`~satunet.evaluation.metrics.POLICIES`.
         processes: Worker processes.
 
     Returns:
-        All scores; ``exit_code`` is 1 if any prediction was missing or could not be used.
+        The scores, and what became of each case.
 
     Raises:
-        UserError: No classes, an unknown policy, or a wrong tolerance.
-        DatasetError: No references, or a case that is asked for has none.
+        UserError: Nothing to score, or an unknown policy.
     """
-    rule = absence_policy(policy)
-    if not classes:
-        raise UserError("no classes to evaluate were given")
-    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise UserError(f"tolerance_mm must be a number that is not negative, got {tolerance_mm}")
-    files = _reference_files(references, cases)
-    found, others = find_predictions(predictions, files.keys())
-    if others:
-        logger.warning("%s: %d entries belong to no case, such as %s", predictions, len(others), others[0].name)
-    settings = _Settings(
-        classes={name: tuple(ids) for name, ids in classes.items()},
-        prediction_classes=None
-        if prediction_classes is None
-        else {name: tuple(ids) for name, ids in prediction_classes.items()},
-        allowed_ids=None if allowed_ids is None else tuple(allowed_ids),
-        ignore_id=ignore_id,
-        tolerance_mm=tolerance_mm,
-        policy=rule,
-    )
-    tasks = [
-        _Task(case=case, reference=file, predictions=tuple(found[case]), folder=predictions,
-              channels=None if channels is None else tuple(channels), settings=settings)
-        for case, file in files.items()
+    if policy not in POLICIES:
+        raise UserError(f"policy {policy!r}; allowed are {', '.join(POLICIES)}")
+    if not references or not classes:
+        raise UserError(f"nothing to score: {len(references)} references, {len(classes)} classes")
+    if not predictions.is_dir():
+        raise UserError(f"{predictions}: no such folder of predictions")
+    names = prediction_names or {}
+    jobs = [
+        _Job(case=c, reference=r, predictions=predictions, name=names.get(c, c), classes=dict(classes),
+             tolerance_mm=tolerance_mm, policy=policy)
+        for c, r in sorted(references.items())
     ]  # fmt: skip
-    rows: dict[str, tuple[Row, ...]] = {}
-    failures: dict[str, str] = {}
-    for outcome in run_parallel(
-        _score_case, tasks, description="Evaluating", processes=processes, key=lambda t: t.case
-    ):
+    summary = JobSummary("evaluation")
+    scores: list[Score] = []
+    errors: dict[str, str] = {}
+    for outcome in run_parallel(_score_case, jobs, description="Scoring", processes=processes, key=lambda j: j.case):
+        case = outcome.item.case
         if outcome.result is None:
-            failures[outcome.item.case] = f"not scored: {outcome.error}"
-        else:
-            rows[outcome.item.case], errors = outcome.result
-            failures |= errors
-    for scan, reason in failures.items():
-        logger.error("%s: %s", scan, reason)
-    return Evaluation(
-        rows=tuple(row for case in files for row in rows.get(case, ())),
-        classes=tuple(classes),
-        cases=tuple(files),
-        failures=dict(sorted(failures.items())),
-        tolerance_mm=tolerance_mm,
-        policy=rule.name,
-    )
-
-
-def mean_of(values: Any) -> float:
-    """Mean of the numbers that are not ``nan``; ``nan`` if there is none."""
-    numbers = [float(v) for v in values if not math.isnan(v)]
-    return math.fsum(numbers) / len(numbers) if numbers else math.nan
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file whole; numbers with eight significant digits, ``nan`` as an empty cell."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(v) for v in row] for row in rows)
-    write_text(path, stream.getvalue())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    classes: dict[str, tuple[int, ...]]
-    prediction_classes: dict[str, tuple[int, ...]] | None
-    allowed_ids: tuple[int, ...] | None
-    ignore_id: int | None
-    tolerance_mm: float
-    policy: AbsencePolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    case: str
-    reference: Path
-    predictions: tuple[Found, ...]
-    folder: Path
-    channels: tuple[int, ...] | None
-    settings: _Settings
-
-
-class _Reference:
-    """A reference map and what every scan of its case needs of it."""
-
-    def __init__(self, path: Path, settings: _Settings) -> None:
-        image = read_label_map(path, allowed_ids=settings.allowed_ids)
-        self.grid: Grid = image.grid
-        self.array = image.array
-        self.index = LabelIndex(image.array)
-        self.ml = image.grid.voxel_ml
-        # The columns of an oblique affine have lengths such as 1.0000001 mm; at a tolerance of 1 mm that would turn a
-        # surface one voxel away from close to far.
-        x, y, z = (float(f"{s:.5g}") for s in image.grid.spacing_mm)
-        self.spacing_mm = (x, y, z)
-
-
-def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
-    """Rows and failures of one case; an error of the reference itself is raised."""
-    reference = _Reference(task.reference, task.settings)
-    rows: list[Row] = []
-    failures: dict[str, str] = {}
-    contradiction = ambiguous(task.predictions)
-    if contradiction is not None or not task.predictions:
-        reason = contradiction or f"no prediction in {task.folder}"
-        return tuple(_failed_rows(task.case, task.case, reference, task.settings, reason)), {task.case: reason}
-    scans: list[tuple[str, Found | None]] = [(p.scan, p) for p in task.predictions]
-    there = {p.channel for p in task.predictions}
-    if task.channels is not None and None not in there:
-        scans += [(f"{task.case}_{c:04d}", None) for c in task.channels if c not in there]
-    for scan, found in scans:
-        try:
-            if found is None:
-                raise UserError(f"no prediction of this channel in {task.folder}")
-            scan_rows = _score_scan(found, reference, task.settings)
-        except Exception as error:  # whatever is wrong with a prediction, it counts as a failure and scores 0
-            reason = str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"
-            failures[scan] = reason
-            scan_rows = _failed_rows(task.case, scan, reference, task.settings, reason)
-        failures |= {f"{scan}: {r.class_name}": r.error for r in scan_rows if r.error and scan not in failures}
-        rows += scan_rows
-    return tuple(rows), failures
-
-
-def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
-    if found.path.is_dir():
-        return _score_mask_folder(found, reference, settings)
-    fixed = settings.prediction_classes is not None
-    predicted = PredictedLabels(
-        found.path,
-        reference.grid,
-        settings.prediction_classes if settings.prediction_classes is not None else settings.classes,
-        allowed_ids=None if fixed else settings.allowed_ids,
-        fixed=fixed,
-    )
-    missing = [c for c in settings.classes if c not in predicted.classes]
-    scores = score_label_maps(
-        reference.array,
-        predicted.array,
-        reference.spacing_mm,
-        {name: ids for name, ids in settings.classes.items() if name not in missing},
-        prediction_classes=predicted.classes,
-        ignore_id=settings.ignore_id,
-        tolerance_mm=settings.tolerance_mm,
-        policy=settings.policy,
-    )
-    reason = f"{found.path.name}: the legend of the prediction does not list this class"
-    return [
-        _row(found, name, scores[name], reference)
-        if name in scores
-        else _failed_row(found.case, found.scan, name, reference, settings, reason)
-        for name in settings.classes
-    ]
-
-
-def _score_mask_folder(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
-    masks = PredictedMasks(found.path, reference.grid)
-    whole = (slice(None), slice(None), slice(None))
-    ignored = None if settings.ignore_id is None else reference.array == settings.ignore_id
-    rows = []
-    for name, ids in settings.classes.items():
-        try:
-            mask = masks.mask(name)
-        except ScanError as error:
-            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
+            # Not even the reference could be read: there is nothing to score 0 against.
+            errors[case] = str(outcome.error)
+            summary.failed(case, outcome.error or "unknown error")
             continue
-        if ignored is not None:
-            mask &= ~ignored
-        scores = score_masks(
-            reference.index.mask(ids, whole),
-            mask,
-            reference.spacing_mm,
-            tolerance_mm=settings.tolerance_mm,
-            policy=settings.policy,
-        )
-        rows.append(_row(found, name, scores, reference))
-    return rows
+        scores += outcome.result
+        reason = next((s.error for s in outcome.result if s.error), "")
+        if reason:
+            errors[case] = reason
+            summary.failed(case, reason)
+        else:
+            summary.done(case)
+    scores.sort(key=lambda s: (s.case, s.name))
+    return Evaluation(scores=tuple(scores), tolerance_mm=tolerance_mm, policy=policy, errors=errors), summary
 
 
-def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
-    return Row(
-        case=found.case,
-        scan=found.scan,
-        class_name=name,
-        dsc=scores.dsc,
-        nsd=scores.nsd,
-        reference_ml=scores.reference_voxels * reference.ml,
-        prediction_ml=scores.prediction_voxels * reference.ml,
-    )
+def references_in(folder: Path) -> dict[str, Path]:
+    """Case → label map of every image file in a folder.
 
-
-def _failed_rows(case: str, scan: str, reference: _Reference, settings: _Settings, reason: str) -> list[Row]:
-    return [_failed_row(case, scan, name, reference, settings, reason) for name in settings.classes]
-
-
-def _failed_row(case: str, scan: str, name: str, reference: _Reference, settings: _Settings, reason: str) -> Row:
-    ids = settings.classes[name]
-    box = reference.index.box(ids)
-    voxels = 0 if box is None else int(np.count_nonzero(reference.index.mask(ids, box)))
-    score = 0.0 if voxels else math.nan
-    return Row(
-        case=case,
-        scan=scan,
-        class_name=name,
-        dsc=score,
-        nsd=score,
-        reference_ml=voxels * reference.ml,
-        prediction_ml=0.0,
-        error=reason,
-    )
-
-
-def _reference_files(folder: Path, cases: Collection[str] | None) -> dict[str, Path]:
+    Raises:
+        UserError: No such folder, no image in it, or one case in two formats.
+    """
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder of reference label maps")
-    files: dict[str, Path] = {}
+        raise UserError(f"{folder}: no such folder of references")
+    found: dict[str, Path] = {}
     for path in list_images(folder):
         case = strip_ending(path.name)
-        if case in files:
-            raise DatasetError(f"{folder}: two reference label maps of one case: {files[case].name}, {path.name}")
-        files[case] = path
-    if cases is not None:
-        missing = sorted(set(cases) - set(files))
-        if missing:
-            raise DatasetError(f"{folder}: no reference label map of {', '.join(missing[:5])}")
-        files = {case: path for case, path in files.items() if case in set(cases)}
-    if not files:
-        raise DatasetError(f"{folder}: no reference label maps here; expected are files such as <case>.nii.gz")
-    return files
+        if case in found:
+            raise UserError(f"{folder}: the case {case} is there twice: {found[case].name}, {path.name}")
+        found[case] = path
+    if not found:
+        raise UserError(f"{folder}: no label maps here; allowed endings are {', '.join(IMAGE_ENDINGS)}")
+    return found
 
 
-def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
-    values: dict[str, float] = {}
-    scored = [r for r in rows if not math.isnan(r.dsc)]
-    for metric in METRICS:
-        numbers = [r.metric(metric) for r in scored]
-        values[metric] = mean_of(numbers)
-        values[f"{metric}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-        values[f"{metric}_median"] = statistics.median(numbers) if numbers else math.nan
-        values[f"{metric}_min"] = min(numbers, default=math.nan)
-    present = sum(r.reference_ml > 0 for r in rows)
-    return ClassSummary(class_name=name, scored=len(scored), present=present, **values)
+def nanmean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
+    kept = [v for v in values if not math.isnan(v)]
+    return fmean(kept) if kept else math.nan
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header; full precision."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.8g}" if isinstance(value, float) else value
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    case: str
+    reference: Path
+    predictions: Path
+    name: str
+    classes: dict[str, Sequence[int]]
+    tolerance_mm: float
+    policy: str
 
 
-def _read_row(record: dict[str, str]) -> Row:
-    numbers = {key: float(record[key]) if record[key] else math.nan for key in _COLUMNS[3:7]}
-    return Row(case=record["case"], scan=record["scan"], class_name=record["class"], error=record["error"], **numbers)
+def _score_case(job: _Job) -> list[Score]:
+    reference = read_label_map(job.reference)
+    truth = LabelMapClasses(reference.array, job.classes)
+    policy = POLICIES[job.policy]
+    try:
+        prediction = _open_prediction(job, reference)
+        rows = []
+        for name in job.classes:
+            score = score_class(
+                name, truth, prediction, reference.grid.spacing_mm, tolerance_mm=job.tolerance_mm, policy=policy
+            )
+            rows.append(Score(case=job.case, name=name, **vars(score)))
+        return rows
+    except ScanError as error:
+        voxel_ml = reference.grid.voxel_ml
+        rows = []
+        for name in job.classes:
+            box = truth.box(name)
+            volume = float(np.count_nonzero(truth.mask(name, box))) * voxel_ml if box else 0.0
+            value = 0.0 if box else policy.both
+            rows.append(Score(case=job.case, name=name, dsc=value, nsd=value, reference_ml=volume, prediction_ml=0.0,
+                              error=str(error)))  # fmt: skip
+        return rows
+
+
+def _open_prediction(job: _Job, reference: Image) -> LabelMapClasses | MaskClasses:
+    folder = job.predictions / job.name
+    if folder.is_dir():
+        files = {strip_ending(p.name): p for p in list_images(folder)}
+        if not files:
+            raise MissingFileError(folder, "the folder holds no mask")
+
+        def load(name: str) -> Any:
+            path = files.get(mask_file_name(name))
+            if path is None:
+                raise MissingFileError(folder / mask_file_name(name), "there is no mask of this class")
+            return _fitting(path, reference).array > 0
+
+        return MaskClasses(load)
+    for ending in IMAGE_ENDINGS:
+        path = job.predictions / f"{job.name}{ending}"
+        if path.is_file():
+            legend = job.predictions / f"{job.name}.json"
+            classes: Mapping[str, Sequence[int]] = job.classes
+            if legend.is_file():
+                classes = {name: (int(i),) for name, i in read_json(legend)["labels"].items()}
+            return LabelMapClasses(_fitting(path, reference).array, classes)
+    raise MissingFileError(job.predictions / job.name, "there is no prediction of this case")
+
+
+def _fitting(path: Path, reference: Image) -> Image:
+    image = read_label_map(path)
+    if not same_grid(image.grid, reference.grid):
+        raise GridMismatchError(path, f"the prediction's shape is {image.grid.shape} and its spacing "
+                                f"{image.grid.spacing_mm}; the reference has {reference.grid.shape} and "
+                                f"{reference.grid.spacing_mm}")  # fmt: skip
+    return image

@@ -2,111 +2,40 @@
 
 ``dataset_fingerprint.json`` is nnU-Net's (spacings, shapes after cropping, foreground intensities; axes z, y, x of
 the file) and stays readable by nnunetv2; under the key ``"satunet"`` it holds what a union of datasets needs: for
-every scan its spacing and shape in RAS and the voxels of each label, for every channel moments and a KLL quantile
-sketch (Karnin, Lang, Liberty 2016; Apache DataSketches) of its foreground. The fingerprint of a union is computed
-from these without opening a scan again.
+every case its spacing and shape in RAS and the voxels of each label, for every channel moments and a quantile sketch
+of its foreground. The fingerprint of a union is computed from these without opening a scan again.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from satunet.datasets import Case, Dataset, load_dataset
-from satunet.errors import DatasetError
+from satunet.datasets import MODALITIES, Case, Dataset, load_dataset
+from satunet.errors import DatasetError, GridMismatchError, MissingFileError
 from satunet.files import read_json, write_json
-from satunet.geometry import reorient
+from satunet.geometry import Grid, reorient, same_grid
 from satunet.imageio import read_image, read_label_map
 from satunet.paths import preprocessed_dir
+from satunet.planners.intensities import CaseIntensities, ChannelStatistics
 from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT_VERSION = 1
-SKETCH_K = 1024
-"""Size of the sketch: the rank error of a percentile is below 0.3 %."""
-_SAMPLES_PER_CASE = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChannelStatistics:
-    """Foreground intensities of one channel.
-
-    Attributes:
-        modality: Modality of the channel.
-        count: Sampled voxels.
-        total: Their sum.
-        squares: Sum of their squares.
-        minimum: Smallest.
-        maximum: Largest.
-        sketch: KLL sketch, serialised.
-    """
-
-    modality: str
-    count: int
-    total: float
-    squares: float
-    minimum: float
-    maximum: float
-    sketch: bytes
-
-    def percentiles(self, ranks: Sequence[float]) -> list[float]:
-        """Approximate percentiles; ``ranks`` in [0, 100]."""
-        if self.count == 0:
-            return [float("nan")] * len(ranks)
-        return [float(v) for v in _sketch(self.sketch).get_quantiles([r / 100 for r in ranks])]
-
-    @classmethod
-    def of(cls, values: NDArray[Any], modality: str) -> ChannelStatistics:
-        """Statistics of an array of intensities."""
-        sketch = _sketch()
-        exact = values.astype(np.float64)
-        if values.size:
-            sketch.update(values.astype(np.float32))
-        return cls(
-            modality=modality,
-            count=int(values.size),
-            total=float(exact.sum()),
-            squares=float(np.square(exact).sum()),
-            minimum=float(exact.min()) if values.size else float("inf"),
-            maximum=float(exact.max()) if values.size else float("-inf"),
-            sketch=sketch.serialize(),
-        )
-
-    def merge(self, other: ChannelStatistics) -> ChannelStatistics:
-        """Statistics of both together."""
-        sketch = _sketch(self.sketch)
-        sketch.merge(_sketch(other.sketch))
-        return ChannelStatistics(
-            modality=self.modality if self.modality == other.modality else "other",
-            count=self.count + other.count,
-            total=self.total + other.total,
-            squares=self.squares + other.squares,
-            minimum=min(self.minimum, other.minimum),
-            maximum=max(self.maximum, other.maximum),
-            sketch=sketch.serialize(),
-        )
-
-    def to_nnunet(self) -> dict[str, float]:
-        """Entry of nnU-Net's ``foreground_intensity_properties_per_channel``."""
-        low, median, high = self.percentiles([0.5, 50.0, 99.5])
-        mean = self.total / self.count if self.count else float("nan")
-        variance = max(0.0, self.squares / self.count - mean**2) if self.count else float("nan")
-        return {
-            "mean": mean,
-            "median": median,
-            "std": variance**0.5,
-            "min": self.minimum,
-            "max": self.maximum,
-            "percentile_99_5": high,
-            "percentile_00_5": low,
-        }
+FINGERPRINT_VERSION = 2
+_VALUES_PER_DATASET = 20_000_000
+_VALUES_PER_CASE = 1_000_000
+_NNUNET_KEYS = (
+    "spacings",
+    "shapes_after_crop",
+    "foreground_intensity_properties_per_channel",
+    "median_relative_size_after_cropping",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +44,9 @@ class CaseFingerprint:
 
     Attributes:
         case: Identifier.
+        channels: Its channels: scans of the unified dataset.
         spacing: Spacing in mm, (z, y, x) of the file, as nnU-Net has it.
-        shape_after_crop: Voxels inside the nonzero box, (z, y, x) of the file.
+        shape_after_crop: Voxels inside the nonzero box of all channels, (z, y, x) of the file.
         relative_size: Share of the volume that the crop keeps.
         spacing_ras: Spacing along right, anterior, superior.
         shape_ras: Voxels inside the nonzero box along right, anterior, superior.
@@ -125,6 +55,7 @@ class CaseFingerprint:
     """
 
     case: str
+    channels: int
     spacing: tuple[float, float, float]
     shape_after_crop: tuple[int, int, int]
     relative_size: float
@@ -133,6 +64,19 @@ class CaseFingerprint:
     label_voxels: dict[int, int]
     source: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts, lists and numbers."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> CaseFingerprint:
+        """The inverse of :meth:`to_json`."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        values["label_voxels"] = {int(key): int(value) for key, value in content["label_voxels"].items()}
+        return cls(**values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFingerprint:
@@ -140,18 +84,27 @@ class DatasetFingerprint:
 
     Attributes:
         dataset: Name.
-        cases: Its cases.
-        channels: Statistics a channel.
+        cases: Its cases that can be used.
+        channels: Statistics a channel; of a union: a modality.
+        failed: Case → (size and time of its files, why it cannot be used).
+        settings: What of ``dataset.json`` the fingerprint depends on.
     """
 
     dataset: str
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelStatistics, ...]
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    settings: str = ""
 
     @property
     def scans(self) -> int:
-        """Scans: cases times channels."""
-        return len(self.cases) * len(self.channels)
+        """Scans: every channel of every case."""
+        return sum(case.channels for case in self.cases)
+
+    def is_of(self, dataset: Dataset, cases: Sequence[Case]) -> bool:
+        """Whether no file of the dataset has changed since."""
+        known = {c.case: c.source for c in self.cases} | {case: source for case, (source, _) in self.failed.items()}
+        return self.settings == _settings(dataset) and known == {c.identifier: _source(c) for c in cases}
 
     def to_json(self) -> dict[str, Any]:
         """nnU-Net's content, and ours under ``"satunet"``."""
@@ -165,12 +118,10 @@ class DatasetFingerprint:
             "satunet": {
                 "version": FINGERPRINT_VERSION,
                 "dataset": self.dataset,
-                "cases": [{k: getattr(c, k) for k in CaseFingerprint.__dataclass_fields__} for c in self.cases],
-                "channels": [
-                    {k: getattr(c, k) for k in ChannelStatistics.__dataclass_fields__ if k != "sketch"}
-                    | {"sketch": base64.b64encode(c.sketch).decode()}
-                    for c in self.channels
-                ],
+                "settings": self.settings,
+                "cases": [case.to_json() for case in self.cases],
+                "channels": [channel.to_json() for channel in self.channels],
+                "failed": {case: list(why) for case, why in self.failed.items()},
             },
         }
 
@@ -184,19 +135,19 @@ class DatasetFingerprint:
         ours = content.get("satunet") or {}
         if ours.get("version") != FINGERPRINT_VERSION:
             raise ValueError(f"fingerprint version {ours.get('version')!r}; this satunet reads {FINGERPRINT_VERSION}")
-        cases = tuple(
-            CaseFingerprint(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in c.items() if k != "label_voxels"},
-                label_voxels={int(k): int(v) for k, v in c["label_voxels"].items()},
-            )
-            for c in ours["cases"]
+        return cls(
+            dataset=ours["dataset"],
+            cases=tuple(CaseFingerprint.from_json(case) for case in ours["cases"]),
+            channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["channels"]),
+            failed={case: (source, reason) for case, (source, reason) in ours["failed"].items()},
+            settings=ours["settings"],
         )
-        channels = tuple(ChannelStatistics(**(c | {"sketch": base64.b64decode(c["sketch"])})) for c in ours["channels"])
-        return cls(dataset=ours["dataset"], cases=cases, channels=channels)
 
 
 def fingerprint_dataset(name: str, *, processes: int = 1) -> tuple[DatasetFingerprint, JobSummary]:
     """Extract a dataset's fingerprint, or take it from the cache if no file of the dataset has changed.
+
+    A fingerprint that nnunetv2 extracted before keeps nnunetv2's values; ours are added to it.
 
     Args:
         name: Dataset in ``nnUNet_raw``.
@@ -212,104 +163,139 @@ def fingerprint_dataset(name: str, *, processes: int = 1) -> tuple[DatasetFinger
     cases = dataset.training_cases()
     file = preprocessed_dir() / name / "dataset_fingerprint.json"
     summary = JobSummary(f"fingerprint of {name}")
-    cached = _cached(file)
-    if cached is not None and {c.case: c.source for c in cached.cases} == {c.identifier: _source(c) for c in cases}:
-        summary.skipped(name)
+    existing = _existing(file)
+    try:
+        cached = DatasetFingerprint.from_json(existing)
+    except (ValueError, KeyError, TypeError):
+        cached = None
+    if cached is not None and cached.is_of(dataset, cases):
+        for case in cached.cases:
+            summary.skipped(f"{name}/{case.case}")
+        for identifier, (_, reason) in cached.failed.items():
+            summary.failed(f"{name}/{identifier}", reason)
         return cached, summary
-    found: dict[str, tuple[CaseFingerprint, list[ChannelStatistics]]] = {}
-    jobs = [(dataset, case) for case in cases]
-    for outcome in run_parallel(
-        _analyze, jobs, description=f"Fingerprint of {name}", processes=processes if len(jobs) > 3 else 1,
-        key=lambda job: job[1].identifier,
-    ):  # fmt: skip
-        case = outcome.item[1].identifier
-        if outcome.error is not None:
-            summary.failed(f"{name}/{case}", outcome.error)
-        elif outcome.result is not None:
-            found[case] = outcome.result
-            summary.done(f"{name}/{case}")
-    if not found:
-        raise DatasetError(f"{name}: none of its {len(cases)} cases can be read; first reason: "
-                           f"{next(iter(summary.failures.values()))}")  # fmt: skip
-    ordered = [found[case] for case in sorted(found)]
-    channels = list(ordered[0][1])
-    for _, more in ordered[1:]:
-        channels = [a.merge(b) for a, b in zip(channels, more, strict=True)]
-    fingerprint = DatasetFingerprint(dataset=name, cases=tuple(c for c, _ in ordered), channels=tuple(channels))
-    write_json(file, fingerprint.to_json())
+    fingerprint = _extract(dataset, cases, summary, processes)
+    content = fingerprint.to_json()
+    if "satunet" not in existing and len(existing.get("spacings", ())) == len(fingerprint.cases):
+        content |= {key: existing[key] for key in _NNUNET_KEYS if key in existing}
+    write_json(file, content)
     return fingerprint, summary
 
 
 def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "union") -> DatasetFingerprint:
-    """The fingerprint of a union: every channel becomes scans of one channel.
+    """The fingerprint of a union, whose channels are modalities.
 
     Raises:
         ValueError: Nothing to merge.
     """
-    channels = [c for f in fingerprints for c in f.channels]
-    if not channels:
+    merged: dict[str, ChannelStatistics] = {}
+    for channel in (c for f in fingerprints for c in f.channels):
+        known = merged.get(channel.modality)
+        merged[channel.modality] = channel if known is None else known.merge(channel)
+    if not merged:
         raise ValueError("there is nothing to merge")
-    merged = channels[0]
-    for channel in channels[1:]:
-        merged = merged.merge(channel)
-    return DatasetFingerprint(dataset=name, cases=tuple(c for f in fingerprints for c in f.cases), channels=(merged,))
+    return DatasetFingerprint(
+        dataset=name,
+        cases=tuple(case for f in fingerprints for case in f.cases),
+        channels=tuple(merged[modality] for modality in sorted(merged, key=MODALITIES.index)),
+    )
 
 
-def _cached(file: Any) -> DatasetFingerprint | None:
-    try:
-        return DatasetFingerprint.from_json(read_json(file))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    dataset: Dataset
+    case: Case
+    values: int
+    """Foreground voxels to keep for percentiles."""
 
 
-def _analyze(job: tuple[Dataset, Case]) -> tuple[CaseFingerprint, list[ChannelStatistics]]:
-    dataset, case = job
-    assert case.label is not None
+def _extract(dataset: Dataset, cases: Sequence[Case], summary: JobSummary, processes: int) -> DatasetFingerprint:
+    name = dataset.name
+    limit = min(_VALUES_PER_CASE, _VALUES_PER_DATASET // len(cases) + 1)
+    jobs = [_Job(dataset=dataset, case=case, values=limit) for case in cases]
+    found: dict[str, tuple[CaseFingerprint, list[CaseIntensities | None]]] = {}
+    failed: dict[str, tuple[str, str]] = {}
+    for outcome in run_parallel(
+        _analyze,
+        jobs,
+        description=f"Fingerprint of {name}",
+        processes=processes if len(jobs) > 3 else 1,  # starting workers takes longer than reading a few cases
+        key=lambda job: job.case.identifier,
+    ):
+        case = outcome.item.case
+        if outcome.result is not None:
+            found[case.identifier] = outcome.result
+            summary.done(f"{name}/{case.identifier}")
+        else:
+            summary.failed(f"{name}/{case.identifier}", outcome.error or "no result")
+            failed[case.identifier] = (_source(case), summary.failures[f"{name}/{case.identifier}"])
+    if not found:
+        reason = next(iter(summary.failures.values()))
+        raise DatasetError(f"{name}: none of its {len(cases)} cases can be read; first reason: {reason}")
+    ordered = [found[case] for case in sorted(found)]
+    return DatasetFingerprint(
+        dataset=name,
+        cases=tuple(case for case, _ in ordered),
+        channels=tuple(
+            ChannelStatistics.of([intensities[channel] for _, intensities in ordered], modality)
+            for channel, modality in enumerate(dataset.modalities)
+        ),
+        failed=failed,
+        settings=_settings(dataset),
+    )
+
+
+def _analyze(job: _Job) -> tuple[CaseFingerprint, list[CaseIntensities | None]]:
+    dataset, case = job.dataset, job.case
+    if case.label is None:
+        raise MissingFileError(dataset.folder, f"case {case.identifier} has no label map")
     images = [read_image(path) for path in case.images]
     grid = images[0].grid
+    for image, path in zip(images, case.images, strict=True):
+        if not same_grid(image.grid, grid):
+            raise GridMismatchError(path, f"its grid is not that of {case.images[0].name}")
     labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=grid)
     nonzero = np.zeros(grid.shape, dtype=bool)
     for image in images:
         nonzero |= image.array != 0
-    box = tuple(
-        slice(int(hits[0]), int(hits[-1]) + 1)
-        if (hits := np.flatnonzero(nonzero.any(axis=others))).size
-        else slice(None)
-        for others in ((1, 2), (0, 2), (0, 1))
-    )
+    box = _box(nonzero)
     cropped = labels.array[box]
     foreground = cropped > 0
-    channels = []
-    for image, modality in zip(images, dataset.modalities, strict=True):
-        values = image.array[box][foreground]
-        if values.size:
-            # As nnU-Net: as many voxels of every case, drawn with replacement, so that small structures count too.
-            values = np.random.RandomState(1234).choice(values, _SAMPLES_PER_CASE, replace=True)
-        channels.append(ChannelStatistics.of(values, modality))
-    turned, ras = reorient(cropped, _shifted(grid, cropped.shape), "RAS")
-    x, y, z = turned.shape
+    intensities = [CaseIntensities.of(image.array[box][foreground], job.values) for image in images]
+    x, y, z = cropped.shape
+    turned, ras = reorient(cropped, Grid(shape=(x, y, z), affine=grid.affine), "RAS")
     i, j, k = grid.spacing_mm
-    counts = np.bincount(labels.array.ravel()) if labels.array.size else np.zeros(1, dtype=int)
+    counts = np.bincount(labels.array.ravel())
     fingerprint = CaseFingerprint(
         case=case.identifier,
+        channels=len(images),
         spacing=(k, j, i),
-        shape_after_crop=(cropped.shape[2], cropped.shape[1], cropped.shape[0]),
-        relative_size=float(np.prod(cropped.shape) / np.prod(grid.shape)),
+        shape_after_crop=(z, y, x),
+        relative_size=cropped.size / labels.array.size,
         spacing_ras=ras.spacing_mm,
-        shape_ras=(x, y, z),
+        shape_ras=(turned.shape[0], turned.shape[1], turned.shape[2]),
         label_voxels={int(n): int(counts[n]) for n in np.flatnonzero(counts) if n},
         source=_source(case),
     )
-    return fingerprint, channels
+    return fingerprint, intensities
 
 
-def _shifted(grid: Any, shape: Any) -> Any:
-    from satunet.geometry import Grid
+def _box(nonzero: Any) -> tuple[slice, ...]:
+    """Smallest box around what is true; everything if nothing is."""
+    hits = [np.flatnonzero(nonzero.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(int(h[0]), int(h[-1]) + 1) if h.size else slice(None) for h in hits)
 
-    return Grid(shape=shape, affine=grid.affine)
+
+def _existing(file: Path) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _source(case: Case) -> str:
+    """Size and time of a case's files."""
     parts = []
     for path in (*case.images, case.label):
         stat = path.stat() if path is not None and path.is_file() else None
@@ -317,11 +303,5 @@ def _source(case: Case) -> str:
     return ",".join(parts)
 
 
-def _sketch(content: bytes | None = None) -> Any:
-    import datasketches
-
-    return (
-        datasketches.kll_floats_sketch(SKETCH_K)
-        if content is None
-        else datasketches.kll_floats_sketch.deserialize(content)
-    )
+def _settings(dataset: Dataset) -> str:
+    return f"modalities {', '.join(dataset.modalities)}; label ids {sorted(dataset.label_ids)}"

@@ -6,10 +6,14 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 
-from satunet.datasets import Dataset
+from satunet.datasets import Dataset, load_dataset
+from satunet.errors import PlanError
+from satunet.files import read_json, write_json
 from satunet.geometry import Grid
 from satunet.imageio import read_grid
+from satunet.paths import preprocessed_dir
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,9 @@ def plan_specialist(
         gpu_memory_gb: Memory to plan for; nnU-Net's 8 GB if not given.
         spacing_mm: Target spacing (R, A, S) instead of a planned one.
         base_features: Features of the first stage instead of 32, for machines without a GPU.
+
+    Raises:
+        PlanError: nnU-Net makes no 3D configuration: the scans are single slices, or no patch fits the memory.
     """
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
@@ -43,13 +50,29 @@ def plan_specialist(
         )
         if base_features is not None:
             planner.UNet_base_num_features = base_features
-        planner.plan_experiment()
+        try:
+            plan = planner.plan_experiment()
+        except (IndexError, ValueError, ZeroDivisionError, AssertionError, RuntimeError) as error:
+            # Below about half a GB its patch shrinks to nothing, which shows in many ways.
+            raise PlanError(f"{dataset.name}: nnU-Net's planner failed ({type(error).__name__}: {error})") from error
+    if CONFIGURATION not in plan["configurations"]:
+        raise PlanError(f"{dataset.name}: nnU-Net plans no {CONFIGURATION} for single slices")
 
 
-def preprocess_specialist(name: str, *, processes: int = 1) -> None:
-    """Let nnunetv2 preprocess a dataset for its specialist."""
+def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
+    """Let nnunetv2 preprocess a dataset for its specialist, unless plan and scans are what they were.
+
+    Returns:
+        Whether there was anything to do.
+    """
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
+    folder = preprocessed_dir() / name
+    state = _state(name)
+    marker = folder / f"{PLANS_NAME}_{CONFIGURATION}_made_from.json"
+    if marker.is_file() and read_json(marker) == state:
+        return False
+    marker.unlink(missing_ok=True)
     with _nnunet_output():
         preprocess_dataset(
             int(name[7:10]),
@@ -58,6 +81,20 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> None:
             num_processes=(max(1, processes),),
             verbose=False,
         )
+    write_json(marker, state)
+    return True
+
+
+def _state(name: str) -> dict[str, Any]:
+    """What nnU-Net's preprocessed scans depend on: the plan, and size and time of the files."""
+    plan = read_json(preprocessed_dir() / name / f"{PLANS_NAME}.json")
+    cases = load_dataset(name).training_cases()
+    files = [path for case in cases for path in (*case.images, case.label) if path is not None and path.is_file()]
+    return {
+        "configuration": plan["configurations"].get(CONFIGURATION),
+        "intensities": plan.get("foreground_intensity_properties_per_channel"),
+        "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+    }
 
 
 def _in_file_axes(spacing_mm: tuple[float, float, float], grid: Grid) -> list[float]:

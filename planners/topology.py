@@ -1,26 +1,31 @@
 """Patch and topology for a memory budget, in closed form: no network is built, no GPU is needed.
 
-The unit of memory is nnU-Net's: elements of the feature maps that a network keeps for the backward pass, 560 million
-of which fit 8 GB at a batch of two. What text prompting adds is counted in the same unit.
+A plain U-Net is counted as nnU-Net counts it: 560 million elements of feature maps for two patches (280 a patch)
+fit 8 GB, everything that training needs beside them included. What text prompting adds is counted in bytes, from
+what the loss keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from satunet.errors import PlanError
 from satunet.network.config import Axes, NetworkConfig
 
+GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000
-REFERENCE_GB = 8.0
-REFERENCE_BATCH = 2
+"""nnU-Net's ``UNet_reference_val_3d``: feature-map elements of one patch, at a batch of two, that fit 8 GB."""
+BYTES_PER_ELEMENT = 8 * GB / (2 * REFERENCE_ELEMENTS)
 MIN_BATCH = 2
 MIN_FEATURE_MAP = 4
-MAX_FEATURES = 320
-_LOSS_CHUNK = 32
+LOSS_CHUNK = 32
+"""Queries whose logits exist at once."""
+_MAX_FEATURES = 320
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,83 +34,92 @@ class Topology:
 
     Attributes:
         patch_size: Divisible by the strides.
-        strides: A stage.
-        kernel_sizes: A stage.
-        elements: Feature-map elements of one patch, prompting included.
+        network: The network.
     """
 
     patch_size: Axes
-    strides: tuple[Axes, ...]
-    kernel_sizes: tuple[Axes, ...]
-    elements: int
+    network: NetworkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """How wide a planned network is.
+
+    Attributes:
+        base_features: Features of the first stage, doubled at every stage below it.
+        max_features: Features of a stage at most; ten times the first stage's, at least nnU-Net's 320, if not given.
+        text_dim: Width of the text embeddings.
+        queries: Queries a patch.
+    """
+
+    base_features: int
+    max_features: int | None = None
+    text_dim: int
+    queries: int = LOSS_CHUNK
+
+    def __post_init__(self) -> None:
+        if self.base_features < 1 or (self.max_features is not None and self.max_features < self.base_features):
+            raise PlanError(
+                f"base_features must be at least 1 and max_features at least base_features, "
+                f"got {self.base_features} and {self.max_features}"
+            )
+
+    def of_stages(self, stages: int) -> tuple[int, ...]:
+        """Features of each stage."""
+        limit = self.max_features or max(_MAX_FEATURES, 10 * self.base_features)
+        return tuple(min(limit, self.base_features * 2**stage) for stage in range(stages))
 
 
 def plan_topology(
     spacing_mm: Sequence[float],
     median_shape: Sequence[float],
     *,
-    base_features: int,
+    width: Width,
     gpu_memory_gb: float,
-    text_dim: int,
     patch_size: Axes | None = None,
 ) -> Topology:
     """Largest patch whose network fits the memory at a batch of two; nnU-Net's rules for stages and kernels.
 
     Args:
         spacing_mm: Target spacing.
-        median_shape: Median shape of the scans at that spacing; no patch is larger.
-        base_features: Features of the first stage.
+        median_shape: Median shape of the scans at that spacing; no patch is larger (before it is rounded up to what
+            the strides allow).
+        width: Features.
         gpu_memory_gb: Memory to fit.
-        text_dim: Width of the text embeddings.
         patch_size: Patch to take instead of a planned one (rounded up to what the strides allow).
 
     Raises:
         PlanError: Not even the smallest patch fits.
     """
-    budget = REFERENCE_ELEMENTS / REFERENCE_BATCH * gpu_memory_gb / REFERENCE_GB
     if patch_size is not None:
-        return _measure(spacing_mm, patch_size, base_features, text_dim)
+        return _topology(spacing_mm, patch_size, width)
     spacing = np.asarray(spacing_mm, dtype=float)
     shape = np.maximum(1, np.asarray(median_shape, dtype=float))
     # As nnU-Net: start from a patch of 256³ voxels whose aspect in mm is a cube, clipped to the median shape.
     start = 1 / spacing
     start = start * (256**3 / np.prod(start)) ** (1 / 3)
-    patch = np.maximum(1, np.minimum(np.round(start), np.round(shape))).astype(int)
-    topology = _measure(spacing_mm, patch, base_features, text_dim)
-    while topology.elements > budget:
-        size = np.array(topology.patch_size)
-        divisor = np.prod(np.array(topology.strides), axis=0)
-        for axis in np.argsort(-size / shape, kind="stable"):
-            smaller = size.copy()
-            smaller[axis] -= divisor[axis]
-            if smaller[axis] < 1:
-                continue
-            # Stepping by the old divisor may land between the steps of the new one: measure again.
-            found = _measure(spacing_mm, smaller, base_features, text_dim)
-            if found.elements < topology.elements:
-                topology = found
-                break
-        else:
+    topology = _topology(spacing_mm, np.maximum(1, np.minimum(np.round(start), np.round(shape))), width)
+    while memory_bytes(topology.network, topology.patch_size, MIN_BATCH, width.queries) > gpu_memory_gb * GB:
+        smaller = _smaller(spacing_mm, topology, shape, width)
+        if smaller is None:
             raise PlanError(
-                f"no network with {base_features} base features fits {gpu_memory_gb} GB; the smallest patch is "
-                f"{topology.patch_size}. Give more --gpu_memory or fewer --base_features"
+                f"no network with {width.base_features} base features fits {gpu_memory_gb} GB; the smallest patch is "
+                f"{topology.patch_size}. Give more GPU memory or fewer base features"
             )
+        topology = smaller
     return topology
 
 
-def features_of(stages: int, base_features: int) -> tuple[int, ...]:
-    """Features a stage: doubled each time, at most 320, as in nnU-Net."""
-    return tuple(min(MAX_FEATURES, base_features * 2**stage) for stage in range(stages))
+def memory_bytes(network: NetworkConfig, patch_size: Sequence[int], batch_size: int, queries: int = LOSS_CHUNK) -> int:
+    """Memory of a training step in mixed precision."""
+    of_patch, shared = _memory_parts(network, patch_size, queries)
+    return int(batch_size * of_patch + shared)
 
 
-def network_of(topology: Topology, base_features: int, text_dim: int) -> NetworkConfig:
-    """The planned network."""
-    return NetworkConfig.auto(
-        features_per_stage=features_of(len(topology.strides), base_features),
-        strides=topology.strides,
-        kernel_sizes=topology.kernel_sizes,
-        text_dim=text_dim,
-    )
+def largest_batch(network: NetworkConfig, patch_size: Sequence[int], gpu_memory_gb: float, queries: int) -> int:
+    """Largest batch that fits; 0 if none does."""
+    of_patch, shared = _memory_parts(network, patch_size, queries)
+    return max(0, int((gpu_memory_gb * GB - shared) / of_patch))
 
 
 def feature_map_elements(network: NetworkConfig, patch_size: Sequence[int]) -> int:
@@ -125,20 +139,40 @@ def feature_map_elements(network: NetworkConfig, patch_size: Sequence[int]) -> i
     return total
 
 
-def prompting_elements(network: NetworkConfig, patch_size: Sequence[int]) -> int:
-    """What text prompting adds for one patch, independent of the number of queries.
+def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> tuple[float, float]:
+    """Bytes of every patch of a batch, and bytes that its patches use one after the other.
 
-    The loss keeps one chunk of queries' logits, targets and gradients (three times chunk × voxels) at full
-    resolution, and the gradient of each supervised feature map.
+    The loss makes gradients in its forward pass: float32 gradients of every supervised feature map stay until the
+    backward pass. Sample by sample and chunk by chunk of queries, it holds the feature map in float32 and four
+    arrays of queries × voxels: probabilities, targets, gradients and a temporary one.
     """
     voxels = int(np.prod(np.asarray(patch_size, dtype=np.int64)))
-    maps = 0
+    of_patch = feature_map_elements(network, patch_size) * BYTES_PER_ELEMENT
     for scale, (_, features) in zip(network.scales, network.mask_heads, strict=True):
-        maps += features * voxels // int(np.prod(scale))
-    return 3 * _LOSS_CHUNK * voxels + maps
+        of_patch += 4 * features * (voxels // int(np.prod(scale)))
+    shared = 4 * voxels * (network.features_per_stage[0] + 4 * min(queries, LOSS_CHUNK))
+    return of_patch, float(shared)
 
 
-def _measure(spacing_mm: Sequence[float], patch: Sequence[int], base_features: int, text_dim: int) -> Topology:
+def _smaller(spacing_mm: Sequence[float], topology: Topology, shape: NDArray[Any], width: Width) -> Topology | None:
+    """The next smaller patch: the axis that covers most of the median shape gives way."""
+    size = np.array(topology.patch_size)
+    for axis in np.argsort(-size / shape, kind="stable"):
+        # As nnU-Net: a step by the present divisor may skip sizes that a network with fewer stages could have, so
+        # the divisor after that step is the step to take.
+        probe = size.copy()
+        probe[axis] -= topology.network.divisor[axis]
+        if probe[axis] < 1:
+            continue
+        step = size.copy()
+        step[axis] -= _topology(spacing_mm, probe, width).network.divisor[axis]
+        found = _topology(spacing_mm, step, width)
+        if np.prod(found.patch_size) < np.prod(size):
+            return found
+    return None
+
+
+def _topology(spacing_mm: Sequence[float], patch: Sequence[float] | NDArray[Any], width: Width) -> Topology:
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     _, strides, kernels, padded, _ = get_pool_and_conv_props(
@@ -148,17 +182,7 @@ def _measure(spacing_mm: Sequence[float], patch: Sequence[int], base_features: i
         # A patch too small to be pooled by nnU-Net's rules still needs a bottleneck.
         strides, kernels = ((1, 1, 1), (1, 1, 1)), ((3, 3, 3), (3, 3, 3))
     x, y, z = (int(p) for p in padded)
-    topology = Topology(
-        patch_size=(x, y, z),
-        strides=tuple(tuple(s) for s in strides),
-        kernel_sizes=tuple(tuple(k) for k in kernels),
-        elements=0,
+    network = NetworkConfig.auto(
+        features_per_stage=width.of_stages(len(strides)), strides=strides, kernel_sizes=kernels, text_dim=width.text_dim
     )
-    network = network_of(topology, base_features, text_dim)
-    elements = feature_map_elements(network, topology.patch_size) + prompting_elements(network, topology.patch_size)
-    return Topology(
-        patch_size=topology.patch_size,
-        strides=topology.strides,
-        kernel_sizes=topology.kernel_sizes,
-        elements=elements,
-    )
+    return Topology(patch_size=(x, y, z), network=network)

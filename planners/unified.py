@@ -15,21 +15,18 @@ from satunet.network.config import NetworkConfig
 from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint import DatasetFingerprint, merge_fingerprints
-from satunet.planners.topology import (
-    MIN_BATCH,
-    REFERENCE_BATCH,
-    REFERENCE_ELEMENTS,
-    REFERENCE_GB,
-    network_of,
-    plan_topology,
-)
+from satunet.planners.topology import LOSS_CHUNK, MIN_BATCH, Width, largest_batch, plan_topology
 
 ANISOTROPY = 3.0
 SAT_SPACING = (1.0, 1.0, 3.0)
 SAT_PATCH = (288, 288, 96)
 SAT_ORIENTATION = {"MRSpineSeg": "ASR", "VerSe": "ASR", "ToothFairy": "IPL", "BTCVCervix": "LPS"}
 """Datasets that SAT keeps in another orientation than RAS, by the name behind ``DatasetNNN_``."""
+MAX_SHARE_OF_DATA = 0.05
+"""Share of all voxels that one batch may hold, as in nnU-Net."""
 _TEXT_DIM = {"minilm": 384}
+_BASE_FEATURES = ((40.0, 64), (4.0, 32), (0.0, 16))
+"""(GB from which on, features of the first stage)."""
 
 
 def plan_unified(
@@ -41,6 +38,8 @@ def plan_unified(
     patch_size: tuple[int, int, int] | None = None,
     batch_size: int | None = None,
     base_features: int | None = None,
+    max_features: int | None = None,
+    queries_per_scan: int = LOSS_CHUNK,
     dataset_name: str = "Dataset900_Unified",
     text_encoder: str = "minilm",
 ) -> UnifiedPlan:
@@ -53,40 +52,45 @@ def plan_unified(
         preset: ``"auto"``, or SAT's ``"nano"`` or ``"pro"``.
         gpu_memory_gb: GPU memory to plan for.
         spacing_mm: Target spacing (R, A, S) instead of a planned one.
-        patch_size: Patch instead of a planned one.
+        patch_size: Patch instead of a planned one; with ``auto`` rounded up to what the strides allow.
         batch_size: Batch size instead of a planned one.
         base_features: Features of the first stage instead of a planned number (``auto`` only).
+        max_features: Features of a stage at most instead of a planned number (``auto`` only).
+        queries_per_scan: Queries a patch, at most.
         dataset_name: Name of the unified dataset.
         text_encoder: Text encoder.
 
     Raises:
-        PlanError: No dataset, an unknown preset, or a budget nothing fits.
+        PlanError: No dataset, an unknown preset, values that make no plan, or a budget nothing fits.
     """
-    if not fingerprints:
-        raise PlanError("a plan needs at least one dataset")
-    if preset not in ("auto", "nano", "pro"):
-        raise PlanError(f"preset {preset!r}; allowed are auto, nano, pro")
-    if base_features is not None and preset != "auto":
-        raise PlanError(f"--base_features goes with the preset auto; {preset} is SAT's network as published")
+    _check(fingerprints, preset, gpu_memory_gb, spacing_mm, patch_size, (base_features, max_features))
     text_dim = _text_dim(text_encoder)
     weights = {f.dataset: f.scans**-0.5 for f in fingerprints}
     spacings, shapes, scan_weights = _scans(fingerprints, weights)
     why: dict[str, str] = {}
     spacing = _spacing(preset, spacing_mm, spacings, shapes, scan_weights, why)
     if preset == "auto":
-        network, patch, elements = _auto(
-            spacing, shapes * spacings, scan_weights, gpu_memory_gb, base_features, patch_size, text_dim, why
+        extents = shapes * spacings / np.array(spacing)
+        width = Width(
+            base_features=_base_features(base_features, gpu_memory_gb, why),
+            max_features=max_features,
+            text_dim=text_dim,
+            queries=queries_per_scan,
         )
-        batch = batch_size or _batch(elements, gpu_memory_gb, why)
+        network, patch = _auto(spacing, extents, scan_weights, gpu_memory_gb, width, patch_size, why)
+        batch = _batch(network, patch, batch_size, gpu_memory_gb, queries_per_scan, extents, why)
     else:
         network, patch, batch = _published(preset, patch_size, batch_size, text_dim, why)
+    why["queries"] = f"{queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
+    why["normalisation"] = "CT is clipped to [-500, 1000] HU, other modalities to their 0.5 and 99.5 percentiles (SAT)"
+    why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
     names = tuple(sorted(f.dataset for f in fingerprints))
     return UnifiedPlan(
         dataset_name=dataset_name,
         spacing_mm=spacing,
         patch_size=patch,
         batch_size=batch,
-        queries_per_scan=32,
+        queries_per_scan=queries_per_scan,
         network=network,
         text_encoder=text_encoder,
         datasets=names,
@@ -115,7 +119,7 @@ def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64],
 def _scans(
     fingerprints: Sequence[DatasetFingerprint], weights: dict[str, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    rows = [(c.spacing_ras, c.shape_ras, weights[f.dataset] * len(f.channels)) for f in fingerprints for c in f.cases]
+    rows = [(c.spacing_ras, c.shape_ras, weights[f.dataset] * c.channels) for f in fingerprints for c in f.cases]
     spacings, shapes, scan_weights = zip(*rows, strict=True)
     return np.array(spacings, float), np.array(shapes, float), np.array(scan_weights, float)
 
@@ -150,42 +154,80 @@ def _spacing(
     return x, y, z
 
 
+def _check(
+    fingerprints: Sequence[DatasetFingerprint],
+    preset: str,
+    gpu_memory_gb: float,
+    spacing_mm: tuple[float, float, float] | None,
+    patch_size: tuple[int, int, int] | None,
+    features: tuple[int | None, int | None],
+) -> None:
+    if not fingerprints:
+        raise PlanError("a plan needs at least one dataset")
+    if preset not in ("auto", "nano", "pro"):
+        raise PlanError(f"preset {preset!r}; allowed are auto, nano, pro")
+    if features != (None, None) and preset != "auto":
+        raise PlanError(f"a number of features goes with the preset auto; {preset} is SAT's network as published")
+    if not gpu_memory_gb > 0:
+        raise PlanError(f"the GPU memory to plan for must be positive, got {gpu_memory_gb} GB")
+    if spacing_mm is not None and not min(spacing_mm) > 0:
+        raise PlanError(f"the spacing must be three positive numbers, got {spacing_mm}")
+    if patch_size is not None and min(patch_size) < 1:
+        raise PlanError(f"the patch must be three positive integers, got {patch_size}")
+
+
+def _base_features(given: int | None, gpu_memory_gb: float, why: dict[str, str]) -> int:
+    if given is not None:
+        why["features"] = f"{given} in the first stage was given"
+        return given
+    features = next(n for gb, n in _BASE_FEATURES if gpu_memory_gb >= gb)
+    reason = {64: "SAT-Nano's, from 40 GB on", 32: "nnU-Net's, from 4 GB on", 16: "half of nnU-Net's, below 4 GB"}
+    why["features"] = f"{features} in the first stage: {reason[features]}"
+    return features
+
+
 def _auto(
     spacing: tuple[float, float, float],
-    extents_mm: NDArray[np.float64],
+    extents: NDArray[np.float64],
     weights: NDArray[np.float64],
     gpu_memory_gb: float,
-    base_features: int | None,
+    width: Width,
     patch_size: tuple[int, int, int] | None,
-    text_dim: int,
     why: dict[str, str],
-) -> tuple[NetworkConfig, tuple[int, int, int], int]:
-    features = base_features or (32 if gpu_memory_gb >= 4 else 16)
-    why["features"] = f"{features} in the first stage" + (
-        " was given" if base_features else " (nnU-Net's 32)" if features == 32 else ": below 4 GB, half of nnU-Net's 32"
-    )
-    median = [weighted_quantile(extents_mm[:, a] / spacing[a], weights, 0.5) for a in range(3)]
-    topology = plan_topology(
-        spacing,
-        median,
-        base_features=features,
-        gpu_memory_gb=gpu_memory_gb,
-        text_dim=text_dim,
-        patch_size=patch_size,
-    )
+) -> tuple[NetworkConfig, tuple[int, int, int]]:
+    """Network and patch; ``extents`` are the scans' shapes at the target spacing."""
+    median = [weighted_quantile(extents[:, a], weights, 0.5) for a in range(3)]
+    topology = plan_topology(spacing, median, width=width, gpu_memory_gb=gpu_memory_gb, patch_size=patch_size)
+    patch, network = topology.patch_size, topology.network
     shape = tuple(round(m) for m in median)
-    why["patch"] = f"{topology.patch_size} voxels " + (
-        "was given" if patch_size else f"is the largest that fits {gpu_memory_gb:g} GB; the median scan has {shape}"
-    )
-    network = network_of(topology, features, text_dim)
+    if patch_size is None:
+        reason = f"is the largest that fits {gpu_memory_gb:g} GB, and no larger than the median scan, {shape}"
+        if any(p > n for p, n in zip(patch, shape, strict=True)):
+            reason += f", rounded up to what the strides {network.divisor} allow"
+    else:
+        reason = "was given" if patch == patch_size else f"is {patch_size} rounded up to the strides {network.divisor}"
+    why["patch"] = f"{patch} voxels {reason}"
     why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
-    return network, topology.patch_size, topology.elements
+    return network, patch
 
 
-def _batch(elements: int, gpu_memory_gb: float, why: dict[str, str]) -> int:
-    budget = REFERENCE_ELEMENTS / REFERENCE_BATCH * gpu_memory_gb / REFERENCE_GB
-    batch = max(MIN_BATCH, int(budget * REFERENCE_BATCH / elements))
-    why["batch"] = f"{batch}: what the memory leaves beside the patch, at least {MIN_BATCH}"
+def _batch(
+    network: NetworkConfig,
+    patch: tuple[int, int, int],
+    given: int | None,
+    gpu_memory_gb: float,
+    queries: int,
+    extents: NDArray[np.float64],
+    why: dict[str, str],
+) -> int:
+    if given is not None:
+        why["batch"] = f"{given} was given"
+        return given
+    fitting = largest_batch(network, patch, gpu_memory_gb, queries)
+    share = round(MAX_SHARE_OF_DATA * float(np.prod(extents, axis=1).sum()) / float(np.prod(patch)))
+    batch = max(MIN_BATCH, min(fitting, share))
+    limit = "the memory takes" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data are"
+    why["batch"] = f"{batch}: what {limit}, at least {MIN_BATCH}"
     return batch
 
 

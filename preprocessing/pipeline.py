@@ -59,7 +59,12 @@ def plan_and_preprocess(
         dataset_name=unified_name,
     )
     file = save_unified_plan(plan, fingerprints)
-    summary = _relabelled(summary, "plan" if not preprocess else "plan_and_preprocess")
+    if preprocess:
+        # Bad cases are found again by preprocessing, which names their scans; datasets without a plan are not.
+        failures = {item: reason for item, reason in summary.failures.items() if "/" not in item}
+        summary = JobSummary("plan_and_preprocess", failures=failures, started=summary.started)
+    else:
+        summary = JobSummary("plan", failures=summary.failures, started=summary.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
     summary.note("plan", str(file))
@@ -72,14 +77,9 @@ def plan_and_preprocess(
                 plan_specialist(
                     load_dataset(name), gpu_memory_gb=gpu_memory_gb, spacing_mm=spacing_mm, base_features=base_features
                 )
-                preprocess_specialist(name, processes=processes)
-                summary.done(f"{name} (specialist)")
+                made = preprocess_specialist(name, processes=processes)
+                (summary.done if made else summary.skipped)(f"{name} (specialist)")
             except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
                 summary.failed(f"{name} (specialist)", error)
     summary.save(preprocessed_dir() / unified_name / "summary.json")
     return summary
-
-
-def _relabelled(summary: JobSummary, name: str) -> JobSummary:
-    """Fingerprints are a means here: their successes are not counted with the scans."""
-    return JobSummary(name, failures=summary.failures, started=summary.started)

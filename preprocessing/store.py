@@ -183,7 +183,7 @@ def is_complete(folder: Path, scan: str) -> bool:
     """Whether a scan's record is there and its other files have the sizes they were written with."""
     *arrays, record = scan_files(folder, scan)
     try:
-        return [file.stat().st_size for file in arrays] == read_json(record)["bytes"]
+        return bool([file.stat().st_size for file in arrays] == read_json(record)["bytes"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from satunet.geometry import Grid, reorient, same_grid
+
+ORIENTATIONS = [
+    "".join(letters)
+    for axes in itertools.permutations(("RL", "AP", "SI"))
+    for letters in itertools.product(*axes)
+]
+
+
+def rotation(rng: np.random.Generator) -> np.ndarray:
+    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return q
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_reorient_keeps_every_voxel_in_its_place(orientation: str) -> None:
+    rng = np.random.default_rng(1)
+    array = rng.random((2, 4, 5, 6))
+    affine = np.diag([2.0, -3.0, 4.0, 1.0])
+    affine[:3, 3] = (7, -8, 9)
+    grid = Grid(shape=(4, 5, 6), affine=affine)
+    turned, turned_grid = reorient(array, grid, orientation)
+    assert turned_grid.orientation == orientation
+    for index in ((0, 0, 0), (3, 4, 5), (1, 2, 3)):
+        place = grid.affine @ (*index, 1)
+        i, j, k = np.rint(np.linalg.inv(turned_grid.affine) @ place)[:3].astype(int)
+        assert np.array_equal(turned[:, i, j, k], array[(slice(None), *index)])
+
+
+@given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(1, 6)] * 3), orientation=st.sampled_from(ORIENTATIONS))
+@settings(max_examples=60, deadline=None)
+def test_reorient_there_and_back_is_the_identity_for_oblique_grids(
+    seed: int, shape: tuple[int, int, int], orientation: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(rng) * rng.uniform(0.3, 8, 3)
+    affine[:3, 3] = rng.uniform(-200, 200, 3)
+    grid = Grid(shape=shape, affine=affine)
+    array = rng.random(shape)
+    turned, turned_grid = reorient(array, grid, orientation)
+    back, back_grid = reorient(turned, turned_grid, grid.orientation)
+    assert np.array_equal(back, array)
+    assert same_grid(back_grid, grid)
+
+
+def test_spacing_and_volume_are_those_of_the_affine() -> None:
+    grid = Grid(shape=(2, 2, 2), affine=np.diag([-0.5, 2.0, 3.0, 1.0]))
+    assert grid.spacing_mm == (0.5, 2.0, 3.0)
+    assert grid.voxel_ml == pytest.approx(0.003)
+    assert grid.orientation == "LAS"
+
+
+@pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.eye(3)])
+def test_a_grid_refuses_affines_that_place_nothing(affine: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="affine"):
+        Grid(shape=(2, 2, 2), affine=affine)
+
+
+def test_same_grid_measures_the_far_corner() -> None:
+    a = Grid(shape=(100, 100, 100), affine=np.eye(4))
+    tilted = np.eye(4)
+    tilted[0, 1] = 1e-3  # nothing at the origin, 0.1 mm at the far corner
+    assert not same_grid(a, Grid(shape=a.shape, affine=tilted))
+    assert same_grid(a, Grid(shape=a.shape, affine=tilted), tolerance_mm=0.2)
+
+
+def test_reorient_refuses_a_code_that_is_none() -> None:
+    grid = Grid(shape=(2, 2, 2), affine=np.eye(4))
+    with pytest.raises(ValueError, match="RRS"):
+        reorient(np.zeros((2, 2, 2)), grid, "RRS")
+
+
+def test_grid_json_round_trip() -> None:
+    grid = Grid(shape=(2, 3, 4), affine=np.diag([1.5, 2, 3, 1]))
+    assert same_grid(Grid.from_json(grid.to_json()), grid, tolerance_mm=0)
