@@ -127,6 +127,8 @@ def preprocess_image(
     volume = volume[a:b, c:d, e:f]
     spacing = turned.spacing_mm
     shape = new_shape((b - a, d - c, f - e), spacing, plan.spacing_mm)
+    if modality == "ct":
+        volume = to_hounsfield(volume)
     # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
     normalised = normalize(volume, plan.normalization_of(modality))
     array = resample_image(normalised, shape, spacing, plan.spacing_mm)
@@ -232,6 +234,20 @@ def nonzero_box(volume: NDArray[Any]) -> Box:
             return (0, x), (0, y), (0, z)
         box.append((int(hits[0]), int(hits[-1]) + 1))
     return box[0], box[1], box[2]
+
+
+def to_hounsfield(volume: NDArray[Any]) -> NDArray[Any]:
+    """CT intensities in HU, also where a file stores HU + 1024 (unsigned DICOM values without their intercept).
+
+    Such a file has no negative voxel, and a good part of it lies where water and soft tissue then are, around 1024.
+    In HU these values are dense bone, which never comes without a negative voxel of fat or air beside it. Clipped to
+    [-500, 1000] HU as it is, such a scan would lose all soft tissue.
+    """
+    if volume.min() < 0:
+        return volume
+    positive = volume[volume > 0]
+    soft = np.count_nonzero((positive >= 850) & (positive <= 1200))
+    return volume.astype(np.float32) - 1024 if soft > 0.25 * max(1, positive.size) else volume
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:

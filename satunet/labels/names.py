@@ -111,11 +111,11 @@ def normalize_name(text: str) -> NormalizedName:
     Returns:
         The canonical form; the function is idempotent on it. An empty text gives an empty name.
     """
-    words = _words(text)
-    words, side = _take_side(words)
-    words = [w for word in words for w in _WORDS.get(word, word).split()]
-    words = _phrases([w for w in words if w not in _FILLERS] or words)
-    base = _vertebra(" ".join(words))
+    words, side = _take_side(_words(text))
+    base = _base(words)
+    # One rule's result may be another's input ("caudate nucleus nucleus"): apply them until nothing changes.
+    while (again := _base(base.split())) != base:
+        base = again
     if side is None:
         return NormalizedName(canonical=base, base=base, side=None)
     if not base or base in SIDES:
@@ -128,6 +128,11 @@ def normalize_name(text: str) -> NormalizedName:
 def other_side(side: str) -> str:
     """``"left"`` for ``"right"`` and the reverse."""
     return SIDES[1 - SIDES.index(side)]
+
+
+def _base(words: list[str]) -> str:
+    words = [w for word in words for w in _WORDS.get(word, word).split()]
+    return _vertebra(" ".join(_phrases([w for w in words if w not in _FILLERS] or words)))
 
 
 def _words(text: str) -> list[str]:
