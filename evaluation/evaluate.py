@@ -1,272 +1,324 @@
 """Score a folder of predictions against a folder of references.
 
-A prediction of a case is one of
-
-- a label map ``<case>.<ending>`` with the reference's ids, or with the ids of a legend ``<case>.json`` beside it
-  (``{"labels": {class: id}}``);
-- a folder ``<case>/`` with a mask a class, ``<class with _ for spaces>.<ending>``.
-
-A prediction that is missing or does not fit is an error: it is counted, shown, and scores 0 for every class that
-the reference shows. Scoring only what happens to exist would reward a method for failing.
+Nothing is scored only because it exists: a case without a usable prediction is a counted failure, and every class that
+its reference holds scores 0; classes that its reference does not hold are left out there, so that a failure is never
+rewarded for finding nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from satunet.errors import GridMismatchError, MissingFileError, ScanError, UserError
-from satunet.files import mask_file_name, read_json, write_json, write_text
-from satunet.geometry import same_grid
-from satunet.imageio import IMAGE_ENDINGS, Image, list_images, read_label_map, strip_ending
-from satunet.evaluation.metrics import POLICIES, LabelMapClasses, MaskClasses, score_class
+from satunet.errors import DatasetError, ScanError, UserError
+from satunet.evaluation.metrics import AbsencePolicy, LabelIndex, Scores, absence_policy, score_label_maps, score_masks
+from satunet.evaluation.predictions import Found, PredictedLabels, PredictedMasks, ambiguous, find_predictions
+from satunet.evaluation.scores import Evaluation, Row
+from satunet.geometry import Grid
+from satunet.imageio import list_images, read_label_map, strip_ending
 from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_VERSION = 1
-Classes = Mapping[str, Sequence[int]]
 
+def evaluate_folder(
+    predictions: Path,
+    references: Path,
+    classes: Mapping[str, Sequence[int]],
+    *,
+    prediction_classes: Mapping[str, Sequence[int]] | None = None,
+    channels: Collection[int] | None = None,
+    allowed_ids: Collection[int] | None = None,
+    ignore_id: int | None = None,
+    tolerance_mm: float = 1.0,
+    policy: str | AbsencePolicy = "sat",
+    processes: int = 1,
+) -> Evaluation:
+    """Score every case of a folder of references; :func:`evaluate_cases` tells the rest.
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One class of one case.
+    Args:
+        predictions: Label maps or folders of masks.
+        references: Label maps ``<case>.<ending>``, as in nnU-Net's ``labelsTr`` and ``labelsTs``.
+        classes: Class → ids whose union it is, in the references.
 
-    Attributes:
-        case: Identifier.
-        name: Class.
-        dsc: Dice similarity coefficient or NaN.
-        nsd: Normalised surface Dice or NaN.
-        reference_ml: Volume of the reference.
-        prediction_ml: Volume of the prediction.
-        error: Why the prediction could not be scored, or empty.
+    Other arguments are those of :func:`evaluate_cases`.
+
+    Raises:
+        UserError: As in :func:`evaluate_cases`.
+        DatasetError: No references in the folder.
     """
-
-    case: str
-    name: str
-    dsc: float
-    nsd: float
-    reference_ml: float
-    prediction_ml: float
-    error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Scores of a folder.
-
-    Attributes:
-        scores: One a case and class.
-        tolerance_mm: Of the NSD.
-        policy: Name of the policy for empty masks.
-        errors: Case → why its prediction could not be scored.
-    """
-
-    scores: tuple[Score, ...]
-    tolerance_mm: float
-    policy: str
-    errors: dict[str, str] = field(default_factory=dict)
-
-    def class_means(self, metric: str = "dsc") -> dict[str, float]:
-        """Class → mean over cases, NaN left out; a class with nothing else is NaN."""
-        values: dict[str, list[float]] = {}
-        for score in self.scores:
-            values.setdefault(score.name, []).append(getattr(score, metric))
-        return {name: nanmean(v) for name, v in sorted(values.items())}
-
-    def mean(self, metric: str = "dsc") -> float:
-        """Mean over classes of the means over cases."""
-        return nanmean(list(self.class_means(metric).values()))
-
-    def save(self, folder: Path) -> None:
-        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``, each whole."""
-        rows = [vars(s) for s in self.scores]
-        write_text(folder / "per_case.csv", to_csv(rows))
-        dsc, nsd = self.class_means("dsc"), self.class_means("nsd")
-        write_text(folder / "per_class.csv", to_csv([{"class": n, "dsc": dsc[n], "nsd": nsd[n]} for n in dsc]))
-        write_json(
-            folder / "summary.json",
-            {
-                "version": EVALUATION_VERSION,
-                "tolerance_mm": self.tolerance_mm,
-                "policy": self.policy,
-                "cases": len({s.case for s in self.scores}),
-                "classes": len(dsc),
-                "mean": {"dsc": _json_number(self.mean("dsc")), "nsd": _json_number(self.mean("nsd"))},
-                "errors": self.errors,
-            },
-        )
+    evaluation, _ = evaluate_cases(
+        references_in(references),
+        predictions,
+        classes,
+        prediction_classes=prediction_classes,
+        channels=channels,
+        allowed_ids=allowed_ids,
+        ignore_id=ignore_id,
+        tolerance_mm=tolerance_mm,
+        policy=policy,
+        processes=processes,
+    )
+    return evaluation
 
 
 def evaluate_cases(
     references: Mapping[str, Path],
     predictions: Path,
-    classes: Classes,
+    classes: Mapping[str, Sequence[int]],
     *,
-    prediction_names: Mapping[str, str] | None = None,
+    prediction_classes: Mapping[str, Sequence[int]] | None = None,
+    channels: Collection[int] | None = None,
+    allowed_ids: Collection[int] | None = None,
+    ignore_id: int | None = None,
     tolerance_mm: float = 1.0,
-    policy: str = "sat",
+    policy: str | AbsencePolicy = "sat",
     processes: int = 1,
 ) -> tuple[Evaluation, JobSummary]:
-    """Score predictions of cases.
+    """Score the predictions of some cases.
 
     Args:
         references: Case → label map.
-        predictions: Folder of predictions.
-        classes: Class → ids in the references.
-        prediction_names: Case → name of its prediction, where it differs from the case.
-        tolerance_mm: Of the NSD.
-        policy: Name in :data:`~satunet.evaluation.metrics.POLICIES`.
+        predictions: Label maps or folders of masks; how they are matched to cases and where their ids come from is
+            told in :mod:`satunet.evaluation.predictions`.
+        classes: Class → ids whose union it is, in the references.
+        prediction_classes: The same for predicted label maps; goes before a legend beside them.
+        channels: Channels that each case must have a prediction of; without it, one prediction is enough.
+        allowed_ids: Ids that a label map may hold; if not given, a prediction may hold those of the classes.
+        ignore_id: Reference id of voxels that nobody labelled.
+        tolerance_mm: Tolerance of NSD.
+        policy: Absence policy or its name.
         processes: Worker processes.
 
     Returns:
-        The scores, and what became of each case.
+        All scores, and what became of each scan: its exit code is 1 if a prediction was missing or could not be used.
 
     Raises:
-        UserError: Nothing to score, or an unknown policy.
+        UserError: No classes or references, an unknown policy, a wrong tolerance, no folder of predictions.
     """
-    if policy not in POLICIES:
-        raise UserError(f"policy {policy!r}; allowed are {', '.join(POLICIES)}")
-    if not references or not classes:
-        raise UserError(f"nothing to score: {len(references)} references, {len(classes)} classes")
+    rule = absence_policy(policy)
+    if not classes:
+        raise UserError("no classes to evaluate were given")
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise UserError(f"tolerance_mm must be a number that is not negative, got {tolerance_mm}")
+    if not references:
+        raise UserError("no reference label maps to evaluate against were given")
     if not predictions.is_dir():
         raise UserError(f"{predictions}: no such folder of predictions")
-    names = prediction_names or {}
-    jobs = [
-        _Job(case=c, reference=r, predictions=predictions, name=names.get(c, c), classes=dict(classes),
-             tolerance_mm=tolerance_mm, policy=policy)
-        for c, r in sorted(references.items())
+    started = time.monotonic()
+    found, others = find_predictions(predictions, references.keys())
+    if others:
+        logger.warning("%s: %d entries belong to no case, such as %s", predictions, len(others), others[0].name)
+    settings = _Settings(
+        classes={name: tuple(ids) for name, ids in classes.items()},
+        prediction_classes=None
+        if prediction_classes is None
+        else {name: tuple(ids) for name, ids in prediction_classes.items()},
+        allowed_ids=None if allowed_ids is None else tuple(allowed_ids),
+        ignore_id=ignore_id,
+        tolerance_mm=tolerance_mm,
+        policy=rule,
+    )
+    tasks = [
+        _Task(case=case, reference=file, predictions=tuple(found[case]), folder=predictions,
+              channels=None if channels is None else tuple(channels), settings=settings)
+        for case, file in references.items()
     ]  # fmt: skip
-    summary = JobSummary("evaluation")
-    scores: list[Score] = []
-    errors: dict[str, str] = {}
-    for outcome in run_parallel(_score_case, jobs, description="Scoring", processes=processes, key=lambda j: j.case):
-        case = outcome.item.case
+    rows: dict[str, tuple[Row, ...]] = {}
+    failures: dict[str, str] = {}
+    for outcome in run_parallel(
+        _score_case, tasks, description="Evaluating", processes=processes, key=lambda t: t.case
+    ):
         if outcome.result is None:
-            # Not even the reference could be read: there is nothing to score 0 against.
-            errors[case] = str(outcome.error)
-            summary.failed(case, outcome.error or "unknown error")
-            continue
-        scores += outcome.result
-        reason = next((s.error for s in outcome.result if s.error), "")
-        if reason:
-            errors[case] = reason
-            summary.failed(case, reason)
+            failures[outcome.item.case] = f"not scored: {outcome.error}"
         else:
-            summary.done(case)
-    scores.sort(key=lambda s: (s.case, s.name))
-    return Evaluation(scores=tuple(scores), tolerance_mm=tolerance_mm, policy=policy, errors=errors), summary
+            rows[outcome.item.case], errors = outcome.result
+            failures |= errors
+    for scan, reason in failures.items():
+        logger.error("%s: %s", scan, reason)
+    evaluation = Evaluation(
+        rows=tuple(row for case in references for row in rows.get(case, ())),
+        classes=tuple(classes),
+        cases=tuple(references),
+        failures=dict(sorted(failures.items())),
+        tolerance_mm=tolerance_mm,
+        policy=rule.name,
+    )
+    summary = evaluation.job_summary()
+    summary.started = started
+    return evaluation, summary
 
 
 def references_in(folder: Path) -> dict[str, Path]:
-    """Case → label map of every image file in a folder.
+    """Label maps of a folder: case → file.
 
     Raises:
-        UserError: No such folder, no image in it, or one case in two formats.
+        DatasetError: No such folder, no label maps, or two of one case.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of references")
-    found: dict[str, Path] = {}
+        raise DatasetError(f"{folder}: no such folder of reference label maps")
+    files: dict[str, Path] = {}
     for path in list_images(folder):
         case = strip_ending(path.name)
-        if case in found:
-            raise UserError(f"{folder}: the case {case} is there twice: {found[case].name}, {path.name}")
-        found[case] = path
-    if not found:
-        raise UserError(f"{folder}: no label maps here; allowed endings are {', '.join(IMAGE_ENDINGS)}")
-    return found
-
-
-def nanmean(values: Sequence[float]) -> float:
-    """Mean of the values that are not NaN; NaN if there are none."""
-    kept = [v for v in values if not math.isnan(v)]
-    return fmean(kept) if kept else math.nan
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a header; full precision."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()
+        if case in files:
+            raise DatasetError(f"{folder}: two reference label maps of one case: {files[case].name}, {path.name}")
+        files[case] = path
+    if not files:
+        raise DatasetError(f"{folder}: no reference label maps here; expected are files such as <case>.nii.gz")
+    return files
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _Settings:
+    classes: dict[str, tuple[int, ...]]
+    prediction_classes: dict[str, tuple[int, ...]] | None
+    allowed_ids: tuple[int, ...] | None
+    ignore_id: int | None
+    tolerance_mm: float
+    policy: AbsencePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
     case: str
     reference: Path
-    predictions: Path
-    name: str
-    classes: dict[str, Sequence[int]]
-    tolerance_mm: float
-    policy: str
+    predictions: tuple[Found, ...]
+    folder: Path
+    channels: tuple[int, ...] | None
+    settings: _Settings
 
 
-def _score_case(job: _Job) -> list[Score]:
-    reference = read_label_map(job.reference)
-    truth = LabelMapClasses(reference.array, job.classes)
-    policy = POLICIES[job.policy]
-    try:
-        prediction = _open_prediction(job, reference)
-        rows = []
-        for name in job.classes:
-            score = score_class(
-                name, truth, prediction, reference.grid.spacing_mm, tolerance_mm=job.tolerance_mm, policy=policy
-            )
-            rows.append(Score(case=job.case, name=name, **vars(score)))
-        return rows
-    except ScanError as error:
-        voxel_ml = reference.grid.voxel_ml
-        rows = []
-        for name in job.classes:
-            box = truth.box(name)
-            volume = float(np.count_nonzero(truth.mask(name, box))) * voxel_ml if box else 0.0
-            value = 0.0 if box else policy.both
-            rows.append(Score(case=job.case, name=name, dsc=value, nsd=value, reference_ml=volume, prediction_ml=0.0,
-                              error=str(error)))  # fmt: skip
-        return rows
+class _Reference:
+    """A reference map and what every scan of its case needs of it."""
+
+    def __init__(self, path: Path, settings: _Settings) -> None:
+        image = read_label_map(path, allowed_ids=settings.allowed_ids)
+        self.grid: Grid = image.grid
+        self.array = image.array
+        self.index = LabelIndex(image.array)
+        self.ml = image.grid.voxel_ml
+        # The columns of an oblique affine have lengths such as 1.0000001 mm; at a tolerance of 1 mm that would turn a
+        # surface one voxel away from close to far.
+        x, y, z = (float(f"{s:.5g}") for s in image.grid.spacing_mm)
+        self.spacing_mm = (x, y, z)
 
 
-def _open_prediction(job: _Job, reference: Image) -> LabelMapClasses | MaskClasses:
-    folder = job.predictions / job.name
-    if folder.is_dir():
-        files = {strip_ending(p.name): p for p in list_images(folder)}
-        if not files:
-            raise MissingFileError(folder, "the folder holds no mask")
+def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
+    """Rows and failures of one case; an error of the reference itself is raised."""
+    reference = _Reference(task.reference, task.settings)
+    rows: list[Row] = []
+    failures: dict[str, str] = {}
+    contradiction = ambiguous(task.predictions)
+    if contradiction is not None or not task.predictions:
+        reason = contradiction or f"no prediction in {task.folder}"
+        return tuple(_failed_rows(task.case, task.case, reference, task.settings, reason)), {task.case: reason}
+    scans: list[tuple[str, Found | None]] = [(p.scan, p) for p in task.predictions]
+    there = {p.channel for p in task.predictions}
+    if task.channels is not None and None not in there:
+        scans += [(f"{task.case}_{c:04d}", None) for c in task.channels if c not in there]
+    for scan, found in scans:
+        try:
+            if found is None:
+                raise UserError(f"no prediction of this channel in {task.folder}")
+            scan_rows = _score_scan(found, reference, task.settings)
+        except Exception as error:  # whatever is wrong with a prediction, it counts as a failure and scores 0
+            reason = str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"
+            failures[scan] = reason
+            scan_rows = _failed_rows(task.case, scan, reference, task.settings, reason)
+        failures |= {f"{scan}: {r.class_name}": r.error for r in scan_rows if r.error and scan not in failures}
+        rows += scan_rows
+    return tuple(rows), failures
 
-        def load(name: str) -> Any:
-            path = files.get(mask_file_name(name))
-            if path is None:
-                raise MissingFileError(folder / mask_file_name(name), "there is no mask of this class")
-            return _fitting(path, reference).array > 0
 
-        return MaskClasses(load)
-    for ending in IMAGE_ENDINGS:
-        path = job.predictions / f"{job.name}{ending}"
-        if path.is_file():
-            legend = job.predictions / f"{job.name}.json"
-            classes: Mapping[str, Sequence[int]] = job.classes
-            if legend.is_file():
-                classes = {name: (int(i),) for name, i in read_json(legend)["labels"].items()}
-            return LabelMapClasses(_fitting(path, reference).array, classes)
-    raise MissingFileError(job.predictions / job.name, "there is no prediction of this case")
+def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
+    if found.path.is_dir():
+        return _score_mask_folder(found, reference, settings)
+    fixed = settings.prediction_classes is not None
+    predicted = PredictedLabels(
+        found.path,
+        reference.grid,
+        settings.prediction_classes if settings.prediction_classes is not None else settings.classes,
+        allowed_ids=None if fixed else settings.allowed_ids,
+        fixed=fixed,
+    )
+    missing = [c for c in settings.classes if c not in predicted.classes]
+    scores = score_label_maps(
+        reference.array,
+        predicted.array,
+        reference.spacing_mm,
+        {name: ids for name, ids in settings.classes.items() if name not in missing},
+        prediction_classes=predicted.classes,
+        ignore_id=settings.ignore_id,
+        tolerance_mm=settings.tolerance_mm,
+        policy=settings.policy,
+    )
+    reason = f"{found.path.name}: the legend of the prediction does not list this class"
+    return [
+        _row(found, name, scores[name], reference)
+        if name in scores
+        else _failed_row(found.case, found.scan, name, reference, settings, reason)
+        for name in settings.classes
+    ]
 
 
-def _fitting(path: Path, reference: Image) -> Image:
-    image = read_label_map(path)
-    if not same_grid(image.grid, reference.grid):
-        raise GridMismatchError(path, f"the prediction's shape is {image.grid.shape} and its spacing "
-                                f"{image.grid.spacing_mm}; the reference has {reference.grid.shape} and "
-                                f"{reference.grid.spacing_mm}")  # fmt: skip
-    return image
+def _score_mask_folder(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
+    masks = PredictedMasks(found.path, reference.grid)
+    whole = (slice(None), slice(None), slice(None))
+    ignored = None if settings.ignore_id is None else reference.array == settings.ignore_id
+    rows = []
+    for name, ids in settings.classes.items():
+        try:
+            mask = masks.mask(name)
+        except ScanError as error:
+            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
+            continue
+        if ignored is not None:
+            mask &= ~ignored
+        scores = score_masks(
+            reference.index.mask(ids, whole),
+            mask,
+            reference.spacing_mm,
+            tolerance_mm=settings.tolerance_mm,
+            policy=settings.policy,
+        )
+        rows.append(_row(found, name, scores, reference))
+    return rows
+
+
+def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
+    return Row(
+        case=found.case,
+        scan=found.scan,
+        class_name=name,
+        dsc=scores.dsc,
+        nsd=scores.nsd,
+        reference_ml=scores.reference_voxels * reference.ml,
+        prediction_ml=scores.prediction_voxels * reference.ml,
+    )
+
+
+def _failed_rows(case: str, scan: str, reference: _Reference, settings: _Settings, reason: str) -> list[Row]:
+    return [_failed_row(case, scan, name, reference, settings, reason) for name in settings.classes]
+
+
+def _failed_row(case: str, scan: str, name: str, reference: _Reference, settings: _Settings, reason: str) -> Row:
+    ids = settings.classes[name]
+    box = reference.index.box(ids)
+    voxels = 0 if box is None else int(np.count_nonzero(reference.index.mask(ids, box)))
+    score = 0.0 if voxels else math.nan
+    return Row(
+        case=case,
+        scan=scan,
+        class_name=name,
+        dsc=score,
+        nsd=score,
+        reference_ml=voxels * reference.ml,
+        prediction_ml=0.0,
+        error=reason,
+    )

@@ -1,221 +1,238 @@
-"""The report: one HTML file that opens offline, a Markdown table and pictures."""
+"""The report of a benchmark: one HTML file that opens offline, the same as Markdown, and the tables as CSV."""
 
 from __future__ import annotations
 
-import base64
 import datetime
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from satunet import __version__
-from satunet.errors import SatunetError
-from satunet.evaluation.benchmark import METRICS, BenchmarkTables, number
-from satunet.evaluation.overlays import bars_png, overlay_png, scatter_png
-from satunet.files import atomic_path, mask_file_name, read_json, write_text
-from satunet.imageio import IMAGE_ENDINGS, list_images, read_image, read_label_map, strip_ending
+from satunet.evaluation import charts
+from satunet.evaluation.benchmark import FEWEST_PAIRS, TIE_MARGIN, BenchmarkTables, GroupRow, Scores
+from satunet.evaluation.overlays import Overlay
+from satunet.evaluation.scores import METRICS
+from satunet.evaluation.tables import (
+    COST_COLUMNS,
+    cost_cells,
+    escape,
+    markdown,
+    percent,
+    probability,
+    score_columns,
+    text_tables,
+    write_tables,
+)
+from satunet.files import write_text
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportCase:
-    """A scored case to show.
-
-    Attributes:
-        dataset: Its dataset.
-        case: Identifier.
-        image: The scan.
-        reference: Its label map.
-        classes: Class → ids in the reference.
-        predictions: Competitor → folder of predictions.
-    """
-
-    dataset: str
-    case: str
-    image: Path
-    reference: Path
-    classes: Mapping[str, Sequence[int]]
-    predictions: Mapping[str, Path]
+_OPEN_DETAILS = 3
+_POLICIES = {
+    "sat": "A class that is absent in reference and prediction scores 1; absent in one of them, 0.",
+    "nnunet": "A class that is absent in reference and prediction is left out; absent in one of them, it scores 0.",
+}
 
 
-def write_report(output: Path, tables: BenchmarkTables, cases: Sequence[ReportCase]) -> Path:
-    """Write ``report.html``, ``report.md`` and ``overlay_<dataset>.png``.
+def write_report(
+    output: Path, tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), title: str = "satunet benchmark"
+) -> Path:
+    """Write ``report.html``, ``report.md`` and the tables of :func:`~satunet.evaluation.tables.write_tables`.
 
     Args:
         output: Folder.
         tables: The numbers.
-        cases: Cases to show as pictures; one that cannot be drawn is left out and logged.
+        overlays: Pictures, at most one a dataset.
+        title: Heading.
 
     Returns:
         The HTML file.
     """
-    from jinja2 import Environment, FileSystemLoader, select_autoescape
+    write_tables(tables, output)
+    write_text(output / "report.md", report_markdown(tables, title=title))
+    html = output / "report.html"
+    write_text(html, report_html(tables, overlays=overlays, title=title))
+    return html
 
-    overlays = []
-    for case in cases:
-        try:
-            png = _overlay(case)
-        except (SatunetError, OSError, ValueError, KeyError) as error:
-            logger.warning("no picture of %s/%s: %s", case.dataset, case.case, error)
-            continue
-        with atomic_path(output / f"overlay_{case.dataset}.png") as temporary:
-            temporary.write_bytes(png)
-        overlays.append({"dataset": case.dataset, "case": case.case, "png": base64.b64encode(png).decode()})
+
+def report_html(tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), title: str = "satunet benchmark") -> str:
+    """The report as one HTML page without any address but its own pictures'; every name in it is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True, default_for_string=True)
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    html = environment.get_template("report.jinja").render(**_content(tables), overlays=overlays)
-    write_text(output / "report.html", html)
-    write_text(output / "report.md", _markdown(tables))
-    return output / "report.html"
-
-
-def _content(tables: BenchmarkTables) -> dict[str, Any]:
-    competitors = tables.competitors
-    classes = len({r.name for r in tables.rows})
-    cards = [
-        {"name": f"{c}: mean {'DSC' if m == 'dsc' else 'NSD'} over {classes} classes", "value": number(tables.overall[c][m])}
-        for c in competitors
-        for m in METRICS
-    ]
-    datasets = [
-        {"name": d, "classes": sum(r.dataset == d for r in tables.rows), "cells": _cells(means, competitors)}
-        for d, means in tables.datasets.items()
-    ]
-    datasets.append({"name": "mean over classes", "classes": classes, "total": True,
-                     "cells": _cells(tables.overall, competitors)})  # fmt: skip
-    if tables.lesions:
-        datasets.append({"name": "lesions", "classes": len({r.name for r in tables.rows if r.lesion}), "total": True,
-                         "cells": _cells(tables.lesions, competitors)})  # fmt: skip
-    return {
-        "title": "satunet benchmark",
-        "subtitle": f"{' against '.join(competitors)} on {len(tables.datasets)} datasets, {classes} classes.",
-        "cards": cards,
-        "tolerance": f"{tables.tolerance_mm:g}",
-        "competitors": competitors,
-        "datasets": datasets,
-        "comparisons": [
-            {
-                "name": f"{c.first} − {c.second}",
-                "metric": c.metric.upper(),
-                "wins": c.wins,
-                "ties": c.ties,
-                "losses": c.losses,
-                "difference": f"{c.mean_difference:+.3f}",
-                "p": "–" if c.p_value is None else f"{c.p_value:.2g}",
-            }
-            for c in tables.comparisons
-        ],
-        "costs": [
-            {
-                "name": name,
-                "networks": cost.networks,
-                "parameters": f"{cost.parameters / 1e6:.2f} M",
-                "disk": f"{cost.disk_mb:.1f} MB",
-                "steps": f"{cost.steps:,}" if cost.steps else "–",
-                "seconds": f"{cost.seconds_per_scan:.1f} s" if cost.seconds_per_scan is not None else "–",
-            }
-            for name, cost in tables.costs.items()
-        ],
-        "plots": _plots(tables),
-        "classes": [
-            {"name": r.name, "dataset": r.dataset, "cases": r.cases, "cells": _cells(r.scores, competitors)}
-            for r in tables.rows
-        ],
-        "failures": [{"name": n, "reason": r} for n, r in tables.failures.items()],
+    names = tables.competitors
+    several = len(names) > 1
+    content = {
+        "title": title,
         "version": __version__,
-        "date": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "subtitle": _subtitle(tables),
+        "tiles": [_tile(c, tables) for c in names],
+        "sentences": sentences(tables),
+        "notes": tables.notes,
+        "problems": len(_failures(tables)),
+        "competitors": names,
+        "colours": {c: charts.colour_of(c, names) for c in names},
+        "metrics": [m.upper() for m in METRICS],
+        "columns": [*names, *names] if several else [f"{c}, %" for c in score_columns(names)],
+        "totals": [_group(g, names) for g in tables.totals],
+        "left_out": tables.totals[0].left_out if tables.totals else 0,
+        "costs": [(c, *cost_cells(tables.costs[c])) for c in names if c in tables.costs],
+        "cost_columns": COST_COLUMNS,
+        "dataset_chart": charts.dataset_bars(tables),
+        "scatter_chart": charts.scatter(tables, *names[:2]) if several else None,
+        "datasets": [_group(g, names) for g in tables.datasets],
+        "comparisons": _comparisons(tables),
+        "margin": f"{100 * TIE_MARGIN:g}",
+        "fewest": FEWEST_PAIRS,
+        "details": [_details(g, tables, overlays) for g in tables.datasets],
+        "open_details": _OPEN_DETAILS,
+        "classes": [
+            {"name": r.class_name, "dataset": r.dataset, "scans": r.scans, "cells": _cells(r.scores, names)}
+            for r in tables.classes
+        ],
+        "failures": _failures(tables),
+        "tolerance": f"{tables.tolerance_mm:g}",
+        "policy": _POLICIES.get(tables.policy, f"Absent classes are scored by the policy {tables.policy!r}."),
+    }
+    return environment.get_template("report.jinja").render(content)
+
+
+def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark") -> str:
+    """The report as Markdown."""
+    parts = [f"# {escape(title)}", *(escape(s) for s in (_subtitle(tables), *sentences(tables), *tables.notes))]
+    for table in text_tables(tables):
+        parts += [f"## {table.title}", markdown(table)]
+    failures = _failures(tables)
+    parts.append("## Failures")
+    lines = [f"{f['competitor']}, {f['dataset']}, {f['scan']}: {f['reason']}" for f in failures]
+    parts.append("\n".join(f"- {escape(line)}" for line in lines) or "None.")
+    return "\n\n".join(parts) + "\n"
+
+
+def sentences(tables: BenchmarkTables) -> list[str]:
+    """What the benchmark says, in a sentence a pair of competitors."""
+    said = []
+    for c in tables.comparisons:
+        if c.where != "total" or c.metric != "dsc":
+            continue
+        better = "above" if c.difference > 0 else "below"
+        p = "" if math.isnan(c.p_value) else f" (Wilcoxon p {_with_sign(probability(c.p_value))})"
+        said.append(
+            f"Over {c.pairs} {_count('pair', c.pairs)} of dataset and class, {c.first} is better than {c.second} in "
+            f"{c.wins}, on par in {c.ties} and worse in {c.losses}; its DSC is {abs(100 * c.difference):.2f} points "
+            f"{better} on average{p}."
+        )
+    return said
+
+
+def _subtitle(tables: BenchmarkTables) -> str:
+    classes = len({r.class_name for r in tables.classes})
+    datasets, cases = len(tables.datasets), sum(d.cases for d in tables.datasets)
+    return (
+        f"{' against '.join(tables.competitors)}: {datasets} {_count('dataset', datasets)}, "
+        f"{cases} {_count('case', cases)}, {classes} {'class' if classes == 1 else 'classes'}."
+    )
+
+
+def _count(word: str, n: int) -> str:
+    return word if n == 1 else f"{word}s"
+
+
+def _with_sign(text: str) -> str:
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _tile(competitor: str, tables: BenchmarkTables) -> dict[str, Any]:
+    scores = tables.totals[0].scores[competitor] if tables.totals else dict.fromkeys(METRICS, math.nan)
+    return {
+        "name": competitor,
+        "colour": charts.colour_of(competitor, tables.competitors),
+        "scores": [{"name": f"mean {m.upper()}", "value": percent(scores[m])} for m in METRICS],
     }
 
 
-def _cells(scores: Mapping[str, Mapping[str, float]], competitors: Sequence[str]) -> list[dict[str, Any]]:
+def _cells(scores: Scores, competitors: Sequence[str]) -> list[dict[str, Any]]:
+    """Cells in the order of the columns: metric by metric, competitor by competitor; the best of a metric is marked."""
     cells = []
-    best = {m: max((v for c in competitors if not math.isnan(v := scores.get(c, {}).get(m, math.nan))), default=math.nan)
-            for m in METRICS}  # fmt: skip
-    for competitor in competitors:
-        for metric in METRICS:
-            value = scores.get(competitor, {}).get(metric, math.nan)
-            cells.append({"text": number(value), "best": len(competitors) > 1 and value == best[metric]})
+    for metric in METRICS:
+        texts = {c: percent(scores[c][metric]) for c in competitors}
+        values = [v for c in competitors if not math.isnan(v := scores[c][metric])]
+        best = percent(max(values)) if len(values) > 1 and len(set(texts.values())) > 1 else None
+        cells += [
+            {"text": texts[c], "sort": _sortable(scores[c][metric]), "best": texts[c] == best} for c in competitors
+        ]
     return cells
 
 
-def _plots(tables: BenchmarkTables) -> list[str]:
-    plots = []
-    rows = sorted(tables.rows, key=lambda r: (r.dataset, r.name))
-    if len(tables.competitors) > 1:
-        first, second = tables.competitors[:2]
-        pairs = [(r.scores[second]["dsc"], r.scores[first]["dsc"]) for r in rows if first in r.scores and second in r.scores]
-        if pairs:
-            x, y = zip(*pairs, strict=True)
-            plots.append(scatter_png(x, y, f"{second} DSC", f"{first} DSC"))
-    # Several datasets may draw one class: bars show the mean over them, the table every one.
-    names = sorted({r.name for r in rows})[:80]
-    values = {
-        c: [float(np.nanmean([r.scores[c]["dsc"] for r in rows if r.name == n and c in r.scores] or [math.nan]))
-            for n in names]
-        for c in tables.competitors
-    }  # fmt: skip
-    plots.append(bars_png(names, values, "DSC, mean over datasets"))
-    return [base64.b64encode(p).decode() for p in plots]
+def _sortable(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.8g}"
 
 
-def _overlay(case: ReportCase) -> bytes:
-    image = read_image(case.image)
-    reference = read_label_map(case.reference, grid=image.grid).array
-    numbers = {name: i + 1 for i, name in enumerate(sorted(case.classes))}
-    labels = {"reference": _renumber(reference, case.classes, numbers)}
-    for competitor, folder in case.predictions.items():
-        found = _prediction(folder, case, numbers)
-        if found is not None:
-            labels[competitor] = found
-    return overlay_png(image.array, image.grid, labels)
+def _group(group: GroupRow, competitors: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "cases": group.cases,
+        "classes": group.classes,
+        "cells": _cells(group.scores, competitors),
+    }
 
 
-def _prediction(folder: Path, case: ReportCase, numbers: Mapping[str, int]) -> Any:
-    masks = folder / case.case
-    if masks.is_dir():
-        files = {strip_ending(p.name): p for p in list_images(masks)}
-        combined = None
-        for name, value in numbers.items():
-            path = files.get(mask_file_name(name))
-            if path is not None:
-                mask = read_label_map(path).array > 0
-                combined = np.zeros(mask.shape, dtype=np.uint16) if combined is None else combined
-                combined[mask] = value
-        return combined
-    for ending in IMAGE_ENDINGS:
-        path = folder / f"{case.case}{ending}"
-        if path.is_file():
-            legend = folder / f"{case.case}.json"
-            classes: Mapping[str, Sequence[int]] = case.classes
-            if legend.is_file():
-                classes = {n: (int(i),) for n, i in read_json(legend)["labels"].items() if n in numbers}
-            return _renumber(read_label_map(path).array, classes, numbers)
-    return None
-
-
-def _renumber(labels: Any, classes: Mapping[str, Sequence[int]], numbers: Mapping[str, int]) -> Any:
-    result = np.zeros(labels.shape, dtype=np.uint16)
-    for name, ids in classes.items():
-        result[np.isin(labels, list(ids))] = numbers[name]
-    return result
-
-
-def _markdown(tables: BenchmarkTables) -> str:
-    heads = [f"{c} {m.upper()}" for c in tables.competitors for m in METRICS]
-    lines = [
-        "| dataset | " + " | ".join(heads) + " |",
-        "|---|" + "---:|" * len(heads),
+def _comparisons(tables: BenchmarkTables) -> list[dict[str, Any]]:
+    return [
+        {
+            "where": c.where,
+            "total": c.where == "total",
+            "pair": f"{c.first} – {c.second}",
+            "metric": c.metric.upper(),
+            "pairs": c.pairs,
+            "wins": c.wins,
+            "ties": c.ties,
+            "losses": c.losses,
+            "difference": f"{100 * c.difference:+.2f}".replace("-", "−"),
+            "difference_sort": _sortable(c.difference),
+            "p": probability(c.p_value),
+            "p_sort": _sortable(c.p_value),
+        }
+        for c in sorted(tables.comparisons, key=lambda c: c.where != "total")
     ]
-    rows = [*tables.datasets.items(), ("mean over classes", tables.overall)]
-    for name, means in rows:
-        lines.append(f"| {name} | " + " | ".join(c["text"] for c in _cells(means, tables.competitors)) + " |")
-    if tables.failures:
-        lines += ["", "Partial: " + "; ".join(f"{n}: {r}" for n, r in tables.failures.items())]
-    return "\n".join(lines) + "\n"
+
+
+def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay]) -> dict[str, Any]:
+    chart = charts.class_bars(tables, group.name)
+    several = len(tables.competitors) > 1
+    scores = " · ".join(
+        f"{c + ' ' if several else 'DSC '}{percent(group.scores[c]['dsc'])}" for c in tables.competitors
+    )
+    cases = f"{group.cases} {_count('case', group.cases)}"
+    classes = f"{group.classes} {'class' if group.classes == 1 else 'classes'}"
+    return {
+        "name": group.name,
+        "line": f"{cases}, {classes} · {'DSC: ' if several else ''}{scores}",
+        "overlay": next((o for o in overlays if o.dataset == group.name), None),
+        "chart": chart[0] if chart else None,
+        "left_out": chart[1] if chart else 0,
+        "shown": charts.MOST_BARS,
+    }
+
+
+def _failures(tables: BenchmarkTables) -> list[dict[str, str]]:
+    """Predictions that could not be used, and datasets that a competitor has no evaluation of."""
+    rows = [
+        {"competitor": competitor, "dataset": dataset, "scan": "all", "reason": reason}
+        for competitor, by_dataset in tables.missing.items()
+        for dataset, reason in by_dataset.items()
+    ]
+    by: Mapping[str, Mapping[str, Mapping[str, str]]] = tables.failures
+    rows += [
+        {"competitor": competitor, "dataset": dataset, "scan": scan, "reason": reason}
+        for competitor, by_dataset in by.items()
+        for dataset, reasons in by_dataset.items()
+        for scan, reason in reasons.items()
+    ]
+    return rows

@@ -1,19 +1,31 @@
-"""Predict with every competitor, score, compare, report; what is done already is not done again."""
+"""Predict with every competitor, score, compare, report; what is done already is not done again.
+
+::
+
+    OUTPUT/predictions/<competitor>/<dataset>/   what satunet and the specialists predicted
+    OUTPUT/scores/<competitor>/<dataset>/        per_case.csv, per_class.csv, summary.json
+    OUTPUT/report.html, report.md, *.csv, benchmark.json, benchmark_summary.json
+"""
 
 from __future__ import annotations
 
 import logging
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from satunet.datasets import Case, Dataset, load_dataset, scan_id
-from satunet.errors import DatasetError, UserError
-from satunet.evaluation.benchmark import BenchmarkTables, Cost, compare, print_tables, table_rows
-from satunet.evaluation.evaluate import Evaluation, evaluate_cases, nanmean, to_csv
-from satunet.evaluation.report import ReportCase, write_report
-from satunet.files import read_json, write_text
+from satunet.errors import DatasetError, SatunetError, UserError
+from satunet.evaluation.benchmark import BenchmarkTables, Cost, compare
+from satunet.evaluation.evaluate import evaluate_cases
+from satunet.evaluation.pictures import ReportCase, draw_cases
+from satunet.evaluation.report import write_report
+from satunet.evaluation.scores import Evaluation, mean_of
+from satunet.evaluation.tables import percent, print_table
+from satunet.files import read_json, write_json
 from satunet.labels import LabelSpace, normalize_name
 from satunet.paths import preprocessed_dir
 from satunet.prediction.folder import MANIFEST, predict_folder
@@ -25,13 +37,7 @@ logger = logging.getLogger(__name__)
 
 UNIFIED = "satunet"
 SPECIALIST = "nnU-Net"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    dataset: Dataset
-    cases: tuple[Case, ...]
-    classes: dict[str, tuple[int, ...]]
+_TIMES = "times.json"
 
 
 def run_benchmark(
@@ -60,54 +66,58 @@ def run_benchmark(
         others: Competitor → folder with ``<dataset>/<predictions>``.
         device: Where to compute.
         tolerance_mm: Of the NSD.
-        policy: For empty masks.
+        policy: For absent classes.
         processes: Worker processes for scoring.
 
     Returns:
         The tables, and what failed; the report is ``report.html`` in ``output``.
 
     Raises:
-        UserError: No dataset could be scored at all.
+        UserError: Another competitor has the name of one of ours, or no dataset could be scored at all.
     """
+    taken = sorted({UNIFIED, SPECIALIST} & set(others or {}))
+    if taken:
+        raise UserError(f"the names {', '.join(taken)} are taken; give the other competitors names of their own")
     summary = JobSummary("benchmark")
     predictor = Predictor(ModelFolder.load(model, fold=fold), device=device)
-    space = predictor.model.space
     tasks: list[_Task] = []
     for name in dataset_names:
         try:
             tasks.append(_task(load_dataset(name), predictor.model))
         except UserError as error:
             summary.failed(name, error)
+    bench = _Bench(predictor=predictor, output=output, specialists=specialists, others=dict(others or {}),
+                   device=device, summary=summary)  # fmt: skip
     results: dict[str, dict[str, Evaluation]] = {}
+    missing: dict[str, dict[str, str]] = {}
     for task in tasks:
-        name = task.dataset.name
-        folders = _predict(task, predictor, output, specialists, device, summary)
-        folders |= {other: folder / name for other, folder in (others or {}).items()}
-        for competitor, folder in folders.items():
-            references = {c.identifier: c.label for c in task.cases if c.label is not None}
+        for competitor in bench.competitors:
+            name = task.dataset.name
             try:
-                evaluation, cases = evaluate_cases(
-                    references, folder, task.classes, tolerance_mm=tolerance_mm, policy=policy, processes=processes
-                )
-            except UserError as error:
+                evaluation = bench.evaluate(competitor, task, tolerance_mm, policy, processes)
+            except (
+                Exception
+            ) as error:  # nnunetv2 raises what it likes; one competitor on one dataset never ends the rest
                 summary.failed(f"{competitor}/{name}", error)
+                missing.setdefault(competitor, {})[name] = summary.failures[f"{competitor}/{name}"]
                 continue
-            evaluation.save(output / "scores" / competitor / name)
             results.setdefault(name, {})[competitor] = evaluation
-            for case, reason in cases.failures.items():
-                summary.failed(f"{competitor}/{name}/{case}", reason)
             summary.done(f"{competitor}/{name}")
+            summary.failures |= {f"{competitor}/{name}/{s}": reason for s, reason in evaluation.failures.items()}
     if not results:
         raise UserError(f"nothing could be scored: {summary.failures}")
-    lesions = frozenset(c.name for c in space.classes if c.lesion)
-    costs = _costs(predictor.model, tasks, output, specialists)
-    tables = compare(results, lesions=lesions, costs=costs, failures=summary.failures)
-    write_text(output / "per_class.csv", to_csv(table_rows(tables)))
-    shown = [_report_case(task, results[task.dataset.name], output, others or {}) for task in tasks
-             if task.dataset.name in results]  # fmt: skip
-    write_report(output, tables, shown)
-    print_tables(tables)
-    summary.note("report", str(output / "report.html"))
+    tables = compare(
+        results,
+        lesions={c.name for c in predictor.model.space.classes if c.lesion},
+        costs=bench.costs(tasks),
+        missing=missing,
+        competitors=[c for c in bench.competitors if any(c in by for by in results.values())],
+        notes=[task.note for task in tasks if task.note],
+    )
+    shown = [bench.report_case(t, results[t.dataset.name]) for t in tasks if t.dataset.name in results]
+    report = write_report(output, tables, overlays=draw_cases(shown))
+    print_table(tables)
+    summary.note("report", str(report))
     summary.save(output / "benchmark_summary.json")
     return tables, summary
 
@@ -122,25 +132,179 @@ def listed_classes(dataset: Dataset, space: LabelSpace) -> dict[str, tuple[int, 
     return {name: tuple(sorted(ids)) for name, ids in sorted(found.items())}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    dataset: Dataset
+    cases: tuple[Case, ...]
+    classes: dict[str, tuple[int, ...]]
+    note: str = ""
+
+    @property
+    def references(self) -> dict[str, Path]:
+        return {c.identifier: c.label for c in self.cases if c.label is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """The competitors, and where their predictions are."""
+
+    predictor: Predictor
+    output: Path
+    specialists: bool
+    others: dict[str, Path]
+    device: str
+    summary: JobSummary
+
+    @property
+    def competitors(self) -> tuple[str, ...]:
+        return (UNIFIED, *((SPECIALIST,) if self.specialists else ()), *self.others)
+
+    def folder(self, competitor: str, dataset: str) -> Path:
+        """Where a competitor's predictions of a dataset are."""
+        return self.others.get(competitor, self.output / "predictions" / competitor) / dataset
+
+    def evaluate(self, competitor: str, task: _Task, tolerance_mm: float, policy: str, processes: int) -> Evaluation:
+        """Predict what is not predicted yet, and score."""
+        name = task.dataset.name
+        if competitor == UNIFIED:
+            self._predict_unified(task)
+        elif competitor == SPECIALIST:
+            self._predict_specialist(task)
+        evaluation, _ = evaluate_cases(
+            task.references,
+            self.folder(competitor, name),
+            task.classes,
+            allowed_ids=task.dataset.label_ids,
+            ignore_id=task.dataset.ignore_label,
+            tolerance_mm=tolerance_mm,
+            policy=policy,
+            processes=processes,
+        )
+        evaluation.save(self.output / "scores" / competitor / name)
+        return evaluation
+
+    def costs(self, tasks: Sequence[_Task]) -> dict[str, Cost]:
+        """What the unified network and the specialists cost."""
+        costs = {UNIFIED: self._unified_cost(tasks)}
+        if self.specialists and (cost := self._specialist_cost(tasks)) is not None:
+            costs[SPECIALIST] = cost
+        return costs
+
+    def report_case(self, task: _Task, results: Mapping[str, Evaluation]) -> ReportCase:
+        """The case whose DSC is the median of the first competitor's."""
+        first = next(iter(results.values()))
+        by_case = {c.identifier: mean_of(r.dsc for r in first.rows if r.case == c.identifier) for c in task.cases}
+        ordered = sorted(task.cases, key=lambda c: (by_case[c.identifier], c.identifier))
+        case = ordered[len(ordered) // 2]
+        notes = {}
+        for competitor, evaluation in results.items():
+            value = mean_of(r.dsc for r in evaluation.rows if r.case == case.identifier)
+            notes[competitor] = f"DSC {percent(value)}"
+        return ReportCase(
+            dataset=task.dataset.name,
+            case=case.identifier,
+            image=case.images[0],
+            reference=task.references[case.identifier],
+            classes=task.classes,
+            predictions={c: self.folder(c, task.dataset.name) for c in results},
+            modality=task.dataset.modalities[0],
+            notes=notes,
+        )
+
+    def _predict_unified(self, task: _Task) -> None:
+        done = predict_folder(
+            [c.images[0] for c in task.cases],
+            self.folder(UNIFIED, task.dataset.name),
+            self.predictor,
+            tuple(task.classes),
+            modality=task.dataset.modalities[0],
+        )
+        for scan, reason in done.failures.items():
+            self.summary.failures[f"{UNIFIED}/{task.dataset.name}/{scan}: prediction"] = reason
+
+    def _predict_specialist(self, task: _Task) -> None:
+        from satunet.prediction.specialist import predict_specialist
+
+        folder = self.folder(SPECIALIST, task.dataset.name)
+        missing = [c for c in task.cases if not (folder / f"{c.identifier}{task.dataset.file_ending}").is_file()]
+        started = time.monotonic()
+        predict_specialist(
+            task.dataset.name,
+            [(c.identifier, c.images) for c in task.cases],
+            folder,
+            fold=self.predictor.model.fold,
+            device=self.device,
+        )
+        if missing:
+            times = {"scans": len(missing), "seconds": round(time.monotonic() - started, 2)}
+            write_json(folder / _TIMES, times)
+
+    def _unified_cost(self, tasks: Sequence[_Task]) -> Cost:
+        model = self.predictor.model
+        manifests = [
+            file
+            for task in tasks
+            for case in task.cases
+            if (file := self.folder(UNIFIED, task.dataset.name) / case.identifier / MANIFEST).is_file()
+        ]
+        parameters = sum(p.numel() for p in model.network.parameters())
+        steps = _read(model.path / f"fold_{model.fold}" / "training_config.json").get("steps")
+        return Cost(
+            models=1,
+            parameters=parameters,
+            disk_bytes=4 * parameters,
+            training_steps=None if steps is None else int(steps),
+            seconds_per_scan=statistics.fmean(float(read_json(f)["seconds"]) for f in manifests) if manifests else None,
+        )
+
+    def _specialist_cost(self, tasks: Sequence[_Task]) -> Cost | None:
+        import torch
+
+        from satunet.trainers.specialist import specialist_folder
+
+        counts, steps, scans, seconds = [], [], 0, 0.0
+        for task in tasks:
+            name = task.dataset.name
+            file = specialist_folder(name) / f"fold_{self.predictor.model.fold}" / "checkpoint_final.pth"
+            if not file.is_file():
+                continue
+            # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+            counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
+            steps.append(int(content.get("satunet_steps", 0)))
+            times = _read(self.folder(SPECIALIST, name) / _TIMES)
+            scans, seconds = scans + int(times.get("scans", 0)), seconds + float(times.get("seconds", 0))
+        if not counts:
+            return None
+        return Cost(
+            models=len(counts),
+            parameters=sum(counts),
+            disk_bytes=4 * sum(counts),
+            training_steps=sum(steps) if all(steps) else None,
+            seconds_per_scan=seconds / scans if scans else None,
+        )
+
+
 def _task(dataset: Dataset, model: ModelFolder) -> _Task:
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
+    note = ""
     if not cases:
         known = {c.identifier: c for c in dataset.training_cases()}
         wanted = _validation_cases(dataset, model)
         cases = tuple(known[c] for c in wanted if c in known)
+        if model.fold == "all":
+            note = f"{dataset.name} has no test cases and training used all others: its scores are of training cases."
+            logger.warning("%s", note)
     classes = listed_classes(dataset, model.space)
     if not cases or not classes:
         raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
-    return _Task(dataset=dataset, cases=cases, classes=classes)
+    return _Task(dataset=dataset, cases=cases, classes=classes, note=note)
 
 
 def _validation_cases(dataset: Dataset, model: ModelFolder) -> list[str]:
-    file = preprocessed_dir() / model.plan.dataset_name / "splits_final.json"
     if model.fold == "all":
-        logger.warning(
-            "%s has no test cases and the model was trained on all: its training cases are scored", dataset.name
-        )
         return [c.identifier for c in dataset.training_cases()]
+    file = preprocessed_dir() / model.plan.dataset_name / "splits_final.json"
     try:
         scans = set(read_json(file)[int(model.fold)]["val"])
     except (OSError, ValueError, IndexError, KeyError) as error:
@@ -148,88 +312,10 @@ def _validation_cases(dataset: Dataset, model: ModelFolder) -> list[str]:
     return [c.identifier for c in dataset.training_cases() if scan_id(dataset.name, c.identifier, 0) in scans]
 
 
-def _predict(
-    task: _Task, predictor: Predictor, output: Path, specialists: bool, device: str, summary: JobSummary
-) -> dict[str, Path]:
-    """Predict a dataset with the unified network and its specialist; competitor → folder."""
-    name = task.dataset.name
-    folders: dict[str, Path] = {}
-    target = output / "predictions" / UNIFIED / name
-    done = predict_folder(
-        [c.images[0] for c in task.cases],
-        target,
-        predictor,
-        tuple(task.classes),
-        modality=task.dataset.modalities[0],
-    )
-    for scan, reason in done.failures.items():
-        summary.failed(f"{UNIFIED}/{name}/{scan}", reason)
-    folders[UNIFIED] = target
-    if specialists:
-        from satunet.prediction.specialist import predict_specialist
-
-        target = output / "predictions" / SPECIALIST / name
-        try:
-            cases = [(c.identifier, c.images) for c in task.cases]
-            predict_specialist(name, cases, target, fold=predictor.model.fold, device=device)
-            folders[SPECIALIST] = target
-        except Exception as error:  # nnunetv2 raises what it likes; the others still count
-            summary.failed(f"{SPECIALIST}/{name}", error)
-    return folders
-
-
-def _costs(model: ModelFolder, tasks: Sequence[_Task], output: Path, specialists: bool) -> dict[str, Cost]:
-    import torch
-
-    parameters = sum(p.numel() for p in model.network.parameters())
-    seconds = []
-    for task in tasks:
-        for case in task.cases:
-            manifest = output / "predictions" / UNIFIED / task.dataset.name / case.identifier / MANIFEST
-            if manifest.is_file():
-                seconds.append(float(read_json(manifest)["seconds"]))
-    config = model.path / f"fold_{model.fold}" / "training_config.json"
-    costs = {
-        UNIFIED: Cost(
-            parameters=parameters,
-            disk_mb=parameters * 4 / 1e6,
-            networks=1,
-            steps=int(read_json(config)["steps"]) if config.is_file() else None,
-            seconds_per_scan=nanmean(seconds) if seconds else None,
-        )
-    }
-    if not specialists:
-        return costs
-    from satunet.trainers.specialist import specialist_folder
-
-    counts, steps = [], []
-    for task in tasks:
-        file = specialist_folder(task.dataset.name) / f"fold_{model.fold}" / "checkpoint_final.pth"
-        if not file.is_file():
-            continue
-        # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-        counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
-        steps.append(int(content.get("satunet_steps", 0)))
-    if counts:
-        total = sum(counts)
-        budget = max(steps) or None
-        costs[SPECIALIST] = Cost(parameters=total, disk_mb=total * 4 / 1e6, networks=len(counts), steps=budget)
-    return costs
-
-
-def _report_case(
-    task: _Task, results: Mapping[str, Evaluation], output: Path, others: Mapping[str, Path]
-) -> ReportCase:
-    case = task.cases[0]
-    assert case.label is not None
-    folders = {c: others[c] / task.dataset.name if c in others else output / "predictions" / c / task.dataset.name
-               for c in results}  # fmt: skip
-    return ReportCase(
-        dataset=task.dataset.name,
-        case=case.identifier,
-        image=case.images[0],
-        reference=case.label,
-        classes=task.classes,
-        predictions=folders,
-    )
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file is not there or none."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError, SatunetError):
+        return {}
+    return content if isinstance(content, dict) else {}

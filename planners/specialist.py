@@ -52,8 +52,8 @@ def plan_specialist(
             planner.UNet_base_num_features = base_features
         try:
             plan = planner.plan_experiment()
-        except (IndexError, ValueError, ZeroDivisionError, AssertionError, RuntimeError) as error:
-            # Below about half a GB its patch shrinks to nothing, which shows in many ways.
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+            # Where no patch fits, it shrinks its patch to nothing, which shows in many ways.
             raise PlanError(f"{dataset.name}: nnU-Net's planner failed ({type(error).__name__}: {error})") from error
     if CONFIGURATION not in plan["configurations"]:
         raise PlanError(f"{dataset.name}: nnU-Net plans no {CONFIGURATION} for single slices")

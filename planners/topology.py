@@ -7,6 +7,7 @@ what the loss keeps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000
 """nnU-Net's ``UNet_reference_val_3d``: feature-map elements of one patch, at a batch of two, that fit 8 GB."""
 BYTES_PER_ELEMENT = 8 * GB / (2 * REFERENCE_ELEMENTS)
+BYTES_PER_PARAMETER = 16
 MIN_BATCH = 2
 MIN_FEATURE_MAP = 4
 LOSS_CHUNK = 32
@@ -139,18 +141,36 @@ def feature_map_elements(network: NetworkConfig, patch_size: Sequence[int]) -> i
     return total
 
 
+def backbone_parameters(network: NetworkConfig) -> int:
+    """Weights, biases and norms of the U-Net's convolutions."""
+    total = 0
+    features = network.features_per_stage
+    for stage, here in enumerate(features):
+        kernel = math.prod(network.kernel_sizes[stage])
+        entering = [network.in_channels if stage == 0 else features[stage - 1]]
+        entering += [here] * (network.n_conv_per_stage[stage] - 1)
+        if stage < len(features) - 1:
+            # the skip connection doubles what enters the first convolution of a decoder stage
+            entering += [2 * here] + [here] * (network.n_conv_per_stage_decoder[len(features) - 2 - stage] - 1)
+            total += features[stage + 1] * here * math.prod(network.strides[stage + 1]) + here
+        total += sum(inputs * here * kernel + 3 * here for inputs in entering)
+    return total
+
+
 def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> tuple[float, float]:
     """Bytes of every patch of a batch, and bytes that its patches use one after the other.
 
     The loss makes gradients in its forward pass: float32 gradients of every supervised feature map stay until the
     backward pass. Sample by sample and chunk by chunk of queries, it holds the feature map in float32 and four
-    arrays of queries × voxels: probabilities, targets, gradients and a temporary one.
+    arrays of queries × voxels: probabilities, targets, gradients and a temporary one. Weights, their gradients and
+    AdamW's two moments are there throughout.
     """
     voxels = int(np.prod(np.asarray(patch_size, dtype=np.int64)))
     of_patch = feature_map_elements(network, patch_size) * BYTES_PER_ELEMENT
     for scale, (_, features) in zip(network.scales, network.mask_heads, strict=True):
         of_patch += 4 * features * (voxels // int(np.prod(scale)))
     shared = 4 * voxels * (network.features_per_stage[0] + 4 * min(queries, LOSS_CHUNK))
+    shared += BYTES_PER_PARAMETER * backbone_parameters(network)
     return of_patch, float(shared)
 
 

@@ -2,29 +2,31 @@
 
 The results are those of nnU-Net's default resampling: cubic splines for images, for label maps the label whose
 linearly interpolated indicator is largest; where voxels are anisotropic, slices are resampled one by one and the
-nearest slice is taken across them. All of these are separable, so each axis is one small matrix here: about twenty
-times faster than interpolating voxel by voxel. A label is computed inside its own bounding box only, so that the
-cost does not grow with the number of labels times the volume.
+nearest slice is taken across them. Splines are separable, so each axis is one small matrix here: about twenty times
+faster than interpolating voxel by voxel. A label map is looked at from every new voxel's eight neighbours, of which
+only those on boundaries differ, so that the cost does not grow with the number of labels.
 
 Voxel centres sit at (i + 0.5) · size_in / size_out − 0.5, edges are repeated.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, spline_filter1d
+from scipy.ndimage import spline_filter1d
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 _EDGE = 12
 """Voxels by which edges are repeated before the spline prefilter; what is farther away weighs less than 1e-6."""
-_TIE = 1e-5
-"""Indicators closer than this are tied: float32 weights sum to one only nearly."""
+_TIE = 1e-9
+"""Shares closer than this are tied: sums of products are exact only to the last bits."""
 
 
 def new_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
@@ -80,33 +82,43 @@ def resample_labels(
     if labels.shape == shape:
         return labels
     slices = separate_axis(spacing_mm, target_mm)
-    axes = list(zip(labels.shape, shape, strict=True))
-    matrices = [interpolation_matrix(n, m, nearest=axis == slices) for axis, (n, m) in enumerate(axes)]
-    nearest = labels[np.ix_(*(_nearest_index(n, m) for n, m in axes))]
-    result = np.zeros(shape, dtype=labels.dtype)
-    best = np.zeros(shape, dtype=np.float32)
-    total = np.zeros(shape, dtype=np.float32)
-    for label, box in enumerate(find_objects(labels), start=1):
-        if box is None:
-            continue
-        share: NDArray[Any] = (labels[box] == label).astype(np.float32)
-        reached: list[slice] = []
-        for axis, piece in enumerate(box):
-            rows = np.flatnonzero(matrices[axis][:, piece].any(axis=1))
-            if rows.size == 0:  # the structure lies between two sampled slices
-                break
-            reached.append(slice(int(rows[0]), int(rows[-1]) + 1))
-            share = _along(matrices[axis][reached[axis], piece], share, axis)
-        if len(reached) < 3:
-            continue
-        where = reached[0], reached[1], reached[2]
-        total[where] += share
-        share = share + _TIE * (nearest[where] == label)
-        wins = share > best[where]
-        best[where][wins] = share[wins]
-        result[where][wins] = label
-    result[1 - total + _TIE * (nearest == 0) > best] = 0
+    axes = [_neighbours(n, m, axis == slices) for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True))]
+    corners = list(itertools.product((0, 1), repeat=3))
+
+    result = labels[np.ix_(*(index[0] for index, _ in axes))]
+    boundary = np.zeros(shape, dtype=bool)
+    for corner in corners[1:]:
+        boundary |= labels[np.ix_(*(index[side] for (index, _), side in zip(axes, corner, strict=True)))] != result
+    places = np.nonzero(boundary)
+    if places[0].size == 0:
+        return result
+
+    ids, shares = [], []
+    for corner in corners:
+        neighbour = [(index[side][place], share[side][place])
+                     for (index, share), side, place in zip(axes, corner, places, strict=True)]  # fmt: skip
+        ids.append(labels[tuple(index for index, _ in neighbour)])
+        shares.append(math.prod(share for _, share in neighbour))
+    nearest_axes = (_nearest_index(n, m) for n, m in zip(labels.shape, shape, strict=True))
+    nearest = labels[tuple(index[place] for index, place in zip(nearest_axes, places, strict=True))]
+    result[places] = _largest(ids, shares, nearest)
     return result
+
+
+def _largest(
+    ids: list[NDArray[Any]], shares: list[NDArray[np.float64]], nearest: NDArray[Any]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """The id with the largest sum of shares; of equal ones the nearest voxel's, else the smallest."""
+    best = np.full(nearest.shape, -1.0)
+    winner = nearest.copy()
+    for candidate in ids:
+        share = _TIE * (candidate == nearest)
+        for other, part in zip(ids, shares, strict=True):
+            share += part * (other == candidate)
+        wins = (share > best + _TIE / 2) | ((np.abs(share - best) <= _TIE / 2) & (candidate < winner))
+        best[wins] = share[wins]
+        winner[wins] = candidate[wins]
+    return winner
 
 
 def interpolation_matrix(size: int, wanted: int, *, nearest: bool = False) -> NDArray[np.float32]:
@@ -155,6 +167,19 @@ def _cubic_matrix(size: int, wanted: int) -> NDArray[np.float32]:
 
 def _centres(size: int, wanted: int) -> NDArray[np.float64]:
     return np.asarray((np.arange(wanted) + 0.5) * (size / wanted) - 0.5, dtype=np.float64)
+
+
+def _neighbours(
+    size: int, wanted: int, nearest: bool
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Lower and upper neighbour of every new voxel along an axis, and their shares."""
+    if nearest:
+        index = _nearest_index(size, wanted)
+        return (index, index), (np.ones(wanted), np.zeros(wanted))
+    centre = _centres(size, wanted)
+    low = np.floor(centre).astype(np.intp)
+    upper = centre - low
+    return (np.clip(low, 0, size - 1), np.clip(low + 1, 0, size - 1)), (1 - upper, upper)
 
 
 def _nearest_index(size: int, wanted: int) -> NDArray[np.intp]:

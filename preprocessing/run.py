@@ -69,9 +69,7 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
     if not datasets:
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
     space = build_label_space(datasets)
-    jobs = [
-        _Job(dataset=d, case=c, plan=plan, store=store, single=processes > 1) for d in datasets for c in cases[d.name]
-    ]
+    jobs = [_Job(dataset=d, case=c, plan=plan, store=store) for d in datasets for c in cases[d.name]]
     scans = _run(jobs, summary, processes)
     if not scans:
         raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
@@ -119,8 +117,6 @@ class _Job:
     case: Case
     plan: UnifiedPlan
     store: Path
-    single: bool
-    """Whether to compute on one thread, because other processes use the other cores."""
 
 
 def _preprocess_case(job: _Job) -> list[int | Exception]:
@@ -128,7 +124,8 @@ def _preprocess_case(job: _Job) -> list[int | Exception]:
     from threadpoolctl import threadpool_limits
 
     results: list[int | Exception] = []
-    with threadpool_limits(1 if job.single else None):
+    # One thread: other processes use the other cores, and results do not depend on how many there are.
+    with threadpool_limits(1):
         for channel in range(len(job.case.images)):
             try:
                 results.append(_preprocess_scan(job, channel))

@@ -20,6 +20,7 @@ from satunet.files import atomic_path, read_json
 from satunet.paths import preprocessed_dir
 from satunet.planners.specialist import CONFIGURATION, PLANS_NAME
 from satunet.progress import progress_bar
+from satunet.trainers.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +32,37 @@ VALIDATION_STEPS = 50
 class SpecialistTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written whole.
 
-    Losses, augmentation, network and optimizer are nnU-Net's own.
+    Losses, augmentation and network are nnU-Net's own, and so are optimizer and schedule unless :attr:`recipe` says
+    otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts any of them, so a
+    comparison over a few hundred steps gives the specialists the optimizer and schedule that the unified network has.
     """
 
     on_step: Callable[[float], None] | None = None
+    recipe: TrainingConfig | None = None
+    _step = 0
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's, or AdamW at the recipe's learning rate."""
+        if self.recipe is None:
+            optimizer, scheduler = super().configure_optimizers()
+            return optimizer, scheduler
+        self.initial_lr, self.weight_decay = self.recipe.learning_rate, self.recipe.weight_decay
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
     def set_budget(self, steps: int) -> None:
-        """Train for ``steps`` steps, in epochs of nnU-Net's 250 or of what there is."""
-        self.num_iterations_per_epoch = min(STEPS_PER_EPOCH, steps)
+        """Train for ``steps`` steps, in epochs of nnU-Net's 250, or of 50 where that would be less than four epochs."""
+        self.num_iterations_per_epoch = min(STEPS_PER_EPOCH if steps >= 4 * STEPS_PER_EPOCH else 50, steps)
         self.num_epochs = max(1, round(steps / self.num_iterations_per_epoch))
         self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
         self.save_every = 10
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step."""
+        """nnU-Net's step; with a recipe, at the recipe's learning rate of this step."""
+        if self.recipe is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate_at(self._step)
+        self._step += 1
         result: dict[str, Any] = super().train_step(batch)
         if self.on_step is not None:
             self.on_step(float(result["loss"]))
@@ -82,6 +100,7 @@ def train_specialist(
     *,
     fold: int | str = 0,
     steps: int | None = None,
+    recipe: TrainingConfig | None = None,
     device: str = "auto",
     continue_training: bool = False,
 ) -> Path:
@@ -92,7 +111,8 @@ def train_specialist(
     Args:
         dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
         fold: Number of the fold, or ``"all"``.
-        steps: Budget; nnU-Net's 250,000 if not given.
+        steps: Budget; that of ``recipe`` or nnU-Net's 250,000 if not given.
+        recipe: Optimizer and schedule to use instead of nnU-Net's.
         device: Where to train.
         continue_training: Go on from the last checkpoint; a finished run is left as it is.
 
@@ -106,12 +126,13 @@ def train_specialist(
     plans_file = folder / f"{PLANS_NAME}.json"
     if not plans_file.is_file():
         raise PlanError(f"{plans_file}: no such plan; make it with 'satunet plan_and_preprocess --specialists'")
-    steps = steps or DEFAULT_STEPS
+    steps = steps or (recipe.steps if recipe is not None else DEFAULT_STEPS)
     where = pick_device(device)
     with _environment(where):
         plans = read_json(plans_file) | {"continue_training": continue_training}
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = SpecialistTrainer(plans, CONFIGURATION, fold, read_json(folder / "dataset.json"), where)  # type: ignore[arg-type]
+        trainer.recipe = recipe
         trainer.set_budget(steps)
         output = Path(str(trainer.output_folder))
         if continue_training and (output / "checkpoint_final.pth").is_file():
@@ -121,6 +142,7 @@ def train_specialist(
             found = [p for n in ("latest", "best") if (p := output / f"checkpoint_{n}.pth").is_file()]
             if found:
                 trainer.load_checkpoint(str(found[0]))
+                trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
         with progress_bar(
             f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch
         ) as advance:

@@ -1,11 +1,12 @@
-"""Windows over a volume and their weights.
+"""Windows over a volume and the weights of their voxels.
 
 A window has the plan's patch size; neighbours overlap by the share asked for, and a Gaussian (sigma 1/8 of the
-patch, as in nnU-Net and SAT) weighs a window's centre above its border.
+patch, as in nnU-Net and SAT) weighs a window's centre above its border, where the network has seen less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
@@ -17,27 +18,33 @@ Axes = tuple[int, int, int]
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Axes]:
-    """First voxels of the windows that cover a volume at least as large as the patch.
+    """First voxels of the windows that cover a volume at least as large as the patch, evenly spread.
 
     Args:
         shape: (X, Y, Z).
         patch: Of a window; not larger than ``shape``.
-        overlap: Share of a window that its neighbour covers too, in [0, 1).
+        overlap: Share of a window that its neighbour covers too, in [0, 1); neighbours may share more.
     """
     axes = []
     for n, p in zip(shape, patch, strict=True):
-        count = int(np.ceil((n - p) / max(1.0, p * (1 - overlap)))) + 1
+        assert n >= p, f"a volume of {tuple(shape)} has no window of {tuple(patch)}; pad it first"
+        count = math.ceil((n - p) / max(1.0, p * (1 - overlap))) + 1
         axes.append([round(i * (n - p) / max(1, count - 1)) for i in range(count)])
     return [(x, y, z) for x, y, z in product(*axes)]
 
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Axes, sigma: float = 1 / 8) -> NDArray[np.float32]:
-    """Weights of a window's voxels, (X, Y, Z), at most 1 and never 0."""
+    """Weights of a window's voxels, (X, Y, Z) float32, 1 in the middle and never 0.
+
+    Args:
+        patch: Of a window.
+        sigma: Standard deviation, as a share of the patch.
+    """
     profiles = []
     for size in patch:
         place = (np.arange(size) - (size - 1) / 2) / (size * sigma)
         profiles.append(np.exp(-0.5 * place**2))
+    # A corner is 4 sigma away along each axis: exp(-24), far above the smallest float32; sums are kept in float32.
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
-    # In a corner the product underflows in half precision; voxels there must still be covered by something.
-    return np.maximum(weights, 1e-3).astype(np.float32)
+    return weights.astype(np.float32)

@@ -1,0 +1,115 @@
+"""Pictures of scored cases: reads the scan, the reference and what each competitor predicted, and draws them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import MissingFileError, ScanError
+from satunet.evaluation.overlays import Overlay, class_index_map, draw_overlay
+from satunet.evaluation.predictions import PredictedLabels, PredictedMasks, find_predictions
+from satunet.geometry import Grid
+from satunet.imageio import read_image, read_label_map
+
+logger = logging.getLogger(__name__)
+
+ALL_PICTURES_BYTES = 2_400_000
+"""About what all pictures of a report take together; base64 adds a third."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCase:
+    """A scored case to show.
+
+    Attributes:
+        dataset: Its dataset.
+        case: Identifier.
+        image: The scan.
+        reference: Its label map.
+        classes: Class → ids in the reference.
+        predictions: Competitor → folder of predictions.
+        modality: Modality of the scan, if known.
+        notes: Competitor → a line to show below its name.
+    """
+
+    dataset: str
+    case: str
+    image: Path
+    reference: Path
+    classes: Mapping[str, Sequence[int]]
+    predictions: Mapping[str, Path]
+    modality: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw_cases(cases: Sequence[ReportCase]) -> list[Overlay]:
+    """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty."""
+    pictures = sum(len(c.predictions) + 1 for c in cases)
+    most_bytes = min(60_000, ALL_PICTURES_BYTES // max(1, pictures))
+    overlays = []
+    for case in cases:
+        try:
+            overlays.append(_draw(case, most_bytes))
+        except (ScanError, OSError, ValueError) as error:
+            logger.warning("no picture of %s, %s: %s", case.dataset, case.case, error)
+    return overlays
+
+
+def _draw(case: ReportCase, most_bytes: int) -> Overlay:
+    image = read_image(case.image)
+    names = list(case.classes)
+    reference = read_label_map(case.reference, grid=image.grid).array
+    maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes, names)}
+    for competitor, folder in case.predictions.items():
+        try:
+            maps[competitor] = _predicted(folder, case, names, image.grid)
+        except (ScanError, OSError) as error:
+            logger.info("no picture of %s, %s, by %s: %s", case.dataset, case.case, competitor, error)
+            maps[competitor] = None
+    return draw_overlay(
+        image,
+        maps,
+        names,
+        dataset=case.dataset,
+        case=case.case,
+        modality=case.modality,
+        notes=case.notes,
+        most_bytes=most_bytes,
+    )
+
+
+def _predicted(folder: Path, case: ReportCase, names: Sequence[str], grid: Grid) -> NDArray[np.uint16]:
+    found = find_predictions(folder, [case.case])[0][case.case]
+    if not found:
+        raise MissingFileError(folder, f"no prediction of {case.case}")
+    if not found[0].path.is_dir():
+        ids = {name: tuple(i) for name, i in case.classes.items()}
+        labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=False)
+        return _from_labels(labels.array, labels.classes, names)
+    folder_of_masks = PredictedMasks(found[0].path, grid)
+    masks = {}
+    for name in names:
+        try:
+            masks[name] = folder_of_masks.mask(name)
+        except ScanError:
+            continue  # a mask that is missing is told among the failures; the others are worth seeing
+    return class_index_map(masks, names, grid.shape)
+
+
+def _from_labels(
+    labels: NDArray[np.integer[Any]], classes: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> NDArray[np.uint16]:
+    """Renumber a label map; where classes share ids, the one with fewer ids wins."""
+    highest = max(int(labels.max(initial=0)), *(i for ids in classes.values() for i in ids), 0)
+    table = np.zeros(highest + 1, dtype=np.uint16)
+    for name in sorted((n for n in names if n in classes), key=lambda n: -len(classes[n])):
+        table[list(classes[name])] = names.index(name) + 1
+    table[0] = 0
+    renumbered: NDArray[np.uint16] = table[labels]
+    return renumbered

@@ -1,0 +1,115 @@
+"""Reading checkpoint files: never code from a file, and one clear error for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from satunet.errors import ModelError
+
+_SHOWN = 8  # names of keys in a message; a wrong checkpoint has hundreds
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a ``torch.save`` file onto the CPU without running code from it.
+
+    nnU-Net's checkpoints carry numpy scalars in their training log; these types are allowed, others are refused
+    (``torch.load(weights_only=True)``).
+
+    Raises:
+        ModelError: No such file, truncated, no checkpoint, or it holds objects that are not data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: the checkpoint is empty (0 bytes)")
+    try:
+        with torch.serialization.safe_globals(_numpy_types()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError of the zip reader, EOFError, KeyError, …
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        refused = "Unsupported" in str(error) or "GLOBAL" in str(error)
+        why = "it holds Python objects other than weights and numbers" if refused else f"truncated or corrupt ({first})"
+        raise ModelError(f"{path}: the checkpoint cannot be read: {why}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: a checkpoint holds a dictionary, this one a {type(content).__name__}")
+    return content
+
+
+def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:
+    """The network's tensors in a checkpoint of nnU-Net's layout, without the prefixes of DDP and ``torch.compile``.
+
+    Raises:
+        ModelError: There are none.
+    """
+    weights = checkpoint.get("network_weights")
+    if not isinstance(weights, Mapping) or not weights:
+        raise ModelError(f"{source}: no 'network_weights' in the checkpoint; it has {sorted(map(str, checkpoint))}")
+    cleaned: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"{source}: {key!r} in 'network_weights' is a {type(value).__name__}, no tensor")
+        name = str(key)
+        for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled, distributed, or a compiled one distributed
+            name = name.removeprefix(prefix)
+        cleaned[name] = value
+    return cleaned
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Copy ``weights`` into ``network``; every tensor must be there, no other, and of the right shape.
+
+    Raises:
+        ModelError: Lists what is missing, what is extra, what has another shape, and what is not finite.
+    """
+    expected = network.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    extra = sorted(weights.keys() - expected.keys())
+    common = sorted(expected.keys() & weights.keys())
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in common
+        if weights[key].shape != expected[key].shape
+    ]
+    broken = [key for key in common if weights[key].is_floating_point() and not bool(weights[key].isfinite().all())]
+    faults = [
+        f"{len(keys)} {what}: {_some(keys)}"
+        for what, keys in (
+            ("missing", missing),
+            ("not part of this network", extra),
+            ("of another shape", shapes),
+            ("with NaN or infinite values", broken),
+        )
+        if keys
+    ]
+    if faults:
+        raise ModelError(f"{source}: the weights do not fit the network of the plan; tensors " + "; ".join(faults))
+    network.load_state_dict(dict(weights), strict=True)
+
+
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, independent of the file they came in; 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        tensor = weights[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _numpy_types() -> list[Any]:
+    core = np._core.multiarray
+    scalars = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+    return [core.scalar, core._reconstruct, np.ndarray, np.dtype, *(type(np.dtype(s)) for s in scalars)]
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,109 @@
+"""From a prompt's probability in the preprocessed scan to its mask in the file's grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.geometry import Grid, reorient
+from satunet.preprocessing.resampling import interpolation_matrix
+from satunet.preprocessing.transform import ScanGeometry
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoxedMask:
+    """A mask kept as bits inside a box: hundreds of prompts of a large scan take hundreds of megabytes, not of gigabytes.
+
+    Attributes:
+        shape: (X, Y, Z) of the whole mask.
+        box: Where the bits are; everything else is false.
+        bits: The box's voxels, packed.
+    """
+
+    shape: tuple[int, int, int]
+    box: Box
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int]) -> BoxedMask:
+        """A mask without a voxel."""
+        return cls(shape=shape, box=(slice(0, 0),) * 3, bits=np.zeros(0, dtype=np.uint8))
+
+    @classmethod
+    def of(cls, array: NDArray[np.bool_], start: tuple[int, int, int], shape: tuple[int, int, int]) -> BoxedMask:
+        """Put (x, y, z) voxels at ``start`` of a mask of ``shape``."""
+        x, y, z = (slice(s, s + n) for s, n in zip(start, array.shape, strict=True))
+        return cls(shape=shape, box=(x, y, z), bits=np.packbits(array))
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """The box's voxels, boolean."""
+        sizes = [s.stop - s.start for s in self.box]
+        return np.unpackbits(self.bits, count=int(np.prod(sizes))).reshape(sizes).astype(bool)
+
+    @property
+    def full(self) -> NDArray[np.bool_]:
+        """(X, Y, Z) boolean."""
+        result = np.zeros(self.shape, dtype=bool)
+        result[self.box] = self.inside
+        return result
+
+    @property
+    def voxels(self) -> int:
+        """Number of true voxels."""
+        return int(np.unpackbits(self.bits).sum(dtype=np.int64))  # the last byte is filled with zeros
+
+    def mean_of(self, image: NDArray[Any]) -> float | None:
+        """Mean of an image's voxels in the mask; ``None`` for an empty one."""
+        inside = self.inside
+        return float(image[self.box][inside].mean(dtype=np.float64)) if inside.any() else None
+
+
+def restore_box(
+    values: NDArray[np.floating[Any]], box: Box, geometry: ScanGeometry, *, threshold: float = 0.5
+) -> BoxedMask:
+    """Interpolate a probability linearly to the file's grid and cut it at a threshold, inside its box alone.
+
+    The same as restoring the whole volume and comparing it with the threshold, if no voxel outside ``box`` exceeds
+    the threshold and the box is a voxel wider than those that do (or ends with the scan): a linear interpolation
+    exceeds the threshold only beside a voxel that does.
+
+    Args:
+        values: (x, y, z) probabilities of the box.
+        box: Its place in the preprocessed scan.
+        geometry: Of that scan.
+        threshold: At least 0.
+    """
+    restored = np.asarray(values, dtype=np.float32)
+    start = []
+    for axis, (piece, size, wanted) in enumerate(zip(box, geometry.shape, geometry.cropped_shape, strict=True)):
+        first = 0
+        if size != wanted:
+            matrix = interpolation_matrix(size, wanted)
+            rows = np.flatnonzero(matrix[:, piece].any(axis=1))
+            if rows.size == 0:  # the scan is sampled more coarsely than the structure is thick
+                return BoxedMask.empty(geometry.original.shape)
+            first = int(rows[0])
+            part = matrix[first : int(rows[-1]) + 1, piece]
+            restored = np.moveaxis(np.tensordot(part, restored, axes=(1, axis)), 0, axis)
+        else:
+            first = piece.start
+        start.append(first + geometry.crop[axis][0])
+    return _turn_back(restored > threshold, start, geometry)
+
+
+def _turn_back(mask: NDArray[np.bool_], start: list[int], geometry: ScanGeometry) -> BoxedMask:
+    """From the turned axes to the file's, moving only the box."""
+    shift = np.eye(4)
+    shift[:3, 3] = start
+    x, y, z = mask.shape
+    place = Grid(shape=(x, y, z), affine=geometry.turned.affine @ shift)
+    turned, grid = reorient(mask, place, geometry.original.orientation)
+    origin = np.rint(np.linalg.solve(geometry.original.affine, grid.affine[:, 3])[:3]).astype(int)
+    i, j, k = (int(o) for o in origin)
+    return BoxedMask.of(turned, (i, j, k), geometry.original.shape)

@@ -1,0 +1,164 @@
+"""Means, paired comparison and tables of a benchmark, against values worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from scipy.stats import wilcoxon
+
+from satunet.errors import UserError
+from satunet.evaluation.benchmark import BenchmarkTables, Comparison, Cost, compare
+from satunet.evaluation.scores import Evaluation, Row
+from satunet.evaluation.tables import amount, markdown, percent, print_table, probability, text_tables, write_tables
+from satunet.files import read_json
+
+NAN = math.nan
+
+
+def evaluation(
+    scores: dict[str, list[float]], *, failures: dict[str, str] | None = None, tolerance_mm: float = 1.0
+) -> Evaluation:
+    """Class → DSC a case; NSD is half of it."""
+    n = max(len(v) for v in scores.values())
+    rows = [
+        Row(case=f"case{i}", scan=f"case{i}", class_name=name, dsc=values[i], nsd=values[i] / 2,
+            reference_ml=1.0, prediction_ml=1.0)
+        for i in range(n)
+        for name, values in scores.items()
+    ]  # fmt: skip
+    return Evaluation(
+        rows=tuple(rows),
+        classes=tuple(scores),
+        cases=tuple(f"case{i}" for i in range(n)),
+        failures=failures or {},
+        tolerance_mm=tolerance_mm,
+        policy="sat",
+    )
+
+
+def example() -> BenchmarkTables:
+    results = {
+        "A": {
+            "one": evaluation({"liver": [0.9, 0.7], "tumour": [0.2, NAN]}, failures={"case1": "broken"}),
+            "many": evaluation({"liver": [0.8, 0.8], "tumour": [0.4, NAN]}),
+        },
+        "B": {
+            "one": evaluation({"liver": [0.6], "spleen": [0.5], "kidney": [0.3]}),
+            "many": evaluation({"liver": [0.7], "spleen": [0.5], "kidney": [NAN]}),
+        },
+        "C": {"one": evaluation({"liver": [0.1]})},
+    }
+    return compare(
+        results,
+        lesions={"tumour"},
+        costs={"one": Cost(models=1, parameters=110_280_000, seconds_per_scan=3.14)},
+        missing={"many": {"C": "not trained"}},
+        notes=["a note"],
+    )
+
+
+def comparison(tables: BenchmarkTables, where: str, metric: str = "dsc") -> Comparison:
+    return next(c for c in tables.comparisons if c.where == where and c.metric == metric)
+
+
+def test_means_over_cases_then_datasets_then_classes() -> None:
+    tables = example()
+    by_name = {g.name: g for g in tables.totals}
+    # liver: (0.8 + 0.6) / 2 and (0.8 + 0.7) / 2; C has one competitor alone and does not count; spleen 0.5 in both.
+    anatomy = by_name["anatomy"].scores
+    assert anatomy["one"]["dsc"] == pytest.approx((0.7 + 0.5) / 2)
+    assert anatomy["many"]["dsc"] == pytest.approx((0.75 + 0.5) / 2)
+    assert anatomy["many"]["nsd"] == pytest.approx((0.75 + 0.5) / 4)
+    assert by_name["lesions"].scores["one"]["dsc"] == pytest.approx(0.2)
+    assert by_name["all classes"].scores["many"]["dsc"] == pytest.approx((0.75 + 0.5 + 0.4) / 3)
+    assert (by_name["all classes"].classes, by_name["all classes"].left_out) == (3, 1)
+    datasets = {g.name: g for g in tables.datasets}
+    assert datasets["A"].scores["one"]["dsc"] == pytest.approx((0.8 + 0.2) / 2)
+    assert datasets["A"].failures == {"one": 1, "many": 0}
+    assert (datasets["B"].classes, datasets["B"].left_out) == (2, 1)  # kidney: one of the two has no score
+    assert datasets["C"].scores["one"]["dsc"] == pytest.approx(0.1)
+    assert math.isnan(datasets["C"].scores["many"]["dsc"])
+    assert tables.missing == {"many": {"C": "not trained"}}
+    assert tables.failures == {"one": {"A": {"case1": "broken"}}, "many": {}}
+
+
+def test_no_lesions_no_groups() -> None:
+    tables = compare({"A": {"x": evaluation({"liver": [0.5]})}})
+    assert [g.name for g in tables.totals] == ["all classes"]
+    assert tables.comparisons == ()
+
+
+def test_wins_ties_losses() -> None:
+    tables = example()
+    # Pairs: A liver 0.8 : 0.8, A tumour 0.2 : 0.4, B liver 0.6 : 0.7, B spleen 0.5 : 0.5
+    total = comparison(tables, "total")
+    assert (total.pairs, total.wins, total.ties, total.losses) == (4, 0, 2, 2)
+    assert total.difference == pytest.approx(-0.3 / 4)
+    assert math.isnan(total.p_value)  # below six pairs
+    # Cases of A: mean of liver and tumour 0.55 : 0.6, and liver alone 0.7 : 0.8
+    cases = comparison(tables, "A")
+    assert (cases.pairs, cases.losses) == (2, 2)
+    assert cases.difference == pytest.approx((-0.05 - 0.1) / 2)
+
+
+def test_the_margin_itself_is_a_tie() -> None:
+    names = [f"class{i}" for i in range(4)]
+    first = evaluation({n: [v] for n, v in zip(names, (0.505, 0.5051, 0.495, 0.4949), strict=True)})
+    second = evaluation({n: [0.5] for n in names})
+    total = comparison(compare({"A": {"x": first, "y": second}}), "total")
+    assert (total.wins, total.ties, total.losses) == (1, 2, 1)
+
+
+def test_wilcoxon_from_six_pairs() -> None:
+    a, b = [0.9, 0.8, 0.7, 0.95, 0.6, 0.85, 0.7], [0.85, 0.82, 0.6, 0.9, 0.45, 0.7, 0.72]
+    tables = compare({"A": {"x": evaluation({"liver": a}), "y": evaluation({"liver": b})}})
+    expected = wilcoxon([p - q for p, q in zip(a, b, strict=True)]).pvalue
+    assert comparison(tables, "A").p_value == pytest.approx(expected)
+    same = compare({"A": {"x": evaluation({"liver": a}), "y": evaluation({"liver": a})}})
+    assert math.isnan(comparison(same, "A").p_value)
+
+
+def test_evaluations_of_other_rules_are_not_compared() -> None:
+    with pytest.raises(UserError, match="different tolerances"):
+        compare({"A": {"x": evaluation({"a": [1.0]}), "y": evaluation({"a": [1.0]}, tolerance_mm=2.0)}})
+    with pytest.raises(UserError, match="no evaluation"):
+        compare({})
+
+
+def test_files(tmp_path: Path) -> None:
+    write_tables(example(), tmp_path)
+    names = {"classes.csv", "datasets.csv", "totals.csv", "comparisons.csv", "costs.csv", "benchmark.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    content = read_json(tmp_path / "benchmark.json")
+    assert content["version"] == 1
+    assert content["datasets"][2]["scores"]["many"]["dsc"] is None
+    with (tmp_path / "datasets.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[0]["dataset"] == "A"
+    assert float(rows[0]["dsc one"]) == pytest.approx(0.5)
+    assert rows[2]["dsc many"] == ""
+
+
+def test_printed_and_in_markdown() -> None:
+    stream = io.StringIO()
+    print_table(example(), console=Console(file=stream), classes=True)
+    text = stream.getvalue()
+    for expected in ("all classes", "110.3 M", "3.1 s", "50.00", "62.50", "spleen"):
+        assert expected in text
+    table = next(t for t in text_tables(example()) if t.title == "Datasets")
+    assert markdown(table).splitlines()[:3] == [
+        "| dataset | cases | classes | failures | one DSC | many DSC | one NSD | many NSD |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| A | 2 | 2 | 1 / 0 | 50.00 | 60.00 | 25.00 | 30.00 |",
+    ]
+
+
+def test_numbers_as_text() -> None:
+    assert [percent(v) for v in (0.98765, 1.0, 0.0, NAN)] == ["98.77", "100.00", "0.00", "–"]
+    assert [probability(v) for v in (0.0001, 0.04321, NAN)] == ["< 0.001", "0.043", "–"]
+    assert [amount(v) for v in (None, 7, 1500.0, 110_280_000, 2.2e9)] == ["–", "7", "1.5 k", "110.3 M", "2.2 G"]

@@ -1,0 +1,275 @@
+"""Folders of predictions: matching, ids, failures that count, files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from satunet.errors import DatasetError, UserError
+from satunet.evaluation.evaluate import evaluate_cases, evaluate_folder, references_in
+from satunet.evaluation.predictions import find_predictions
+from satunet.evaluation.scores import Evaluation, mean_of
+from satunet.files import mask_file_name, read_json, write_json
+from satunet.geometry import Grid
+from satunet.imageio import write_label_map
+
+SPACING = (2.0, 1.0, 1.0)
+GRID = Grid(shape=(8, 7, 6), affine=np.diag([*SPACING, 1.0]))
+CLASSES = {"left a/b": (1,), "right": (2,), "both": (1, 2), "never": (5,)}
+
+
+def reference() -> np.ndarray:
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    labels[1:3, 1:5, 1:5], labels[5:7, 1:5, 1:5] = 1, 2
+    return labels
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder of three references, ``one``, ``two`` and ``two_0001``, and an empty one for predictions."""
+    for case in ("one", "two", "two_0001"):
+        write_label_map(tmp_path / "labelsTs" / f"{case}.nii.gz", reference(), like=GRID)
+    (tmp_path / "predicted").mkdir()
+    return tmp_path / "labelsTs", tmp_path / "predicted"
+
+
+def write_masks(folder: Path, labels: np.ndarray, *, leave_out: str = "") -> None:
+    for name, ids in CLASSES.items():
+        if name != leave_out:
+            write_label_map(folder / f"{mask_file_name(name)}.nii.gz", np.isin(labels, ids), like=GRID)
+
+
+def scores_of(evaluation: Evaluation, scan: str) -> dict[str, float]:
+    return {r.class_name: r.dsc for r in evaluation.rows if r.scan == scan}
+
+
+def test_label_maps_mask_folders_and_scan_names_score_alike(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    labels = reference()
+    labels[2] = 0  # half of class 1
+    write_label_map(predicted / "one.nrrd", labels, like=GRID)
+    write_masks(predicted / "two", labels)
+    write_masks(predicted / "Dataset001_X__two_0001__0000", labels)
+    evaluation = evaluate_folder(predicted, references, CLASSES)
+    assert evaluation.failures == {}
+    assert evaluation.exit_code == 0
+    expected = {"left a/b": 2 * 16 / 48, "right": 1.0, "both": 2 * 48 / 112, "never": 1.0}
+    for scan in ("one", "two", "Dataset001_X__two_0001__0000"):
+        assert scores_of(evaluation, scan) == pytest.approx(expected)
+    row = evaluation.rows[0]
+    assert (row.reference_ml, row.prediction_ml) == pytest.approx((0.064, 0.032))
+    means = {s.class_name: s.dsc for s in evaluation.class_summaries}
+    assert means == pytest.approx(expected)
+    assert evaluation.mean("dsc") == pytest.approx(sum(expected.values()) / 4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_missing_prediction_scores_zero_for_what_is_there_and_nothing_for_what_is_not(
+    folders: tuple[Path, Path], processes: int
+) -> None:
+    references, predicted = folders
+    for case in ("one", "two_0001"):
+        write_label_map(predicted / f"{case}.nii.gz", reference(), like=GRID)
+    evaluation = evaluate_folder(predicted, references, CLASSES, processes=processes)
+    assert list(evaluation.failures) == ["two"]
+    assert evaluation.exit_code == 1
+    scores = scores_of(evaluation, "two")
+    assert [scores[c] for c in ("left a/b", "right", "both")] == [0, 0, 0]
+    assert math.isnan(scores["never"])
+    summary = next(s for s in evaluation.class_summaries if s.class_name == "right")
+    assert (summary.scored, summary.present) == (3, 3)
+    assert summary.dsc == pytest.approx(2 / 3)
+    assert summary.dsc_min == 0
+
+
+def bad_grid(path: Path) -> None:
+    write_label_map(path, reference(), like=Grid(shape=GRID.shape, affine=np.diag([2.0, 1.0, 1.5, 1.0])))
+
+
+def bad_ids(path: Path) -> None:
+    write_label_map(path, np.where(reference() == 2, 77, reference()), like=GRID)
+
+
+def truncated(path: Path) -> None:
+    write_label_map(path, reference(), like=GRID)
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def not_integers(path: Path) -> None:
+    from satunet.imageio import write_volume
+
+    write_volume(path, reference().astype(np.float32) * 0.4, like=GRID)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(bad_grid, "grid"), (bad_ids, "77"), (truncated, "readable"), (not_integers, "not integers")],
+)
+def test_a_prediction_that_cannot_be_used_is_a_counted_failure(
+    folders: tuple[Path, Path], make: object, reason: str
+) -> None:
+    references, predicted = folders
+    make(predicted / "one.nii.gz")  # type: ignore[operator]
+    for case in ("two", "two_0001"):
+        write_label_map(predicted / f"{case}.nii.gz", reference(), like=GRID)
+    evaluation = evaluate_folder(predicted, references, CLASSES)
+    assert list(evaluation.failures) == ["one"]
+    assert reason in evaluation.failures["one"]
+    assert scores_of(evaluation, "one")["right"] == 0
+    assert scores_of(evaluation, "two")["right"] == 1
+
+
+def test_one_missing_mask_fails_its_class_alone(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    for case in ("one", "two", "two_0001"):
+        write_masks(predicted / case, reference(), leave_out="right" if case == "one" else "")
+    evaluation = evaluate_folder(predicted, references, CLASSES)
+    assert list(evaluation.failures) == ["one: right"]
+    assert "no mask of 'right'" in evaluation.failures["one: right"]
+    assert scores_of(evaluation, "one")["right"] == 0
+    assert scores_of(evaluation, "one")["both"] == 1
+    assert evaluation.job_summary().exit_code == 1
+
+
+def test_a_manifest_tells_the_files_of_classes(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    folder = predicted / "one"
+    for file, ids in (("x", (1,)), ("y", (2,)), ("z", (1, 2)), ("n", (5,))):
+        write_label_map(folder / f"{file}.nii.gz", np.isin(reference(), ids), like=GRID)
+    entries = [
+        {"prompt": "a and b on the left", "class": "left a/b", "file": "x.nii.gz"},
+        {"prompt": "right", "class": "right", "file": "y.nii.gz"},
+        {"prompt": "both", "class": None, "file": "z.nii.gz"},
+        {"prompt": "never", "class": "never", "file": "n.nii.gz"},
+    ]
+    write_json(folder / "manifest.json", {"version": 1, "prompts": entries})
+    evaluation, summary = evaluate_cases({"one": references / "one.nii.gz"}, predicted, CLASSES)
+    assert evaluation.mean("nsd") == 1
+    assert summary.exit_code == 0
+
+
+def test_legend_own_ids_and_given_ids(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    swapped = np.array([0, 12, 11], dtype=np.uint8)[reference()]
+    write_label_map(predicted / "one.nii.gz", swapped, like=GRID)
+    classes = {"left a/b": (1,), "right": (2,)}
+    given = {"left a/b": (12,), "right": (11,)}
+    assert evaluate_cases(one, predicted, classes)[0].failures["one"].startswith(str(predicted))
+    assert evaluate_cases(one, predicted, classes, prediction_classes=given)[0].mean("dsc") == 1
+    write_json(predicted / "one.json", {"labels": {"left a/b": 12, "RIGHT": 11}, "prompts": [
+        {"prompt": "RIGHT", "class": "right", "label": 11}]})  # fmt: skip
+    assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
+    failures = evaluate_cases(one, predicted, classes | {"both": (1, 2)})[0].failures
+    assert list(failures) == ["one: both"]
+    write_json(predicted / "one.json", {"labels": [1]})
+    assert "legend" in evaluate_cases(one, predicted, classes)[0].failures["one"]
+
+
+def test_names_that_are_cases_are_never_channels() -> None:
+    cases = ("two", "two_0001")
+    found, others = find_predictions(Path("/nowhere"), cases)
+    assert found == {"two": [], "two_0001": []}
+    assert others == []
+
+
+def test_channels_are_scans_of_their_own(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    write_label_map(predicted / "one_0000.nii.gz", reference(), like=GRID)
+    write_label_map(predicted / "Dataset001_X__one__0002.nii.gz", np.zeros_like(reference()), like=GRID)
+    evaluation, _ = evaluate_cases(one, predicted, CLASSES, channels=(0, 1, 2))
+    assert list(dict.fromkeys(r.scan for r in evaluation.rows)) == [
+        "one_0000", "Dataset001_X__one__0002", "one_0001"]  # fmt: skip
+    assert list(evaluation.failures) == ["one_0001"]
+    assert next(s for s in evaluation.class_summaries if s.class_name == "right").dsc == pytest.approx(1 / 3)
+    assert evaluate_cases(one, predicted, CLASSES)[0].failures == {}
+
+
+def test_two_predictions_of_one_scan_are_an_error(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    write_label_map(predicted / "one.nii.gz", reference(), like=GRID)
+    write_masks(predicted / "one", reference())
+    evaluation, _ = evaluate_cases(one, predicted, CLASSES)
+    assert "several predictions of one scan: one, one.nii.gz" in evaluation.failures["one"]
+    assert scores_of(evaluation, "one")["right"] == 0
+
+
+def test_a_reference_that_cannot_be_read_is_counted_and_not_scored(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    (references / "one.nii.gz").write_bytes(b"no image")
+    for case in ("one", "two", "two_0001"):
+        write_label_map(predicted / f"{case}.nii.gz", reference(), like=GRID)
+    evaluation = evaluate_folder(predicted, references, CLASSES)
+    assert "not scored" in evaluation.failures["one"]
+    assert scores_of(evaluation, "one") == {}
+    assert evaluation.mean("dsc") == 1
+
+
+def test_spacing_is_rounded_so_that_an_oblique_affine_does_not_move_a_surface(tmp_path: Path) -> None:
+    # One voxel of 1.0000001 mm is not more than 1 mm away.
+    grid = Grid(shape=GRID.shape, affine=np.diag([1.0000001] * 3 + [1.0]))
+    write_label_map(tmp_path / "r" / "one.nii", reference() > 0, like=grid)
+    write_label_map(tmp_path / "p" / "one.nii", np.roll(reference(), 1, axis=2) > 0, like=grid)
+    evaluation = evaluate_folder(tmp_path / "p", tmp_path / "r", {"a": (1,)})
+    assert evaluation.mean("nsd") == 1
+
+
+def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    references, predicted = folders
+    labels = reference()
+    labels[1] = 0
+    write_label_map(predicted / "one.nii.gz", labels, like=GRID)
+    evaluation = evaluate_folder(predicted, references, CLASSES, tolerance_mm=2.0, policy="nnunet")
+    evaluation.save(tmp_path / "scores")
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["per_case.csv", "per_class.csv", "summary.json"]
+    loaded = Evaluation.load(tmp_path / "scores")
+    assert (loaded.classes, loaded.cases, loaded.failures) == (
+        evaluation.classes,
+        evaluation.cases,
+        evaluation.failures,
+    )
+    assert (loaded.tolerance_mm, loaded.policy) == (2, "nnunet")
+    for before, after in zip(evaluation.rows, loaded.rows, strict=True):
+        assert after.dsc == pytest.approx(before.dsc, nan_ok=True)
+        assert (after.case, after.class_name, after.error) == (before.case, before.class_name, before.error)
+    content = read_json(tmp_path / "scores" / "summary.json")
+    assert content["version"] == 1
+    assert content["per_class"]["never"]["dsc"] is None
+    with (tmp_path / "scores" / "per_class.csv").open() as stream:
+        rows = {r["class"]: r for r in csv.DictReader(stream)}
+    assert rows["never"]["dsc"] == ""
+    assert float(rows["right"]["dsc"]) == pytest.approx(1 / 3)
+    write_json(tmp_path / "scores" / "summary.json", content | {"version": 99})
+    with pytest.raises(UserError, match="version 99"):
+        Evaluation.load(tmp_path / "scores")
+    with pytest.raises(UserError, match="not the results"):
+        Evaluation.load(tmp_path)
+
+
+def test_wrong_calls(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    references, predicted = folders
+    with pytest.raises(UserError, match="no classes"):
+        evaluate_folder(predicted, references, {})
+    with pytest.raises(UserError, match="allowed are sat, nnunet"):
+        evaluate_folder(predicted, references, CLASSES, policy="kind")
+    with pytest.raises(UserError, match="tolerance_mm"):
+        evaluate_folder(predicted, references, CLASSES, tolerance_mm=-1.0)
+    with pytest.raises(UserError, match="no such folder of predictions"):
+        evaluate_folder(tmp_path / "nowhere", references, CLASSES)
+    with pytest.raises(DatasetError, match="no such folder"):
+        references_in(tmp_path / "nowhere")
+    write_label_map(references / "one.nrrd", reference(), like=GRID)
+    with pytest.raises(DatasetError, match="two reference label maps of one case"):
+        references_in(references)
+
+
+def test_mean_leaves_out_nan() -> None:
+    assert mean_of([1.0, math.nan, 0.0]) == 0.5
+    assert math.isnan(mean_of([math.nan]))
+    assert math.isnan(mean_of([]))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from satunet.datasets import load_dataset
+from satunet.demo.synthetic import make_synthetic_datasets
+from satunet.errors import DatasetError
+from satunet.planners.fingerprint import DatasetFingerprint, fingerprint_dataset, merge_fingerprints
+from satunet.planners.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.run import fingerprint_datasets
+
+KEYS = ["mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"]
+
+
+def by_nnunet(name: str, samples: int = 50_000) -> dict[str, np.ndarray]:
+    """What nnunetv2's extractor finds, case by case, with fewer samples than its 100 million."""
+    cases = load_dataset(name).training_cases()
+    found = [
+        DatasetFingerprintExtractor.analyze_case([str(p) for p in c.images], str(c.label), SimpleITKIO, samples)
+        for c in cases
+    ]
+    return {
+        "shapes": np.array([f[0] for f in found]),
+        "spacings": np.array([f[1] for f in found]),
+        "relative_size": np.median([f[4] for f in found]),
+        "intensities": np.concatenate([f[2][0] for f in found]).astype(np.float64),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Dataset301_AbdomenOrgans_MR",
+        "Dataset304_CardiacVentricles_MR",
+        "Dataset306_FreeSurfer_MR",
+        "Dataset308_HeadNeckOAR_CT",
+        "Dataset317_SoftTissueSarcoma_PET",
+        "Dataset322_Subcortical_MR",
+    ],
+)
+def test_real_datasets_have_nnunets_fingerprint(
+    real_raw: Path, nnunet_env: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(real_raw))
+    fingerprint_dataset(name)
+    found = json.loads((nnunet_env / "preprocessed" / name / "dataset_fingerprint.json").read_text())
+    expected = by_nnunet(name)
+    np.testing.assert_array_equal(found["shapes_after_crop"], expected["shapes"])
+    np.testing.assert_allclose(found["spacings"], expected["spacings"], rtol=1e-5)
+    assert found["median_relative_size_after_cropping"] == pytest.approx(expected["relative_size"])
+    values = expected["intensities"]
+    got = found["foreground_intensity_properties_per_channel"]["0"]
+    assert list(got) == KEYS
+    spread = float(values.std())
+    assert got["mean"] == pytest.approx(values.mean(), abs=0.02 * spread)
+    assert got["std"] == pytest.approx(spread, rel=0.03)
+    # in rank, where sampling errs, not in intensity: tails are flat
+    for key, rank in (("percentile_00_5", 0.005), ("median", 0.5), ("percentile_99_5", 0.995)):
+        below, upto = (values < got[key]).mean(), (values <= got[key]).mean()
+        assert below - 0.005 <= rank <= upto + 0.005, key
+    assert got["min"] <= values.min()
+    assert got["max"] >= values.max()
+
+
+def test_what_is_known_of_a_case_is_known_in_ras(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=3)
+    found, summary = fingerprint_dataset(name)
+    assert summary.exit_code == 0
+    assert found.scans == len(found.cases) == 3
+    for case in found.cases:
+        assert case.spacing_ras == pytest.approx((3, 3, 4))
+        assert case.shape_ras == (36, 32, 24)
+        label = nib.load(nnunet_env / "raw" / name / "labelsTr" / f"{case.case}.nii.gz")
+        ids, counts = np.unique(np.asarray(label.dataobj), return_counts=True)
+        assert case.label_voxels == {int(i): int(n) for i, n in zip(ids, counts, strict=True) if i}
+        assert sorted(case.spacing) == pytest.approx([3, 3, 4])
+
+
+def test_a_fingerprint_is_read_as_it_was_written(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    found, _ = fingerprint_dataset(name)
+    content = json.loads((nnunet_env / "preprocessed" / name / "dataset_fingerprint.json").read_text())
+    assert DatasetFingerprint.from_json(content) == found
+    assert DatasetFingerprint.from_json(content).to_json() == found.to_json()
+    with pytest.raises(ValueError, match="version"):
+        DatasetFingerprint.from_json({"spacings": []})
+
+
+def test_the_cache_goes_by_files_and_settings(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    folder = nnunet_env / "raw" / name
+    assert len(fingerprint_dataset(name)[1].done_items) == 2
+    assert len(fingerprint_dataset(name)[1].skipped_items) == 2
+    os.utime(folder / "imagesTr" / "case_00_0000.nii.gz", (1, 1))
+    assert len(fingerprint_dataset(name)[1].done_items) == 2
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "PET"}}))
+    again, summary = fingerprint_dataset(name)
+    assert len(summary.done_items) == 2
+    assert again.channels[0].modality == "pet"
+
+
+def test_bad_cases_are_named_now_and_from_the_cache(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=3)
+    (nnunet_env / "raw" / name / "imagesTr" / "case_01_0000.nii.gz").write_bytes(b"nothing")
+    for _ in range(2):
+        found, summary = fingerprint_dataset(name)
+        assert [c.case for c in found.cases] == ["case_00", "case_02"]
+        assert list(summary.failures) == [f"{name}/case_01"]
+        assert "case_01_0000.nii.gz" in summary.failures[f"{name}/case_01"]
+    for file in (nnunet_env / "raw" / name / "labelsTr").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetError, match="none of its 3 cases"):
+        fingerprint_dataset(name)
+
+
+def test_channels_on_different_grids_are_a_bad_case(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    folder = nnunet_env / "raw" / name
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "T1", "1": "T2"}}))
+    for case, moved in ((0, 0.0), (1, 2.0)):
+        image = nib.load(folder / "imagesTr" / f"case_{case:02d}_0000.nii.gz")
+        affine = image.affine.copy()
+        affine[0, 3] += moved
+        nib.save(
+            nib.Nifti1Image(np.asarray(image.dataobj), affine), folder / "imagesTr" / f"case_{case:02d}_0001.nii.gz"
+        )
+    found, summary = fingerprint_dataset(name)
+    assert found.scans == 2
+    assert list(summary.failures) == [f"{name}/case_01"]
+
+
+def test_values_that_nnunetv2_extracted_are_kept(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    fingerprint_dataset(name)
+    file = nnunet_env / "preprocessed" / name / "dataset_fingerprint.json"
+    theirs = {key: value for key, value in json.loads(file.read_text()).items() if key != "satunet"}
+    theirs["foreground_intensity_properties_per_channel"]["0"]["mean"] = 12345.0
+    file.write_text(json.dumps(theirs))
+    fingerprint_dataset(name)
+    content = json.loads(file.read_text())
+    assert {key: content[key] for key in theirs} == theirs
+    assert len(fingerprint_dataset(name)[1].skipped_items) == 2
+
+
+def test_a_union_is_computed_from_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    parts = [[rng.normal(50 * i, 10, size=n) for n in (500, 40_000)] for i in range(3)]
+    channels = [ChannelStatistics.of([CaseIntensities.of(c, 10**6) for c in cases], "mri") for cases in parts]
+    merged = channels[0].merge(channels[1]).merge(channels[2])
+    # every case weighs the same, whatever its size
+    drawn = np.concatenate([rng.choice(case, 100_000) for cases in parts for case in cases])
+    found = merged.to_nnunet()
+    assert merged.cases == 6
+    assert found["mean"] == pytest.approx(drawn.mean(), abs=0.5)
+    assert found["std"] == pytest.approx(drawn.std(), rel=0.01)
+    assert found["min"] == min(case.min() for cases in parts for case in cases)
+    for key, rank in (("percentile_00_5", 0.005), ("median", 0.5), ("percentile_99_5", 0.995)):
+        assert (drawn < found[key]).mean() == pytest.approx(rank, abs=0.004)
+    assert channels[0].merge(ChannelStatistics.of([None], "mri")).to_nnunet()["mean"] == channels[0].to_nnunet()["mean"]
+
+
+def test_percentiles_of_one_case_are_exact() -> None:
+    values = np.random.default_rng(0).normal(size=5001)
+    found = ChannelStatistics.of([CaseIntensities.of(values, 10**6)], "ct").to_nnunet()
+    low, median, high = np.percentile(values.astype(np.float32), [0.5, 50, 99.5])
+    assert found["median"] == pytest.approx(median, abs=1e-6)
+    assert (found["percentile_00_5"], found["percentile_99_5"]) == pytest.approx((low, high), rel=0.01)
+
+
+def test_merging_datasets_gives_one_channel_a_modality(nnunet_env: Path) -> None:
+    names = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    fingerprints, _ = fingerprint_datasets(names)
+    merged = merge_fingerprints(fingerprints, "Dataset900_Unified")
+    assert [c.modality for c in merged.channels] == ["ct", "mri"]
+    assert merged.scans == 4
+    assert DatasetFingerprint.from_json(json.loads(json.dumps(merged.to_json()))) == merged
+    with pytest.raises(ValueError, match="nothing"):
+        merge_fingerprints([])

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from satunet.demo.synthetic import make_synthetic_datasets
+from satunet.errors import PlanError
+from satunet.plan import UnifiedPlan
+from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint
+from satunet.planners.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.run import fingerprint_datasets
+from satunet.planners.unified import plan_unified, save_unified_plan, weighted_quantile
+
+CHANNEL = ChannelStatistics.of([CaseIntensities.of(np.arange(10.0), 10)], "ct")
+
+
+def dataset(
+    name: str, count: int, spacing: tuple[float, float, float], shape: tuple[int, int, int], channels: int = 1
+) -> DatasetFingerprint:
+    cases = tuple(
+        CaseFingerprint(
+            case=f"c{i}",
+            channels=channels,
+            spacing=spacing[::-1],
+            shape_after_crop=shape[::-1],
+            relative_size=1.0,
+            spacing_ras=spacing,
+            shape_ras=shape,
+            label_voxels={1: 5},
+            source="",
+        )
+        for i in range(count)
+    )
+    return DatasetFingerprint(dataset=name, cases=cases, channels=(CHANNEL,) * channels)
+
+
+ABDOMEN = dataset("Dataset001_Abdomen", 400, (0.8, 0.8, 1.5), (400, 300, 300))
+
+
+def test_a_large_dataset_does_not_decide_alone() -> None:
+    small = [dataset(f"Dataset0{i}_Brain", 36, (1.0, 1.0, 1.0), (160, 200, 180)) for i in range(10, 16)]
+    plan = plan_unified([ABDOMEN, *small])
+    # 400 scans weigh 20 together, six times 36 weigh 36
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+    assert plan_unified([ABDOMEN, *small[:3]]).spacing_mm == (0.8, 0.8, 1.5)
+    assert plan.dataset_weights["Dataset001_Abdomen"] == pytest.approx(1 / 20)
+
+
+def test_channels_are_scans() -> None:
+    plan = plan_unified([dataset("Dataset001_BraTS", 25, (1, 1, 1), (140, 170, 140), channels=4)])
+    assert plan.dataset_weights["Dataset001_BraTS"] == pytest.approx(0.1)
+
+
+def test_anisotropic_data_take_nnunets_tenth_percentile() -> None:
+    thick = [dataset(f"Dataset0{i}_Heart", 10, (1.2, 1.2, z), (200, 200, 12)) for i, z in enumerate((10, 10, 10, 6))]
+    plan = plan_unified(thick)
+    assert plan.spacing_mm == (1.2, 1.2, 6.0)
+    assert "anisotropic" in plan.explanation["spacing"]
+
+
+@pytest.mark.parametrize(("preset", "batch"), [("nano", 2), ("pro", 1)])
+def test_presets_are_sats(preset: str, batch: int) -> None:
+    plan = plan_unified([ABDOMEN], preset=preset, text_encoder="minilm")
+    assert plan.spacing_mm == (1.0, 1.0, 3.0)
+    assert plan.patch_size == (288, 288, 96)
+    assert plan.batch_size == batch
+    assert plan.network.features_per_stage[0] == {"nano": 64, "pro": 128}[preset]
+    assert plan.network.adapter == "whitened_projection"  # minilm has other embeddings than SAT's encoder
+
+
+def test_given_values_are_taken_and_said_to_be() -> None:
+    plan = plan_unified(
+        [ABDOMEN], spacing_mm=(2, 2, 2), patch_size=(56, 64, 56), batch_size=3, base_features=12, max_features=40,
+        queries_per_scan=7,
+    )  # fmt: skip
+    assert (plan.spacing_mm, plan.patch_size, plan.batch_size, plan.queries_per_scan) == ((2, 2, 2), (56, 64, 56), 3, 7)
+    assert plan.network.features_per_stage == (12, 24, 40, 40)
+    for key in ("spacing", "patch", "batch", "features"):
+        assert "given" in plan.explanation[key], key
+
+
+def test_every_value_is_explained() -> None:
+    explanation = plan_unified([ABDOMEN]).explanation
+    assert {"spacing", "patch", "batch", "features", "network", "queries", "normalisation", "weights"} <= set(
+        explanation
+    )
+    assert all(isinstance(sentence, str) and len(sentence) > 10 for sentence in explanation.values())
+
+
+@pytest.mark.parametrize("memory", [0.5, 1.0, 2.0])
+def test_a_small_budget_gives_a_small_network(memory: float) -> None:
+    plan = plan_unified([ABDOMEN], gpu_memory_gb=memory)
+    assert plan.network.features_per_stage[0] == 16
+    assert np.prod(plan.patch_size) <= 112**3 * memory
+    assert plan.batch_size >= 2
+
+
+def test_a_batch_holds_at_most_five_percent_of_the_data() -> None:
+    plan = plan_unified([dataset("Dataset001_X", 30, (1, 1, 1), (32, 32, 32))], gpu_memory_gb=80)
+    assert plan.batch_size == 2
+    plan = plan_unified([dataset("Dataset001_X", 200, (1, 1, 1), (32, 32, 32))], gpu_memory_gb=80)
+    assert plan.batch_size == 10
+    assert "5%" in plan.explanation["batch"]
+
+
+def test_sats_orientations_are_kept() -> None:
+    plan = plan_unified([ABDOMEN, dataset("Dataset002_VerSe", 5, (1, 1, 1), (200, 200, 300))])
+    assert plan.orientation_of("Dataset002_VerSe") == "ASR"
+    assert plan.orientation_of("Dataset001_Abdomen") == "RAS"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"preset": "huge"}, "preset"),
+        ({"preset": "nano", "base_features": 8}, "auto"),
+        ({"gpu_memory_gb": 0}, "memory"),
+        ({"gpu_memory_gb": 0.0001}, "memory"),
+        ({"spacing_mm": (1, 0, 1)}, "spacing"),
+        ({"patch_size": (0, 8, 8)}, "patch"),
+        ({"preset": "nano", "patch_size": (100, 96, 96)}, "divisible"),
+        ({"base_features": 64, "max_features": 8}, "max_features"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_what_makes_no_plan_is_refused(values: dict[str, object], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        plan_unified([ABDOMEN], **values)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="at least one dataset"):
+        plan_unified([])
+
+
+def test_the_saved_plan_is_read_by_satunet_and_by_nnunetv2(nnunet_env: Path) -> None:
+    fingerprints, _ = fingerprint_datasets(make_synthetic_datasets(nnunet_env / "raw", cases=2))
+    plan = plan_unified(fingerprints, gpu_memory_gb=1)
+    file = save_unified_plan(plan, fingerprints)
+    assert file == nnunet_env / "preprocessed" / "Dataset900_Unified" / "satunetPlans.json"
+    assert UnifiedPlan.load(file) == plan
+    assert plan.spacing_mm == (3.0, 3.0, 4.0)
+    manager = PlansManager(str(file))
+    configuration = manager.get_configuration("3d_fullres")
+    assert tuple(configuration.patch_size) == plan.patch_size
+    assert configuration.batch_size == plan.batch_size
+    assert tuple(configuration.spacing) == plan.spacing_mm
+    assert configuration.data_identifier == plan.data_identifier
+    assert manager.dataset_name == "Dataset900_Unified"
+
+
+def test_quantiles_go_by_weight() -> None:
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 8.0])
+    assert weighted_quantile(values, weights, 0.5) == 2.0
+    assert weighted_quantile(values, weights, 0.05) == 1.0
+    assert weighted_quantile(values, weights, 1.0) == 3.0
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=1001)
+    assert weighted_quantile(values, np.ones(1001), 0.5) == np.median(values)

@@ -1,0 +1,188 @@
+"""The trainer on two tiny synthetic datasets: learning, resuming, bad scans, checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from satunet.demo.synthetic import make_synthetic_datasets
+from satunet.errors import ModelError, UserError
+from satunet.files import read_json
+from satunet.paths import preprocessed_dir, results_dir
+from satunet.plan import UnifiedPlan
+from satunet.preprocessing.pipeline import plan_and_preprocess
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.run import train_unified
+from satunet.trainers.sat_trainer import SATTrainer, load_weights, read_checkpoint
+
+NAME = "Dataset900_Unified"
+
+
+@pytest.fixture
+def planned(nnunet_env: Path) -> Path:
+    names = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    summary = plan_and_preprocess(
+        names, spacing_mm=(4, 4, 4), patch_size=(16, 16, 16), batch_size=1, base_features=4, gpu_memory_gb=1
+    )
+    assert summary.exit_code == 0
+    return nnunet_env
+
+
+def config(**changes: object) -> TrainingConfig:
+    values = {"steps": 6, "warmup_steps": 2, "steps_per_epoch": 2, "validation_steps": 1, "workers": 0,
+              "precision": "float32", "learning_rate": 1e-3, "queries_per_scan": 8}  # fmt: skip
+    return TrainingConfig.from_recipe("short", **(values | changes))
+
+
+def make_trainer(changed: TrainingConfig) -> SATTrainer:
+    folder = preprocessed_dir() / NAME
+    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    trainer = SATTrainer(plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu"))
+    trainer.configure(changed)
+    return trainer
+
+
+def losses_of(trainer: SATTrainer) -> list[float]:
+    losses: list[float] = []
+    trainer.on_step = lambda step, loss: losses.append(loss)
+    trainer.run_training()
+    return losses
+
+
+def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
+    whole = losses_of(make_trainer(config()))
+    assert len(whole) == 6
+    folder = results_dir() / NAME / "SATTrainer__satunetPlans__3d_fullres"
+    unbroken = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    first = make_trainer(config())
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int, loss: float) -> None:
+        if step == 4:  # in the middle of the third epoch
+            raise Stop
+
+    first.on_step = stop
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    with pytest.raises(Stop):
+        first.run_training()
+    second = make_trainer(config())
+    second.load_checkpoint(folder / "fold_0" / "checkpoint_latest.pth")
+    assert second.current_epoch == 2
+    assert losses_of(second) == pytest.approx(whole[4:], rel=1e-6)
+    resumed = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    assert all(torch.allclose(resumed[k], unbroken[k], atol=1e-6) for k in unbroken)
+    assert {"progress.png", "training_config.json"} <= {p.name for p in (folder / "fold_0").iterdir()}
+    assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {p.name for p in folder.iterdir()}
+
+
+def test_a_scan_that_cannot_be_read_is_replaced_and_counted(planned: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(config())
+    trainer.initialize()
+    victim = trainer.do_split()[0][0]
+    (trainer.store.folder / f"{victim}.b2nd").write_bytes(b"damaged")
+    losses = losses_of(trainer)
+    assert np.isfinite(losses).all()
+    assert trainer.failed_scans.get(victim, 0) > 0
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_reported(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    result = trainer.train_step(batch | {"data": torch.full_like(batch["data"], torch.nan), "step": 0})
+    assert np.isnan(result["loss"])
+    assert trainer.bad_steps == 1
+    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+    assert batch["scans"][0] in Path(trainer.log_file).read_text()
+
+
+def test_batches_do_not_depend_on_workers(planned: Path) -> None:
+    from satunet.trainers.loading import batches
+
+    trainer = make_trainer(config())
+    trainer.on_train_start()
+    here = list(batches(trainer._train_data, range(3), 0))
+    there = list(batches(trainer._train_data, range(3), 2))
+    for a, b in zip(here, there, strict=True):
+        assert a["names"] == b["names"]
+        assert torch.equal(a["data"], b["data"])
+        assert torch.equal(a["membership"], b["membership"])
+
+
+def test_checkpoints_are_strict(planned: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(config())
+    trainer.initialize()
+    weights = dict(trainer.network.state_dict())
+    weights["extra"] = weights.pop(next(iter(weights)))
+    with pytest.raises(ModelError, match=r"missing: \['.*unknown: \['extra'\]"):
+        load_weights(trainer.network, weights, "x.pth")
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(ModelError, match=r"x\.pth"):
+        read_checkpoint(tmp_path / "x.pth")
+    torch.save({"network_weights": print}, tmp_path / "code.pth")
+    with pytest.raises(ModelError, match="safely"):
+        read_checkpoint(tmp_path / "code.pth")
+
+
+def test_pretrained_weights_are_the_starting_point(planned: Path) -> None:
+    model = train_unified(NAME, fold=0, config=config(steps=2), device="cpu")
+    start = model / "fold_0" / "checkpoint_final.pth"
+    tuned = train_unified(NAME, fold=1, config=config(steps=1, learning_rate=1e-9), device="cpu", pretrained_weights=start)
+    a = read_checkpoint(start)["network_weights"]
+    b = read_checkpoint(tuned / "fold_1" / "checkpoint_final.pth")["network_weights"]
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-5) for k in a)
+    with pytest.raises(UserError, match="either"):
+        train_unified(NAME, config=config(), continue_training=True, pretrained_weights=start, device="cpu")
+
+
+def test_no_mirroring_and_labels_follow_the_image() -> None:
+    from satunet.trainers.augmentation import Augmentation
+
+    augment = Augmentation((16, 16, 16))
+    image = torch.zeros(1, 16, 16, 16)
+    image[0, :4] = 10
+    labels = (image > 5).to(torch.int32)
+    for seed in range(40):
+        turned, ids = augment(image.clone(), labels.clone(), np.random.default_rng(seed))
+        assert set(torch.unique(ids).tolist()) <= {0, 1}
+        assert turned[0, :4].mean() > turned[0, 12:].mean()
+        assert ids[0, :3].float().mean() > ids[0, 8:].float().mean()
+
+
+def test_augmentation_is_a_function_of_its_generator() -> None:
+    from satunet.trainers.augmentation import Augmentation
+
+    augment = Augmentation((8, 8, 8))
+    image, labels = torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.int32)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    a = augment(image.clone(), labels, np.random.default_rng(7))[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert torch.equal(a, augment(image.clone(), labels, np.random.default_rng(7))[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"optimizer": "lion"}, "adamw, sgd"), ({"steps": 0}, "at least 1"), ({"negative_share": 2.0}, r"\[0, 1\]")],
+)
+def test_wrong_values_are_refused(changes: dict, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        config(**changes)
+
+
+def test_learning_rates_of_the_recipes() -> None:
+    sat = TrainingConfig.from_recipe("sat")
+    assert sat.learning_rate_at(0) == pytest.approx(1e-4 / 20_000)
+    assert sat.learning_rate_at(19_999) == pytest.approx(1e-4)
+    assert sat.learning_rate_at(110_000) == pytest.approx(0.5e-4)
+    assert sat.learning_rate_at(200_000) == pytest.approx(0)
+    nnunet = TrainingConfig.from_recipe("nnunet")
+    assert nnunet.learning_rate_at(125_000) == pytest.approx(1e-2 * 0.5**0.9)
+    assert TrainingConfig.from_recipe("sat", steps=1000).warmup_steps == 100
