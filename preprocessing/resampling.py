@@ -12,7 +12,6 @@ Voxel centres sit at (i + 0.5) · size_in / size_out − 0.5, edges are repeated
 from __future__ import annotations
 
 import itertools
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -98,7 +97,8 @@ def resample_labels(
         neighbour = [(index[side][place], share[side][place])
                      for (index, share), side, place in zip(axes, corner, places, strict=True)]  # fmt: skip
         ids.append(labels[tuple(index for index, _ in neighbour)])
-        shares.append(math.prod(share for _, share in neighbour))
+        (_, x), (_, y), (_, z) = neighbour
+        shares.append(x * y * z)
     nearest_axes = (_nearest_index(n, m) for n, m in zip(labels.shape, shape, strict=True))
     nearest = labels[tuple(index[place] for index, place in zip(nearest_axes, places, strict=True))]
     result[places] = _largest(ids, shares, nearest)
@@ -121,14 +121,11 @@ def _largest(
     return winner
 
 
-def interpolation_matrix(size: int, wanted: int, *, nearest: bool = False) -> NDArray[np.float32]:
-    """(wanted, size) matrix that takes one axis from ``size`` to ``wanted`` voxels, linearly or by nearest voxel."""
+def interpolation_matrix(size: int, wanted: int) -> NDArray[np.float32]:
+    """(wanted, size) matrix that takes one axis from ``size`` to ``wanted`` voxels, linearly."""
     centre = _centres(size, wanted)
     matrix = np.zeros((wanted, size), dtype=np.float32)
     rows = np.arange(wanted)
-    if nearest:
-        matrix[rows, _nearest_index(size, wanted)] = 1
-        return matrix
     low = np.floor(centre).astype(int)
     fraction = (centre - low).astype(np.float32)
     np.add.at(matrix, (rows, np.clip(low, 0, size - 1)), 1 - fraction)

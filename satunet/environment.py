@@ -74,8 +74,8 @@ def _nnunet() -> list[EnvironmentIssue]:
     if numbers < MINIMUM_NNUNET:
         return [_error(f"nnunetv2 is {version}; satunet needs 2.8.1 or newer. Repair: pip install -U nnunetv2")]
     try:
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
         from nnunetv2.run.run_training import recursive_find_trainer_class_by_name
+        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         from satunet.trainers.specialist import SpecialistTrainer, register
 

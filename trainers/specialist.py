@@ -63,10 +63,25 @@ class SpecialistTrainer(nnUNetTrainer):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(self._step)
         self._step += 1
-        result: dict[str, Any] = super().train_step(batch)
+        with self._autocast():
+            result: dict[str, Any] = super().train_step(batch)
         if self.on_step is not None:
             self.on_step(float(result["loss"]))
         return result
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step."""
+        with self._autocast():
+            result: dict[str, Any] = super().validation_step(batch)
+        return result
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """On a CPU with native bfloat16, nnU-Net's float32 step runs in it; on other devices nnU-Net decides.
+
+        One context a step: autocast keeps the weights it cast until the outermost context ends, so a context around
+        the whole training would go on computing with the first step's weights.
+        """
+        return autocast_for(self.device) if self.device.type == "cpu" else contextlib.nullcontext()
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, renamed into place when it is complete."""
@@ -105,8 +120,6 @@ def train_specialist(
     continue_training: bool = False,
 ) -> Path:
     """Train a dataset's nnU-Net, under a progress bar.
-
-    On a CPU with native bfloat16, nnU-Net's float32 training runs inside an autocast, which it leaves alone there.
 
     Args:
         dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
@@ -148,8 +161,7 @@ def train_specialist(
         ) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
-            with autocast_for(where) if where.type == "cpu" else contextlib.nullcontext():
-                trainer.run_training()
+            trainer.run_training()
     return output.parent
 
 

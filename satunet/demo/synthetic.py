@@ -92,9 +92,7 @@ def make_synthetic_datasets(raw: Path, *, cases: int = 4, seed: int = 0) -> tupl
     return _DATASETS[0][0], _DATASETS[1][0]
 
 
-def _case(
-    organs: list[Organ], which: int, rng: np.random.Generator
-) -> tuple[NDArray[Any], NDArray[Any], Grid]:
+def _case(organs: list[Organ], which: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], Grid]:
     """Image, labels and grid in RAS."""
     shift = rng.uniform(-4, 4, 3)
     affine = np.diag([*SPACING_MM, 1.0])

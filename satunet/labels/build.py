@@ -63,7 +63,7 @@ def build_label_space(datasets: Iterable[Dataset]) -> LabelSpace:
     for dataset in datasets:
         listed = _listed(dataset, drafts)
         derived = _unions(listed)
-        ids[dataset.name] = {name: values for name, values in listed.items()}
+        ids[dataset.name] = dict(listed.items())
         for name, (values, rule) in derived.items():
             if name not in listed:
                 ids[dataset.name][name] = values

@@ -146,11 +146,10 @@ def _words(text: str) -> list[str]:
         if _REDUNDANT_ABBREVIATION.match(short) and sum(c.isupper() for c in short) >= 1 and len(short) <= 6:
             initials = {w[0].lower() for w in tokens[2:]}
             if (
-                (short[0].lower() in initials
+                short[0].lower() in initials
                 and short.lower() not in rest[: len(short) - 1]
-                and any(c.isupper() for c in short[1:]))
-                or (len(short) <= 4 and short.lower() == rest[: len(short)])
-            ):
+                and any(c.isupper() for c in short[1:])
+            ) or (len(short) <= 4 and short.lower() == rest[: len(short)]):
                 tokens = [tokens[0], *tokens[2:]]
     joined = " ".join(re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", token) for token in tokens)
     words = joined.lower().split()

@@ -194,7 +194,7 @@ class Predictor:
         crop = volume[(slice(None), *window)][None].to(self.device)
         with autocast_for(self.device, self.precision):  # type: ignore[arg-type]
             features = self.network.encode_image(crop)
-            embeddings = torch.cat([e for e in self._embeddings(features, queries, modality)], dim=1).float()
+            embeddings = torch.cat(list(self._embeddings(features, queries, modality)), dim=1).float()
         full = features.maps[0].float()
         for first in range(0, len(queries), _MASK_CHUNK):
             logits = mask_logits(full, embeddings[:, first : first + _MASK_CHUNK])[0]

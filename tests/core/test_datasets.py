@@ -108,7 +108,14 @@ def test_missing_variables_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "modality"),
-    [("CT", "ct"), ("T1w MRI", "mri"), ("FLAIR", "mri"), ("PET (SUV)", "pet"), ("noNorm", "other"), ("rescale_to_0_1", "other")],
+    [
+        ("CT", "ct"),
+        ("T1w MRI", "mri"),
+        ("FLAIR", "mri"),
+        ("PET (SUV)", "pet"),
+        ("noNorm", "other"),
+        ("rescale_to_0_1", "other"),
+    ],
 )
 def test_modalities_by_channel_name(name: str, modality: str) -> None:
     assert modality_of_channel(name) == modality

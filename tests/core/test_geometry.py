@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from satunet.geometry import Grid, reorient, same_grid
 
 ORIENTATIONS = [
-    "".join(letters)
-    for axes in itertools.permutations(("RL", "AP", "SI"))
-    for letters in itertools.product(*axes)
+    "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
 ]
 
 
@@ -36,7 +34,9 @@ def test_reorient_keeps_every_voxel_in_its_place(orientation: str) -> None:
         assert np.array_equal(turned[:, i, j, k], array[(slice(None), *index)])
 
 
-@given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(1, 6)] * 3), orientation=st.sampled_from(ORIENTATIONS))
+@given(
+    seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(1, 6)] * 3), orientation=st.sampled_from(ORIENTATIONS)
+)
 @settings(max_examples=60, deadline=None)
 def test_reorient_there_and_back_is_the_identity_for_oblique_grids(
     seed: int, shape: tuple[int, int, int], orientation: str

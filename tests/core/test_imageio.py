@@ -17,7 +17,15 @@ from satunet.errors import (
     UnreadableImageError,
 )
 from satunet.geometry import Grid, same_grid
-from satunet.imageio import IMAGE_ENDINGS, list_images, read_grid, read_image, read_label_map, strip_ending, write_label_map
+from satunet.imageio import (
+    IMAGE_ENDINGS,
+    list_images,
+    read_grid,
+    read_image,
+    read_label_map,
+    strip_ending,
+    write_label_map,
+)
 
 AFFINE = np.array([[0, -1.5, 0, 10], [2, 0, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]], dtype=float)
 GRID = Grid(shape=(4, 5, 6), affine=AFFINE)

@@ -94,8 +94,45 @@ def test_normalising_is_idempotent_on_real_names() -> None:
 
 
 WORDS = st.sampled_from(
-    "left right l r lt rh liver kidney hippocampus caudate nucleus accumbens area upper lung lobe precentral gyrus "
-    "thalamus proper L1 T12 vertebra the of side brain stem Inf Lat Vent ventricle atrium white matter tumour 3rd".split()
+    [
+        "left",
+        "right",
+        "l",
+        "r",
+        "lt",
+        "rh",
+        "liver",
+        "kidney",
+        "hippocampus",
+        "caudate",
+        "nucleus",
+        "accumbens",
+        "area",
+        "upper",
+        "lung",
+        "lobe",
+        "precentral",
+        "gyrus",
+        "thalamus",
+        "proper",
+        "L1",
+        "T12",
+        "vertebra",
+        "the",
+        "of",
+        "side",
+        "brain",
+        "stem",
+        "Inf",
+        "Lat",
+        "Vent",
+        "ventricle",
+        "atrium",
+        "white",
+        "matter",
+        "tumour",
+        "3rd",
+    ]
 )
 
 

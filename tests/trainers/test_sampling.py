@@ -44,7 +44,10 @@ def test_draws_follow_the_weights() -> None:
 
 
 def test_samples_depend_on_seed_step_index_and_stream_only() -> None:
-    draws = {key: sample_rng(*key).integers(1 << 62) for key in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0), (0, 1, 2, 1)]}
+    draws = {
+        key: sample_rng(*key).integers(1 << 62)
+        for key in [(0, 1, 2, 0), (1, 1, 2, 0), (0, 2, 2, 0), (0, 1, 3, 0), (0, 1, 2, 1)]
+    }
     assert len(set(draws.values())) == 5
     assert sample_rng(0, 1, 2).integers(1 << 62) == draws[0, 1, 2, 0]
 
@@ -83,7 +86,9 @@ def test_queries_are_annotated_positive_first_and_negatives_are_few(present, lim
     assert queries[: len(positives)] == positives
     assert all(present.intersection(q.ids) for q in positives)
     assert not any(present.intersection(q.ids) for q in queries[len(positives) :])
-    expected = sum(bool(present.intersection(space.ids_of("Dataset001_A", n))) for n in space.classes_of("Dataset001_A"))
+    expected = sum(
+        bool(present.intersection(space.ids_of("Dataset001_A", n))) for n in space.classes_of("Dataset001_A")
+    )
     assert len(positives) == min(limit, expected)
     negatives = len(queries) - len(positives)
     assert negatives <= max(1 if not positives else 0, round(0.5 * len(positives)))

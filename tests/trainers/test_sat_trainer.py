@@ -40,7 +40,9 @@ def config(**changes: object) -> TrainingConfig:
 def make_trainer(changed: TrainingConfig) -> SATTrainer:
     folder = preprocessed_dir() / NAME
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    trainer = SATTrainer(plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu"))
+    trainer = SATTrainer(
+        plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu")
+    )
     trainer.configure(changed)
     return trainer
 
@@ -59,16 +61,16 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     unbroken = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     first = make_trainer(config())
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(step: int, loss: float) -> None:
         if step == 4:  # in the middle of the third epoch
-            raise Stop
+            raise StopError
 
     first.on_step = stop
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         first.run_training()
     second = make_trainer(config())
     second.load_checkpoint(folder / "fold_0" / "checkpoint_latest.pth")
@@ -77,7 +79,9 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     resumed = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(resumed[k], unbroken[k], atol=1e-6) for k in unbroken)
     assert {"progress.png", "training_config.json"} <= {p.name for p in (folder / "fold_0").iterdir()}
-    assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {p.name for p in folder.iterdir()}
+    assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {
+        p.name for p in folder.iterdir()
+    }
 
 
 def test_a_scan_that_cannot_be_read_is_replaced_and_counted(planned: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +137,9 @@ def test_checkpoints_are_strict(planned: Path, tmp_path: Path) -> None:
 def test_pretrained_weights_are_the_starting_point(planned: Path) -> None:
     model = train_unified(NAME, fold=0, config=config(steps=2), device="cpu")
     start = model / "fold_0" / "checkpoint_final.pth"
-    tuned = train_unified(NAME, fold=1, config=config(steps=1, learning_rate=1e-9), device="cpu", pretrained_weights=start)
+    tuned = train_unified(
+        NAME, fold=1, config=config(steps=1, learning_rate=1e-9), device="cpu", pretrained_weights=start
+    )
     a = read_checkpoint(start)["network_weights"]
     b = read_checkpoint(tuned / "fold_1" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-5) for k in a)
