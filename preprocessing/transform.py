@@ -1,7 +1,7 @@
 """The way from a scan to what the network sees, and back; training and prediction share it.
 
-There: turn the axes to the plan's orientation → crop to the box of voxels that are not zero → resample to the
-plan's spacing → normalise the intensities by modality. Back: resample to the cropped shape → paste into the full
+There: turn the axes to the plan's orientation → crop to the box of voxels that are not zero → normalise the
+intensities by modality → resample to the plan's spacing. Back: resample to the cropped shape → paste into the full
 shape → turn the axes back. Volumes are (X, Y, Z) in the axes of :mod:`satunet.geometry`.
 """
 

@@ -59,7 +59,8 @@ def scan_weights(records: Sequence[ScanRecord], dataset_factor: dict[str, float]
     for record in records:
         counts[record.dataset] = counts.get(record.dataset, 0) + 1
     weights = np.array([dataset_factor.get(r.dataset, 1.0) / counts[r.dataset] ** 0.5 for r in records])
-    return weights / weights.sum()
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
 
 
 def crop_start(
@@ -93,10 +94,10 @@ def read_crop(array: Any, start: Sequence[int], patch: Sequence[int], fill: floa
     """
     shape = array.shape[1:]
     inside = [slice(max(0, s), min(n, s + p)) for s, p, n in zip(start, patch, shape, strict=True)]
-    data = np.asarray(array[(slice(0, 1), *inside)])[0]
+    data: NDArray[Any] = np.asarray(array[(slice(0, 1), *inside)])[0]
     if data.shape == tuple(patch):
         return data
-    result = np.full(tuple(patch), fill, dtype=data.dtype)
+    result: NDArray[Any] = np.full(tuple(patch), fill, dtype=data.dtype)
     place = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
     result[place] = data
     return result
@@ -120,7 +121,8 @@ def choose_queries(
         negative_share: Negatives, at most, as a share of the positives; one if there is no positive.
         rng: Generator.
     """
-    positives, negatives = [], []
+    positives: list[tuple[str, tuple[int, ...]]] = []
+    negatives: list[tuple[str, tuple[int, ...]]] = []
     for name in space.classes_of(dataset):
         ids = space.ids_of(dataset, name)
         (positives if present.intersection(ids) else negatives).append((name, ids))
@@ -145,7 +147,8 @@ def centre_of_class(
     voxels = np.array([record.label_voxels[i] for i in ids], dtype=float)
     label = ids[int(rng.choice(len(ids), p=voxels / voxels.sum()))]
     places = store.locations(record.scan_id)[label]
-    return places[int(rng.integers(len(places)))]
+    place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
+    return place
 
 
 def _shuffled(items: list[Any], rng: np.random.Generator) -> list[Any]:

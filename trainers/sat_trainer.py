@@ -50,6 +50,13 @@ class SATTrainer(nnUNetTrainer):
         device: Where to train.
     """
 
+    was_initialized: bool
+    current_epoch: int
+    _best_ema: float | None
+    network: Any
+    optimizer: Any
+    dataloader_train: Any
+
     def __init__(
         self,
         plans: dict[str, Any],

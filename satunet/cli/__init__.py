@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )
-    command: Command = tyro.cli(  # type: ignore[call-overload]
+    command: Command = tyro.cli(  # type: ignore[call-overload,assignment]
         commands,
         prog="satunet",
         args=arguments,

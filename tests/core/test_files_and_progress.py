@@ -13,7 +13,7 @@ from satunet.progress import JobSummary, run_parallel
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "sub" / "a.txt"
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise RuntimeError
     assert list((tmp_path / "sub").iterdir()) == []
