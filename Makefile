@@ -1,26 +1,31 @@
-# Each target sets up what it needs in .venv by itself.
+# Each target first makes .venv with all it needs; a second call starts at once.
+# ARGS go to the command behind a target: make test ARGS="tests/core -k geometry", make demo ARGS="--steps 100"
 PYTHON ?= python3
-BIN := .venv/bin
+ARGS ?=
 
-.PHONY: demo test check bench setup clean
-.DEFAULT_GOAL := test
+.PHONY: help setup demo test check bench clean
+.DEFAULT_GOAL := help
 
-setup: .venv/.ready
+help: ## these lines
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 8
 
-.venv/.ready: setup.py scripts/setup
-	PYTHON="$(PYTHON)" bash scripts/setup
+setup: .venv/.ready ## .venv with satunet and everything it, its tests and its checks need
 
-demo: .venv/.ready ## the main job: from raw scans to a benchmark report
-	$(BIN)/python -m satunet demo
+.venv/.ready: setup.py pyproject.toml scripts/setup
+	@PYTHON="$(PYTHON)" bash scripts/setup
+
+demo: .venv/.ready ## the main job: from raw scans to a benchmark report, in demo_output/
+	.venv/bin/python -m satunet demo $(ARGS)
 
 test: .venv/.ready ## all tests
-	bash scripts/test
+	bash scripts/test $(ARGS)
 
-check: .venv/.ready ## lint, types, layers
+check: .venv/.ready ## lint, format, types, layers
 	bash scripts/check
 
-bench: .venv/.ready ## speed and memory against peers
-	bash scripts/bench
+bench: .venv/.ready ## speed and memory beside peers
+	bash scripts/bench $(ARGS)
 
-clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo_output
+clean: ## remove all that the other targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo_output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
