@@ -271,7 +271,7 @@ class _Bench:
             # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
             counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
-            steps.append(int(content.get("satunet_steps", 0)))
+            steps.append(int(_read(file.parent / "training_config.json").get("steps", 0)))
             times = _read(self.folder(SPECIALIST, name) / _TIMES)
             scans, seconds = scans + int(times.get("scans", 0)), seconds + float(times.get("seconds", 0))
         if not counts:

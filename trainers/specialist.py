@@ -16,7 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from satunet.devices import autocast_for, pick_device
 from satunet.errors import PlanError
-from satunet.files import atomic_path, read_json
+from satunet.files import atomic_path, read_json, write_json
 from satunet.paths import preprocessed_dir
 from satunet.planners.specialist import CONFIGURATION, PLANS_NAME
 from satunet.progress import progress_bar
@@ -162,6 +162,8 @@ def train_specialist(
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
             trainer.run_training()
+        done = trainer.num_epochs * trainer.num_iterations_per_epoch
+        write_json(output / "training_config.json", {"steps": done, "recipe": recipe.to_json() if recipe else "nnunet"})
     return output.parent
 
 

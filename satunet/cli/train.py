@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from satunet.cli.options import Device, Fold, Verbose, dataset_names
+
+if TYPE_CHECKING:
+    from satunet.trainers.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class Train:
     ] = ()
     recipe: Annotated[
         Literal["sat", "nnunet", "short"],
-        arg(help="'sat': as published; 'nnunet': SGD with polynomial decay; 'short': few steps, for a CPU."),
+        arg(
+            help="'sat': as published; 'nnunet': SGD with polynomial decay; 'short': few steps, for a CPU. Specialists are trained by nnU-Net's own unless it is 'short'."
+        ),
     ] = "sat"
     steps: Annotated[int | None, arg(aliases=["--budget"], help="Training steps; the recipe's if not given.")] = None
     learning_rate: Annotated[float | None, arg(help="Peak learning rate; the recipe's if not given.")] = None
@@ -45,10 +50,8 @@ class Train:
         quick_check()
         return self._specialists() if self.specialist else self._unified()
 
-    def _unified(self) -> int:
-        from satunet.paths import dataset_name_of
+    def _recipe(self) -> TrainingConfig:
         from satunet.trainers.config import TrainingConfig
-        from satunet.trainers.run import train_unified
 
         given = {
             "steps": self.steps,
@@ -58,11 +61,16 @@ class Train:
             "workers": self.workers,
             "seed": self.seed,
         }
-        config = TrainingConfig.from_recipe(self.recipe, **{k: v for k, v in given.items() if v is not None})
+        return TrainingConfig.from_recipe(self.recipe, **{k: v for k, v in given.items() if v is not None})
+
+    def _unified(self) -> int:
+        from satunet.paths import dataset_name_of
+        from satunet.trainers.run import train_unified
+
         train_unified(
             dataset_name_of(self.dataset),
             fold=_fold(self.fold),
-            config=config,
+            config=self._recipe(),
             device=self.device,
             continue_training=self.continue_,
             pretrained_weights=self.pretrained_weights,
@@ -80,6 +88,7 @@ class Train:
                     name,
                     fold=_fold(self.fold),
                     steps=self.steps,
+                    recipe=self._recipe() if self.recipe == "short" else None,
                     device=self.device,
                     continue_training=self.continue_,
                 )

@@ -23,7 +23,12 @@ def satunet(folder: Path, *arguments: str, code: int = 0) -> str:
     environment = os.environ | {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
     environment |= {"OMP_NUM_THREADS": "2", "SATUNET_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "satunet", *arguments], env=environment, capture_output=True, text=True, cwd=folder, timeout=280
+        [sys.executable, "-m", "satunet", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=280,
     )
     assert done.returncode == code, f"satunet {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -51,7 +56,14 @@ def test_from_raw_scans_to_a_report(tmp_path: Path) -> None:
         "--gpu_memory", "1", "--batch_size", "2", "--base_features", "8", "-np", "0",
     )  # fmt: skip
     space = json.loads((tmp_path / "preprocessed" / "Dataset900_Unified" / "label_space.json").read_text())
-    assert {c["name"] for c in space["classes"]} == {"liver", "spleen", "left kidney", "right kidney", "kidney", "stomach"}
+    assert {c["name"] for c in space["classes"]} == {
+        "liver",
+        "spleen",
+        "left kidney",
+        "right kidney",
+        "kidney",
+        "stomach",
+    }
 
     # train both sides
     satunet(tmp_path, "train", "-d", "900", "-f", "all", "--recipe", "short", "--budget", "110", "--learning_rate", "0.004",
@@ -85,7 +97,22 @@ def test_from_raw_scans_to_a_report(tmp_path: Path) -> None:
         assert overlap > 0.6, f"{prompt}: {overlap:.2f}"
 
     # benchmark: one network against two nnU-Nets
-    satunet(tmp_path, "benchmark", "-d", "901", "902", "-o", "bench", "-f", "all", "--specialists", "-np", "0", "-device", "cpu")
+    satunet(
+        tmp_path,
+        "benchmark",
+        "-d",
+        "901",
+        "902",
+        "-o",
+        "bench",
+        "-f",
+        "all",
+        "--specialists",
+        "-np",
+        "0",
+        "-device",
+        "cpu",
+    )
     assert "<html" in (tmp_path / "bench" / "report.html").read_text()
     for competitor in ("satunet", "nnU-Net"):
         with (tmp_path / "bench" / "scores" / competitor / "Dataset901_SyntheticCT" / "per_class.csv").open() as file:
