@@ -1,21 +1,29 @@
-"""Does this installation work? Checks that say what is wrong and how to repair it."""
+"""Does this installation work? Checks that say what is wrong and the command that repairs it.
+
+The usual trap: nnU-Net's network library needs ``timm``, which brings ``torchvision``. Beside a CPU build of torch,
+pip may have taken torchvision's CUDA build. It cannot be imported ("operator torchvision::nms does not exist"), and
+libraries that only ask whether torchvision is there then fail far from the cause. Without it everything of satunet
+works; what nnunetv2 loses is its lookup of trainers other than its standard one, which imports them all.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
+import re
+import shlex
 import shutil
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from satunet.errors import EnvironmentProblemError
+from satunet.errors import EnvironmentProblemError, SatunetError
 
 MINIMUM_NNUNET = (2, 8, 1)
-_REPAIR_TORCHVISION = (
-    "torchvision {vision} was not built for the torch {torch} beside it and cannot be imported; parts of transformers "
-    "and nnU-Net then fail too. satunet does not need it. Repair: pip uninstall -y torchvision"
-)
-_LOW_DISK_GB = 5
+MINIMUM_FREE_GB = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,79 +35,102 @@ class EnvironmentIssue:
         message: What, and how to repair it.
     """
 
-    severity: str
+    severity: Literal["error", "note"]
     message: str
+
+    def __post_init__(self) -> None:
+        """Refuse a severity that no reader handles."""
+        if self.severity not in ("error", "note"):
+            raise ValueError(f"severity {self.severity!r}; allowed are 'error' and 'note'")
 
 
 def quick_check() -> None:
-    """Look for the known trap without importing anything heavy; every command that computes starts with it.
+    """Look for the known traps without importing anything heavy; every command that computes starts with it.
 
     Raises:
         EnvironmentProblemError: The installation cannot work; the message says how to repair it.
     """
     torch, vision = _version("torch"), _version("torchvision")
     if torch is None:
-        raise EnvironmentProblemError("torch is not installed. Repair: pip install satunet")
-    if vision is not None and _build(torch) != _build(vision) and _build(torch) == "cpu":
-        raise EnvironmentProblemError(_REPAIR_TORCHVISION.format(vision=vision, torch=torch))
+        raise EnvironmentProblemError(f"torch is not installed. Repair: {_pip('install torch')}")
+    if vision is not None and _build(torch) == "cpu" and _build(vision) != "cpu":
+        raise EnvironmentProblemError(_broken_torchvision())
+    nnunet = _version("nnunetv2")
+    if nnunet is None or _numbers(nnunet) < MINIMUM_NNUNET:
+        raise EnvironmentProblemError(_wrong_nnunet(nnunet))
 
 
 def check_environment() -> list[EnvironmentIssue]:
-    """Every check, with imports; errors first."""
-    issues = [*_torch(), *_nnunet(), *_text_encoder(), *_folders()]
+    """Every check, with imports (some seconds); errors first."""
+    issues = [*check_torch(), *check_nnunet(), *check_text_encoder(), *check_folders()]
     return sorted(issues, key=lambda issue: issue.severity != "error")
 
 
-def _torch() -> list[EnvironmentIssue]:
+def check_torch() -> list[EnvironmentIssue]:
+    """Whether torch and, if it is there, torchvision can be imported, and what torch computes on."""
     try:
         import torch
     except Exception as error:  # a broken build raises OSError, ImportError, RuntimeError
-        return [_error(f"torch cannot be imported ({error}). Repair: pip install --force-reinstall torch")]
+        return [_error(f"torch cannot be imported ({error}). Repair: {_pip('install --force-reinstall torch')}")]
     issues = []
-    if _version("torchvision") is not None:
+    if importlib.util.find_spec("torchvision") is not None:
         try:
             import torchvision  # noqa: F401
         except Exception:  # "operator torchvision::nms does not exist" is a RuntimeError
-            message = _REPAIR_TORCHVISION.format(vision=_version("torchvision"), torch=torch.__version__)
-            issues.append(_error(message))
-    where = "CUDA" if torch.cuda.is_available() else "CPU"
-    return [*issues, _note(f"torch {torch.__version__} computes on {where}, {torch.get_num_threads()} threads")]
+            issues.append(_error(_broken_torchvision()))
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        where = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)} ({memory:.0f} GB)"
+    elif torch.backends.mps.is_available():
+        where = "Apple MPS"
+    else:
+        where = f"the CPU with {torch.get_num_threads()} threads"
+    return [*issues, _note(f"torch {torch.__version__} computes on {where}")]
 
 
-def _nnunet() -> list[EnvironmentIssue]:
+def check_nnunet() -> list[EnvironmentIssue]:
+    """Whether nnunetv2 is new enough, can be imported, and finds satunet's trainer of specialists."""
     version = _version("nnunetv2")
-    if version is None:
-        return [_error("nnunetv2 is not installed. Repair: pip install 'nnunetv2>=2.8.1'")]
-    numbers = tuple(int(n) for n in version.split(".")[:3] if n.isdigit())
-    if numbers < MINIMUM_NNUNET:
-        return [_error(f"nnunetv2 is {version}; satunet needs 2.8.1 or newer. Repair: pip install -U nnunetv2")]
+    if version is None or _numbers(version) < MINIMUM_NNUNET:
+        return [_error(_wrong_nnunet(version))]
     try:
-        from nnunetv2.run.run_training import recursive_find_trainer_class_by_name
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         from satunet.trainers.specialist import SpecialistTrainer, register
 
         register()
         found = recursive_find_trainer_class_by_name(SpecialistTrainer.__name__)
-        if found is not SpecialistTrainer or not issubclass(found, nnUNetTrainer):
+        if found is not SpecialistTrainer:
             return [_error(f"nnunetv2 {version} does not find satunet's trainer of specialists by name")]
-    except Exception as error:
+    except Exception as error:  # whatever a broken dependency of nnunetv2 raises
         return [_error(f"nnunetv2 {version} cannot be used ({type(error).__name__}: {error})")]
-    return [_note(f"nnunetv2 {version}")]
+    issues = [_note(f"nnunetv2 {version} finds satunet's trainer")]
+    if importlib.util.find_spec("torchvision") is None:
+        issues.append(
+            _note(
+                "torchvision is not installed: satunet needs none; nnunetv2's own commands find no trainer but "
+                "nnUNetTrainer without it, and need the torchvision built for this torch"
+            )
+        )
+    return issues
 
 
-def _text_encoder() -> list[EnvironmentIssue]:
-    from satunet.errors import SatunetError
+def check_text_encoder() -> list[EnvironmentIssue]:
+    """Whether the text encoder that works offline can be loaded and embeds a text."""
     from satunet.text import load_text_encoder
 
     try:
-        encoder = load_text_encoder()
-        return [_note(f"text encoder {encoder.name}: {encoder.dim} values a text")]
+        # A cache of its own: from the user's, an embedding would come without loading the model.
+        with tempfile.TemporaryDirectory() as folder:
+            encoder = load_text_encoder(cache_dir=Path(folder))
+            width = encoder.encode(["liver"]).shape[1]
     except (SatunetError, ImportError, RuntimeError) as error:
         return [_error(f"the text encoder cannot be used ({error})")]
+    return [_note(f"text encoder {encoder.name}: {width} values a text")]
 
 
-def _folders() -> list[EnvironmentIssue]:
+def check_folders() -> list[EnvironmentIssue]:
+    """Whether nnU-Net's three folders are set, can be written to where they must, and have room."""
     issues = []
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(name)
@@ -107,15 +138,48 @@ def _folders() -> list[EnvironmentIssue]:
             issues.append(_note(f"{name} is not set; commands that need it will ask for it"))
             continue
         folder = Path(value).expanduser()
-        if not folder.is_dir():
-            issues.append(_note(f"{name} is set to {folder}, which does not exist yet"))
+        if name == "nnUNet_raw":
+            if not folder.is_dir():
+                issues.append(_note(f"{name} is set to {folder}, which is no folder"))
+            continue  # only read from
+        there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
+        problem = "no part of the path exists" if there is None else _why_not_writable(there)
+        if there is None or problem is not None:
+            issues.append(_error(f"{name} is set to {folder}, which cannot be written to ({problem})"))
             continue
-        if name != "nnUNet_raw" and not os.access(folder, os.W_OK):
-            issues.append(_error(f"{name} is set to {folder}, which cannot be written to"))
-        free = shutil.disk_usage(folder).free / 1e9
-        if free < _LOW_DISK_GB:
-            issues.append(_note(f"{name}: only {free:.1f} GB are free on its disk"))
+        free_gb = shutil.disk_usage(there).free / 1e9
+        if free_gb < MINIMUM_FREE_GB:
+            issues.append(_note(f"{name} is set to {folder}, and only {free_gb:.1f} GB are free on its disk"))
     return issues
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    """Try it: permissions alone tell nothing of full disks, quotas and read-only mounts."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"satunet")
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _broken_torchvision() -> str:
+    return (
+        f"torchvision {_version('torchvision')} was not built for the torch {_version('torch')} beside it and cannot "
+        "be imported; parts of transformers and nnU-Net then fail too. satunet does not need it. "
+        f"Repair: {_pip('uninstall -y torchvision')}"
+    )
+
+
+def _wrong_nnunet(version: str | None) -> str:
+    wanted = ".".join(map(str, MINIMUM_NNUNET))
+    received = "nnunetv2 is not installed" if version is None else f"nnunetv2 is {version}"
+    return f"{received}; satunet needs {wanted} or newer. Repair: {_pip(f'install -U nnunetv2>={wanted}')}"
+
+
+def _pip(arguments: str) -> str:
+    """The pip command for this very Python, ready to paste."""
+    return shlex.join([sys.executable, "-m", "pip", *arguments.split()])
 
 
 def _version(package: str) -> str | None:
@@ -123,6 +187,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``(2, 8, 1)`` of ``2.8.1`` or ``2.8.1rc1+local``."""
+    return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
 def _build(version: str) -> str:

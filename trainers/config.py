@@ -120,7 +120,7 @@ RECIPES = {
     ),
     "short": TrainingConfig(
         recipe="short",
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         steps=200,
         warmup_steps=20,
         steps_per_epoch=50,

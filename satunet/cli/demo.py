@@ -18,7 +18,7 @@ class Demo:
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="For data, models and the report.")] = Path(
         "demo_output"
     )
-    steps: Annotated[int, arg(help="Training steps of every network.")] = 220
+    steps: Annotated[int, arg(help="Training steps of every network.")] = 180
     device: Device = "auto"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
