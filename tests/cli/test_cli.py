@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from satunet.cli import parse, run
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {
+    "datasets": {"--json", "--verbose"},
+    "labels": {"--datasets", "-d", "--json", "--verbose"},
+    "train": {
+        "--dataset", "-d", "--fold", "-f", "--specialist", "--recipe", "--steps", "--budget", "--learning_rate",
+        "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
+        "-pretrained_weights", "--device", "-device", "--verbose",
+    },
+    "predict": {
+        "--input", "-i", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all", "--modality",
+        "--combine", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--overwrite", "--device", "-device", "--verbose",
+    },
+    "evaluate": {
+        "--predictions", "-p", "--references", "-r", "--labels", "--output", "-o", "--tolerance", "--policy",
+        "--processes", "-np", "--verbose",
+    },
+    "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(OPTIONS))
+def test_options_do_not_change_by_accident(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse([command, "--help"])
+    assert ended.value.code == 0
+    words = {w.strip(",│[]") for w in capsys.readouterr().out.split()}
+    found = {w for w in words if w.startswith("-") and len(w) > 1 and w[1] != "─"}
+    assert found - {"-h", "--help"} == OPTIONS[command]
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['satunet', '--help']\n"
+        "from satunet.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'nibabel', 'SimpleITK', 'nnunetv2', 'matplotlib', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "plan_and_preprocess" in done.stdout
+    assert time.monotonic() - started < 5  # a guard against minutes; the claim of 0.5 s is measured in benchmarks/
+
+
+def test_a_wrong_call_is_code_2(nnunet_env: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["predict"])
+    assert ended.value.code == 2
+    assert run(["labels", "-d", "77"]) == 2
+    assert "no dataset with id 77" in " ".join(capfd.readouterr().err.split())
+    assert run(["predict", "-i", str(nnunet_env), "-o", str(nnunet_env / "out")]) == 2
+    assert "say what to segment" in " ".join(capfd.readouterr().err.split())
+    assert run(["predict", "-i", str(nnunet_env), "-o", str(nnunet_env / "out"), "-p", "liver"]) == 2
+    assert "no images in this folder" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_missing_variable_is_explained(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert run(["datasets"]) == 2
+    assert "nnUNet_raw is not set" in " ".join(capfd.readouterr().err.split())
+
+
+def test_datasets_and_labels_are_listed(nnunet_env: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from satunet.demo.synthetic import make_synthetic_datasets
+
+    make_synthetic_datasets(nnunet_env / "raw", cases=1)
+    assert run(["datasets"]) == 0
+    assert "Dataset901_SyntheticCT" in capsys.readouterr().out
+    assert run(["labels", "-d", "901", "902", "--json"]) == 0
+    assert '"kidney"' in capsys.readouterr().out
+    (nnunet_env / "raw" / "Dataset902_SyntheticMRI" / "dataset.json").write_text("{")
+    assert run(["datasets", "--json"]) == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from satunet import __version__
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"satunet {__version__}"
