@@ -48,7 +48,7 @@ class SpecialistTrainer(nnUNetTrainer):
             return optimizer, scheduler
         self.initial_lr, self.weight_decay = self.recipe.learning_rate, self.recipe.weight_decay
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+        return optimizer, _EveryStep()
 
     def set_budget(self, steps: int) -> None:
         """Train for ``steps`` steps, in epochs of nnU-Net's 250, or of 50 where that would be less than four epochs."""
@@ -96,6 +96,13 @@ class SpecialistTrainer(nnUNetTrainer):
 
     def plot_network_architecture(self) -> None:
         """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""
+
+
+class _EveryStep:
+    """In place of a scheduler: nnU-Net calls it once an epoch, the recipe sets the learning rate at every step."""
+
+    def step(self, epoch: int) -> None:
+        """Nothing."""
 
 
 def register() -> None:

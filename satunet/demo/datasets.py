@@ -29,7 +29,7 @@ from satunet.progress import track
 
 logger = logging.getLogger(__name__)
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 _MARGIN = 4
 
 
@@ -126,7 +126,7 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
     """
     to_atlas = np.linalg.inv(affine) @ grid.affine  # voxel of the grid → voxel of the atlas
     from_atlas = np.linalg.inv(to_atlas)
-    best = np.full(grid.shape, 0.5 - 1e-6, dtype=np.float32)
+    best = np.full(grid.shape, 0.5, dtype=np.float32)
     result = np.zeros(grid.shape, dtype=np.uint8)
     for label, box in enumerate(find_objects(labels), start=1):
         if box is None:
@@ -140,7 +140,9 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
         if (stop <= start).any():
             continue
         wide = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-        offset = to_atlas[:3, :3] @ start + to_atlas[:3, 3] - np.array([s.start for s in wide])
+        # Half of a 1 mm grid's voxels lie exactly between two of a 2 mm atlas: a hair's shift breaks every such tie the
+        # same way, where "at least one half" would grow every structure on both sides.
+        offset = to_atlas[:3, :3] @ start + to_atlas[:3, 3] - np.array([s.start for s in wide]) + 1e-3
         share = affine_transform(
             (labels[wide] == label).astype(np.float32), to_atlas[:3, :3], offset, tuple(stop - start), order=1
         )
