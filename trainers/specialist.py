@@ -52,8 +52,14 @@ class SpecialistTrainer(nnUNetTrainer):
 
     def set_budget(self, steps: int) -> None:
         """Train for ``steps`` steps, in epochs of nnU-Net's 250, or of 50 where that would be less than four epochs."""
-        self.num_iterations_per_epoch = min(STEPS_PER_EPOCH if steps >= 4 * STEPS_PER_EPOCH else 50, steps)
-        self.num_epochs = max(1, round(steps / self.num_iterations_per_epoch))
+        target = min(STEPS_PER_EPOCH if steps >= 4 * STEPS_PER_EPOCH else 50, steps)
+        # Epochs are equally long, so their number must divide the steps; a budget that only long epochs divide would
+        # go without checkpoints, and is rounded instead.
+        epochs = next(e for e in range(round(steps / target), 0, -1) if steps % e == 0)
+        if steps / epochs > 4 * target:
+            epochs = round(steps / target)
+        self.num_epochs = epochs
+        self.num_iterations_per_epoch = round(steps / epochs)
         self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
         self.save_every = 10
 
