@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from satunet.errors import PromptError, UserError
+from satunet.files import read_json
+from satunet.prediction import ModelFolder, Predictor
+from satunet.prediction.folder import collect_scans, predict_folder, read_prompts
+
+AFFINE = np.array([[0, -1, 0, 10], [1, 0, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=float)
+
+
+def scan() -> np.ndarray:
+    array = np.ones((18, 16, 20), np.float32)
+    array[3:9, 4:8, 5:12] = 5
+    return array
+
+
+def save(path: Path, array: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(scan() if array is None else array, AFFINE), path)
+    return path
+
+
+@pytest.fixture
+def predictor(model: ModelFolder) -> Predictor:
+    return Predictor(model, device="cpu", precision="float32")
+
+
+def test_results_are_in_the_scans_own_grid_and_format(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "in" / "a_0000.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(scan().transpose()), str(tmp_path / "in" / "b.mha"))
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright", "bright (left)"])
+    assert summary.exit_code == 0
+    mask = nib.load(tmp_path / "out" / "a" / "bright.nii.gz")
+    assert np.array_equal(mask.affine, AFFINE)
+    assert np.array_equal(np.asarray(mask.dataobj) > 0, scan() > 3)
+    other = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "b" / "bright.mha"))).transpose()
+    assert np.array_equal(other > 0, scan() > 3)
+    manifest = read_json(tmp_path / "out" / "a" / "manifest.json")
+    entry = manifest["prompts"][0]
+    assert entry["voxels"] == int((scan() > 3).sum())
+    assert entry["volume_ml"] == pytest.approx(entry["voxels"] / 1000)
+    assert entry["mean_intensity"] == 5
+    assert manifest["prompts"][1]["class"] == "left bright"
+    assert manifest["weights"] == "abc"
+    assert manifest["modality_from"]
+
+
+def test_bad_scans_are_counted_and_the_others_done(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "in" / "good.nii.gz")
+    (tmp_path / "in" / "text.nii.gz").write_text("no image")
+    save(tmp_path / "in" / "nan.nii.gz", np.full((4, 4, 4), np.nan, np.float32))
+    save(tmp_path / "in" / "four.nii.gz", np.zeros((4, 4, 4, 2), np.float32))
+    summary = predict_folder([tmp_path / "in", tmp_path / "none.nii.gz"], tmp_path / "out", predictor, ["bright"])
+    assert summary.exit_code == 1
+    assert summary.done_items == ["good"]
+    assert set(summary.failures) == {"text", "nan", "four", "none"}
+    assert "NaN" in summary.failures["nan"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good", "prediction_summary.json"]
+
+
+def test_a_second_run_does_what_is_missing(tmp_path: Path, predictor: Predictor) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    arguments = ([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
+    assert len(predict_folder(*arguments).done_items) == 2
+    (tmp_path / "out" / "b" / "bright.nii.gz").unlink()
+    again = predict_folder(*arguments)
+    assert (again.skipped_items, again.done_items) == (["a"], ["b"])
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["left bright"]).skipped_items == []
+    assert len(predict_folder(*arguments, overwrite=True).done_items) == 2
+
+
+def test_an_unknown_prompt_is_in_the_manifest_and_has_no_file(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "a.nii.gz")
+    summary = predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "coffee cup"])
+    assert summary.exit_code == 0
+    entry = read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"][1]
+    assert (entry["status"], entry["file"]) == ("unknown", None)
+    assert entry["nearest"]
+    assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"bright.nii.gz", "manifest.json"}
+
+
+def test_combined_label_maps_have_a_legend(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "a.nii.gz")
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], combine=True)
+    legend = read_json(tmp_path / "out" / "a.json")
+    assert legend["labels"] == {"bright": 1, "left bright": 2}
+    labels = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
+    assert set(np.unique(labels)) == {0, 2}  # the later prompt wins
+    assert predict_folder(
+        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], combine=True
+    ).skipped_items
+
+
+def test_all_classes_of_the_modality(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "a.nii.gz")
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, None)
+    manifest = read_json(tmp_path / "out" / "a" / "manifest.json")
+    assert [e["prompt"] for e in manifest["prompts"]] == ["bright", "left bright", "right bright"]
+    assert predict_folder([tmp_path / "a.nii.gz"], tmp_path / "o2", predictor, None, modality="ct").exit_code == 1
+
+
+def test_names_of_results(tmp_path: Path) -> None:
+    for name in ("x_0000.nii.gz", "x_0001.nii.gz", "y_0000.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    assert [j.name for j in collect_scans([tmp_path])] == ["x_0000", "x_0001", "y"]
+    beside = [tmp_path / "y_0000.nii.gz", tmp_path / "y.nii.gz"]
+    assert [j.name for j in collect_scans(beside)] == ["y_0000", "y"]
+    with pytest.raises(UserError, match=r"same name: x_0000"):
+        collect_scans([tmp_path / "x_0000.nii.gz", tmp_path / "sub" / "x_0000.nii.gz"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images in this folder"):
+        collect_scans([tmp_path / "empty"])
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# organs\nliver\n\nleft kidney\nliver\n")
+    assert read_prompts(tmp_path / "p.txt") == ("liver", "left kidney")
+    (tmp_path / "p.txt").write_text("# nothing\n")
+    with pytest.raises(PromptError, match="no prompts"):
+        read_prompts(tmp_path / "p.txt")
+    with pytest.raises(PromptError, match=r"none\.txt"):
+        read_prompts(tmp_path / "none.txt")
