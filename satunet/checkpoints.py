@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def _numpy_types() -> list[Any]:
-    core = np._core.multiarray
+    core: Any = importlib.import_module("numpy._core.multiarray")
     scalars = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
     return [core.scalar, core._reconstruct, np.ndarray, np.dtype, *(type(np.dtype(s)) for s in scalars)]
 

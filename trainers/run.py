@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.devices import pick_device
 from satunet.errors import ModelError, UserError
 from satunet.files import read_json
@@ -48,7 +49,7 @@ def train_unified(
         ModelError: A checkpoint that cannot be used.
     """
     from satunet.plan import UnifiedPlan
-    from satunet.trainers.sat_trainer import SATTrainer, load_weights, read_checkpoint
+    from satunet.trainers.sat_trainer import SATTrainer
 
     if continue_training and pretrained_weights is not None:
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
@@ -73,7 +74,8 @@ def train_unified(
         trainer.initialize()
         if trainer.network is None:
             raise ModelError("the trainer has no network")
-        load_weights(trainer.network, read_checkpoint(pretrained_weights)["network_weights"], str(pretrained_weights))
+        weights = network_weights(load_checkpoint(pretrained_weights), source=pretrained_weights)
+        load_weights(trainer.network, weights, source=pretrained_weights)
     with progress_bar("Training", config.steps) as advance:
         advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
         trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")

@@ -22,6 +22,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.devices import autocast_for
 from satunet.errors import ModelError, SatunetError
 from satunet.files import atomic_path, write_json
@@ -329,12 +330,10 @@ class SATTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         assert self.network is not None and self.optimizer is not None
-        content = (
-            filename_or_checkpoint
-            if isinstance(filename_or_checkpoint, dict)
-            else read_checkpoint(Path(filename_or_checkpoint), self.device)
-        )
-        load_weights(self.network, content["network_weights"], str(filename_or_checkpoint)[:200])
+        given = filename_or_checkpoint
+        source = "checkpoint" if isinstance(given, dict) else Path(given)
+        content = given if isinstance(given, dict) else load_checkpoint(Path(given))
+        load_weights(self.network, network_weights(content, source=source), source=source)
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.current_epoch = content["current_epoch"]
         self.logger.load_checkpoint(content["logging"])
@@ -370,44 +369,6 @@ class SATTrainer(nnUNetTrainer):
             return self.config.workers
         # Without a GPU the cores are busy with the network itself.
         return 0 if self.device.type == "cpu" else max(2, min(12, (os.cpu_count() or 2) - 1))
-
-
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Raises:
-        ModelError: Missing, truncated, or with content that is not plain data.
-    """
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... on damaged files
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"{path}: not a checkpoint that can be read safely ({reason[0] if reason else error!r})"
-        ) from error
-    if not isinstance(content, dict) or "network_weights" not in content:
-        raise ModelError(f"{path}: not a checkpoint of satunet (the key 'network_weights' is missing)")
-    return content
-
-
-def load_weights(network: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights, all of them and nothing else.
-
-    Raises:
-        ModelError: Names or shapes differ; the message lists them.
-    """
-    own = network.state_dict()
-    missing, extra = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    shapes = [f"{k} {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in weights
-              and weights[k].shape != own[k].shape]  # fmt: skip
-    if missing or extra or shapes:
-        raise ModelError(
-            f"{source}: the weights are not this network's; missing: {missing[:10]}, unknown: {extra[:10]}, "
-            f"other shapes: {shapes[:10]}"
-        )
-    network.load_state_dict(weights)
 
 
 def _plain(value: Any) -> Any:

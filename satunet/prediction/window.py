@@ -47,4 +47,5 @@ def gaussian_weights(patch: Axes, sigma: float = 1 / 8) -> NDArray[np.float32]:
         profiles.append(np.exp(-0.5 * place**2))
     # A corner is 4 sigma away along each axis: exp(-24), far above the smallest float32; sums are kept in float32.
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
-    return weights.astype(np.float32)
+    result: NDArray[np.float32] = weights.astype(np.float32)
+    return result

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from satunet.checkpoints import load_checkpoint, load_weights
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import ModelError, UserError
 from satunet.files import read_json
@@ -16,7 +17,7 @@ from satunet.plan import UnifiedPlan
 from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.run import train_unified
-from satunet.trainers.sat_trainer import SATTrainer, load_weights, read_checkpoint
+from satunet.trainers.sat_trainer import SATTrainer
 
 NAME = "Dataset900_Unified"
 
@@ -58,7 +59,7 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     whole = losses_of(make_trainer(config()))
     assert len(whole) == 6
     folder = results_dir() / NAME / "SATTrainer__satunetPlans__3d_fullres"
-    unbroken = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    unbroken = load_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     first = make_trainer(config())
 
     class StopError(Exception):
@@ -76,7 +77,7 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     second.load_checkpoint(folder / "fold_0" / "checkpoint_latest.pth")
     assert second.current_epoch == 2
     assert losses_of(second) == pytest.approx(whole[4:], rel=1e-6)
-    resumed = read_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
+    resumed = load_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(resumed[k], unbroken[k], atol=1e-6) for k in unbroken)
     assert {"progress.png", "training_config.json"} <= {p.name for p in (folder / "fold_0").iterdir()}
     assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {
@@ -124,14 +125,14 @@ def test_checkpoints_are_strict(planned: Path, tmp_path: Path) -> None:
     trainer.initialize()
     weights = dict(trainer.network.state_dict())
     weights["extra"] = weights.pop(next(iter(weights)))
-    with pytest.raises(ModelError, match=r"missing: \['.*unknown: \['extra'\]"):
-        load_weights(trainer.network, weights, "x.pth")
+    with pytest.raises(ModelError, match=r"1 missing: .*1 not part of this network: extra"):
+        load_weights(trainer.network, weights, source="x.pth")
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 truncated")
     with pytest.raises(ModelError, match=r"x\.pth"):
-        read_checkpoint(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth")
     torch.save({"network_weights": print}, tmp_path / "code.pth")
-    with pytest.raises(ModelError, match="safely"):
-        read_checkpoint(tmp_path / "code.pth")
+    with pytest.raises(ModelError, match="other than weights"):
+        load_checkpoint(tmp_path / "code.pth")
 
 
 def test_pretrained_weights_are_the_starting_point(planned: Path) -> None:
@@ -140,8 +141,8 @@ def test_pretrained_weights_are_the_starting_point(planned: Path) -> None:
     tuned = train_unified(
         NAME, fold=1, config=config(steps=1, learning_rate=1e-9), device="cpu", pretrained_weights=start
     )
-    a = read_checkpoint(start)["network_weights"]
-    b = read_checkpoint(tuned / "fold_1" / "checkpoint_final.pth")["network_weights"]
+    a = load_checkpoint(start)["network_weights"]
+    b = load_checkpoint(tuned / "fold_1" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-5) for k in a)
     with pytest.raises(UserError, match="either"):
         train_unified(NAME, config=config(), continue_training=True, pretrained_weights=start, device="cpu")
