@@ -64,7 +64,7 @@ setup(
         "matplotlib>=3.8",
         "nibabel>=5.2",
         "nnunetv2>=2.8.1",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "pebble>=5.0",
         "pillow>=10",
         "rich>=13.7",

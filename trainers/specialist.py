@@ -17,6 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from satunet.devices import autocast_for, pick_device
 from satunet.errors import PlanError
 from satunet.files import atomic_path, read_json, write_json
+from satunet.labels import normalize_name
 from satunet.paths import preprocessed_dir
 from satunet.planners.specialist import CONFIGURATION, PLANS_NAME
 from satunet.progress import progress_bar
@@ -32,8 +33,9 @@ VALIDATION_STEPS = 50
 class SpecialistTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written whole.
 
-    Losses, augmentation and network are nnU-Net's own, and so are optimizer and schedule unless :attr:`recipe` says
-    otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts any of them, so a
+    Losses, augmentation and network are nnU-Net's own, but for mirroring, which is left out where labels have sides: a
+    network that is shown mirrored brains cannot tell left from right. Optimizer and schedule are nnU-Net's unless
+    :attr:`recipe` says otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts any of them, so a
     comparison over a few hundred steps gives the specialists the optimizer and schedule that the unified network has.
     """
 
@@ -62,6 +64,14 @@ class SpecialistTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = round(steps / epochs)
         self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
         self.save_every = 10
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """nnU-Net's; no mirroring if labels have sides, as in nnU-Net's own variant without mirroring."""
+        rotation, dummy_2d, patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if any({"left", "right"} & set(normalize_name(name).canonical.split()) for name in self.dataset_json["labels"]):
+            mirror_axes = ()
+            self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch, mirror_axes
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step; with a recipe, at the recipe's learning rate of this step."""

@@ -23,13 +23,13 @@ from scipy.ndimage import affine_transform, find_objects
 from satunet.demo.atlases import ATLASES, Atlas
 from satunet.errors import EnvironmentProblemError
 from satunet.files import read_json, write_json
-from satunet.geometry import Grid
+from satunet.geometry import Grid, reorient
 from satunet.imageio import write_label_map, write_volume
 from satunet.progress import track
 
 logger = logging.getLogger(__name__)
 
-DEMO_VERSION = 2
+DEMO_VERSION = 3
 _MARGIN = 4
 
 
@@ -164,7 +164,10 @@ def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
     affine = np.array(loaded.affine, dtype=np.float64)
     affine[:3, 3] += affine[:3, :3] @ start
     x, y, z = cropped.shape
-    return cropped, Grid(shape=(x, y, z), affine=affine)
+    # One orientation for all, as a curated dataset has: nnU-Net does not turn axes, and could not tell the sides of
+    # a template stored as LAS from those of one stored as RAS.
+    turned, grid = reorient(cropped, Grid(shape=(x, y, z), affine=affine), "RAS")
+    return np.ascontiguousarray(turned), grid
 
 
 def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
