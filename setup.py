@@ -36,7 +36,7 @@ setup(
     description="Text-prompted 3D medical segmentation that configures itself like nnU-Net",
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     keywords=["medical imaging", "segmentation", "text prompts", "nnU-Net", "CT", "MRI", "PET"],
     classifiers=[
