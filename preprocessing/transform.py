@@ -20,7 +20,6 @@ from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.resampling import (
     Shape,
     Spacing,
-    interpolation_matrix,
     new_shape,
     resample_image,
     resample_labels,
@@ -186,38 +185,6 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
             tensor = functional.interpolate(tensor, geometry.cropped_shape, mode="trilinear", align_corners=False)
     full = np.zeros(geometry.turned.shape, dtype=np.float32)
     full[geometry.slices] = tensor[0, 0].numpy()
-    back, _ = reorient(full, geometry.turned, geometry.original.orientation)
-    return np.ascontiguousarray(back)
-
-
-def restore_mask(
-    probability: NDArray[np.floating[Any]], geometry: ScanGeometry, threshold: float = 0.5
-) -> NDArray[np.bool_]:
-    """The voxels of the file whose restored probability exceeds a threshold.
-
-    The same as ``restore(probability, geometry) > threshold``, computed only where it can be true: a linear
-    interpolation exceeds the threshold only beside a voxel that does.
-
-    Args:
-        probability: (X, Y, Z) of the preprocessed scan.
-        geometry: Of that scan.
-        threshold: At least 0.
-
-    Returns:
-        The file's shape.
-    """
-    full = np.zeros(geometry.turned.shape, dtype=bool)
-    above = probability > threshold
-    if above.any():
-        box = tuple(slice(max(0, a - 1), b + 1) for a, b in nonzero_box(above))
-        values = np.asarray(probability[box], dtype=np.float32)
-        out: list[slice] = []
-        for axis, (piece, size, wanted) in enumerate(zip(box, geometry.shape, geometry.cropped_shape, strict=True)):
-            matrix = interpolation_matrix(size, wanted)
-            rows = np.flatnonzero(matrix[:, piece].any(axis=1))
-            out.append(slice(int(rows[0]), int(rows[-1]) + 1))
-            values = np.moveaxis(np.tensordot(matrix[out[-1], piece], values, axes=(1, axis)), 0, axis)
-        full[geometry.slices][tuple(out)] = values > threshold
     back, _ = reorient(full, geometry.turned, geometry.original.orientation)
     return np.ascontiguousarray(back)
 

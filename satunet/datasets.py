@@ -161,14 +161,14 @@ def read_dataset(folder: Path) -> Dataset:
     )
 
 
-def read_labels(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name → ids of a ``dataset.json``, without background and ignore label.
+def read_labels(file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Name → ids of a ``dataset.json``, without background and ignore label; and the id of the ignore label.
 
     Raises:
         DatasetError: The file is missing or malformed.
     """
     try:
-        return _labels(read_json(file)["labels"], file)[0]
+        return _labels(read_json(file)["labels"], file)
     except FileNotFoundError as error:
         raise DatasetError(f"{file}: missing; give the dataset.json that names the label ids") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -71,7 +71,7 @@ class StepBatches(Dataset[dict[str, Any]]):
         self.config = config
         self.stream = stream
         self.records = [store.record(scan) for scan in scans]
-        self.weights = scan_weights(self.records, {})
+        self.weights = scan_weights(self.records, plan.dataset_weights)
         self.batch_size = config.batch_size or plan.batch_size
         self.limit = config.queries_per_scan or plan.queries_per_scan
         self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}

@@ -11,7 +11,7 @@ the samples an unbroken one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,22 +43,24 @@ def sample_rng(seed: int, step: int, index: int, stream: int = 0) -> np.random.G
     return np.random.default_rng([seed, stream, step, index])
 
 
-def scan_weights(records: Sequence[ScanRecord], dataset_factor: dict[str, float]) -> NDArray[np.float64]:
+def scan_weights(records: Sequence[ScanRecord], dataset_weights: Mapping[str, float]) -> NDArray[np.float64]:
     """Probability of each scan.
 
     Args:
         records: The scans.
-        dataset_factor: Dataset → factor; 1 where it is not named.
+        dataset_weights: The plan's: dataset → weight of each of its scans.
 
     Raises:
-        DatasetError: No scan.
+        DatasetError: No scan, or one of a dataset that the plan does not weigh.
     """
     if not records:
         raise DatasetError("there is no scan to train on in this fold")
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.dataset] = counts.get(record.dataset, 0) + 1
-    weights = np.array([dataset_factor.get(r.dataset, 1.0) / counts[r.dataset] ** 0.5 for r in records])
+    unknown = sorted({r.dataset for r in records} - set(dataset_weights))
+    if unknown:
+        raise DatasetError(f"the plan has no 'dataset_weights' of {', '.join(unknown)}; plan again, or add them")
+    weights = np.array([dataset_weights[r.dataset] for r in records], dtype=np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise DatasetError("the plan's 'dataset_weights' must be numbers that are not negative, and not all zero")
     probabilities: NDArray[np.float64] = weights / weights.sum()
     return probabilities
 

@@ -35,8 +35,8 @@ class SpecialistTrainer(nnUNetTrainer):
 
     Losses, augmentation and network are nnU-Net's own, but for mirroring, which is left out where labels have sides: a
     network that is shown mirrored brains cannot tell left from right. Optimizer and schedule are nnU-Net's unless
-    :attr:`recipe` says otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts any of them, so a
-    comparison over a few hundred steps gives the specialists the optimizer and schedule that the unified network has.
+    :attr:`recipe` says otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts
+    any of them, so a comparison over a few hundred steps gives the specialists those of the unified network.
     """
 
     on_step: Callable[[float], None] | None = None

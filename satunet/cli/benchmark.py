@@ -43,21 +43,26 @@ class Evaluate:
         from satunet.datasets import read_labels
         from satunet.evaluation.evaluate import evaluate_cases, references_in
         from satunet.labels import normalize_name
+        from satunet.progress import setup_logging
 
         references = references_in(self.references)
+        output = self.output or self.predictions / "scores"
+        setup_logging(output / "evaluate.log", verbose=self.verbose)
         classes: dict[str, tuple[int, ...]] = {}
-        for source, ids in read_labels(self.labels or self.references.parent / "dataset.json").items():
+        labels, ignore = read_labels(self.labels or self.references.parent / "dataset.json")
+        for source, ids in labels.items():
             name = normalize_name(source).canonical
             classes[name] = tuple(sorted({*classes.get(name, ()), *ids}))
         evaluation, summary = evaluate_cases(
             references,
             self.predictions,
             classes,
+            allowed_ids={i for ids in classes.values() for i in ids} | ({ignore} if ignore is not None else set()),
+            ignore_id=ignore,
             tolerance_mm=self.tolerance,
             policy=self.policy,
             processes=self.processes,
         )
-        output = self.output or self.predictions / "scores"
         evaluation.save(output)
         summary.note("mean DSC", f"{evaluation.mean('dsc'):.4f}")
         summary.note(f"mean NSD {self.tolerance:g} mm", f"{evaluation.mean('nsd'):.4f}")

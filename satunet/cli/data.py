@@ -104,9 +104,13 @@ class Fingerprint:
 
     def run(self) -> int:
         """Write ``dataset_fingerprint.json`` of each dataset."""
+        from satunet.paths import preprocessed_dir
         from satunet.planners.run import fingerprint_datasets
+        from satunet.progress import setup_logging
 
-        _, summary = fingerprint_datasets(dataset_names(self.datasets), processes=self.processes)
+        names = dataset_names(self.datasets)
+        setup_logging(preprocessed_dir() / "fingerprint.log", verbose=self.verbose)
+        _, summary = fingerprint_datasets(names, processes=self.processes)
         summary.show()
         return summary.exit_code
 
@@ -127,10 +131,14 @@ class _Planning:
     verbose: Verbose = False
 
     def _run(self, *, preprocess: bool, specialists: bool) -> int:
+        from satunet.paths import preprocessed_dir
         from satunet.preprocessing.pipeline import plan_and_preprocess
+        from satunet.progress import setup_logging
 
+        names = dataset_names(self.datasets)
+        setup_logging(preprocessed_dir() / self.name / "plan_and_preprocess.log", verbose=self.verbose)
         summary = plan_and_preprocess(
-            dataset_names(self.datasets),
+            names,
             preset=self.preset,
             gpu_memory_gb=self.gpu_memory,
             spacing_mm=self.spacing,
@@ -179,8 +187,11 @@ class Preprocess:
         from satunet.paths import dataset_name_of, preprocessed_dir
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
+        from satunet.progress import setup_logging
 
-        plan = UnifiedPlan.load(preprocessed_dir() / dataset_name_of(self.dataset) / "satunetPlans.json")
+        folder = preprocessed_dir() / dataset_name_of(self.dataset)
+        plan = UnifiedPlan.load(folder / "satunetPlans.json")
+        setup_logging(folder / "plan_and_preprocess.log", verbose=self.verbose)
         summary = preprocess_datasets(plan, plan.datasets, processes=self.processes)
         summary.show()
         return summary.exit_code

@@ -65,10 +65,13 @@ class Train:
 
     def _unified(self) -> int:
         from satunet.paths import dataset_name_of
-        from satunet.trainers.run import train_unified
+        from satunet.progress import setup_logging
+        from satunet.trainers.run import model_folder, train_unified
 
+        name = dataset_name_of(self.dataset)
+        setup_logging(model_folder(name) / f"fold_{_fold(self.fold)}" / "train.log", verbose=self.verbose)
         train_unified(
-            dataset_name_of(self.dataset),
+            name,
             fold=_fold(self.fold),
             config=self._recipe(),
             device=self.device,
@@ -78,11 +81,14 @@ class Train:
         return 0
 
     def _specialists(self) -> int:
-        from satunet.progress import JobSummary
+        from satunet.paths import results_dir
+        from satunet.progress import JobSummary, setup_logging
         from satunet.trainers.specialist import train_specialist
 
+        names = dataset_names(self.specialist)
+        setup_logging(results_dir() / "specialists.log", verbose=self.verbose)
         summary = JobSummary("specialist nnU-Nets")
-        for name in dataset_names(self.specialist):
+        for name in names:
             try:
                 train_specialist(
                     name,

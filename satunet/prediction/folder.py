@@ -178,12 +178,12 @@ def _write_masks(
     used: set[str] = set()
     for result in masks:
         entry = _describe(result, image)
-        if result.mask is not None:
+        if result.boxed is not None:
             name = mask_file_name(result.match.prompt)
             while name.lower() in used:  # "a/b" and "a:b" would share a file
                 name += "_"
             used.add(name.lower())
-            write_label_map(folder / f"{name}{ending}", result.mask, like=image)
+            write_label_map(folder / f"{name}{ending}", result.boxed.full, like=image)
             entry["file"] = f"{name}{ending}"
         entries.append(entry)
     write_json(folder / MANIFEST, manifest | {"seconds": round(time.monotonic() - started, 2), "prompts": entries})
@@ -197,10 +197,10 @@ def _write_combined(
     labels = np.zeros(image.grid.shape, dtype=np.uint16)
     legend: dict[str, int] = {}
     entries = []
-    for value, result in enumerate((m for m in masks), start=1):
+    for value, result in enumerate(masks, start=1):
         entry = _describe(result, image)
-        if result.mask is not None:
-            labels[result.mask] = value
+        if result.boxed is not None:
+            labels[result.boxed.box][result.boxed.inside] = value
             legend[result.match.prompt] = value
             entry["label"] = value
         entries.append(entry)
@@ -224,12 +224,12 @@ def _describe(result: PromptMask, image: Image) -> dict[str, Any]:
         "nearest": [list(n) for n in match.nearest],
         "file": None,
     }
-    if result.mask is not None:
-        voxels = int(np.count_nonzero(result.mask))
+    if result.boxed is not None:
+        voxels, mean = result.boxed.voxels, result.boxed.mean_of(image.array)
         entry |= {
             "voxels": voxels,
             "volume_ml": round(voxels * image.grid.voxel_ml, 4),
-            "mean_intensity": round(float(image.array[result.mask].mean(dtype=np.float64)), 4) if voxels else None,
+            "mean_intensity": None if mean is None else round(mean, 4),
         }
     return entry
 

@@ -1,8 +1,5 @@
-"""Masks of prompts in one scan.
-
-The image is encoded once a window; prompts are decoded in chunks, which is exact because queries do not see each
-other. Probabilities of a group of prompts are summed up over the windows in the scan's preprocessed grid; a group is
-as large as the memory allowed, and each prompt goes back to the file's grid inside its own box.
+"""Masks of prompts in one scan: prompts become queries, the engine finds their probabilities, and each goes back to
+the file's grid inside its own box.
 """
 
 from __future__ import annotations
@@ -19,20 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satunet.datasets import MODALITIES
-from satunet.devices import autocast_for, pick_device
+from satunet.devices import Precision, pick_device
 from satunet.errors import PromptError, UserError
 from satunet.imageio import Image, read_image
 from satunet.labels import PromptMatch, match_prompt
-from satunet.network.model import ImageFeatures, mask_logits
+from satunet.prediction.engine import WindowedScan
+from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
-from satunet.prediction.window import gaussian_weights, window_starts
-from satunet.preprocessing.transform import preprocess_image, restore_mask
+from satunet.preprocessing.transform import preprocess_image
 from satunet.text import TextEncoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
-
-_DECODE_CHUNK = 64
-_MASK_CHUNK = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,11 +35,16 @@ class PromptMask:
 
     Attributes:
         match: What the prompt means to the model.
-        mask: (X, Y, Z) in the image's own grid; ``None`` for a prompt the model cannot know.
+        boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
     """
 
     match: PromptMatch
-    mask: NDArray[np.bool_] | None
+    boxed: BoxedMask | None
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """(X, Y, Z) in the image's own grid, made anew at every call; ``None`` for a prompt the model cannot know."""
+        return None if self.boxed is None else self.boxed.full
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,16 +70,17 @@ class Predictor:
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         overlap: Share of a window that its neighbour covers too.
         precision: As in :mod:`satunet.devices`.
-        memory_gb: Memory for the probabilities of a group of prompts.
+        memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
+            the same to the last voxel.
     """
 
     def __init__(
         self,
-        model: ModelFolder | Path,
+        model: ModelFolder | Path | str,
         *,
         device: str = "auto",
         overlap: float = 0.5,
-        precision: str = "auto",
+        precision: Precision = "auto",
         memory_gb: float = 2.0,
     ) -> None:
         if not 0 <= overlap < 1:
@@ -136,7 +136,7 @@ class Predictor:
         if chosen not in MODALITIES:
             raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
         usable = [i for i, m in enumerate(matches) if m.status != "unknown"]
-        masks: list[NDArray[np.bool_] | None] = [None] * len(matches)
+        masks: list[BoxedMask | None] = [None] * len(matches)
         if usable:
             queries = self._queries([matches[i] for i in usable])
             for i, mask in zip(usable, self._masks(loaded, queries, chosen, on_progress), strict=True):
@@ -144,7 +144,7 @@ class Predictor:
         return Prediction(
             image=loaded,
             modality=chosen,
-            masks=tuple(PromptMask(match=m, mask=mask) for m, mask in zip(matches, masks, strict=True)),
+            masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
     def _queries(self, matches: Sequence[PromptMatch]) -> Tensor:
@@ -157,53 +157,33 @@ class Predictor:
 
     def _masks(
         self, image: Image, queries: Tensor, modality: str, on_progress: Callable[[int, int], bool | None] | None
-    ) -> list[NDArray[np.bool_]]:
+    ) -> list[BoxedMask]:
         plan = self.model.plan
         prepared = preprocess_image(image, modality=modality, plan=plan)
-        volume = torch.from_numpy(prepared.array)
-        shape = prepared.geometry.shape
-        padded, before = _pad_to(volume, plan.patch_size)
-        starts = window_starts(padded.shape[1:], plan.patch_size, self.overlap)
-        voxels = int(np.prod(shape))
-        group = max(1, int(self.memory_gb * 2**30 / (4 * voxels)))
-        groups = [queries[i : i + group] for i in range(0, len(queries), group)]
-        total = len(starts) * len(groups)
-        index = torch.tensor([MODALITIES.index(modality)], device=self.device)
-        inside = tuple(slice(b, b + n) for b, n in zip(before, shape, strict=True))
-        masks: list[NDArray[np.bool_]] = []
-        for number, part in enumerate(groups):
-            sums = torch.zeros((len(part), *padded.shape[1:]), dtype=torch.float32)
-            weight = torch.zeros(padded.shape[1:], dtype=torch.float32)
-            for done, start in enumerate(starts, start=1):
-                self._add_window(padded, start, part, index, sums, weight)
-                if on_progress is not None and on_progress(number * len(starts) + done, total) is False:
-                    raise PromptError("cancelled")
-            for k in range(len(part)):
-                probability = (sums[k][inside] / weight[inside]).numpy()
-                masks.append(restore_mask(probability, prepared.geometry))
+
+        def report(done: int, total: int) -> None:
+            if on_progress is not None and on_progress(done, total) is False:
+                raise PromptError("cancelled")
+
+        windows = WindowedScan(
+            network=self.network,
+            volume=torch.from_numpy(prepared.array[0]),
+            queries=queries,
+            modality=MODALITIES.index(modality),
+            patch=plan.patch_size,
+            overlap=self.overlap,
+            device=self.device,
+            precision=self.precision,
+            memory_bytes=int(self.memory_gb * 2**30),
+            on_progress=report,
+        )
+        masks: list[BoxedMask] = []
+        for found in windows.probabilities():
+            if found.values is None:
+                masks.append(BoxedMask.empty(image.grid.shape))
+            else:
+                masks.append(restore_box(found.values.numpy(), found.box, prepared.geometry))
         return masks
-
-    @torch.inference_mode()
-    def _add_window(
-        self, volume: Tensor, start: Sequence[int], queries: Tensor, modality: Tensor, sums: Tensor, weight: Tensor
-    ) -> None:
-        """Add a window's weighted probabilities to the sums."""
-        patch = self.model.plan.patch_size
-        window = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
-        gauss = torch.from_numpy(gaussian_weights(patch)).to(self.device)
-        crop = volume[(slice(None), *window)][None].to(self.device)
-        with autocast_for(self.device, self.precision):  # type: ignore[arg-type]
-            features = self.network.encode_image(crop)
-            embeddings = torch.cat(list(self._embeddings(features, queries, modality)), dim=1).float()
-        full = features.maps[0].float()
-        for first in range(0, len(queries), _MASK_CHUNK):
-            logits = mask_logits(full, embeddings[:, first : first + _MASK_CHUNK])[0]
-            sums[(slice(first, first + _MASK_CHUNK), *window)] += (logits.sigmoid_() * gauss).cpu()
-        weight[window] += gauss.cpu()
-
-    def _embeddings(self, features: ImageFeatures, queries: Tensor, modality: Tensor) -> list[Tensor]:
-        chunks = queries.to(self.device).split(_DECODE_CHUNK)
-        return [self.network.decode(features, chunk[None], modality)[0] for chunk in chunks]
 
 
 def guess_modality(image: Image, known: Sequence[str]) -> tuple[str, str]:
@@ -223,15 +203,3 @@ def guess_modality(image: Image, known: Sequence[str]) -> tuple[str, str]:
     looks_ct = float(image.array.min()) <= -500 and "ct" in known
     guess = "ct" if looks_ct else "mri" if "mri" in known else known[0]
     return guess, "intensities"
-
-
-def _pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[int, int, int]]:
-    """Pad (1, X, Y, Z) with zeros to at least the patch, evenly; what was put before each axis."""
-    widths: list[int] = []
-    before: list[int] = []
-    for n, p in zip(volume.shape[1:], patch, strict=True):
-        missing = max(0, p - n)
-        before.append(missing // 2)
-        widths = [missing // 2, missing - missing // 2, *widths]  # torch pads the last axis first
-    x, y, z = before
-    return torch.nn.functional.pad(volume, widths), (x, y, z)

@@ -21,7 +21,6 @@ from satunet.preprocessing.transform import (
     preprocess_image,
     preprocess_labels,
     restore,
-    restore_mask,
     to_hounsfield,
 )
 
@@ -99,7 +98,6 @@ def test_volumes_survive_the_way_there_and_back_within_one_percent(
         probability = ball(geometry.grid, (x, y, z), radius).astype(np.float32)
         restored = restore(probability, geometry) > 0.5
         back.append(restored.sum() * grid.voxel_ml)
-        assert np.count_nonzero(restore_mask(probability, geometry) != restored) <= 3  # at 0.5 to the last bit
     expected = 4 / 3 * np.pi * radius**3 / 1000
     # Where slices are thick, on either side, nnU-Net's rule takes whole slices: the ball's are a few too many or few.
     thick = max(*spacing, *target) > 2

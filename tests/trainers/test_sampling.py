@@ -28,17 +28,22 @@ def make_space():
     return build_label_space([a, b])
 
 
-def test_a_scan_weighs_one_over_the_root_of_its_datasets_scans() -> None:
+def test_a_scan_weighs_what_the_plan_says() -> None:
     records = [Record("a")] * 9 + [Record("b")] * 4 + [Record("c")]
-    weights = scan_weights(records, {"b": 2.0})
-    expected = np.array([1 / 3] * 9 + [2 / 2] * 4 + [1.0])
+    weights = scan_weights(records, {"a": 1 / 3, "b": 1.0, "c": 1.0, "not in this fold": 5.0})
+    expected = np.array([1 / 3] * 9 + [1.0] * 4 + [1.0])
     assert np.allclose(weights, expected / expected.sum())
     with pytest.raises(DatasetError, match="no scan"):
         scan_weights([], {})
+    with pytest.raises(DatasetError, match=r"dataset_weights.*b, c"):
+        scan_weights(records, {"a": 1.0})
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(DatasetError, match="not negative"):
+            scan_weights(records[:9], {"a": wrong})
 
 
 def test_draws_follow_the_weights() -> None:
-    weights = scan_weights([Record("a")] * 16 + [Record("b")], {})
+    weights = scan_weights([Record("a")] * 16 + [Record("b")], {"a": 1 / 4, "b": 1.0})
     drawn = Counter(int(sample_rng(0, step, 0).choice(17, p=weights)) for step in range(4000))
     assert drawn[16] / 4000 == pytest.approx(1 / 5, abs=0.03)  # 16 · 1/4 against 1
 

@@ -1,0 +1,126 @@
+"""The engine against a plain sliding window, and against itself with less memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from satunet.network.config import NetworkConfig
+from satunet.network.model import PromptedUNet
+from satunet.prediction.engine import WindowedScan
+from satunet.prediction.window import gaussian_weights, window_starts
+
+PATCH = (16, 16, 16)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> PromptedUNet:
+    torch.manual_seed(0)
+    config = NetworkConfig.auto(
+        features_per_stage=(4, 8),
+        strides=((1, 1, 1), (2, 2, 2)),
+        kernel_sizes=((3, 3, 3),) * 2,
+        text_dim=6,
+        query_dim=24,
+    )
+    network = PromptedUNet(config).eval()
+    with torch.no_grad():
+        network.logit_bias.fill_(0.0)  # else a fresh network finds nothing
+        network.logit_scale.fill_(20.0)
+    return network
+
+
+def plain(network: PromptedUNet, volume: torch.Tensor, queries: torch.Tensor, overlap: float) -> torch.Tensor:
+    """(N, X, Y, Z) probabilities, everything at once, as one would write it down."""
+    sums = torch.zeros(len(queries), *volume.shape)
+    weight = torch.zeros(volume.shape)
+    gauss = torch.from_numpy(gaussian_weights(PATCH))
+    with torch.no_grad():
+        for start in window_starts(volume.shape, PATCH, overlap):
+            place = tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True))
+            logits = network(volume[place][None, None], queries[None], torch.tensor([1]))[0][0]
+            sums[(slice(None), *place)] += logits.sigmoid() * gauss
+            weight[place] += gauss
+    return sums / weight
+
+
+def found(network: PromptedUNet, volume: torch.Tensor, queries: torch.Tensor, **options: object) -> list[torch.Tensor]:
+    scan = WindowedScan(
+        network=network, volume=volume, queries=queries, modality=1, patch=PATCH, device=CPU, precision="float32",
+        **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    masks = []
+    for probability in scan.probabilities():
+        full = torch.zeros(volume.shape)
+        if probability.values is not None:
+            full[probability.box] = probability.values
+        masks.append(full)
+    return masks
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+def test_every_voxel_above_one_half_is_the_plain_answer(network: PromptedUNet, overlap: float) -> None:
+    torch.manual_seed(1)
+    volume, queries = torch.randn(30, 16, 25), torch.randn(11, 6)
+    expected = plain(network, volume, queries, overlap)
+    got = torch.stack(found(network, volume, queries, overlap=overlap))
+    assert 0.01 < (expected > 0.5).float().mean() < 0.99
+    decided = (expected - 0.5).abs() > 1e-5
+    assert torch.equal((got > 0.5)[decided], (expected > 0.5)[decided])
+    inside = got > 0
+    torch.testing.assert_close(got[inside], expected[inside], atol=1e-5, rtol=0)
+
+
+def test_memory_changes_no_bit(network: PromptedUNet) -> None:
+    torch.manual_seed(2)
+    volume, queries = torch.randn(30, 20, 25), torch.randn(19, 6)
+    enough = found(network, volume, queries)
+    for memory_bytes in (1, 30_000, 200_000, 900_000):
+        for a, b in zip(enough, found(network, volume, queries, memory_bytes=memory_bytes), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_prompt_gives_the_same_whatever_is_asked_beside_it(network: PromptedUNet) -> None:
+    torch.manual_seed(3)
+    volume, queries = torch.randn(20, 20, 20), torch.randn(13, 6)
+    together = found(network, volume, queries)
+    for k in (0, 7, 12):
+        (alone,) = found(network, volume, queries[k : k + 1])
+        torch.testing.assert_close(alone, together[k], atol=1e-5, rtol=0)
+
+
+def test_a_scan_smaller_than_the_patch_keeps_its_shape(network: PromptedUNet) -> None:
+    torch.manual_seed(4)
+    volume = torch.randn(7, 16, 5)
+    scan = WindowedScan(
+        network=network, volume=volume, queries=torch.randn(3, 6), modality=0, patch=PATCH, device=CPU
+    )  # fmt: skip
+    for probability in scan.probabilities():
+        for place, size in zip(probability.box, volume.shape, strict=True):
+            assert 0 <= place.start <= place.stop <= size
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 1 << 30])
+def test_progress_ends_with_all_windows_done(network: PromptedUNet, memory_bytes: int) -> None:
+    volume, queries = torch.randn(30, 20, 25), torch.randn(9, 6)
+    seen: list[tuple[int, int]] = []
+    found(network, volume, queries, memory_bytes=memory_bytes, on_progress=lambda *s: seen.append(s))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert all(done <= total for done, total in seen)
+
+
+def test_boxes_hold_a_voxel_more_than_what_exceeds_one_half(network: PromptedUNet) -> None:
+    torch.manual_seed(5)
+    volume, queries = torch.randn(20, 24, 20), torch.randn(5, 6)
+    expected = plain(network, volume, queries, 0.5).numpy() > 0.5
+    scan = WindowedScan(network=network, volume=volume, queries=queries, modality=1, patch=PATCH, device=CPU)
+    for mask, probability in zip(expected, scan.probabilities(), strict=True):
+        places = np.argwhere(mask)
+        if probability.values is None or len(places) == 0:
+            continue
+        for axis, (place, size) in enumerate(zip(probability.box, mask.shape, strict=True)):
+            assert place.start <= max(0, places[:, axis].min() - 1)
+            assert place.stop >= min(size, places[:, axis].max() + 2)
