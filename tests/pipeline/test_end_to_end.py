@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,23 +12,7 @@ import pytest
 
 from satunet.demo.synthetic import make_synthetic_datasets
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def satunet(folder: Path, *arguments: str, code: int = 0) -> str:
-    """Run the command line in a process of its own; what it printed."""
-    environment = os.environ | {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
-    environment |= {"OMP_NUM_THREADS": "2", "SATUNET_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "satunet", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=280,
-    )
-    assert done.returncode == code, f"satunet {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+from .command_line import satunet
 
 
 @pytest.mark.slow
