@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from satunet.evaluation.overlays import Overlay, class_index_map, draw_overlay
 from satunet.evaluation.predictions import PredictedLabels, PredictedMasks, find_predictions
 from satunet.geometry import Grid
 from satunet.imageio import read_image, read_label_map
+from satunet.preprocessing.transform import to_hounsfield
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def draw_cases(cases: Sequence[ReportCase]) -> list[Overlay]:
 
 def _draw(case: ReportCase, most_bytes: int) -> Overlay:
     image = read_image(case.image)
+    if case.modality == "ct":
+        image = replace(image, array=to_hounsfield(image.array))
     names = list(case.classes)
     reference = read_label_map(case.reference, grid=image.grid).array
     maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes, names)}

@@ -86,6 +86,12 @@ def run_benchmark(
             tasks.append(_task(load_dataset(name), predictor.model))
         except UserError as error:
             summary.failed(name, error)
+    notes = []
+    if seen := [task.dataset.name for task in tasks if task.trained_on]:
+        notes.append(
+            "No test cases, and training used all others, so that scores are of training cases: " + ", ".join(seen)
+        )
+        logger.warning("%s", notes[-1])
     bench = _Bench(predictor=predictor, output=output, specialists=specialists, others=dict(others or {}),
                    device=device, summary=summary)  # fmt: skip
     results: dict[str, dict[str, Evaluation]] = {}
@@ -112,7 +118,7 @@ def run_benchmark(
         costs=bench.costs(tasks),
         missing=missing,
         competitors=[c for c in bench.competitors if any(c in by for by in results.values())],
-        notes=[task.note for task in tasks if task.note],
+        notes=notes,
     )
     shown = [bench.report_case(t, results[t.dataset.name]) for t in tasks if t.dataset.name in results]
     report = write_report(output, tables, overlays=draw_cases(shown))
@@ -137,7 +143,7 @@ class _Task:
     dataset: Dataset
     cases: tuple[Case, ...]
     classes: dict[str, tuple[int, ...]]
-    note: str = ""
+    trained_on: bool = False
 
     @property
     def references(self) -> dict[str, Path]:
@@ -287,18 +293,16 @@ class _Bench:
 
 def _task(dataset: Dataset, model: ModelFolder) -> _Task:
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
-    note = ""
+    trained_on = False
     if not cases:
         known = {c.identifier: c for c in dataset.training_cases()}
         wanted = _validation_cases(dataset, model)
         cases = tuple(known[c] for c in wanted if c in known)
-        if model.fold == "all":
-            note = f"{dataset.name} has no test cases and training used all others: its scores are of training cases."
-            logger.warning("%s", note)
+        trained_on = model.fold == "all"
     classes = listed_classes(dataset, model.space)
     if not cases or not classes:
         raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
-    return _Task(dataset=dataset, cases=cases, classes=classes, note=note)
+    return _Task(dataset=dataset, cases=cases, classes=classes, trained_on=trained_on)
 
 
 def _validation_cases(dataset: Dataset, model: ModelFolder) -> list[str]:
