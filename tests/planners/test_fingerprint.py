@@ -7,13 +7,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from satunet.datasets import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
-from satunet.errors import DatasetError
-from satunet.planners.fingerprint import DatasetFingerprint, fingerprint_dataset, merge_fingerprints
+from satunet.errors import DatasetError, PlanError
+from satunet.geometry import Grid
+from satunet.planners.extraction import describe_labels, fingerprint_dataset
+from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint, merge_fingerprints
 from satunet.planners.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
 
@@ -90,7 +94,7 @@ def test_a_fingerprint_is_read_as_it_was_written(nnunet_env: Path) -> None:
     content = json.loads((nnunet_env / "preprocessed" / name / "dataset_fingerprint.json").read_text())
     assert DatasetFingerprint.from_json(content) == found
     assert DatasetFingerprint.from_json(content).to_json() == found.to_json()
-    with pytest.raises(ValueError, match="version"):
+    with pytest.raises(PlanError, match="version None; this satunet reads version"):
         DatasetFingerprint.from_json({"spacings": []})
 
 
@@ -99,13 +103,163 @@ def test_the_cache_goes_by_files_and_settings(nnunet_env: Path) -> None:
     folder = nnunet_env / "raw" / name
     assert len(fingerprint_dataset(name)[1].done_items) == 2
     assert len(fingerprint_dataset(name)[1].skipped_items) == 2
-    os.utime(folder / "imagesTr" / "case_00_0000.nii.gz", (1, 1))
-    assert len(fingerprint_dataset(name)[1].done_items) == 2
+    first = folder / "imagesTr" / "case_00_0000.nii.gz"
+    os.utime(first, (1, 1))  # as after a copy: other times, the same content
+    assert len(fingerprint_dataset(name)[1].skipped_items) == 2
+    image = nib.load(first)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), first)
+    summary = fingerprint_dataset(name)[1]
+    assert (len(summary.done_items), len(summary.skipped_items)) == (1, 1)
     content = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "PET"}}))
     again, summary = fingerprint_dataset(name)
-    assert len(summary.done_items) == 2
+    assert not summary.done_items  # what a channel is called changes no number of a case
     assert again.channels[0].modality == "pet"
+    (folder / "dataset.json").write_text(json.dumps(content | {"labels": content["labels"] | {"more": 99}}))
+    assert len(fingerprint_dataset(name)[1].done_items) == 2
+
+
+def test_an_interrupted_extraction_goes_on_and_a_new_case_is_read_alone(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=4)
+    whole, _ = fingerprint_dataset(name)
+    folder = nnunet_env / "preprocessed" / name
+    (folder / "dataset_fingerprint.json").unlink()
+    (folder / "fingerprint_cases" / "case_02.json").unlink()
+    (folder / "fingerprint_cases" / "case_03.json").write_text('{"version": ')  # as if written by something else
+    again, summary = fingerprint_dataset(name)
+    assert [item.rpartition("/")[2] for item in summary.done_items] == ["case_02", "case_03"]
+    assert again == whole
+
+
+def test_labels_have_voxels_extents_and_centroids_in_ras() -> None:
+    labels = np.zeros((20, 10, 8), np.uint8)
+    labels[2:6, 3:5, 1:8] = 3
+    labels[15, 9, 0] = 200
+    affine = np.diag([0.5, 2.0, 3.0, 1.0])
+    affine[:3, 3] = (-4, 10, 100)
+    voxels, extents, centroids = describe_labels(labels, Grid(shape=labels.shape, affine=affine))
+    assert voxels == {3: 4 * 2 * 7, 200: 1}
+    assert extents == {3: (2.0, 4.0, 21.0), 200: (0.5, 2.0, 3.0)}
+    assert centroids[3] == pytest.approx((-4 + 3.5 * 0.5, 10 + 3.5 * 2, 100 + 4 * 3))
+    assert centroids[200] == pytest.approx((3.5, 28, 100))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "ASR"])
+def test_label_numbers_do_not_depend_on_the_files_axes(nnunet_env: Path, orientation: str) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=1)
+    expected = fingerprint_dataset(name)[0].cases[0]
+    for part in ("imagesTr", "labelsTr"):
+        for file in (nnunet_env / "raw" / name / part).iterdir():
+            image = nib.load(file)
+            turn = nib.orientations.ornt_transform(
+                nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(orientation)
+            )
+            nib.save(image.as_reoriented(turn), file)
+    found = fingerprint_dataset(name)[0].cases[0]
+    assert found.label_voxels == expected.label_voxels
+    for n, extent in expected.label_extents_mm.items():
+        assert found.label_extents_mm[n] == pytest.approx(extent, abs=0.01)
+        assert found.label_centroids_mm[n] == pytest.approx(expected.label_centroids_mm[n], abs=0.01)
+
+
+PUBLISHED = {
+    "spacings": [[3.0, 1.0, 0.5], [2.0, 0.7, 0.7]],
+    "shapes_after_crop": [[40, 200, 300], [60, 512, 511]],
+    "median_relative_size_after_cropping": 0.9,
+    "foreground_intensity_properties_per_channel": {
+        "0": {"max": 900.0, "mean": 100.0, "median": 95.0, "min": -800.0, "percentile_00_5": -90.0,
+              "percentile_99_5": 300.0, "std": 70.0}
+    },
+}  # fmt: skip
+
+
+def test_a_published_fingerprint_is_used_without_scans(nnunet_env: Path) -> None:
+    name = "Dataset007_Somewhere"
+    (nnunet_env / "raw" / name).mkdir()
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 2}
+    (nnunet_env / "raw" / name / "dataset.json").write_text(json.dumps(description))
+    folder = nnunet_env / "preprocessed" / name
+    folder.mkdir()
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(PUBLISHED))
+    found, summary = fingerprint_dataset(name)
+    assert summary.exit_code == 0
+    assert found.approximate
+    assert [(c.spacing_ras, c.shape_ras) for c in found.cases] == [
+        ((0.5, 1.0, 3.0), (300, 200, 40)),
+        ((0.7, 0.7, 2.0), (511, 512, 60)),
+    ]
+    again = found.channels[0].to_nnunet()
+    assert again == pytest.approx(PUBLISHED["foreground_intensity_properties_per_channel"]["0"])
+    # with an own dataset: exact where it can be, and it says that it is approximate
+    own, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    merged = merge_fingerprints([found, fingerprint_dataset(own)[0]])
+    assert merged.approximate
+    assert merged.scans == 4
+    wrong = PUBLISHED | {"spacings": [[1.0, 1.0, 1.0]]}
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(wrong))
+    with pytest.raises(PlanError, match=f"{name}.*1 spacings, 2 shapes"):
+        fingerprint_dataset(name)
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(PUBLISHED | {"satunet": {"version": 1}}))
+    with pytest.raises(PlanError, match="version 1; this satunet reads version"):
+        fingerprint_dataset(name)
+
+
+def test_a_sketch_made_of_published_numbers_has_their_percentiles() -> None:
+    numbers = PUBLISHED["foreground_intensity_properties_per_channel"]["0"]
+    for cases in (1, 7, 5004):
+        channel = ChannelStatistics.from_nnunet(numbers, cases, "ct")
+        low, median, high = channel.percentiles([0.5, 50, 99.5])
+        assert low == pytest.approx(-90, abs=12)
+        assert median == pytest.approx(95, abs=1)
+        assert high == pytest.approx(300, abs=12)
+
+
+case_values = st.lists(
+    st.tuples(st.floats(-1000, 1000), st.floats(0.1, 500), st.integers(1, 400)), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(case_values, min_size=3, max_size=3), st.integers(0, 2**31))
+def test_merging_is_associative_and_commutative_and_gives_the_unions_own(
+    parts: list[list[tuple[float, float, int]]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = [[rng.normal(mean, std, size=size) for mean, std, size in part] for part in parts]
+    described = [[CaseIntensities.of(case, 10**6) for case in part] for part in drawn]
+    prints = []
+    for number, part in enumerate(described):
+        shapes = [tuple(int(n) for n in rng.integers(1, 500, 3)) for _ in part]
+        cases = tuple(
+            CaseFingerprint(
+                dataset=f"Dataset{number:03d}_X", case=f"{i}", channels=1, spacing=(1.0, 1.0, 1.0),
+                shape_after_crop=shape, relative_size=1.0, spacing_ras=(1.0, 1.0, 1.0), shape_ras=shape,
+            )
+            for i, shape in enumerate(shapes)
+        )  # fmt: skip
+        channels = (ChannelStatistics.of(part, "mri"),)
+        prints.append(DatasetFingerprint(dataset=f"Dataset{number:03d}_X", cases=cases, channels=channels))
+    a, b, c = prints
+    own = ChannelStatistics.of([case for part in described for case in part], "mri")
+    pooled = np.concatenate([rng.choice(case, 20_000) for part in drawn for case in part])
+    ways = [
+        merge_fingerprints([a, b, c]),
+        merge_fingerprints([c, a, b]),
+        merge_fingerprints([merge_fingerprints([a, b]), c]),
+        merge_fingerprints([a, merge_fingerprints([c, b])]),
+    ]
+    for way in ways:
+        assert way.cases == ways[0].cases
+        (channel,) = way.channels
+        assert channel.cases == own.cases
+        assert channel.mean_sum == pytest.approx(own.mean_sum, rel=1e-12, abs=1e-9)
+        assert channel.square_sum == pytest.approx(own.square_sum, rel=1e-12)
+        assert (channel.minimum, channel.maximum) == (own.minimum, own.maximum)
+        for rank, value in zip((0.5, 10, 50, 99.5), channel.percentiles((0.5, 10, 50, 99.5)), strict=True):
+            spread = 1e-6 * max(1.0, abs(value))
+            below, upto = (pooled < value - spread).mean(), (pooled <= value + spread).mean()
+            # half a percentage point is the sketch's; the rest is what 20,000 draws and single voxels leave open
+            assert below - 0.02 <= rank / 100 <= upto + 0.02
 
 
 def test_bad_cases_are_named_now_and_from_the_cache(nnunet_env: Path) -> None:

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from satunet.datasets import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import PlanError
-from satunet.planners.fingerprint import fingerprint_dataset
+from satunet.planners.extraction import fingerprint_dataset
 from satunet.planners.specialist import plan_specialist, preprocess_specialist
 
 
@@ -36,7 +36,8 @@ def test_the_plan_is_the_one_nnunet_makes_by_itself(
     plan_specialist(load_dataset(dataset))
     ours = plans(nnunet_env, dataset)
     for file in (nnunet_env / "preprocessed" / dataset).iterdir():
-        file.unlink()
+        if file.is_file():
+            file.unlink()
     extractor = DatasetFingerprintExtractor(dataset, 1)
     extractor.num_foreground_voxels_for_intensitystats = 3e5
     extractor.run()

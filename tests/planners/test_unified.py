@@ -22,6 +22,7 @@ def dataset(
 ) -> DatasetFingerprint:
     cases = tuple(
         CaseFingerprint(
+            dataset=name,
             case=f"c{i}",
             channels=channels,
             spacing=spacing[::-1],
