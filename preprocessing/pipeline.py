@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from satunet.datasets import load_dataset
+from satunet.files import write_json
 from satunet.paths import preprocessed_dir
+from satunet.planners.impact import impact_of, summarize
 from satunet.planners.run import fingerprint_datasets
 from satunet.planners.specialist import plan_specialist, preprocess_specialist
 from satunet.planners.unified import plan_unified, save_unified_plan
@@ -58,7 +61,16 @@ def plan_and_preprocess(
         base_features=base_features,
         dataset_name=unified_name,
     )
+    impacts = impact_of(plan, fingerprints, {name: load_dataset(name).labels for name in plan.datasets})
+    explanation = plan.explanation | summarize(impacts)
+    if approximate := [f.dataset for f in fingerprints if f.approximate]:
+        explanation["approximate"] = (
+            f"{len(approximate)} fingerprints are nnU-Net's own: spacings and shapes are exact, percentiles of "
+            "intensities approximate, and what the plan does to their classes is not known"
+        )
+    plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
+    write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
     if preprocess:
         # Bad cases are found again by preprocessing, which names their scans; datasets without a plan are not.
         failures = {item: reason for item, reason in summary.failures.items() if "/" not in item}
