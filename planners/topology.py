@@ -157,20 +157,52 @@ def backbone_parameters(network: NetworkConfig) -> int:
     return total
 
 
+def prompting_parameters(network: NetworkConfig) -> int:
+    """Parameters beside the U-Net: memory tokens, query decoder, mask heads, adapter."""
+    width, hidden = network.query_dim, network.memory_hidden_dim
+    memory = _linear(sum(network.features_per_stage), hidden) + _linear(hidden, width)
+    attention = _linear(width, 3 * width) + _linear(width, width)
+    feedforward = _linear(width, network.feedforward_dim) + _linear(network.feedforward_dim, width)
+    decoder = network.num_query_layers * (attention + feedforward + 3 * 2 * width) + 2 * width
+    heads = sum(_linear(width, inner) + _linear(inner, out) for inner, out in network.mask_heads)
+    adapter = 0
+    if network.adapter != "none":
+        adapter = _linear(network.text_dim, width) + _linear(width, width) + network.num_modalities * width
+    scales = 0 if network.preset != "auto" else 2 * len(network.mask_heads)
+    return memory + decoder + heads + adapter + scales
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return (inputs + 1) * outputs
+
+
+def _prompting_activations(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> int:
+    """Elements that the query decoder keeps for its backward pass, for one patch.
+
+    Pooled features and the memory tokens made of them; keys and values of every layer; what a layer makes of the
+    queries. Attention weights are not among them: torch's fused attention computes them again.
+    """
+    tokens = math.prod(p // d for p, d in zip(patch_size, network.divisor, strict=True))
+    width, layers = network.query_dim, network.num_query_layers
+    memory = tokens * (sum(network.features_per_stage) + 2 * network.memory_hidden_dim + 2 * width)
+    return memory + 2 * layers * tokens * width + layers * queries * (6 * width + 2 * network.feedforward_dim)
+
+
 def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> tuple[float, float]:
     """Bytes of every patch of a batch, and bytes that its patches use one after the other.
 
     The loss makes gradients in its forward pass: float32 gradients of every supervised feature map stay until the
     backward pass. Sample by sample and chunk by chunk of queries, it holds the feature map in float32 and four
-    arrays of queries × voxels: probabilities, targets, gradients and a temporary one. Weights, their gradients and
-    AdamW's two moments are there throughout.
+    arrays of queries × voxels: probabilities, targets, gradients and a temporary one. The query decoder keeps its
+    activations. Weights, their gradients and AdamW's two moments are there throughout.
     """
     voxels = int(np.prod(np.asarray(patch_size, dtype=np.int64)))
     of_patch = feature_map_elements(network, patch_size) * BYTES_PER_ELEMENT
     for scale, (_, features) in zip(network.scales, network.mask_heads, strict=True):
         of_patch += 4 * features * (voxels // int(np.prod(scale)))
     shared = 4 * voxels * (network.features_per_stage[0] + 4 * min(queries, LOSS_CHUNK))
-    shared += BYTES_PER_PARAMETER * backbone_parameters(network)
+    of_patch += 4 * _prompting_activations(network, patch_size, queries)
+    shared += BYTES_PER_PARAMETER * (backbone_parameters(network) + prompting_parameters(network))
     return of_patch, float(shared)
 
 

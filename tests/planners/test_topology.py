@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from satunet.planners.topology import (
     largest_batch,
     memory_bytes,
     plan_topology,
+    prompting_parameters,
 )
 
 WIDTH = Width(base_features=32, text_dim=384)
@@ -97,6 +99,28 @@ def test_the_batch_is_the_largest_that_fits() -> None:
     assert memory_bytes(planned.network, planned.patch_size, batch + 1) > 8 * GB
 
 
+def kept_by_decoding(network: NetworkConfig, patch: tuple[int, int, int], queries: int) -> int:
+    """Elements that torch saves for the backward pass of the memory tokens and the query decoder, counted."""
+    built = PromptedUNet(network)
+    sizes = [tuple(p // s for p, s in zip(patch, factor, strict=True)) for factor in ((1, 1, 1), (2, 2, 2))]
+    skips = [torch.zeros(1, f, *n) for f, n in zip(network.features_per_stage, sizes, strict=True)]
+    built.backbone.forward = lambda image: (skips, skips[::-1])  # type: ignore[method-assign]
+    parameters = {p.data_ptr() for p in built.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        features = built.encode_image(torch.zeros(1, 1, *patch))
+        results = built.decode(features, torch.zeros(1, queries, network.text_dim), torch.zeros(1, dtype=torch.long))
+    assert all(r.requires_grad for r in results)
+    return sum(kept.values())
+
+
 def test_memory_is_nnunets_and_what_the_loss_keeps() -> None:
     network = NetworkConfig.auto(
         features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
@@ -105,11 +129,14 @@ def test_memory_is_nnunets_and_what_the_loss_keeps() -> None:
     assert feature_map_elements(network, (16, 16, 16)) == elements
     map_gradients = 4 * 8 * 16**3
     loss = 4 * 16**3 * (8 + 4 * 32)
-    weights = 16 * backbone_parameters(network)
+    weights = 16 * (backbone_parameters(network) + prompting_parameters(network))
     expected = 3 * (elements * BYTES_PER_ELEMENT + map_gradients) + loss + weights
-    assert memory_bytes(network, (16, 16, 16), 3) == pytest.approx(expected, abs=1)
-    # more queries than a chunk cost no memory, fewer cost less
-    assert memory_bytes(network, (16, 16, 16), 3, 500) == memory_bytes(network, (16, 16, 16), 3, 32)
+    decoder = memory_bytes(network, (16, 16, 16), 3) - expected
+    assert decoder == pytest.approx(3 * 4 * kept_by_decoding(network, (16, 16, 16), 32), rel=0.5)
+    # more queries than a chunk cost what the query decoder keeps, and no masks
+    more = memory_bytes(network, (16, 16, 16), 3, 500) - memory_bytes(network, (16, 16, 16), 3, 32)
+    kept = kept_by_decoding(network, (16, 16, 16), 500) - kept_by_decoding(network, (16, 16, 16), 32)
+    assert more == pytest.approx(3 * 4 * kept, rel=0.5)
     assert memory_bytes(network, (16, 16, 16), 3, 8) < memory_bytes(network, (16, 16, 16), 3, 32)
 
 
@@ -118,6 +145,14 @@ def test_parameters_are_counted_as_by_building_the_network(patch: tuple[int, int
     network = plan_topology((1, 1, 3), patch, width=Width(base_features=8, text_dim=24), gpu_memory_gb=50).network
     built = PromptedUNet(network)
     assert backbone_parameters(network) == sum(p.numel() for p in built.backbone.parameters())
+    assert backbone_parameters(network) + prompting_parameters(network) == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "millions"), [(NetworkConfig.nano(), 110.277568), (NetworkConfig.pro(), 477.08736)]
+)
+def test_parameters_of_sats_networks(network: NetworkConfig, millions: float) -> None:
+    assert (backbone_parameters(network) + prompting_parameters(network)) / 1e6 == pytest.approx(millions, abs=1e-9)
 
 
 def test_a_given_patch_is_rounded_up_to_the_strides() -> None:
