@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from satunet.catalogue import load_catalogue
 from satunet.errors import PlanError
 from satunet.files import write_json
 from satunet.network.config import NetworkConfig
@@ -20,8 +21,6 @@ from satunet.planners.topology import LOSS_CHUNK, MIN_BATCH, Width, largest_batc
 ANISOTROPY = 3.0
 SAT_SPACING = (1.0, 1.0, 3.0)
 SAT_PATCH = (288, 288, 96)
-SAT_ORIENTATION = {"MRSpineSeg": "ASR", "VerSe": "ASR", "ToothFairy": "IPL", "BTCVCervix": "LPS"}
-"""Datasets that SAT keeps in another orientation than RAS, by the name behind ``DatasetNNN_``."""
 MAX_SHARE_OF_DATA = 0.05
 """Share of all voxels that one batch may hold, as in nnU-Net."""
 _TEXT_DIM = {"minilm": 384}
@@ -45,7 +44,8 @@ def plan_unified(
 ) -> UnifiedPlan:
     """Plan one network for all datasets.
 
-    Every scan weighs 1/sqrt(scans of its dataset), as in training, so that a large dataset does not decide alone.
+    Every scan weighs 1/sqrt(scans of its dataset) × the catalogue's factor, as in training, so that a large dataset
+    does not decide alone.
 
     Args:
         fingerprints: Of the datasets.
@@ -65,7 +65,9 @@ def plan_unified(
     """
     _check(fingerprints, preset, gpu_memory_gb, spacing_mm, patch_size, (base_features, max_features))
     text_dim = _text_dim(text_encoder)
-    weights = {f.dataset: f.scans**-0.5 for f in fingerprints}
+    records = {f.dataset: load_catalogue().by_name(f.dataset) for f in fingerprints}
+    factors = {name: record.weight for name, record in records.items() if record is not None}
+    weights = {f.dataset: f.scans**-0.5 * factors.get(f.dataset, 1.0) for f in fingerprints}
     spacings, shapes, scan_weights = _scans(fingerprints, weights)
     why: dict[str, str] = {}
     spacing = _spacing(preset, spacing_mm, spacings, shapes, scan_weights, why)
@@ -84,6 +86,17 @@ def plan_unified(
     why["queries"] = f"{queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
     why["normalisation"] = "CT is clipped to [-500, 1000] HU, other modalities to their 0.5 and 99.5 percentiles (SAT)"
     why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
+    raised = sorted(name for name, factor in factors.items() if factor != 1)
+    if raised:
+        why["weights"] += f"; times SAT's factor for {', '.join(raised)}"
+    orientation: dict[str, str] = {}
+    if preset != "auto":
+        # A network of SAT's weights expects what SAT was trained on; a planned one has every scan in one frame.
+        orientation = {n: r.orientation for n, r in records.items() if r is not None and r.orientation != "RAS"}
+    if orientation:
+        why["orientation"] = "RAS, and as SAT has them: " + ", ".join(
+            f"{n} {o}" for n, o in sorted(orientation.items())
+        )
     names = tuple(sorted(f.dataset for f in fingerprints))
     return UnifiedPlan(
         dataset_name=dataset_name,
@@ -95,7 +108,7 @@ def plan_unified(
         text_encoder=text_encoder,
         datasets=names,
         dataset_weights={name: weights[name] for name in names},
-        dataset_orientation={n: o for n in names if (o := SAT_ORIENTATION.get(n.partition("_")[2]))},
+        dataset_orientation=orientation,
         explanation=why,
     )
 

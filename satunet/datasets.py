@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -253,6 +254,10 @@ def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int |
             ignore = values[0]
         elif list(values) != [0] and name.strip().lower() != "background":
             labels[name] = tuple(sorted(set(values)))
+    single = sorted((values[0], name) for name, values in labels.items() if len(values) == 1)
+    for (label, name), (other_label, other) in itertools.pairwise(single):
+        if label == other_label:
+            raise DatasetError(f"{file}: labels {name!r} and {other!r} have the same id {label}; an id is one label")
     if not labels:
         raise DatasetError(f"{file}: 'labels' lists nothing but the background")
     return labels, ignore

@@ -7,6 +7,7 @@
     │   ├── PathsNotSetError               nnUNet_raw, nnUNet_preprocessed or nnUNet_results is not set
     │   ├── DatasetNotFoundError           no such dataset id or name
     │   ├── DatasetError                   a dataset.json or a dataset folder that cannot be used
+    │   ├── CatalogueError                 a catalogue of datasets that contradicts itself
     │   ├── LabelSpaceError                label maps that contradict each other
     │   ├── PlanError                      a plan that cannot be made or read
     │   ├── ModelError                     a model folder or checkpoint that cannot be used
@@ -46,6 +47,10 @@ class DatasetNotFoundError(UserError):
 
 class DatasetError(UserError):
     """A dataset folder or its ``dataset.json`` cannot be used."""
+
+
+class CatalogueError(UserError):
+    """A catalogue of datasets that cannot be read, or whose records contradict themselves or each other."""
 
 
 class LabelSpaceError(UserError):

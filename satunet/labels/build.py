@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from satunet.catalogue import Catalogue, CatalogueRecord, load_catalogue
 from satunet.datasets import MODALITIES, Dataset
 from satunet.errors import LabelSpaceError
 from satunet.labels.names import NormalizedName, normalize_name
 from satunet.labels.space import ClassInfo, LabelSpace
+from satunet.labels.unions import Derived, canonical_names, derive
+
+logger = logging.getLogger(__name__)
 
 _LESION_WORDS = re.compile(
     r"\b(tumor|lesion|cancer|carcinoma|metastas[ie]s|edema|necro\w*|stroke|infarct\w*|ischemi\w*|hemorrhage|hematoma"
     r"|sarcoma|glioma|cyst|nodule|infection|covid\w*|aneurysm|embol\w*|enhancing|fracture|hypointensities"
     r"|hyperintensit\w*|stenosis|abscess|polyp)\b"
 )
-_PARTS = (("anterior", "posterior"), ("upper", "lower"), ("superior", "inferior"))
-# "upper lobe" and "lower lobe" are not the two halves of one "lobe".
-_NO_WHOLE = {
-    "process",
-    "limb",
-    "lobe",
-    "division",
-    "segment",
-    "part",
-    "gyrus",
-    "horn",
-    "wall",
-    "border",
-    "root",
-    "pole",
-}
 
 
 @dataclass
@@ -41,88 +30,110 @@ class _Draft:
     datasets: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
     rules: set[str] = field(default_factory=set)
-    listed: bool = False
 
 
-def build_label_space(datasets: Iterable[Dataset]) -> LabelSpace:
+def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None = None) -> LabelSpace:
     """Unite the classes of datasets; the result does not depend on their order.
 
-    Names that normalise to one canonical name are one class. A dataset that annotates both sides of a structure
-    also knows their union; so does one that annotates both parts ("anterior", "posterior") of it and nothing else
-    of that name.
+    Names that normalise to one canonical name are one class. A dataset that the catalogue knows has the catalogue's
+    classes; any other has its own and what follows from them by rule (:mod:`satunet.labels.unions`).
+
+    Args:
+        datasets: The datasets.
+        catalogue: What is known of published datasets; SAT-DS if not given.
 
     Raises:
-        LabelSpaceError: No dataset, or one given twice.
+        LabelSpaceError: No dataset, one given twice, or a label without a name.
     """
+    catalogue = load_catalogue() if catalogue is None else catalogue
     datasets = sorted(datasets, key=lambda d: d.name)
     names = [d.name for d in datasets]
     if not names or len(set(names)) != len(names):
         raise LabelSpaceError(f"a label space needs datasets, each once; got {names}")
     drafts: dict[str, _Draft] = {}
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
+    notes: dict[str, tuple[str, ...]] = {}
     for dataset in datasets:
-        listed = _listed(dataset, drafts)
-        derived = _unions(listed)
-        ids[dataset.name] = dict(listed.items())
-        for name, (values, rule) in derived.items():
-            if name not in listed:
-                ids[dataset.name][name] = values
-                draft = drafts.setdefault(name, _Draft(normalize_name(name)))
-                draft.rules.add(rule)
-        for name in ids[dataset.name]:
-            drafts[name].datasets.add(dataset.name)
-            drafts[name].modalities.update(dataset.modalities)
-    return LabelSpace(classes=tuple(_info(drafts[name]) for name in sorted(drafts)), ids=ids)
+        listed, sources = _listed(dataset)
+        derived = _classes(dataset, listed, catalogue)
+        ids[dataset.name] = derived.ids
+        if derived.notes:
+            notes[dataset.name] = derived.notes
+        for name in derived.ids:
+            draft = drafts.setdefault(name, _Draft(normalize_name(name)))
+            draft.datasets.add(dataset.name)
+            draft.modalities.update(dataset.modalities)
+            draft.sources.update(sources.get(name, ()))
+            if name in derived.rules:
+                draft.rules.add(derived.rules[name])
+    classes = tuple(_info(drafts[name], catalogue) for name in sorted(drafts))
+    return LabelSpace(classes=classes, ids=ids, notes=notes)
 
 
-def _listed(dataset: Dataset, drafts: dict[str, _Draft]) -> dict[str, tuple[int, ...]]:
+def catalogue_record(dataset: Dataset, catalogue: Catalogue) -> tuple[CatalogueRecord | None, str | None]:
+    """The catalogue's record of a dataset, or ``None``; and why not, where the name alone is known."""
+    record = catalogue.by_name(dataset.name)
+    if record is None:
+        return None, None
+    own, known = set(canonical_names(dataset.labels).values()), set(canonical_names(record.labels).values())
+    if own != known or any(len(values) != 1 for values in dataset.labels.values()):
+        other = sorted(own ^ known)[:3] or "regions"
+        return None, f"named like {catalogue.name}'s {record.name}, but its labels differ ({other}): rules apply"
+    return record, None
+
+
+def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Catalogue) -> Derived:
+    record, problem = catalogue_record(dataset, catalogue)
+    if record is None:
+        derived = derive(listed)
+        notes = derived.notes if problem is None else (problem, *derived.notes)
+        return Derived(ids=derived.ids, rules=derived.rules, notes=notes)
+    # Ids go through names: a copy of the dataset with another numbering has the same classes.
+    own_names = canonical_names(record.labels)
+    name_of = {label: own_names[source] for source, label in record.labels.items()}
+    ids = {
+        name: tuple(sorted({i for value in values for i in listed[name_of[value]]}))
+        for name, values in record.classes.items()
+    }
+    rules = {name: f"union in {catalogue.name}" for name in ids if name not in listed}
+    single = {values: name for name, values in listed.items()}
+    for name in rules:
+        if ids[name] in single:
+            rules[name] = f"what {catalogue.name} calls {single[ids[name]]!r}"
+    found = [f"known to the catalogue as {record.name}"]
+    left_out = sorted({i for v in listed.values() for i in v} - {i for v in ids.values() for i in v})
+    if left_out:
+        found.append(f"label ids {left_out} are of no class in {catalogue.name}")
+    return Derived(ids=ids, rules=rules, notes=tuple(found))
+
+
+def _listed(dataset: Dataset) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]]]:
+    """Class → ids, and class → its names, as the dataset lists them."""
     found: dict[str, set[int]] = {}
+    sources: dict[str, set[str]] = {}
+    canonical = canonical_names(dataset.labels)
     for source, values in dataset.labels.items():
-        name = normalize_name(source)
-        if not name.canonical:
+        name = canonical[source]
+        if not name:
             raise LabelSpaceError(f"{dataset.name}: the label {source!r} (ids {list(values)}) has no name")
         # Two spellings of one structure in one dataset are parts of it: their union is the class.
-        found.setdefault(name.canonical, set()).update(values)
-        draft = drafts.setdefault(name.canonical, _Draft(name))
-        draft.sources.add(source)
-        draft.listed = True
-    return {name: tuple(sorted(values)) for name, values in found.items()}
+        found.setdefault(name, set()).update(values)
+        sources.setdefault(name, set()).add(source)
+    return {name: tuple(sorted(values)) for name, values in found.items()}, sources
 
 
-def _unions(listed: dict[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Classes that follow from a dataset's own: name → (ids, rule)."""
-    unions: dict[str, tuple[tuple[int, ...], str]] = {}
-
-    def unite(name: str, parts: tuple[str, ...], rule: str) -> None:
-        if name and name not in listed and all(part in listed for part in parts):
-            values = tuple(sorted({i for part in parts for i in listed[part]}))
-            unions.setdefault(name, (values, rule))
-
-    for name in sorted(listed):
-        parsed = normalize_name(name)
-        if parsed.side == "left":
-            unite(parsed.base, (name, f"right {parsed.base}"), "union of left and right")
-        words = parsed.base.split()
-        for first, second in _PARTS:
-            if words[0] == first and len(words) > 1 and not _NO_WHOLE & set(words):
-                whole = " ".join(words[1:])
-                prefix = f"{parsed.side} " if parsed.side else ""
-                siblings = {n for n in listed if n.endswith(f" {whole}") and n.startswith(prefix)}
-                parts = (name, f"{prefix}{second} {whole}")
-                # With a third sibling ("middle"), the two would not be the whole.
-                if siblings == set(parts):
-                    unite(f"{prefix}{whole}", parts, f"union of {first} and {second}")
-    return unions
-
-
-def _info(draft: _Draft) -> ClassInfo:
+def _info(draft: _Draft, catalogue: Catalogue) -> ClassInfo:
+    name, base = draft.name.canonical, draft.name.base
+    regions = catalogue.regions_of.get(name) or catalogue.regions_of.get(base) or ()
+    known = name in catalogue.class_names
     return ClassInfo(
-        name=draft.name.canonical,
-        base=draft.name.base,
+        name=name,
+        base=base,
         side=draft.name.side,
         modalities=tuple(m for m in MODALITIES if m in draft.modalities),
         datasets=tuple(sorted(draft.datasets)),
         source_names=tuple(sorted(draft.sources)),
-        lesion=bool(_LESION_WORDS.search(draft.name.canonical)),
-        inferred=None if draft.listed else "; ".join(sorted(draft.rules)),
+        lesion=name in catalogue.lesions if known else bool(_LESION_WORDS.search(name)),
+        regions=regions,
+        inferred=None if draft.sources else "; ".join(sorted(draft.rules)),
     )

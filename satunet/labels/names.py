@@ -10,6 +10,9 @@ A canonical name is lower-case American English with the side in front: ``Hippoc
 4. where the side is part of what a structure is ("left atrium", "right ventricle"), it stays in the base name:
    there is no atrium that has it as a side, and left and right are never united.
 
+5. a structure that SAT-DS names is called as there ("urinary bladder", "cervical vertebrae 1 (c1)"), so that label
+   spaces and results compare with the published ones.
+
 Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one; what the rules do not
 know stays apart, and prompts may be matched more freely (:mod:`satunet.labels.prompts`).
 """
@@ -20,6 +23,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+
+from satunet.catalogue import load_catalogue
 
 SIDES = ("left", "right")
 
@@ -46,7 +51,7 @@ _WORDS = {
     "hippocampi": "hippocampus", "amygdalae": "amygdala", "thalami": "thalamus", "kidneys": "kidney", "lungs": "lung",
     "ventricles": "ventricle", "femora": "femur", "femurs": "femur", "eyes": "eye", "ribs": "rib", "lesions": "lesion",
     "metastases": "metastasis", "nodules": "nodule", "cysts": "cyst", "glands": "gland", "lobes": "lobe",
-    "adrenals": "adrenal gland", "putamina": "putamen", "caudates": "caudate",
+    "adrenals": "adrenal gland", "clavicula": "clavicle", "clavicles": "clavicle", "scapulae": "scapula", "humeri": "humerus", "putamina": "putamen", "caudates": "caudate",
 }  # fmt: skip
 
 # (words, canonical words); longest first wins. Applied to the name without its side.
@@ -60,7 +65,7 @@ _PHRASES = {
     "juxtapositional lobule cortex formerly supplementary motor cortex": "supplementary motor cortex",
     "heart myocardium": "myocardium", "gall bladder": "gallbladder", "wind pipe": "trachea", "food pipe": "esophagus",
     "uterine cervix": "cervix", "urinary bladder": "bladder", "suprarenal gland": "adrenal gland",
-    "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland",
+    "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland", "adrenal": "adrenal gland", "lacrimal": "lacrimal gland",
     "submandibular": "submandibular gland", "upper lung lobe": "lung upper lobe", "lower lung lobe": "lung lower lobe",
     "precentral": "precentral gyrus", "postcentral": "postcentral gyrus", "lingual": "lingual gyrus",
     "fusiform": "fusiform gyrus", "angular": "angular gyrus", "supramarginal": "supramarginal gyrus",
@@ -80,6 +85,7 @@ _INTRINSIC = re.compile(
 
 _LEVEL = re.compile(r"^(?:vertebrae? )?([ctls])\s?(\d{1,2})(?: vertebrae?)?$")
 _LEVEL_OF_REGION = re.compile(r"^(cervical|thoracic|lumbar|sacral) vertebrae? (\d{1,2})(?: [ctls]\d{1,2})?$")
+_DISC = re.compile(r"^(?:intervertebral |vertebral )?disc (?:between )?([ctl]\d{1,2}) (and )?([ctls]\d{1,2}|sacrum)$")
 _REGIONS = {"c": "cervical", "t": "thoracic", "l": "lumbar", "s": "sacral"}
 
 # Neuromorphometrics puts an abbreviation before each cortical name ("Right_ACgG_anterior_cingulate_gyrus").
@@ -111,23 +117,40 @@ def normalize_name(text: str) -> NormalizedName:
     Returns:
         The canonical form; the function is idempotent on it. An empty text gives an empty name.
     """
-    words, side = _take_side(_words(text))
-    base = _base(words)
-    # One rule's result may be another's input ("caudate nucleus nucleus"): apply them until nothing changes.
-    while (again := _base(base.split())) != base:
-        base = again
-    if side is None:
-        return NormalizedName(canonical=base, base=base, side=None)
-    if not base or base in SIDES:
-        return NormalizedName(canonical=f"{side} {base}".strip(), base=f"{side} {base}".strip(), side=None)
-    if _INTRINSIC.match(base):
-        return NormalizedName(canonical=f"{side} {base}", base=f"{side} {base}", side=None)
-    return NormalizedName(canonical=f"{side} {base}", base=base, side=side)
+    side, base = _key(text)
+    published = _published_names()
+    whole = f"{side} {base}".strip() if side else base
+    canonical = published.get(whole, whole)
+    if side is None or not base or base in SIDES or _INTRINSIC.match(base):
+        return NormalizedName(canonical=canonical, base=canonical, side=None)
+    return NormalizedName(canonical=canonical, base=published.get(base, base), side=side)
 
 
 def other_side(side: str) -> str:
     """``"left"`` for ``"right"`` and the reverse."""
     return SIDES[1 - SIDES.index(side)]
+
+
+@lru_cache(maxsize=1)
+def _published_names() -> dict[str, str]:
+    """What the rules make of a name of SAT-DS → that name."""
+    names = {}
+    for name in load_catalogue().class_names:
+        side, base = _key(name)
+        names[f"{side} {base}" if side else base] = name
+        if side and name.startswith(f"{side} "):  # SAT-DS has left and right of it, but no name for both
+            names.setdefault(base, name.removeprefix(f"{side} "))
+    return names
+
+
+def _key(text: str) -> tuple[str | None, str]:
+    """Side and base by the rules."""
+    words, side = _take_side(_words(text))
+    base = _base(words)
+    # One rule's result may be another's input ("caudate nucleus nucleus"): apply them until nothing changes.
+    while (again := _base(base.split())) != base:
+        base = again
+    return side, base
 
 
 def _base(words: list[str]) -> str:
@@ -194,4 +217,8 @@ def _vertebra(base: str) -> str:
     if match:
         letter = match[1][0]
         return f"{match[1]} vertebrae {int(match[2])} {letter}{int(match[2])}"
+    match = _DISC.match(base)
+    if match:
+        below = "sacrum" if match[3] in ("sacrum", "s1") else _vertebra(f"vertebra {match[3]}")
+        return f"intervertebral disc between {_vertebra(f'vertebra {match[1]}')} and {below}"
     return base

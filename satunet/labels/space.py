@@ -11,7 +11,7 @@ from typing import Any
 from satunet.errors import LabelSpaceError
 from satunet.files import read_json, write_json
 
-LABEL_SPACE_VERSION = 1
+LABEL_SPACE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class ClassInfo:
         datasets: Datasets that annotate it.
         source_names: What the datasets call it.
         lesion: Whether it is pathological.
+        regions: Body regions it belongs to, as far as they are known.
         inferred: The rule that made it, or ``None`` if a dataset lists it itself.
     """
 
@@ -36,6 +37,7 @@ class ClassInfo:
     datasets: tuple[str, ...]
     source_names: tuple[str, ...]
     lesion: bool = False
+    regions: tuple[str, ...] = ()
     inferred: str | None = None
 
 
@@ -48,10 +50,12 @@ class LabelSpace:
     Attributes:
         classes: All classes, by name.
         ids: Dataset → class → label ids whose union is that class.
+        notes: Dataset → what was found out about its labels, a sentence each.
     """
 
     classes: tuple[ClassInfo, ...]
     ids: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.classes]
@@ -121,6 +125,7 @@ class LabelSpace:
             "version": LABEL_SPACE_VERSION,
             "classes": [dataclasses.asdict(c) for c in self.classes],
             "ids": {d: {c: list(i) for c, i in sorted(classes.items())} for d, classes in sorted(self.ids.items())},
+            "notes": {d: list(notes) for d, notes in sorted(self.notes.items())},
         }
 
     @classmethod
@@ -136,9 +141,10 @@ class LabelSpace:
         try:
             classes = tuple(_class_info(c) for c in content["classes"])
             ids = {d: {c: tuple(i) for c, i in classes.items()} for d, classes in content["ids"].items()}
+            notes = {d: tuple(sentences) for d, sentences in content["notes"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise LabelSpaceError(f"not a valid label space ({type(error).__name__}: {error})") from error
-        return cls(classes=classes, ids=ids)
+        return cls(classes=classes, ids=ids, notes=notes)
 
     def save(self, path: Path) -> None:
         """Write the file, whole."""

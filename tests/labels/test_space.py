@@ -71,7 +71,7 @@ def test_the_space_does_not_depend_on_the_order(real_raw: Path, monkeypatch: pyt
     random.Random(3).shuffle(datasets)
     assert build_label_space(datasets) == expected
     brains = ("Dataset302_BrainRegions_MR", "Dataset306_FreeSurfer_MR", "Dataset322_Subcortical_MR")
-    for name in ("left putamen", "right pallidum", "left caudate", "left thalamus"):
+    for name in ("left putamen", "right pallidum", "left caudate nucleus", "left thalamus"):
         assert set(brains) <= set(expected.info(name).datasets), name
     assert "Dataset309_Hippocampus_MR" in expected.info("hippocampus").datasets
 

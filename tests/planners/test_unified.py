@@ -158,3 +158,17 @@ def test_quantiles_go_by_weight() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=1001)
     assert weighted_quantile(values, np.ones(1001), 0.5) == np.median(values)
+
+
+def test_known_datasets_have_sats_factor_and_only_sats_networks_its_orientations() -> None:
+    known = [
+        dataset("Dataset070_VerSe", 100, (1.0, 1.0, 1.0), (100, 100, 200)),
+        dataset("Dataset025_DAPAtlas", 400, (1.0, 1.0, 1.0), (100, 100, 200)),
+    ]
+    plan = plan_unified(known)
+    assert plan.dataset_weights == pytest.approx({"Dataset070_VerSe": 1 / 10, "Dataset025_DAPAtlas": 3 / 20})
+    assert plan.dataset_orientation == {}
+    assert "Dataset025_DAPAtlas" in plan.explanation["weights"]
+    nano = plan_unified(known, preset="nano")
+    assert nano.dataset_orientation == {"Dataset070_VerSe": "ASR"}
+    assert "VerSe ASR" in nano.explanation["orientation"]
