@@ -21,13 +21,85 @@ VOLUME_RATIO = 4.0
 """Ratio of a class's median volumes in two datasets from which on it may be two structures."""
 # Words that tell structures apart, however alike the rest of their names is.
 _DISTINGUISHING = frozenset(
-    "left right anterior posterior superior inferior upper lower middle medial lateral internal external minimus medius "
-    "maximus cervical thoracic lumbar sacral artery vein vena aorta tumor cyst cancer lesion nodule edema scar lobe "
-    "cortex white grey matter cartilage third fourth lateral inner outer deep glottis supraglottis common tibia femur "
-    "tibial femoral atrium ventricle long short transition peripheral ascending descending".split()
+    [
+        "left",
+        "right",
+        "anterior",
+        "posterior",
+        "superior",
+        "inferior",
+        "upper",
+        "lower",
+        "middle",
+        "medial",
+        "lateral",
+        "internal",
+        "external",
+        "minimus",
+        "medius",
+        "maximus",
+        "cervical",
+        "thoracic",
+        "lumbar",
+        "sacral",
+        "artery",
+        "vein",
+        "vena",
+        "aorta",
+        "tumor",
+        "cyst",
+        "cancer",
+        "lesion",
+        "nodule",
+        "edema",
+        "scar",
+        "lobe",
+        "cortex",
+        "white",
+        "grey",
+        "matter",
+        "cartilage",
+        "third",
+        "fourth",
+        "lateral",
+        "inner",
+        "outer",
+        "deep",
+        "glottis",
+        "supraglottis",
+        "common",
+        "tibia",
+        "femur",
+        "tibial",
+        "femoral",
+        "atrium",
+        "ventricle",
+        "long",
+        "short",
+        "transition",
+        "peripheral",
+        "ascending",
+        "descending",
+    ]
 )
 # Words that often stand beside a name without changing what it is.
-_OPTIONAL = frozenset("gland nucleus bone muscle organ proper structure region area whole body of the".split())
+_OPTIONAL = frozenset(
+    [
+        "gland",
+        "nucleus",
+        "bone",
+        "muscle",
+        "organ",
+        "proper",
+        "structure",
+        "region",
+        "area",
+        "whole",
+        "body",
+        "of",
+        "the",
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
