@@ -67,6 +67,7 @@ setup(
         "numpy>=2.0",
         "pebble>=5.0",
         "pillow>=10",
+        "rapidfuzz>=3",
         "rich>=13.7",
         "safetensors>=0.4",
         "scipy>=1.11",

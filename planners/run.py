@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from satunet.errors import DatasetError, UserError
+from satunet.files import read_json
+from satunet.paths import preprocessed_dir
 from satunet.planners.extraction import fingerprint_dataset
 from satunet.planners.fingerprint import DatasetFingerprint
 from satunet.progress import JobSummary
+
+
+def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]:
+    """Fingerprints that were extracted before; a dataset without one, or with one of nnunetv2's, is left out."""
+    found = []
+    for name in dataset_names:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # one that is damaged is made again
+            found.append(
+                DatasetFingerprint.from_json(read_json(preprocessed_dir() / name / "dataset_fingerprint.json"))
+            )
+    return found
 
 
 def fingerprint_datasets(

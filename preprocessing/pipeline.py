@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from satunet.datasets import load_dataset
 from satunet.files import write_json
+from satunet.labels import build_label_space
 from satunet.paths import preprocessed_dir
 from satunet.planners.impact import impact_of, summarize
 from satunet.planners.normalization import NormalizationSchemes
@@ -65,7 +66,9 @@ def plan_and_preprocess(
         normalization=normalization,
         dataset_name=unified_name,
     )
-    impacts = impact_of(plan, fingerprints, {name: load_dataset(name).labels for name in plan.datasets})
+    datasets = [load_dataset(name) for name in plan.datasets]
+    space = build_label_space(datasets)
+    impacts = impact_of(plan, fingerprints, {dataset.name: dataset.labels for dataset in datasets})
     explanation = plan.explanation | summarize(impacts)
     if approximate := [f.dataset for f in fingerprints if f.approximate]:
         explanation["approximate"] = (
@@ -75,6 +78,7 @@ def plan_and_preprocess(
     plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
     write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
+    space.save(file.with_name("label_space.json"))
     if preprocess:
         # Bad cases are found again by preprocessing, which names their scans; datasets without a plan are not.
         failures = {item: reason for item, reason in summary.failures.items() if "/" not in item}
@@ -83,6 +87,7 @@ def plan_and_preprocess(
         summary = JobSummary("plan", failures=summary.failures, started=summary.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
+    summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
     summary.note("plan", str(file))
     if not preprocess:
         return summary

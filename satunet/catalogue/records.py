@@ -92,10 +92,14 @@ def contradictory_classes(classes: Mapping[str, Iterable[int]]) -> str | None:
         if values in seen:
             return f"classes {seen[values]!r} and {name!r} have the same label ids {sorted(values)}"
         seen[values] = name
-    of_name = {name: values for values, name in seen.items()}
-    for name, values in of_name.items():
+    return contradictory_sides(classes)
+
+
+def contradictory_sides(classes: Mapping[str, Iterable[int]]) -> str | None:
+    """The part of :func:`contradictory_classes` that is about left and right."""
+    for name, ids in sorted(classes.items()):
         if re.search(r"\bleft\b", name):
-            common = values & of_name.get(re.sub(r"\bleft\b", "right", name), frozenset())
+            common = set(ids) & set(classes.get(re.sub(r"\bleft\b", "right", name), ()))
             if common:
                 return f"class {name!r} and its right side share label ids {sorted(common)}"
     return None

@@ -30,67 +30,115 @@ PatchSize = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
-    """List the datasets in nnUNet_raw: scans, modalities, classes, and what is wrong with one."""
+    """List the datasets in nnUNet_raw, what is wrong with one, and which of SAT-DS are missing and where to get them."""
 
+    present: Annotated[bool, arg(help="Leave out what is missing.")] = False
     json: Json = False
     verbose: Verbose = False
 
     def run(self) -> int:
         """Print a row a dataset; 1 if one cannot be read."""
-        from satunet.datasets import load_dataset
-        from satunet.errors import UserError
+        from satunet.catalogue import load_catalogue
         from satunet.paths import all_dataset_names
 
-        rows: list[dict[str, object]] = []
-        for name in all_dataset_names():
-            row: dict[str, object] = {"dataset": name}
-            try:
-                dataset = load_dataset(name)
-                row |= {
-                    "modalities": sorted(set(dataset.modalities)),
-                    "channels": len(dataset.channel_names),
-                    "classes": len(dataset.labels),
-                    "training_cases": len(dataset.training_cases()),
-                    "test_cases": len(dataset.test_cases()),
-                }
-            except UserError as error:
-                row["problem"] = str(error)
-            rows.append(row)
+        catalogue = load_catalogue()
+        rows = [_present(name) for name in all_dataset_names()]
+        here = {str(row["catalogue"]) for row in rows}
+        missing: list[dict[str, object]] = [
+            {
+                "catalogue": record.name,
+                "folder": record.folder,
+                "modality": record.modality,
+                "region": record.region,
+                "scans": record.scans,
+                "classes": len(record.classes),
+                "licence": record.licence or "see its page",
+                "where to get it": record.link,
+            }
+            for record in catalogue.records
+            if record.name not in here and not self.present
+        ]
         if self.json:
-            sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+            listed = [row | {"present": True} for row in rows] + [row | {"present": False} for row in missing]
+            sys.stdout.write(json.dumps(listed, indent=1) + "\n")
         else:
             _print_rows(rows, "Datasets in nnUNet_raw")
+            if missing:
+                title = f"{len(missing)} of the {len(catalogue.records)} datasets of {catalogue.name} are not there"
+                _print_rows(missing, title)
         return 1 if any("problem" in row for row in rows) else 0
+
+
+def _present(name: str) -> dict[str, object]:
+    """A dataset's row."""
+    from satunet.catalogue import load_catalogue
+    from satunet.datasets import load_dataset
+    from satunet.errors import UserError
+    from satunet.labels.build import catalogue_record
+
+    row: dict[str, object] = {"dataset": name, "catalogue": ""}
+    try:
+        dataset = load_dataset(name)
+        record, problem = catalogue_record(dataset, load_catalogue())
+        row |= {
+            "catalogue": record.name if record else "",
+            "modalities": sorted(set(dataset.modalities)),
+            "channels": len(dataset.channel_names),
+            "classes": len(dataset.labels),
+            "training_cases": len(dataset.training_cases()) if dataset.has_scans else 0,
+            "test_cases": len(dataset.test_cases()),
+        }
+        if problem:
+            row["note"] = problem
+    except UserError as error:
+        row["problem"] = str(error)
+    return row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Show the unified label space of datasets: every class, who annotates it, and what was inferred by rule."""
+    """Show the unified label space of datasets: who annotates a class, what was inferred, and what looks wrong."""
 
     datasets: DatasetIds
     json: Json = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print a row a class."""
+        """Print a row a class, what was found out about each dataset, and what a person should look at."""
         from satunet.datasets import load_dataset
         from satunet.labels import build_label_space
+        from satunet.planners.review import review_label_space
+        from satunet.planners.run import known_fingerprints
 
-        space = build_label_space([load_dataset(name) for name in dataset_names(self.datasets)])
+        names = dataset_names(self.datasets)
+        space = build_label_space([load_dataset(name) for name in names])
+        fingerprints = known_fingerprints(names)
+        findings = review_label_space(space, fingerprints)
         if self.json:
-            sys.stdout.write(json.dumps(space.to_json(), indent=1) + "\n")
+            found = [finding.to_json() for finding in findings]
+            sys.stdout.write(json.dumps(space.to_json() | {"findings": found}, indent=1) + "\n")
             return 0
         rows: list[dict[str, object]] = [
             {
-                "class": info.name,
+                "class": info.name + (" (lesion)" if info.lesion else ""),
                 "datasets": sorted(int(name[7:10]) for name in info.datasets),
                 "modalities": info.modalities,
+                "regions": info.regions,
                 "names in the datasets": info.source_names,
                 "inferred": info.inferred or "",
             }
             for info in space.classes
         ]
         _print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
+        notes: list[dict[str, object]] = [{"dataset": d, "note": n} for d, ns in space.notes.items() for n in ns]
+        if notes:
+            _print_rows(notes, "What was found out about the labels")
+        looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
+        if looks:
+            _print_rows(looks, f"{len(looks)} things look wrong")
+        unknown = len(names) - len(fingerprints)
+        if unknown:
+            sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")
         return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from satunet.catalogue import Catalogue, CatalogueRecord, load_catalogue
+from satunet.catalogue.records import contradictory_sides
 from satunet.datasets import MODALITIES, Dataset
 from satunet.errors import LabelSpaceError
 from satunet.labels.names import NormalizedName, normalize_name
@@ -43,7 +44,7 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
         catalogue: What is known of published datasets; SAT-DS if not given.
 
     Raises:
-        LabelSpaceError: No dataset, one given twice, or a label without a name.
+        LabelSpaceError: No dataset, one given twice, a label without a name, or an id that is left and right at once.
     """
     catalogue = load_catalogue() if catalogue is None else catalogue
     datasets = sorted(datasets, key=lambda d: d.name)
@@ -56,6 +57,9 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
     for dataset in datasets:
         listed, sources = _listed(dataset)
         derived = _classes(dataset, listed, catalogue)
+        clash = contradictory_sides(derived.ids)
+        if clash is not None:
+            raise LabelSpaceError(f"{dataset.folder / 'dataset.json'}: {clash}")
         ids[dataset.name] = derived.ids
         if derived.notes:
             notes[dataset.name] = derived.notes

@@ -12,7 +12,7 @@ from satunet.cli import parse, run
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "datasets": {"--json", "--verbose"},
+    "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--recipe", "--steps", "--budget", "--learning_rate",

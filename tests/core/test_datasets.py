@@ -62,6 +62,7 @@ def test_a_missing_channel_and_a_missing_label_are_named(nnunet_env: Path) -> No
         ({"labels": {"background": 0}}, "nothing but the background"),
         ({"labels": {"liver": "one"}}, "'liver' must be one id"),
         ({"labels": []}, "'labels' must map"),
+        ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the same id 1"),
         ({"channel_names": {}}, "'channel_names' must map"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from satunet.catalogue import Catalogue, load_catalogue
 from satunet.catalogue.records import simple_name
 from satunet.datasets import Dataset, read_dataset
+from satunet.errors import LabelSpaceError
 from satunet.labels import LabelSpace, build_label_space, normalize_name
 from satunet.labels.unions import canonical_names, derive
 
@@ -130,6 +132,14 @@ def test_lesions_belong_to_their_organ_and_overlaps_to_both() -> None:
     assert len(found.notes) == 2
     both = derive({"left lens": (1,), "left optic nerve": (2,), "left lens optic nerve overlap": (3,)})
     assert both.ids == {"left lens": (1, 3), "left optic nerve": (2, 3)}
+
+
+def test_an_id_cannot_be_left_and_right() -> None:
+    dataset = dataclasses.replace(
+        _dataset("Dataset001_A", {}), labels={"left kidney": (1, 2), "right kidney": (2,), "liver": (3,)}
+    )
+    with pytest.raises(LabelSpaceError, match=r"Dataset001_A.*'left kidney' and its right side share label ids \[2\]"):
+        build_label_space([dataset])
 
 
 names = st.sampled_from(load_catalogue().class_names)

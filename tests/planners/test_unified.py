@@ -108,7 +108,7 @@ def test_a_batch_holds_at_most_five_percent_of_the_data() -> None:
 
 
 def test_sats_orientations_are_kept() -> None:
-    plan = plan_unified([ABDOMEN, dataset("Dataset002_VerSe", 5, (1, 1, 1), (200, 200, 300))])
+    plan = plan_unified([ABDOMEN, dataset("Dataset002_VerSe", 5, (1, 1, 1), (200, 200, 300))], preset="pro")
     assert plan.orientation_of("Dataset002_VerSe") == "ASR"
     assert plan.orientation_of("Dataset001_Abdomen") == "RAS"
 
