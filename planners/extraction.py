@@ -21,6 +21,8 @@ from satunet.errors import DatasetError, GridMismatchError, MissingFileError, Pl
 from satunet.files import read_json, write_json
 from satunet.geometry import Grid, reorient, same_grid
 from satunet.imageio import read_image, read_label_map
+from satunet.memory import reading_bytes
+from satunet.parallel import Workers
 from satunet.paths import preprocessed_dir
 from satunet.planners.fingerprint import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint, Triple
 from satunet.planners.intensities import CaseIntensities, ChannelStatistics
@@ -56,7 +58,7 @@ class _Job:
     """Foreground voxels to keep for percentiles."""
 
 
-def fingerprint_dataset(name: str, *, processes: int = 1) -> tuple[DatasetFingerprint, JobSummary]:
+def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[DatasetFingerprint, JobSummary]:
     """Extract a dataset's fingerprint, reading the cases that are new or have changed.
 
     A fingerprint that nnunetv2 extracted before keeps nnunetv2's values; ours are added to it. Where no scan is on
@@ -64,7 +66,7 @@ def fingerprint_dataset(name: str, *, processes: int = 1) -> tuple[DatasetFinger
 
     Args:
         name: Dataset in ``nnUNet_raw``.
-        processes: Worker processes.
+        processes: Worker processes, or where else to run.
 
     Returns:
         The fingerprint of the cases that could be read, and what became of each case.
@@ -113,7 +115,7 @@ def _without_scans(
 
 
 def _extract(
-    dataset: Dataset, cases: Sequence[Case], cache: Path, summary: JobSummary, processes: int
+    dataset: Dataset, cases: Sequence[Case], cache: Path, summary: JobSummary, processes: int | Workers
 ) -> DatasetFingerprint:
     name = dataset.name
     found: dict[str, _Found] = {}
@@ -133,6 +135,7 @@ def _extract(
         description=f"Fingerprint of {name}",
         processes=processes if len(jobs) > 3 else 1,  # starting workers takes longer than reading a few cases
         key=lambda job: job.case.identifier,
+        needs=lambda job: reading_bytes(job.case),
     ):
         case = outcome.item.case
         if outcome.result is not None:

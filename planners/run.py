@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from satunet.errors import DatasetError, UserError
 from satunet.files import read_json
+from satunet.parallel import Workers
 from satunet.paths import preprocessed_dir
 from satunet.planners.extraction import fingerprint_dataset
 from satunet.planners.fingerprint import DatasetFingerprint
@@ -25,7 +26,7 @@ def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]
 
 
 def fingerprint_datasets(
-    dataset_names: Sequence[str], *, processes: int = 1
+    dataset_names: Sequence[str], *, processes: int | Workers = 1
 ) -> tuple[list[DatasetFingerprint], JobSummary]:
     """Fingerprint datasets one after the other, the cases of each in parallel.
 

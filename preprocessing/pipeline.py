@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from satunet.datasets import load_dataset
 from satunet.files import write_json
 from satunet.labels import build_label_space
+from satunet.parallel import Workers
 from satunet.paths import preprocessed_dir
 from satunet.planners.impact import impact_of, summarize
 from satunet.planners.normalization import NormalizationSchemes
@@ -29,7 +30,7 @@ def plan_and_preprocess(
     base_features: int | None = None,
     normalization: NormalizationSchemes = "sat",
     unified_name: str = "Dataset900_Unified",
-    processes: int = 1,
+    processes: int | Workers = 1,
     preprocess: bool = True,
     specialists: bool = False,
 ) -> JobSummary:
@@ -47,7 +48,7 @@ def plan_and_preprocess(
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
         normalization: SAT's scheme or nnU-Net's.
         unified_name: Name of the unified dataset.
-        processes: Worker processes.
+        processes: Worker processes, or where else to run.
         preprocess: Whether to preprocess after planning.
         specialists: Whether to plan and preprocess each dataset's nnU-Net as well.
 
@@ -93,12 +94,13 @@ def plan_and_preprocess(
         return summary
     summary.include(preprocess_datasets(plan, plan.datasets, processes=processes))
     if specialists:
+        here = processes.processes if isinstance(processes, Workers) else processes  # nnunetv2 knows no cluster
         for name in plan.datasets:
             try:
                 plan_specialist(
                     load_dataset(name), gpu_memory_gb=gpu_memory_gb, spacing_mm=spacing_mm, base_features=base_features
                 )
-                made = preprocess_specialist(name, processes=processes)
+                made = preprocess_specialist(name, processes=here)
                 (summary.done if made else summary.skipped)(f"{name} (specialist)")
             except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
                 summary.failed(f"{name} (specialist)", error)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from satunet.datasets import Case, Dataset, load_dataset, scan_id
 from satunet.errors import DatasetError, SatunetError, UserError
-from satunet.files import read_json, write_json
+from satunet.files import only_writer, write_json
 from satunet.imageio import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
+from satunet.memory import preprocessing_bytes
+from satunet.parallel import Workers
 from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.splits import unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
     ScanRecord,
+    complete_record,
     file_hash,
-    is_complete,
     label_locations,
     read_manifest,
     remove_scan,
@@ -35,7 +39,7 @@ from satunet.progress import JobSummary, run_parallel
 logger = logging.getLogger(__name__)
 
 
-def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, processes: int = 1) -> JobSummary:
+def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, processes: int | Workers = 1) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
 
     A scan whose inputs and plan are unchanged is not made again. A scan that cannot be used is counted with its
@@ -44,7 +48,7 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
     Args:
         plan: The unified plan.
         dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
-        processes: Worker processes.
+        processes: Worker processes, or where else to run. Workers of a cluster must see the same folders.
 
     Returns:
         Scans done, already done and failed.
@@ -52,10 +56,10 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
     Raises:
         DatasetError: None of the datasets can be read, or none of their scans.
         LabelSpaceError: Their labels contradict each other.
+        UserError: Another job writes to the store now.
     """
     folder = preprocessed_dir() / plan.dataset_name
     store = folder / plan.data_identifier
-    store.mkdir(parents=True, exist_ok=True)
     summary = JobSummary("preprocessing")
     cases: dict[str, tuple[Case, ...]] = {}
     datasets: list[Dataset] = []
@@ -70,10 +74,11 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
     space = build_label_space(datasets)
     jobs = [_Job(dataset=d, case=c, plan=plan, store=store) for d in datasets for c in cases[d.name]]
-    scans = _run(jobs, summary, processes)
-    if not scans:
-        raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
-    write_manifest(store, plan, scans, complete=True)
+    with only_writer(store):
+        scans = _run(jobs, summary, processes)
+        if not scans:
+            raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
+        write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
     space.save(folder / "label_space.json")
     identifiers = {name: [case.identifier for case in found] for name, found in cases.items()}
     write_json(folder / "splits_final.json", unified_splits(scans, identifiers))
@@ -83,20 +88,35 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
     return summary
 
 
-def _run(jobs: list[_Job], summary: JobSummary, processes: int) -> list[str]:
+def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> list[str]:
     """Preprocess all cases; names of the scans that are in the store afterwards."""
     plan, store = jobs[0].plan, jobs[0].store
     before = read_manifest(store)
+    _say_what_changed(before, plan, store, summary)
     # A killed run must not leave the scans of two plans side by side in the manifest.
-    kept = before["scans"] if before is not None and before["plan"] == plan.content_hash() else []
+    kept = before["scans"] if before is not None and before["plan"] == plan.content_hash() else {}
     write_manifest(store, plan, kept, complete=False)
+    todo: list[_Job] = []
     scans: list[str] = []
+    # Most of a rerun is to see that nothing has changed: no worker is started for that.
+    with ThreadPoolExecutor(8) as threads:
+        for job, fresh in zip(jobs, threads.map(_is_fresh, jobs), strict=True):
+            if fresh:
+                scans += job.scans
+                for name in job.scans:
+                    summary.skipped(name)
+            else:
+                todo.append(job)
     written = 0
     for outcome in run_parallel(
-        _preprocess_case, jobs, description="Preprocessing", processes=processes, key=lambda j: j.case.identifier
+        _preprocess_case,
+        todo,
+        description="Preprocessing",
+        processes=processes,
+        key=lambda job: job.case.identifier,
+        needs=lambda job: preprocessing_bytes(job.case, job.plan.spacing_mm),
     ):
-        job = outcome.item
-        names = [scan_id(job.dataset.name, job.case.identifier, c) for c in range(len(job.case.images))]
+        names = outcome.item.scans
         results: Sequence[int | BaseException | None] = outcome.result or [outcome.error] * len(names)
         for name, result in zip(names, results, strict=True):
             if isinstance(result, int):
@@ -111,12 +131,47 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int) -> list[str]:
     return scans
 
 
+def _say_what_changed(before: dict[str, Any] | None, plan: UnifiedPlan, store: Path, summary: JobSummary) -> None:
+    if before is None or before["plan"] == plan.content_hash():
+        return
+    old, new = before["preprocessing"], json.loads(json.dumps(plan.preprocessing()))
+    changes = [f"{key} {old.get(key)} → {new[key]}" for key in new if old.get(key) != new[key]]
+    text = f"the plan has changed: {'; '.join(changes)}. Scans that depend on it are made again"
+    logger.warning("%s: %s", store, text)
+    summary.note("plan", text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     dataset: Dataset
     case: Case
     plan: UnifiedPlan
     store: Path
+
+    @property
+    def scans(self) -> list[str]:
+        """Names of the case's scans."""
+        return [scan_id(self.dataset.name, self.case.identifier, c) for c in range(len(self.case.images))]
+
+    def made_by(self, channel: int) -> tuple[object, ...]:
+        """All that a scan depends on beside its files."""
+        modality = self.dataset.modalities[channel]
+        values = self.plan.preprocessing_of(self.dataset.name, modality)
+        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), sorted(self.dataset.label_ids)
+
+    def stamp(self, channel: int) -> str:
+        """Changes when anything may have changed: quick to tell."""
+        assert self.case.label is not None  # training cases always name one
+        return _digest(*self.made_by(channel), _stamp(self.case.images[channel]), _stamp(self.case.label))
+
+
+def _is_fresh(job: _Job) -> bool:
+    """Whether all scans of a case are in the store, made of the same files as far as size and time tell."""
+    for channel, scan in enumerate(job.scans):
+        known = complete_record(job.store, scan)
+        if known is None or known.stamp != job.stamp(channel):
+            return False
+    return True
 
 
 def _preprocess_case(job: _Job) -> list[int | Exception]:
@@ -139,26 +194,23 @@ def _preprocess_case(job: _Job) -> list[int | Exception]:
 def _preprocess_scan(job: _Job, channel: int) -> int:
     dataset, case, plan = job.dataset, job.case, job.plan
     path, label = case.images[channel], case.label
-    assert label is not None  # training cases always name one
-    scan = scan_id(dataset.name, case.identifier, channel)
-    modality = dataset.modalities[channel]
-    made_by = (
-        STORE_VERSION,
-        modality,
-        plan.content_hash(),
-        plan.orientation_of(dataset.name),
-        sorted(dataset.label_ids),
-    )
-    stamp = _digest(*made_by, _stamp(path), _stamp(label))
-    known = _known(job.store, scan)
+    assert label is not None
+    scan = job.scans[channel]
+    stamp = job.stamp(channel)
+    known = complete_record(job.store, scan)
     if known is not None and known.stamp == stamp:
         return 0
-    source = _digest(*made_by, file_hash(path), file_hash(label)) if path.is_file() and label.is_file() else ""
+    hashes = [file_hash(file) if file.is_file() else "missing" for file in (path, label)]
+    source = _digest(*job.made_by(channel), *hashes)
     if known is not None and known.source == source:
+        # Touched, not changed: the next run is to see that without reading the files.
+        write_json(scan_files(job.store, scan)[-1], replace(known, stamp=stamp).to_json())
         return 0
+    modality = dataset.modalities[channel]
     image = read_image(path)
     labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid)
     prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
+    del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0])
     record = ScanRecord(
@@ -172,16 +224,6 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         stamp=stamp,
     )
     return write_scan(job.store, record, prepared.array, ids, locations, plan.patch_size)
-
-
-def _known(store: Path, scan: str) -> ScanRecord | None:
-    """The record of a scan whose files are all there."""
-    if not is_complete(store, scan):
-        return None
-    try:
-        return ScanRecord.from_json(read_json(scan_files(store, scan)[-1]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _digest(*parts: object) -> str:

@@ -2,16 +2,18 @@
 
 A scan is four files: ``<scan>.b2nd`` (image) and ``<scan>_seg.b2nd`` (label ids), chunked Blosc2 arrays with the
 chunk sizes nnU-Net uses, so that reading a patch touches few chunks; ``<scan>_locations.npz`` (where its labels
-are); and ``<scan>.json`` (what it is and what it was made from). The JSON is written last: a scan without it does
-not exist, whatever a killed run left behind. ``manifest.json`` names the plan and the scans that belong together; a
-scan that it does not list is from another plan, or its inputs cannot be used any more.
+are); and ``<scan>.json`` (what it is, what it was made from, and size and hash of the others). The JSON is written
+last: a scan without it does not exist, whatever a killed run left behind. ``manifest.json`` says by which plan the
+scans were made and lists those that belong together, each with the hash of its JSON; a scan that it does not list is
+from another plan, or its inputs cannot be used any more.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from satunet.files import atomic_path, read_json, write_json
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 LOCATIONS_PER_LABEL = 1000
 _PIECE = 1 << 20
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
@@ -42,8 +44,9 @@ class ScanRecord:
         modality: Modality.
         label_voxels: Label id → voxels of it, in the preprocessed scan.
         geometry: Where it comes from.
-        source: Hash of the input files, the plan and the store's version.
+        source: Hash of the input files, what the plan does to them, and the store's version.
         stamp: The same with sizes and times of the input files instead of their content: quick to compare.
+        files: Name ending → (bytes, hash) of the files beside the record.
     """
 
     dataset: str
@@ -54,6 +57,7 @@ class ScanRecord:
     geometry: ScanGeometry
     source: str
     stamp: str = ""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
     def scan_id(self) -> str:
@@ -75,6 +79,7 @@ class ScanRecord:
             "geometry": self.geometry.to_json(),
             "source": self.source,
             "stamp": self.stamp,
+            "files": {ending: list(value) for ending, value in self.files.items()},
         }
 
     @classmethod
@@ -96,6 +101,7 @@ class ScanRecord:
             geometry=ScanGeometry.from_json(content["geometry"]),
             source=content["source"],
             stamp=content.get("stamp", ""),
+            files={ending: (int(size), str(digest)) for ending, (size, digest) in content["files"].items()},
         )
 
 
@@ -136,16 +142,15 @@ class ScanStore:
 
     def image(self, scan: str) -> Any:
         """(1, X, Y, Z) float32, lazy: index it to read a part."""
-        return _open(self.folder / f"{scan}.b2nd")
+        return open_array(self.folder / f"{scan}.b2nd")
 
     def labels(self, scan: str) -> Any:
         """(1, X, Y, Z) label ids, lazy: index it to read a part."""
-        return _open(self.folder / f"{scan}_seg.b2nd")
+        return open_array(self.folder / f"{scan}_seg.b2nd")
 
     def locations(self, scan: str) -> dict[int, NDArray[np.int32]]:
         """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn."""
-        with np.load(self.folder / f"{scan}_locations.npz", allow_pickle=False) as file:
-            return {int(key): file[key] for key in file.files}
+        return read_locations(self.folder / f"{scan}_locations.npz")
 
 
 def write_scan(
@@ -173,20 +178,23 @@ def write_scan(
     files[3].unlink(missing_ok=True)  # from here until the end, the scan does not exist
     _write_array(files[0], image, patch_size)
     _write_array(files[1], labels, patch_size)
-    with atomic_path(files[2]) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **{str(k): v for k, v in locations.items()})  # type: ignore[arg-type]
-    sizes = [file.stat().st_size for file in files[:3]]
-    write_json(files[3], record.to_json() | {"bytes": sizes})
-    return sum(sizes) + files[3].stat().st_size
+    _write_locations(files[2], locations)
+    described = {
+        ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
+    }
+    write_json(files[3], replace(record, files=described).to_json())
+    return sum(size for size, _ in described.values()) + files[3].stat().st_size
 
 
-def is_complete(folder: Path, scan: str) -> bool:
-    """Whether a scan's record is there and its other files have the sizes they were written with."""
-    *arrays, record = scan_files(folder, scan)
+def complete_record(folder: Path, scan: str) -> ScanRecord | None:
+    """The record of a scan whose other files are there with the sizes they were written with, else ``None``."""
+    *_, file = scan_files(folder, scan)
     try:
-        return bool([file.stat().st_size for file in arrays] == read_json(record)["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        record = ScanRecord.from_json(read_json(file))
+        sizes = {ending: (folder / f"{scan}{ending}").stat().st_size for ending in _ENDINGS[:3]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if sizes == {ending: size for ending, (size, _) in record.files.items()} else None
 
 
 def remove_scan(folder: Path, scan: str) -> None:
@@ -200,16 +208,22 @@ def scan_files(folder: Path, scan: str) -> list[Path]:
     return [folder / f"{scan}{ending}" for ending in _ENDINGS]
 
 
-def write_manifest(folder: Path, plan: UnifiedPlan, scans: Iterable[str], *, complete: bool) -> None:
+def write_manifest(folder: Path, plan: UnifiedPlan, scans: Mapping[str, str], *, complete: bool) -> None:
     """Say which scans belong together.
 
     Args:
         folder: The store.
         plan: The plan they are preprocessed by.
-        scans: Their names.
+        scans: Their names → hashes of their records.
         complete: Whether the run that made them came to its end.
     """
-    content = {"version": STORE_VERSION, "plan": plan.content_hash(), "complete": complete, "scans": sorted(scans)}
+    content = {
+        "version": STORE_VERSION,
+        "plan": plan.content_hash(),
+        "preprocessing": plan.preprocessing(),
+        "complete": complete,
+        "scans": dict(sorted(scans.items())),
+    }
     write_json(folder / "manifest.json", content)
 
 
@@ -275,6 +289,30 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def open_array(path: Path) -> Any:
+    """A stored array, lazy: it reads the chunks that an index touches."""
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+
+
+def read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
+    """Label id → (n, 3) voxel indices, as :func:`write_scan` wrote them."""
+    with np.load(path, allow_pickle=False) as file:
+        return {int(key): file[key] for key in file.files}
+
+
+def _write_locations(path: Path, locations: Mapping[int, NDArray[np.int32]]) -> None:
+    """As ``np.savez_compressed``, without the time of day in it: the same scan gives the same bytes."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for label, places in locations.items():
+            entry = zipfile.ZipInfo(f"{label}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as file:
+                np.lib.format.write_array(file, places, allow_pickle=False)
+
+
 def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, int]) -> None:
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -291,10 +329,3 @@ def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, in
             blocks=tuple(int(b) for b in blocks),
             cparams={"codec": codec, "clevel": 5, "filters": [shuffle], "nthreads": 1},
         )
-
-
-def _open(path: Path) -> Any:
-    import blosc2
-
-    blosc2.set_nthreads(1)
-    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode="r")

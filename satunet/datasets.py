@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.errors import DatasetError, MissingFileError, ScanError
-from satunet.files import read_json
+from satunet.errors import DatasetError, MissingFileError, ScanError, UserError
+from satunet.files import read_json, write_json
 from satunet.paths import dataset_name_of, preprocessed_dir, raw_dir
 
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
+
+MODALITIES_FILE = "modalities.json"
+"""Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
 
 _MODALITY_WORDS = {
     "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
@@ -133,9 +137,43 @@ def load_dataset(dataset: int | str) -> Dataset:
     """
     name = dataset_name_of(dataset)
     folder = raw_dir() / name
-    if not folder.is_dir() and os.environ.get("nnUNet_preprocessed"):
+    has_preprocessed = bool(os.environ.get("nnUNet_preprocessed"))
+    if not folder.is_dir() and has_preprocessed:
         folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
-    return read_dataset(folder)
+    loaded = read_dataset(folder)
+    file = preprocessed_dir() / name / MODALITIES_FILE if has_preprocessed else None
+    if file is None or not file.is_file():
+        return loaded
+    try:
+        return replace(loaded, modalities=_given_modalities(read_json(file), loaded.modalities, file))
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, DatasetError) else DatasetError(str(error)) from error
+
+
+def override_modalities(texts: Iterable[str]) -> None:
+    """Say what modality channels are, for all that follows; kept in ``nnUNet_preprocessed``, raw folders stay as are.
+
+    Args:
+        texts: ``"302=pet"`` for all channels of a dataset, ``"303:1=ct"`` for one, by id or name.
+
+    Raises:
+        UserError: A text that is not so, an unknown modality or a channel that the dataset does not have.
+        DatasetNotFoundError: No such dataset.
+    """
+    for text in texts:
+        match = re.match(r"^(?P<dataset>[^:=]+)(?::(?P<channel>\d+))?=(?P<modality>\w+)$", text.strip())
+        if match is None or match["modality"].lower() not in MODALITIES:
+            raise UserError(
+                f"modality {text!r}: expected is DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
+                f"out of {', '.join(MODALITIES)}"
+            )
+        dataset = load_dataset(match["dataset"])
+        channels = range(len(dataset.channel_names)) if match["channel"] is None else [int(match["channel"])]
+        if channels[-1] >= len(dataset.channel_names):
+            raise UserError(f"modality {text!r}: {dataset.name} has {len(dataset.channel_names)} channels, from 0 on")
+        given = {str(channel): modality for channel, modality in enumerate(dataset.modalities)}
+        given |= dict.fromkeys(map(str, channels), match["modality"].lower())
+        write_json(preprocessed_dir() / dataset.name / MODALITIES_FILE, given)
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -158,12 +196,13 @@ def read_dataset(folder: Path) -> Dataset:
     if match is None:
         raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
     description = content.get("description")
+    inferred = tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered)
     return Dataset(
         id=int(match[1]),
         name=folder.name,
         folder=folder,
         channel_names=ordered,
-        modalities=tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered),
+        modalities=_given_modalities(content.get("modalities", {}), inferred, file),
         labels=labels,
         ignore_label=ignore,
         file_ending=str(content.get("file_ending", ".nii.gz")),
@@ -221,24 +260,74 @@ def split_scan_id(scan: str) -> tuple[str, str, int]:
 
 def check_case(dataset: Dataset, case: Case) -> list[ScanError]:
     """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids."""
-    from satunet.imageio import Image, read_image, read_label_map
+    from satunet.imageio import read_image, read_label_map, require_grid, require_ids
 
     faults: list[ScanError] = []
-    first: Image | None = None
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ScanError as error:
+            faults.append(error)
+            return None
+
+    grid = None
     for path in case.images:
-        try:
-            image = read_image(path)
-            first = first or image
-        except ScanError as error:
-            faults.append(error)
+        image = attempt(read_image, path)
+        if image is not None and grid is not None:
+            attempt(require_grid, image, grid)
+        grid = grid or (image.grid if image is not None else None)
     if case.label is not None:
-        try:
-            read_label_map(case.label, allowed_ids=dataset.label_ids, grid=first.grid if first else None)
-        except ScanError as error:
-            faults.append(error)
+        labels = attempt(read_label_map, case.label)
+        if labels is not None:
+            attempt(require_ids, labels, dataset.label_ids)
+            if grid is not None:
+                attempt(require_grid, labels, grid)
     elif not case.images:
         faults.append(MissingFileError(dataset.folder, f"case {case.identifier} has no files"))
     return faults
+
+
+def check_dataset(dataset: Dataset) -> list[str]:
+    """What is wrong with a dataset beside its scans: its ``dataset.json`` against the files, files of no case.
+
+    Raises:
+        DatasetError: It has no training cases.
+    """
+    faults: list[str] = []
+    cases = dataset.training_cases()
+    file = dataset.folder / "dataset.json"
+    announced = read_json(file).get("numTraining")
+    with_images = sum(any(path.is_file() for path in case.images) for case in cases)
+    if announced is not None and announced != with_images:
+        faults.append(f"{file}: numTraining is {announced!r}, imagesTr has {with_images} cases")
+    ids = sorted(dataset.label_ids)
+    if ids and ids != list(range(1, ids[-1] + 1)):
+        missing = sorted(set(range(1, ids[-1] + 1)) - set(ids))
+        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing[:10]}")
+    known = {path for case in cases for path in (*case.images, case.label)}
+    for name in ("imagesTr", "labelsTr"):
+        folder = dataset.folder / name
+        strays = (
+            [p.name for p in folder.iterdir() if p not in known and not p.name.startswith(".")]
+            if folder.is_dir()
+            else []
+        )
+        if strays:
+            faults.append(f"{folder}: {len(strays)} files belong to no case, such as {sorted(strays)[0]}")
+    return faults
+
+
+def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    """The inferred modality of each channel, with those that a file gives instead."""
+    if not isinstance(content, dict) or not all(
+        str(key).isdigit() and int(key) < len(inferred) and value in MODALITIES for key, value in content.items()
+    ):
+        raise DatasetError(
+            f"{file}: modalities must map channel numbers below {len(inferred)} to one of {', '.join(MODALITIES)}, "
+            f"got {content!r}"
+        )
+    return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from satunet.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
@@ -35,6 +37,30 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the one job that writes to a folder; what a killed one left half-written in it is removed first.
+
+    The lock goes with the process, however it ends. File systems without locks are used without.
+
+    Raises:
+        UserError: Another job writes there now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
+        except (ImportError, OSError):
+            pass
+        for left_over in folder.glob(".tmp-*"):
+            left_over.unlink(missing_ok=True)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -93,6 +93,29 @@ def read_grid(path: Path) -> Grid:
     return _sitk_grid(path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
+def voxel_bytes(path: Path) -> int:
+    """Bytes of memory a voxel takes while :func:`read_image` or :func:`read_label_map` reads it, from the header.
+
+    Raises:
+        MissingFileError, UnreadableImageError: As in :func:`read_image`.
+    """
+    path = _existing(path)
+    if _is_nifti(path):
+        loaded = _open_nifti(path)
+        scaled = loaded.dataobj.slope != 1 or loaded.dataobj.inter != 0
+        return int(loaded.get_data_dtype().itemsize) + (8 if scaled else 0)
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnreadableImageError(path, f"not a readable image ({_first_line(error)})") from error
+    # SimpleITK's image and the copy in numpy's array.
+    return 2 * int(sitk.GetArrayViewFromImage(sitk.Image([1, 1], reader.GetPixelID())).itemsize)
+
+
 def read_image(path: Path) -> Image:
     """Read a 3D scan; a trailing axis of size one is dropped.
 
@@ -133,27 +156,50 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
         UnexpectedLabelError: Values that are not integers, negative, or not among ``allowed_ids``.
     """
     image = _read(path)
-    if grid is not None and not same_grid(image.grid, grid):
-        raise GridMismatchError(
-            path, f"the label map is on another grid than its image: {_difference(image.grid, grid)}"
-        )
+    if grid is not None:
+        require_grid(image, grid)
     values = image.array
     if np.issubdtype(values.dtype, np.floating):
-        rounded = np.rint(values)
-        if not np.array_equal(rounded, values):  # NaN is unequal to itself and is caught here as well
-            raise UnexpectedLabelError(path, "the label map holds values that are not integers")
-        values = rounded.astype(np.int64)
+        flat = values.ravel(order="K")
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            odd = piece[~(np.rint(piece) == piece)]  # NaN is unequal to itself and is caught here as well
+            if odd.size:
+                raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd[0]}")
     lowest, highest = (int(values.min()), int(values.max()))
     if lowest < 0:
         raise UnexpectedLabelError(path, f"the label map holds the negative id {lowest}")
     values = values.astype(np.min_scalar_type(highest), copy=False)
+    image = Image(array=values, grid=image.grid, path=image.path, header=image.header)
     if allowed_ids is not None:
-        extra = sorted(set(unique_ids(values)) - {0} - {int(i) for i in allowed_ids})
-        if extra:
-            raise UnexpectedLabelError(
-                path, f"label ids {extra[:10]} are not listed in dataset.json; listed are {_ranges(allowed_ids)}"
-            )
-    return Image(array=values, grid=image.grid, path=image.path, header=image.header)
+        require_ids(image, allowed_ids)
+    return image
+
+
+def require_grid(image: Image, grid: Grid) -> None:
+    """Refuse an image that is on another grid than the scan it belongs to.
+
+    Raises:
+        GridMismatchError: Its grid is not ``grid``.
+    """
+    if not same_grid(image.grid, grid):
+        raise GridMismatchError(
+            image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}"
+        )
+
+
+def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:
+    """Refuse a label map with ids that its dataset does not list; 0 is always allowed.
+
+    Raises:
+        UnexpectedLabelError: An id is not among ``allowed_ids``.
+    """
+    extra = sorted(set(unique_ids(labels.array)) - {0} - {int(i) for i in allowed_ids})
+    if extra:
+        raise UnexpectedLabelError(
+            labels.path or "label map",
+            f"label ids {extra[:10]} are not listed in dataset.json; listed are {_ranges(allowed_ids)}",
+        )
 
 
 def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:

@@ -173,16 +173,27 @@ class UnifiedPlan:
         """Folder of the preprocessed scans, beside the plan."""
         return f"{self.plans_name}_{self.configuration}"
 
-    def content_hash(self) -> str:
-        """Hash of everything that preprocessed scans depend on: a change of it makes them stale."""
-        content = {
+    def preprocessing_of(self, dataset_name: str | None, modality: str) -> dict[str, Any]:
+        """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
+        return {
+            "orientation": self.orientation_of(dataset_name),
+            "spacing_mm": list(self.spacing_mm),
+            "normalization": dataclasses.asdict(self.normalization_of(modality)),
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Every value that any preprocessed scan depends on."""
+        return {
             "version": PLAN_VERSION,
             "orientation": self.orientation,
-            "dataset_orientation": self.dataset_orientation,
-            "spacing_mm": self.spacing_mm,
+            "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
+            "spacing_mm": list(self.spacing_mm),
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def content_hash(self) -> str:
+        """Hash of :meth:`preprocessing`."""
+        return hashlib.sha256(json.dumps(self.preprocessing(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_nnunet(self) -> dict[str, Any]:
         """The plan in nnU-Net's format, for its ``PlansManager``."""

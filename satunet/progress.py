@@ -1,24 +1,19 @@
-"""Progress bars, logs and the summary of a long job.
-
-Bars and tables come from rich, worker processes from pebble: it survives a worker that dies (out of memory, a
-crash in a C library) and says which item it held, where the standard library's pool breaks as a whole.
-"""
+"""Progress bars, logs and the summary of a long job; bars and tables come from rich."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from satunet.errors import SatunetError
 from satunet.files import write_json
+from satunet.parallel import Outcome, Workers, outcomes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -103,22 +98,14 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
             advance()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome(Generic[Item, Result]):
-    """What became of one item: a result, or the error that ended it."""
-
-    item: Item
-    result: Result | None = None
-    error: BaseException | None = None
-
-
 def run_parallel(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     *,
     description: str,
-    processes: int = 1,
+    processes: int | Workers = 1,
     key: Callable[[Item], str] = str,
+    needs: Callable[[Item], int] | None = None,
 ) -> Iterator[Outcome[Item, Result]]:
     """Run ``function`` on every item in worker processes, under a progress bar; outcomes come as they end.
 
@@ -128,16 +115,17 @@ def run_parallel(
         function: A function that can be pickled; it runs in a fresh (spawned) process.
         items: What to run it on.
         description: Text of the progress bar.
-        processes: Worker processes; with 0 or 1, everything runs in this process.
+        processes: Worker processes, or where else to run; with 0 or 1, everything runs in this process.
         key: Short name of an item, for the progress bar.
+        needs: Bytes of memory that an item will need; items run side by side as far as memory goes.
 
     Yields:
         One outcome an item, in the order in which they end.
     """
     items = list(items)
     with progress_bar(description, len(items)) as advance:
-        outcomes = _in_process(function, items) if processes <= 1 else _in_pool(function, items, processes)
-        for outcome in outcomes:
+        workers = processes if isinstance(processes, Workers) else Workers(processes=processes)
+        for outcome in outcomes(function, items, workers, needs):
             advance(note=key(outcome.item))
             yield outcome
 
@@ -234,40 +222,3 @@ def _console() -> Any:
         # Wide enough for paths where there is no terminal to ask.
         _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)]
     return _shared_console[0]
-
-
-def _in_process(function: Callable[[Item], Result], items: list[Item]) -> Iterator[Outcome[Item, Result]]:
-    for item in items:
-        try:
-            yield Outcome(item=item, result=function(item))
-        except Exception as error:
-            yield Outcome(item=item, error=error)
-
-
-def _in_pool(function: Callable[[Item], Result], items: list[Item], processes: int) -> Iterator[Outcome[Item, Result]]:
-    import queue
-
-    from pebble import ProcessExpired, ProcessPool
-
-    context = multiprocessing.get_context("spawn")  # fork is unsafe once torch or OpenMP threads run
-    finished: queue.Queue[tuple[Item, Any]] = queue.Queue()
-    slots = threading.Semaphore(2 * processes)  # a bounded number of items waits pickled
-    with ProcessPool(max_workers=min(processes, max(1, len(items))), context=context) as pool:
-
-        def feed() -> None:
-            for item in items:
-                slots.acquire()
-                future = pool.schedule(function, args=(item,))
-                future.add_done_callback(lambda f, item=item: finished.put((item, f)))  # type: ignore[misc]
-
-        threading.Thread(target=feed, daemon=True).start()
-        for _ in items:
-            item, future = finished.get()
-            slots.release()
-            try:
-                yield Outcome(item=item, result=future.result())
-            except ProcessExpired as error:
-                reason = f"the worker process died (exit code {error.exitcode}); out of memory is the usual cause"
-                yield Outcome(item=item, error=RuntimeError(reason))
-            except Exception as error:
-                yield Outcome(item=item, error=error)

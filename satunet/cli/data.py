@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from satunet.cli.options import (
     DatasetIds,
     GpuMemory,
+    Memory,
+    Modalities,
     Preset,
     Processes,
+    Scheduler,
     Spacing,
     Verbose,
+    VerifyIntegrity,
     dataset_names,
     default_processes,
 )
+
+if TYPE_CHECKING:
+    from satunet.parallel import Workers
+
+logger = logging.getLogger(__name__)
 
 Json = Annotated[bool, arg(help="Print JSON instead of a table.")]
 UnifiedId = Annotated[str, arg(metavar="ID", help="Name of the unified dataset that the plan makes.")]
@@ -147,18 +157,28 @@ class Fingerprint:
     """Extract the fingerprints of datasets; what is cached and unchanged is not read again."""
 
     datasets: DatasetIds
+    modality: Modalities = ()
+    verify_dataset_integrity: VerifyIntegrity = False
     processes: Processes = field(default_factory=default_processes)
+    memory: Memory = None
+    scheduler: Scheduler = None
     verbose: Verbose = False
 
     def run(self) -> int:
         """Write ``dataset_fingerprint.json`` of each dataset."""
+        from satunet.datasets import override_modalities
+        from satunet.parallel import Workers
         from satunet.paths import preprocessed_dir
         from satunet.planners.run import fingerprint_datasets
         from satunet.progress import setup_logging
 
         names = dataset_names(self.datasets)
         setup_logging(preprocessed_dir() / "fingerprint.log", verbose=self.verbose)
-        _, summary = fingerprint_datasets(names, processes=self.processes)
+        override_modalities(self.modality)
+        workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
+        if self.verify_dataset_integrity and not _are_whole(names, workers):
+            return 1
+        _, summary = fingerprint_datasets(names, processes=workers)
         summary.show()
         return summary.exit_code
 
@@ -178,16 +198,26 @@ class _Planning:
         Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
     ] = "sat"
     name: UnifiedId = "Dataset900_Unified"
+    modality: Modalities = ()
+    verify_dataset_integrity: VerifyIntegrity = False
     processes: Processes = field(default_factory=default_processes)
+    memory: Memory = None
+    scheduler: Scheduler = None
     verbose: Verbose = False
 
     def _run(self, *, preprocess: bool, specialists: bool) -> int:
+        from satunet.datasets import override_modalities
+        from satunet.parallel import Workers
         from satunet.paths import preprocessed_dir
         from satunet.preprocessing.pipeline import plan_and_preprocess
         from satunet.progress import setup_logging
 
         names = dataset_names(self.datasets)
         setup_logging(preprocessed_dir() / self.name / "plan_and_preprocess.log", verbose=self.verbose)
+        override_modalities(self.modality)
+        workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
+        if self.verify_dataset_integrity and not _are_whole(names, workers):
+            return 1
         summary = plan_and_preprocess(
             names,
             preset=self.preset,
@@ -198,7 +228,7 @@ class _Planning:
             base_features=self.base_features,
             normalization=self.normalization,
             unified_name=self.name,
-            processes=self.processes,
+            processes=workers,
             preprocess=preprocess,
             specialists=specialists,
         )
@@ -231,22 +261,45 @@ class Preprocess:
     """Preprocess the scans of a unified plan; what is up to date is not done again."""
 
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
+    verify: Annotated[bool, arg(help="Make nothing: check every file of the store against its manifest.")] = False
+    modality: Modalities = ()
     processes: Processes = field(default_factory=default_processes)
+    memory: Memory = None
+    scheduler: Scheduler = None
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Write the store of preprocessed scans."""
+        """Write the store of preprocessed scans, or check it."""
+        from satunet.datasets import override_modalities
+        from satunet.parallel import Workers
         from satunet.paths import dataset_name_of, preprocessed_dir
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
+        from satunet.preprocessing.verify import verify_store
         from satunet.progress import setup_logging
 
         folder = preprocessed_dir() / dataset_name_of(self.dataset)
         plan = UnifiedPlan.load(folder / "satunetPlans.json")
         setup_logging(folder / "plan_and_preprocess.log", verbose=self.verbose)
-        summary = preprocess_datasets(plan, plan.datasets, processes=self.processes)
+        workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
+        if self.verify:
+            summary = verify_store(folder / plan.data_identifier, plan=plan, processes=workers)
+        else:
+            override_modalities(self.modality)
+            summary = preprocess_datasets(plan, plan.datasets, processes=workers)
         summary.show()
         return summary.exit_code
+
+
+def _are_whole(names: tuple[str, ...], workers: Workers) -> bool:
+    """Whether all files of datasets can be used; shows what cannot."""
+    from satunet.preprocessing.verify import verify_datasets
+
+    summary = verify_datasets(names, processes=workers)
+    summary.show()
+    if summary.failures:
+        logger.error("without --verify_dataset_integrity, what is faulty is left out and the rest goes on")
+    return not summary.failures
 
 
 def _print_rows(rows: list[dict[str, object]], title: str) -> None:

@@ -12,6 +12,23 @@ DatasetIds = Annotated[
     arg(name="datasets", aliases=["-d"], metavar="ID", help="Dataset ids or names; 'all' for every one in nnUNet_raw."),
 ]
 Processes = Annotated[int, arg(aliases=["-np"], help="Worker processes; 0 works in this process.")]
+Memory = Annotated[
+    float | None, arg(help="Memory in GB that the processes may need together; most of what is free if not given.")
+]
+Scheduler = Annotated[
+    str | None,
+    arg(metavar="ADDRESS", help="Dask scheduler (tcp://host:8786) whose workers to use instead of processes here."),
+]
+Modalities = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="DATASET[:CHANNEL]=MODALITY",
+        help="What channels are (ct, mri, pet, us, other) where dataset.json does not tell; kept for later commands.",
+    ),
+]
+VerifyIntegrity = Annotated[
+    bool, arg(help="First read every file of the datasets, tell all faults at once, and stop if there is one.")
+]
 Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to train on every scan.")]
 Device = Annotated[
     Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")

@@ -1,0 +1,155 @@
+"""Checks of what is there: a store against its manifest, and raw datasets before a long job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from satunet.datasets import Case, Dataset, check_case, check_dataset, load_dataset
+from satunet.errors import DatasetError, UserError
+from satunet.files import read_json
+from satunet.memory import reading_bytes
+from satunet.parallel import Workers
+from satunet.plan import UnifiedPlan
+from satunet.preprocessing.store import (
+    STORE_VERSION,
+    ScanRecord,
+    file_hash,
+    open_array,
+    read_locations,
+    read_manifest,
+    scan_files,
+)
+from satunet.progress import JobSummary, run_parallel
+
+
+def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: int | Workers = 1) -> JobSummary:
+    """Check every file of a store: that it is there, and that it is what was written.
+
+    Args:
+        folder: The store.
+        plan: The plan it should be made by, if that is to be checked as well.
+        processes: Worker processes, or where else to run.
+
+    Returns:
+        Scans that are whole, and those that are not, each with all that is wrong with it.
+
+    Raises:
+        DatasetError: There is no store of this version.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DatasetError(f"{folder}: no manifest of a store of version {STORE_VERSION}; preprocess first")
+    summary = JobSummary("verification of the store")
+    if not manifest["complete"]:
+        summary.failed("manifest.json", f"{folder}: the last run did not come to its end; start it again")
+    if plan is not None and manifest["plan"] != plan.content_hash():
+        summary.failed("manifest.json", f"{folder}: the scans were made by another plan; preprocess again")
+    jobs = [_Listed(folder=folder, scan=scan, digest=digest) for scan, digest in manifest["scans"].items()]
+    for outcome in run_parallel(
+        _faults_of_scan, jobs, description="Verifying", processes=processes, key=lambda job: job.scan
+    ):
+        faults = outcome.result if outcome.result is not None else [str(outcome.error)]
+        if faults:
+            summary.failed(outcome.item.scan, "; ".join(faults))
+        else:
+            summary.done(outcome.item.scan)
+    listed = {file.name for job in jobs for file in scan_files(folder, job.scan)} | {"manifest.json", ".lock"}
+    unlisted = sorted(p.name for p in folder.iterdir() if p.name not in listed)
+    if unlisted:
+        few = ", ".join(unlisted[:3]) + (", …" if len(unlisted) > 3 else "")
+        summary.note("not in the manifest", f"{len(unlisted)} files, which nothing reads: {few}")
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    folder: Path
+    scan: str
+    digest: str
+
+
+def _faults_of_scan(job: _Listed) -> list[str]:
+    *arrays, file = scan_files(job.folder, job.scan)
+    try:
+        content = read_json(file)
+        record = ScanRecord.from_json(content)
+    except FileNotFoundError:
+        return [f"{file.name} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{file.name} is no record of a scan ({error})"]
+    faults = [] if file_hash(file) == job.digest else [f"{file.name} is not the record that the manifest lists"]
+    for path in arrays:
+        size, digest = record.files.get(path.name[len(job.scan) :], (0, ""))
+        if not path.is_file():
+            faults.append(f"{path.name} is missing")
+        elif path.stat().st_size != size:
+            faults.append(f"{path.name} has {path.stat().st_size} bytes, {size} were written")
+        elif file_hash(path) != digest:
+            faults.append(f"{path.name} is not what was written: its content has changed")
+    return faults or _misshapen(job, record)
+
+
+def _misshapen(job: _Listed, record: ScanRecord) -> list[str]:
+    """What does not fit in a scan whose files are as they were written: faults of the writer, if there are any."""
+    image, labels, places, _ = scan_files(job.folder, job.scan)
+    faults = []
+    for path in (image, labels):
+        shape = tuple(open_array(path).shape)
+        if shape != (1, *record.shape):
+            faults.append(f"{path.name} has the shape {shape}, the record says {(1, *record.shape)}")
+    if set(read_locations(places)) != set(record.label_voxels):
+        faults.append(f"{places.name} is not of the labels that the record lists")
+    return faults
+
+
+def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 1) -> JobSummary:
+    """Read every file of raw datasets and tell all faults at once.
+
+    Args:
+        dataset_names: Datasets in ``nnUNet_raw``.
+        processes: Worker processes, or where else to run.
+
+    Returns:
+        Cases without a fault, and datasets and cases with one, each with all that is wrong with it.
+    """
+    summary = JobSummary("integrity of datasets")
+    jobs: list[_RawCase] = []
+    for name in dataset_names:
+        try:
+            dataset = load_dataset(name)
+            cases = dataset.training_cases()
+        except UserError as error:
+            summary.failed(name, error)
+            continue
+        faults = check_dataset(dataset)
+        if faults:
+            summary.failed(name, "; ".join(faults))
+        jobs += [_RawCase(dataset=dataset, case=case) for case in cases]
+    for outcome in run_parallel(
+        _faults_of_case,
+        jobs,
+        description="Checking",
+        processes=processes,
+        key=lambda job: job.case.identifier,
+        needs=lambda job: reading_bytes(job.case),
+    ):
+        job = outcome.item
+        item = f"{job.dataset.name}/{job.case.identifier}"
+        found = outcome.result if outcome.result is not None else [str(outcome.error)]
+        if found:
+            summary.failed(item, "; ".join(found))
+        else:
+            summary.done(item)
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RawCase:
+    dataset: Dataset
+    case: Case
+
+
+def _faults_of_case(job: _RawCase) -> list[str]:
+    return [str(fault) for fault in check_case(job.dataset, job.case)]
