@@ -62,10 +62,10 @@ class Datasets:
             listed = [row | {"present": True} for row in rows] + [row | {"present": False} for row in missing]
             sys.stdout.write(json.dumps(listed, indent=1) + "\n")
         else:
-            _print_rows(rows, "Datasets in nnUNet_raw")
+            print_rows(rows, "Datasets in nnUNet_raw")
             if missing:
                 title = f"{len(missing)} of the {len(catalogue.records)} datasets of {catalogue.name} are not there"
-                _print_rows(missing, title)
+                print_rows(missing, title)
         return 1 if any("problem" in row for row in rows) else 0
 
 
@@ -129,13 +129,13 @@ class Labels:
             }
             for info in space.classes
         ]
-        _print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
+        print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
         notes: list[dict[str, object]] = [{"dataset": d, "note": n} for d, ns in space.notes.items() for n in ns]
         if notes:
-            _print_rows(notes, "What was found out about the labels")
+            print_rows(notes, "What was found out about the labels")
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
-            _print_rows(looks, f"{len(looks)} things look wrong")
+            print_rows(looks, f"{len(looks)} things look wrong")
         unknown = len(names) - len(fingerprints)
         if unknown:
             sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")
@@ -245,7 +245,8 @@ class Preprocess:
         return summary.exit_code
 
 
-def _print_rows(rows: list[dict[str, object]], title: str) -> None:
+def print_rows(rows: list[dict[str, object]], title: str) -> None:
+    """Print rows as a table, whose columns are their keys."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
