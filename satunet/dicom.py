@@ -5,8 +5,10 @@ Reading is GDCM's, by SimpleITK; writing is highdicom's (extra ``dicom``).
 
 from __future__ import annotations
 
+import contextlib
+import locale
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,16 @@ _TAGS = {"modality": "0008|0060", "number": "0020|0011", "description": "0008|10
 _POSITION = "0020|0032"
 _MAX_UNEVEN = 0.05
 """Difference of the gaps between slices, as a share of the gap, from which on slices must be missing."""
+
+
+@contextlib.contextmanager
+def _same_locale() -> Iterator[None]:
+    """GDCM leaves the process in the C locale, in which Python opens files as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +66,7 @@ class Series:
         return self.files[0].parent
 
 
+@_same_locale()
 def find_series(folder: Path) -> list[Series]:
     """All image series in a folder and the folders in it, by path; files that are not DICOM are passed over."""
     import SimpleITK as sitk
@@ -75,6 +88,7 @@ def find_series(folder: Path) -> list[Series]:
     return found
 
 
+@_same_locale()
 def read_series(series: Series) -> Image:
     """Read a series as one volume.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -178,7 +178,7 @@ class _Planning:
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
 
-    def _run(self, *, preprocess: bool, specialists: bool) -> int:
+    def _run(self, *, preprocess: bool, specialists: bool, specialist_planner: str = "default") -> int:
         from satunet.paths import preprocessed_dir
         from satunet.preprocessing.pipeline import plan_and_preprocess
         from satunet.progress import setup_logging
@@ -197,6 +197,7 @@ class _Planning:
             processes=self.processes,
             preprocess=preprocess,
             specialists=specialists,
+            specialist_planner=specialist_planner,
         )
         summary.show()
         return summary.exit_code
@@ -204,11 +205,17 @@ class _Planning:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(_Planning):
-    """Make the unified plan of datasets and say why each value was chosen."""
+    """Make the unified plan of datasets and say why each value was chosen; needs fingerprints, but no scans."""
+
+    specialists: Annotated[bool, arg(help="Plan one nnU-Net per dataset as well.")] = False
+    specialist_planner: Annotated[
+        Literal["default", "resenc_m", "resenc_l", "resenc_xl"],
+        arg(help="nnU-Net's planner of the specialists; satunet trains 'default', nnUNetv2_train takes any."),
+    ] = "default"
 
     def run(self) -> int:
-        """Write ``satunetPlans.json``."""
-        return self._run(preprocess=False, specialists=False)
+        """Write ``satunetPlans.json``, and nnU-Net's plans files."""
+        return self._run(preprocess=False, specialists=self.specialists, specialist_planner=self.specialist_planner)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,10 @@ def test_orientation_survives(tmp_path: Path) -> None:
     turned, grid = reorient(image.array, image.grid, "RAS")
     assert grid.orientation == "RAS"
     assert turned.shape == ARRAY.shape
+
+
+def test_the_locale_stays_as_it_was(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    before = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    read_series(find_series(tmp_path)[0])
+    assert locale.setlocale(locale.LC_ALL) == before
