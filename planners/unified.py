@@ -16,6 +16,7 @@ from satunet.network.config import NetworkConfig
 from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint import DatasetFingerprint, merge_fingerprints
+from satunet.planners.normalization import NormalizationSchemes, plan_normalization
 from satunet.planners.topology import LOSS_CHUNK, MIN_BATCH, Width, largest_batch, plan_topology
 
 ANISOTROPY = 3.0
@@ -41,6 +42,7 @@ def plan_unified(
     queries_per_scan: int = LOSS_CHUNK,
     dataset_name: str = "Dataset900_Unified",
     text_encoder: str = "minilm",
+    normalization: NormalizationSchemes = "sat",
 ) -> UnifiedPlan:
     """Plan one network for all datasets.
 
@@ -59,6 +61,7 @@ def plan_unified(
         queries_per_scan: Queries a patch, at most.
         dataset_name: Name of the unified dataset.
         text_encoder: Text encoder.
+        normalization: SAT's scheme or nnU-Net's.
 
     Raises:
         PlanError: No dataset, an unknown preset, values that make no plan, or a budget nothing fits.
@@ -84,7 +87,7 @@ def plan_unified(
     else:
         network, patch, batch = _published(preset, patch_size, batch_size, text_dim, why)
     why["queries"] = f"{queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
-    why["normalisation"] = "CT is clipped to [-500, 1000] HU, other modalities to their 0.5 and 99.5 percentiles (SAT)"
+    normalizations, why["normalisation"] = plan_normalization(fingerprints, normalization)
     why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
     raised = sorted(name for name, factor in factors.items() if factor != 1)
     if raised:
@@ -104,6 +107,7 @@ def plan_unified(
         patch_size=patch,
         batch_size=batch,
         queries_per_scan=queries_per_scan,
+        normalization=normalizations,
         network=network,
         text_encoder=text_encoder,
         datasets=names,

@@ -10,6 +10,7 @@ from satunet.files import write_json
 from satunet.labels import build_label_space
 from satunet.paths import preprocessed_dir
 from satunet.planners.impact import impact_of, summarize
+from satunet.planners.normalization import NormalizationSchemes
 from satunet.planners.run import fingerprint_datasets
 from satunet.planners.specialist import plan_specialist, preprocess_specialist
 from satunet.planners.unified import plan_unified, save_unified_plan
@@ -26,6 +27,7 @@ def plan_and_preprocess(
     patch_size: tuple[int, int, int] | None = None,
     batch_size: int | None = None,
     base_features: int | None = None,
+    normalization: NormalizationSchemes = "sat",
     unified_name: str = "Dataset900_Unified",
     processes: int = 1,
     preprocess: bool = True,
@@ -44,6 +46,7 @@ def plan_and_preprocess(
         patch_size: Patch instead of a planned one.
         batch_size: Batch size instead of a planned one.
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
+        normalization: SAT's scheme or nnU-Net's.
         unified_name: Name of the unified dataset.
         processes: Worker processes.
         preprocess: Whether to preprocess after planning.
@@ -62,6 +65,7 @@ def plan_and_preprocess(
         patch_size=patch_size,
         batch_size=batch_size,
         base_features=base_features,
+        normalization=normalization,
         dataset_name=unified_name,
     )
     datasets = [load_dataset(name) for name in plan.datasets]

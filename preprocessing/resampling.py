@@ -24,8 +24,11 @@ Spacing = tuple[float, float, float]
 
 _EDGE = 12
 """Voxels by which edges are repeated before the spline prefilter; what is farther away weighs less than 1e-6."""
-_TIE = 1e-9
-"""Shares closer than this are tied: sums of products are exact only to the last bits."""
+_REACH = 14
+"""Voxels on either side that a spline's value depends on: those beyond weigh less than 1e-7 together."""
+_ROWS = 64
+_PIECE = 1 << 18
+"""Voxels on boundaries looked at in one go: each takes some hundred bytes."""
 
 
 def new_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
@@ -46,19 +49,22 @@ def resample_image(volume: NDArray[Any], shape: Shape, spacing_mm: Spacing, targ
     Returns:
         ``shape``, float32; splines do not overshoot the range of the volume (of the slice, where slices are apart).
     """
-    result = volume.astype(np.float32)
+    result: NDArray[np.float32] = volume.astype(np.float32, copy=False)
     if volume.shape == shape:
-        return result
+        return np.array(result, order="C")
     slices = separate_axis(spacing_mm, target_mm)
     in_slice = tuple(axis for axis in range(3) if axis != slices)
     low, high = result.min(axis=in_slice, keepdims=True), result.max(axis=in_slice, keepdims=True)
     # Axes that shrink most come first: the others then have less to do.
-    for axis in sorted(in_slice, key=lambda a: shape[a] / volume.shape[a]):
-        if volume.shape[axis] != shape[axis]:
-            result = _along(_cubic_matrix(volume.shape[axis], shape[axis]), result, axis)
-    result = np.clip(result, low, high)
+    changed = [axis for axis in in_slice if volume.shape[axis] != shape[axis]]
+    sizes = volume.shape
+    del volume  # freed, if the caller does not keep it, before the last and largest step
+    for axis in sorted(changed, key=lambda a: shape[a] / sizes[a]):
+        result = _along(_cubic_matrix(sizes[axis], shape[axis]), result, axis)
+    if changed:
+        np.clip(result, low, high, out=result)
     if slices is not None:
-        result = np.take(result, _nearest_index(volume.shape[slices], shape[slices]), axis=slices)
+        result = np.take(result, _nearest_index(sizes[slices], shape[slices]), axis=slices)
     return np.ascontiguousarray(result)
 
 
@@ -67,7 +73,9 @@ def resample_labels(
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Resample a label map as nnU-Net does by default.
 
-    A voxel takes the label with the largest share of it; a tie goes to the nearest voxel's label.
+    A voxel takes the label with the largest share of it; a tie goes to the nearest voxel's label if it is one of
+    those tied, else to the smallest. Ties are decided on sums of doubles in one order, whatever the order of the axes
+    in memory, so that even their last bits are nnU-Net's.
 
     Args:
         labels: (X, Y, Z) ids, 0 is background.
@@ -83,42 +91,52 @@ def resample_labels(
     slices = separate_axis(spacing_mm, target_mm)
     axes = [_neighbours(n, m, axis == slices) for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True))]
     corners = list(itertools.product((0, 1), repeat=3))
+    order = [0, 1, 2] if labels.flags.c_contiguous or not labels.T.flags.c_contiguous else [2, 1, 0]
+    # Gathering walks through memory in its own order; sums are taken in the order of the axes, which decides ties.
+    stored = labels.transpose(order)
 
-    result = labels[np.ix_(*(index[0] for index, _ in axes))]
-    boundary = np.zeros(shape, dtype=bool)
+    def gather(corner: tuple[int, ...]) -> NDArray[Any]:
+        return stored[np.ix_(*(axes[axis][0][corner[axis]] for axis in order))]
+
+    result: NDArray[np.unsignedinteger[Any]] = gather(corners[0])
+    boundary = np.zeros(result.shape, dtype=bool)
     for corner in corners[1:]:
-        boundary |= labels[np.ix_(*(index[side] for (index, _), side in zip(axes, corner, strict=True)))] != result
-    places = np.nonzero(boundary)
-    if places[0].size == 0:
-        return result
-
-    ids, shares = [], []
-    for corner in corners:
-        neighbour = [(index[side][place], share[side][place])
-                     for (index, share), side, place in zip(axes, corner, places, strict=True)]  # fmt: skip
-        ids.append(labels[tuple(index for index, _ in neighbour)])
-        (_, x), (_, y), (_, z) = neighbour
-        shares.append(x * y * z)
-    nearest_axes = (_nearest_index(n, m) for n, m in zip(labels.shape, shape, strict=True))
-    nearest = labels[tuple(index[place] for index, place in zip(nearest_axes, places, strict=True))]
-    result[places] = _largest(ids, shares, nearest)
-    return result
+        boundary |= gather(corner) != result
+    flat = np.flatnonzero(boundary)
+    nearest_axes = [_nearest_index(n, m) for n, m in zip(labels.shape, shape, strict=True)]
+    for start in range(0, flat.size, _PIECE):
+        there = np.unravel_index(flat[start : start + _PIECE], result.shape)
+        places = tuple(there[axis] for axis in order)
+        ids, shares = [], []
+        for corner in corners:
+            neighbour = [(index[side][place], share[side][place])
+                         for (index, share), side, place in zip(axes, corner, places, strict=True)]  # fmt: skip
+            ids.append(labels[tuple(index for index, _ in neighbour)])
+            (_, x), (_, y), (_, z) = neighbour
+            shares.append(x * y * z)
+        nearest = labels[tuple(index[place] for index, place in zip(nearest_axes, places, strict=True))]
+        result[there] = _largest(ids, shares, nearest)
+    return result.transpose(order)
 
 
 def _largest(
     ids: list[NDArray[Any]], shares: list[NDArray[np.float64]], nearest: NDArray[Any]
 ) -> NDArray[np.unsignedinteger[Any]]:
     """The id with the largest sum of shares; of equal ones the nearest voxel's, else the smallest."""
-    best = np.full(nearest.shape, -1.0)
-    winner = nearest.copy()
-    for candidate in ids:
-        share = _TIE * (candidate == nearest)
+
+    def share_of(candidate: NDArray[Any]) -> NDArray[np.float64]:
+        share = np.zeros(candidate.shape)
         for other, part in zip(ids, shares, strict=True):
             share += part * (other == candidate)
-        wins = (share > best + _TIE / 2) | ((np.abs(share - best) <= _TIE / 2) & (candidate < winner))
+        return share
+
+    best, winner = share_of(ids[0]), ids[0].copy()
+    for candidate in ids[1:]:
+        share = share_of(candidate)
+        wins = (share > best) | ((share == best) & (candidate < winner))
         best[wins] = share[wins]
         winner[wins] = candidate[wins]
-    return winner
+    return np.where(share_of(nearest) == best, nearest, winner)
 
 
 def interpolation_matrix(size: int, wanted: int) -> NDArray[np.float32]:
@@ -173,7 +191,7 @@ def _neighbours(
     if nearest:
         index = _nearest_index(size, wanted)
         return (index, index), (np.ones(wanted), np.zeros(wanted))
-    centre = _centres(size, wanted)
+    centre = np.clip(_centres(size, wanted), 0, size - 1)
     low = np.floor(centre).astype(np.intp)
     upper = centre - low
     return (np.clip(low, 0, size - 1), np.clip(low + 1, 0, size - 1)), (1 - upper, upper)
@@ -184,5 +202,26 @@ def _nearest_index(size: int, wanted: int) -> NDArray[np.intp]:
 
 
 def _along(matrix: NDArray[np.float32], volume: NDArray[Any], axis: int) -> NDArray[np.float32]:
-    """Multiply one axis of a volume by a matrix."""
-    return np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
+    """Multiply one axis of a volume by a banded matrix, whatever the order of its axes in memory.
+
+    The matrix is taken in blocks of rows, each with the columns that it reaches: the work grows with the number of
+    voxels, not with its product with their number along the axis.
+    """
+    if not volume.flags.c_contiguous and volume.T.flags.c_contiguous:
+        return _along(matrix, volume.T, 2 - axis).T
+    volume = np.ascontiguousarray(volume)
+    wanted, size = matrix.shape
+    x, y, z = (wanted if a == axis else n for a, n in enumerate(volume.shape))
+    result = np.empty((x, y, z), dtype=np.float32)
+    for start in range(0, wanted, _ROWS):
+        rows = slice(start, min(start + _ROWS, wanted))
+        first, last = (round((end + 0.5) * size / wanted - 0.5) for end in (rows.start, rows.stop - 1))
+        columns = slice(max(0, first - _REACH), min(size, last + _REACH + 1))
+        block = matrix[rows, columns]
+        if axis == 0:
+            np.matmul(block, volume[columns].reshape(-1, y * z), out=result[rows].reshape(-1, y * z))
+        elif axis == 1:
+            np.matmul(block, volume[:, columns], out=result[:, rows])
+        else:
+            result[:, :, rows] = (volume.reshape(x * y, size)[:, columns] @ block.T).reshape(x, y, -1)
+    return result

@@ -27,6 +27,7 @@ from satunet.preprocessing.transform import ScanGeometry
 
 STORE_VERSION = 1
 LOCATIONS_PER_LABEL = 1000
+_PIECE = 1 << 20
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
 
@@ -234,19 +235,34 @@ def label_locations(
         Label id → voxels; label id → (n, 3) indices, n ≤ :data:`LOCATIONS_PER_LABEL`.
     """
     flat = labels.ravel()
-    foreground = np.flatnonzero(flat)
-    ids = flat[foreground]
-    order = np.argsort(ids, kind="stable")
-    values, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
+    pieces = range(0, flat.size, _PIECE)
+    counts = np.zeros(int(flat.max(initial=0)) + 1, dtype=np.int64)
+    for start in pieces:
+        counts += np.bincount(flat[start : start + _PIECE], minlength=counts.size)
+    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
     rng = np.random.default_rng(seed)
-    voxels: dict[int, int] = {}
-    locations: dict[int, NDArray[np.int32]] = {}
-    for value, start, count in zip(values.tolist(), starts.tolist(), counts.tolist(), strict=True):
-        members = foreground[order[start : start + count]]
-        if count > LOCATIONS_PER_LABEL:
-            members = np.sort(rng.choice(members, LOCATIONS_PER_LABEL, replace=False))
-        voxels[value] = count
-        locations[value] = np.stack(np.unravel_index(members, labels.shape), axis=1).astype(np.int32)
+    # Which of a label's voxels to take, in the order in which they come; then they are picked up in one walk.
+    ranks = {
+        value: np.arange(count)
+        if count <= LOCATIONS_PER_LABEL
+        else np.sort(rng.choice(count, LOCATIONS_PER_LABEL, replace=False))
+        for value, count in voxels.items()
+    }
+    found: dict[int, list[NDArray[np.intp]]] = {value: [] for value in voxels}
+    seen = dict.fromkeys(voxels, 0)
+    for start in pieces:
+        piece = flat[start : start + _PIECE]
+        foreground = np.flatnonzero(piece)
+        order = foreground[np.argsort(piece[foreground], kind="stable")]
+        present, starts, sizes = np.unique(piece[order], return_index=True, return_counts=True)
+        for value, first, size in zip(present.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+            low, high = np.searchsorted(ranks[value], (seen[value], seen[value] + size))
+            found[value].append(start + order[first + ranks[value][low:high] - seen[value]])
+            seen[value] += size
+    locations = {
+        value: np.stack(np.unravel_index(np.concatenate(members), labels.shape), axis=1).astype(np.int32)
+        for value, members in found.items()
+    }
     return voxels, locations
 
 

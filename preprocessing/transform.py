@@ -7,6 +7,7 @@ shape → turn the axes back. Volumes are (X, Y, Z) in the axes of :mod:`satunet
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from satunet.preprocessing.resampling import (
     resample_image,
     resample_labels,
 )
+
+_PIECE = 1 << 20
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -129,8 +132,7 @@ def preprocess_image(
     if modality == "ct":
         volume = to_hounsfield(volume)
     # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
-    normalised = normalize(volume, plan.normalization_of(modality))
-    array = resample_image(normalised, shape, spacing, plan.spacing_mm)
+    array = resample_image(normalize(volume, plan.normalization_of(modality)), shape, spacing, plan.spacing_mm)
     geometry = ScanGeometry(
         original=image.grid,
         orientation=orientation,
@@ -218,16 +220,49 @@ def to_hounsfield(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:
-    """Clip, then subtract the mean and divide by the standard deviation of the clipped volume.
+    """Clip the intensities, then make them comparable, as :class:`~satunet.plan.Normalization` says.
 
     A constant volume becomes zero.
+
+    Args:
+        volume: Any numeric type.
+        scheme: What to do; the plan has one a modality.
+
+    Returns:
+        A new array of the same shape.
     """
-    values = volume.astype(np.float32)
+    values: NDArray[np.float32] = volume.astype(np.float32)  # a copy, worked on in place: volumes are large
+    inside = filled_nonzero(volume) if scheme.nonzero else None
     if scheme.clip is not None:
-        values = np.clip(values, *scheme.clip)
+        np.clip(values, *scheme.clip, out=values)
     elif scheme.percentiles is not None:
         low, high = np.percentile(values, scheme.percentiles)
-        values = np.clip(values, low, high)
-    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    result: NDArray[np.float32] = (values - np.float32(mean)) / np.float32(max(std, 1e-8))
-    return result
+        np.clip(values, low, high, out=values)
+    if scheme.unit_range:
+        offset, scale = float(values.min()), float(values.max() - values.min())
+    elif scheme.mean is not None and scheme.std is not None:
+        offset, scale = scheme.mean, scheme.std
+    else:
+        offset, scale = mean_and_std(values if inside is None else values[inside])
+    values -= np.float32(offset)
+    values /= np.float32(max(scale, 1e-8))
+    if inside is not None:
+        values *= inside
+    return values
+
+
+def mean_and_std(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and standard deviation in float64, without temporary arrays as large as the volume."""
+    flat = values.ravel(order="K")
+    pieces = [slice(start, start + _PIECE) for start in range(0, flat.size, _PIECE)]
+    mean = math.fsum(float(flat[piece].sum(dtype=np.float64)) for piece in pieces) / flat.size
+    squares = math.fsum(float(np.square(flat[piece].astype(np.float64) - mean).sum()) for piece in pieces)
+    return mean, math.sqrt(squares / flat.size)
+
+
+def filled_nonzero(volume: NDArray[Any]) -> NDArray[np.bool_]:
+    """Voxels that are not zero, and those that they enclose: what nnU-Net takes for the inside of a cut-out scan."""
+    from scipy.ndimage import binary_fill_holes
+
+    nonzero = volume != 0
+    return np.asarray(binary_fill_holes(nonzero)) if nonzero.any() else ~nonzero

@@ -35,6 +35,8 @@ IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _CARET = 30
 """NIfTI's code of an extension that holds a label table."""
+_PIECE = 1 << 20
+"""Voxels looked at in one go where temporary arrays would otherwise be as large as the volume."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +101,8 @@ def read_image(path: Path) -> Image:
     """Read a 3D scan; a trailing axis of size one is dropped.
 
     Returns:
-        An image whose array has the file's data type (scaled types become floating point), native byte order.
+        An image whose array has the file's data type in native byte order; integers with a scale become floating
+        point, those of 8 and 16 bits float32.
 
     Raises:
         MissingFileError: There is no such file.
@@ -107,9 +110,11 @@ def read_image(path: Path) -> Image:
         NotThreeDimensionalError: Not one 3D volume (2D, 4D, vector voxels).
         NonFiniteImageError: NaN or infinite voxels.
     """
-    image = _read(path)
+    image = _read(path, single_precision=True)
     if np.issubdtype(image.array.dtype, np.floating):
-        bad = int(image.array.size - np.count_nonzero(np.isfinite(image.array)))
+        flat = image.array.ravel(order="K")
+        good = sum(np.count_nonzero(np.isfinite(flat[i : i + _PIECE])) for i in range(0, flat.size, _PIECE))
+        bad = int(flat.size - good)
         if bad:
             raise NonFiniteImageError(path, f"{bad} of {image.array.size} voxels are NaN or infinite")
     return image
@@ -156,10 +161,14 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
 
 
 def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:
-    """Ids that occur in a label map, sorted; counts small ids instead of sorting voxels."""
-    if labels.size and labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
-        return [int(i) for i in np.flatnonzero(np.bincount(labels.ravel()))]
-    return [int(i) for i in np.unique(labels)]
+    """Ids that occur in a label map, sorted; small ids are ticked off piece by piece instead of sorting voxels."""
+    if labels.dtype.kind != "u" or labels.dtype.itemsize > 2:
+        return [int(i) for i in np.unique(labels)]
+    seen = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
+    flat = labels.ravel(order="K")  # in the order of memory: no copy, whichever axis comes first in the file
+    for start in range(0, flat.size, _PIECE):
+        seen[flat[start : start + _PIECE]] = True
+    return [int(i) for i in np.flatnonzero(seen)]
 
 
 def as_image(given: Any) -> Image:
@@ -262,13 +271,13 @@ def write_volume(
                 os.replace(target, temporary)
 
 
-def _read(path: Path) -> Image:
+def _read(path: Path, *, single_precision: bool = False) -> Image:
     path = _existing(path)
     if _is_nifti(path):
         loaded = _open_nifti(path)
         grid = _nifti_grid(loaded, path)
         try:
-            array = np.asanyarray(loaded.dataobj)
+            array = _single_precision(loaded.dataobj) if single_precision else np.asanyarray(loaded.dataobj)
         except Exception as error:  # zlib, gzip, OSError, EOFError: a truncated file has many faces
             raise UnreadableImageError(path, f"the voxels cannot be read ({_first_line(error)})") from error
         array = array.reshape(grid.shape)
@@ -285,6 +294,19 @@ def _read(path: Path) -> Image:
     grid = _sitk_grid(path, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     array = sitk.GetArrayFromImage(image).transpose().reshape(grid.shape)
     return Image(array=_native(array), grid=grid, path=path)
+
+
+def _single_precision(proxy: Any) -> NDArray[Any]:
+    """Voxels of a NIfTI file; scaled 8 and 16 bit integers as float32, where nibabel makes float64 of them."""
+    if proxy.slope == 1 and proxy.inter == 0:
+        return np.asanyarray(proxy)
+    raw = proxy.get_unscaled()
+    if raw.dtype.kind not in "iu" or raw.dtype.itemsize > 2:
+        return np.asanyarray(proxy)
+    values = raw.astype(np.float32)
+    values *= np.float32(proxy.slope)
+    values += np.float32(proxy.inter)
+    return values  # type: ignore[no-any-return]
 
 
 def _existing(path: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ class Normalization:
     Attributes:
         clip: Absolute lower and upper bound (CT, in HU), or ``None``.
         percentiles: Lower and upper percentile of the volume to clip to, or ``None``.
+        mean: Subtracted instead of the volume's own mean; given together with ``std``.
+        std: Divided by instead of the volume's own standard deviation.
+        nonzero: Whether mean and std are those of the voxels that are not zero, with what they enclose; the others
+            stay zero. For scans that were cut out, such as skull-stripped brains.
+        unit_range: Whether to scale the range of the volume to [0, 1] instead.
     """
 
     clip: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = None
+    mean: float | None = None
+    std: float | None = None
+    nonzero: bool = False
+    unit_range: bool = False
 
     def __post_init__(self) -> None:
         if self.clip is not None and self.percentiles is not None:
@@ -40,6 +50,50 @@ class Normalization:
         for name, bounds in (("clip", self.clip), ("percentiles", self.percentiles)):
             if bounds is not None and not bounds[0] < bounds[1]:
                 raise PlanError(f"normalisation: {name} must be (lower, upper), got {bounds}")
+        if (self.mean is None) != (self.std is None) or (self.std is not None and self.std <= 0):
+            raise PlanError(f"normalisation: mean and positive std go together, got {self.mean} and {self.std}")
+        if self.unit_range and (self.mean is not None or self.nonzero):
+            raise PlanError("normalisation: unit_range goes with neither mean and std nor nonzero")
+
+    @classmethod
+    def of_nnunet(
+        cls, scheme: str, *, use_mask: bool = False, intensities: Mapping[str, float] | None = None
+    ) -> Normalization:
+        """The same as one of nnU-Net's schemes.
+
+        Args:
+            scheme: ``"CTNormalization"``, ``"ZScoreNormalization"``, ``"NoNormalization"``,
+                ``"RescaleTo01Normalization"`` or ``"RGBTo01Normalization"``.
+            use_mask: Its ``use_mask_for_norm``, which only the z-score heeds.
+            intensities: A channel of ``foreground_intensity_properties_per_channel``; CT needs it.
+
+        Raises:
+            PlanError: An unknown scheme, or CT without intensities.
+        """
+        if scheme == "CTNormalization":
+            try:
+                given = {
+                    k: float((intensities or {})[k]) for k in ("percentile_00_5", "percentile_99_5", "mean", "std")
+                }
+            except KeyError as error:
+                raise PlanError(f"CTNormalization needs the foreground intensities; {error} is missing") from error
+            return cls(
+                clip=(given["percentile_00_5"], given["percentile_99_5"]),
+                mean=given["mean"],
+                std=max(given["std"], 1e-8),
+            )
+        if scheme == "ZScoreNormalization":
+            return cls(nonzero=use_mask)
+        if scheme == "NoNormalization":
+            return cls(mean=0.0, std=1.0)
+        if scheme == "RescaleTo01Normalization":
+            return cls(unit_range=True)
+        if scheme == "RGBTo01Normalization":
+            return cls(mean=0.0, std=255.0)
+        raise PlanError(
+            f"normalisation scheme {scheme!r}; allowed are CTNormalization, ZScoreNormalization, NoNormalization, "
+            "RescaleTo01Normalization, RGBTo01Normalization"
+        )
 
 
 SAT_NORMALIZATION = {
@@ -255,4 +309,14 @@ def _normalization(content: dict[str, Any]) -> Normalization:
     def pair(value: Any) -> tuple[float, float] | None:
         return None if value is None else (float(value[0]), float(value[1]))
 
-    return Normalization(clip=pair(content["clip"]), percentiles=pair(content["percentiles"]))
+    def number(name: str) -> float | None:
+        return None if content.get(name) is None else float(content[name])
+
+    return Normalization(
+        clip=pair(content["clip"]),
+        percentiles=pair(content["percentiles"]),
+        mean=number("mean"),
+        std=number("std"),
+        nonzero=bool(content.get("nonzero", False)),
+        unit_range=bool(content.get("unit_range", False)),
+    )

@@ -174,6 +174,9 @@ class _Planning:
     patch_size: PatchSize = None
     batch_size: Annotated[int | None, arg(help="Patches a training step; planned if not given.")] = None
     base_features: Annotated[int | None, arg(help="Features of the first stage; planned if not given.")] = None
+    normalization: Annotated[
+        Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
+    ] = "sat"
     name: UnifiedId = "Dataset900_Unified"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
@@ -193,6 +196,7 @@ class _Planning:
             patch_size=self.patch_size,
             batch_size=self.batch_size,
             base_features=self.base_features,
+            normalization=self.normalization,
             unified_name=self.name,
             processes=self.processes,
             preprocess=preprocess,
