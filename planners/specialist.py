@@ -1,4 +1,4 @@
-"""Plans of the specialist nnU-Nets, made by nnunetv2 itself."""
+"""Plans of the specialist nnU-Nets, and their preprocessing by nnunetv2 itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from satunet.datasets import Dataset, load_dataset
 from satunet.errors import PlanError
 from satunet.files import read_json, write_json
-from satunet.geometry import Grid
 from satunet.imageio import read_grid
 from satunet.paths import preprocessed_dir
+from satunet.planners.nnunet import PLANS, plan_nnunet
 
 logger = logging.getLogger(__name__)
 
 CONFIGURATION = "3d_fullres"
-PLANS_NAME = "nnUNetPlans"
+PLANS_NAME = PLANS["default"]
 
 
 def plan_specialist(
@@ -27,34 +27,33 @@ def plan_specialist(
     gpu_memory_gb: float | None = None,
     spacing_mm: tuple[float, float, float] | None = None,
     base_features: int | None = None,
+    planner: str = "default",
 ) -> None:
-    """Let nnunetv2's default planner write ``nnUNetPlans.json``, from the fingerprint that is there.
+    """Let nnunetv2's planner write its plans file, from the fingerprint that is there.
 
     Args:
         dataset: The dataset; its ``dataset_fingerprint.json`` must exist.
-        gpu_memory_gb: Memory to plan for; nnU-Net's 8 GB if not given.
+        gpu_memory_gb: Memory to plan for; the planner's own (8 GB by default) if not given.
         spacing_mm: Target spacing (R, A, S) instead of a planned one.
         base_features: Features of the first stage instead of 32, for machines without a GPU.
+        planner: One of :data:`satunet.planners.nnunet.PLANNERS`.
 
     Raises:
         PlanError: nnU-Net makes no 3D configuration: the scans are single slices, or no patch fits the memory.
     """
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-
     target = None
     if spacing_mm is not None:
-        target = _in_file_axes(spacing_mm, read_grid(dataset.training_cases()[0].images[0]))
-    with _nnunet_output():
-        planner = ExperimentPlanner(
-            dataset.name, gpu_memory_target_in_gb=gpu_memory_gb or 8, overwrite_target_spacing=target
-        )
-        if base_features is not None:
-            planner.UNet_base_num_features = base_features
-        try:
-            plan = planner.plan_experiment()
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
-            # Where no patch fits, it shrinks its patch to nothing, which shows in many ways.
-            raise PlanError(f"{dataset.name}: nnU-Net's planner failed ({type(error).__name__}: {error})") from error
+        orientation = "RAS"
+        if dataset.has_scans:
+            orientation = read_grid(dataset.training_cases()[0].images[0]).orientation
+        target = _in_file_axes(spacing_mm, orientation)
+    plan = plan_nnunet(
+        dataset.name,
+        planner=planner,
+        gpu_memory_gb=gpu_memory_gb,
+        spacing_mm=target,
+        base_features=base_features,
+    )
     if CONFIGURATION not in plan["configurations"]:
         raise PlanError(f"{dataset.name}: nnU-Net plans no {CONFIGURATION} for single slices")
 
@@ -97,10 +96,10 @@ def _state(name: str) -> dict[str, Any]:
     }
 
 
-def _in_file_axes(spacing_mm: tuple[float, float, float], grid: Grid) -> list[float]:
-    """Spacing along R, A, S → nnU-Net's order for this file: its axes (k, j, i)."""
+def _in_file_axes(spacing_mm: tuple[float, float, float], orientation: str) -> list[float]:
+    """Spacing along R, A, S → nnU-Net's order for a file of this orientation: its axes (k, j, i)."""
     axis_of = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-    return [float(spacing_mm[axis_of[letter]]) for letter in reversed(grid.orientation)]
+    return [float(spacing_mm[axis_of[letter]]) for letter in reversed(orientation)]
 
 
 @contextlib.contextmanager

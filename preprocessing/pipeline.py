@@ -33,6 +33,7 @@ def plan_and_preprocess(
     processes: int | Workers = 1,
     preprocess: bool = True,
     specialists: bool = False,
+    specialist_planner: str = "default",
 ) -> JobSummary:
     """Do all steps; what is up to date is not done again.
 
@@ -50,7 +51,8 @@ def plan_and_preprocess(
         unified_name: Name of the unified dataset.
         processes: Worker processes, or where else to run.
         preprocess: Whether to preprocess after planning.
-        specialists: Whether to plan and preprocess each dataset's nnU-Net as well.
+        specialists: Whether to plan each dataset's nnU-Net as well, and to preprocess for it.
+        specialist_planner: One of :data:`satunet.planners.nnunet.PLANNERS`.
 
     Returns:
         The summary of everything; its exit code is 1 if something failed.
@@ -90,19 +92,24 @@ def plan_and_preprocess(
         summary.note(key, sentence)
     summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
     summary.note("plan", str(file))
-    if not preprocess:
-        return summary
-    summary.include(preprocess_datasets(plan, plan.datasets, processes=processes))
+    if preprocess:
+        summary.include(preprocess_datasets(plan, plan.datasets, processes=processes))
     if specialists:
         here = processes.processes if isinstance(processes, Workers) else processes  # nnunetv2 knows no cluster
         for name in plan.datasets:
             try:
                 plan_specialist(
-                    load_dataset(name), gpu_memory_gb=gpu_memory_gb, spacing_mm=spacing_mm, base_features=base_features
+                    load_dataset(name),
+                    # a preset's GPU memory is its own; the default planner takes the one given
+                    gpu_memory_gb=gpu_memory_gb if specialist_planner == "default" else None,
+                    spacing_mm=spacing_mm,
+                    base_features=base_features,
+                    planner=specialist_planner,
                 )
-                made = preprocess_specialist(name, processes=here)
+                made = preprocess_specialist(name, processes=here) if preprocess else True
                 (summary.done if made else summary.skipped)(f"{name} (specialist)")
             except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
                 summary.failed(f"{name} (specialist)", error)
-    summary.save(preprocessed_dir() / unified_name / "summary.json")
+    if preprocess:
+        summary.save(preprocessed_dir() / unified_name / "summary.json")
     return summary

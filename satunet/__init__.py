@@ -7,9 +7,22 @@ work without an install.
 """
 
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:
+    from satunet.prediction import Predictor as Predictor
 
 __version__ = "0.1.0"
 
 _root = _Path(__file__).resolve().parent.parent
 if not (_Path(__file__).resolve().parent / "planners").is_dir() and (_root / "planners" / "__init__.py").is_file():
     __path__.append(str(_root))
+
+
+def __getattr__(name: str) -> object:
+    """``satunet.Predictor``, imported when it is asked for: it brings torch with it."""
+    if name == "Predictor":
+        from satunet.prediction import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

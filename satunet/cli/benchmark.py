@@ -40,24 +40,24 @@ class Evaluate:
 
     def run(self) -> int:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
-        from satunet.datasets import read_labels
+        from satunet.datasets import Dataset, read_labels
         from satunet.evaluation.evaluate import evaluate_cases, references_in
-        from satunet.labels import normalize_name
+        from satunet.labels import listed_classes
         from satunet.progress import setup_logging
 
         references = references_in(self.references)
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
-        classes: dict[str, tuple[int, ...]] = {}
-        labels, ignore = read_labels(self.labels or self.references.parent / "dataset.json")
-        for source, ids in labels.items():
-            name = normalize_name(source).canonical
-            classes[name] = tuple(sorted({*classes.get(name, ()), *ids}))
+        file = self.labels or self.references.parent / "dataset.json"
+        labels, ignore = read_labels(file)
+        classes = listed_classes(
+            Dataset(id=0, name=file.parent.name, folder=file.parent, channel_names=(), modalities=(), labels=labels)
+        )
         evaluation, summary = evaluate_cases(
             references,
             self.predictions,
             classes,
-            allowed_ids={i for ids in classes.values() for i in ids} | ({ignore} if ignore is not None else set()),
+            allowed_ids={i for ids in labels.values() for i in ids} | ({ignore} if ignore is not None else set()),
             ignore_id=ignore,
             tolerance_mm=self.tolerance,
             policy=self.policy,

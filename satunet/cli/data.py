@@ -72,10 +72,10 @@ class Datasets:
             listed = [row | {"present": True} for row in rows] + [row | {"present": False} for row in missing]
             sys.stdout.write(json.dumps(listed, indent=1) + "\n")
         else:
-            _print_rows(rows, "Datasets in nnUNet_raw")
+            print_rows(rows, "Datasets in nnUNet_raw")
             if missing:
                 title = f"{len(missing)} of the {len(catalogue.records)} datasets of {catalogue.name} are not there"
-                _print_rows(missing, title)
+                print_rows(missing, title)
         return 1 if any("problem" in row for row in rows) else 0
 
 
@@ -139,13 +139,13 @@ class Labels:
             }
             for info in space.classes
         ]
-        _print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
+        print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
         notes: list[dict[str, object]] = [{"dataset": d, "note": n} for d, ns in space.notes.items() for n in ns]
         if notes:
-            _print_rows(notes, "What was found out about the labels")
+            print_rows(notes, "What was found out about the labels")
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
-            _print_rows(looks, f"{len(looks)} things look wrong")
+            print_rows(looks, f"{len(looks)} things look wrong")
         unknown = len(names) - len(fingerprints)
         if unknown:
             sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")
@@ -205,7 +205,7 @@ class _Planning:
     scheduler: Scheduler = None
     verbose: Verbose = False
 
-    def _run(self, *, preprocess: bool, specialists: bool) -> int:
+    def _run(self, *, preprocess: bool, specialists: bool, specialist_planner: str = "default") -> int:
         from satunet.datasets import override_modalities
         from satunet.parallel import Workers
         from satunet.paths import preprocessed_dir
@@ -231,6 +231,7 @@ class _Planning:
             processes=workers,
             preprocess=preprocess,
             specialists=specialists,
+            specialist_planner=specialist_planner,
         )
         summary.show()
         return summary.exit_code
@@ -238,11 +239,17 @@ class _Planning:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(_Planning):
-    """Make the unified plan of datasets and say why each value was chosen."""
+    """Make the unified plan of datasets and say why each value was chosen; needs fingerprints, but no scans."""
+
+    specialists: Annotated[bool, arg(help="Plan one nnU-Net per dataset as well.")] = False
+    specialist_planner: Annotated[
+        Literal["default", "resenc_m", "resenc_l", "resenc_xl"],
+        arg(help="nnU-Net's planner of the specialists; satunet trains 'default', nnUNetv2_train takes any."),
+    ] = "default"
 
     def run(self) -> int:
-        """Write ``satunetPlans.json``."""
-        return self._run(preprocess=False, specialists=False)
+        """Write ``satunetPlans.json``, and nnU-Net's plans files."""
+        return self._run(preprocess=False, specialists=self.specialists, specialist_planner=self.specialist_planner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +309,8 @@ def _are_whole(names: tuple[str, ...], workers: Workers) -> bool:
     return not summary.failures
 
 
-def _print_rows(rows: list[dict[str, object]], title: str) -> None:
+def print_rows(rows: list[dict[str, object]], title: str) -> None:
+    """Print rows as a table, whose columns are their keys."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

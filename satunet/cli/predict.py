@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from satunet.cli.options import Device, Output, Verbose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from satunet.prediction import Predictor
+    from satunet.prediction.inputs import ScanJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +23,12 @@ class Predict:
 
     input: Annotated[
         tuple[Path, ...],
-        arg(aliases=["-i"], metavar="PATH", help="Scans, or folders of scans (NIfTI, NRRD, MHA, MHD)."),
-    ]
+        arg(aliases=["-i"], metavar="PATH", help="Scans, or folders of scans (NIfTI, NRRD, MHA, MHD) or DICOM series."),
+    ] = ()
+    pairs: Annotated[
+        Path | None,
+        arg(metavar="FILE", help='JSON list or JSON lines of {"image": …, "prompts": […]}, instead of -i and -p.'),
+    ] = None
     output: Output
     model: Annotated[
         Path | None, arg(aliases=["-m"], metavar="FOLDER", help="Model folder; that of dataset 900 if not given.")
@@ -32,44 +42,138 @@ class Predict:
         Literal["ct", "mri", "us", "pet", "other"] | None, arg(help="Modality of the scans; guessed if not given.")
     ] = None
     combine: Annotated[bool, arg(help="One label map a scan; where masks overlap, the later prompt wins.")] = False
+    probabilities: Annotated[bool, arg(help="Write probabilities beside the masks.")] = False
+    dicom_seg: Annotated[bool, arg(help="Write a DICOM Segmentation for DICOM series (extra: dicom).")] = False
+    statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
+    largest_component: Annotated[bool, arg(help="Keep the largest connected component of each mask.")] = False
+    fill_holes: Annotated[bool, arg(help="Fill the closed cavities of each mask.")] = False
+    strict: Annotated[bool, arg(help="End before the first scan if a prompt names no class of the model.")] = False
     fold: Annotated[str | None, arg(aliases=["-f"], help="Fold whose weights to take; the only one if not given.")] = (
         None
     )
     checkpoint: Annotated[str, arg(aliases=["-chk"], help="Checkpoint file in the fold's folder.")] = (
         "checkpoint_final.pth"
     )
-    overlap: Annotated[float, arg(help="Share of a window that its neighbour covers too.")] = 0.5
+    overlap: Annotated[float | None, arg(help="Share of a window that its neighbour covers too; 0.5 if not given.")] = (
+        None
+    )
+    mirror: Annotated[
+        bool, arg(help="Average over mirrored windows, never across left and right; for models trained with mirroring.")
+    ] = False
+    fast: Annotated[bool, arg(help="Fewer windows (overlap 0.2): up to three times as fast, a little less exact.")] = (
+        False
+    )
+    batch: Annotated[int, arg(help="Windows that go through the network at once.")] = 1
+    memory: Annotated[float, arg(help="GB for the probabilities of prompts; less costs time, never a voxel.")] = 2.0
     overwrite: Annotated[bool, arg(help="Predict scans again that are done already.")] = False
+    dry_run: Annotated[bool, arg(help="Show scans, modalities, prompts and windows, and write nothing.")] = False
     device: Device = "auto"
     verbose: Verbose = False
 
     def run(self) -> int:
         """Predict; a scan that cannot be used is counted, the others go on."""
         from satunet.environment import quick_check
-        from satunet.errors import PromptError
+        from satunet.errors import PromptError, UserError
 
         quick_check()
-        if sum((bool(self.prompts), self.prompt_file is not None, self.all)) != 1:
-            raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all')
-        from satunet.prediction.folder import collect_scans, predict_folder, read_prompts
+        if bool(self.input) == (self.pairs is not None):
+            raise UserError("say which scans with one of: -i PATH …, --pairs FILE")
+        given = sum((bool(self.prompts), self.prompt_file is not None, self.all, self.pairs is not None))
+        if given != 1:
+            raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
+        from satunet.prediction import Predictor
+        from satunet.prediction.folder import predict_folder
+        from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
         from satunet.prediction.model_folder import ModelFolder
-        from satunet.prediction.predictor import Predictor
+        from satunet.prediction.outputs import Outputs, write_statistics
+        from satunet.prediction.postprocess import Postprocessing
         from satunet.progress import setup_logging
         from satunet.trainers.run import model_folder
 
-        collect_scans(self.input)  # a wrong call should fail before the model is loaded
-        prompts = None if self.all else self.prompts or read_prompts(self.prompt_file or Path())
-        setup_logging(self.output / "predict.log", verbose=self.verbose)
+        # A wrong call should fail before the model is loaded.
+        jobs = read_pairs(self.pairs) if self.pairs is not None else collect_scans(self.input)
+        outputs = Outputs(combine=self.combine, probabilities=self.probabilities, dicom_seg=self.dicom_seg)
+        prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
+        setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)
         folder = self.model or model_folder("Dataset900_Unified")
-        model = ModelFolder.load(folder, fold=self.fold, checkpoint=self.checkpoint)
+        predictor = Predictor(
+            ModelFolder.load(folder, fold=self.fold, checkpoint=self.checkpoint),
+            device=self.device,
+            overlap=self.overlap if self.overlap is not None else 0.2 if self.fast else 0.5,
+            memory_gb=self.memory,
+            mirror=self.mirror,
+            batch=self.batch,
+            postprocessing=Postprocessing(largest_component=self.largest_component, fill_holes=self.fill_holes),
+        )
+        if self.strict:
+            _all_known(predictor, jobs, prompts)
+        if self.dry_run:
+            return _show(predictor, jobs, prompts, self.modality)
         summary = predict_folder(
-            self.input,
+            jobs,
             self.output,
-            Predictor(model, device=self.device, overlap=self.overlap),
+            predictor,
             prompts,
             modality=self.modality,
-            combine=self.combine,
+            outputs=outputs,
             overwrite=self.overwrite,
         )
+        if self.statistics:
+            summary.note("statistics", str(write_statistics(self.output, [job.name for job in jobs], self.combine)))
         summary.show()
         return summary.exit_code
+
+
+def _all_known(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None) -> None:
+    from satunet.errors import PromptError
+
+    wanted = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
+    unknown = [m for m in (predictor.match(list(wanted)) if wanted else []) if m.status != "known"]
+    if unknown:
+        near = "; ".join(f"{m.prompt!r} (nearest: {', '.join(n for n, _ in m.nearest) or 'none'})" for m in unknown)
+        raise PromptError(f"--strict: these prompts name no class of the model: {near}")
+
+
+def _show(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None, modality: str | None) -> int:
+    """What would be done; 1 if a scan cannot be used."""
+    from satunet.cli.data import print_rows
+    from satunet.prediction.window import window_starts
+
+    patch = predictor.model.plan.patch_size
+    rows: list[dict[str, object]] = []
+    wrong = False
+    for job in jobs:
+        row: dict[str, object] = {"scan": job.name}
+        try:
+            scan = predictor.prepare(job.read(), modality or (job.modality if job.modality != "other" else None))
+            shape = [max(n, p) for n, p in zip(scan.volume.shape, patch, strict=True)]
+            wanted = job.prompts or prompts
+            known = [c.name for c in predictor.model.space.classes if scan.modality in c.modalities]
+            row |= {
+                "modality": f"{scan.modality} ({scan.modality_from})",
+                "shape": scan.image.grid.shape,
+                "spacing": [round(v, 2) for v in scan.image.grid.spacing_mm],
+                "windows": len(window_starts(shape, patch, predictor.overlap)),
+                "prompts": len(known if wanted is None else wanted),
+            }
+        except Exception as error:
+            row["problem"] = str(error)
+            wrong = True
+        rows.append(row)
+    print_rows(rows, f"{len(rows)} scans, windows of {patch}")
+    every = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
+    if every:
+        matches = predictor.match(list(every))
+        print_rows(
+            [
+                {
+                    "prompt": m.prompt,
+                    "class": m.class_name or "",
+                    "status": m.status,
+                    "nearest": [n for n, _ in m.nearest],
+                }
+                for m in matches
+            ],
+            "Prompts",
+        )
+    return 1 if wrong else 0

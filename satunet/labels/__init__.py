@@ -1,6 +1,6 @@
 """The unified label space: which class of which dataset is which label id."""
 
-from satunet.labels.build import build_label_space
+from satunet.labels.build import build_label_space, listed_classes
 from satunet.labels.names import NormalizedName, normalize_name
 from satunet.labels.prompts import PromptMatch, match_prompt
 from satunet.labels.space import ClassInfo, LabelSpace, text_variants
@@ -11,6 +11,7 @@ __all__ = [
     "NormalizedName",
     "PromptMatch",
     "build_label_space",
+    "listed_classes",
     "match_prompt",
     "normalize_name",
     "text_variants",

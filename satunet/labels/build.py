@@ -74,6 +74,15 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
     return LabelSpace(classes=classes, ids=ids, notes=notes)
 
 
+def listed_classes(dataset: Dataset, catalogue: Catalogue | None = None) -> dict[str, tuple[int, ...]]:
+    """Class → ids of what a dataset lists itself, without unions by rule; an organ has its lesions' ids too.
+
+    What is scored: a mask of "liver" is held against liver and liver tumor, whoever predicted it.
+    """
+    space = build_label_space([dataset], catalogue)
+    return {name: ids for name, ids in sorted(space.ids[dataset.name].items()) if space.info(name).source_names}
+
+
 def catalogue_record(dataset: Dataset, catalogue: Catalogue) -> tuple[CatalogueRecord | None, str | None]:
     """The catalogue's record of a dataset, or ``None``; and why not, where the name alone is known."""
     record = catalogue.by_name(dataset.name)

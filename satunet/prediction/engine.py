@@ -7,8 +7,8 @@ probabilities exceeds one half only where one of them does. Sums are then kept i
 prompts at once as fit, and windows that touch no box are left out. Rejected: as many passes over the whole scan as
 there are groups of prompts, which encodes the image again for each; half-precision sums, which round.
 
-Results do not depend on the grouping, to the last bit: matrix products always have :data:`MASK_CHUNK` columns,
-because libraries choose other kernels, which round differently, for few.
+Results do not depend on the grouping, to the last bit (with one window at a time): matrix products always have
+:data:`MASK_CHUNK` columns, because libraries choose other kernels, which round differently, for few.
 """
 
 from __future__ import annotations
@@ -71,6 +71,9 @@ class WindowedScan:
         overlap: Share of a window that its neighbour covers too.
         device: Where to compute and to keep the sums.
         precision: Of the network; sums and mask products are float32.
+        flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
+            1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
+        batch: Windows that go through the network at once.
         memory_bytes: For the sums, and as much again for feature maps that are kept between passes.
         on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
             An exception in it ends the prediction.
@@ -84,10 +87,12 @@ class WindowedScan:
     overlap: float = 0.5
     device: torch.device
     precision: Precision = "auto"
+    flips: tuple[tuple[int, ...], ...] = ((),)
+    batch: int = 1
     memory_bytes: int = 1 << 30
     on_progress: OnProgress | None = None
-    _features: dict[Axes, Tensor] = field(default_factory=dict)
-    _embeddings: dict[Axes, Tensor] = field(default_factory=dict)
+    _features: dict[tuple[Axes, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    _embeddings: dict[tuple[Axes, tuple[int, ...]], Tensor] = field(default_factory=dict)
     _passes: int = 0
     _done: int = 0
 
@@ -143,18 +148,23 @@ class WindowedScan:
     def _sums(self, boxes: dict[int, Box]) -> dict[int, Tensor]:
         """Weighted sums of the probabilities of some queries, each inside its box of the padded volume."""
         sums = {k: torch.zeros([s.stop - s.start for s in box], device=self.device) for k, box in boxes.items()}
+        share = self.gauss / len(self.flips)  # exact: by a power of two
+        touched: dict[Axes, dict[int, Box]] = {}
         for start in self.starts:
             window = self._window(start)
-            touched = {k: both for k, box in boxes.items() if (both := _intersection(box, window)) is not None}
-            if touched:
-                features, embeddings = self._encode(start)
-                keys = list(touched)
+            touched[start] = {k: both for k, box in boxes.items() if (both := _intersection(box, window)) is not None}
+        self._advance(sum(not found for found in touched.values()))
+        for start, looks in self._encode([start for start in self.starts if touched[start]]):
+            window = self._window(start)
+            keys = list(touched[start])
+            for features, embeddings in looks:
                 for first in range(0, len(keys), MASK_CHUNK):
                     part = keys[first : first + MASK_CHUNK]
                     for k, logits in zip(part, self._logits(features, embeddings[part]), strict=True):
                         # The whole window, whatever part is wanted: vectorised functions round differently at ends.
-                        weighted = logits.sigmoid().mul_(self.gauss)
-                        sums[k][_relative(touched[k], boxes[k])] += weighted[_relative(touched[k], window)]
+                        weighted = logits.sigmoid().mul_(share)
+                        place = touched[start][k]
+                        sums[k][_relative(place, boxes[k])] += weighted[_relative(place, window)]
             self._advance()
         return sums
 
@@ -163,36 +173,57 @@ class WindowedScan:
         """Box of each query's positive logits in the padded volume, a voxel wider, cut to the scan; or nothing."""
         boxes: list[Box | None] = [None] * len(self.queries)
         self._passes = 2  # at least
-        for start in self.starts:
+        for start, looks in self._encode(self.starts, keep=True):
             window = self._window(start)
-            features, embeddings = self._encode(start, keep=True)
-            for first in range(0, len(embeddings), MASK_CHUNK):
-                part = embeddings[first : first + MASK_CHUNK]
-                for k, logits in enumerate(self._logits(features, part), start=first):
-                    found = _box_of(logits > 0)
-                    if found is not None:
-                        place = tuple(
-                            slice(w.start + f.start, w.start + f.stop) for w, f in zip(window, found, strict=True)
-                        )
-                        boxes[k] = _union(boxes[k], place)
+            for features, embeddings in looks:
+                for first in range(0, len(embeddings), MASK_CHUNK):
+                    part = embeddings[first : first + MASK_CHUNK]
+                    for k, logits in enumerate(self._logits(features, part), start=first):
+                        found = _box_of(logits > 0)
+                        if found is not None:
+                            place = tuple(
+                                slice(w.start + f.start, w.start + f.stop) for w, f in zip(window, found, strict=True)
+                            )
+                            boxes[k] = _union(boxes[k], place)
             self._advance()
         wider = [None if box is None else _wider(box, self.padded.shape) for box in boxes]
         return [None if box is None else _intersection(box, self.inside) for box in wider]
 
-    def _encode(self, start: Axes, *, keep: bool = False) -> tuple[Tensor, Tensor]:
-        """Full-resolution features (1, C, x, y, z) of a window and the mask embeddings (N, E) of all queries."""
-        if start in self._features:
-            return self._features[start].to(self.device).float(), self._embeddings[start]
-        crop = self.padded[self._window(start)][None, None].to(self.device)
+    def _encode(
+        self, starts: Sequence[Axes], *, keep: bool = False
+    ) -> Iterator[tuple[Axes, list[tuple[Tensor, Tensor]]]]:
+        """Windows, each with its looks: full-resolution features (1, C, x, y, z), mask embeddings (N, E) of all queries.
+
+        Features of mirrored looks are mirrored back.
+        """
+        for first in range(0, len(starts), self.batch):
+            several = starts[first : first + self.batch]
+            looks: dict[Axes, list[tuple[Tensor, Tensor]]] = {start: [] for start in several}
+            for flip in self.flips:
+                missing = [start for start in several if (start, flip) not in self._features]
+                fresh = dict(zip(missing, self._run(missing, flip, keep=keep), strict=True)) if missing else {}
+                for start in several:
+                    kept = self._features.get((start, flip))
+                    maps = fresh[start] if kept is None else kept.to(self.device)
+                    looks[start].append((maps.float(), self._embeddings[start, flip]))
+            yield from looks.items()
+
+    def _run(self, starts: Sequence[Axes], flip: tuple[int, ...], *, keep: bool) -> list[Tensor]:
+        """Features of windows; embeddings of their queries, and features to keep, are put aside."""
+        axes = [axis - 3 for axis in flip]
+        crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
         with autocast_for(self.device, self.precision):
-            features = self.network.encode_image(crop)
-            if start not in self._embeddings:
-                modality = torch.tensor([self.modality], device=self.device)
-                self._embeddings[start] = self.network.decode(features, self.queries[None], modality)[0][0].float()
-        maps = features.maps[0]
-        if keep and maps.numel() * maps.element_size() * len(self.starts) <= self.memory_bytes:
-            self._features[start] = maps
-        return maps.float(), self._embeddings[start]
+            features = self.network.encode_image(crops.flip(axes) if axes else crops)
+            if any((start, flip) not in self._embeddings for start in starts):
+                modality = torch.full((len(starts),), self.modality, device=self.device)
+                queries = self.queries[None].expand(len(starts), -1, -1)
+                for start, found in zip(starts, self.network.decode(features, queries, modality)[0], strict=True):
+                    self._embeddings.setdefault((start, flip), found.float())
+        maps = features.maps[0].flip(axes) if axes else features.maps[0]
+        per_window = maps[0].numel() * maps.element_size()
+        if keep and per_window * len(self.starts) * len(self.flips) <= self.memory_bytes:
+            self._features |= {(start, flip): maps[i : i + 1] for i, start in enumerate(starts)}
+        return [maps[i : i + 1] for i in range(len(starts))]
 
     def _logits(self, features: Tensor, embeddings: Tensor) -> Tensor:
         """(n, E) → (n, x, y, z) float32; n at most :data:`MASK_CHUNK`."""
@@ -205,9 +236,9 @@ class WindowedScan:
         x, y, z = (slice(s, s + p) for s, p in zip(start, self.patch, strict=True))
         return x, y, z
 
-    def _advance(self) -> None:
-        self._done += 1
-        if self.on_progress is not None:
+    def _advance(self, windows: int = 1) -> None:
+        self._done += windows
+        if windows and self.on_progress is not None:
             self.on_progress(self._done, max(1, self._passes) * len(self.starts))
 
 

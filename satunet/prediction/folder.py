@@ -1,254 +1,212 @@
-"""Predict many scans: one bad scan never ends the rest, and a second run does what is missing."""
+"""Predict many scans: one bad scan never ends the rest, and a second run does what is missing.
+
+While the network looks at one scan, the next is read and preprocessed, and the masks of the last are restored and
+packed. All queues are bounded: at any time there is one scan ahead, one in the network, and at most two behind it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from satunet.errors import PromptError, UserError
-from satunet.files import mask_file_name, read_json, write_json
-from satunet.imageio import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending, write_label_map
+from satunet.errors import PromptError
 from satunet.labels import PromptMatch
-from satunet.prediction.predictor import Predictor, PromptMask, guess_modality
+from satunet.prediction.inputs import ScanJob, collect_scans
+from satunet.prediction.masks import BoxedMask
+from satunet.prediction.outputs import MANIFEST_VERSION, Outputs, ScanResult, is_done
+from satunet.prediction.predictor import Predictor, PreparedScan
 from satunet.progress import JobSummary, progress_bar
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 1
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanJob:
-    """One scan to predict.
-
-    Attributes:
-        path: Its file.
-        name: Name of its results.
-    """
-
-    path: Path
-    name: str
-
-
-def collect_scans(inputs: Sequence[Path]) -> list[ScanJob]:
-    """Scans of files and folders.
-
-    nnU-Net's channel suffix ``_0000`` is left out of a result's name where that keeps the names apart.
-
-    Raises:
-        UserError: An input that does not exist, a folder without images, or two scans of one name.
-    """
-    paths: list[Path] = []
-    for given in inputs:
-        if given.is_dir():
-            found = list_images(given)
-            if not found:
-                raise UserError(f"{given}: no images in this folder; allowed endings are {', '.join(IMAGE_ENDINGS)}")
-            paths += found
-        else:
-            paths.append(given)  # a file that is missing or no image is that scan's failure, not the job's
-    if not paths:
-        raise UserError("no input was given")
-    full = [strip_ending(p.name) for p in paths]
-    short = [n[:-5] if len(n) > 5 and n[-5] == "_" and n[-4:].isdigit() else n for n in full]
-    names = [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise UserError(f"several inputs would give results of the same name: {', '.join(twice[:5])}")
-    return [ScanJob(path=p, name=n) for p, n in zip(paths, names, strict=True)]
-
-
-def read_prompts(file: Path) -> tuple[str, ...]:
-    """Prompts of a text file: one a line, empty lines and those that start with ``#`` are left out.
-
-    Raises:
-        PromptError: No such file, or nothing in it.
-    """
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{file}: cannot be read as a text file of prompts ({error})") from error
-    prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if not prompts:
-        raise PromptError(f"{file}: no prompts in it; expected is one a line")
-    return prompts
+_WRITERS = 2
+_WAITING_MASKS = 8
+_WAITING_SCANS = 2
 
 
 def predict_folder(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | ScanJob],
     output: Path,
     predictor: Predictor,
     prompts: Sequence[str] | None,
     *,
     modality: str | None = None,
-    combine: bool = False,
+    outputs: Outputs | None = None,
     overwrite: bool = False,
 ) -> JobSummary:
-    """Predict scans into a folder.
+    """Predict scans into a folder; :mod:`satunet.prediction.outputs` says what is written.
 
-    Results of a scan are ``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, which is written last: a scan
-    without it is done again. With ``combine``, a scan gives one label map ``<output>/<scan>.<ending>`` and its
-    legend ``<scan>.json``; where masks overlap, the later prompt wins.
+    Started by ``torchrun``, every process takes its share of the scans.
 
     Args:
-        inputs: Files and folders.
+        inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
         output: Where to write.
         predictor: With its model.
-        prompts: What to look for; ``None``: every class the model knows for the scan's modality.
-        modality: Of all scans; guessed a scan if not given.
-        combine: One label map a scan instead of a mask a prompt.
+        prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
+            the scan's modality.
+        modality: Of all scans; a scan's own, or guessed, if not given.
+        outputs: What to write; a mask a prompt if not given.
         overwrite: Predict scans again that are done already.
 
     Returns:
         What became of each scan.
 
     Raises:
-        UserError: No input, or prompts that cannot be used.
+        PromptError: Prompts that cannot be used.
+        UserError: A folder without scans, or two scans of one name.
     """
-    jobs = collect_scans(inputs)
-    if prompts is not None:
-        prompts = tuple(dict.fromkeys(prompts))
-        _report(predictor.match(prompts))
+    jobs = [job for job in inputs if isinstance(job, ScanJob)]
+    paths = [path for path in inputs if not isinstance(path, ScanJob)]
+    jobs += collect_scans(paths) if paths or not jobs else []
+    run = _Run(
+        output=output, predictor=predictor, prompts=None if prompts is None else tuple(dict.fromkeys(prompts)),
+        modality=modality, outputs=outputs or Outputs(), overwrite=overwrite,
+    )  # fmt: skip
+    every = dict.fromkeys(p for own in (run.prompts, *(job.prompts for job in jobs)) for p in own or ())
+    matches = {m.prompt: m for m in predictor.match(list(every))} if every else {}
+    _report(list(matches.values()))
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    mine = jobs[rank::world]
     summary = JobSummary("prediction")
-    with progress_bar("Predicting", len(jobs)) as advance:
-        for job in jobs:
-            try:
-                if not overwrite and _is_done(output, job, predictor, prompts, combine):
-                    summary.skipped(job.name)
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress_bar("Predicting", len(mine)))
+        closing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="finish"))
+        writing = stack.enter_context(ThreadPoolExecutor(_WRITERS, thread_name_prefix="write"))
+        behind, masks = threading.Semaphore(_WAITING_SCANS), threading.Semaphore(_WAITING_MASKS)
+        lock = threading.Lock()
+
+        def ended(job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
+            with lock:
+                if error is not None:
+                    summary.failed(job.name, error)
                 else:
-                    _predict_scan(job, output, predictor, prompts, modality, combine)
-                    summary.done(job.name)
+                    (summary.skipped if skipped else summary.done)(job.name)
+                advance(note=job.name)
+
+        for job, reading in _ahead(mine, run.prepare, stack):
+            try:
+                scan = reading.result()
+                if scan is None:
+                    ended(job, skipped=True)
+                    continue
+                result = run.result_of(job, scan, matches)
+                result.begin()
+                started = time.monotonic()
+                pending: list[tuple[int, Future[BoxedMask]]] = []
+                report = partial(_show_windows, advance, job.name)
+                for position, found in predictor.find(scan, result.matches, on_progress=report):
+                    masks.acquire()
+                    future = writing.submit(run.write, result, position, found)
+                    future.add_done_callback(lambda _: masks.release())
+                    pending.append((position, future))
+                behind.acquire()
+                closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
-                summary.failed(job.name, error)
-            advance(note=job.name)
-    summary.save(output / "prediction_summary.json")
+                ended(job, error)
+    summary.save(output / ("prediction_summary.json" if world == 1 else f"prediction_summary_{rank}.json"))
     return summary
 
 
-def _predict_scan(
-    job: ScanJob,
-    output: Path,
-    predictor: Predictor,
-    prompts: Sequence[str] | None,
-    modality: str | None,
-    combine: bool,
-) -> None:
-    started = time.monotonic()
-    image = read_image(job.path)
-    known = predictor.model.modalities
-    chosen, how = (modality, "given") if modality else guess_modality(image, known)
-    wanted = prompts
-    if wanted is None:
-        wanted = [c.name for c in predictor.model.space.classes if chosen in c.modalities]
-        if not wanted:
-            raise PromptError(f"the model knows no class for the modality {chosen!r}; it knows {', '.join(known)}")
-    logger.info("%s: taken as %s (%s), %d prompts", job.name, chosen, how, len(wanted))
-    prediction = predictor.predict(image, wanted, modality=chosen)
-    ending = image_ending(job.path) or ".nii.gz"
-    manifest: dict[str, Any] = {
-        "version": MANIFEST_VERSION,
-        "scan": job.name,
-        "source": str(job.path),
-        "modality": chosen,
-        "modality_from": how,
-        "model": str(predictor.model.path),
-        "weights": predictor.model.weights_hash,
-        "overlap": predictor.overlap,
-        "combine": combine,
-        "requested": list(wanted) if prompts is not None else None,
-    }
-    if combine:
-        _write_combined(output, job.name, ending, image, prediction.masks, manifest, started)
-    else:
-        _write_masks(output / job.name, ending, image, prediction.masks, manifest, started)
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What holds for all scans of a call."""
 
+    output: Path
+    predictor: Predictor
+    prompts: tuple[str, ...] | None
+    modality: str | None
+    outputs: Outputs
+    overwrite: bool
 
-def _write_masks(
-    folder: Path, ending: str, image: Image, masks: Sequence[PromptMask], manifest: dict[str, Any], started: float
-) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)
-    entries = []
-    used: set[str] = set()
-    for result in masks:
-        entry = _describe(result, image)
-        if result.boxed is not None:
-            name = mask_file_name(result.match.prompt)
-            while name.lower() in used:  # "a/b" and "a:b" would share a file
-                name += "_"
-            used.add(name.lower())
-            write_label_map(folder / f"{name}{ending}", result.boxed.full, like=image)
-            entry["file"] = f"{name}{ending}"
-        entries.append(entry)
-    write_json(folder / MANIFEST, manifest | {"seconds": round(time.monotonic() - started, 2), "prompts": entries})
+    def prepare(self, job: ScanJob) -> PreparedScan | None:
+        """Read and preprocess a scan; ``None`` if it is done."""
+        if not self.overwrite and is_done(self.output, job.name, self.outputs.combine, self._manifest(job)):
+            return None
+        named = self.modality or (job.modality if job.modality != "other" else None)
+        return self.predictor.prepare(job.read(), named)
 
-
-def _write_combined(
-    output: Path, name: str, ending: str, image: Image, masks: Sequence[PromptMask], manifest: dict[str, Any],
-    started: float,
-) -> None:  # fmt: skip
-    (output / f"{name}.json").unlink(missing_ok=True)
-    labels = np.zeros(image.grid.shape, dtype=np.uint16)
-    legend: dict[str, int] = {}
-    entries = []
-    for value, result in enumerate(masks, start=1):
-        entry = _describe(result, image)
-        if result.boxed is not None:
-            labels[result.boxed.box][result.boxed.inside] = value
-            legend[result.match.prompt] = value
-            entry["label"] = value
-        entries.append(entry)
-    write_label_map(output / f"{name}{ending}", labels, like=image)
-    content = manifest | {
-        "labels": legend,
-        "overlap_rule": "the later prompt wins",
-        "seconds": round(time.monotonic() - started, 2),
-        "prompts": entries,
-    }
-    write_json(output / f"{name}.json", content)
-
-
-def _describe(result: PromptMask, image: Image) -> dict[str, Any]:
-    match = result.match
-    entry: dict[str, Any] = {
-        "prompt": match.prompt,
-        "class": match.class_name,
-        "status": match.status,
-        "similarity": match.similarity,
-        "nearest": [list(n) for n in match.nearest],
-        "file": None,
-    }
-    if result.boxed is not None:
-        voxels, mean = result.boxed.voxels, result.boxed.mean_of(image.array)
-        entry |= {
-            "voxels": voxels,
-            "volume_ml": round(voxels * image.grid.voxel_ml, 4),
-            "mean_intensity": None if mean is None else round(mean, 4),
+    def result_of(self, job: ScanJob, scan: PreparedScan, matches: dict[str, PromptMatch]) -> ScanResult:
+        """What will be written for a scan."""
+        wanted = job.prompts or self.prompts
+        if wanted is None:
+            model = self.predictor.model
+            wanted = tuple(c.name for c in model.space.classes if scan.modality in c.modalities)
+            if not wanted:
+                known = ", ".join(model.modalities)
+                raise PromptError(f"the model knows no class for the modality {scan.modality!r}; it knows {known}")
+        found = [matches.get(p) or self.predictor.match([p])[0] for p in wanted]
+        how = scan.modality_from
+        if self.modality is None and job.modality == scan.modality and how == "given":
+            how = "DICOM header" if job.series is not None else "list of scans"
+        logger.info("%s: taken as %s (%s), %d prompts", job.name, scan.modality, how, len(wanted))
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "scan": job.name,
+            "modality": scan.modality,
+            "modality_from": how,
+            "model": str(self.predictor.model.path),
+            **self._manifest(job),
         }
-    return entry
-
-
-def _is_done(output: Path, job: ScanJob, predictor: Predictor, prompts: Sequence[str] | None, combine: bool) -> bool:
-    """Whether the scan's manifest is there, of this model and these prompts, and its files exist."""
-    file = output / f"{job.name}.json" if combine else output / job.name / MANIFEST
-    try:
-        content = read_json(file)
-        same = (
-            content["weights"] == predictor.model.weights_hash
-            and content["combine"] == combine
-            and content["requested"] == (list(prompts) if prompts is not None else None)
-            and content["source"] == str(job.path)
+        return ScanResult(
+            output=self.output, job=job, scan=scan, matches=found, outputs=self.outputs, manifest=manifest
         )
-        files = [file.parent / e["file"] for e in content["prompts"] if e.get("file")]
-        return bool(same and all(f.is_file() for f in files))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+
+    def write(self, result: ScanResult, position: int, found: Any) -> BoxedMask:
+        """Restore and write one mask."""
+        mask = self.predictor.restore(found, result.scan)
+        result.write_mask(position, mask, found)
+        return mask
+
+    def _manifest(self, job: ScanJob) -> dict[str, Any]:
+        """What a result depends on."""
+        wanted = job.prompts or self.prompts
+        return {
+            "source": str(job.path),
+            "weights": self.predictor.model.weights_hash,
+            "settings": self.predictor.settings,
+            "combine": self.outputs.combine,
+            "requested": list(wanted) if wanted is not None else None,
+        }
+
+
+def _ahead(
+    jobs: Sequence[ScanJob], prepare: Any, stack: ExitStack
+) -> Iterator[tuple[ScanJob, Future[PreparedScan | None]]]:
+    """Jobs with their preparation, which runs one job ahead."""
+    reading = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="read"))
+    upcoming = [(job, reading.submit(prepare, job)) for job in jobs[:1]]
+    for job in [*jobs[1:], None]:
+        current = upcoming.pop()
+        current[1].exception()  # wait: the next one is read while this one is predicted, not before
+        if job is not None:
+            upcoming.append((job, reading.submit(prepare, job)))
+        yield current
+
+
+def _show_windows(advance: Any, name: str, done: int, total: int) -> None:
+    advance(0, f"{name}: {done}/{total} windows")
+
+
+def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, ended: Any) -> None:
+    """Wait for a scan's masks and write its manifest."""
+    try:
+        masks: list[BoxedMask | None] = [None] * len(result.matches)
+        for position, future in pending:
+            masks[position] = future.result()
+        result.finish(masks, time.monotonic() - started)
+    except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
+        ended(result.job, error)
+    else:
+        ended(result.job)
 
 
 def _report(matches: Sequence[PromptMatch]) -> None:

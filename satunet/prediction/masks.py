@@ -79,31 +79,52 @@ def restore_box(
         geometry: Of that scan.
         threshold: At least 0.
     """
+    found = restore_values(values, box, geometry)
+    if found is None:
+        return BoxedMask.empty(geometry.original.shape)
+    restored, start = found
+    return BoxedMask.of(restored > threshold, start, geometry.original.shape)
+
+
+def restore_values(
+    values: NDArray[np.floating[Any]], box: Box, geometry: ScanGeometry
+) -> tuple[NDArray[np.float32], tuple[int, int, int]] | None:
+    """Interpolate what is in a box of the preprocessed scan linearly to the file's grid.
+
+    Args:
+        values: (x, y, z).
+        box: Its place in the preprocessed scan.
+        geometry: Of that scan.
+
+    Returns:
+        Values along the file's axes and the index of their first voxel; ``None`` if no voxel of the file lies there:
+        it is sampled more coarsely than the structure is thick.
+    """
     restored = np.asarray(values, dtype=np.float32)
     start = []
     for axis, (piece, size, wanted) in enumerate(zip(box, geometry.shape, geometry.cropped_shape, strict=True)):
-        first = 0
+        first = piece.start
         if size != wanted:
             matrix = interpolation_matrix(size, wanted)
             rows = np.flatnonzero(matrix[:, piece].any(axis=1))
-            if rows.size == 0:  # the scan is sampled more coarsely than the structure is thick
-                return BoxedMask.empty(geometry.original.shape)
+            if rows.size == 0:
+                return None
             first = int(rows[0])
             part = matrix[first : int(rows[-1]) + 1, piece]
             restored = np.moveaxis(np.tensordot(part, restored, axes=(1, axis)), 0, axis)
-        else:
-            first = piece.start
         start.append(first + geometry.crop[axis][0])
-    return _turn_back(restored > threshold, start, geometry)
+    return _turn_back(restored, start, geometry)
 
 
-def _turn_back(mask: NDArray[np.bool_], start: list[int], geometry: ScanGeometry) -> BoxedMask:
+def _turn_back(
+    values: NDArray[np.float32], start: list[int], geometry: ScanGeometry
+) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
     """From the turned axes to the file's, moving only the box."""
     shift = np.eye(4)
     shift[:3, 3] = start
-    x, y, z = mask.shape
+    x, y, z = values.shape
     place = Grid(shape=(x, y, z), affine=geometry.turned.affine @ shift)
-    turned, grid = reorient(mask, place, geometry.original.orientation)
+    turned, grid = reorient(values, place, geometry.original.orientation)
     origin = np.rint(np.linalg.solve(geometry.original.affine, grid.affine[:, 3])[:3]).astype(int)
     i, j, k = (int(o) for o in origin)
-    return BoxedMask.of(turned, (i, j, k), geometry.original.shape)
+    return turned, (i, j, k)

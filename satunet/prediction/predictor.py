@@ -5,10 +5,12 @@ the file's grid inside its own box.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +20,13 @@ from torch import Tensor
 from satunet.datasets import MODALITIES
 from satunet.devices import Precision, pick_device
 from satunet.errors import PromptError, UserError
-from satunet.imageio import Image, read_image
+from satunet.imageio import Image, as_image
 from satunet.labels import PromptMatch, match_prompt
-from satunet.prediction.engine import WindowedScan
+from satunet.prediction.engine import Probability, WindowedScan
 from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
-from satunet.preprocessing.transform import preprocess_image
+from satunet.prediction.postprocess import Postprocessing
+from satunet.preprocessing.transform import ScanGeometry, preprocess_image
 from satunet.text import TextEncoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,25 @@ class Prediction:
     masks: tuple[PromptMask, ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedScan:
+    """A scan that the network can look at.
+
+    Attributes:
+        image: As it was given.
+        modality: One of :data:`~satunet.datasets.MODALITIES`.
+        modality_from: How the modality was found out.
+        volume: (X, Y, Z) float32 in the plan's orientation and spacing, normalised.
+        geometry: The way back.
+    """
+
+    image: Image
+    modality: str
+    modality_from: str
+    volume: NDArray[np.float32]
+    geometry: ScanGeometry
+
+
 class Predictor:
     """Predicts with one model.
 
@@ -72,6 +94,9 @@ class Predictor:
         precision: As in :mod:`satunet.devices`.
         memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
             the same to the last voxel.
+        mirror: Look at every window mirrored as well, along all axes that keep left and right apart, and average.
+        batch: Windows that go through the network at once.
+        postprocessing: Of every mask.
     """
 
     def __init__(
@@ -82,15 +107,28 @@ class Predictor:
         overlap: float = 0.5,
         precision: Precision = "auto",
         memory_gb: float = 2.0,
+        mirror: bool = False,
+        batch: int = 1,
+        postprocessing: Postprocessing | None = None,
     ) -> None:
         if not 0 <= overlap < 1:
             raise UserError(f"overlap must lie in [0, 1), got {overlap}")
+        if batch < 1:
+            raise UserError(f"batch must be at least 1, got {batch}")
         self.model = model if isinstance(model, ModelFolder) else ModelFolder.load(Path(model))
         self.device = pick_device(device)
         self.overlap = overlap
         self.precision = precision
         self.memory_gb = memory_gb
+        self.mirror = mirror
+        self.batch = batch
+        self.postprocessing = postprocessing or Postprocessing()
         self.network = self.model.network.to(self.device)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, besides scan, prompts and weights."""
+        return {"overlap": self.overlap, "mirror": self.mirror, **asdict(self.postprocessing)}
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -112,8 +150,8 @@ class Predictor:
 
     def predict(
         self,
-        image: Image | Path | str,
-        prompts: Sequence[str],
+        image: Any,
+        prompts: Sequence[str] | Mapping[str, NDArray[np.floating[Any]]],
         *,
         modality: str | None = None,
         on_progress: Callable[[int, int], bool | None] | None = None,
@@ -121,45 +159,67 @@ class Predictor:
         """Segment a scan.
 
         Args:
-            image: The scan, or its file.
-            prompts: What to look for, in any wording.
+            image: A path; a satunet, nibabel or SimpleITK image; or (array, affine), see
+                :func:`satunet.imageio.as_image`.
+            prompts: What to look for, in any wording; or name → embedding (D,) of the model's text encoder.
             modality: One of :data:`~satunet.datasets.MODALITIES`; guessed if not given.
             on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
         Raises:
-            PromptError: No usable prompt, or cancelled.
+            PromptError: No usable prompt, an embedding of another width, or cancelled.
             ScanError: The file cannot be used.
         """
-        loaded = image if isinstance(image, Image) else read_image(Path(image))
-        matches = self.match(prompts)
-        chosen = modality or guess_modality(loaded, self.model.modalities)[0]
-        if chosen not in MODALITIES:
-            raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
-        usable = [i for i, m in enumerate(matches) if m.status != "unknown"]
-        masks: list[BoxedMask | None] = [None] * len(matches)
-        if usable:
-            queries = self._queries([matches[i] for i in usable])
-            for i, mask in zip(usable, self._masks(loaded, queries, chosen, on_progress), strict=True):
-                masks[i] = mask
+        if isinstance(prompts, Mapping):
+            matches = [PromptMatch(prompt=name, class_name=None, status="embedding") for name in prompts]
+        else:
+            matches = self.match(prompts)
+        scan = self.prepare(as_image(image), modality)
+        masks: list[BoxedMask | None] = [
+            None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
+        ]
+        embeddings = prompts if isinstance(prompts, Mapping) else None
+        for i, found in self.find(scan, matches, embeddings=embeddings, on_progress=on_progress):
+            masks[i] = self.restore(found, scan)
         return Prediction(
-            image=loaded,
-            modality=chosen,
+            image=scan.image,
+            modality=scan.modality,
             masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
-    def _queries(self, matches: Sequence[PromptMatch]) -> Tensor:
-        """(N, D) embeddings: the class's own for a known prompt, the prompt's otherwise."""
-        bank = self.model.bank
-        texts = [m.class_name or " ".join(m.prompt.lower().split()) for m in matches]
-        missing = [t for t in dict.fromkeys(texts) if t not in bank]
-        fresh = dict(zip(missing, self.encoder.encode(missing), strict=True)) if missing else {}
-        return torch.from_numpy(np.stack([fresh[t] if t in fresh else bank.matrix([t])[0] for t in texts]))
+    def prepare(self, image: Image, modality: str | None = None) -> PreparedScan:
+        """Preprocess a scan; needs no network, and may run beside one.
 
-    def _masks(
-        self, image: Image, queries: Tensor, modality: str, on_progress: Callable[[int, int], bool | None] | None
-    ) -> list[BoxedMask]:
-        plan = self.model.plan
-        prepared = preprocess_image(image, modality=modality, plan=plan)
+        Raises:
+            UserError: An unknown modality.
+        """
+        chosen, how = (modality, "given") if modality else guess_modality(image, self.model.modalities)
+        if chosen not in MODALITIES:
+            raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
+        done = preprocess_image(image, modality=chosen, plan=self.model.plan)
+        return PreparedScan(
+            image=image, modality=chosen, modality_from=how, volume=done.array[0], geometry=done.geometry
+        )
+
+    def find(
+        self,
+        scan: PreparedScan,
+        matches: Sequence[PromptMatch],
+        *,
+        embeddings: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+        on_progress: Callable[[int, int], bool | None] | None = None,
+    ) -> Iterator[tuple[int, Probability]]:
+        """Look for prompts in a scan.
+
+        Yields:
+            Position in ``matches`` and where the prompt's probability may exceed one half, as soon as it is known;
+            prompts that the model cannot know are left out.
+
+        Raises:
+            PromptError: An embedding of another width, or cancelled.
+        """
+        usable = [i for i, m in enumerate(matches) if m.status != "unknown"]
+        if not usable:
+            return
 
         def report(done: int, total: int) -> None:
             if on_progress is not None and on_progress(done, total) is False:
@@ -167,23 +227,56 @@ class Predictor:
 
         windows = WindowedScan(
             network=self.network,
-            volume=torch.from_numpy(prepared.array[0]),
-            queries=queries,
-            modality=MODALITIES.index(modality),
-            patch=plan.patch_size,
+            volume=torch.from_numpy(scan.volume),
+            queries=self._queries([matches[i] for i in usable], embeddings or {}),
+            modality=MODALITIES.index(scan.modality),
+            patch=self.model.plan.patch_size,
             overlap=self.overlap,
             device=self.device,
             precision=self.precision,
+            flips=self._flips(),
+            batch=self.batch,
             memory_bytes=int(self.memory_gb * 2**30),
             on_progress=report,
         )
-        masks: list[BoxedMask] = []
-        for found in windows.probabilities():
-            if found.values is None:
-                masks.append(BoxedMask.empty(image.grid.shape))
+        yield from zip(usable, windows.probabilities(), strict=True)
+
+    def restore(self, found: Probability, scan: PreparedScan) -> BoxedMask:
+        """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
+        if found.values is None:
+            return BoxedMask.empty(scan.image.grid.shape)
+        mask = restore_box(found.values.numpy(), found.box, scan.geometry)
+        if self.postprocessing:
+            x, y, z = (piece.start for piece in mask.box)
+            return BoxedMask.of(self.postprocessing(mask.inside), (x, y, z), mask.shape)
+        return mask
+
+    def _queries(self, matches: Sequence[PromptMatch], embeddings: Mapping[str, NDArray[np.floating[Any]]]) -> Tensor:
+        """(N, D) embeddings: the one given, else the class's own for a known prompt, the prompt's otherwise."""
+        bank = self.model.bank
+        texts = [m.class_name or " ".join(m.prompt.lower().split()) for m in matches]
+        missing = [t for m, t in zip(matches, texts, strict=True) if m.prompt not in embeddings and t not in bank]
+        missing = list(dict.fromkeys(missing))
+        fresh = dict(zip(missing, self.encoder.encode(missing), strict=True)) if missing else {}
+        rows = []
+        for match, text in zip(matches, texts, strict=True):
+            if match.prompt in embeddings:
+                row = np.asarray(embeddings[match.prompt], dtype=np.float32)
+                if row.shape != (bank.dim,) or not np.isfinite(row).all():
+                    raise PromptError(
+                        f"the embedding of {match.prompt!r} must be {bank.dim} finite numbers, got shape {row.shape}"
+                    )
             else:
-                masks.append(restore_box(found.values.numpy(), found.box, prepared.geometry))
-        return masks
+                row = fresh[text] if text in fresh else bank.matrix([text])[0]
+            rows.append(row)
+        return torch.from_numpy(np.stack(rows))
+
+    def _flips(self) -> tuple[tuple[int, ...], ...]:
+        if not self.mirror:
+            return ((),)
+        side = next(axis for axis, letter in enumerate(self.model.plan.orientation) if letter in "LR")
+        axes = [axis for axis in range(3) if not (self.model.space.has_sides and axis == side)]
+        return tuple(flip for count in range(len(axes) + 1) for flip in combinations(axes, count))
 
 
 def guess_modality(image: Image, known: Sequence[str]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
@@ -19,12 +20,14 @@ from satunet.errors import (
 from satunet.geometry import Grid, same_grid
 from satunet.imageio import (
     IMAGE_ENDINGS,
+    as_image,
     list_images,
     read_grid,
     read_image,
     read_label_map,
     strip_ending,
     write_label_map,
+    write_volume,
 )
 
 AFFINE = np.array([[0, -1.5, 0, 10], [2, 0, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]], dtype=float)
@@ -173,3 +176,50 @@ def test_names_and_listing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in list_images(tmp_path)] == ["a.mha", "b.nii.gz"]
     assert strip_ending("liver.v2_0000.nii.gz") == "liver.v2_0000"
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_legend_is_written_for_viewers_and_a_slope_kept(tmp_path: Path, ending: str) -> None:
+    grid = Grid(shape=(3, 4, 5), affine=np.diag([1.0, 2.0, 3.0, 1.0]))
+    labels = np.zeros(grid.shape, np.uint16)
+    labels[1, 2, 3] = 300
+    file = tmp_path / f"a{ending}"
+    write_label_map(file, labels, like=grid, legend={300: "left <kidney> & more", 1: "liver"})
+    loaded = nib.load(file)
+    assert loaded.get_data_dtype() == np.uint16
+    assert np.array_equal(np.asarray(loaded.dataobj), labels)
+    (extension,) = loaded.header.extensions
+    assert extension.get_code() == 30
+    table = ElementTree.fromstring(extension.content.rstrip(b"\0")).iter("Label")
+    assert {int(e.get("Key")): e.text for e in table} == {0: "background", 1: "liver", 300: "left <kidney> & more"}
+    # The legend of one file is not handed on to the next.
+    write_label_map(file, labels, like=read_image(file))
+    assert not nib.load(file).header.extensions
+    write_volume(file, labels, like=grid, slope=0.5)
+    assert np.asarray(nib.load(file).dataobj)[1, 2, 3] == 150
+
+
+def test_images_are_taken_in_any_form(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 99, (4, 5, 6)).astype(np.int16)
+    affine = np.array([[0, -2, 0, 5], [1, 0, 0, -3], [0, 0, 3, 7], [0, 0, 0, 1]], float)
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "a.nii.gz")
+    forms = [
+        (array, affine),
+        nib.Nifti1Image(array, affine),
+        nib.load(tmp_path / "a.nii.gz"),
+        sitk.ReadImage(str(tmp_path / "a.nii.gz")),
+        tmp_path / "a.nii.gz",
+        str(tmp_path / "a.nii.gz"),
+        read_image(tmp_path / "a.nii.gz"),
+    ]
+    for form in forms:
+        image = as_image(form)
+        assert np.array_equal(image.array, array), type(form)
+        assert np.allclose(image.grid.affine, affine, atol=1e-6), type(form)
+    with pytest.raises(TypeError, match=r"got list"):
+        as_image([1, 2])
+    with pytest.raises(NotThreeDimensionalError):
+        as_image((np.zeros((3, 3)), affine))
+    with pytest.raises(NonFiniteImageError):
+        as_image((np.full((3, 3, 3), np.nan), affine))

@@ -26,7 +26,7 @@ def satunet(folder: Path, *arguments: str, code: int = 0, raw: Path | None = Non
         [sys.executable, "-m", "satunet", *arguments],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=folder,
         timeout=580,
     )

@@ -94,7 +94,7 @@ def test_from_raw_scans_to_a_report(tmp_path: Path) -> None:
         "-device",
         "cpu",
     )
-    assert "<html" in (tmp_path / "bench" / "report.html").read_text()
+    assert "<html" in (tmp_path / "bench" / "report.html").read_text(encoding="utf-8")
     for competitor in ("satunet", "nnU-Net"):
         with (tmp_path / "bench" / "scores" / competitor / "Dataset901_SyntheticCT" / "per_class.csv").open() as file:
             assert len(list(csv.DictReader(file))) == 4

@@ -49,6 +49,15 @@ def test_the_72_are_planned_without_a_scan_and_a_73rd_is_the_only_one_read(
         assert (nnunet_env / "preprocessed" / name / "dataset_fingerprint.json").stat().st_mtime_ns == time
 
 
+def test_specialists_of_the_72_are_planned_without_a_scan(published: tuple[str, ...], nnunet_env: Path) -> None:
+    given = GIVEN | {"specialists": True}
+    assert plan_and_preprocess(published, **given).exit_code == 0
+    assert plan_and_preprocess(published[:3], specialist_planner="resenc_m", **given).exit_code == 0
+    folder = nnunet_env / "preprocessed"
+    assert all((folder / name / "nnUNetPlans.json").is_file() for name in published)
+    assert [p.parent.name for p in sorted(folder.glob("*/nnUNetResEncUNetMPlans.json"))] == list(published[:3])
+
+
 @pytest.mark.parametrize("preset", ["nano", "pro"])
 def test_sats_presets_plan_the_72(published: tuple[str, ...], nnunet_env: Path, preset: str) -> None:
     assert plan_and_preprocess(published, preset=preset, **GIVEN).exit_code == 0

@@ -124,3 +124,40 @@ def test_boxes_hold_a_voxel_more_than_what_exceeds_one_half(network: PromptedUNe
         for axis, (place, size) in enumerate(zip(probability.box, mask.shape, strict=True)):
             assert place.start <= max(0, places[:, axis].min() - 1)
             assert place.stop >= min(size, places[:, axis].max() + 2)
+
+
+def test_several_windows_at_once_give_the_same_masks(network: PromptedUNet) -> None:
+    torch.manual_seed(3)
+    volume, queries = torch.randn(30, 21, 40), torch.randn(5, 6)
+    alone = found(network, volume, queries)
+    for batch, memory in ((3, 1 << 30), (4, 4 * 2000)):
+        together = found(network, volume, queries, batch=batch, memory_bytes=memory)
+        for one, other in zip(alone, together, strict=True):
+            assert torch.allclose(one, other, atol=1e-5) or ((one > 0.5) != (other > 0.5)).sum() == 0
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 4 * 3000])
+def test_mirrored_looks_are_averaged(network: PromptedUNet, memory_bytes: int) -> None:
+    torch.manual_seed(4)
+    volume, queries = torch.randn(18, 25, 16), torch.randn(4, 6)
+    flips = ((), (1,), (2,), (1, 2))
+    sums, weight = torch.zeros(4, *volume.shape), torch.zeros(volume.shape)
+    gauss = torch.from_numpy(gaussian_weights(PATCH))
+    with torch.no_grad():
+        for start in window_starts(volume.shape, PATCH, 0.5):
+            place = tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True))
+            looks = []
+            for flip in flips:
+                crop = volume[place][None, None].flip([a + 2 for a in flip])
+                logits = network(crop, queries[None], torch.tensor([1]))[0][0]
+                looks.append(logits.flip([a + 1 for a in flip]).sigmoid())
+            sums[(slice(None), *place)] += torch.stack(looks).mean(0) * gauss
+            weight[place] += gauss
+    expected = sums / weight
+    for one, other in zip(
+        expected, found(network, volume, queries, flips=flips, memory_bytes=memory_bytes), strict=True
+    ):
+        assert one.max() > 0.5
+        inside = other > 0
+        assert torch.allclose(one[inside], other[inside], atol=1e-5)
+        assert (one[~inside] <= 0.5 + 1e-5).all()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +12,10 @@ import SimpleITK as sitk
 from satunet.errors import PromptError, UserError
 from satunet.files import read_json
 from satunet.prediction import ModelFolder, Predictor
-from satunet.prediction.folder import collect_scans, predict_folder, read_prompts
+from satunet.prediction.folder import predict_folder
+from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
+from satunet.prediction.outputs import Outputs, write_statistics
+from satunet.prediction.postprocess import Postprocessing
 
 AFFINE = np.array([[0, -1, 0, 10], [1, 0, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=float)
 
@@ -89,13 +94,15 @@ def test_an_unknown_prompt_is_in_the_manifest_and_has_no_file(tmp_path: Path, pr
 
 def test_combined_label_maps_have_a_legend(tmp_path: Path, predictor: Predictor) -> None:
     save(tmp_path / "a.nii.gz")
-    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], combine=True)
+    predict_folder(
+        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], outputs=Outputs(combine=True)
+    )
     legend = read_json(tmp_path / "out" / "a.json")
     assert legend["labels"] == {"bright": 1, "left bright": 2}
     labels = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
     assert set(np.unique(labels)) == {0, 2}  # the later prompt wins
     assert predict_folder(
-        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], combine=True
+        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], outputs=Outputs(combine=True)
     ).skipped_items
 
 
@@ -128,3 +135,132 @@ def test_prompt_files(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.txt")
     with pytest.raises(PromptError, match=r"none\.txt"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_scans_with_prompts_of_their_own(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    save(tmp_path / "in" / "b.nii.gz")
+    lines = [
+        {"image": "in/a.nii.gz", "prompts": ["bright"]},
+        {"image": "in/b.nii.gz", "label": ["left bright", "right bright"], "modality": "MRI"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "pairs.json").write_text(json.dumps(lines))
+    jobs = read_pairs(tmp_path / "pairs.jsonl")
+    assert jobs == read_pairs(tmp_path / "pairs.json")
+    assert predict_folder(jobs, tmp_path / "out", predictor, None).exit_code == 0
+    assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"bright.nii.gz", "manifest.json"}
+    manifest = read_json(tmp_path / "out" / "b" / "manifest.json")
+    assert [e["prompt"] for e in manifest["prompts"]] == ["left bright", "right bright"]
+    assert manifest["modality_from"] == "list of scans"
+    assert predict_folder(jobs, tmp_path / "out", predictor, None).skipped_items == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"image": "a.nii.gz"}', "line 1: expected is an object with 'image' and a list of 'prompts'"),
+        ('{"image": 3, "prompts": ["x"]}', "'image' must be a path, got 3"),
+        ('{"image": "a", "prompts": ["x"]}\n{"image"', "line 2: not a JSON object"),
+        ("[1]", "entry 1: expected is an object"),
+        ("[1", "not a JSON list"),
+        ("\n", "no images in it"),
+    ],
+)
+def test_lists_that_cannot_be_read(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "l.jsonl").write_text(text)
+    with pytest.raises(UserError, match=reason):
+        read_pairs(tmp_path / "l.jsonl")
+
+
+def test_statistics_have_a_row_for_every_prompt_also_of_earlier_runs(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    arguments = ([tmp_path / "in"], tmp_path / "out", predictor, ["bright", "coffee cup"])
+    predict_folder(*arguments)
+    save(tmp_path / "in" / "b.nii.gz")
+    assert predict_folder(*arguments).skipped_items == ["a"]
+    file = write_statistics(tmp_path / "out", ["a", "b", "failed"], combine=False)
+    rows = list(csv.DictReader(file.open()))
+    assert [(r["scan"], r["prompt"]) for r in rows] == [(s, p) for s in "ab" for p in ("bright", "coffee cup")]
+    assert float(rows[0]["volume_ml"]) == pytest.approx((scan() > 3).sum() / 1000)
+    assert rows[1]["voxels"] == ""
+
+
+def test_probabilities_agree_with_masks(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "a.nii.gz")
+    options = {"outputs": Outputs(probabilities=True)}
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright"], **options)
+    file = nib.load(tmp_path / "out" / "a" / "bright_probability.nii.gz")
+    assert file.get_data_dtype() == np.uint8
+    values = np.asarray(file.dataobj)
+    assert np.array_equal(values > 0.5, scan() > 3)
+    assert values.max() == pytest.approx(1)
+    with pytest.raises(UserError, match="not with one combined"):
+        Outputs(combine=True, probabilities=True)
+
+
+def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Path, predictor: Predictor) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    from tests.core.test_dicom import write_series
+
+    write_series(tmp_path / "in" / "patient" / "x", modality="MR")
+    options = {"outputs": Outputs(dicom_seg=True)}
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options)
+    assert summary.failures == {}
+    folder = tmp_path / "out" / "patient_x_4"
+    assert read_json(folder / "manifest.json")["modality_from"] == "DICOM header"
+    mask = nib.load(folder / "bright.nii.gz")
+    image = predictor.predict(collect_scans([tmp_path / "in"])[0].read(), ["bright"])
+    assert np.array_equal(np.asarray(mask.dataobj) > 0, image.masks[0].mask)
+    assert highdicom.seg.segread(str(folder / "segmentation.dcm")).SegmentSequence[0].SegmentLabel == "bright"
+
+
+def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
+    array = scan()
+    array[5, 5, 8] = 1  # a hole
+    array[15, 14, 17] = 5  # an island
+    cleaned = Predictor(
+        model, device="cpu", precision="float32", postprocessing=Postprocessing(largest_component=True, fill_holes=True)
+    )
+    found = cleaned.predict((array, AFFINE), ["bright"]).masks[0].mask
+    assert np.array_equal(found, scan() > 3)
+    plain = Predictor(model, device="cpu", precision="float32").predict((array, AFFINE), ["bright"]).masks[0].mask
+    assert np.array_equal(plain, array > 3)
+
+
+def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
+    tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satunet import imageio
+
+    save(tmp_path / "in" / "a.nii.gz")
+    save(tmp_path / "in" / "b.nii.gz")
+    written = imageio._save_nifti
+
+    def full(image: nib.Nifti1Image, path: Path, *, packed: bool) -> None:
+        path.write_bytes(b"half")
+        if path.parent.name == "a":
+            raise OSError(28, "No space left on device")
+        path.unlink()
+        written(image, path, packed=packed)
+
+    monkeypatch.setattr(imageio, "_save_nifti", full)
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
+    assert list(summary.failures) == ["a"]
+    assert "No space left" in summary.failures["a"]
+    assert list((tmp_path / "out" / "a").iterdir()) == []
+    assert (tmp_path / "out" / "b" / "manifest.json").is_file()
+    monkeypatch.undo()
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"]).done_items == ["a"]
+
+
+def test_ranks_share_the_scans(tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcde":
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    done = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        done.append(predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"]).done_items)
+    assert done == [["a", "c", "e"], ["b", "d"]]
+    assert (tmp_path / "out" / "prediction_summary_1.json").is_file()

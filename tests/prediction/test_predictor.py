@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,3 +154,40 @@ def test_weights_are_symmetric_and_never_zero() -> None:
     weights = gaussian_weights((8, 12, 6))
     assert weights.min() > 0
     assert np.allclose(weights, weights[::-1, ::-1, ::-1])
+
+
+def test_images_and_embeddings_in_memory(model: ModelFolder) -> None:
+    import satunet
+
+    assert satunet.Predictor is Predictor
+    predictor = satunet.Predictor(model, device="cpu", precision="float32")
+    array = np.ones((18, 16, 20), np.float32)
+    array[3:9, 4:8, 5:12] = 5
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    named = predictor.predict(nib.Nifti1Image(array, affine), ["bright"])
+    embedded = predictor.predict((array, affine), {"anything": np.zeros(6)})
+    assert embedded.masks[0].match.status == "embedding"
+    assert np.array_equal(named.masks[0].mask, embedded.masks[0].mask)
+    high = predictor.predict((array, affine), {"very bright": np.array([50.0, 0, 0, 0, 0, 0])})
+    assert not high.masks[0].mask.any()
+    for wrong in (np.zeros(5), np.full(6, np.nan)):
+        with pytest.raises(PromptError, match="embedding of 'x' must be 6 finite numbers"):
+            predictor.predict((array, affine), {"x": wrong})
+
+
+def test_mirroring_keeps_sides(model: ModelFolder) -> None:
+    predictor = Predictor(model, device="cpu", mirror=True)
+    assert predictor._flips() == ((), (1,), (2,), (1, 2))
+    with pytest.raises(UserError, match="batch"):
+        Predictor(model, batch=0)
+
+
+@pytest.mark.parametrize("dtype", ["i1", ">i2", "u2", "<f8", ">f4"])
+@pytest.mark.parametrize("shape", [(30, 30, 1), (3, 4, 5), (1, 40, 7)])
+def test_weird_but_valid_scans(model: ModelFolder, tmp_path: Path, dtype: str, shape: tuple[int, int, int]) -> None:
+    array = np.ones(shape, dtype)
+    array[shape[0] // 2 :, 1:3, :] = 90
+    turn = np.array([[0.8, -0.6, 0, 4], [0.6, 0.8, 0, -3], [0, 0, 1, 9], [0, 0, 0, 1]]) @ np.diag([0.3, 0.7, 10, 1])
+    nib.save(nib.Nifti1Image(array, turn), tmp_path / "a.nii.gz")
+    found = Predictor(model, device="cpu", precision="float32").predict(tmp_path / "a.nii.gz", ["bright"])
+    assert found.masks[0].mask.shape == shape

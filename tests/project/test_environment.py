@@ -76,7 +76,7 @@ def test_quick_check_refuses(installed: Installed, versions: dict[str, str], rec
 
 def test_quick_check_imports_nothing_heavy() -> None:
     script = "import sys; from satunet.environment import quick_check; quick_check(); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60, check=True)
     assert not {"torch", "torchvision", "numpy", "nnunetv2"}.intersection(done.stdout.split())
 
 
@@ -102,7 +102,9 @@ def test_torch_that_cannot_be_imported(tmp_path: Path) -> None:
     broken(tmp_path, "torch", "raise OSError('libtorch_cpu.so: cannot open shared object file')")
     script = "from satunet.environment import check_torch; print(*(i.message for i in check_torch()))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, encoding="utf-8", env=environment, timeout=60
+    )
     assert "torch cannot be imported (libtorch_cpu.so: cannot open shared object file)" in done.stdout
     assert "install --force-reinstall torch" in done.stdout
 

