@@ -4,7 +4,9 @@ A change that is meant to change it (sampling, initialisation, recipe) writes it
 
     python -m pytest tests/trainers/test_golden.py --golden
 
-The tolerance of 0.1 % a step is a hundred times what other thread counts and memory layouts were seen to change.
+The first five steps agree within 0.01 %, whatever the thread count and memory layout. Adam then amplifies rounding: two
+threads instead of one were seen to change a later step by 0.2 %, and 2 % are allowed; another sample, another weight or
+another rate changes steps by ten times that.
 """
 
 from __future__ import annotations
@@ -24,5 +26,7 @@ def test_thirty_steps_have_the_losses_they_had(planned: Path, request: pytest.Fi
     losses = losses_of(make_trainer(config(**changes)))
     if request.config.getoption("--golden"):
         FILE.write_text(json.dumps([round(loss, 6) for loss in losses], indent=1) + "\n")
-    assert losses == pytest.approx(json.loads(FILE.read_text()), rel=1e-3)
+    golden = json.loads(FILE.read_text())
+    assert losses[:5] == pytest.approx(golden[:5], rel=1e-4)
+    assert losses == pytest.approx(golden, rel=0.02)
     assert sum(losses[-5:]) < 0.93 * sum(losses[:5]), "and it learns"
