@@ -93,7 +93,7 @@ class TextEncoder:
     def _load(self) -> None:
         if self._model is not None:
             return
-        with _quiet_transformers():
+        with quiet_transformers():
             from transformers import AutoModel, AutoTokenizer
 
             try:
@@ -132,7 +132,10 @@ def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: no transformers model here (config.json is missing)")
-        return TextEncoder(name, str(folder), _folder_hash(folder), cache)
+        from satunet.text.sat import SatTextEncoder, is_sat_encoder
+
+        kind = SatTextEncoder if is_sat_encoder(folder) else TextEncoder
+        return kind(name, str(folder), _folder_hash(folder), cache)
     return TextEncoder(name, name, f"hub:{name}", cache)
 
 
@@ -155,7 +158,7 @@ def _folder_hash(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Transformers reports loading on stderr and in bars; ours is a command with bars of its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as noise
