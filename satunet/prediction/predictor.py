@@ -239,7 +239,8 @@ class Predictor:
             memory_bytes=int(self.memory_gb * 2**30),
             on_progress=report,
         )
-        yield from zip(usable, windows.probabilities(), strict=True)
+        for number, found in windows.probabilities():
+            yield usable[number], found
 
     def restore(self, found: Probability, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
