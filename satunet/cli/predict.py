@@ -44,6 +44,9 @@ class Predict:
     combine: Annotated[bool, arg(help="One label map a scan; where masks overlap, the later prompt wins.")] = False
     probabilities: Annotated[bool, arg(help="Write probabilities beside the masks.")] = False
     dicom_seg: Annotated[bool, arg(help="Write a DICOM Segmentation for DICOM series (extra: dicom).")] = False
+    rtstruct: Annotated[
+        bool, arg(help="Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).")
+    ] = False
     statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
     largest_component: Annotated[bool, arg(help="Keep the largest connected component of each mask.")] = False
     fill_holes: Annotated[bool, arg(help="Fill the closed cavities of each mask.")] = False
@@ -92,7 +95,12 @@ class Predict:
 
         # A wrong call should fail before the model is loaded.
         jobs = read_pairs(self.pairs) if self.pairs is not None else collect_scans(self.input)
-        outputs = Outputs(combine=self.combine, probabilities=self.probabilities, dicom_seg=self.dicom_seg)
+        outputs = Outputs(
+            combine=self.combine,
+            probabilities=self.probabilities,
+            dicom_seg=self.dicom_seg,
+            rtstruct=self.rtstruct,
+        )
         prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
         setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)
         folder = self.model or model_folder("Dataset900_Unified")

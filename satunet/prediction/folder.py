@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ class _Run:
             "source": str(job.path),
             "weights": self.predictor.model.weights_hash,
             "settings": self.predictor.settings,
-            "combine": self.outputs.combine,
+            "outputs": asdict(self.outputs),
             "requested": list(wanted) if wanted is not None else None,
         }
 
