@@ -78,8 +78,10 @@ class ScanResult:
     manifest: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Take back an earlier manifest: from now on, the scan is not done."""
+        """Take back an earlier manifest: from now on, the scan is not done. What a killed run left is removed."""
         manifest_file(self.output, self.job.name, self.outputs.combine).unlink(missing_ok=True)
+        for left_over in (self.output / self.job.name).glob(".tmp-*"):
+            left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Probability) -> None:
         """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
