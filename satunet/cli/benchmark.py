@@ -36,7 +36,9 @@ class Evaluate:
     references: Annotated[
         Path,
         arg(
-            aliases=["-r"], metavar="FOLDER", help="Label maps, such as a dataset's labelsTs, or a folder of masks a case."
+            aliases=["-r"],
+            metavar="FOLDER",
+            help="Label maps, such as a dataset's labelsTs, or a folder of masks a case.",
         ),
     ]
     labels: Annotated[
