@@ -30,6 +30,13 @@ OPTIONS = {
         "--predictions", "-p", "--references", "-r", "--labels", "--output", "-o", "--tolerance", "--policy",
         "--processes", "-np", "--verbose",
     },
+    "import": {
+        "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",
+    },
+    "export": {
+        "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
+    },
+    "info": {"--classes", "--verify", "--json", "--verbose"},
     "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip
 
