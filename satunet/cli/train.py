@@ -22,7 +22,11 @@ class Train:
     fold: Fold = "0"
     specialist: Annotated[
         tuple[str, ...],
-        arg(metavar="ID", help="Train the nnU-Nets of these datasets (or 'all') by nnunetv2 instead."),
+        arg(
+            aliases=["--specialists"],
+            metavar="ID",
+            help="Train the nnU-Nets of these datasets by nnunetv2 instead; 'all' goes on where a run before stopped.",
+        ),
     ] = ()
     recipe: Annotated[
         Literal["sat", "nnunet", "short"],
@@ -160,7 +164,7 @@ class Train:
                     steps=self.steps,
                     recipe=self._recipe() if self.recipe == "short" else None,
                     device=self.device,
-                    continue_training=self.continue_,
+                    continue_training=self.continue_ or "all" in self.specialist,
                 )
                 summary.done(name)
             except Exception as error:  # one dataset's failure must not end a night of trainings
