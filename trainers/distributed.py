@@ -35,10 +35,14 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def first() -> bool:
+    """Whether this is the first of the processes that torchrun started, also before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def log_name() -> str:
     """Name of this process's log file."""
-    number = int(os.environ.get("RANK", "0"))
-    return f"train_rank{number}.log" if number else "train.log"
+    return "train.log" if first() else f"train_rank{os.environ['RANK']}.log"
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ class SATTrainer(nnUNetTrainer):
         self.network.deep_supervision = enabled
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Scans of the fold; with fold ``all``, every scan trains and validates."""
+        """Training and validation scans of the fold; with fold ``all``, every scan is both."""
         known = [s for s in self.store.scan_ids if self.store.record(s).dataset in self.space.ids]
         if self.fold == "all":
             return known, known
@@ -165,14 +165,20 @@ class SATTrainer(nnUNetTrainer):
             raise ModelError(f"fold {self.fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
         present = set(known)
         train, val = ([s for s in folds[self.fold][part] if s in present] for part in ("train", "val"))
-        return train, val or train
+        return train, val
+
+    def held_out(self) -> list[str]:
+        """Validation scans that are not trained on: the only case of a dataset is both."""
+        train, val = self.do_split()
+        trained = set(train)
+        return [scan for scan in val if scan not in trained]
 
     def on_train_start(self) -> None:
         """Make the data loaders and write what prediction needs beside the checkpoints."""
         if not self.was_initialized:
             self.initialize()
         train, val = self.do_split()
-        self._make_loaders(train, val)
+        self._make_loaders(train, val or train)
         self._step_module: nn.Module = _Step(self.network)
         if distributed.world_size() > 1:
             # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
@@ -187,7 +193,7 @@ class SATTrainer(nnUNetTrainer):
             write_model_files(self)
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
-            f"{len(train)} training and {len(val)} validation scans, {len(self.space.classes)} classes, "
+            f"{len(train)} training and {len(val)} validation scans, {len(self.held_out())} of them held out, {len(self.space.classes)} classes, "
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{distributed.world_size()} processes with {self._workers()} workers each"
         )
@@ -369,6 +375,7 @@ class SATTrainer(nnUNetTrainer):
         if distributed.rank() == 0 and not self.disable_checkpointing:
             (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
         self.dataloader_train = None
+        self.reporter.gather_failures()
         for scan, count in sorted(self.failed_scans.items()):
             self.print_to_log_file(f"{scan} could not be read {count} times")
         distributed.barrier()
@@ -379,10 +386,10 @@ class SATTrainer(nnUNetTrainer):
 
         if not self.was_initialized:
             self.initialize()
-        if self.fold == "all":
-            self.print_to_log_file("fold 'all' holds no scan out: there is nothing to validate on")
+        scans = self.held_out()
+        if not scans:
+            self.print_to_log_file(f"fold {self.fold!r} holds no scan out: there is nothing to validate on")
             return
-        _, scans = self.do_split()
         summary = validate(self, scans)
         if summary is not None:
             mean = summary["foreground_mean"]["Dice"]
