@@ -12,6 +12,7 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -246,6 +247,17 @@ class SATTrainer(nnUNetTrainer):
             if self._out_of_time():
                 return
         self.on_train_end()
+
+    def leave_processes(self) -> None:
+        """Let go of DDP, before the process group ends.
+
+        Whoever drops the last reference to the group joins its threads. DDP would do so while it holds Python's lock,
+        which those threads need: now and then, a run would end but never exit.
+        """
+        if distributed.world_size() > 1:
+            self._step_module = nn.Identity()
+            gc.collect()
+            distributed.barrier()
 
     def _out_of_time(self) -> bool:
         """Whether another epoch would end after the deadline; the first process's clock decides for all."""
