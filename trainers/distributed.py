@@ -74,6 +74,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     try:
         yield device
+        dist.barrier()  # whoever leaves first must not take the connections of the others with it
     finally:
         dist.destroy_process_group()
 

@@ -83,8 +83,10 @@ def run_training(
             trainer.initialize()
             trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
         if not finished:
-            finished = _train(trainer, config)
-            trainer.leave_processes()
+            try:
+                finished = _train(trainer, config)
+            finally:
+                trainer.leave_processes()
         if finished and (validate or only_validate):
             trainer.perform_actual_validation()
         trainer.reporter.close()

@@ -257,7 +257,6 @@ class SATTrainer(nnUNetTrainer):
         if distributed.world_size() > 1:
             self._step_module = nn.Identity()
             gc.collect()
-            distributed.barrier()
 
     def _out_of_time(self) -> bool:
         """Whether another epoch would end after the deadline; the first process's clock decides for all."""
