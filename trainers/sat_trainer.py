@@ -66,6 +66,7 @@ class SATTrainer(nnUNetTrainer):
     network: Any
     optimizer: Any
     dataloader_train: Any
+    dataloader_val: Any
     grad_scaler: Any
 
     def __init__(
@@ -215,9 +216,12 @@ class SATTrainer(nnUNetTrainer):
         )
         self._val_data = StepBatches(self.store, val, *shared, stream=1, boxes=boxes)
         first = self.current_epoch * self.num_iterations_per_epoch
-        self.dataloader_train = batches(
-            self._train_data, range(first, self.config.steps), workers, pin_memory=self.device.type == "cuda"
-        )
+        pin = self.device.type == "cuda"
+        self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
+        # The same patches at every epoch, shared by the processes; loaded ahead while the network still trains.
+        self._val_steps = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
+        order = [*self._val_steps] * (self.num_epochs - self.current_epoch)
+        self.dataloader_val = batches(self._val_data, order, min(workers, 2), pin_memory=pin)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -241,8 +245,8 @@ class SATTrainer(nnUNetTrainer):
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                own = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
-                self.on_validation_epoch_end([self.validation_step(self._val_data[i]) for i in own])
+                results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
+                self.on_validation_epoch_end(results)
             self.on_epoch_end()
             if self._out_of_time():
                 return
@@ -385,7 +389,7 @@ class SATTrainer(nnUNetTrainer):
         self.current_epoch += 1
         if distributed.rank() == 0 and not self.disable_checkpointing:
             (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
-        self.dataloader_train = None
+        self.dataloader_train = self.dataloader_val = None
         self.reporter.gather_failures()
         for scan, count in sorted(self.failed_scans.items()):
             self.print_to_log_file(f"{scan} could not be read {count} times")

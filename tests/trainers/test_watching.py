@@ -128,8 +128,8 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     trainer.run_training()
     scans = trainer.do_split()[1]
     asked: list[str] = []
-    score = validation._score_scan
-    monkeypatch.setattr(validation, "_score_scan", lambda t, scan: (asked.append(scan), score(t, scan))[1])
+    score = validation.score_scan
+    monkeypatch.setattr(validation, "score_scan", lambda t, scan: (asked.append(scan), score(t, scan))[1])
     validation.validate(trainer, scans[:1])
     (trainer.store.folder / f"{scans[1]}.b2nd").write_bytes(b"damaged")
     summary = validation.validate(trainer, scans)
