@@ -277,7 +277,9 @@ class _Pass:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Put off the largest queries if there is not enough memory."""
+        """Put off the largest queries if there is not enough memory; groups of further passes are known to fit."""
+        if self.allowed is not None:
+            return
         most = self.scan.memory_bytes // BLOCK_BYTES
         used = self._structures.blocks + sum(layer.used for layer in self._layers.values())
         if used <= most or int(self.active.sum()) <= 1:
