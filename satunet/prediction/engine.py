@@ -266,7 +266,7 @@ class _Pass:
             return
         # exact: the number of looks is a power of two
         weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
-        layer = self._layers.setdefault(number, self._new_layer())
+        layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
         for first in range(0, len(units), _UNITS):
             unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
