@@ -103,14 +103,15 @@ def measure(shape: tuple[int, int, int], repeats: int, *, compile_too: bool, ope
         )
 
 
-def agreement(model: Path, scan: Path, fold: str | None) -> None:
+def agreement(model: Path, scan: Path, checkpoint: str, *, bfloat16: bool) -> None:
     """DSC between the masks of the engines and of eager float32, for every class."""
     from satunet.prediction import ModelFolder, Predictor
 
-    loaded = ModelFolder.load(model, fold=fold)
+    loaded = ModelFolder.load(model, checkpoint=checkpoint)
     names = loaded.space.class_names
     masks = {}
-    for engine, precision in (("eager", "float32"), ("fused", "float32"), ("fused", "bfloat16")):
+    sides = [("eager", "float32"), ("fused", "float32")] + [("fused", "bfloat16")] * bfloat16
+    for engine, precision in sides:
         predictor = Predictor(loaded, device="cpu", engine=engine, precision=precision)  # type: ignore[arg-type]
         masks[engine, precision] = [m.mask for m in predictor.predict(scan, names).masks]
     reference = masks.pop(("eager", "float32"))
@@ -133,13 +134,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the compiled engine, too")
     parser.add_argument("--openvino", action="store_true", help="the same network in OpenVINO, too")
     parser.add_argument("--model", type=Path, help="compare the masks of a trained model instead")
-    parser.add_argument("--fold")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth")
+    parser.add_argument("--bfloat16", action="store_true", help="masks in bfloat16 as well, emulated if need be")
     parser.add_argument("--scan", type=Path, nargs="+")
     arguments = parser.parse_args()
     header("torch")
     if arguments.model:
         for scan in arguments.scan:
-            agreement(arguments.model, scan, arguments.fold)
+            agreement(arguments.model, scan, arguments.checkpoint, bfloat16=arguments.bfloat16)
         return
     print(
         f"SAT-Nano's backbone, one patch of {tuple(arguments.shape)}, {torch.get_num_threads()} threads, "

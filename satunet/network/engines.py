@@ -47,7 +47,7 @@ def accelerate(
         device: Where it will run.
         engine: See the module.
         precision: As in :mod:`satunet.devices`.
-        cache_dir: Where compiled kernels are kept; torch's own folder if not given.
+        cache_dir: Where compiled kernels are kept; satunet's cache folder if not given.
 
     Raises:
         UserError: An engine that does not exist, or that cannot run there.
@@ -100,9 +100,10 @@ def compiler() -> str | None:
 def compiled_normalize(cache_dir: Path | None = None) -> Callable[[Tensor, Tensor, Tensor, float, float | None], None]:
     """:func:`satunet.network.fused.normalize_`, compiled; if compiling fails, a warning and the one without."""
     from satunet.network.fused import normalize_
+    from satunet.text.encoder import default_cache_dir
 
-    if cache_dir is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "inductor"))
+    # Not in torch's own place, /tmp, where it is gone after a restart and compiled again.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
     compiled = torch.compile(_normalize, dynamic=True)
     works = True
 

@@ -103,7 +103,7 @@ class FusedBlock(nn.Module):
             padding = (int(conv.padding[1]), int(conv.padding[2]))
             y = winograd(x[0].permute(1, 2, 3, 0), self._transformed, padding).permute(3, 0, 1, 2)[None]
         else:
-            y = convolve(x, self._direct, conv.stride, conv.padding)
+            y = convolve(x, self._direct, conv.stride, [int(p) for p in conv.padding])
             y = y.contiguous(memory_format=torch.channels_last_3d)
         rows = rows_of(y)
         if len(rows) > 1:

@@ -71,6 +71,7 @@ def _network(plan: UnifiedPlan) -> dict[str, Any]:
         parameters = sum(p.numel() for p in PromptedUNet(config).parameters())
     return {
         "preset": config.preset,
+        "backbone": config.backbone,
         "parameters": f"{parameters / 1e6:.2f} M",
         "features_per_stage": list(config.features_per_stage),
         "queries": f"{config.num_query_layers} layers of width {config.query_dim}, texts of {config.text_dim} values",
