@@ -110,21 +110,20 @@ def agreement(model: Path, scan: Path, checkpoint: str, *, bfloat16: bool) -> No
     loaded = ModelFolder.load(model, checkpoint=checkpoint)
     names = loaded.space.class_names
     masks = {}
-    sides = [("eager", "float32"), ("fused", "float32")] + [("fused", "bfloat16")] * bfloat16
+    sides = [("eager", "float32"), ("fused", "float32")]
+    sides += [("eager", "bfloat16"), ("fused", "bfloat16")] * bfloat16
     for engine, precision in sides:
         predictor = Predictor(loaded, device="cpu", engine=engine, precision=precision)  # type: ignore[arg-type]
         masks[engine, precision] = [m.mask for m in predictor.predict(scan, names).masks]
     reference = masks.pop(("eager", "float32"))
     for key, found in masks.items():
-        scores = [
-            2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
-            for a, b in zip(found, reference, strict=True)
-            if a is not None and b is not None and (a.any() or b.any())
-        ]
-        print(
-            f"{scan.name}, {key[0]} {key[1]} against eager float32: DSC of {len(scores)} masks that are not empty: "
-            f"mean {np.mean(scores):.5f}, least {np.min(scores):.5f}"
-        )
+        pairs = [(np.count_nonzero(a & b), a.sum(), b.sum()) for a, b in zip(found, reference, strict=True)]
+        for least in (1, 100):
+            scores = [2 * both / (a + b) for both, a, b in pairs if b >= least]
+            print(
+                f"{scan.name}, {key[0]} {key[1]} against eager float32: DSC of {len(scores)} masks of at least {least} "
+                f"voxels: mean {np.mean(scores or np.nan):.5f}, least {np.min(scores or np.nan):.5f}"
+            )
 
 
 def main() -> None:
