@@ -1,4 +1,4 @@
-"""The backbone on a CPU, several times as fast as its modules one by one, without a compiler.
+"""The backbone on a CPU, faster than its modules one by one, without a compiler.
 
 What costs time in PyTorch's eager mode on a CPU, and what is done instead:
 
@@ -6,7 +6,7 @@ What costs time in PyTorch's eager mode on a CPU, and what is done instead:
   along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for four
   planes instead of twelve. One axis alone: transforms over several axes cost more memory traffic than they save
   without kernels of their own, and round more.
-- *Instance norm* is 3 to 10 times slower than a copy. Sums over chunks that stay in the cache, then scale, shift and
+- *Instance norm* takes ten times as long as a copy. Sums over chunks that stay in the cache, then scale, shift and
   leaky ReLU chunk by chunk, are two passes over memory.
 - *The convolution's bias* is dropped: the norm behind it subtracts it again.
 - *Concatenation* of the skip connection is written to its place by the transposed convolution, which is a matrix
@@ -184,7 +184,7 @@ def normalize_(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_
     channels = rows.shape[1]
     step = max(1, _CHUNK_BYTES // (4 * channels))
     sums, squares = gain.new_zeros(channels, dtype=torch.float64), gain.new_zeros(channels, dtype=torch.float64)
-    # Shifted by a value of each channel, so that a mean far from zero does not swallow the variance.
+    # Shifted by the mean of 64 voxels, so that a mean far from zero does not swallow the variance.
     shift = rows[: max(1, len(rows) // 64) * 64 : max(1, len(rows) // 64)].float().mean(0)
     scratch = rows.new_empty((step, channels), dtype=torch.float32)
     for part in rows.split(step):
