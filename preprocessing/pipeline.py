@@ -28,6 +28,7 @@ def plan_and_preprocess(
     patch_size: tuple[int, int, int] | None = None,
     batch_size: int | None = None,
     base_features: int | None = None,
+    backbone: str = "plain",
     normalization: NormalizationSchemes = "sat",
     unified_name: str = "Dataset900_Unified",
     processes: int | Workers = 1,
@@ -47,6 +48,7 @@ def plan_and_preprocess(
         patch_size: Patch instead of a planned one.
         batch_size: Batch size instead of a planned one.
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
+        backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"``.
         normalization: SAT's scheme or nnU-Net's.
         unified_name: Name of the unified dataset.
         processes: Worker processes, or where else to run.
@@ -66,6 +68,7 @@ def plan_and_preprocess(
         patch_size=patch_size,
         batch_size=batch_size,
         base_features=base_features,
+        backbone=backbone,
         normalization=normalization,
         dataset_name=unified_name,
     )
