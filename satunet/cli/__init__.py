@@ -37,6 +37,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
+    from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
     from satunet.cli.train import Train
 
@@ -52,6 +53,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
+        | Annotated[Import, subcommand("import")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Info, subcommand("info")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )

