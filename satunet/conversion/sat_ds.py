@@ -17,7 +17,7 @@ from typing import Any
 
 from satunet.catalogue import CatalogueRecord, load_catalogue
 from satunet.conversion.classes import ClassTable, plain_table, published_table
-from satunet.conversion.sources import ImageSource, MaskSource, SourceCase, SourceDataset
+from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset
 from satunet.datasets import modality_of_channel
 from satunet.errors import DatasetError, UserError
 from satunet.files import mask_file_name, read_json
@@ -73,7 +73,7 @@ def read_sat_ds(
     rows, faults, dataset = _rows(jsonl)
     record = load_catalogue().by_name(name or dataset)
     if record is None and dataset_id is None:
-        raise UserError(f"{jsonl}: {dataset!r} is not in the catalogue; give its number with --id")
+        raise NumberNeededError(f"{jsonl}: {dataset!r} is not in the catalogue; give its number with --id")
     own = mask_file_name(name or dataset)
     folder = record.folder if record and dataset_id is None else f"Dataset{dataset_id:03d}_{own}"
     table = _table(rows, record)
@@ -87,7 +87,7 @@ def read_sat_ds(
     cases = []
     for group, identifier in zip(groups, names, strict=True):
         try:
-            cases.append(_case(group, identifier, root, test, orientation, table))
+            cases.append(_case(group, identifier, root, test, orientation, record.patient if record else ".+"))
         except UserError as error:
             faults[identifier] = str(error)
     return SourceDataset(
@@ -96,7 +96,9 @@ def read_sat_ds(
         modalities=modalities,
         table=table,
         cases=tuple(cases),
-        validation=validation,
+        validation=frozenset(
+            _patient(row, record.patient if record else ".+") for row in kept if row.patient in validation
+        ),
         description=f"{dataset}, from {jsonl.name}",
         # The published specialists were planned on scans turned to RAS.
         extra={"overwrite_image_reader_writer": "NibabelIOWithReorient"} if record else {},
@@ -293,7 +295,7 @@ def _safe(text: str) -> str:
 
 
 def _case(
-    group: list[_Row], identifier: str, root: Path, test: frozenset[str], orientation: str, table: ClassTable
+    group: list[_Row], identifier: str, root: Path, test: frozenset[str], orientation: str, patient: str
 ) -> SourceCase:
     images = []
     for row in group:
@@ -308,9 +310,14 @@ def _case(
         identifier=identifier,
         images=tuple(images),
         mask=_mask(row, root),
-        patient=row.patient,
+        patient=_patient(row, patient),
         test=row.patient in test,
     )
+
+
+def _patient(row: _Row, pattern: str) -> str:
+    found = re.match(pattern, row.patient)
+    return found[0] if found else row.patient
 
 
 def _mask(row: _Row, root: Path) -> MaskSource | None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.conversion.classes import ClassTable
-from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError
+from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
 from satunet.imageio import Image, image_ending, read_grid, read_image
 
@@ -20,6 +20,10 @@ SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
 
 Box = tuple[int, int, int, int, int, int]
+
+
+class NumberNeededError(UserError):
+    """A dataset has no number of its own, and none was given."""
 
 
 @dataclass(frozen=True, kw_only=True)

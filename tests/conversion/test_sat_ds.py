@@ -285,6 +285,22 @@ def test_sequences_of_a_patient_stay_in_one_fold(nnunet_env: Path, source: Path)
     assert sorted(case for fold in folds for case in fold["val"]) == [c.identifier for c in dataset.training_cases()]
 
 
+def test_frames_of_a_patient_stay_in_one_fold(nnunet_env: Path, source: Path) -> None:
+    """ACDC's patient ids name frames: the catalogue knows which part of them is the patient."""
+    labels = ["left heart ventricle", "right heart ventricle", "myocardium"]
+    rows = []
+    for patient in range(5):
+        for frame in (1, 10):
+            name = f"patient{patient:03d}_frame{frame:02d}.nii.gz"
+            save(source / name, scan(patient))
+            save(source / f"gt_{name}", boxes(3))
+            rows.append(row("ACDC", name, f"gt_{name}", labels, modality="MRI"))
+    assert convert(read_sat_ds(write_rows(source / "ACDC.jsonl", rows))).failures == {}
+    for fold in json.loads((nnunet_env / "raw/Dataset002_ACDC/splits_final.json").read_text()):
+        assert len(fold["val"]) == 2
+        assert fold["val"][0][:10] == fold["val"][1][:10]
+
+
 def test_sequences_as_channels(nnunet_env: Path, source: Path) -> None:
     jsonl = brats(source, 2)
     assert convert(read_sat_ds(jsonl, sequences="channels")).failures == {}
