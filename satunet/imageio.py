@@ -380,7 +380,7 @@ def _open_nifti(path: Path) -> Any:
 
 
 def _require_spacing(loaded: Any, path: Path) -> None:
-    """nibabel takes a spacing of 0 for 1 mm; where nothing else says where the voxels are, that would be a guess."""
+    """A spacing of 0 is 1 mm to nibabel; where nothing else says where the voxels are, that would be a guess."""
     header = loaded.header
     if not isinstance(header, nib.Nifti1Header) or int(header["sform_code"]) or 1.0 not in header.get_zooms()[:3]:
         return
