@@ -384,7 +384,7 @@ def _require_spacing(loaded: Any, path: Path) -> None:
     header = loaded.header
     if not isinstance(header, nib.Nifti1Header) or int(header["sform_code"]) or 1.0 not in header.get_zooms()[:3]:
         return
-    with nib.openers.ImageOpener(path) as file:
+    with nib.openers.ImageOpener(str(path)) as file:
         stored = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
     if (np.asarray(stored) == 0).any():
         raise UnreadableImageError(path, f"the header gives the spacing {_rounded(stored)} mm; allowed is more than 0")
