@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from satunet.conversion.classes import ClassTable, Combination
 from satunet.conversion.masks import LabelMap, read_classes
 from satunet.conversion.sources import (
@@ -333,11 +335,10 @@ def _splits(training: list[SourceCase], validation: frozenset[str]) -> list[dict
     patients = sorted(by_patient)
     if len(patients) == len(training) or len(patients) < 2:
         return None
-    folds = min(5, len(patients))
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    splits = generate_crossval_split(patients, seed=12345, n_splits=folds)
-    return [_fold(by_patient, [str(p) for p in split["val"]]) for split in splits]
+    # As nnU-Net folds cases.
+    order = np.arange(len(patients))
+    np.random.RandomState(12345).shuffle(order)
+    return [_fold(by_patient, [patients[i] for i in held]) for held in np.array_split(order, min(5, len(patients)))]
 
 
 def _fold(by_patient: dict[str, list[str]], held_out: list[str]) -> dict[str, list[str]]:

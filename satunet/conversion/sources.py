@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class SourceDataset:
     notes: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def file_ending(self) -> str:
         """The ending that all files have, if they can be linked; else ``.nii.gz``."""
         files = [image.path for case in self.cases for image in case.images]
