@@ -91,6 +91,10 @@ def convert(
         ]
         _remove_others(folder, jobs, summary)
         jobs = _without_fresh(jobs, made, summary)
+        if jobs:
+            (folder / "dataset.json").unlink(
+                missing_ok=True
+            )  # a conversion that is killed leaves no dataset to be used
         # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
         # cases; those cases are then read once more.
         while jobs:
@@ -262,6 +266,8 @@ def _link(path: Path, output: Path, link: str) -> int:
 def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
     """Remove cases that the source does not have any more, and files of a case in another part or of another ending."""
     wanted = {job.case.identifier: {*job.outputs} for job in jobs}
+    for left_over in folder.glob("*T[rs]/.tmp-*"):  # of a conversion that was killed
+        left_over.unlink(missing_ok=True)
     known = {p.stem for p in (folder / RECORDS).glob("*.json") if p.name != "classes.json"}
     files = _files_of_cases(folder)
     for name in known:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -102,6 +105,44 @@ def test_one_bad_case_is_counted_and_the_rest_is_resumed(nnunet_env: Path, sourc
     save(bad, boxes(14))
     again = convert(read_sat_ds(jsonl))
     assert (again.done_items, sorted(again.skipped_items)) == (["amos_0001"], ["amos_0000", "amos_0003"])
+
+
+KILLED = """
+import os, pathlib, signal, sys
+countdown = [int(sys.argv[1])]
+replace = pathlib.Path.replace
+def dying_replace(self, target):
+    if countdown[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    countdown[0] -= 1
+    return replace(self, target)
+pathlib.Path.replace = dying_replace
+from satunet.conversion import convert, read_sat_ds
+convert(read_sat_ds(pathlib.Path(sys.argv[2]), split=pathlib.Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("renames", [1, 5])
+def test_a_conversion_that_is_killed_leaves_no_dataset_and_goes_on(
+    nnunet_env: Path, source: Path, renames: int
+) -> None:
+    """Also a second one, with another split: no test patient of it is left in training."""
+    jsonl, split = amos(source), source / "split.json"
+    names = [f"amos_{i:04d}.nii.gz" for i in range(4)]
+    split.write_text(json.dumps({"train": names[2:], "val": [], "test": names[:2]}))
+    convert(read_sat_ds(jsonl, split=split))
+    split.write_text(json.dumps({"train": names[:2], "val": [], "test": names[2:]}))
+    command = [sys.executable, "-c", KILLED, str(renames), str(jsonl), str(split)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    folder = nnunet_env / "raw/Dataset003_AMOS22CT"
+    assert not (folder / "dataset.json").exists()
+    assert not {p.name[:9] for p in (folder / "imagesTr").iterdir()} & {"amos_0002", "amos_0003"}
+    again = convert(read_sat_ds(jsonl, split=split))
+    assert len(again.skipped_items) == (renames - 1) // 3  # classes.json is one, a case three
+    assert len(again.skipped_items) + len(again.done_items) == 4
+    assert [c.identifier for c in load_dataset(3).training_cases()] == ["amos_0000", "amos_0001"]
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_a_dataset_that_was_not_converted_is_not_touched(nnunet_env: Path, source: Path) -> None:
