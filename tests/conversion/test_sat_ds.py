@@ -22,6 +22,7 @@ from satunet.errors import UserError
 from satunet.labels import build_label_space
 from satunet.labels.build import catalogue_record
 from tests.conversion.layouts import AFFINE, SHAPE, boxes, read, row, save, scan, write_rows
+from tests.killing import BEFORE_RENAME
 
 AMOS = ["spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
         "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
@@ -107,16 +108,7 @@ def test_one_bad_case_is_counted_and_the_rest_is_resumed(nnunet_env: Path, sourc
     assert (again.done_items, sorted(again.skipped_items)) == (["amos_0001"], ["amos_0000", "amos_0003"])
 
 
-KILLED = """
-import os, pathlib, signal, sys
-countdown = [int(sys.argv[1])]
-replace = pathlib.Path.replace
-def dying_replace(self, target):
-    if countdown[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    countdown[0] -= 1
-    return replace(self, target)
-pathlib.Path.replace = dying_replace
+KILLED = f"""{BEFORE_RENAME}
 from satunet.conversion import convert, read_sat_ds
 convert(read_sat_ds(pathlib.Path(sys.argv[2]), split=pathlib.Path(sys.argv[3])))
 """
