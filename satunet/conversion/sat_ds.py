@@ -79,6 +79,8 @@ def read_sat_ds(
     table = _table(rows, record)
     root = root or _root_of(rows, jsonl)
     kept, test, validation, notes = _split(rows, split, jsonl)
+    pattern = record.patient if record else ".+"
+    notes |= _shared_patients(kept, test, pattern)
     groups = _groups(kept, sequences, jsonl)
     channels = _channels(groups, record, jsonl)
     modalities = _modalities(groups, jsonl)
@@ -87,7 +89,7 @@ def read_sat_ds(
     cases = []
     for group, identifier in zip(groups, names, strict=True):
         try:
-            cases.append(_case(group, identifier, root, test, orientation, record.patient if record else ".+"))
+            cases.append(_case(group, identifier, root, test, orientation, pattern))
         except UserError as error:
             faults[identifier] = str(error)
     return SourceDataset(
@@ -96,9 +98,7 @@ def read_sat_ds(
         modalities=modalities,
         table=table,
         cases=tuple(cases),
-        validation=frozenset(
-            _patient(row, record.patient if record else ".+") for row in kept if row.patient in validation
-        ),
+        validation=frozenset(_patient(row, pattern) for row in kept if row.patient in validation),
         description=f"{dataset}, from {jsonl.name}",
         # The published specialists were planned on scans turned to RAS.
         extra={"overwrite_image_reader_writer": "NibabelIOWithReorient"} if record else {},
@@ -202,6 +202,16 @@ def _split(
     if len(kept) < len(rows):
         notes["left out by the split"] = f"{len(rows) - len(kept)} scans, whose patients it does not name"
     return kept, frozenset(parts["test"]), frozenset(parts["val"]), notes
+
+
+def _shared_patients(rows: Sequence[_Row], test: frozenset[str], pattern: str) -> dict[str, str]:
+    """A note where a split parts the visits of a patient: the published ones do, and figures on them look better."""
+    tested = {_patient(row, pattern) for row in rows if row.patient in test}
+    shared = sorted(tested & {_patient(row, pattern) for row in rows if row.patient not in test})
+    if not shared:
+        return {}
+    few = ", ".join(shared[:3])
+    return {"patients": f"{len(shared)} of {len(tested)} test patients are trained on with another visit: {few}"}
 
 
 def _split_file(split: Path | None, jsonl: Path) -> Path | None:

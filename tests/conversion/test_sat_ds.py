@@ -336,6 +336,21 @@ def test_frames_of_a_patient_stay_in_one_fold(nnunet_env: Path, source: Path) ->
         assert fold["val"][0][:10] == fold["val"][1][:10]
 
 
+def test_a_split_that_parts_the_visits_of_a_patient_is_told(nnunet_env: Path, source: Path) -> None:
+    names = [f"P{patient:03d}-{visit}" for patient in (1, 2, 3) for visit in (1, 2)]
+    rows = []
+    for name in names:
+        save(source / f"{name}.nii.gz", scan())
+        save(source / f"{name}_gt.nii.gz", boxes(3))
+        rows.append(row("CMRxMotion", f"{name}.nii.gz", f"{name}_gt.nii.gz", ["left heart ventricle", "myocardium",
+                        "right heart ventricle"], modality="MRI", patient_id=name))  # fmt: skip
+    split = source / "split.json"
+    split.write_text(json.dumps({"train": names[:3], "val": [], "test": names[3:]}))
+    summary = convert(read_sat_ds(write_rows(source / "CMRxMotion.jsonl", rows), split=split))
+    assert summary.notes["patients"].startswith("1 of 2 test patients")
+    assert "P002" in summary.notes["patients"]
+
+
 def test_sequences_as_channels(nnunet_env: Path, source: Path) -> None:
     jsonl = brats(source, 2)
     assert convert(read_sat_ds(jsonl, sequences="channels")).failures == {}
