@@ -91,10 +91,8 @@ def convert(
         ]
         _remove_others(folder, jobs, summary)
         jobs = _without_fresh(jobs, made, summary)
-        if jobs:
-            (folder / "dataset.json").unlink(
-                missing_ok=True
-            )  # a conversion that is killed leaves no dataset to be used
+        if jobs:  # a conversion that is killed leaves no dataset that could be used
+            (folder / "dataset.json").unlink(missing_ok=True)
         # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
         # cases; those cases are then read once more.
         while jobs:
