@@ -16,6 +16,7 @@ from satunet.planners.run import fingerprint_datasets
 from satunet.planners.specialist import plan_specialist, preprocess_specialist
 from satunet.planners.unified import plan_unified, save_unified_plan
 from satunet.preprocessing.run import preprocess_datasets
+from satunet.preprocessing.splits import share_folds
 from satunet.progress import JobSummary
 
 
@@ -109,6 +110,8 @@ def plan_and_preprocess(
                     base_features=base_features,
                     planner=specialist_planner,
                 )
+                if preprocess:
+                    share_folds(name, [case.identifier for case in load_dataset(name).training_cases()])
                 made = preprocess_specialist(name, processes=here) if preprocess else True
                 (summary.done if made else summary.skipped)(f"{name} (specialist)")
             except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others

@@ -14,6 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
+    "convert": {
+        "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
+        "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
+    "preprocess": {
+        "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--recipe", "--steps", "--budget", "--learning_rate",
         "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
