@@ -51,9 +51,7 @@ def classes_in_folders(references: Mapping[str, Path]) -> ClassList:
     return ClassList(classes=dict.fromkeys(classes, ()), lesions=lesions)
 
 
-def _listed(
-    folder: Path, labels: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+def _listed(folder: Path, labels: dict[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
     name = folder.name
     dataset = Dataset(id=0, name=name, folder=folder, channel_names=(), modalities=(), labels=labels)
     space = build_label_space([dataset])

@@ -36,7 +36,9 @@ class Evaluate:
     references: Annotated[
         Path,
         arg(
-            aliases=["-r"], metavar="FOLDER", help="Label maps, such as a dataset's labelsTs, or a folder of masks a case."
+            aliases=["-r"],
+            metavar="FOLDER",
+            help="Label maps, such as a dataset's labelsTs, or a folder of masks a case.",
         ),
     ]
     labels: Annotated[
@@ -137,22 +139,36 @@ def scoring_rules(
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Compare the unified network with one nnU-Net per dataset: predictions, scores, a table and an HTML report."""
+    """Compare the unified network with one nnU-Net per dataset: predictions, scores, tables and an HTML report."""
 
     datasets: DatasetIds
     output: Output
     model: Annotated[
         Path | None, arg(aliases=["-m"], metavar="FOLDER", help="Model folder; that of dataset 900 if not given.")
     ] = None
-    fold: Annotated[str | None, arg(aliases=["-f"], help="Fold of both sides; the model's only one if not given.")] = (
-        None
-    )
+    folds: Annotated[
+        tuple[str, ...],
+        arg(name="fold", aliases=["-f"], help="Folds of both sides; the model's only one if not given."),
+    ] = ()
     specialists: Annotated[bool, arg(help="Predict with the datasets' specialist nnU-Nets as well.")] = False
     competitors: Annotated[
         tuple[str, ...], arg(metavar="NAME=FOLDER", help="Predictions of others, in FOLDER/<dataset>.")
     ] = ()
+    commands: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME=COMMAND",
+            help="Competitors that predict by a command: {input} is a folder of scans, {output} where to write; {dataset},"
+            " {fold} and {classes} (a JSON file) may be used too.",
+        ),
+    ] = ()
     tolerance: Tolerance = 1.0
+    tolerances: Tolerances = ()
     policy: Policy = "sat"
+    no_distances: Distances = False
+    correction: Annotated[
+        Literal["holm", "bh", "none"], arg(help="How p-values are adjusted for the number of tests.")
+    ] = "holm"
     device: Device = "auto"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
@@ -160,28 +176,36 @@ class Benchmark:
     def run(self) -> int:
         """Predict, score, compare; what is done already is not done again."""
         from satunet.environment import quick_check
-        from satunet.errors import UserError
 
         quick_check()
-        from satunet.evaluation.run_benchmark import run_benchmark
+        from satunet.evaluation.run_benchmark import Contest, run_benchmark
         from satunet.progress import setup_logging
         from satunet.trainers.run import model_folder
 
-        wrong = [c for c in self.competitors if "=" not in c]
-        if wrong:
-            raise UserError(f"--competitors takes NAME=FOLDER, got {wrong}")
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
-        _, summary = run_benchmark(
-            dataset_names(self.datasets),
-            self.model or model_folder("Dataset900_Unified"),
-            self.output,
-            fold=self.fold,
+        contest = Contest(
+            model=self.model or model_folder("Dataset900_Unified"),
+            output=self.output,
+            folds=tuple(int(f) if f.isdigit() else f for f in self.folds) or (None,),
             specialists=self.specialists,
-            others={name: Path(folder) for name, _, folder in (c.partition("=") for c in self.competitors)},
+            folders={
+                name: Path(folder) for name, folder in _named(self.competitors, "--competitors takes NAME=FOLDER")
+            },
+            commands=dict(_named(self.commands, "--commands takes NAME=COMMAND")),
+            rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, ()),
+            correction=self.correction,
             device=self.device,
-            tolerance_mm=self.tolerance,
-            policy=self.policy,
             processes=self.processes,
         )
+        _, summary = run_benchmark(dataset_names(self.datasets), contest)
         summary.show()
         return summary.exit_code
+
+
+def _named(texts: Sequence[str], expected: str) -> list[tuple[str, str]]:
+    from satunet.errors import UserError
+
+    wrong = [text for text in texts if not text.partition("=")[0] or not text.partition("=")[2]]
+    if wrong:
+        raise UserError(f"{expected}, got {wrong}")
+    return [(name, value) for name, _, value in (text.partition("=") for text in texts)]

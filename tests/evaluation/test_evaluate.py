@@ -46,7 +46,9 @@ def write_masks(folder: Path, labels: np.ndarray, *, leave_out: str = "") -> Non
             write_label_map(folder / f"{mask_file_name(name)}.nii.gz", np.isin(labels, ids), like=GRID)
 
 
-def evaluate_folder(predicted: Path, references: Path, classes: dict[str, tuple[int, ...]], **options: Any) -> Evaluation:
+def evaluate_folder(
+    predicted: Path, references: Path, classes: dict[str, tuple[int, ...]], **options: Any
+) -> Evaluation:
     return evaluate_cases(references_in(references), predicted, classes, **options)[0]
 
 
@@ -233,7 +235,9 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
     labels = reference()
     labels[1] = 0
     write_label_map(predicted / "one.nii.gz", labels, like=GRID)
-    evaluation = evaluate_folder(predicted, references, CLASSES, rules=Rules(tolerance_mm=2.0, policy=absence_policy("nnunet")))
+    evaluation = evaluate_folder(
+        predicted, references, CLASSES, rules=Rules(tolerance_mm=2.0, policy=absence_policy("nnunet"))
+    )
     evaluation.save(tmp_path / "scores")
     assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["per_case.csv", "per_class.csv", "summary.json"]
     loaded = Evaluation.load(tmp_path / "scores")
