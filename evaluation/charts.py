@@ -135,6 +135,8 @@ def bland_altman(
         axes.annotate(f"{value:+.1f} %", (1, value), xycoords=("axes fraction", "data"), xytext=(2, 0),
                       textcoords="offset points", fontsize=7, color=_INK, va="center", annotation_clip=False)  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
     edge = max(abs(float(percent.min())), abs(float(percent.max())), abs(bias) + spread, 10.0) * 1.08
     axes.set_ylim(-edge, edge)
     axes.set_xlabel("mean of both volumes, ml")

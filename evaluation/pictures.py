@@ -74,7 +74,7 @@ def cases_to_show(
     if not few:
         chosen |= {"best": ordered[-1], "worst": ordered[0]}
     shown: dict[str, str] = {}
-    for rank in ("best", "median", "worst"):
+    for rank in ("median", "best", "worst"):
         if rank in chosen and chosen[rank] not in shown.values():
             shown[rank] = chosen[rank]
     if len(shown) == 1:

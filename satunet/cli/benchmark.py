@@ -12,6 +12,7 @@ from tyro.conf import arg
 from satunet.cli.options import DatasetIds, Device, Output, Processes, Verbose, dataset_names, default_processes
 
 if TYPE_CHECKING:
+    from satunet.evaluation.competitors import Competitor
     from satunet.evaluation.rules import Rules
 
 Tolerance = Annotated[float, arg(help="Tolerance of the normalised surface Dice, in mm.")]
@@ -162,6 +163,18 @@ class Benchmark:
             " {fold} and {classes} (a JSON file) may be used too.",
         ),
     ] = ()
+    medsam: Annotated[
+        str | None,
+        arg(
+            metavar="MODEL",
+            help="MedSAM, prompted with boxes of the reference: a SamModel of transformers by name or folder, such as "
+            "wanglab/medsam-vit-base.",
+        ),
+    ] = None
+    medsam_boxes: Annotated[
+        tuple[Literal["tight", "loose", "oracle"], ...],
+        arg(help="Boxes for MedSAM; 'oracle' takes the tight box for the mask, without a network."),
+    ] = ("tight",)
     tolerance: Tolerance = 1.0
     tolerances: Tolerances = ()
     policy: Policy = "sat"
@@ -192,6 +205,7 @@ class Benchmark:
                 name: Path(folder) for name, folder in _named(self.competitors, "--competitors takes NAME=FOLDER")
             },
             commands=dict(_named(self.commands, "--commands takes NAME=COMMAND")),
+            more=self._medsam(),
             rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, ()),
             correction=self.correction,
             device=self.device,
@@ -200,6 +214,17 @@ class Benchmark:
         _, summary = run_benchmark(dataset_names(self.datasets), contest)
         summary.show()
         return summary.exit_code
+
+    def _medsam(self) -> list[Competitor]:
+        from satunet.evaluation.medsam import MedSAMCompetitor
+
+        if self.medsam is None:
+            return []
+        place = self.output / "predictions"
+        return [
+            MedSAMCompetitor(output=place, source=self.medsam, boxes=boxes, device=self.device)
+            for boxes in dict.fromkeys(self.medsam_boxes)
+        ]
 
 
 def _named(texts: Sequence[str], expected: str) -> list[tuple[str, str]]:
