@@ -33,6 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from tyro.conf import subcommand
 
     from satunet.cli.benchmark import Benchmark, Evaluate
+    from satunet.cli.convert import Convert
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
@@ -42,6 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
 
     commands: TypeAlias = (  # type: ignore[valid-type]
         Annotated[Datasets, subcommand("datasets")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Labels, subcommand("labels")]
         | Annotated[PlanAndPreprocess, subcommand("plan_and_preprocess")]
         | Annotated[Fingerprint, subcommand("fingerprint")]
