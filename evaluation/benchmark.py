@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -264,8 +264,8 @@ class _Comparer:
         by_class = _case_pairs(self.results[dataset][first], self.results[dataset][second], metric)
         by_case: dict[str, list[tuple[float, float]]] = {}
         for pairs in by_class.values():
-            for case, values in pairs.items():
-                by_case.setdefault(case, []).append(values)
+            for case, both in pairs.items():
+                by_case.setdefault(case, []).append(both)
         means = [(mean_of(a for a, _ in v), mean_of(b for _, b in v)) for _, v in sorted(by_case.items())]
         found = [self._comparison("dataset", dataset, pair, means, mean_interval([a - b for a, b in means]))]
         for name, pairs in by_class.items():
@@ -277,7 +277,7 @@ class _Comparer:
 
     def _comparison(
         self,
-        kind: Literal["total", "external", "dataset", "class"],
+        kind: str,
         where: str,
         pair: tuple[str, str, str],
         values: Sequence[tuple[float, float]],

@@ -35,7 +35,10 @@ SPECIALIST = "nnU-Net"
 class Competitor(Protocol):
     """One column of a benchmark."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name, which is also that of its folders."""
+        ...
 
     def folder(self, task: Task) -> Path:
         """Where its predictions of a task are."""

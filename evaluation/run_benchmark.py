@@ -41,6 +41,7 @@ from satunet.evaluation.rules import Rules
 from satunet.evaluation.scores import Evaluation
 from satunet.evaluation.tables import print_table
 from satunet.evaluation.tasks import Task, make_task
+from satunet.imageio import strip_ending
 from satunet.progress import JobSummary
 
 logger = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file())
-    legend = path.with_name(f"{path.name.partition('.')[0]}.json")
+    legend = path.with_name(f"{strip_ending(path.name)}.json")
     return [path, *([legend] if legend.is_file() else [])]
 
 
