@@ -195,7 +195,7 @@ class _Run:
             allowed_ids=task.dataset.label_ids,
             ignore_id=task.dataset.ignore_label,
             rules=rules,
-            processes=self.contest.processes,
+            processes=min(self.contest.processes, len(task.cases)),
         )
         evaluation.save(kept, extra={"inputs": inputs})
         return evaluation

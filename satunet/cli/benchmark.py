@@ -74,6 +74,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
+        from satunet.errors import UserError
         from satunet.evaluation.class_lists import classes_in_file, classes_in_folders
         from satunet.evaluation.evaluate import evaluate_cases, references_in
         from satunet.evaluation.tables import print_evaluation
@@ -81,6 +82,8 @@ class Evaluate:
         from satunet.progress import setup_logging
 
         references = references_in(self.references)
+        if not self.predictions.is_dir():  # before a log file makes it
+            raise UserError(f"{self.predictions}: no such folder of predictions")
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
         folders = all(path.is_dir() for path in references.values())
@@ -97,7 +100,7 @@ class Evaluate:
             allowed_ids=listed.allowed_ids,
             ignore_id=listed.ignore_id,
             rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, lesions),
-            processes=self.processes,
+            processes=min(self.processes, len(references)),
         )
         evaluation.save(output, parquet=self.parquet)
         print_evaluation(evaluation)
