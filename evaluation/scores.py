@@ -6,31 +6,42 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from satunet.errors import UserError
-from satunet.files import read_json, write_json, write_text
+from satunet.errors import EnvironmentProblemError, UserError
+from satunet.evaluation.rules import Rules
+from satunet.files import atomic_path, read_json, write_json, write_text
 from satunet.progress import JobSummary
 
-EVALUATION_VERSION = 1
-METRICS = ("dsc", "nsd")
-_COLUMNS = ("case", "scan", "class", "dsc", "nsd", "reference_ml", "prediction_ml", "error")
+EVALUATION_VERSION = 2
+HEADLINE = ("dsc", "nsd")
+"""What the field reports first."""
+METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1")
+LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm", "absolute_volume_error"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One class in one scan.
+    """One class in one scan; a number that was left out, or not asked for, is ``nan``.
 
     Attributes:
         case: The case.
         scan: Name of the prediction; the case's if there is none.
+        fold: Fold of the models, where there are several.
         class_name: The class.
-        dsc: Dice similarity coefficient, ``nan`` if left out.
-        nsd: Normalised surface Dice, ``nan`` if left out.
+        dsc: Dice similarity coefficient.
+        nsd: Normalised surface Dice.
+        hd95_mm: 95th percentile of the Hausdorff distance.
+        assd_mm: Average symmetric surface distance.
+        lesion_f1: Lesion-wise F1.
+        lesions: Lesions of the reference.
+        lesions_found: Those that were found.
+        lesions_predicted: Lesions of the prediction.
+        lesions_false: Those that are none.
         reference_ml: Volume in the reference, in millilitres.
         prediction_ml: Volume in the prediction, in millilitres.
         error: Why there is no usable prediction; empty if there is one.
@@ -38,51 +49,79 @@ class Row:
 
     case: str
     scan: str
+    fold: str = ""
     class_name: str
     dsc: float
     nsd: float
+    hd95_mm: float = math.nan
+    assd_mm: float = math.nan
+    lesion_f1: float = math.nan
+    lesions: float = math.nan
+    lesions_found: float = math.nan
+    lesions_predicted: float = math.nan
+    lesions_false: float = math.nan
     reference_ml: float
     prediction_ml: float
     error: str = ""
 
+    @property
+    def volume_error(self) -> float:
+        """(prediction - reference) / reference; ``nan`` where the reference has no volume."""
+        return (self.prediction_ml - self.reference_ml) / self.reference_ml if self.reference_ml > 0 else math.nan
+
+    @property
+    def absolute_volume_error(self) -> float:
+        """Its size without its sign."""
+        return abs(self.volume_error)
+
     def metric(self, name: str) -> float:
         """A score by name."""
-        return self.dsc if name == "dsc" else self.nsd
+        return float(getattr(self, name))
+
+
+_TEXTS = ("case", "scan", "fold", "class_name", "error")
+_COLUMNS = tuple(f.name for f in fields(Row))
+_HEADINGS = {"class_name": "class"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A metric over the scans in which it counts; ``nan`` if there is none.
+
+    Attributes:
+        n: How many.
+        mean: Mean.
+        sd: Standard deviation, ``nan`` below two.
+        median: Median.
+        worst: The worst.
+    """
+
+    n: int
+    mean: float
+    sd: float
+    median: float
+    worst: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSummary:
-    """One class over all scans of a folder; the scores are ``nan`` if no scan counts.
+    """One class over all scans of a folder.
 
     Attributes:
         class_name: The class.
         scored: Scans that count.
         present: Scans whose reference holds the class.
-        dsc: Mean.
-        dsc_sd: Standard deviation, ``nan`` below two scans.
-        dsc_median: Median.
-        dsc_min: Worst.
-        nsd: As for DSC.
-        nsd_sd: As for DSC.
-        nsd_median: As for DSC.
-        nsd_min: As for DSC.
+        metrics: Metric → its spread.
     """
 
     class_name: str
     scored: int
     present: int
-    dsc: float
-    dsc_sd: float
-    dsc_median: float
-    dsc_min: float
-    nsd: float
-    nsd_sd: float
-    nsd_median: float
-    nsd_min: float
+    metrics: Mapping[str, Spread]
 
     def metric(self, name: str) -> float:
         """A mean by name."""
-        return self.dsc if name == "dsc" else self.nsd
+        return self.metrics[name].mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +133,14 @@ class Evaluation:
         classes: The classes, in the order they were given.
         cases: Names of the cases that were to be scored.
         failures: Scan (or ``scan: class``) → why its prediction could not be used.
-        tolerance_mm: Tolerance of NSD.
-        policy: Name of the absence policy.
+        rules: How it was scored, as :meth:`Rules.to_json` says it.
     """
 
     rows: tuple[Row, ...]
     classes: tuple[str, ...]
     cases: tuple[str, ...]
     failures: dict[str, str]
-    tolerance_mm: float
-    policy: str
+    rules: dict[str, Any] = field(default_factory=lambda: Rules().to_json())
 
     @cached_property
     def class_summaries(self) -> tuple[ClassSummary, ...]:
@@ -116,6 +153,10 @@ class Evaluation:
     def mean(self, metric: str) -> float:
         """Mean over classes of the mean over scans; ``nan`` if nothing counts."""
         return mean_of(s.metric(metric) for s in self.class_summaries)
+
+    def micro_mean(self, metric: str) -> float:
+        """Mean over all scans and classes alike; ``nan`` if nothing counts."""
+        return mean_of(row.metric(metric) for row in self.rows)
 
     @property
     def exit_code(self) -> int:
@@ -131,29 +172,64 @@ class Evaluation:
         summary.failures |= self.failures
         return summary
 
-    def save(self, folder: Path) -> None:
-        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``."""
-        rows = [
-            (r.case, r.scan, r.class_name, r.dsc, r.nsd, r.reference_ml, r.prediction_ml, r.error) for r in self.rows
-        ]
-        write_csv(folder / "per_case.csv", _COLUMNS, rows)
-        fields = tuple(ClassSummary.__dataclass_fields__)
+    def save(self, folder: Path, *, parquet: bool = False, extra: Mapping[str, Any] | None = None) -> None:
+        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``.
+
+        Args:
+            folder: Where.
+            parquet: Also ``per_case.parquet``.
+            extra: More to keep in ``summary.json``.
+
+        Raises:
+            EnvironmentProblemError: Parquet without pyarrow.
+        """
+        columns = tuple(_HEADINGS.get(c, c) for c in _COLUMNS)
+        write_csv(folder / "per_case.csv", columns, [tuple(getattr(r, c) for c in _COLUMNS) for r in self.rows])
+        if parquet:
+            self._save_parquet(folder / "per_case.parquet")
+        parts = tuple(f.name for f in fields(Spread))
         write_csv(
             folder / "per_class.csv",
-            ("class", *fields[1:]),
-            [tuple(getattr(s, f) for f in fields) for s in self.class_summaries],
+            ("class", "scored", "present", *(_column(m, p) for m in METRICS for p in parts)),
+            [
+                (s.class_name, s.scored, s.present, *(getattr(s.metrics[m], p) for m in METRICS for p in parts))
+                for s in self.class_summaries
+            ],
         )
         content = {
             "version": EVALUATION_VERSION,
-            "tolerance_mm": self.tolerance_mm,
-            "policy": self.policy,
+            "rules": self.rules,
             "cases": list(self.cases),
             "classes": list(self.classes),
-            "mean": {m: _finite(self.mean(m)) for m in METRICS},
+            "mean": {m: finite(self.mean(m)) for m in METRICS},
+            "micro_mean": {m: finite(self.micro_mean(m)) for m in METRICS},
             "failures": self.failures,
-            "per_class": {s.class_name: {f: _finite(getattr(s, f)) for f in fields[1:]} for s in self.class_summaries},
+            "per_class": {
+                s.class_name: {
+                    "scored": s.scored,
+                    "present": s.present,
+                    **{_column(m, p): finite(getattr(s.metrics[m], p)) for m in METRICS for p in parts},
+                }
+                for s in self.class_summaries
+            },
+            **(extra or {}),
         }
-        write_json(folder / "summary.json", content)
+        write_json(folder / "summary.json", content)  # last: a folder with it is complete
+
+    def _save_parquet(self, path: Path) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise EnvironmentProblemError("--parquet needs pyarrow: pip install 'satunet[parquet]'") from error
+        table = pyarrow.table({
+            _HEADINGS.get(c, c): pyarrow.array(
+                [getattr(r, c) for r in self.rows], pyarrow.string() if c in _TEXTS else pyarrow.float64()
+            )
+            for c in _COLUMNS
+        })  # fmt: skip
+        with atomic_path(path) as temporary:
+            parquet.write_table(table, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
@@ -175,8 +251,7 @@ class Evaluation:
                 classes=tuple(content["classes"]),
                 cases=tuple(content["cases"]),
                 failures=dict(content["failures"]),
-                tolerance_mm=float(content["tolerance_mm"]),
-                policy=str(content["policy"]),
+                rules=dict(content["rules"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
@@ -191,7 +266,7 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file whole; numbers with eight significant digits, ``nan`` as an empty cell."""
+    """Write a CSV file whole; numbers to their last digit, ``nan`` as an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -199,29 +274,42 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
     write_text(path, stream.getvalue())
 
 
-def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
-    values: dict[str, float] = {}
-    scored = [r for r in rows if not math.isnan(r.dsc)]
-    for metric in METRICS:
-        numbers = [r.metric(metric) for r in scored]
-        values[metric] = mean_of(numbers)
-        values[f"{metric}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-        values[f"{metric}_median"] = statistics.median(numbers) if numbers else math.nan
-        values[f"{metric}_min"] = min(numbers, default=math.nan)
-    present = sum(r.reference_ml > 0 for r in rows)
-    return ClassSummary(class_name=name, scored=len(scored), present=present, **values)
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``None`` for ``nan``, which JSON does not know."""
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _column(metric: str, part: str) -> str:
+    return metric if part == "mean" else f"{metric}_{part}"
+
+
+def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
+    spreads = {}
+    for metric in METRICS:
+        numbers = [v for r in rows if not math.isnan(v := r.metric(metric))]
+        worst = (max if metric in LOWER_IS_BETTER else min)(numbers, default=math.nan)
+        if metric == "volume_error":
+            worst = max(numbers, key=abs, default=math.nan)
+        spreads[metric] = Spread(
+            n=len(numbers),
+            mean=mean_of(numbers),
+            sd=statistics.stdev(numbers) if len(numbers) > 1 else math.nan,
+            median=statistics.median(numbers) if numbers else math.nan,
+            worst=worst,
+        )
+    present = sum(r.reference_ml > 0 for r in rows)
+    return ClassSummary(class_name=name, scored=spreads["dsc"].n, present=present, metrics=spreads)
 
 
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.8g}" if isinstance(value, float) else value
+    return repr(float(value)) if isinstance(value, float) else value
 
 
-def _read_row(record: dict[str, str]) -> Row:
-    numbers = {key: float(record[key]) if record[key] else math.nan for key in _COLUMNS[3:7]}
-    return Row(case=record["case"], scan=record["scan"], class_name=record["class"], error=record["error"], **numbers)
+def _read_row(record: Mapping[str, str]) -> Row:
+    values: dict[str, Any] = {}
+    for column in _COLUMNS:
+        text = record[_HEADINGS.get(column, column)]
+        values[column] = text if column in _TEXTS else float(text) if text else math.nan
+    return Row(**values)

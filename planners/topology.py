@@ -165,9 +165,9 @@ def prompting_parameters(network: NetworkConfig) -> int:
     feedforward = _linear(width, network.feedforward_dim) + _linear(network.feedforward_dim, width)
     decoder = network.num_query_layers * (attention + feedforward + 3 * 2 * width) + 2 * width
     heads = sum(_linear(width, inner) + _linear(inner, out) for inner, out in network.mask_heads)
-    adapter = 0
-    if network.adapter != "none":
-        adapter = _linear(network.text_dim, width) + _linear(width, width) + network.num_modalities * width
+    adapter = 0 if network.adapter == "none" else network.num_modalities * width
+    if network.adapter == "whitened_projection":
+        adapter += _linear(network.text_dim, width) + _linear(width, width)
     scales = 0 if network.preset != "auto" else 2 * len(network.mask_heads)
     return memory + decoder + heads + adapter + scales
 

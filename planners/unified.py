@@ -256,7 +256,9 @@ def _published(
     why: dict[str, str],
 ) -> tuple[NetworkConfig, tuple[int, int, int], int]:
     network = NetworkConfig.nano() if preset == "nano" else NetworkConfig.pro()
-    if text_dim != network.query_dim:
+    if text_dim == network.query_dim:
+        network = dataclasses.replace(network, adapter="modality")
+    else:
         # Another text encoder than SAT's: its embeddings are projected to the width of SAT's queries.
         network = dataclasses.replace(network, text_dim=text_dim, adapter="whitened_projection")
     why["network"] = f"SAT-{preset.capitalize()} as published"

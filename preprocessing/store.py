@@ -318,8 +318,9 @@ def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, in
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
     blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
-    # Measured: images decompress twice as fast as with ZSTD at 5 % more bytes; label maps are half as large with it.
-    codec = blosc2.Codec.LZ4HC if array.dtype.kind == "f" else blosc2.Codec.ZSTD
+    # Measured: images decompress twice as fast as with ZSTD at 5 % more bytes; level 1 writes four times as fast as 5
+    # at 3 % more. Label maps are half as large with ZSTD.
+    codec, level = (blosc2.Codec.LZ4HC, 1) if array.dtype.kind == "f" else (blosc2.Codec.ZSTD, 5)
     shuffle = blosc2.Filter.SHUFFLE if array.itemsize > 1 else blosc2.Filter.NOFILTER
     with atomic_path(path) as temporary:
         blosc2.asarray(
@@ -327,5 +328,5 @@ def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, in
             urlpath=str(temporary),
             chunks=tuple(int(c) for c in chunks),
             blocks=tuple(int(b) for b in blocks),
-            cparams={"codec": codec, "clevel": 5, "filters": [shuffle], "nthreads": 1},
+            cparams={"codec": codec, "clevel": level, "filters": [shuffle], "nthreads": 1},
         )

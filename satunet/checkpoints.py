@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a ``torch.save`` file onto the CPU without running code from it.
 
     nnU-Net's checkpoints carry numpy scalars in their training log; these types are allowed, others are refused
-    (``torch.load(weights_only=True)``).
+    (``torch.load(weights_only=True)``). Tensors are mapped from the file where its format allows it: what is not used,
+    such as the state of an optimizer, is not read.
 
     Raises:
         ModelError: No such file, truncated, no checkpoint, or it holds objects that are not data.
@@ -33,7 +35,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: the checkpoint is empty (0 bytes)")
     try:
         with torch.serialization.safe_globals(_numpy_types()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # torch cannot map files of its format before version 1.6
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # UnpicklingError, RuntimeError of the zip reader, EOFError, KeyError, …
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         refused = "Unsupported" in str(error) or "GLOBAL" in str(error)
@@ -67,6 +70,8 @@ def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dic
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
     """Copy ``weights`` into ``network``; every tensor must be there, no other, and of the right shape.
 
+    A network built on the device ``meta`` takes the tensors over instead of copying them.
+
     Raises:
         ModelError: Lists what is missing, what is extra, what has another shape, and what is not finite.
     """
@@ -92,7 +97,12 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: P
     ]
     if faults:
         raise ModelError(f"{source}: the weights do not fit the network of the plan; tensors " + "; ".join(faults))
-    network.load_state_dict(dict(weights), strict=True)
+    if any(tensor.is_meta for tensor in expected.values()):
+        # Built without memory: it takes the tensors themselves, in the types it would have had.
+        types = {key: tensor.dtype for key, tensor in expected.items()}
+        network.load_state_dict({k: w.detach().to(types[k]) for k, w in weights.items()}, strict=True, assign=True)
+    else:
+        network.load_state_dict(dict(weights), strict=True)
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:

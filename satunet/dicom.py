@@ -1,23 +1,18 @@
-"""DICOM: series of a folder as images, and masks as a DICOM Segmentation beside them.
-
-Reading is GDCM's, by SimpleITK; writing is highdicom's (extra ``dicom``).
-"""
+"""DICOM: series of a folder as images. Reading is GDCM's, by SimpleITK."""
 
 from __future__ import annotations
 
 import contextlib
 import locale
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from satunet.errors import EnvironmentProblemError, UnreadableImageError
-from satunet.files import atomic_path
+from satunet.errors import UnreadableImageError
 from satunet.imageio import Image, as_image
 
 if TYPE_CHECKING:
@@ -113,68 +108,6 @@ def read_series(series: Series) -> Image:
         raise UnreadableImageError(series.folder, f"series {series.uid} is in colour; allowed is one value a voxel")
     loaded = as_image(image)
     return Image(array=loaded.array, grid=loaded.grid, path=series.folder)
-
-
-def write_segmentation(path: Path, series: Series, masks: Sequence[tuple[str, NDArray[np.bool_]]]) -> None:
-    """Write masks as one DICOM Segmentation object that refers to the series' images.
-
-    Args:
-        path: The ``.dcm`` file; appears whole.
-        series: What was segmented.
-        masks: (name, (X, Y, Z) boolean on the series' grid); those without a voxel are left out, as the standard has
-            no empty segments of frames. With none left, nothing is written.
-
-    Raises:
-        EnvironmentProblemError: highdicom is not installed.
-    """
-    masks = [(name, mask) for name, mask in masks if mask.any()]
-    if not masks:
-        return
-    try:
-        import highdicom as hd
-        import pydicom
-        from highdicom.seg import (
-            SegmentAlgorithmTypeValues,
-            Segmentation,
-            SegmentationTypeValues,
-            SegmentDescription,
-        )
-        from pydicom.sr.codedict import codes
-    except ImportError as error:
-        raise EnvironmentProblemError("DICOM-SEG needs highdicom: pip install 'satunet[dicom]'") from error
-    from satunet import __version__
-
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name="satunet", version=__version__, family=codes.cid7162.ArtificialIntelligence
-    )
-    descriptions = [
-        SegmentDescription(
-            segment_number=number,
-            segment_label=name[:64],
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.AnatomicalStructure,
-            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, (name, _) in enumerate(masks, start=1)
-    ]
-    frames = np.stack([mask.transpose(2, 1, 0) for _, mask in masks], axis=-1).astype(np.uint8)
-    segmentation = Segmentation(
-        source_images=[pydicom.dcmread(file) for file in series.files],
-        pixel_array=frames,
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        series_instance_uid=hd.UID(),
-        series_number=1000 + int(series.number or 0),
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="satunet",
-        manufacturer_model_name="satunet",
-        software_versions=__version__,
-        device_serial_number="0",
-    )
-    with atomic_path(path) as temporary:
-        segmentation.save_as(temporary)
 
 
 def _is_dicom(file: Path) -> bool:

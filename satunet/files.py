@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,30 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``final`` that is renamed to it when the block succeeds, and removed if it fails.
+
+    Raises:
+        UserError: ``final`` exists already (an empty folder does not count).
+    """
+    final = Path(final)
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise UserError(f"{final}: is there already; remove it, or name another folder")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent))
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)
+    try:
+        yield temporary
+        if final.is_dir():
+            final.rmdir()
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

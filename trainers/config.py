@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class TrainingConfig:
         warmup_steps: Steps of linear warm-up.
         steps_per_epoch: Steps between two validations and checkpoints.
         validation_steps: Patches a validation.
-        batch_size: Patches a step; the plan's if ``None``.
+        batch_size: Patches a step, of all processes together; the plan's if ``None``.
         queries_per_scan: Queries a patch, at most; the plan's if ``None``.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Negative queries, at most, as a share of the positive ones.
@@ -35,6 +36,8 @@ class TrainingConfig:
         precision: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         workers: Processes that load data; 0 loads between steps; ``None`` chooses.
         seed: Of sampling, augmentation and initialisation.
+        bad_steps: Steps among the last 1000 that may be skipped because loss or gradients were not finite.
+        tensorboard: Whether to write TensorBoard event files.
     """
 
     recipe: str = "sat"
@@ -56,6 +59,8 @@ class TrainingConfig:
     precision: str = "auto"
     workers: int | None = None
     seed: int = 0
+    bad_steps: int = 20
+    tensorboard: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -65,9 +70,9 @@ class TrainingConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise UserError(f"training: {name} {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-        for name in ("steps", "steps_per_epoch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("steps_per_epoch", 1), ("bad_steps", 0), ("validation_steps", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"training: {name} must be at least {least}, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training: {name} must be positive, got {getattr(self, name)}")
@@ -105,6 +110,19 @@ class TrainingConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"version": CONFIG_VERSION} | dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrainingConfig:
+        """The inverse of :meth:`to_json`; what an older version did not write has its default.
+
+        Raises:
+            UserError: A value that is not allowed, or one this version does not know.
+        """
+        values = {k: v for k, v in content.items() if k != "version"}
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(f"training configuration: {', '.join(unknown)} is not known to this version")
+        return cls(**values)
 
 
 RECIPES = {

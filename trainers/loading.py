@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,26 +14,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from satunet.datasets import MODALITIES
-from satunet.errors import DatasetError
+from satunet.errors import DatasetError, UserError
 from satunet.labels import LabelSpace, text_variants
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store import ScanRecord, ScanStore
 from satunet.text import TextBank
 from satunet.trainers.augmentation import Augmentation
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.sampling import (
+    Foreground,
     Query,
     centre_of_class,
     choose_queries,
     crop_start,
     read_crop,
     sample_rng,
+    scan_repeats,
     scan_weights,
 )
 
 logger = logging.getLogger(__name__)
 
-_CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30
+"""Of decompressed scans, over all workers."""
 _MAX_FAILURES = 20
 
 
@@ -52,6 +55,13 @@ class StepBatches(Dataset[dict[str, Any]]):
         plan: Patch size and dataset weights.
         config: Batch, queries, augmentation, seed.
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
+        rank: Which of the batch's places this process fills: ``rank``, ``rank + world_size``, …
+        world_size: Processes that share a batch.
+        boxes: Foreground of each scan; the whole scan where not given.
+        cache_bytes: Decompressed scans that are kept, at most.
+
+    Raises:
+        UserError: Fewer patches a batch than processes.
     """
 
     def __init__(
@@ -63,6 +73,11 @@ class StepBatches(Dataset[dict[str, Any]]):
         plan: UnifiedPlan,
         config: TrainingConfig,
         stream: int = 0,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        boxes: Mapping[str, Foreground] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.store = store
         self.space = space
@@ -71,9 +86,17 @@ class StepBatches(Dataset[dict[str, Any]]):
         self.config = config
         self.stream = stream
         self.records = [store.record(scan) for scan in scans]
-        self.weights = scan_weights(self.records, plan.dataset_weights)
+        self.boxes = dict(boxes or {})
         self.batch_size = config.batch_size or plan.batch_size
         self.limit = config.queries_per_scan or plan.queries_per_scan
+        self.weights = scan_weights(self.records, plan.dataset_weights, [self._repeats(r) for r in self.records])
+        self.places = range(rank, self.batch_size, world_size)
+        self.cache_bytes = cache_bytes
+        if not self.places:
+            raise UserError(
+                f"{world_size} processes share batches of {self.batch_size} patches; give --batch_size {world_size} "
+                "or a multiple of it (the batch size is that of all processes together)"
+            )
         self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}
         self._augmentation = Augmentation(plan.patch_size) if config.augment and stream == 0 else None
         self._cache: OrderedDict[str, tuple[NDArray[Any], NDArray[Any]]] = OrderedDict()
@@ -82,8 +105,13 @@ class StepBatches(Dataset[dict[str, Any]]):
         return self.config.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        samples = [self._sample(step, index) for index in range(self.batch_size)]
+        samples = [self._sample(step, index) for index in self.places]
         return _collate(samples)
+
+    def _repeats(self, record: ScanRecord) -> int:
+        low, high = self.boxes.get(record.scan_id, ((0, 0, 0), record.shape))
+        extent = [b - a for a, b in zip(low, high, strict=True)]
+        return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.patch_size, self.limit)
 
     def _sample(self, step: int, index: int) -> dict[str, Any]:
         rng = sample_rng(self.config.seed, step, index, self.stream)
@@ -101,12 +129,12 @@ class StepBatches(Dataset[dict[str, Any]]):
                         f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan_id}"
                     ) from error
 
-    def _crop(self, record: Any, rng: np.random.Generator) -> dict[str, Any]:
+    def _crop(self, record: ScanRecord, rng: np.random.Generator) -> dict[str, Any]:
         patch = self.plan.patch_size
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
-        start = crop_start(record.shape, patch, rng, centre)
+        start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan_id))
         image_array, label_array = self._arrays(record.scan_id)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
         labels = torch.from_numpy(read_crop(label_array, start, patch).astype(np.int32))[None]
@@ -136,11 +164,11 @@ class StepBatches(Dataset[dict[str, Any]]):
             self._cache.move_to_end(scan)
             return self._cache[scan]
         image, labels = self.store.image(scan), self.store.labels(scan)
-        if 5 * int(np.prod(image.shape)) > _CACHE_BYTES // 8:
+        if 5 * int(np.prod(image.shape)) > self.cache_bytes // 8:
             return image, labels
         arrays = (np.asarray(image[:]), np.asarray(labels[:]))
         self._cache[scan] = arrays
-        while sum(a.nbytes + b.nbytes for a, b in self._cache.values()) > _CACHE_BYTES:
+        while sum(a.nbytes + b.nbytes for a, b in self._cache.values()) > self.cache_bytes:
             self._cache.popitem(last=False)
         return arrays
 

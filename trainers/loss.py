@@ -19,7 +19,7 @@ Shapes: B batch, N queries, C features, L label ids, V voxels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -32,6 +32,20 @@ CPU_BLOCK = 8192
 """Voxels worked on at once on a CPU: 32 queries × 8192 voxels are 1 MB, which stays in the cache."""
 
 
+class PromptedLoss(NamedTuple):
+    """What :func:`prompted_loss` gives.
+
+    Attributes:
+        total: The loss, with gradients.
+        of_query: (B, N) loss of each query, weighted over the scales, detached; 0 where not valid.
+        dice: (B, N) Dice loss of each query at full resolution, detached; 0 where not valid.
+    """
+
+    total: Float[Tensor, ""]
+    of_query: Float[Tensor, "b n"]
+    dice: Float[Tensor, "b n"]
+
+
 def prompted_loss(
     maps: Sequence[Float[Tensor, "b _ _ _ _"]],
     embeddings: Sequence[Float[Tensor, "b n _"]],
@@ -41,7 +55,8 @@ def prompted_loss(
     scale_weights: Sequence[float] | None = None,
     *,
     chunk: int = 32,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "b n"]]:
+    count: float | None = None,
+) -> PromptedLoss:
     """The segmentation loss, averaged over the valid queries and weighted over the scales.
 
     Computed in float32 whatever the type of the features (float64 for float64), so it may stand inside or outside
@@ -52,12 +67,11 @@ def prompted_loss(
         embeddings: Mask embeddings of each scale: (B, N, C_s), or (B, N, C_s + 1) whose last entry is a bias.
         labels: Label ids at full resolution, each in [0, L); lower scales take the nearest voxel.
         membership: ``membership[b, n, l]``: label id ``l`` belongs to query ``n``. A union is a row with several.
-        valid: Queries that count; the others fill up the batch.
+        valid: Queries that count; the others fill up the batch. Kept on the CPU it saves a GPU from waiting.
         scale_weights: Weights of the scales; 1, 1/2, 1/4, … if not given. They are normalised to sum 1.
         chunk: Queries whose logits exist at once.
-
-    Returns:
-        The loss, and the Dice loss of each query at full resolution, detached (0 where not valid).
+        count: What the sum over the queries is divided by; the number of valid ones if not given. With several
+            processes, the mean of their gradients is that of all queries if each divides by all / processes.
 
     Raises:
         ValueError: No scale, other numbers of weights than scales, embeddings that do not fit the features, or a
@@ -65,20 +79,24 @@ def prompted_loss(
     """
     labels = labels.long()
     _check(maps, embeddings, scale_weights)
-    lowest, highest = (int(v) for v in torch.aminmax(labels))
-    if lowest < 0 or highest >= membership.shape[-1]:
-        raise ValueError(f"label ids must be in [0, {membership.shape[-1]}), got {lowest} to {highest}")
+    if labels.device.type == "cpu":  # elsewhere the look would wait for the device, and indexing checks there
+        lowest, highest = (int(v) for v in torch.aminmax(labels))
+        if lowest < 0 or highest >= membership.shape[-1]:
+            raise ValueError(f"label ids must be in [0, {membership.shape[-1]}), got {lowest} to {highest}")
     weights = [0.5**s for s in range(len(maps))] if scale_weights is None else [float(w) for w in scale_weights]
-    count = valid.sum().clamp_min(1)
+    divisor = max(1.0, float(valid.sum())) if count is None else count
     total = torch.zeros((), dtype=_work_type(maps[0]), device=maps[0].device)
+    of_query = torch.zeros(valid.shape, dtype=total.dtype, device=total.device)
     dice_full = None
     for weight, feature_map, embedding in zip(weights, maps, embeddings, strict=True):
         small = _nearest(labels, feature_map.shape[2:])
-        loss, dice = _QueryLoss.apply(feature_map, embedding, small, membership, valid, chunk)  # type: ignore[no-untyped-call]
-        total = total + loss * (weight / sum(weights)) / count
+        loss, losses, dice = _QueryLoss.apply(feature_map, embedding, small, membership, valid, chunk)  # type: ignore[no-untyped-call]
+        share = weight / sum(weights)
+        total = total + loss * (share / divisor)
+        of_query += losses * share
         dice_full = dice if dice_full is None else dice_full
     assert dice_full is not None
-    return total, dice_full
+    return PromptedLoss(total, of_query, dice_full)
 
 
 class _QueryLoss(torch.autograd.Function):
@@ -93,7 +111,7 @@ class _QueryLoss(torch.autograd.Function):
         membership: Tensor,
         valid: Tensor,
         chunk: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels = feature_map.shape[:2]
         work = _work_type(feature_map)
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -105,7 +123,7 @@ class _QueryLoss(torch.autograd.Function):
             for b in range(batch):
                 voxels = feature_map[b].reshape(channels, -1).to(work)  # (C, V)
                 ids = labels[b].reshape(-1)
-                chosen = valid[b].nonzero().squeeze(1)
+                chosen = valid[b].nonzero().squeeze(1).to(feature_map.device, non_blocking=True)
                 for part in torch.split(chosen, chunk):
                     queries = _Chunk(embedding[b, part].to(work), voxels, membership[b, part].to(work), ids)
                     losses[b, part], dices[b, part] = queries.losses()
@@ -114,8 +132,8 @@ class _QueryLoss(torch.autograd.Function):
                         embedding_gradient[b, part] = queries.gradients(flat)
         ctx.gradients = (map_gradient, embedding_gradient)
         ctx.types = (feature_map.dtype, embedding.dtype)
-        ctx.mark_non_differentiable(dices)
-        return losses.sum(), dices
+        ctx.mark_non_differentiable(losses, dices)
+        return losses.sum(), losses, dices
 
     @staticmethod
     @once_differentiable

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
-from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.devices import pick_device
-from satunet.errors import ModelError, UserError
+from satunet.errors import UserError
 from satunet.files import read_json
 from satunet.paths import preprocessed_dir, results_dir
+from satunet.plan import UnifiedPlan
 from satunet.progress import progress_bar
+from satunet.trainers import distributed
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.sat_trainer import SATTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +25,12 @@ def model_folder(dataset_name: str, plans_name: str = "satunetPlans", configurat
     return results_dir() / dataset_name / f"SATTrainer__{plans_name}__{configuration}"
 
 
-def train_unified(
+def train_unified(dataset_name: str, **options: Any) -> Path:
+    """As :func:`run_training`, for callers that want the model folder alone."""
+    return run_training(dataset_name, **options).model_folder
+
+
+def run_training(
     dataset_name: str,
     *,
     fold: int | str = 0,
@@ -29,56 +38,80 @@ def train_unified(
     device: str = "auto",
     continue_training: bool = False,
     pretrained_weights: Path | None = None,
-) -> Path:
-    """Train, under a progress bar.
+    minutes: float | None = None,
+    validate: bool = True,
+    only_validate: bool = False,
+) -> SATTrainer:
+    """Train, under a progress bar, then validate; as one of several processes if torchrun started this one.
 
     Args:
         dataset_name: The unified dataset, planned and preprocessed.
         fold: Number of the fold, or ``"all"``.
         config: How to train.
         device: Where to train.
-        continue_training: Go on from the last checkpoint; a finished run is left as it is.
-        pretrained_weights: Checkpoint whose weights to start from.
+        continue_training: Go on from the last checkpoint; a finished run is only validated.
+        pretrained_weights: What to start from, see :func:`satunet.trainers.pretrained.read_weights`.
+        minutes: Stop at a checkpoint before so much time is over, for queues with a limit.
+        validate: Segment the fold's held-out scans at the end.
+        only_validate: Do nothing else; the run must be finished.
 
     Returns:
-        The model folder.
+        The trainer; its ``model_folder`` and ``failed_scans`` are what most callers look at.
 
     Raises:
-        UserError: Contradictory options.
+        UserError: Contradictory options, or nothing to validate.
         PlanError, DatasetError: Not planned or not preprocessed.
         ModelError: A checkpoint that cannot be used.
     """
-    from satunet.plan import UnifiedPlan
-    from satunet.trainers.sat_trainer import SATTrainer
-
     if continue_training and pretrained_weights is not None:
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
     folder = preprocessed_dir() / dataset_name
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    trainer = SATTrainer(
-        plan.to_nnunet(), plan.configuration, fold, read_json(folder / "dataset.json"), pick_device(device)
-    )
-    trainer.configure(config)
+    with distributed.process_group(pick_device(device)) as own_device:
+        plans = plan.to_nnunet() | {"continue_training": continue_training}
+        trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
+        trainer.configure(config)
+        trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        finished = _go_on(trainer, only_validate=only_validate) if continue_training or only_validate else False
+        if pretrained_weights is not None:
+            from satunet.trainers.pretrained import start_from
+
+            trainer.initialize()
+            trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
+        if not finished:
+            finished = _train(trainer, config)
+        if finished and (validate or only_validate):
+            trainer.perform_actual_validation()
+        trainer.reporter.close()
+    return trainer
+
+
+def _go_on(trainer: SATTrainer, *, only_validate: bool) -> bool:
+    """Load the last checkpoint; whether it is the final one."""
     output = Path(str(trainer.output_folder))
-    if continue_training:
-        if (output / "checkpoint_final.pth").is_file():
-            logger.info("%s is trained already", output)
-            return trainer.model_folder
-        found = [p for n in ("latest", "best") if (p := output / f"checkpoint_{n}.pth").is_file()]
-        if found:
-            trainer.load_checkpoint(found[0])
-            logger.info("going on from %s at epoch %d", found[0], trainer.current_epoch)
-        else:
-            logger.warning("there is no checkpoint in %s; starting from the beginning", output)
-    if pretrained_weights is not None:
-        trainer.initialize()
-        if trainer.network is None:
-            raise ModelError("the trainer has no network")
-        weights = network_weights(load_checkpoint(pretrained_weights), source=pretrained_weights)
-        load_weights(trainer.network, weights, source=pretrained_weights)
+    names = ("final",) if only_validate else ("final", "latest", "best")
+    found = [p for n in names if (p := output / f"checkpoint_{n}.pth").is_file()]
+    if not found:
+        if only_validate:
+            raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+        logger.warning("there is no checkpoint in %s; starting from the beginning", output)
+        return False
+    trainer.load_checkpoint(found[0])
+    if found[0].name == "checkpoint_final.pth":
+        logger.info("%s is trained already", output)
+        return True
+    logger.info("going on from %s at epoch %d", found[0], trainer.current_epoch)
+    return False
+
+
+def _train(trainer: SATTrainer, config: TrainingConfig) -> bool:
+    """Train; whether it came to the end."""
     with progress_bar("Training", config.steps) as advance:
         advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
         trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")
         trainer.run_training()
+    if trainer.current_epoch < trainer.num_epochs:
+        logger.info("stopped in time after epoch %d of %d; go on with --c", trainer.current_epoch, trainer.num_epochs)
+        return False
     logger.info("model: %s", trainer.model_folder)
-    return trainer.model_folder
+    return True

@@ -1,8 +1,12 @@
 """nnU-Net's trainer with text queries.
 
 ``SATTrainer`` keeps what users of nnU-Net know: result folders, log, ``progress.png``, checkpoints with nnU-Net's
-keys, folds from ``splits_final.json``. It replaces what a fixed set of output channels needs: the network, the
-batches, the loss, and the learning rate, which changes every step.
+keys, folds from ``splits_final.json``, a validation of whole scans at the end. It replaces what a fixed set of output
+channels needs: the network, the batches, the loss, and the learning rate, which changes every step.
+
+Every step is a function of the weights, the seed and its number. Nothing else is carried from step to step, so a run
+that goes on from a checkpoint is the run that was never interrupted, and several processes (DDP) together take the
+step that one would take.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,24 +23,29 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from satunet.checkpoints import load_checkpoint, load_weights, network_weights
-from satunet.devices import autocast_for
+from satunet.checkpoints import load_checkpoint
+from satunet.devices import autocast_for, precision_for
 from satunet.errors import ModelError, SatunetError
-from satunet.files import atomic_path, write_json
+from satunet.files import read_json
 from satunet.labels import LabelSpace, text_variants
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import ScanStore
 from satunet.text import TextBank, load_text_encoder
+from satunet.trainers import distributed
+from satunet.trainers.checkpointing import checkpoint_of, plain, restore, write_checkpoint, write_model_files
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.loading import StepBatches, batches
-from satunet.trainers.loss import prompted_loss
+from satunet.trainers.faults import BadSteps, explain_memory
+from satunet.trainers.loading import CACHE_BYTES, StepBatches, batches
+from satunet.trainers.loss import PromptedLoss, prompted_loss
+from satunet.trainers.reporting import Reporter
+from satunet.trainers.sampling import foreground_boxes
+from satunet.trainers.watching import Statistics, StepClock, one_wandb_run
 
 logger = logging.getLogger(__name__)
-
-_MAX_BAD_STEPS = 20
 
 
 class SATTrainer(nnUNetTrainer):
@@ -57,6 +65,7 @@ class SATTrainer(nnUNetTrainer):
     network: Any
     optimizer: Any
     dataloader_train: Any
+    grad_scaler: Any
 
     def __init__(
         self,
@@ -67,15 +76,23 @@ class SATTrainer(nnUNetTrainer):
         device: torch.device,
     ) -> None:
         self.plan = UnifiedPlan.from_nnunet(plans)
-        with contextlib.redirect_stdout(io.StringIO()):  # the base class greets on stdout
+        with contextlib.redirect_stdout(io.StringIO()), one_wandb_run():  # the base class greets on stdout
             super().__init__({"continue_training": False} | plans, configuration, fold, dataset_json, device)  # type: ignore[arg-type]
+        self.device = device  # with several processes, the base class takes the rank for the number of a GPU
         self.save_every = 1
-        self.bad_steps = 0
-        self.failed_scans: dict[str, int] = {}
+        self.bad_steps = BadSteps()
+        self.reporter = Reporter(Path(str(self.output_folder)), self.logger)
         self.on_step: Callable[[int, float], None] | None = None
+        self.deadline: float | None = None
+        """Time of the monotonic clock before which to stop at the end of an epoch."""
         self.model_folder = Path(str(self.output_folder_base))
         self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
         self.configure(TrainingConfig())
+
+    @property
+    def failed_scans(self) -> dict[str, int]:
+        """Scans that could not be read and were replaced → how often."""
+        return self.reporter.failed_scans
 
     def configure(self, config: TrainingConfig) -> None:
         """Set how to train; nnU-Net's constructor takes no such thing, and subclasses must keep its signature."""
@@ -85,6 +102,9 @@ class SATTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = config.validation_steps
         self.initial_lr = config.learning_rate
         self.weight_decay = config.weight_decay
+        self.bad_steps.limit = config.bad_steps
+        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16  # type: ignore[arg-type]
+        self.grad_scaler = torch.GradScaler("cuda") if half else None  # bfloat16 has the range of float32
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -133,12 +153,10 @@ class SATTrainer(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Scans of the fold; with fold ``all``, every scan trains and validates."""
-        import json
-
         known = [s for s in self.store.scan_ids if self.store.record(s).dataset in self.space.ids]
         if self.fold == "all":
             return known, known
-        folds = json.loads((self.unified_folder / "splits_final.json").read_text(encoding="utf-8"))
+        folds = read_json(self.unified_folder / "splits_final.json")
         if not isinstance(self.fold, int) or not 0 <= self.fold < len(folds):
             raise ModelError(f"fold {self.fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
         present = set(known)
@@ -150,28 +168,44 @@ class SATTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         train, val = self.do_split()
-        shared = (self.space, self.bank, self.plan, self.config)
-        self._train_data = StepBatches(self.store, train, *shared)
-        self._val_data = StepBatches(self.store, val, *shared, stream=1)
+        self._make_loaders(train, val)
+        self._step_module: nn.Module = _Step(self.network)
+        if distributed.world_size() > 1:
+            # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
+            self._step_module = DistributedDataParallel(
+                self._step_module,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                find_unused_parameters=True,
+            )
+        self.set_deep_supervision_enabled(True)
+        self._clock = StepClock(self.device)
+        if distributed.rank() == 0:
+            write_model_files(self)
+            self.reporter.open(self.config, self.current_epoch)
+        self.print_to_log_file(
+            f"{len(train)} training and {len(val)} validation scans, {len(self.space.classes)} classes, "
+            f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
+            f"{distributed.world_size()} processes with {self._workers()} workers each"
+        )
+
+    def _make_loaders(self, train: list[str], val: list[str]) -> None:
+        with distributed.first_process_first():
+            boxes = foreground_boxes(self.store)
         workers = self._workers()
+        shared = (self.space, self.bank, self.plan, self.config)
+        self._train_data = StepBatches(
+            self.store,
+            train,
+            *shared,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            boxes=boxes,
+            cache_bytes=CACHE_BYTES // max(1, workers),
+        )
+        self._val_data = StepBatches(self.store, val, *shared, stream=1, boxes=boxes)
         first = self.current_epoch * self.num_iterations_per_epoch
         self.dataloader_train = batches(
             self._train_data, range(first, self.config.steps), workers, pin_memory=self.device.type == "cuda"
-        )
-        self.set_deep_supervision_enabled(True)
-        folder = self.model_folder
-        Path(str(self.output_folder)).mkdir(parents=True, exist_ok=True)
-        self.plan.save(folder / "plans.json")
-        write_json(folder / "dataset.json", self.dataset_json)
-        self.space.save(folder / "label_space.json")
-        self.bank.save(folder / "text_bank.safetensors")
-        write_json(Path(str(self.output_folder)) / "training_config.json", self.config.to_json())
-        fingerprint = self.unified_folder / "dataset_fingerprint.json"
-        if fingerprint.is_file():
-            shutil.copyfile(fingerprint, folder / "dataset_fingerprint.json")
-        self.print_to_log_file(
-            f"{len(train)} training and {len(val)} validation scans, {len(self.space.classes)} classes, "
-            f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, {workers} workers"
         )
 
     # ---- the loop -----------------------------------------------------------------------------------------------
@@ -186,66 +220,94 @@ class SATTrainer(nnUNetTrainer):
             outputs = []
             for step in range(done, min(done + self.num_iterations_per_epoch, self.config.steps)):
                 self._set_learning_rate(step)
-                outputs.append(self.train_step(next(self.dataloader_train) | {"step": step}))
+                waiting = time.perf_counter()
+                batch = next(self.dataloader_train) | {"step": step}
+                batch["data_seconds"] = time.perf_counter() - waiting
+                with explain_memory(self.plan, self.batch_size, distributed.world_size(), f"in step {step}"):
+                    outputs.append(self.train_step(batch))
                 if self.on_step is not None:
                     self.on_step(step, float(outputs[-1]["loss"]))
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                results = [self.validation_step(self._val_data[i]) for i in range(self.num_val_iterations_per_epoch)]
-                self.on_validation_epoch_end(results)
+                own = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
+                self.on_validation_epoch_end([self.validation_step(self._val_data[i]) for i in own])
             self.on_epoch_end()
+            if self._out_of_time():
+                return
         self.on_train_end()
+
+    def _out_of_time(self) -> bool:
+        """Whether another epoch would end after the deadline; the first process's clock decides for all."""
+        if self.deadline is None or self.current_epoch >= self.num_epochs:
+            return False
+        began, ended = (self.logger.get_value(f"epoch_{k}_timestamps", step=-1) for k in ("start", "end"))
+        return bool(distributed.gather(time.monotonic() + (ended - began) > self.deadline)[0])
 
     def on_train_epoch_start(self) -> None:
         """Switch to training and log the learning rate."""
         assert self.network is not None
         self.network.train()
+        self.reporter.statistics = Statistics()
         step = self.current_epoch * self.num_iterations_per_epoch
         self.logger.log("lrs", self.config.learning_rate_at(step), self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One optimisation step; a loss that is not finite is skipped, counted and reported with its scans."""
+        """One optimisation step; one without finite loss and gradients is skipped, counted and reported."""
         assert self.network is not None and self.optimizer is not None
-        for scan in batch["failed"]:
-            self.failed_scans[scan] = self.failed_scans.get(scan, 0) + 1
-        torch.manual_seed(self.config.seed + 1 + batch.get("step", 0))  # dropout: the same after a resume
+        self.reporter.unreadable(batch["failed"])
+        step = batch.get("step", 0)
+        # Dropout: the same after a resume, another one in every process.
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)[0])
+        )
+        self._clock.start(batch.get("data_seconds", 0.0))
         self.optimizer.zero_grad(set_to_none=True)
-        loss, _ = self._loss(batch)
-        if not torch.isfinite(loss):
-            self.bad_steps += 1
-            self.print_to_log_file(f"the loss is {loss.item()}; step skipped; scans: {', '.join(batch['scans'])}")
-            if self.bad_steps > _MAX_BAD_STEPS:
-                raise SatunetError(
-                    f"{self.bad_steps} losses were not finite, last with the scans {batch['scans']}; "
-                    "lower --learning_rate, or look at these scans"
-                )
-            return {"loss": np.nan}
-        if self.grad_scaler is not None:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+        loss = self._loss(batch)
+        self._clock.done("forward")
+        scaler = self.grad_scaler
+        (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
+        self._clock.done("backward")
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        local = loss.total.detach()
+        value = distributed.total(float(local), self.device) / distributed.world_size()
+        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle.
+        if not np.isfinite(value) or (scaler is None and not bool(torch.isfinite(norm))):
+            self._skip(step, value, batch, float(local))
+            value = float("nan")
+        elif scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
         else:
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        self._clock.done("optimizer")
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.reporter.step(step, batch, loss.of_query, value, rate, self._clock.seconds())
+        return {"loss": value}
+
+    def _skip(self, step: int, value: float, batch: dict[str, Any], local: float) -> None:
+        """Every process comes here in the same step: the norm of the gradients is that of all."""
+        self.optimizer.zero_grad(set_to_none=True)
+        guilty = distributed.gather(batch["scans"] if np.isfinite(value) or not np.isfinite(local) else [])
+        scans = [scan for part in guilty for scan in part]
+        message = self.bad_steps.add(step, value, scans)
+        self.print_to_log_file(message)
+        logger.warning("%s", message)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log the mean loss of the steps that counted."""
+        """Log the mean loss of the steps that counted, and what else was counted."""
         losses = [o["loss"] for o in train_outputs]
-        mean = float(np.nanmean(losses)) if np.isfinite(losses).any() else float("nan")
-        self.logger.log("train_losses", mean, self.current_epoch)
+        self.reporter.end_of_training(self.current_epoch, losses, self.bad_steps.count, self.device)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss and soft Dice of each positive query of a batch."""
-        loss, dice = self._loss(batch)
+        loss = self._loss(batch, share_count=False)
         shown = (batch["positive"] & batch["valid"]).cpu()
-        values = (1 - dice).cpu()
+        values = (1 - loss.dice).cpu()
         return {
-            "loss": float(loss),
+            "loss": float(loss.total),
             "dice": [
                 (scan.split("__")[0], float(values[b, k]))
                 for b, scan in enumerate(batch["scans"])
@@ -255,24 +317,15 @@ class SATTrainer(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the loss and the mean soft Dice, of all and a dataset."""
-        by_dataset: dict[str, list[float]] = {name: [] for name in self.plan.datasets}
-        for output in val_outputs:
-            for dataset, value in output["dice"]:
-                by_dataset.setdefault(dataset, []).append(value)
-        values = [v for many in by_dataset.values() for v in many]
-        mean = float(np.mean(values)) if values else 0.0
-        per_dataset = [float(np.mean(v)) if v else float("nan") for v in by_dataset.values()]
-        self.logger.log("mean_fg_dice", mean, self.current_epoch)
-        self.logger.log("dice_per_class_or_region", per_dataset, self.current_epoch)
-        loss = float(np.mean([o["loss"] for o in val_outputs])) if val_outputs else float("nan")
-        self.logger.log("val_losses", loss, self.current_epoch)
+        self.reporter.end_of_validation(self.current_epoch, val_outputs, self.plan.datasets)
 
     def on_epoch_end(self) -> None:
         """Log, draw ``progress.png``, save the latest and the best checkpoint."""
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
         last = {
-            k: self.logger.get_value(k, step=-1) for k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
+            k: self.logger.get_value(k, step=-1)
+            for k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
         }
         self.print_to_log_file(
             f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
@@ -284,9 +337,24 @@ class SATTrainer(nnUNetTrainer):
         if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
             self._best_ema = float(last["ema_fg_dice"])
             self.save_checkpoint(folder / "checkpoint_best.pth")
-        with contextlib.suppress(Exception):  # a picture is not worth a run
-            self.logger.plot_progress_png(str(folder))
+        if distributed.rank() == 0:
+            done = min((epoch + 1) * self.num_iterations_per_epoch, self.config.steps)
+            self.reporter.end_of_epoch(epoch, done, plain(last), self.bad_steps.count)
+            self._picture(epoch)
         self.current_epoch += 1
+
+    def _picture(self, epoch: int) -> None:
+        """Of the first validation patch, the same at every epoch."""
+        if not self.config.tensorboard:
+            return
+        try:
+            batch = self._val_data[0]
+            with torch.no_grad(), autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
+                inputs = (batch[k][:1].to(self.device) for k in ("data", "queries", "modality"))
+                logits = self.network(*inputs)[0][0]
+            self.reporter.picture(epoch, batch, logits)
+        except Exception as error:  # a picture is not worth a run
+            logger.warning("no picture of epoch %d: %s", epoch, error)
 
     def on_train_end(self) -> None:
         """Save the final checkpoint and remove the latest."""
@@ -294,32 +362,39 @@ class SATTrainer(nnUNetTrainer):
         self.current_epoch -= 1  # the base class's checkpoints store the epoch to go on with
         self.save_checkpoint(folder / "checkpoint_final.pth")
         self.current_epoch += 1
-        (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
+        if distributed.rank() == 0 and not self.disable_checkpointing:
+            (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
         self.dataloader_train = None
         for scan, count in sorted(self.failed_scans.items()):
             self.print_to_log_file(f"{scan} could not be read {count} times")
+        distributed.barrier()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Segment the fold's held-out scans whole and write ``validation/summary.json``, in nnU-Net's form."""
+        from satunet.trainers.validation import validate
+
+        if not self.was_initialized:
+            self.initialize()
+        if self.fold == "all":
+            self.print_to_log_file("fold 'all' holds no scan out: there is nothing to validate on")
+            return
+        _, scans = self.do_split()
+        summary = validate(self, scans)
+        if summary is not None:
+            mean = summary["foreground_mean"]["Dice"]
+            self.logger.log_summary("final_val/foreground_dice", mean)
+            for dataset, found in summary["mean_per_dataset"].items():
+                self.logger.log_summary(f"final_val/{dataset}_dice", found["foreground_mean"]["Dice"])
+            self.print_to_log_file(f"Validation complete. Mean Validation Dice: {mean}")
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str | Path) -> None:
         """Write a checkpoint whole, with nnU-Net's keys and nothing that needs unpickling of code."""
-        assert self.network is not None and self.optimizer is not None
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        content = {
-            "network_weights": self.network.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": _plain(self.logger.get_checkpoint()),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch + 1,
-            "init_args": {"configuration": self.configuration_name, "fold": self.fold, "device": str(self.device)},
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": None,
-            "satunet": {"training_config": self.config.to_json(), "bad_steps": self.bad_steps},
-        }
-        with atomic_path(Path(filename)) as temporary:
-            torch.save(content, temporary)
+        counted = self.reporter.state()
+        if distributed.rank() == 0 and not self.disable_checkpointing:
+            required = Path(filename).name == "checkpoint_final.pth"
+            write_checkpoint(Path(filename), checkpoint_of(self, counted), required=required)
 
     def load_checkpoint(self, filename_or_checkpoint: str | Path | dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -329,18 +404,11 @@ class SATTrainer(nnUNetTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        assert self.network is not None and self.optimizer is not None
         given = filename_or_checkpoint
-        source = "checkpoint" if isinstance(given, dict) else Path(given)
-        content = given if isinstance(given, dict) else load_checkpoint(Path(given))
-        load_weights(self.network, network_weights(content, source=source), source=source)
-        self.optimizer.load_state_dict(content["optimizer_state"])
-        self.current_epoch = content["current_epoch"]
-        self.logger.load_checkpoint(content["logging"])
-        self._best_ema = content["_best_ema"]
-        self.bad_steps = content.get("satunet", {}).get("bad_steps", 0)
-        if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(content["grad_scaler_state"])
+        if isinstance(given, dict):
+            restore(self, given, source="checkpoint")
+        else:
+            restore(self, load_checkpoint(Path(given)), source=Path(given))
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's log file as ever; to satunet's log instead of stdout."""
@@ -350,14 +418,28 @@ class SATTrainer(nnUNetTrainer):
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 
-    def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: dict[str, Any], *, share_count: bool = True) -> PromptedLoss:
+        """The loss of a batch, or of this process's part of it.
+
+        Args:
+            batch: From the loader.
+            share_count: Whether the other processes have parts of the same batch, so that the mean of all losses, and
+                of their gradients, must be the mean over the queries of all.
+        """
         assert self.network is not None
-        b = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        b = {
+            k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) and k != "valid" else v
+            for k, v in batch.items()
+        }
+        count = None
+        if share_count and distributed.world_size() > 1:
+            everything = distributed.total(float(b["valid"].sum()), self.device)
+            count = max(1.0, everything) / distributed.world_size()
+        module = self._step_module if share_count else _Step(self.network)
         with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
-            features = self.network.encode_image(b["data"])
-            embeddings = self.network.decode(features, b["queries"], b["modality"])
+            maps, embeddings = module(b["data"], b["queries"], b["modality"])
         chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
-        return prompted_loss(features.maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk)
+        return prompted_loss(maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk, count=count)
 
     def _set_learning_rate(self, step: int) -> None:
         assert self.optimizer is not None
@@ -368,13 +450,20 @@ class SATTrainer(nnUNetTrainer):
         if self.config.workers is not None:
             return self.config.workers
         # Without a GPU the cores are busy with the network itself.
-        return 0 if self.device.type == "cpu" else max(2, min(12, (os.cpu_count() or 2) - 1))
+        share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return 0 if self.device.type == "cpu" else max(2, min(12, share - 1))
 
 
-def _plain(value: Any) -> Any:
-    """Numpy scalars as Python numbers, so that checkpoints load with ``weights_only``."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+class _Step(nn.Module):
+    """Image and queries → feature maps and mask embeddings, in one call: DDP follows one ``forward`` a step."""
+
+    def __init__(self, network: PromptedUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, queries: Tensor, modality: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(B, 1, X, Y, Z), (B, K, D), (B,) → a map and an embedding a scale."""
+        features = self.network.encode_image(image)
+        return features.maps, self.network.decode(features, queries, modality)

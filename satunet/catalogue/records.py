@@ -41,6 +41,7 @@ class CatalogueRecord:
         channel_names: As in its ``dataset.json``.
         labels: Label name → id, as in its ``dataset.json``.
         classes: Class → ids whose union it is.
+        stored_ids: Id in the label maps as their makers publish them → id, where they are numbered otherwise.
     """
 
     id: int
@@ -56,6 +57,7 @@ class CatalogueRecord:
     channel_names: tuple[str, ...] = ()
     labels: Mapping[str, int]
     classes: Mapping[str, tuple[int, ...]]
+    stored_ids: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def must(right: bool, what: str) -> None:
@@ -73,6 +75,7 @@ class CatalogueRecord:
         ids = list(self.labels.values())
         must(bool(ids) and len(set(ids)) == len(ids) and min(ids) > 0, "label ids must be positive, each once")
         must(bool(self.classes), "no classes")
+        must(set(self.stored_ids.values()) <= set(ids), f"stored ids stand for {sorted(set(self.stored_ids.values()))}")
         for name, values in self.classes.items():
             unknown = sorted(set(values) - set(ids))
             must(bool(values) and not unknown, f"class {name!r} has ids {list(values)}; unknown are {unknown}")
@@ -192,4 +195,7 @@ def load_catalogue(path: Path = SAT_DS) -> Catalogue:
 
 def _record(entry: dict[str, Any]) -> CatalogueRecord:
     classes = {name: tuple(int(i) for i in ids) for name, ids in entry["classes"].items()}
-    return CatalogueRecord(**{**entry, "classes": classes, "channel_names": tuple(entry["channel_names"])})
+    stored = {int(before): int(after) for before, after in entry.get("stored_ids", {}).items()}
+    return CatalogueRecord(
+        **{**entry, "classes": classes, "channel_names": tuple(entry["channel_names"]), "stored_ids": stored}
+    )

@@ -33,16 +33,19 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from tyro.conf import subcommand
 
     from satunet.cli.benchmark import Benchmark, Evaluate
+    from satunet.cli.convert import Convert
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
     from satunet.cli.knowledge import Knowledge, Text
+    from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
     from satunet.cli.pretrain import Pretrain
     from satunet.cli.train import Train
 
     commands: TypeAlias = (  # type: ignore[valid-type]
         Annotated[Datasets, subcommand("datasets")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Labels, subcommand("labels")]
         | Annotated[PlanAndPreprocess, subcommand("plan_and_preprocess")]
         | Annotated[Fingerprint, subcommand("fingerprint")]
@@ -55,6 +58,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Knowledge, subcommand("knowledge")]
         | Annotated[Text, subcommand("text")]
         | Annotated[Pretrain, subcommand("pretrain")]
+        | Annotated[Import, subcommand("import")]
+        | Annotated[Export, subcommand("export")]
+        | Annotated[Info, subcommand("info")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
 from satunet.cli.options import DatasetIds, Device, Output, Processes, Verbose, dataset_names, default_processes
 
+if TYPE_CHECKING:
+    from satunet.evaluation.rules import Rules
+
 Tolerance = Annotated[float, arg(help="Tolerance of the normalised surface Dice, in mm.")]
-Policy = Annotated[
-    Literal["sat", "nnunet"],
-    arg(help="Classes absent in reference and prediction: 'sat' scores them 1, 'nnunet' leaves them out."),
+Tolerances = Annotated[
+    tuple[str, ...], arg(metavar="CLASS=MM", help="Tolerances of single classes that differ, such as aorta=2.")
 ]
+Policy = Annotated[
+    Literal["sat", "nnunet", "brats"],
+    arg(
+        help="Classes absent in reference and prediction: 'sat' scores them 1, 'nnunet' leaves them out; 'brats' is "
+        "'sat' with distances of 374 mm for a class absent in one of the two."
+    ),
+]
+Distances = Annotated[bool, arg(help="Leave HD95 and ASSD out: a quarter less time.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score predictions against references: DSC and NSD of every class and case."""
+    """Score predictions against references: DSC, NSD, HD95, ASSD, volumes and lesions of every class and case."""
 
     predictions: Annotated[Path, arg(aliases=["-p"], metavar="FOLDER", help="Label maps, or a folder of masks a case.")]
-    references: Annotated[Path, arg(aliases=["-r"], metavar="FOLDER", help="Label maps, such as a dataset's labelsTs.")]
+    references: Annotated[
+        Path,
+        arg(
+            aliases=["-r"],
+            metavar="FOLDER",
+            help="Label maps, such as a dataset's labelsTs, or a folder of masks a case.",
+        ),
+    ]
     labels: Annotated[
         Path | None,
         arg(
             metavar="FILE", help="dataset.json that names the ids; the one beside the references' folder if not given."
+        ),
+    ] = None
+    prediction_labels: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="dataset.json that names the ids of predicted label maps, where they differ; the one in the folder of "
+            "predictions, which nnU-Net leaves there, if not given.",
         ),
     ] = None
     output: Annotated[
@@ -34,41 +60,81 @@ class Evaluate:
         arg(aliases=["-o"], metavar="FOLDER", help="For the tables; 'scores' in the predictions if not given."),
     ] = None
     tolerance: Tolerance = 1.0
+    tolerances: Tolerances = ()
     policy: Policy = "sat"
+    lesions: Annotated[
+        tuple[str, ...],
+        arg(metavar="CLASS", help="Classes whose lesions are counted one by one; those that are pathological by name."),
+    ] = ()
+    no_distances: Distances = False
+    parquet: Annotated[bool, arg(help="Write per_case.parquet as well; needs pyarrow.")] = False
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
 
     def run(self) -> int:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
-        from satunet.datasets import Dataset, read_labels
+        from satunet.evaluation.class_lists import classes_in_file, classes_in_folders
         from satunet.evaluation.evaluate import evaluate_cases, references_in
-        from satunet.labels import listed_classes
+        from satunet.evaluation.tables import print_evaluation
+        from satunet.labels import normalize_name
         from satunet.progress import setup_logging
 
         references = references_in(self.references)
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
+        folders = all(path.is_dir() for path in references.values())
         file = self.labels or self.references.parent / "dataset.json"
-        labels, ignore = read_labels(file)
-        classes = listed_classes(
-            Dataset(id=0, name=file.parent.name, folder=file.parent, channel_names=(), modalities=(), labels=labels)
-        )
+        listed = classes_in_folders(references) if folders and self.labels is None else classes_in_file(file)
+        predicted = self.prediction_labels or self.predictions / "dataset.json"
+        other = classes_in_file(predicted) if self.prediction_labels or predicted.is_file() else None
+        lesions = {normalize_name(name).canonical for name in self.lesions} or set(listed.lesions)
         evaluation, summary = evaluate_cases(
             references,
             self.predictions,
-            classes,
-            allowed_ids={i for ids in labels.values() for i in ids} | ({ignore} if ignore is not None else set()),
-            ignore_id=ignore,
-            tolerance_mm=self.tolerance,
-            policy=self.policy,
+            listed.classes,
+            prediction_classes=None if other is None else other.classes,
+            allowed_ids=listed.allowed_ids,
+            ignore_id=listed.ignore_id,
+            rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, lesions),
             processes=self.processes,
         )
-        evaluation.save(output)
+        evaluation.save(output, parquet=self.parquet)
+        print_evaluation(evaluation)
         summary.note("mean DSC", f"{evaluation.mean('dsc'):.4f}")
         summary.note(f"mean NSD {self.tolerance:g} mm", f"{evaluation.mean('nsd'):.4f}")
         summary.note("tables", str(output))
         summary.show()
         return summary.exit_code
+
+
+def scoring_rules(
+    tolerance: float, tolerances: Sequence[str], policy: str, distances: bool, lesions: Collection[str]
+) -> Rules:
+    """Rules from what was typed.
+
+    Raises:
+        UserError: A tolerance that is not CLASS=MM, or not a length.
+    """
+    from satunet.errors import UserError
+    from satunet.evaluation.rules import Rules, absence_policy
+    from satunet.labels import normalize_name
+
+    own = {}
+    for text in tolerances:
+        name, equals, value = text.rpartition("=")
+        try:
+            own[normalize_name(name).canonical] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UserError(f"--tolerances takes CLASS=MM, such as aorta=2; got {text!r}")
+    return Rules(
+        tolerance_mm=tolerance,
+        tolerances_mm=own,
+        policy=absence_policy(policy),
+        distances=distances,
+        lesions=frozenset(lesions),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

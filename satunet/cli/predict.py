@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from satunet.cli.options import Device, Output, Verbose
+from satunet.cli.options import Device, Output, Scheduler, Verbose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,9 @@ class Predict:
     combine: Annotated[bool, arg(help="One label map a scan; where masks overlap, the later prompt wins.")] = False
     probabilities: Annotated[bool, arg(help="Write probabilities beside the masks.")] = False
     dicom_seg: Annotated[bool, arg(help="Write a DICOM Segmentation for DICOM series (extra: dicom).")] = False
+    rtstruct: Annotated[
+        bool, arg(help="Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).")
+    ] = False
     statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
     largest_component: Annotated[bool, arg(help="Keep the largest connected component of each mask.")] = False
     fill_holes: Annotated[bool, arg(help="Fill the closed cavities of each mask.")] = False
@@ -67,6 +70,7 @@ class Predict:
     memory: Annotated[float, arg(help="GB for the probabilities of prompts; less costs time, never a voxel.")] = 2.0
     overwrite: Annotated[bool, arg(help="Predict scans again that are done already.")] = False
     dry_run: Annotated[bool, arg(help="Show scans, modalities, prompts and windows, and write nothing.")] = False
+    scheduler: Scheduler = None
     device: Device = "auto"
     verbose: Verbose = False
 
@@ -81,10 +85,9 @@ class Predict:
         given = sum((bool(self.prompts), self.prompt_file is not None, self.all, self.pairs is not None))
         if given != 1:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
-        from satunet.prediction import Predictor
+        from satunet.prediction.cluster import Recipe, predict_on_cluster
         from satunet.prediction.folder import predict_folder
         from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
-        from satunet.prediction.model_folder import ModelFolder
         from satunet.prediction.outputs import Outputs, write_statistics
         from satunet.prediction.postprocess import Postprocessing
         from satunet.progress import setup_logging
@@ -92,36 +95,55 @@ class Predict:
 
         # A wrong call should fail before the model is loaded.
         jobs = read_pairs(self.pairs) if self.pairs is not None else collect_scans(self.input)
-        outputs = Outputs(combine=self.combine, probabilities=self.probabilities, dicom_seg=self.dicom_seg)
+        outputs = Outputs(
+            combine=self.combine,
+            probabilities=self.probabilities,
+            dicom_seg=self.dicom_seg,
+            rtstruct=self.rtstruct,
+        )
         prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
         setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)
         folder = self.model or model_folder("Dataset900_Unified")
-        predictor = Predictor(
-            ModelFolder.load(folder, fold=self.fold, checkpoint=self.checkpoint),
-            device=self.device,
-            overlap=self.overlap if self.overlap is not None else 0.2 if self.fast else 0.5,
-            memory_gb=self.memory,
-            mirror=self.mirror,
-            batch=self.batch,
-            postprocessing=Postprocessing(largest_component=self.largest_component, fill_holes=self.fill_holes),
+        recipe = Recipe(
+            model=folder,
+            fold=self.fold,
+            checkpoint=self.checkpoint,
+            options={
+                "device": _own_device(self.device),
+                "overlap": self.overlap if self.overlap is not None else 0.2 if self.fast else 0.5,
+                "memory_gb": self.memory,
+                "mirror": self.mirror,
+                "batch": self.batch,
+                "postprocessing": Postprocessing(largest_component=self.largest_component, fill_holes=self.fill_holes),
+            },
         )
-        if self.strict:
+        predictor = recipe.make() if self.strict or self.dry_run or self.scheduler is None else None
+        if predictor is not None and self.strict:
             _all_known(predictor, jobs, prompts)
-        if self.dry_run:
+        if predictor is not None and self.dry_run:
             return _show(predictor, jobs, prompts, self.modality)
-        summary = predict_folder(
-            jobs,
-            self.output,
-            predictor,
-            prompts,
-            modality=self.modality,
-            outputs=outputs,
-            overwrite=self.overwrite,
-        )
+        options: dict[str, Any] = {"modality": self.modality, "outputs": outputs, "overwrite": self.overwrite}
+        if self.scheduler is not None:
+            summary = predict_on_cluster(jobs, self.output, recipe, prompts, scheduler=self.scheduler, **options)
+        else:
+            assert predictor is not None
+            summary = predict_folder(jobs, self.output, predictor, prompts, **options)
         if self.statistics:
             summary.note("statistics", str(write_statistics(self.output, [job.name for job in jobs], self.combine)))
         summary.show()
         return summary.exit_code
+
+
+def _own_device(device: str) -> str:
+    """Of the processes that torchrun starts on a machine, each takes a GPU of its own."""
+    import os
+
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def _all_known(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None) -> None:

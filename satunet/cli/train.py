@@ -35,20 +35,54 @@ class Train:
     batch_size: Annotated[int | None, arg(help="Patches a step; the plan's if not given.")] = None
     queries: Annotated[int | None, arg(help="Queries a patch, at most; the plan's if not given.")] = None
     workers: Annotated[int | None, arg(help="Processes that load data; chosen by the machine if not given.")] = None
+    precision: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        arg(help="What convolutions and matrix products are computed in; 'auto' takes the fastest the device has."),
+    ] = "auto"
     seed: Annotated[int, arg(help="Seed of sampling, augmentation and initialisation.")] = 0
     continue_: Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")] = False
+    val: Annotated[bool, arg(help="Only validate: segment the fold's held-out scans with the finished network.")] = (
+        False
+    )
     pretrained_weights: Annotated[
-        Path | None, arg(aliases=["-pretrained_weights"], metavar="FILE", help="Checkpoint to start from.")
+        Path | None,
+        arg(
+            aliases=["-pretrained_weights"],
+            metavar="PATH",
+            help="Weights to start from: a checkpoint, a result or model folder, or an image encoder alone.",
+        ),
     ] = None
+    minutes: Annotated[
+        float | None, arg(help="Stop at a checkpoint before so many minutes are over, for queues with a time limit.")
+    ] = None
+    num_gpus: Annotated[
+        int, arg(aliases=["-num_gpus"], help="GPUs of this machine to train on; for several machines call torchrun.")
+    ] = 1
+    cluster: Annotated[
+        Literal["slurm", "local"] | None,
+        arg(help="Submit each specialist as a job of a Slurm array by submitit; 'local' runs them as processes here."),
+    ] = None
+    cluster_options: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="KEY=VALUE",
+            help="Options of submitit, such as slurm_partition=gpu timeout_min=2880 gpus_per_node=1.",
+        ),
+    ] = ()
     device: Device = "auto"
     verbose: Verbose = False
 
     def run(self) -> int:
         """Train; every checkpoint is written whole, and the same command with ``--c`` goes on."""
         from satunet.environment import quick_check
+        from satunet.errors import UserError
 
         quick_check()
-        return self._specialists() if self.specialist else self._unified()
+        if self.specialist:
+            return self._submit() if self.cluster else self._specialists()
+        if self.cluster:
+            raise UserError("--cluster submits specialists; start the unified network in a job of its own")
+        return self._several_processes() if self.num_gpus > 1 else self._unified()
 
     def _recipe(self) -> TrainingConfig:
         from satunet.trainers.config import TrainingConfig
@@ -59,26 +93,56 @@ class Train:
             "batch_size": self.batch_size,
             "queries_per_scan": self.queries,
             "workers": self.workers,
+            "precision": self.precision,
             "seed": self.seed,
         }
         return TrainingConfig.from_recipe(self.recipe, **{k: v for k, v in given.items() if v is not None})
 
     def _unified(self) -> int:
+        import logging
+
         from satunet.paths import dataset_name_of
         from satunet.progress import setup_logging
-        from satunet.trainers.run import model_folder, train_unified
+        from satunet.trainers import distributed
+        from satunet.trainers.run import model_folder, run_training
 
         name = dataset_name_of(self.dataset)
-        setup_logging(model_folder(name) / f"fold_{_fold(self.fold)}" / "train.log", verbose=self.verbose)
-        train_unified(
+        fold = model_folder(name) / f"fold_{_fold(self.fold)}"
+        setup_logging(fold / distributed.log_name(), verbose=self.verbose)
+        trainer = run_training(
             name,
             fold=_fold(self.fold),
             config=self._recipe(),
             device=self.device,
             continue_training=self.continue_,
             pretrained_weights=self.pretrained_weights,
+            minutes=self.minutes,
+            only_validate=self.val,
         )
-        return 0
+        if trainer.failed_scans:
+            scans = ", ".join(f"{scan} ({count} times)" for scan, count in sorted(trainer.failed_scans.items()))
+            logging.getLogger("satunet").error("scans that could not be read, others took their place: %s", scans)
+        return 1 if trainer.failed_scans else 0
+
+    def _several_processes(self) -> int:
+        """The same command once a GPU, by torchrun."""
+        import subprocess
+        import sys
+
+        arguments = _without_num_gpus(sys.argv[1:])
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.num_gpus}"]
+        return subprocess.run([*command, "-m", "satunet", *arguments], check=False).returncode
+
+    def _submit(self) -> int:
+        from satunet.progress import setup_logging
+        from satunet.trainers.jobs import submit
+
+        setup_logging(None, verbose=self.verbose)
+        command = ["train", "--fold", self.fold, "--recipe", self.recipe, "--device", self.device, "--c"]
+        if self.steps is not None:
+            command += ["--steps", str(self.steps)]
+        options = dict(_key_value(text) for text in self.cluster_options)
+        return submit(dataset_names(self.specialist), command, cluster=str(self.cluster), options=options)
 
     def _specialists(self) -> int:
         from satunet.paths import results_dir
@@ -113,3 +177,26 @@ def _fold(text: str) -> int | str:
     if not text.isdigit():
         raise UserError(f"fold must be a number or 'all', got {text!r}")
     return int(text)
+
+
+def _without_num_gpus(arguments: list[str]) -> list[str]:
+    names = ("-num_gpus", "--num_gpus", "--num-gpus")
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in names:
+            skip = True
+        elif not argument.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(argument)
+    return kept
+
+
+def _key_value(text: str) -> tuple[str, int | str]:
+    from satunet.errors import UserError
+
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"--cluster_options {text!r}: must be KEY=VALUE")
+    return key, int(value) if value.isdigit() else value

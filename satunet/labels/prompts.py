@@ -109,6 +109,7 @@ def _nearest(
             texts.append(variant)
             owners.append(i)
     vectors: NDArray[Any] = encoder.encode([name, *texts])
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     similarity = vectors[1:] @ vectors[0]
     best = np.full(len(candidates), -1.0)
     np.maximum.at(best, owners, similarity)

@@ -8,6 +8,26 @@ from torch import Tensor, nn
 from satunet.network.config import NetworkConfig
 
 
+class ModalityAdapter(nn.Module):
+    """Text embedding + embedding of the scan's modality, as SAT makes its queries.
+
+    SAT keeps the modality's embedding in its text encoder, and trains it with the segmentation network while the rest
+    of the encoder is frozen. Here it is the network's, so that embeddings of texts are free of modality.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.modality_embedding = nn.Embedding(config.num_modalities, config.query_dim)
+        nn.init.normal_(self.modality_embedding.weight, std=0.02)
+
+    def fit_whitening(self, embeddings: Tensor) -> None:
+        """Nothing to fit: texts are taken as they are."""
+
+    def forward(self, text: Tensor, modality: Tensor | None) -> Tensor:
+        """(B, N, D) texts, (B,) modality indices → (B, N, D) queries."""
+        return text if modality is None else text + self.modality_embedding(modality)[:, None]
+
+
 class QueryAdapter(nn.Module):
     """Whitening → projection → modality embedding.
 
@@ -59,3 +79,10 @@ class QueryAdapter(nn.Module):
         if modality is not None:
             queries = queries + self.modality_embedding(modality)[:, None]
         return queries
+
+
+def build_adapter(config: NetworkConfig) -> ModalityAdapter | QueryAdapter | None:
+    """The adapter that a configuration names; ``None`` if texts are queries."""
+    if config.adapter == "none":
+        return None
+    return ModalityAdapter(config) if config.adapter == "modality" else QueryAdapter(config)

@@ -33,7 +33,8 @@ class NetworkConfig:
         mask_heads: (hidden, out) of the mask head of each supervised scale, full resolution first; ``out`` equals
             the features of the decoder at that scale.
         text_dim: Width of the text embeddings.
-        adapter: ``"none"``: text embeddings are the queries (SAT); ``"whitened_projection"``: a learned projection.
+        adapter: ``"none"``: text embeddings are the queries; ``"modality"``: a learned embedding of the scan's modality
+            is added to them (SAT); ``"whitened_projection"``: a learned projection, and the modality's embedding.
         num_modalities: Rows of the modality embedding of the adapter.
     """
 
@@ -59,8 +60,8 @@ class NetworkConfig:
         stages = len(self.features_per_stage)
         if self.preset not in ("auto", "nano", "pro"):
             raise PlanError(f"network preset {self.preset!r}; allowed are auto, nano, pro")
-        if self.adapter not in ("none", "whitened_projection"):
-            raise PlanError(f"network adapter {self.adapter!r}; allowed are none, whitened_projection")
+        if self.adapter not in ("none", "modality", "whitened_projection"):
+            raise PlanError(f"network adapter {self.adapter!r}; allowed are none, modality, whitened_projection")
         lengths = (len(self.strides), len(self.kernel_sizes), len(self.n_conv_per_stage))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -84,8 +85,8 @@ class NetworkConfig:
         outs = tuple(out for _, out in self.mask_heads)
         if outs != self.features_per_stage[: len(outs)]:
             raise PlanError(f"mask heads give {outs} features, the decoder {self.features_per_stage[: len(outs)]}")
-        if self.adapter == "none" and self.text_dim != self.query_dim:
-            raise PlanError(f"without an adapter text_dim ({self.text_dim}) must be query_dim ({self.query_dim})")
+        if self.adapter != "whitened_projection" and self.text_dim != self.query_dim:
+            raise PlanError(f"without a projection text_dim ({self.text_dim}) must be query_dim ({self.query_dim})")
 
     @property
     def divisor(self) -> Axes:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from satunet.network.adapter import QueryAdapter
+from satunet.network.adapter import build_adapter
 from satunet.network.backbone import PlainUNet
 from satunet.network.config import NetworkConfig
 from satunet.network.decoder import QueryDecoder, position_encoding
@@ -60,7 +60,7 @@ class PromptedUNet(nn.Module):
         full, *lower = (_mask_head(config.query_dim, hidden, out, gelu=published) for hidden, out in config.mask_heads)
         self.mid_mask_embed_proj = nn.ModuleList(lower)
         self.mask_embed_proj = full
-        self.adapter = QueryAdapter(config) if config.adapter != "none" else None
+        self.adapter = build_adapter(config)
         if published:
             self.logit_bias = None
             self.logit_scale = None

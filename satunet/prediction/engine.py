@@ -1,34 +1,48 @@
 """Probabilities of many prompts in one preprocessed scan, in bounded memory, the same for any bound.
 
-The image is encoded once a window, all prompts are decoded at once (that is small), and only what is as large as a
-volume is rationed: the weighted sums of probabilities. If those of all prompts fit into the memory allowed, one pass
-over the windows does. If not, a first pass finds where each prompt's logits are positive at all: a weighted mean of
-probabilities exceeds one half only where one of them does. Sums are then kept inside these boxes, for as many
-prompts at once as fit, and windows that touch no box are left out. Rejected: as many passes over the whole scan as
-there are groups of prompts, which encodes the image again for each; half-precision sums, which round.
+The image is encoded once a window, and all prompts are decoded at once (that is small). What is as large as a volume
+is kept in the blocks of :mod:`satunet.prediction.blocks`. Most prompts are absent from most blocks: their largest
+logit in each is found first, by matrix products whose results go nowhere else, and only the few pairs of block and
+prompt that are not negligible become float32 probabilities and sums.
 
-Results do not depend on the grouping, to the last bit (with one window at a time): matrix products always have
-:data:`MASK_CHUNK` columns, because libraries choose other kernels, which round differently, for few.
+A block's probabilities in a window count as zero where none reaches :data:`NEGLIGIBLE`; a mean of windows is at most
+this much smaller for it. If even so the blocks of all prompts do not fit into the memory allowed (a network that is
+unsure of everything), the largest prompts are put off. Where they are positive in some window is known by then, and
+further passes over these windows alone sum them up, in groups that fit.
+
+Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
+sums them up, which encodes every window twice; half-precision sums, which round.
+
+Results do not depend on memory or grouping, to the last bit (with one window at a time): matrix products that count
+always have :data:`MASK_CHUNK` rows and whole blocks of voxels, because libraries choose other kernels, which round
+differently, for others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from satunet.devices import Precision, autocast_for
-from satunet.network.model import ImageFeatures, mask_logits
+from satunet.network.model import ImageFeatures
+from satunet.prediction.blocks import BLOCK, BLOCK_BYTES, VOXELS, Box, Layer, Structures, Tiling, sweep_axis
 from satunet.prediction.window import Axes, gaussian_weights, window_starts
 
 MASK_CHUNK = 8
-"""Prompts whose masks are computed at once in a window."""
+"""Prompts whose probabilities are computed at once in a block."""
+NEGLIGIBLE = 1e-3
+"""Probabilities of a block in a window count as zero if none of them is larger."""
 
-Box = tuple[slice, slice, slice]
+_LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
+_UNITS = 64
+"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts."""
+_SCREEN_BYTES = 256 << 20
+
 OnProgress = Callable[[int, int], object]
 
 
@@ -70,11 +84,11 @@ class WindowedScan:
         patch: Of a window.
         overlap: Share of a window that its neighbour covers too.
         device: Where to compute and to keep the sums.
-        precision: Of the network; sums and mask products are float32.
+        precision: Of the network; probabilities and sums are float32.
         flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
             1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
         batch: Windows that go through the network at once.
-        memory_bytes: For the sums, and as much again for feature maps that are kept between passes.
+        memory_bytes: For the blocks of all prompts together; a single prompt may need more.
         on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
             An exception in it ends the prediction.
     """
@@ -91,155 +105,248 @@ class WindowedScan:
     batch: int = 1
     memory_bytes: int = 1 << 30
     on_progress: OnProgress | None = None
-    _features: dict[tuple[Axes, tuple[int, ...]], Tensor] = field(default_factory=dict)
-    _embeddings: dict[tuple[Axes, tuple[int, ...]], Tensor] = field(default_factory=dict)
-    _passes: int = 0
+    _passes: int = 1
     _done: int = 0
 
     def __post_init__(self) -> None:
         self.padded, self.inside = pad_to(self.volume, self.patch)
         x, y, z = self.padded.shape
-        self.starts = window_starts((x, y, z), self.patch, self.overlap)
+        starts = window_starts((x, y, z), self.patch, self.overlap)
+        self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
+        self.starts = sorted(starts, key=lambda start: (start[self.tiling.sweep], start))
         self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
         self.queries = self.queries.to(self.device)
 
-    def probabilities(self) -> Iterator[Probability]:
-        """One a query, in their order."""
-        whole = _volume_of(self.inside)
-        count = len(self.queries)
-        boxes: list[Box | None] = [self.inside] * count
-        several = count * whole * 4 > self.memory_bytes and count > 1
-        if several:
-            boxes = self._find_boxes()
-        groups = _groups(boxes, self.memory_bytes // 4)
-        self._passes = len(groups) + several
-        weight = self._sum_of_weights()
+    def probabilities(self) -> Iterator[tuple[int, Probability]]:
+        """Number of each query and its probability; those that take further passes come last."""
+        first = _Pass(scan=self, keys=torch.arange(len(self.queries)))
+        structures = first.run()
+        put_off = (~first.active).nonzero()[:, 0]
+        for k in first.active.nonzero()[:, 0].tolist():
+            yield k, self._probability(structures, k)
+        del structures
+        allowed = self.tiling.widened(first.positive[put_off.to(self.device)])
+        groups = _groups(allowed.sum((1, 2)).tolist(), self.memory_bytes // BLOCK_BYTES)
+        self._passes = 1 + len(groups)
         for group in groups:
-            sums = self._sums({k: box for k in group if (box := boxes[k]) is not None})
-            for k in group:
-                box = boxes[k]
-                yield self._finish(sums.pop(k), weight[box], box) if box is not None else self._nothing()
+            keys = put_off[group]
+            structures = _Pass(scan=self, keys=keys, allowed=allowed[torch.tensor(group)]).run()
+            for i, k in enumerate(keys.tolist()):
+                yield k, self._probability(structures, i)
 
-    def _nothing(self) -> Probability:
-        return Probability(box=(slice(0, 0),) * 3, values=None)
-
-    @torch.inference_mode()
-    def _finish(self, total: Tensor, weight: Tensor, box: Box) -> Probability:
-        """From sums to a probability in the smallest box around what exceeds one half, and a voxel more."""
-        tight = _box_of(total > 0.5 * weight)
-        if tight is None:
-            return self._nothing()
-        wide = _wider(tight, total.shape)
-        values = (total[wide] / weight[wide]).cpu()
-        start = [b.start + w.start - i.start for b, w, i in zip(box, wide, self.inside, strict=True)]
-        place = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
-        return Probability(box=(place[0], place[1], place[2]), values=values)
+    def advance(self, windows: int = 1) -> None:
+        """Windows have been done."""
+        self._done += windows
+        if windows and self.on_progress is not None:
+            self.on_progress(self._done, self._passes * len(self.starts))
 
     @torch.inference_mode()
-    def _sum_of_weights(self) -> Tensor:
-        # Summed up in the order of the probabilities, not as a product of three profiles: a mean of values of at most
-        # one half is then at most one half to the last bit.
-        weight = torch.zeros(self.padded.shape, device=self.device)
-        for start in self.starts:
-            weight[self._window(start)] += self.gauss
-        return weight
-
-    @torch.inference_mode()
-    def _sums(self, boxes: dict[int, Box]) -> dict[int, Tensor]:
-        """Weighted sums of the probabilities of some queries, each inside its box of the padded volume."""
-        sums = {k: torch.zeros([s.stop - s.start for s in box], device=self.device) for k, box in boxes.items()}
-        share = self.gauss / len(self.flips)  # exact: by a power of two
-        touched: dict[Axes, dict[int, Box]] = {}
-        for start in self.starts:
-            window = self._window(start)
-            touched[start] = {k: both for k, box in boxes.items() if (both := _intersection(box, window)) is not None}
-        self._advance(sum(not found for found in touched.values()))
-        for start, looks in self._encode([start for start in self.starts if touched[start]]):
-            window = self._window(start)
-            keys = list(touched[start])
-            for features, embeddings in looks:
-                for first in range(0, len(keys), MASK_CHUNK):
-                    part = keys[first : first + MASK_CHUNK]
-                    for k, logits in zip(part, self._logits(features, embeddings[part]), strict=True):
-                        # The whole window, whatever part is wanted: vectorised functions round differently at ends.
-                        weighted = logits.sigmoid().mul_(share)
-                        place = touched[start][k]
-                        sums[k][_relative(place, boxes[k])] += weighted[_relative(place, window)]
-            self._advance()
-        return sums
-
-    @torch.inference_mode()
-    def _find_boxes(self) -> list[Box | None]:
-        """Box of each query's positive logits in the padded volume, a voxel wider, cut to the scan; or nothing."""
-        boxes: list[Box | None] = [None] * len(self.queries)
-        self._passes = 2  # at least
-        for start, looks in self._encode(self.starts, keep=True):
-            window = self._window(start)
-            for features, embeddings in looks:
-                for first in range(0, len(embeddings), MASK_CHUNK):
-                    part = embeddings[first : first + MASK_CHUNK]
-                    for k, logits in enumerate(self._logits(features, part), start=first):
-                        found = _box_of(logits > 0)
-                        if found is not None:
-                            place = tuple(
-                                slice(w.start + f.start, w.start + f.stop) for w, f in zip(window, found, strict=True)
-                            )
-                            boxes[k] = _union(boxes[k], place)
-            self._advance()
-        wider = [None if box is None else _wider(box, self.padded.shape) for box in boxes]
-        return [None if box is None else _intersection(box, self.inside) for box in wider]
-
-    def _encode(
-        self, starts: Sequence[Axes], *, keep: bool = False
-    ) -> Iterator[tuple[Axes, list[tuple[Tensor, Tensor]]]]:
-        """Windows, each with its looks: full-resolution features (1, C, x, y, z), mask embeddings (N, E) of all queries.
-
-        Features of mirrored looks are mirrored back.
-        """
-        for first in range(0, len(starts), self.batch):
-            several = starts[first : first + self.batch]
-            looks: dict[Axes, list[tuple[Tensor, Tensor]]] = {start: [] for start in several}
-            for flip in self.flips:
-                missing = [start for start in several if (start, flip) not in self._features]
-                fresh = dict(zip(missing, self._run(missing, flip, keep=keep), strict=True)) if missing else {}
-                for start in several:
-                    kept = self._features.get((start, flip))
-                    maps = fresh[start] if kept is None else kept.to(self.device)
-                    looks[start].append((maps.float(), self._embeddings[start, flip]))
-            yield from looks.items()
-
-    def _run(self, starts: Sequence[Axes], flip: tuple[int, ...], *, keep: bool) -> list[Tensor]:
-        """Features of windows; embeddings of their queries, and features to keep, are put aside."""
+    def look(self, starts: Sequence[Axes], flip: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
         axes = [axis - 3 for axis in flip]
         crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
         with autocast_for(self.device, self.precision):
             features = self.network.encode_image(crops.flip(axes) if axes else crops)
-            if any((start, flip) not in self._embeddings for start in starts):
-                modality = torch.full((len(starts),), self.modality, device=self.device)
-                queries = self.queries[None].expand(len(starts), -1, -1)
-                for start, found in zip(starts, self.network.decode(features, queries, modality)[0], strict=True):
-                    self._embeddings.setdefault((start, flip), found.float())
-        maps = features.maps[0].flip(axes) if axes else features.maps[0]
-        per_window = maps[0].numel() * maps.element_size()
-        if keep and per_window * len(self.starts) * len(self.flips) <= self.memory_bytes:
-            self._features |= {(start, flip): maps[i : i + 1] for i, start in enumerate(starts)}
-        return [maps[i : i + 1] for i in range(len(starts))]
+            modality = torch.full((len(starts),), self.modality, device=self.device)
+            several = self.queries[None].expand(len(starts), -1, -1)
+            embeddings = self.network.decode(features, several, modality)[0].float()
+        maps = features.maps[0]
+        return maps.flip(axes) if axes else maps, embeddings
 
-    def _logits(self, features: Tensor, embeddings: Tensor) -> Tensor:
-        """(n, E) → (n, x, y, z) float32; n at most :data:`MASK_CHUNK`."""
-        count = len(embeddings)
-        if count < MASK_CHUNK:
-            embeddings = torch.cat((embeddings, embeddings.new_zeros(MASK_CHUNK - count, embeddings.shape[1])))
-        return mask_logits(features, embeddings[None])[0, :count]
+    def _probability(self, structures: Structures, key: int) -> Probability:
+        """A query's probability in the smallest box around what exceeds one half, and a voxel more."""
+        nothing = Probability(box=(slice(0, 0),) * 3, values=None)
+        found = structures.dense(key)
+        if found is None:
+            return nothing
+        values, start = found
+        x, y, z = (slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
+        box = _intersection((x, y, z), self.inside)
+        if box is None:
+            return nothing
+        values = values[_relative(box, (x, y, z))]
+        tight = _box_of(values > 0.5)
+        if tight is None:
+            return nothing
+        wide = _wider(tight, values.shape)
+        first = [b.start + w.start - i.start for b, w, i in zip(box, wide, self.inside, strict=True)]
+        x, y, z = (slice(f, f + w.stop - w.start) for f, w in zip(first, wide, strict=True))
+        return Probability(box=(x, y, z), values=values[wide].clone())
 
     def _window(self, start: Axes) -> Box:
         x, y, z = (slice(s, s + p) for s, p in zip(start, self.patch, strict=True))
         return x, y, z
 
-    def _advance(self, windows: int = 1) -> None:
-        self._done += windows
-        if windows and self.on_progress is not None:
-            self.on_progress(self._done, max(1, self._passes) * len(self.starts))
+
+@dataclass(kw_only=True, eq=False)
+class _Pass:
+    """One sweep of the windows through the scan.
+
+    Attributes:
+        scan: The scan.
+        keys: (n,) numbers of the queries it looks for.
+        allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
+        active: (N,) boolean on the CPU, queries that have not been put off.
+        positive: (N, layers, P) boolean, blocks in which a logit may be positive in some window.
+    """
+
+    scan: WindowedScan
+    keys: Tensor
+    allowed: Tensor | None = None
+    active: Tensor = field(init=False)
+    positive: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        tiling, count = self.scan.tiling, len(self.keys)
+        self.active = torch.ones(count, dtype=torch.bool)
+        self.positive = torch.zeros(count, tiling.layers, tiling.places, dtype=torch.bool, device=self.scan.device)
+        self._structures = Structures(tiling=tiling, active=self.active)
+        self._layers: dict[int, Layer] = {}
+        self._finished = 0
+
+    @torch.inference_mode()
+    def run(self) -> Structures:
+        """Go through the windows; what was found of the queries that are still active at the end."""
+        scan, keys = self.scan, self.keys.to(self.scan.device)
+        starts = [start for start in scan.starts if self._matters(start)]
+        scan.advance(len(scan.starts) - len(starts))
+        for first in range(0, len(starts), scan.batch):
+            several = starts[first : first + scan.batch]
+            self._finish(several[0][scan.tiling.sweep] // BLOCK[scan.tiling.sweep])
+            for flip in scan.flips:
+                for start, features, embeddings in zip(several, *scan.look(several, flip), strict=True):
+                    for number in scan.tiling.layers_of(start, scan.patch):
+                        self._add(number, start, features, embeddings[keys])
+                    del features  # large, and not needed while the next window is encoded
+            scan.advance(len(several))
+        self._finish(scan.tiling.layers)
+        self._structures.close()
+        return self._structures
+
+    def _matters(self, start: Axes) -> bool:
+        if self.allowed is None:
+            return True
+        layers = self.scan.tiling.layers_of(start, self.scan.patch)
+        places = self.scan.tiling.places_of(start, self.scan.patch).to(self.allowed.device)
+        return bool(self.allowed[:, layers.start : layers.stop, places].any())
+
+    def _finish(self, until: int) -> None:
+        """Turn the sums of layers that no window touches any more into probabilities."""
+        for number in range(self._finished, until):
+            layer = self._layers.pop(number, None) or self._new_layer()
+            self._structures.append(layer.means(self._weight(number)))
+        self._finished = max(self._finished, until)
+
+    def _new_layer(self) -> Layer:
+        return Layer.empty(len(self.keys), self.scan.tiling.places, self.scan.device)
+
+    def _weight(self, number: int) -> Tensor:
+        """(P, V) sum of all windows' weights."""
+        # Summed up in the order of the probabilities, not as a product of three profiles: a mean of values of at most
+        # one half is then at most one half to the last bit.
+        scan = self.scan
+        weight = torch.zeros(scan.tiling.places, VOXELS, device=self.scan.device)
+        for start in scan.starts:
+            if number in scan.tiling.layers_of(start, scan.patch):
+                places = scan.tiling.places_of(start, scan.patch).to(weight.device)
+                weight[places] += scan.tiling.cut(scan.gauss[None], start, number, repeat_edges=False)[:, 0]
+        return weight
+
+    def _add(self, number: int, start: Axes, features: Tensor, embeddings: Tensor) -> None:
+        """Add a look's probabilities in one layer."""
+        tiling, patch = self.scan.tiling, self.scan.patch
+        blocks = tiling.cut(features, start, number, repeat_edges=True)  # (n, C, V)
+        places = tiling.places_of(start, patch).to(blocks.device)
+        largest, error = _largest_logits(blocks, embeddings)
+        self.positive[:, number, places] |= largest > -error
+        wanted = (largest > _LEAST_LOGIT - error) & self.active.to(blocks.device)[:, None]
+        if self.allowed is not None:
+            wanted &= self.allowed[:, number, places]
+        if not wanted.any():
+            return
+        # exact: the number of looks is a power of two
+        weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
+        layer = self._layers.setdefault(number, self._new_layer())
+        units, keys = _units(wanted)
+        for first in range(0, len(units), _UNITS):
+            unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
+            logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
+            matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
+            owner = unit[:, None].expand_as(key)[matters]
+            layer.add(key[matters], places[owner], logits[matters].sigmoid_().mul_(weights[owner]))
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Put off the largest queries if there is not enough memory."""
+        most = self.scan.memory_bytes // BLOCK_BYTES
+        used = self._structures.blocks + sum(layer.used for layer in self._layers.values())
+        if used <= most or int(self.active.sum()) <= 1:
+            return
+        counts = self._structures.counts() + sum(layer.counts().cpu() for layer in self._layers.values())
+        order = counts.argsort(descending=True, stable=True)[: int(self.active.sum()) - 1]
+        put_off = order[: int((used - counts[order].cumsum(0) > most // 2).sum()) + 1]
+        self.active[put_off] = False
+        for layer in self._layers.values():
+            layer.drop(put_off.to(layer.rows.device))
+        self._structures.drop_inactive()
+
+
+def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logit of each query in each block, and a bound of its error.
+
+    Args:
+        blocks: (n, C, V) features, in whatever precision the network computes.
+        embeddings: (N, C) or (N, C + 1) float32; the last is a bias.
+
+    Returns:
+        (N, n) float32 each.
+    """
+    count, channels = len(blocks), blocks.shape[1]
+    weights = embeddings[:, :channels].to(blocks.dtype)
+    largest = torch.empty(len(weights), count, device=blocks.device)
+    if blocks.device.type == "cpu":
+        # One block at a time: its logits stay in the cache, and are looked at there.
+        logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
+        for i, block in enumerate(blocks):
+            largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
+    else:
+        step = max(1, _SCREEN_BYTES // (len(weights) * VOXELS * blocks.element_size()))
+        for i in range(0, count, step):
+            largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
+    if embeddings.shape[1] > channels:
+        largest += embeddings[:, channels:]
+    # Rounding of the weights and of the result, and of the sum in float32.
+    longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
+    width = embeddings[:, :channels].norm(dim=1)
+    return largest, (torch.finfo(blocks.dtype).eps + 1e-5) * width[:, None] * longest + 1e-5
+
+
+def _units(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Share out pairs of query and block to units of one block and up to :data:`MASK_CHUNK` queries.
+
+    Args:
+        wanted: (N, n) boolean.
+
+    Returns:
+        (u,) block of each unit; (u, MASK_CHUNK) queries, -1 where there is none.
+    """
+    counts = wanted.sum(0)
+    block, query = wanted.T.nonzero(as_tuple=True)
+    rank = torch.arange(len(block), device=block.device) - (counts.cumsum(0) - counts)[block]
+    per_block = (counts + MASK_CHUNK - 1) // MASK_CHUNK
+    unit = (per_block.cumsum(0) - per_block)[block] + rank // MASK_CHUNK
+    units = torch.arange(len(counts), device=block.device).repeat_interleave(per_block)
+    keys = torch.full((len(units), MASK_CHUNK), -1, device=block.device)
+    keys[unit, rank % MASK_CHUNK] = query
+    return units, keys
+
+
+def _logits(blocks: Tensor, embeddings: Tensor) -> Tensor:
+    """(u, C, V) features and (u, MASK_CHUNK, C or C + 1) embeddings → (u, MASK_CHUNK, V)."""
+    channels = blocks.shape[1]
+    if embeddings.shape[2] > channels:
+        return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], blocks)
+    return torch.bmm(embeddings, blocks)
 
 
 def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
@@ -257,12 +364,11 @@ def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
     return torch.nn.functional.pad(volume, widths), (inside[0], inside[1], inside[2])
 
 
-def _groups(boxes: Sequence[Box | None], limit: int) -> list[list[int]]:
-    """Neighbouring queries whose boxes have at most ``limit`` voxels together, at least one query a group."""
+def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Numbers of neighbours whose sizes are at most ``limit`` together, at least one a group."""
     groups: list[list[int]] = []
     used = 0
-    for k, box in enumerate(boxes):
-        size = 0 if box is None else _volume_of(box)
+    for k, size in enumerate(sizes):
         if not groups or used + size > limit:
             groups.append([])
             used = 0
@@ -289,13 +395,6 @@ def _wider(box: Box, shape: Sequence[int]) -> Box:
     return x, y, z
 
 
-def _union(a: Box | None, b: Sequence[slice]) -> Box:
-    if a is None:
-        return b[0], b[1], b[2]
-    x, y, z = (slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-    return x, y, z
-
-
 def _intersection(a: Box, b: Box) -> Box | None:
     x, y, z = (slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
     return (x, y, z) if all(s.start < s.stop for s in (x, y, z)) else None
@@ -304,7 +403,3 @@ def _intersection(a: Box, b: Box) -> Box | None:
 def _relative(box: Box, to: Box) -> Box:
     x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, to, strict=True))
     return x, y, z
-
-
-def _volume_of(box: Box) -> int:
-    return int(np.prod([s.stop - s.start for s in box]))

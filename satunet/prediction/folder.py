@@ -10,10 +10,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,11 @@ def predict_folder(
     jobs = [job for job in inputs if isinstance(job, ScanJob)]
     paths = [path for path in inputs if not isinstance(path, ScanJob)]
     jobs += collect_scans(paths) if paths or not jobs else []
-    run = _Run(
+    run = FolderRun(
         output=output, predictor=predictor, prompts=None if prompts is None else tuple(dict.fromkeys(prompts)),
         modality=modality, outputs=outputs or Outputs(), overwrite=overwrite,
     )  # fmt: skip
-    every = dict.fromkeys(p for own in (run.prompts, *(job.prompts for job in jobs)) for p in own or ())
-    matches = {m.prompt: m for m in predictor.match(list(every))} if every else {}
-    _report(list(matches.values()))
+    run.matches.update(check_prompts(predictor, jobs, run.prompts))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = jobs[rank::world]
     summary = JobSummary("prediction")
@@ -98,16 +96,11 @@ def predict_folder(
                 if scan is None:
                     ended(job, skipped=True)
                     continue
-                result = run.result_of(job, scan, matches)
+                result = run.result_of(job, scan)
                 result.begin()
                 started = time.monotonic()
-                pending: list[tuple[int, Future[BoxedMask]]] = []
                 report = partial(_show_windows, advance, job.name)
-                for position, found in predictor.find(scan, result.matches, on_progress=report):
-                    masks.acquire()
-                    future = writing.submit(run.write, result, position, found)
-                    future.add_done_callback(lambda _: masks.release())
-                    pending.append((position, future))
+                pending = _find_and_write(run, result, writing, masks, report)
                 behind.acquire()
                 closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
@@ -117,8 +110,18 @@ def predict_folder(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What holds for all scans of a call."""
+class FolderRun:
+    """What holds for all scans of a call.
+
+    Attributes:
+        output: Where to write.
+        predictor: With its model.
+        prompts: Of scans without prompts of their own; ``None``: every class.
+        modality: Of all scans.
+        outputs: What to write.
+        overwrite: Whether to predict scans again that are done.
+        matches: What prompts mean, as far as it is known already.
+    """
 
     output: Path
     predictor: Predictor
@@ -126,6 +129,7 @@ class _Run:
     modality: str | None
     outputs: Outputs
     overwrite: bool
+    matches: dict[str, PromptMatch] = field(default_factory=dict)
 
     def prepare(self, job: ScanJob) -> PreparedScan | None:
         """Read and preprocess a scan; ``None`` if it is done."""
@@ -134,7 +138,7 @@ class _Run:
         named = self.modality or (job.modality if job.modality != "other" else None)
         return self.predictor.prepare(job.read(), named)
 
-    def result_of(self, job: ScanJob, scan: PreparedScan, matches: dict[str, PromptMatch]) -> ScanResult:
+    def result_of(self, job: ScanJob, scan: PreparedScan) -> ScanResult:
         """What will be written for a scan."""
         wanted = job.prompts or self.prompts
         if wanted is None:
@@ -143,7 +147,10 @@ class _Run:
             if not wanted:
                 known = ", ".join(model.modalities)
                 raise PromptError(f"the model knows no class for the modality {scan.modality!r}; it knows {known}")
-        found = [matches.get(p) or self.predictor.match([p])[0] for p in wanted]
+        missing = [p for p in wanted if p not in self.matches]
+        if missing:
+            self.matches.update({m.prompt: m for m in self.predictor.match(missing)})
+        found = [self.matches[p] for p in wanted]
         how = scan.modality_from
         if self.modality is None and job.modality == scan.modality and how == "given":
             how = "DICOM header" if job.series is not None else "list of scans"
@@ -173,9 +180,67 @@ class _Run:
             "source": str(job.path),
             "weights": self.predictor.model.weights_hash,
             "settings": self.predictor.settings,
-            "combine": self.outputs.combine,
+            "outputs": asdict(self.outputs),
             "requested": list(wanted) if wanted is not None else None,
         }
+
+
+def check_prompts(
+    predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None
+) -> dict[str, PromptMatch]:
+    """What all prompts mean; says once which of them name no class.
+
+    Raises:
+        PromptError: Prompts that cannot be used.
+    """
+    every = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
+    if prompts is not None and not prompts:
+        raise PromptError("no prompt was given")
+    matches = {m.prompt: m for m in predictor.match(list(every))} if every else {}
+    _report(list(matches.values()))
+    return matches
+
+
+_one_network = threading.Lock()
+
+
+def predict_one(run: FolderRun, job: ScanJob) -> bool:
+    """Predict one scan; several threads may do so, of which one at a time uses the network.
+
+    Returns:
+        Whether anything was to be done.
+
+    Raises:
+        Exception: Whatever is wrong with the scan.
+    """
+    scan = run.prepare(job)
+    if scan is None:
+        return False
+    result = run.result_of(job, scan)
+    result.begin()
+    started = time.monotonic()
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
+        with _one_network:
+            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS))
+        _finish(result, pending, started)
+    return True
+
+
+def _find_and_write(
+    run: FolderRun,
+    result: ScanResult,
+    writing: ThreadPoolExecutor,
+    room: threading.Semaphore,
+    report: Callable[[int, int], bool | None] | None = None,
+) -> list[tuple[int, Future[BoxedMask]]]:
+    """Look for a scan's prompts; what is found is restored and written meanwhile, a bounded number of masks at once."""
+    pending = []
+    for position, found in run.predictor.find(result.scan, result.matches, on_progress=report):
+        room.acquire()
+        future = writing.submit(run.write, result, position, found)
+        future.add_done_callback(lambda _: room.release())
+        pending.append((position, future))
+    return pending
 
 
 def _ahead(
@@ -199,14 +264,18 @@ def _show_windows(advance: Any, name: str, done: int, total: int) -> None:
 def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, ended: Any) -> None:
     """Wait for a scan's masks and write its manifest."""
     try:
-        masks: list[BoxedMask | None] = [None] * len(result.matches)
-        for position, future in pending:
-            masks[position] = future.result()
-        result.finish(masks, time.monotonic() - started)
+        _finish(result, pending, started)
     except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
         ended(result.job, error)
     else:
         ended(result.job)
+
+
+def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float) -> None:
+    masks: list[BoxedMask | None] = [None] * len(result.matches)
+    for position, future in pending:
+        masks[position] = future.result()
+    result.finish(masks, time.monotonic() - started)
 
 
 def _report(matches: Sequence[PromptMatch]) -> None:

@@ -1,20 +1,113 @@
-"""A trained model on disk: plan, label space, text bank, weights."""
+"""A model on disk: one format for imported, trained and shipped models.
+
+A model folder::
+
+    model.json                what it is: hash of the weights, text encoder, licence, provenance
+    plans.json                the plan (nnU-Net's format)
+    label_space.json          the classes it knows
+    text_bank.safetensors     embeddings of their texts
+    weights.safetensors       the network
+    text_encoder/             optional: the encoder, where it cannot be had by name
+
+A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
+accepted in its place; :func:`export_model` makes a model folder of one. A model folder can be moved, holds no pickle,
+and its weights are checked against their hash whenever it is loaded.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from satunet.checkpoints import hash_weights, load_checkpoint, load_weights, network_weights
 from satunet.datasets import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
+from satunet.files import atomic_folder, read_json, write_json
 from satunet.labels import LabelSpace
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
-from satunet.text import TextBank
+from satunet.text import TextBank, TextEncoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
+
+MODEL_VERSION = 1
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+TEXT_ENCODER_FOLDER = "text_encoder"
+_DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a model besides plan, classes and weights: the content of ``model.json``.
+
+    Attributes:
+        name: A name for people.
+        weights_hash: :func:`~satunet.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
+        encoder_name: Name of the text encoder.
+        encoder_fingerprint: Hash of the text encoder.
+        licence: Of the weights; ``None`` if it was not stated.
+        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
+        fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
+    """
+
+    name: str
+    weights_hash: str
+    encoder_name: str
+    encoder_fingerprint: str
+    licence: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    fold: int | str = "all"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts and numbers."""
+        return {
+            "format": "satunet model",
+            "version": MODEL_VERSION,
+            "name": self.name,
+            "weights_hash": self.weights_hash,
+            "text_encoder": {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint},
+            "licence": self.licence,
+            "fold": self.fold,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> ModelCard:
+        """Read a ``model.json``.
+
+        Raises:
+            ModelError: It is not one, or one of another version.
+        """
+        try:
+            content = read_json(path)
+            if content["format"] != "satunet model" or content["version"] != MODEL_VERSION:
+                raise ModelError(
+                    f"{path}: format {content['format']!r} of version {content['version']!r}; this satunet reads "
+                    f"'satunet model' of version {MODEL_VERSION}"
+                )
+            return cls(
+                name=content["name"],
+                weights_hash=content["weights_hash"],
+                encoder_name=content["text_encoder"]["name"],
+                encoder_fingerprint=content["text_encoder"]["fingerprint"],
+                licence=content["licence"],
+                provenance=content["provenance"],
+                fold=content["fold"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{path}: not a satunet model ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +122,8 @@ class ModelFolder:
         network: In evaluation mode, on the CPU.
         weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
         fold: Which fold's weights.
-        checkpoint: Name of the file in the fold's folder.
+        checkpoint: Name of the weights' file.
+        card: What else is known; ``None`` for a result folder.
     """
 
     path: Path
@@ -39,38 +133,40 @@ class ModelFolder:
     network: PromptedUNet
     weights_hash: str
     fold: int | str
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = _DEFAULT_CHECKPOINT
+    card: ModelCard | None = None
 
     @classmethod
     def load(
-        cls, path: Path | str, *, fold: int | str | None = None, checkpoint: str = "checkpoint_final.pth"
+        cls, path: Path | str, *, fold: int | str | None = None, checkpoint: str = _DEFAULT_CHECKPOINT
     ) -> ModelFolder:
-        """Read a result folder of the unified trainer.
+        """Read a model folder, or a result folder of the unified trainer.
 
         Args:
-            path: The folder with ``plans.json`` and ``fold_*``.
-            fold: Fold; if not given, ``all``, or the only one there.
-            checkpoint: File in the fold's folder.
+            path: The folder.
+            fold: Of a result folder: which fold; if not given, ``all``, or the only one there.
+            checkpoint: Of a result folder: file in the fold's folder.
 
         Raises:
             ModelError: Something is missing, damaged, or does not belong together; nothing is loaded in part.
         """
         path = Path(path)
-        if not (path / "plans.json").is_file():
-            raise ModelError(f"{path}: no model here; expected is a folder with plans.json and fold_<number>")
-        try:
-            plan = UnifiedPlan.load(path / "plans.json")
-            space = LabelSpace.load(path / "label_space.json")
-        except (PlanError, LabelSpaceError) as error:
-            raise ModelError(f"{path}: not a model of satunet: {error}") from error
-        bank = TextBank.load(path / "text_bank.safetensors")
-        _check_bank(bank, plan, path)
-        chosen = fold if fold is not None else _only_fold(path)
-        file = path / f"fold_{chosen}" / checkpoint
-        if not file.is_file():
-            raise ModelError(f"{file}: no such checkpoint; there {_available(path)}")
-        weights = network_weights(load_checkpoint(file), source=file)
-        network = PromptedUNet(plan.network)
+        plan, space, bank = read_description(path)
+        if is_model_folder(path):
+            card = ModelCard.load(path / MODEL_FILE)
+            if fold is not None and str(fold) != str(card.fold):
+                raise ModelError(f"{path}: this model holds the weights of fold {card.fold}, asked for was {fold}")
+            chosen, file = card.fold, path / WEIGHTS_FILE
+            weights = read_safetensors(file)
+        else:
+            card = None
+            chosen, file = checkpoint_of(path, fold=fold, checkpoint=checkpoint)
+            weights = network_weights(load_checkpoint(file), source=file)
+        digest = hash_weights(weights)
+        if card is not None and digest != card.weights_hash:
+            raise ModelError(f"{file}: the weights are not those that {MODEL_FILE} names; the file is damaged")
+        with torch.device("meta"):  # no random numbers for weights that are about to be replaced
+            network = PromptedUNet(plan.network)
         load_weights(network, weights, source=file)
         network.eval()
         network.deep_supervision = False
@@ -80,9 +176,10 @@ class ModelFolder:
             space=space,
             bank=bank,
             network=network,
-            weights_hash=hash_weights(weights)[:16],
+            weights_hash=digest[:16],
             fold=chosen,
-            checkpoint=checkpoint,
+            checkpoint=file.name,
+            card=card,
         )
 
     @property
@@ -90,6 +187,192 @@ class ModelFolder:
         """Modalities it was trained on, in the order of :data:`satunet.datasets.MODALITIES`."""
         known = {m for c in self.space.classes for m in c.modalities}
         return tuple(m for m in MODALITIES if m in known)
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder for texts that are not in the bank: the folder's own if it has one, else the plan's by name.
+
+        Raises:
+            ModelError: It cannot be had, or is not the one that the bank was made with.
+        """
+        own = self.path / TEXT_ENCODER_FOLDER
+        if not own.is_dir():
+            return load_text_encoder(self.plan.text_encoder)
+        encoder = load_text_encoder(str(own))
+        if encoder.fingerprint != self.bank.encoder_fingerprint:
+            raise ModelError(
+                f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
+                f"with ({self.bank.encoder_fingerprint})"
+            )
+        return encoder
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a model folder (and no result folder of the trainer)."""
+    return (path / MODEL_FILE).is_file()
+
+
+def read_description(path: Path) -> tuple[UnifiedPlan, LabelSpace, TextBank]:
+    """Plan, classes and texts of a model or result folder.
+
+    Raises:
+        ModelError: One is missing or damaged, or they are not of one model.
+    """
+    if not (path / "plans.json").is_file():
+        raise ModelError(
+            f"{path}: no model here; expected is a model folder ({MODEL_FILE}, plans.json, {WEIGHTS_FILE}) or a result "
+            "folder with plans.json and fold_<number>"
+        )
+    try:
+        plan = UnifiedPlan.load(path / "plans.json")
+        space = LabelSpace.load(path / "label_space.json")
+    except (PlanError, LabelSpaceError) as error:
+        raise ModelError(f"{path}: not a model of satunet: {error}") from error
+    bank = TextBank.load(path / "text_bank.safetensors")
+    _check_bank(bank, plan, path)
+    return plan, space, bank
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ModelError: No such file, or truncated or otherwise damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise ModelError(f"{file}: no such file") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"{file}: truncated, or not a safetensors file ({error})") from error
+
+
+def checkpoint_of(path: Path, *, fold: int | str | None, checkpoint: str) -> tuple[int | str, Path]:
+    """Fold and checkpoint file of a result folder.
+
+    Raises:
+        ModelError: There is none, or the fold must be given.
+    """
+    chosen = fold if fold is not None else _only_fold(path)
+    file = path / f"fold_{chosen}" / checkpoint
+    if not file.is_file():
+        raise ModelError(f"{file}: no such checkpoint; there {_available(path)}")
+    return chosen, file
+
+
+def write_model(
+    output: Path,
+    *,
+    plan: UnifiedPlan,
+    space: LabelSpace,
+    bank: TextBank,
+    weights: Mapping[str, Tensor],
+    name: str,
+    licence: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    fold: int | str = "all",
+    text_encoder: Path | None = None,
+) -> ModelCard:
+    """Write a model folder, whole.
+
+    Args:
+        output: The folder; it must not be there yet.
+        plan: Its ``network`` is what the weights must fit.
+        space: Classes.
+        bank: Embeddings of their texts.
+        weights: Of the network.
+        name: A name for people.
+        licence: Of the weights.
+        provenance: Where they come from; version and date are added.
+        fold: Fold they were trained on.
+        text_encoder: Folder of the encoder to carry along.
+
+    Raises:
+        UserError: The folder is there.
+        ModelError: Weights that do not fit the plan's network, a bank that does not fit the plan.
+    """
+    from safetensors.torch import save_file
+
+    from satunet import __version__
+
+    _check_bank(bank, plan, output)
+    with torch.device("meta"):
+        network = PromptedUNet(plan.network)
+    load_weights(network, weights, source=output)
+    card = ModelCard(
+        name=name,
+        weights_hash=hash_weights(weights),
+        encoder_name=bank.encoder_name,
+        encoder_fingerprint=bank.encoder_fingerprint,
+        licence=licence,
+        fold=fold,
+        provenance={
+            "written_by": f"satunet {__version__}",
+            "date": datetime.date.today().isoformat(),
+            **(provenance or {}),
+        },
+    )
+    with atomic_folder(output) as folder:
+        plan.save(folder / "plans.json")
+        space.save(folder / "label_space.json")
+        bank.save(folder / "text_bank.safetensors")
+        save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
+        if text_encoder is not None:
+            shutil.copytree(text_encoder, folder / TEXT_ENCODER_FOLDER)
+        write_json(folder / MODEL_FILE, card.to_json())
+    return card
+
+
+def export_model(
+    source: Path | str,
+    output: Path | str,
+    *,
+    fold: int | str | None = None,
+    checkpoint: str = _DEFAULT_CHECKPOINT,
+    name: str | None = None,
+    licence: str | None = None,
+) -> ModelCard:
+    """Make a model folder of a trained result folder: what prediction needs, without optimizer and log.
+
+    Args:
+        source: Result folder of the unified trainer (or a model folder, which is copied).
+        output: The model folder to write; it must not be there yet.
+        fold: As for :meth:`ModelFolder.load`.
+        checkpoint: As for :meth:`ModelFolder.load`.
+        name: A name for people; the dataset's if not given.
+        licence: Of the weights.
+
+    Raises:
+        UserError: ``output`` is there already.
+        ModelError: As :meth:`ModelFolder.load`.
+    """
+    model = ModelFolder.load(source, fold=fold, checkpoint=checkpoint)
+    provenance: dict[str, Any] = {"source": "trained by satunet", "datasets": list(model.plan.datasets)}
+    if model.card is not None:
+        provenance = dict(model.card.provenance)
+        licence, name = licence or model.card.licence, name or model.card.name
+    else:
+        provenance["checkpoint"] = f"fold_{model.fold}/{model.checkpoint}"
+        config = model.path / f"fold_{model.fold}" / "training_config.json"
+        if config.is_file():
+            provenance["training"] = json.loads(config.read_text(encoding="utf-8"))
+    own = model.path / TEXT_ENCODER_FOLDER
+    named = Path(model.plan.text_encoder).expanduser()
+    encoder = own if own.is_dir() else named if named.is_dir() else None
+    return write_model(
+        Path(output),
+        plan=model.plan,
+        space=model.space,
+        bank=model.bank,
+        weights=model.network.state_dict(),
+        name=name or model.plan.dataset_name,
+        licence=licence,
+        provenance=provenance,
+        fold=model.fold,
+        text_encoder=encoder,
+    )
 
 
 def _check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:

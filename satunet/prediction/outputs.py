@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from satunet.dicom import Series
 from satunet.errors import UserError
 from satunet.files import mask_file_name, read_json, write_json, write_text
 from satunet.imageio import Image, write_label_map, write_volume
@@ -28,7 +29,7 @@ from satunet.prediction.predictor import PreparedScan
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.csv"
 _COLUMNS = ("scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "modality", "file", "label")
@@ -43,11 +44,13 @@ class Outputs:
         probabilities: Probabilities beside the masks, as 0 … 255 with a slope of 1/255; zero where no voxel near
             exceeds one half.
         dicom_seg: A DICOM Segmentation beside the masks of a DICOM series.
+        rtstruct: An RT Structure Set beside the masks of a DICOM series.
     """
 
     combine: bool = False
     probabilities: bool = False
     dicom_seg: bool = False
+    rtstruct: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:
@@ -75,8 +78,10 @@ class ScanResult:
     manifest: Mapping[str, Any]
 
     def begin(self) -> None:
-        """Take back an earlier manifest: from now on, the scan is not done."""
+        """Take back an earlier manifest: from now on, the scan is not done. What a killed run left is removed."""
         manifest_file(self.output, self.job.name, self.outputs.combine).unlink(missing_ok=True)
+        for left_over in (self.output / self.job.name).glob(".tmp-*"):
+            left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Probability) -> None:
         """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
@@ -118,18 +123,24 @@ class ScanResult:
         else:
             for entry, mask, name in zip(entries, masks, self._file_names(), strict=True):
                 entry["file"] = None if mask is None else f"{name}{self.job.ending}"
-        if self.outputs.dicom_seg and self.job.series is not None:
-            from satunet.dicom import write_segmentation
-
-            named = [(m.prompt, mask.full) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
-            write_segmentation(self._segmentation_file(), self.job.series, named)
+        if self.job.series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
+            content["dicom"] = [file.name for file in self._write_dicom(self.job.series, masks)]
         content |= {"seconds": round(seconds, 2), "prompts": entries}
         write_json(manifest_file(self.output, self.job.name, self.outputs.combine), content)
 
-    def _segmentation_file(self) -> Path:
-        if self.outputs.combine:
-            return self.output / f"{self.job.name}_seg.dcm"
-        return self.output / self.job.name / "segmentation.dcm"
+    def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
+        from satunet.prediction.dicom_objects import write_segmentations, write_structure_set
+
+        named = [(m.prompt, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+        folder = self.output if self.outputs.combine else self.output / self.job.name
+        start = f"{self.job.name}_" if self.outputs.combine else ""
+        files = []
+        if self.outputs.dicom_seg:
+            files += write_segmentations(folder / f"{start}segmentation.dcm", series, named)
+        if self.outputs.rtstruct:
+            files.append(folder / f"{start}structures.dcm")
+            write_structure_set(files[-1], series, named)
+        return files
 
     def _file_names(self) -> list[str]:
         """File names without ending; "a/b" and "a:b" would share one and are told apart."""
@@ -155,6 +166,7 @@ def is_done(output: Path, name: str, combine: bool, wanted: Mapping[str, Any]) -
     try:
         content = read_json(file)
         files = [file.parent / e["file"] for e in content["prompts"] if e.get("file")]
+        files += [file.parent / name for name in content.get("dicom", ())]
         return all(content[key] == value for key, value in wanted.items()) and all(f.is_file() for f in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -27,7 +27,7 @@ from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
 from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
-from satunet.text import TextEncoder, load_text_encoder
+from satunet.text import TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Predictor:
     @cached_property
     def encoder(self) -> TextEncoder:
         """The text encoder, for texts that are not in the model's bank."""
-        return load_text_encoder(self.model.plan.text_encoder)
+        return self.model.text_encoder()
 
     def match(self, prompts: Sequence[str]) -> list[PromptMatch]:
         """What prompts mean to the model; the text encoder is asked only for those that name no class.
@@ -239,7 +239,8 @@ class Predictor:
             memory_bytes=int(self.memory_gb * 2**30),
             on_progress=report,
         )
-        yield from zip(usable, windows.probabilities(), strict=True)
+        for number, found in windows.probabilities():
+            yield usable[number], found
 
     def restore(self, found: Probability, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""

@@ -33,7 +33,10 @@ def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None
     folder = Path(source).expanduser()
     if folder.is_dir():
         check_folder(folder)
-        return TransformerEncoder(name, str(folder), options, cache)
+        from satunet.text.sat import SatTextEncoder, is_sat_encoder
+
+        kind = SatTextEncoder if is_sat_encoder(folder) else TransformerEncoder
+        return kind(name, str(folder), options, cache)
     return TransformerEncoder(name, source, options, cache)
 
 

@@ -17,7 +17,8 @@ OPTIONS = {
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--recipe", "--steps", "--budget", "--learning_rate",
         "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
-        "-pretrained_weights", "--device", "-device", "--verbose",
+        "-pretrained_weights", "--precision", "--val", "--minutes", "--num_gpus", "-num_gpus", "--cluster",
+        "--cluster_options", "--device", "-device", "--verbose",
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
@@ -29,6 +30,13 @@ OPTIONS = {
         "--predictions", "-p", "--references", "-r", "--labels", "--output", "-o", "--tolerance", "--policy",
         "--processes", "-np", "--verbose",
     },
+    "import": {
+        "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",
+    },
+    "export": {
+        "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
+    },
+    "info": {"--classes", "--verify", "--json", "--verbose"},
     "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip
 

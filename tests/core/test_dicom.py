@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from satunet.dicom import find_series, read_series, write_segmentation
+from satunet.dicom import find_series, read_series
 from satunet.errors import UnreadableImageError
 from satunet.geometry import reorient
 
@@ -99,27 +99,6 @@ def test_a_damaged_file_is_that_series_error(tmp_path: Path) -> None:
     series.files[2].write_bytes(series.files[2].read_bytes()[:400])
     with pytest.raises(UnreadableImageError, match=r"1\.2\.3 cannot be read"):
         read_series(series)
-
-
-def test_masks_come_back_from_a_segmentation_object(tmp_path: Path) -> None:
-    highdicom = pytest.importorskip("highdicom")
-    write_series(tmp_path / "ct")
-    (series,) = find_series(tmp_path)
-    image = read_series(series)
-    masks = [("liver", image.array > 0), ("nothing", image.array > 5000), ("left kidney", image.array < -500)]
-    write_segmentation(tmp_path / "seg.dcm", series, masks)
-    found = highdicom.seg.segread(str(tmp_path / "seg.dcm"))
-    assert [d.SegmentLabel for d in found.SegmentSequence] == ["liver", "left kidney"]
-    wanted = {1: masks[0][1], 2: masks[2][1]}
-    written = {1: np.zeros_like(wanted[1]), 2: np.zeros_like(wanted[2])}
-    for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True):
-        place = [*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0] * np.array([-1, -1, 1, 1])
-        k = round(np.linalg.solve(image.grid.affine, place)[2])
-        written[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber][:, :, k] = pixels.T > 0
-    for number, mask in wanted.items():
-        assert np.array_equal(written[number], mask)
-    # The object itself is no image to segment.
-    assert [s.uid for s in find_series(tmp_path)] == [series.uid]
 
 
 def test_orientation_survives(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from satunet.errors import DatasetError, UserError
-from satunet.evaluation.evaluate import evaluate_cases, evaluate_folder, references_in
+from satunet.evaluation.evaluate import evaluate_cases, references_in
 from satunet.evaluation.predictions import find_predictions
+from satunet.evaluation.rules import Rules, absence_policy
 from satunet.evaluation.scores import Evaluation, mean_of
+from satunet.evaluation.sources import class_names_in
 from satunet.files import mask_file_name, read_json, write_json
 from satunet.geometry import Grid
 from satunet.imageio import write_label_map
@@ -43,6 +46,12 @@ def write_masks(folder: Path, labels: np.ndarray, *, leave_out: str = "") -> Non
             write_label_map(folder / f"{mask_file_name(name)}.nii.gz", np.isin(labels, ids), like=GRID)
 
 
+def evaluate_folder(
+    predicted: Path, references: Path, classes: dict[str, tuple[int, ...]], **options: Any
+) -> Evaluation:
+    return evaluate_cases(references_in(references), predicted, classes, **options)[0]
+
+
 def scores_of(evaluation: Evaluation, scan: str) -> dict[str, float]:
     return {r.class_name: r.dsc for r in evaluation.rows if r.scan == scan}
 
@@ -62,7 +71,7 @@ def test_label_maps_mask_folders_and_scan_names_score_alike(folders: tuple[Path,
         assert scores_of(evaluation, scan) == pytest.approx(expected)
     row = evaluation.rows[0]
     assert (row.reference_ml, row.prediction_ml) == pytest.approx((0.064, 0.032))
-    means = {s.class_name: s.dsc for s in evaluation.class_summaries}
+    means = {s.class_name: s.metric("dsc") for s in evaluation.class_summaries}
     assert means == pytest.approx(expected)
     assert evaluation.mean("dsc") == pytest.approx(sum(expected.values()) / 4)
 
@@ -82,8 +91,9 @@ def test_a_missing_prediction_scores_zero_for_what_is_there_and_nothing_for_what
     assert math.isnan(scores["never"])
     summary = next(s for s in evaluation.class_summaries if s.class_name == "right")
     assert (summary.scored, summary.present) == (3, 3)
-    assert summary.dsc == pytest.approx(2 / 3)
-    assert summary.dsc_min == 0
+    assert summary.metric("dsc") == pytest.approx(2 / 3)
+    assert (summary.metrics["dsc"].n, summary.metrics["dsc"].worst) == (3, 0)
+    assert summary.metrics["hd95_mm"].n == 2  # a distance to nothing is left out, and the count says so
 
 
 def bad_grid(path: Path) -> None:
@@ -186,7 +196,7 @@ def test_channels_are_scans_of_their_own(tmp_path: Path, folders: tuple[Path, Pa
     assert list(dict.fromkeys(r.scan for r in evaluation.rows)) == [
         "one_0000", "Dataset001_X__one__0002", "one_0001"]  # fmt: skip
     assert list(evaluation.failures) == ["one_0001"]
-    assert next(s for s in evaluation.class_summaries if s.class_name == "right").dsc == pytest.approx(1 / 3)
+    assert next(s for s in evaluation.class_summaries if s.class_name == "right").metric("dsc") == pytest.approx(1 / 3)
     assert evaluate_cases(one, predicted, CLASSES)[0].failures == {}
 
 
@@ -225,7 +235,9 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
     labels = reference()
     labels[1] = 0
     write_label_map(predicted / "one.nii.gz", labels, like=GRID)
-    evaluation = evaluate_folder(predicted, references, CLASSES, tolerance_mm=2.0, policy="nnunet")
+    evaluation = evaluate_folder(
+        predicted, references, CLASSES, rules=Rules(tolerance_mm=2.0, policy=absence_policy("nnunet"))
+    )
     evaluation.save(tmp_path / "scores")
     assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["per_case.csv", "per_class.csv", "summary.json"]
     loaded = Evaluation.load(tmp_path / "scores")
@@ -234,12 +246,13 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
         evaluation.cases,
         evaluation.failures,
     )
-    assert (loaded.tolerance_mm, loaded.policy) == (2, "nnunet")
+    assert loaded.rules == evaluation.rules
+    assert (loaded.rules["tolerance_mm"], loaded.rules["policy"]) == (2, "nnunet")
     for before, after in zip(evaluation.rows, loaded.rows, strict=True):
         assert after.dsc == pytest.approx(before.dsc, nan_ok=True)
         assert (after.case, after.class_name, after.error) == (before.case, before.class_name, before.error)
     content = read_json(tmp_path / "scores" / "summary.json")
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["per_class"]["never"]["dsc"] is None
     with (tmp_path / "scores" / "per_class.csv").open() as stream:
         rows = {r["class"]: r for r in csv.DictReader(stream)}
@@ -256,10 +269,8 @@ def test_wrong_calls(folders: tuple[Path, Path], tmp_path: Path) -> None:
     references, predicted = folders
     with pytest.raises(UserError, match="no classes"):
         evaluate_folder(predicted, references, {})
-    with pytest.raises(UserError, match="allowed are sat, nnunet"):
-        evaluate_folder(predicted, references, CLASSES, policy="kind")
     with pytest.raises(UserError, match="tolerance_mm"):
-        evaluate_folder(predicted, references, CLASSES, tolerance_mm=-1.0)
+        Rules(tolerance_mm=-1.0)
     with pytest.raises(UserError, match="no such folder of predictions"):
         evaluate_folder(tmp_path / "nowhere", references, CLASSES)
     with pytest.raises(DatasetError, match="no such folder"):
@@ -267,6 +278,46 @@ def test_wrong_calls(folders: tuple[Path, Path], tmp_path: Path) -> None:
     write_label_map(references / "one.nrrd", reference(), like=GRID)
     with pytest.raises(DatasetError, match="two reference label maps of one case"):
         references_in(references)
+
+
+def test_references_may_be_folders_of_masks_in_any_spelling(tmp_path: Path) -> None:
+    # As TotalSegmentator keeps them: <case>/segmentations/<class>.nii.gz, also for the predictions.
+    labels = reference()
+    for case in ("s1", "s2"):
+        folder = tmp_path / "r" / case / "segmentations"
+        write_label_map(folder / "kidney_left.nii.gz", labels == 1, like=GRID)
+        if case == "s1":
+            write_label_map(folder / "liver.nii.gz", labels == 2, like=GRID)
+        write_label_map(tmp_path / "p" / case / "Left Kidney.nii.gz", labels == 1, like=GRID)
+        write_label_map(tmp_path / "p" / case / "liver.nii.gz", labels == 2, like=GRID)
+    found = references_in(tmp_path / "r")
+    assert class_names_in(found["s1"]) == ["left kidney", "liver"]
+    evaluation, _ = evaluate_cases(found, tmp_path / "p", {"left kidney": (), "liver": ()})
+    assert evaluation.failures == {}
+    assert [(r.case, r.class_name, r.dsc) for r in evaluation.rows] == [
+        ("s1", "left kidney", 1.0), ("s1", "liver", 1.0), ("s2", "left kidney", 1.0)]  # fmt: skip
+
+
+def test_lesions_volumes_and_distances_reach_the_tables(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    references, predicted = folders
+    labels = reference()
+    labels[1] = 0
+    write_label_map(predicted / "one.nii.gz", labels, like=GRID)
+    one = {"one": references / "one.nii.gz"}
+    evaluation, _ = evaluate_cases(one, predicted, CLASSES, rules=Rules(lesions=frozenset({"both"})))
+    rows = {r.class_name: r for r in evaluation.rows}
+    assert (rows["left a/b"].volume_error, rows["left a/b"].absolute_volume_error) == (-0.5, 0.5)
+    assert rows["left a/b"].hd95_mm == 2.0
+    assert (rows["both"].lesions, rows["both"].lesions_found, rows["both"].lesion_f1) == (2, 2, 1)
+    assert math.isnan(rows["left a/b"].lesions)
+    evaluation.save(tmp_path / "scores", parquet=True)
+    table = parquet.read_table(tmp_path / "scores" / "per_case.parquet").to_pylist()
+    assert [r["class"] for r in table] == list(CLASSES)
+    assert table[0]["hd95_mm"] == 2.0
+    assert Evaluation.load(tmp_path / "scores").rows[2] == rows["both"]
 
 
 def test_mean_leaves_out_nan() -> None:

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from satunet.evaluation.surface import close_area, surface_areas, surface_codes
+from satunet.evaluation.marching import surface_areas
+from satunet.evaluation.surface import distances, find_surface, margin_of, search_radius, steps_within, surface_codes
 
 lookup_tables = pytest.importorskip("surface_distance.lookup_tables")
 
@@ -56,31 +57,55 @@ def test_a_mask_and_its_complement_have_one_surface() -> None:
 
 def test_area_of_a_long_box() -> None:
     n = 40
-    _, area = close_area(
-        *[surface_codes(np.ones((n, n, n), dtype=bool))] * 2, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.0
-    )
+    area = find_surface(np.ones((n, n, n), dtype=bool)).areas((1.0, 1.0, 1.0)).sum()
     # Faces lose a rim of half a voxel to chamfered edges and corners.
     faces, edges, corners = 6 * (n - 1) ** 2, 12 * (n - 1) * math.sqrt(0.5), 8 * surface_areas((1.0, 1.0, 1.0))[1]
     assert area == pytest.approx(faces + edges + corners)
 
 
-@pytest.mark.parametrize("tolerance_mm", [0.0, 0.9, 1.0, 2.5, 7.0, 30.0])
-def test_ball_search_equals_distance_transform(tolerance_mm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slab", [1, 5000, 1 << 22])
+def test_a_surface_in_slabs_is_the_surface(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.random.default_rng(1).random((17, 9, 11)) > 0.6
+    monkeypatch.setattr("satunet.evaluation.surface._SLAB_VOXELS", slab)
+    surface = find_surface(mask, (2, 0, 3))
+    codes = surface_codes(mask)
+    inside = surface.present[2:-2, :, 3:-3]
+    np.testing.assert_array_equal(inside, (codes != 0) & (codes != 255))
+    assert surface.present.sum() == inside.sum()
+    np.testing.assert_array_equal(surface.codes, codes[inside])
+    np.testing.assert_array_equal(surface.places, np.flatnonzero(surface.present))
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 0.6, 3.0), (0.7, 0.7, 0.7)])
+@pytest.mark.parametrize("radius_mm", [0.0, 0.7, 2.1, 30.0])
+def test_distances_are_those_of_a_distance_transform(radius_mm: float, spacing_mm: tuple[float, float, float]) -> None:
+    from scipy import ndimage
+
     rng = np.random.default_rng(3)
-    a, b = (surface_codes(rng.random((14, 11, 9)) > t) for t in (0.97, 0.93))
-    spacing_mm = (1.0, 0.6, 3.0)
-    results = []
-    for most in (10**9, 0):
-        monkeypatch.setattr("satunet.evaluation.surface._MOST_OFFSETS", most)
-        results.append(close_area(a, b, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm))
-    assert results[0] == results[1]
+    margin = margin_of(spacing_mm, radius_mm)
+    a, b = (find_surface(rng.random((14, 11, 9)) > t, margin) for t in (0.97, 0.995))
+    expected = ndimage.distance_transform_edt(~b.present, sampling=spacing_mm).ravel()[a.places]
+    found = distances(a, b, spacing_mm=spacing_mm, radius_mm=radius_mm)
+    np.testing.assert_allclose(found, expected, rtol=1e-15)  # a distance that is a tolerance counts as close
+    most = float(np.median(expected)) + 1e-9
+    near = distances(a, b, spacing_mm=spacing_mm, radius_mm=radius_mm, most_mm=most)
+    np.testing.assert_array_equal(near <= most, expected <= most)
 
 
 def test_nothing_is_close_to_an_empty_surface() -> None:
-    full, empty = surface_codes(np.ones((2, 2, 2), dtype=bool)), surface_codes(np.zeros((2, 2, 2), dtype=bool))
-    close, area = close_area(full, empty, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=100.0)
-    assert (close, area > 0) == (0, True)
-    assert close_area(empty, full, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=100.0) == (0, 0)
+    full, empty = find_surface(np.ones((2, 2, 2), dtype=bool)), find_surface(np.zeros((2, 2, 2), dtype=bool))
+    assert np.isinf(distances(full, empty, spacing_mm=(1.0, 1.0, 1.0), radius_mm=0.0)).all()
+    assert len(distances(empty, full, spacing_mm=(1.0, 1.0, 1.0), radius_mm=0.0)) == 0
+
+
+def test_steps_come_nearest_first_and_end_at_the_radius() -> None:
+    steps, lengths = steps_within((0.7, 1.0, 2.0), 2.1)
+    assert steps[0].tolist() == [0, 0, 0]
+    assert (np.diff(lengths) >= 0).all()
+    assert {tuple(s) for s in steps.tolist()} >= {(3, 0, 0), (0, 2, 0), (0, 0, 1), (0, 0, -1)}  # 3 * 0.7 is 2.1
+    assert lengths.max() <= 2.1 + 1e-9
+    assert search_radius((1.0, 1.0, 1.0), 2.0) == 2.0
+    assert search_radius((0.5, 0.5, 0.5), 20.0) < 3.0
 
 
 def test_every_code_has_a_surface_but_all_and_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from satunet.datasets import Dataset
 from satunet.labels import build_label_space
 from satunet.network.config import NetworkConfig
-from satunet.network.model import ImageFeatures
+from satunet.network.model import ImageFeatures, PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.prediction import ModelFolder
 from satunet.text import TextBank
@@ -52,6 +53,23 @@ def make_model(
         weights_hash="abc",
         fold="all",  # type: ignore[arg-type]
     )
+
+
+def write_model(folder: Path) -> Path:
+    """A model folder as the trainer leaves it; its network was never trained, but answers with more than one value."""
+    model = make_model()
+    torch.manual_seed(0)
+    network = PromptedUNet(NETWORK)
+    with torch.no_grad():
+        network.logit_bias.fill_(0.0)
+        network.logit_scale.fill_(20.0)
+    vectors = np.random.default_rng(0).normal(size=model.bank.vectors.shape).astype(np.float32)
+    (folder / "fold_all").mkdir(parents=True)
+    model.plan.save(folder / "plans.json")
+    model.space.save(folder / "label_space.json")
+    replace(model.bank, encoder_name=model.plan.text_encoder, vectors=vectors).save(folder / "text_bank.safetensors")
+    torch.save({"network_weights": network.state_dict()}, folder / "fold_all" / "checkpoint_final.pth")
+    return folder
 
 
 @pytest.fixture

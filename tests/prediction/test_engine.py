@@ -51,13 +51,12 @@ def found(network: PromptedUNet, volume: torch.Tensor, queries: torch.Tensor, **
         network=network, volume=volume, queries=queries, modality=1, patch=PATCH, device=CPU, precision="float32",
         **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    masks = []
-    for probability in scan.probabilities():
-        full = torch.zeros(volume.shape)
+    masks = {}
+    for number, probability in scan.probabilities():
+        masks[number] = torch.zeros(volume.shape)
         if probability.values is not None:
-            full[probability.box] = probability.values
-        masks.append(full)
-    return masks
+            masks[number][probability.box] = probability.values
+    return [masks[number] for number in range(len(queries))]
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
@@ -97,7 +96,7 @@ def test_a_scan_smaller_than_the_patch_keeps_its_shape(network: PromptedUNet) ->
     scan = WindowedScan(
         network=network, volume=volume, queries=torch.randn(3, 6), modality=0, patch=PATCH, device=CPU
     )  # fmt: skip
-    for probability in scan.probabilities():
+    for _, probability in scan.probabilities():
         for place, size in zip(probability.box, volume.shape, strict=True):
             assert 0 <= place.start <= place.stop <= size
 
@@ -117,7 +116,8 @@ def test_boxes_hold_a_voxel_more_than_what_exceeds_one_half(network: PromptedUNe
     volume, queries = torch.randn(20, 24, 20), torch.randn(5, 6)
     expected = plain(network, volume, queries, 0.5).numpy() > 0.5
     scan = WindowedScan(network=network, volume=volume, queries=queries, modality=1, patch=PATCH, device=CPU)
-    for mask, probability in zip(expected, scan.probabilities(), strict=True):
+    for number, probability in scan.probabilities():
+        mask = expected[number]
         places = np.argwhere(mask)
         if probability.values is None or len(places) == 0:
             continue

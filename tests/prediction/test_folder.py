@@ -204,7 +204,7 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     from tests.core.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", modality="MR")
-    options = {"outputs": Outputs(dicom_seg=True)}
+    options = {"outputs": Outputs(dicom_seg=True, rtstruct=True)}
     summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options)
     assert summary.failures == {}
     folder = tmp_path / "out" / "patient_x_4"
@@ -213,6 +213,13 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     image = predictor.predict(collect_scans([tmp_path / "in"])[0].read(), ["bright"])
     assert np.array_equal(np.asarray(mask.dataobj) > 0, image.masks[0].mask)
     assert highdicom.seg.segread(str(folder / "segmentation.dcm")).SegmentSequence[0].SegmentLabel == "bright"
+    assert read_json(folder / "manifest.json")["dicom"] == ["segmentation.dcm", "structures.dcm"]
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options).skipped_items
+    (folder / "structures.dcm").unlink()
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options).done_items
+    combined = Outputs(combine=True, dicom_seg=True, rtstruct=True)
+    predict_folder([tmp_path / "in"], tmp_path / "combined", predictor, ["bright"], outputs=combined)
+    assert (tmp_path / "combined" / "patient_x_4_structures.dcm").is_file()
 
 
 def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:

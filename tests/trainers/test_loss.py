@@ -76,7 +76,7 @@ def gradients(value: Tensor, inputs: Inputs) -> list[Tensor]:
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_value_and_gradients_equal_the_plain_formula(bias: bool, chunk: int) -> None:
     inputs = make(bias=bias)
-    value, _ = prompted_loss(*inputs, chunk=chunk)
+    value, *_ = prompted_loss(*inputs, chunk=chunk)
     expected = naive(inputs)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(gradients(value, inputs), gradients(expected, inputs), strict=True):
@@ -96,7 +96,7 @@ def test_single_precision_is_close(
     seed: int, batch: int, queries: int, ids: int, valid: float, scales: tuple[float, float]
 ) -> None:
     inputs = make(seed, batch=batch, queries=queries, ids=ids, dtype=torch.float32, valid=valid)
-    value, _ = prompted_loss(*inputs, scales, chunk=2)
+    value, *_ = prompted_loss(*inputs, scales, chunk=2)
     expected = naive(inputs, scales)
     assert value.dtype == torch.float32
     assert abs(value.item() - expected.item()) < 1e-5
@@ -118,10 +118,10 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("size", [1, 50, 7])
 def test_blocks_of_voxels_change_nothing(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make()
-    whole, dice = prompted_loss(*inputs)
+    whole, _, dice = prompted_loss(*inputs)
     expected = gradients(whole, inputs)
     monkeypatch.setattr(module, "CPU_BLOCK", size)
-    blocked, blocked_dice = prompted_loss(*inputs)
+    blocked, _, blocked_dice = prompted_loss(*inputs)
     torch.testing.assert_close(blocked, whole)
     torch.testing.assert_close(blocked_dice, dice)
     torch.testing.assert_close(gradients(blocked, inputs), expected)
@@ -132,18 +132,18 @@ def test_a_hand_computed_case() -> None:
     maps = [torch.zeros(1, 1, 2, 1, 1)]
     labels = torch.tensor([1, 0]).view(1, 2, 1, 1)
     membership = torch.tensor([[[False, True]]])
-    value, dice = prompted_loss(maps, [torch.ones(1, 1, 1)], labels, membership, torch.ones(1, 1, dtype=torch.bool))
+    value, _, dice = prompted_loss(maps, [torch.ones(1, 1, 1)], labels, membership, torch.ones(1, 1, dtype=torch.bool))
     assert dice.item() == pytest.approx(1 / 3, abs=1e-6)
     assert value.item() == pytest.approx(1 / 3 + np.log(2), abs=1e-6)
 
 
 def test_dice_of_each_query_is_of_the_full_resolution_and_detached() -> None:
     inputs = make()
-    _, dice = prompted_loss(*inputs)
+    *_, dice = prompted_loss(*inputs)
     assert not dice.requires_grad
     assert (dice[~inputs.valid] == 0).all()
     first = Inputs(inputs.maps[:1], inputs.embeddings[:1], *inputs[2:])
-    torch.testing.assert_close(prompted_loss(*first)[1], dice)
+    torch.testing.assert_close(prompted_loss(*first).dice, dice)
     b, n = inputs.valid.nonzero()[0].tolist()
     logits = torch.einsum("cxyz,c->xyz", inputs.maps[0][b], inputs.embeddings[0][b, n, :-1])
     p = (logits + inputs.embeddings[0][b, n, -1]).sigmoid()
@@ -153,7 +153,7 @@ def test_dice_of_each_query_is_of_the_full_resolution_and_detached() -> None:
 
 def test_no_valid_query_gives_zero_and_zero_gradients() -> None:
     inputs = make()
-    value, dice = prompted_loss(*inputs._replace(valid=torch.zeros_like(inputs.valid)))
+    value, _, dice = prompted_loss(*inputs._replace(valid=torch.zeros_like(inputs.valid)))
     assert value.item() == 0
     assert (dice == 0).all()
     assert all((g == 0).all() for g in gradients(value, inputs))
@@ -175,7 +175,7 @@ def test_filling_queries_change_nothing() -> None:
 def test_confident_logits_stay_finite(magnitude: float) -> None:
     inputs = make(dtype=torch.float32)
     inputs = inputs._replace(maps=[(m.detach() * magnitude).requires_grad_() for m in inputs.maps])
-    value, _ = prompted_loss(*inputs)
+    value, *_ = prompted_loss(*inputs)
     assert value.isfinite()
     assert all(g.isfinite().all() for g in gradients(value, inputs))
 
@@ -183,7 +183,7 @@ def test_confident_logits_stay_finite(magnitude: float) -> None:
 def test_absent_class_that_is_predicted_absent_costs_nearly_nothing() -> None:
     maps = [torch.full((1, 1, 4, 4, 4), -40.0)]
     labels, membership = torch.zeros(1, 4, 4, 4, dtype=torch.uint8), torch.tensor([[[False, True]]])
-    value, _ = prompted_loss(maps, [torch.ones(1, 1, 1)], labels, membership, torch.ones(1, 1, dtype=torch.bool))
+    value, *_ = prompted_loss(maps, [torch.ones(1, 1, 1)], labels, membership, torch.ones(1, 1, dtype=torch.bool))
     assert value.item() < 1e-6
 
 
@@ -198,8 +198,8 @@ def test_half_precision_features_are_summed_in_single() -> None:
         embeddings=[e.detach().float().requires_grad_() for e in half.embeddings],
     )
     with torch.autocast("cpu", torch.bfloat16):
-        value, _ = prompted_loss(*half)
-    expected, _ = prompted_loss(*rounded)
+        value, *_ = prompted_loss(*half)
+    expected, *_ = prompted_loss(*rounded)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected)
     for ours, theirs in zip(gradients(value, half), gradients(expected, rounded), strict=True):
@@ -219,7 +219,7 @@ def _peak_bytes(queries: int) -> int:
     labels, membership = torch.randint(0, 3, (1, 16, 16, 16)), torch.rand(1, queries, 3) > 0.5
     valid = torch.ones(1, queries, dtype=torch.bool)
     with torch.profiler.profile(profile_memory=True) as profile:
-        value, _ = prompted_loss([feature_map], [embedding], labels, membership, valid, chunk=8)
+        value, *_ = prompted_loss([feature_map], [embedding], labels, membership, valid, chunk=8)
         value.backward()
     results: Any = profile.profiler
     alive = peak = 0
@@ -255,13 +255,13 @@ def test_a_label_outside_the_membership_is_an_error() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_same_on_a_gpu() -> None:
     inputs = make(dtype=torch.float32)
-    value, dice = prompted_loss(*inputs)
+    value, _, dice = prompted_loss(*inputs)
     there = Inputs(
         [m.detach().cuda().requires_grad_() for m in inputs.maps],
         [e.detach().cuda().requires_grad_() for e in inputs.embeddings],
         *(t.cuda() for t in inputs[2:]),
     )
-    value_there, dice_there = prompted_loss(*there)
+    value_there, _, dice_there = prompted_loss(*there)
     torch.testing.assert_close(value_there.cpu(), value, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(dice_there.cpu(), dice, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients(value_there, there), gradients(value, inputs), strict=True):

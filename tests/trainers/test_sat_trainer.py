@@ -9,52 +9,15 @@ import pytest
 import torch
 
 from satunet.checkpoints import load_checkpoint, load_weights
-from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import ModelError, UserError
-from satunet.files import read_json
-from satunet.paths import preprocessed_dir, results_dir
-from satunet.plan import UnifiedPlan
-from satunet.preprocessing.pipeline import plan_and_preprocess
+from satunet.paths import results_dir
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.run import train_unified
-from satunet.trainers.sat_trainer import SATTrainer
 
-NAME = "Dataset900_Unified"
-
-
-@pytest.fixture
-def planned(nnunet_env: Path) -> Path:
-    names = make_synthetic_datasets(nnunet_env / "raw", cases=2)
-    summary = plan_and_preprocess(
-        names, spacing_mm=(4, 4, 4), patch_size=(16, 16, 16), batch_size=1, base_features=4, gpu_memory_gb=1
-    )
-    assert summary.exit_code == 0
-    return nnunet_env
+from .helpers import NAME, config, losses_of, make_trainer
 
 
-def config(**changes: object) -> TrainingConfig:
-    values = {"steps": 6, "warmup_steps": 2, "steps_per_epoch": 2, "validation_steps": 1, "workers": 0,
-              "precision": "float32", "learning_rate": 1e-3, "queries_per_scan": 8}  # fmt: skip
-    return TrainingConfig.from_recipe("short", **(values | changes))
-
-
-def make_trainer(changed: TrainingConfig) -> SATTrainer:
-    folder = preprocessed_dir() / NAME
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    trainer = SATTrainer(
-        plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu")
-    )
-    trainer.configure(changed)
-    return trainer
-
-
-def losses_of(trainer: SATTrainer) -> list[float]:
-    losses: list[float] = []
-    trainer.on_step = lambda step, loss: losses.append(loss)
-    trainer.run_training()
-    return losses
-
-
+@pytest.mark.progress_png
 def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     whole = losses_of(make_trainer(config()))
     assert len(whole) == 6
@@ -102,7 +65,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_reported(planned: Path) -> Non
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     result = trainer.train_step(batch | {"data": torch.full_like(batch["data"], torch.nan), "step": 0})
     assert np.isnan(result["loss"])
-    assert trainer.bad_steps == 1
+    assert trainer.bad_steps.count == 1
     assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
     assert batch["scans"][0] in Path(trainer.log_file).read_text()
 

@@ -7,6 +7,7 @@ steps, are those of one process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -50,12 +51,13 @@ def gather(own: Tensor, count: int) -> Tensor:
     if world() == 1:
         return own
     edges = [round(count * r / world()) for r in range(world() + 1)]
-    longest = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    sizes = [b - a for a, b in itertools.pairwise(edges)]
+    longest = max(sizes)
     padded = own.new_zeros((longest, own.shape[1]))
     padded[: len(own)] = own.detach()
     parts = [torch.empty_like(padded) for _ in range(world())]
     dist.all_gather(parts, padded)
-    rows = [p[: b - a] for p, a, b in zip(parts, edges, edges[1:], strict=False)]
+    rows = [part[:size] for part, size in zip(parts, sizes, strict=True)]
     rows[rank()] = own
     return torch.cat(rows)
 

@@ -181,7 +181,7 @@ def save_checkpoint(path: Path, step: TextStep, done: int, record: dict[str, Any
             {
                 "steps_done": done,
                 "record": record,
-                "tower": {k: v for k, v in step.tower.state_dict().items()},
+                "tower": step.tower.state_dict(),
                 "log_scale": step.log_scale.detach(),
                 "optimizer": step.optimizer.state_dict(),
             },

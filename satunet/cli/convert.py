@@ -1,0 +1,112 @@
+"""``satunet convert``: other layouts → nnU-Net raw datasets."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from satunet.cli.options import Memory, Processes, Scheduler, Verbose, default_processes
+
+if TYPE_CHECKING:
+    from satunet.conversion import SourceDataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Make nnU-Net raw datasets of SAT-DS's jsonl files, folders of the Medical Segmentation Decathlon or DICOM series.
+
+    Files that stay as they are get linked. What is converted already and unchanged is not done again.
+    """
+
+    input: Annotated[
+        tuple[Path, ...],
+        arg(aliases=["-i"], metavar="PATH", help="Jsonl files or folders of them, TaskNN_Name folders, DICOM folders."),
+    ]
+    id: Annotated[
+        int | None, arg(aliases=["-d"], help="Number of the dataset; of several inputs, that of the first one.")
+    ] = None
+    name: Annotated[str | None, arg(help="Name of the dataset, without number, where it should be another.")] = None
+    root: Annotated[
+        Path | None, arg(metavar="FOLDER", help="Where the paths of jsonl files start; looked for if not given.")
+    ] = None
+    split: Annotated[
+        Path | None,
+        arg(metavar="PATH", help="SAT-DS's patient split, or the folder of all: test patients go to imagesTs."),
+    ] = None
+    sequences: Annotated[
+        Literal["cases", "channels"],
+        arg(help="Scans with one mask become cases of their own, as SAT-DS publishes them, or channels of one case."),
+    ] = "cases"
+    labels: Annotated[
+        Path | None, arg(metavar="FOLDER", help="Label maps of DICOM series, <case>.nii.gz, with a dataset.json.")
+    ] = None
+    link: Annotated[
+        Literal["auto", "hard", "symbolic", "copy"], arg(help="How unchanged files get into the dataset.")
+    ] = "auto"
+    trust_shape: Annotated[
+        bool, arg(help="Masks of a scan's shape lie on its grid, whatever position their own headers give.")
+    ] = False
+    processes: Processes = field(default_factory=default_processes)
+    memory: Memory = None
+    scheduler: Scheduler = None
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Convert one input after the other; 1 if something of one could not be converted."""
+        from satunet.conversion import convert
+        from satunet.errors import UserError
+        from satunet.parallel import Workers
+        from satunet.paths import raw_dir
+        from satunet.progress import JobSummary, setup_logging
+
+        setup_logging(raw_dir() / ".conversion.log", verbose=self.verbose)
+        workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
+        inputs = _inputs(self.input)
+        if self.name is not None and len(inputs) > 1:
+            raise UserError(f"--name is for one input, there are {len(inputs)}")
+        code = 0
+        for number, path in enumerate(inputs):
+            own_id = None if self.id is None else self.id + number
+            try:
+                source = self._read(path, own_id)
+                summary = convert(source, link=self.link, trust_shape=self.trust_shape, processes=workers)
+            except UserError as error:
+                if len(inputs) == 1:
+                    raise
+                summary = JobSummary(f"conversion of {path}")
+                summary.failed(str(path), error)
+            summary.show()
+            code = max(code, summary.exit_code)
+        return code
+
+    def _read(self, path: Path, dataset_id: int | None) -> SourceDataset:
+        from satunet.conversion import is_msd, read_dicom, read_msd, read_sat_ds
+
+        if path.suffix == ".jsonl":
+            return read_sat_ds(
+                path, root=self.root, split=self.split, sequences=self.sequences, dataset_id=dataset_id, name=self.name
+            )
+        if is_msd(path):
+            return read_msd(path, dataset_id=dataset_id, name=self.name)
+        return read_dicom(path, dataset_id=dataset_id, name=self.name, labels=self.labels)
+
+
+def _inputs(paths: tuple[Path, ...]) -> list[Path]:
+    """The inputs one by one: a folder of jsonl files, or of the Decathlon's tasks, stands for what is in it."""
+    from satunet.errors import UserError
+
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+        if path.is_dir() and not inside and not (path / "dataset.json").is_file():
+            inside = sorted(p for p in path.glob("Task*_*") if (p / "dataset.json").is_file())
+        found += inside or [path]
+    return found

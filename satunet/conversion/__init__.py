@@ -1,0 +1,9 @@
+"""Ways in: SAT-DS's jsonl files, folders of the Medical Segmentation Decathlon, DICOM series → nnU-Net raw datasets."""
+
+from satunet.conversion.msd import is_msd, read_msd
+from satunet.conversion.run import LINKS, convert
+from satunet.conversion.sat_ds import SEQUENCES, read_sat_ds
+from satunet.conversion.series import read_dicom
+from satunet.conversion.sources import SourceDataset
+
+__all__ = ["LINKS", "SEQUENCES", "SourceDataset", "convert", "is_msd", "read_dicom", "read_msd", "read_sat_ds"]

@@ -1,0 +1,96 @@
+"""Folders of the Medical Segmentation Decathlon: ``TaskNN_Name`` with a ``dataset.json`` that lists its files.
+
+Scans with several channels are four-dimensional files there; nnU-Net wants a file a channel.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from satunet.conversion.classes import plain_table
+from satunet.conversion.sources import ImageSource, MaskSource, SourceCase, SourceDataset, open_nifti
+from satunet.datasets import modality_of_channel
+from satunet.errors import ScanError, UserError
+from satunet.files import mask_file_name, read_json
+from satunet.imageio import strip_ending
+
+
+def is_msd(folder: Path) -> bool:
+    """Whether a folder holds a dataset of the Decathlon's form."""
+    try:
+        content = read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("training"), list)
+
+
+def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = None) -> SourceDataset:
+    """Read a folder as a dataset to convert; scans without a reference go to ``imagesTs``.
+
+    Args:
+        folder: With ``dataset.json``.
+        dataset_id: Number; that of the task if not given.
+        name: Name; that of the task if not given.
+
+    Raises:
+        UserError: Not such a folder, no number, or labels that cannot be used.
+    """
+    file = folder / "dataset.json"
+    try:
+        content = read_json(file)
+        channels = tuple(str(content["modality"][key]) for key in sorted(content["modality"], key=int))
+        labels = {str(text): int(key) for key, text in content["labels"].items() if int(key) != 0}
+        training: list[Any] = list(content["training"])
+        test: list[Any] = list(content.get("test", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a dataset of the Decathlon's form ({type(error).__name__}: {error})") from error
+    task = re.match(r"^Task(\d+)_(.+)$", folder.resolve().name)
+    if dataset_id is None and task is None:
+        raise UserError(f"{folder}: not named TaskNN_Name; give a number with --id")
+    number = dataset_id if dataset_id is not None else int(task[1]) if task else 0
+    own = mask_file_name(name or (task[2] if task else folder.resolve().name))
+    table = plain_table(sorted(labels, key=labels.__getitem__))
+    if sorted(labels.values()) != list(range(1, len(labels) + 1)):
+        raise UserError(f"{file}: label ids are {sorted(labels.values())}; expected are 1 to {len(labels)}")
+    cases, faults = [], {}
+    for entry, is_test in [(e, False) for e in training] + [(e, True) for e in test]:
+        try:
+            cases.append(_case(folder, entry, len(channels), is_test))
+        except (KeyError, TypeError, AttributeError) as error:
+            faults[str(entry)] = f"no entry of a scan ({type(error).__name__}: {error})"
+    hint = f"{own} {content.get('description', '')}"
+    return SourceDataset(
+        name=f"Dataset{number:03d}_{own}",
+        channel_names=channels,
+        modalities=tuple(modality_of_channel(channel, hint=hint) for channel in channels),
+        table=table,
+        cases=tuple(cases),
+        description=str(content.get("description", own)),
+        extra={key: str(content[key]) for key in ("reference", "licence", "release") if key in content},
+        faults=faults,
+    )
+
+
+def _case(folder: Path, entry: Any, channels: int, test: bool) -> SourceCase:
+    image = folder / str(entry["image"] if isinstance(entry, dict) else entry)
+    label = entry.get("label") if isinstance(entry, dict) else None
+    identifier = mask_file_name(strip_ending(image.name))
+    volumes = range(channels) if channels > 1 or _is_stack(image) else (None,)
+    return SourceCase(
+        identifier=identifier,
+        images=tuple(ImageSource(path=image, volume=volume) for volume in volumes),
+        mask=MaskSource(paths=(folder / str(label),)) if label else None,
+        patient=identifier,
+        test=test,
+    )
+
+
+def _is_stack(image: Path) -> bool:
+    try:
+        shape = open_nifti(image).shape
+    except ScanError:  # it is said when it is converted
+        return False
+    return len(shape) > 3 and math.prod(shape[3:]) > 1

@@ -1,0 +1,376 @@
+"""Write nnU-Net raw datasets: files that are right already are linked, the others are made."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from satunet.conversion.classes import ClassTable, Combination
+from satunet.conversion.masks import LabelMap, read_classes
+from satunet.conversion.sources import ImageSource, SourceCase, SourceDataset, can_be_linked, read_source
+from satunet.errors import GridMismatchError, MissingFileError, UserError
+from satunet.files import atomic_path, only_writer, read_json, write_json
+from satunet.geometry import Grid, same_grid
+from satunet.imageio import read_grid, write_label_map, write_volume
+from satunet.memory import WORKER_BYTES
+from satunet.parallel import Workers
+from satunet.paths import raw_dir
+from satunet.progress import JobSummary, run_parallel
+
+LINKS = ("auto", "hard", "symbolic", "copy")
+"""How files that stay as they are get into the dataset; ``auto`` takes the first of these that works."""
+
+RECORDS = ".conversion"
+"""Folder of a converted dataset with what each case was made from; nnU-Net does not look into it."""
+
+_VERSION = 1
+
+
+def convert(
+    source: SourceDataset, *, link: str = "auto", trust_shape: bool = False, processes: int | Workers = 1
+) -> JobSummary:
+    """Make a dataset in ``nnUNet_raw``; what is there and unchanged is not made again.
+
+    A case that cannot be used is counted with its reason, and the rest goes on. Cases that an earlier conversion made
+    and that the source does not have any more are removed, so that no test patient stays among the training cases
+    when a split changes; files that no conversion made are left alone.
+
+    Args:
+        source: What to convert.
+        link: One of :data:`LINKS`.
+        trust_shape: Whether masks of a scan's shape lie on its grid whatever their own headers say.
+        processes: Worker processes, or where else to run.
+
+    Returns:
+        Cases done, already done and failed.
+
+    Raises:
+        UserError: The folder holds another dataset, another job writes to it, or two cases have one name.
+    """
+    folder = raw_dir() / source.name
+    summary = JobSummary(f"conversion to {source.name}")
+    for item, reason in source.faults.items():
+        summary.failed(item, reason)
+    twice = [name for name, count in Counter(case.identifier for case in source.cases).items() if count > 1]
+    if twice:
+        raise UserError(f"{source.name}: {len(twice)} names are those of several cases, such as {twice[0]!r}")
+    if (folder / "dataset.json").is_file() and not (folder / RECORDS).is_dir():
+        raise UserError(f"{folder}: holds a dataset that was not converted; choose another --id or --name")
+    with only_writer(folder / RECORDS):
+        table = _known_table(folder, source.table)
+        _remove_others(folder, source, summary)
+        made: dict[str, _Made] = {}
+        jobs = [
+            _Job(
+                case=case,
+                folder=folder,
+                ending=source.file_ending,
+                table=table,
+                link=link,
+                trust_shape=trust_shape,
+                channels=len(source.channel_names),
+            )
+            for case in source.cases
+        ]
+        jobs = _without_fresh(jobs, made, summary)
+        # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
+        # cases; those cases are then read once more.
+        while jobs:
+            again, combinations = _convert(jobs, made, summary, processes)
+            table = table.extended(c for case in source.cases for c in combinations.get(case.identifier, ()))
+            write_json(folder / RECORDS / "classes.json", _combinations(table))
+            jobs = [replace(job, table=table) for job in jobs if job.case.identifier in again]
+        _write_dataset(folder, source, table, made)
+    _tell(source, made, summary)
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What became of a case."""
+
+    written: int = 0
+    linked: int = 0
+    approximated: int = 0
+    missing: tuple[Combination, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    case: SourceCase
+    folder: Path
+    ending: str
+    table: ClassTable
+    link: str
+    trust_shape: bool
+    channels: int
+
+    @property
+    def record(self) -> Path:
+        """Where it is kept what the case was made from."""
+        return self.folder / RECORDS / f"{self.case.identifier}.json"
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The case's images, and its label map if it has one."""
+        part = "Ts" if self.case.test or self.case.mask is None else "Tr"
+        name = self.case.identifier
+        images = [self.folder / f"images{part}" / f"{name}_{c:04d}{self.ending}" for c in range(self.channels)]
+        labels = [self.folder / f"labels{part}" / f"{name}{self.ending}"] if self.case.mask is not None else []
+        return images + labels
+
+    def stamp(self) -> str:
+        """Changes when the sources may have changed, or what is asked for."""
+        sources = [file for image in self.case.images for file in image.files]
+        sources += self.case.mask.paths if self.case.mask else ()
+        files = [(str(p), s.st_size, s.st_mtime_ns) if (s := _stat(p)) else (str(p), "missing") for p in sources]
+        table = (self.table.names, sorted(self.table.labels.items()), self.table.fixed, self.table.stored_ids)
+        asked = (_VERSION, self.case, self.ending, self.link, self.trust_shape, self.channels, table)
+        return hashlib.sha256(repr((asked, files)).encode()).hexdigest()[:32]
+
+
+def _without_fresh(jobs: list[_Job], made: dict[str, _Made], summary: JobSummary) -> list[_Job]:
+    todo = []
+    for job in jobs:
+        try:
+            known = read_json(job.record)
+            fresh = known["stamp"] == job.stamp() and [_size(p) for p in job.outputs] == known["sizes"]
+            counts = known["counts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            fresh = False
+        if fresh:
+            made[job.case.identifier] = _Made(**counts)
+            summary.skipped(job.case.identifier)
+        else:
+            todo.append(job)
+    return todo
+
+
+def _convert(
+    jobs: list[_Job], made: dict[str, _Made], summary: JobSummary, processes: int | Workers
+) -> tuple[set[str], dict[str, tuple[Combination, ...]]]:
+    combinations: dict[str, tuple[Combination, ...]] = {}
+    for outcome in run_parallel(
+        _convert_case,
+        jobs,
+        description="Converting",
+        processes=processes,
+        key=lambda job: job.case.identifier,
+        needs=_bytes,
+    ):
+        name = outcome.item.case.identifier
+        if outcome.result is None:
+            summary.failed(name, outcome.error or "no result")
+            _remove(outcome.item.folder, name)
+        elif outcome.result.missing:
+            combinations[name] = outcome.result.missing
+        else:
+            made[name] = outcome.result
+            summary.done(name)
+    return set(combinations), combinations
+
+
+def _bytes(job: _Job) -> int:
+    """Memory that a case takes: its masks as numbers of combinations, as ids, and one of them as it is read."""
+    return WORKER_BYTES + 16 * math.prod(read_grid(job.case.images[0].path).shape)
+
+
+def _convert_case(job: _Job) -> _Made:
+    case, outputs = job.case, job.outputs
+    stamp = job.stamp()
+    if len(case.images) != job.channels:
+        raise MissingFileError(job.folder, f"{case.identifier} has {len(case.images)} channels, not {job.channels}")
+    job.record.unlink(missing_ok=True)  # from here until the end, the case does not exist
+    linked = written = 0
+    grid: Grid | None = None
+    for source, output in zip(case.images, outputs, strict=False):
+        own, copied = _put_image(source, output, job)
+        if grid is not None and not same_grid(own, grid):
+            raise GridMismatchError(source.path, "it is on another grid than the first channel of its case")
+        grid = grid or own
+        written += copied
+        linked += copied == 0
+    assert grid is not None  # there is a channel at least
+    approximated = 0
+    if case.mask is not None:
+        found = read_classes(case.mask, job.table, grid, trust_shape=job.trust_shape)
+        if found.array is None:
+            return _Made(missing=found.missing)
+        copied = _put_labels(found, case.mask.paths, outputs[-1], grid, job)
+        written += copied
+        linked += copied == 0
+        approximated = found.approximated
+    made = _Made(written=written, linked=linked, approximated=approximated)
+    counts = {"written": written, "linked": linked, "approximated": approximated}
+    write_json(job.record, {"stamp": stamp, "sizes": [_size(p) for p in outputs], "counts": counts})
+    return made
+
+
+def _put_image(source: ImageSource, output: Path, job: _Job) -> tuple[Grid, int]:
+    """Link or write a scan: its grid, and the bytes written."""
+    if source.volume is None and can_be_linked(source.path, job.ending):
+        grid = read_grid(source.path)
+        return grid, _link(source.path, output, job.link)
+    image = read_source(source)
+    write_volume(output, image.array, like=image.grid if image.header is None else image)
+    return image.grid, output.stat().st_size
+
+
+def _put_labels(found: LabelMap, paths: tuple[Path, ...], output: Path, grid: Grid, job: _Job) -> int:
+    if found.unchanged and can_be_linked(paths[0], job.ending):
+        return _link(paths[0], output, job.link)
+    assert found.array is not None
+    write_label_map(output, found.array, like=grid)
+    return output.stat().st_size
+
+
+def _link(path: Path, output: Path, link: str) -> int:
+    """Put a file into the dataset; bytes that it takes there."""
+    path = path.resolve()
+    ways: dict[str, Callable[[Path, Path], Any]] = {"hard": os.link, "symbolic": os.symlink, "copy": shutil.copyfile}
+    with atomic_path(output) as temporary:
+        for way in ways if link == "auto" else (link,):
+            try:
+                ways[way](path, temporary)
+                return temporary.stat().st_size if way == "copy" else 0
+            except OSError:  # another file system, one without links, files of someone else
+                temporary.unlink(missing_ok=True)
+                if way in (link, "copy"):
+                    raise
+    raise AssertionError("a copy either is made or raises")
+
+
+def _remove_others(folder: Path, source: SourceDataset, summary: JobSummary) -> None:
+    """Remove cases that the source does not have any more, or has in another part or with another ending."""
+    wanted = {case.identifier for case in source.cases}
+    known = {p.stem for p in (folder / RECORDS).glob("*.json") if p.name != "classes.json"}
+    gone = sorted(known - wanted)
+    for name in gone:
+        _remove(folder, name)
+    if gone:
+        summary.note("removed", f"{len(gone)} cases that the source does not have any more, such as {gone[0]}")
+    for case in source.cases:
+        job = _Job(
+            case=case, folder=folder, ending=source.file_ending, table=source.table, link="auto", trust_shape=False,
+            channels=len(source.channel_names),
+        )  # fmt: skip
+        if case.identifier in known:
+            _remove(folder, case.identifier, keep={*job.outputs, job.record})
+
+
+def _remove(folder: Path, name: str, keep: set[Path] = frozenset()) -> None:  # type: ignore[assignment]
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        if (folder / part).is_dir():
+            for file in (folder / part).glob(f"{_glob_of(name)}*"):
+                rest = file.name[len(name) :]
+                if file not in keep and (rest.startswith(".") or (rest[:1] == "_" and rest[1:5].isdigit())):
+                    file.unlink(missing_ok=True)
+    record = folder / RECORDS / f"{name}.json"
+    if record not in keep:
+        record.unlink(missing_ok=True)
+
+
+def _glob_of(name: str) -> str:
+    return "".join(f"[{c}]" if c in "[]*?" else c for c in name)
+
+
+def _known_table(folder: Path, table: ClassTable) -> ClassTable:
+    """The table with the combinations that have ids from an earlier conversion: label maps on disk use them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = read_json(folder / RECORDS / "classes.json")
+        if known["names"] == list(table.names):
+            return table.extended(frozenset(c) for c in known["combinations"])
+    return table
+
+
+def _combinations(table: ClassTable) -> dict[str, Any]:
+    members = [sorted(table.members[i]) for i in sorted(table.members)]
+    return {"names": list(table.names), "combinations": members}
+
+
+def _write_dataset(folder: Path, source: SourceDataset, table: ClassTable, made: dict[str, _Made]) -> None:
+    training = [c for c in source.cases if c.identifier in made and not c.test and c.mask is not None]
+    labels = table.dataset_labels()
+    content: dict[str, Any] = {
+        "name": source.name.partition("_")[2],
+        "description": source.description,
+        "channel_names": {str(i): name for i, name in enumerate(source.channel_names)},
+        "modalities": {str(i): modality for i, modality in enumerate(source.modalities)},
+        "labels": labels,
+        "numTraining": len(training),
+        "file_ending": source.file_ending,
+        **source.extra,
+    }
+    if any(isinstance(ids, list) for ids in labels.values()):
+        # nnU-Net trains on regions then, and wants to know in which order they are painted: the large ones first.
+        own = [ids if isinstance(ids, list) else [ids] for name, ids in labels.items() if name != "background"]
+        content["regions_class_order"] = [ids[0] for ids in own]
+    write_json(folder / "dataset.json", content)
+    splits = _splits(training, source.validation)
+    if splits is None:
+        (folder / "splits_final.json").unlink(missing_ok=True)
+    else:
+        write_json(folder / "splits_final.json", splits)
+
+
+def _splits(training: list[SourceCase], validation: frozenset[str]) -> list[dict[str, list[str]]] | None:
+    """Folds that keep patients together; ``None`` where nnU-Net's own, case by case, do."""
+    by_patient: dict[str, list[str]] = {}
+    for case in training:
+        by_patient.setdefault(case.patient, []).append(case.identifier)
+    held_out = sorted(patient for patient in by_patient if patient in validation)
+    if held_out:
+        return [_fold(by_patient, held_out)]
+    patients = sorted(by_patient)
+    if len(patients) == len(training) or len(patients) < 2:
+        return None
+    folds = min(5, len(patients))
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    splits = generate_crossval_split(patients, seed=12345, n_splits=folds)
+    return [_fold(by_patient, [str(p) for p in split["val"]]) for split in splits]
+
+
+def _fold(by_patient: dict[str, list[str]], held_out: list[str]) -> dict[str, list[str]]:
+    val = [case for patient in held_out for case in by_patient[patient]]
+    train = [case for patient, cases in sorted(by_patient.items()) if patient not in held_out for case in cases]
+    return {"train": sorted(train), "val": sorted(val)}
+
+
+def _tell(source: SourceDataset, made: dict[str, _Made], summary: JobSummary) -> None:
+    cases = [case for case in source.cases if case.identifier in made]
+    test = sum(case.test or case.mask is None for case in cases)
+    for key, value in source.notes.items():
+        summary.note(key, value)
+    summary.note("cases", f"{len(cases) - test} to train on, {test} for tests")
+    summary.note("files", f"{sum(m.linked for m in made.values())} linked")
+    summary.note("written", f"{sum(m.written for m in made.values()) / 1e6:.1f} MB")
+    merged = [name for name, m in made.items() if m.approximated]
+    if merged:
+        voxels = sum(made[name].approximated for name in merged)
+        summary.note(
+            "overlaps",
+            f"{voxels} voxels of {len(merged)} cases are of classes together that the published ids cannot tell; "
+            "they have the id of the nearest",
+        )
+    summary.note("dataset", str(raw_dir() / source.name))
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _size(path: Path) -> int | None:
+    stat = _stat(path)
+    return None if stat is None else stat.st_size

@@ -1,0 +1,223 @@
+"""What a conversion starts from: cases whose images and masks lie about in any of the field's layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.conversion.classes import ClassTable
+from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError
+from satunet.geometry import Grid
+from satunet.imageio import Image, image_ending, read_grid, read_image
+
+SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
+
+Box = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where the voxels of a scan are.
+
+    Attributes:
+        path: An image file, a ``.npy`` array, or a folder with DICOM files.
+        volume: Which volume of a four-dimensional file.
+        series: UID of the DICOM series, where a folder has several.
+        orientation: Of a ``.npy`` array, which has none of its own.
+        spacing_mm: Of a ``.npy`` array.
+    """
+
+    path: Path
+    volume: int | None = None
+    series: str | None = None
+    orientation: str = "RAS"
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the scan is read from."""
+        if self.path.is_dir():
+            return tuple(sorted(p for p in self.path.iterdir() if p.is_file()))
+        return (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSource:
+    """Where the classes of a case are.
+
+    Attributes:
+        paths: A label map or a stack of masks; or a mask a class, named by ``names``.
+        names: Class of each mask, where there is one a class.
+        boxes: For masks cut to their boxes (``.npy``): (i1, j1, k1, i2, j2, k2) of each.
+    """
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCase:
+    """A case to be.
+
+    Attributes:
+        identifier: Its name in the nnU-Net dataset.
+        images: One a channel.
+        mask: Its reference, if it has one.
+        patient: Cases of one patient stay in one fold.
+        test: Whether it goes to ``imagesTs`` and ``labelsTs``.
+    """
+
+    identifier: str
+    images: tuple[ImageSource, ...]
+    mask: MaskSource | None
+    patient: str
+    test: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceDataset:
+    """A dataset to be.
+
+    Attributes:
+        name: Its nnU-Net folder.
+        channel_names: In order.
+        modalities: Modality of each channel, one of :data:`satunet.datasets.MODALITIES`.
+        table: Its classes and their ids.
+        cases: Its cases, in order.
+        validation: Patients of the validation part of a split, if it has one.
+        description: Free text.
+        extra: More entries of its ``dataset.json``.
+        notes: What a user should know: rows that a split leaves out, and the like.
+        faults: Rows that are no case → the reason.
+    """
+
+    name: str
+    channel_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    table: ClassTable
+    cases: tuple[SourceCase, ...]
+    validation: frozenset[str] = frozenset()
+    description: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def file_ending(self) -> str:
+        """The ending that all files have, if they can be linked; else ``.nii.gz``."""
+        files = [image.path for case in self.cases for image in case.images]
+        files += [path for case in self.cases if case.mask is not None for path in case.mask.paths]
+        endings = {image_ending(path) for path in files}
+        ending = endings.pop() if len(endings) == 1 else None
+        return ending if ending in SINGLE_FILE_ENDINGS else ".nii.gz"
+
+
+def can_be_linked(path: Path, ending: str) -> bool:
+    """Whether a file is as nnU-Net wants it: of the dataset's ending, with three axes and no more."""
+    if image_ending(path) != ending or not path.name.endswith(ending) or not path.is_file():
+        return False
+    if ending not in (".nii", ".nii.gz"):
+        read_grid(path)
+        return True
+    return len(open_nifti(path).shape) == 3
+
+
+def open_nifti(path: Path) -> Any:
+    """A NIfTI file's header and a proxy of its voxels.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UnreadableImageError: No NIfTI image.
+    """
+    if not path.is_file():
+        raise MissingFileError(path, "no such file")
+    try:
+        return nib.load(path, keep_file_open=True)
+    except Exception as error:  # nibabel raises what it likes
+        raise UnreadableImageError(path, f"not a readable NIfTI image ({error})") from error
+
+
+def read_source(source: ImageSource) -> Image:
+    """Read a scan from wherever it is.
+
+    Raises:
+        MissingFileError: There is no such file or folder.
+        UnreadableImageError: No image, or a folder with none or several DICOM series.
+        NotThreeDimensionalError: Not one volume, or no such volume in the file.
+        NonFiniteImageError: NaN or infinite voxels.
+    """
+    path = source.path
+    if not path.exists():
+        raise MissingFileError(path, "no such file or folder")
+    if path.is_dir():
+        return _read_series(source)
+    if path.suffix == ".npy":
+        return _read_array(source)
+    if source.volume is None:
+        return read_image(path)
+    if image_ending(path) not in (".nii", ".nii.gz"):
+        raise NotThreeDimensionalError(path, "a volume of a four-dimensional file is asked for; allowed is NIfTI")
+    loaded = open_nifti(path)
+    if len(loaded.shape) != 4 or not 0 <= source.volume < loaded.shape[3]:
+        raise NotThreeDimensionalError(path, f"volume {source.volume} is asked for, the shape is {loaded.shape}")
+    try:
+        array = np.asanyarray(loaded.dataobj[..., source.volume])
+    except Exception as error:  # zlib, gzip, OSError, EOFError: a truncated file has many faces
+        raise UnreadableImageError(path, f"the voxels cannot be read ({error})") from error
+    x, y, z = array.shape
+    grid = Grid(shape=(x, y, z), affine=np.asarray(loaded.affine, dtype=np.float64))
+    return Image(array=array, grid=grid, path=path)
+
+
+def array_grid(shape: tuple[int, ...], orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
+    """The grid of an array without one: its axes run as ``orientation`` says, its first voxel lies at the origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (letter, spacing) in enumerate(zip(orientation, spacing_mm, strict=True)):
+        row = next(i for i, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        affine[row, axis] = spacing if letter in "RAS" else -spacing
+    x, y, z = shape
+    return Grid(shape=(x, y, z), affine=affine)
+
+
+def load_array(path: Path) -> NDArray[np.generic]:
+    """An array of a ``.npy`` file.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UnreadableImageError: No array, or one of Python objects.
+    """
+    if not path.is_file():
+        raise MissingFileError(path, "no such file")
+    try:
+        array: NDArray[np.generic] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UnreadableImageError(path, f"not a readable array ({error})") from error
+    return array
+
+
+def _read_array(source: ImageSource) -> Image:
+    array = load_array(source.path)
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3:
+        raise NotThreeDimensionalError(source.path, f"the array has the shape {array.shape}; allowed are three axes")
+    grid = array_grid(array.shape, source.orientation, source.spacing_mm)
+    return Image(array=array, grid=grid, path=source.path)
+
+
+def _read_series(source: ImageSource) -> Image:
+    from satunet.dicom import find_series, read_series
+
+    found = [s for s in find_series(source.path) if source.series in (None, s.uid)]
+    if len(found) != 1:
+        raise UnreadableImageError(source.path, f"{len(found)} DICOM series in this folder; expected is one")
+    return read_series(found[0])

@@ -1,0 +1,112 @@
+"""Training in several processes (torchrun, DDP): who am I, and what do the others have.
+
+Without torchrun every function here is that of a single process, and does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from satunet.errors import UserError
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """Number of this process, 0 for the one that writes files."""
+    return dist.get_rank() if _running() else 0
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if _running() else 1
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def log_name() -> str:
+    """Name of this process's log file."""
+    number = int(os.environ.get("RANK", "0"))
+    return f"train_rank{number}.log" if number else "train.log"
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, for the length of the block.
+
+    Args:
+        device: What was asked for; each process takes the GPU of its local rank.
+
+    Yields:
+        The device of this process.
+
+    Raises:
+        UserError: More processes on this machine than GPUs.
+    """
+    if not launched() or _running():
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                "lower --nproc_per_node"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if _running():
+        dist.barrier()
+
+
+def gather(item: Item) -> list[Item]:
+    """Every process's item, in the order of the ranks, on every process; anything that can be pickled."""
+    if not _running():
+        return [item]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, item)
+    return found
+
+
+def total(value: float, device: torch.device) -> float:
+    """Sum over the processes."""
+    if not _running():
+        return value
+    summed: Tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return float(summed)
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process runs the block, then the others: they find the files it wrote."""
+    if rank() > 0:
+        barrier()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            barrier()
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()
