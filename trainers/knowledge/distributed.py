@@ -41,7 +41,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
 
 def share(count: int) -> slice:
-    """This process's part of a batch."""
+    """Part of a batch that this process computes."""
     edges = [round(count * r / world()) for r in range(world() + 1)]
     return slice(edges[rank()], edges[rank() + 1])
 

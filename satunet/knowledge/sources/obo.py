@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,17 +42,18 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
     lines = _lines(path)
     places = _places(path, lines)
     try:
-        graph = obonet.read_obo(iter(lines), ignore_obsolete=True)
+        graph = obonet.read_obo(io.StringIO("".join(lines)), ignore_obsolete=True)
     except Exception as error:  # whatever its parser stumbles over
         raise KnowledgeError(f"{path}: not an OBO file ({type(error).__name__}: {error})") from error
     name = str(graph.graph.get("ontology") or path.stem)
     version = str(graph.graph.get("data-version") or "no version given")
     imported = Imported(sources=[Source(name=name, version=version, licence=licence, url=path.name)])
     wanted = None if relations is None else set(relations)
+    own = {key for key, tag in places if tag == "id"}
     for key, data in graph.nodes(data=True):
-        where = f"{path}, line {places.get((key, 'id'), places.get(('', ''), 1))}"
-        if key not in {k for k, kind in places if kind == "id"}:
+        if key not in own:
             continue  # named by a relation alone: reported as dangling
+        where = f"{path}, line {places[key, 'id']}"
         if "name" not in data:
             raise KnowledgeError(f"{where}: term {key} has no name")
         imported.add(_term(key, data, name), where)

@@ -62,7 +62,7 @@ def import_umls(
     concepts = _concepts(folder, set(languages), wanted)
     if not concepts:
         raise KnowledgeError(f"{folder}: no concept of the languages {sorted(languages)} and semantic types asked for")
-    for row, number in _rows(folder / "MRDEF.RRF"):
+    for row, _ in _rows(folder / "MRDEF.RRF"):
         concept = concepts.get(row[0])
         if concept is not None and row[6] not in ("O", "Y") and len(row[5]) > len(concept.definition):
             concept.definition = " ".join(row[5].split())
@@ -134,7 +134,7 @@ def _rows(path: Path) -> Iterator[tuple[list[str], int]]:
         with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 row = line.rstrip("\n").split("|")
-                if len(row) == columns + 1:
+                if not row[-1]:
                     row.pop()  # RRF ends every row with a separator
                 if len(row) != columns:
                     raise KnowledgeError(
