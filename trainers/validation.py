@@ -145,7 +145,8 @@ def _score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
         precision=trainer.config.precision,  # type: ignore[arg-type]
     )
     metrics = {}
-    for name, found in zip(names, windows.probabilities(), strict=True):
+    for position, found in windows.probabilities():
+        name = names[position]
         ids = trainer.space.ids_of(record.dataset, name)
         reference = sum(record.label_voxels.get(i, 0) for i in ids)
         predicted = both = 0
@@ -154,7 +155,7 @@ def _score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
             predicted = int(mask.sum())
             both = int((mask & np.isin(labels[found.box], ids)).sum())
         metrics[name] = count_voxels(predicted, reference, both, labels.size)
-    return metrics
+    return {name: metrics[name] for name in names}  # prompts come when they are known
 
 
 def _known(file: Path, weights: str) -> dict[str, Any] | None:
