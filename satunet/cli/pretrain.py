@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 from tyro.conf import arg, subcommand
 
 from satunet.cli.knowledge import Encoder, TreeFile
-from satunet.cli.options import Device, Output, Verbose
+from satunet.cli.options import Device, Fold, Output, Verbose
 
 Steps = Annotated[int, arg(help="Optimizer steps.")]
 Batch = Annotated[int, arg(help="Pairs of texts a step, over all processes.")]
@@ -74,6 +74,7 @@ class PretrainAtlas:
 
     output: Output
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
+    fold: Fold = "0"
     tree: TreeFile = None
     encoder: Encoder = "minilm"
     steps: Steps = 1000
@@ -110,6 +111,7 @@ class PretrainAtlas:
             load_or_build(self.tree),
             self.output,
             encoder=self.encoder,
+            fold="all" if self.fold == "all" else int(self.fold) if self.fold.isdigit() else self.fold,
             config=config,
             device=self.device,
             continue_training=self.continue_,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from satunet.errors import UserError
@@ -14,6 +15,7 @@ class PretrainConfig:
     Attributes:
         steps: Optimizer steps.
         batch: Pairs of texts a step, over all processes.
+        scans: Crops of scans a step of stage 2, over all processes.
         learning_rate: Peak; warmed up, then cosine to 0.
         warmup: Share of the steps that warm up.
         weight_decay: Of AdamW.
@@ -29,20 +31,28 @@ class PretrainConfig:
 
     steps: int = 1000
     batch: int = 128
+    scans: int = 4
     learning_rate: float = 2e-4
     warmup: float = 0.1
     weight_decay: float = 0.01
     temperature: float = 0.05
-    frozen_layers: int = 2
+    frozen_layers: int = 3
     hard: int = 4
-    max_tokens: int = 64
+    max_tokens: int = 40
     held_out: float = 0.1
     dropout: bool = True
     seed: int = 0
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 2), ("hard", 1), ("checkpoint_every", 1), ("frozen_layers", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("batch", 2),
+            ("scans", 1),
+            ("hard", 1),
+            ("checkpoint_every", 1),
+            ("frozen_layers", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.held_out < 1 or not 0 <= self.warmup <= 1:
@@ -52,8 +62,6 @@ class PretrainConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine to 0."""
-        import math
-
         warm = max(1, round(self.warmup * self.steps))
         if step < warm:
             return self.learning_rate * (step + 1) / warm

@@ -1,80 +1,76 @@
 """Contrastive training on several processes: every process sees all embeddings, and its gradients are its own texts'.
 
 The batch of a step is drawn whole and shared out, so that the loss, and up to rounding the weights after any number of
-steps, are those of one process.
+steps, are those of one process. Without torchrun every function here is that of a single process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch import distributed as dist
 
-
-def rank() -> int:
-    """Number of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextlib.contextmanager
-def processes(device: torch.device) -> Iterator[None]:
-    """Join the others if started by ``torchrun``, with NCCL on CUDA and gloo elsewhere."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+from satunet.trainers.distributed import rank, world_size
 
 
 def share(count: int) -> slice:
     """Part of a batch that this process computes."""
-    edges = [round(count * r / world()) for r in range(world() + 1)]
+    edges = _edges(count)
     return slice(edges[rank()], edges[rank() + 1])
 
 
-def gather(own: Tensor, count: int) -> Tensor:
-    """(count, D) embeddings of all processes, in order; gradients flow into this process's own."""
-    if world() == 1:
+def shares(count: int) -> list[int]:
+    """Sizes of all processes' parts of a batch."""
+    return [b - a for a, b in itertools.pairwise(_edges(count))]
+
+
+def sizes_of(own: int, device: torch.device) -> list[int]:
+    """How many rows each process has."""
+    if world_size() == 1:
+        return [own]
+    parts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(parts, torch.tensor([own], device=device))
+    return [int(part) for part in parts]
+
+
+def gather(own: Tensor, sizes: list[int]) -> Tensor:
+    """Rows of all processes, in order; gradients flow into this process's own.
+
+    Args:
+        own: (n, …) of this process.
+        sizes: Rows of each.
+    """
+    if world_size() == 1:
         return own
-    edges = [round(count * r / world()) for r in range(world() + 1)]
-    sizes = [b - a for a, b in itertools.pairwise(edges)]
-    longest = max(sizes)
-    padded = own.new_zeros((longest, own.shape[1]))
+    padded = own.new_zeros((max(sizes), *own.shape[1:]))
     padded[: len(own)] = own.detach()
-    parts = [torch.empty_like(padded) for _ in range(world())]
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     rows = [part[:size] for part, size in zip(parts, sizes, strict=True)]
     rows[rank()] = own
     return torch.cat(rows)
 
 
-def sum_gradients(modules: Iterable[nn.Module], shared: Iterable[nn.Parameter] = ()) -> None:
-    """Add up gradients over processes; those of ``shared``, which every process computes whole, are averaged."""
-    if world() == 1:
+def sum_gradients(parameters: Iterable[nn.Parameter], computed_by_all: Iterable[nn.Parameter] = ()) -> None:
+    """Add up gradients over processes; those that every process computes whole are averaged."""
+    if world_size() == 1:
         return
-    whole = list(shared)
-    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-    for parameter in (*parameters, *whole):
+    own = [p for p in parameters if p.requires_grad]
+    whole = list(computed_by_all)
+    for parameter in (*own, *whole):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in (*parameters, *whole) if p.grad is not None])
+    flat = torch.cat([p.grad.flatten() for p in (*own, *whole) if p.grad is not None])
     dist.all_reduce(flat)
     start = 0
-    for parameter in (*parameters, *whole):
+    for parameter in (*own, *whole):
         part = flat[start : start + parameter.numel()].view_as(parameter)
-        parameter.grad = part / world() if any(parameter is w for w in whole) else part.clone()
+        parameter.grad = part / world_size() if any(parameter is w for w in whole) else part.clone()
         start += parameter.numel()
+
+
+def _edges(count: int) -> list[int]:
+    return [round(count * r / world_size()) for r in range(world_size() + 1)]

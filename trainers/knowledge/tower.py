@@ -17,7 +17,7 @@ from satunet.devices import autocast_for
 from satunet.errors import ModelError
 from satunet.files import write_json
 from satunet.text.encoder import TextEncoder
-from satunet.text.transformer import TransformerEncoder, embed
+from satunet.text.transformer import TransformerEncoder, embed, quiet_transformers
 
 
 class TextTower(nn.Module):
@@ -98,8 +98,9 @@ class TextTower(nn.Module):
         temporary = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        self.model.save_pretrained(temporary)
-        self.tokenizer.save_pretrained(temporary)
+        with quiet_transformers():
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
         kinds = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
         modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
         write_json(
