@@ -11,6 +11,12 @@ from hypothesis import settings
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--golden`` writes the golden loss curve anew."""
+    parser.addoption("--golden", action="store_true", help="write the golden loss curve anew")
+
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

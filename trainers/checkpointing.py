@@ -66,10 +66,21 @@ def restore(trainer: SATTrainer, content: dict[str, Any], *, source: Path | str)
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
+    _say_differences(trainer, ours.get("training_config", {}), source)
     trainer.bad_steps.load(ours.get("bad_steps"))
     trainer.reporter.load(ours)
     if trainer.grad_scaler is not None and scaler_state is not None:
         trainer.grad_scaler.load_state_dict(scaler_state)
+
+
+def _say_differences(trainer: SATTrainer, before: dict[str, Any], source: Path | str) -> None:
+    """A run that goes on in another way than it began is allowed, and said."""
+    now = trainer.config.to_json()
+    other = [f"{k} {before[k]!r} → {now[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]]
+    if other:
+        message = f"{source} was written with another configuration; from here on: {', '.join(other)}"
+        trainer.print_to_log_file(message)
+        logger.warning("%s", message)
 
 
 def write_model_files(trainer: SATTrainer) -> None:

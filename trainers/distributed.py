@@ -6,6 +6,7 @@ Without torchrun every function here is that of a single process, and does nothi
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -65,7 +66,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Processes wait for each other's whole scans in the validation: longer than the default of minutes.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     try:
         yield device
     finally:

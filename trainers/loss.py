@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 SMOOTH = 1e-7
+_FACTORS = 32  # 2⁻³² is far from the smallest number of float32, and 32 roundings are 2e-6 of a logarithm
 CPU_BLOCK = 8192
 """Voxels worked on at once on a CPU: 32 queries × 8192 voxels are 1 MB, which stays in the cache."""
 
@@ -123,9 +123,13 @@ class _QueryLoss(torch.autograd.Function):
             for b in range(batch):
                 voxels = feature_map[b].reshape(channels, -1).to(work)  # (C, V)
                 ids = labels[b].reshape(-1)
+                # Voxels of each label id; torch.bincount would do, but waits for a GPU.
+                sizes = torch.zeros(membership.shape[-1], dtype=torch.long, device=ids.device)
+                sizes = sizes.scatter_add_(0, ids, torch.ones_like(ids)).to(work)
                 chosen = valid[b].nonzero().squeeze(1).to(feature_map.device, non_blocking=True)
                 for part in torch.split(chosen, chunk):
-                    queries = _Chunk(embedding[b, part].to(work), voxels, membership[b, part].to(work), ids)
+                    members = membership[b, part].to(work)
+                    queries = _Chunk(embedding[b, part].to(work), voxels, members, ids, sizes)
                     losses[b, part], dices[b, part] = queries.losses()
                     if map_gradient is not None and embedding_gradient is not None:
                         flat = map_gradient[b].view(channels, -1)
@@ -152,31 +156,35 @@ class _Chunk:
     the second turns them into gradients.
     """
 
-    def __init__(self, weights: Tensor, voxels: Tensor, membership: Tensor, ids: Tensor) -> None:
-        """Take (n, C) or (n, C + 1) embeddings, (C, V) features, (n, L) zeros and ones, and (V,) label ids."""
+    def __init__(self, weights: Tensor, voxels: Tensor, membership: Tensor, ids: Tensor, sizes: Tensor) -> None:
+        """Take (n, C) or (n, C + 1) embeddings, (C, V) features, (n, L) zeros and ones, (V,) ids, (L,) their counts."""
         self.channels, self.count = voxels.shape
         self.weights = weights[:, : self.channels].contiguous()
         self.bias = weights[:, self.channels :]  # (n, 1), or (n, 0) without a bias
-        self.voxels, self.membership, self.ids = voxels, membership, ids
+        self.voxels, self.membership, self.ids, self.sizes = voxels, membership, ids, sizes
         self.p = voxels.new_empty((len(weights), self.count))
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """The loss and its Dice part of each query, (n,) each."""
+        """The loss and its Dice part of each query, (n,) each.
+
+        With m = max(p, 1 - p), softplus(l) = max(l, 0) - log m, and m lies in [1/2, 1]: logarithms are taken of
+        products of :data:`_FACTORS` of them, which costs a fifth of softplus.
+        """
         overlap = self.voxels.new_zeros(len(self.weights))
-        squares, positive, entropy = (torch.zeros_like(overlap) for _ in range(3))
+        squares, entropy = torch.zeros_like(overlap), torch.zeros_like(overlap)
         for block in self._blocks():
             logits = self.weights @ self.voxels[:, block]
             if self.bias.shape[1]:
                 logits += self.bias
             target = self._target(block)
-            p = torch.sigmoid(logits)
-            self.p[:, block] = p
+            p = torch.sigmoid(logits, out=self.p[:, block])
             overlap += torch.linalg.vecdot(p, target)
             squares += torch.linalg.vecdot(p, p)
-            positive += target.sum(1)
-            entropy += functional.softplus(logits).sum(1) - torch.linalg.vecdot(logits, target)
+            entropy -= torch.linalg.vecdot(logits, target)
+            entropy += logits.clamp_min_(0).sum(1)
+            entropy -= _sum_of_logs((p - 0.5).abs_().add_(0.5))
         self.numerator = 2 * overlap + SMOOTH
-        self.denominator = squares + positive + SMOOTH
+        self.denominator = squares + self.membership @ self.sizes + SMOOTH
         dice = 1 - self.numerator / self.denominator
         return dice + entropy / self.count, dice
 
@@ -202,6 +210,13 @@ class _Chunk:
         size = CPU_BLOCK if self.voxels.device.type == "cpu" else self.count
         for start in range(0, self.count, size):
             yield slice(start, start + size)
+
+
+def _sum_of_logs(m: Tensor) -> Tensor:
+    """Sums of the logarithms of (n, V) values in [1/2, 1] → (n,)."""
+    whole = m.shape[1] // _FACTORS * _FACTORS
+    logs = m[:, :whole].unflatten(1, (_FACTORS, -1)).prod(1).log_().sum(1) if whole else m.new_zeros(len(m))
+    return logs + m[:, whole:].log().sum(1)
 
 
 def _work_type(feature_map: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.errors import ModelError, UserError
+from satunet.plan import UnifiedPlan
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Path]:
     if "network_weights" not in content and isinstance(content.get("model_state_dict"), Mapping):
         content = {"network_weights": content["model_state_dict"]}  # SAT's published checkpoints
     return network_weights(content, source=file), file
+
+
+def plan_beside(path: Path) -> UnifiedPlan | None:
+    """The plan of the model that a path of weights belongs to; ``None`` if they come without one."""
+    path = Path(path)
+    folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    file = next((f / "plans.json" for f in folders if (f / "plans.json").is_file()), None)
+    return UnifiedPlan.load(file) if file is not None else None
 
 
 def start_from(network: nn.Module, path: Path) -> str:

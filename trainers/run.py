@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -67,6 +68,8 @@ def run_training(
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
     folder = preprocessed_dir() / dataset_name
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    if pretrained_weights is not None:
+        plan = _as_pretrained(plan, pretrained_weights)
     with distributed.process_group(pick_device(device)) as own_device:
         plans = plan.to_nnunet() | {"continue_training": continue_training}
         trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
@@ -84,6 +87,32 @@ def run_training(
             trainer.perform_actual_validation()
         trainer.reporter.close()
     return trainer
+
+
+def _as_pretrained(plan: UnifiedPlan, path: Path) -> UnifiedPlan:
+    """The plan with the network and text encoder of the model that training starts from, if it is a whole model.
+
+    The preprocessed scans do not depend on the network, so a set that was planned on its own is fine-tuned without
+    planning again. Spacing and normalisation stay the plan's: a difference is said, not hidden.
+    """
+    from satunet.trainers.pretrained import plan_beside
+
+    theirs = plan_beside(path)
+    if theirs is None:
+        return plan
+    if any(p % d for p, d in zip(plan.patch_size, theirs.network.divisor, strict=True)):
+        raise UserError(
+            f"{path}: its network needs patches that are divisible by {theirs.network.divisor}, the plan's are "
+            f"{plan.patch_size}; plan again with another --patch_size, such as {theirs.patch_size}"
+        )
+    for what in ("spacing_mm", "orientation", "normalization"):
+        if getattr(plan, what) != getattr(theirs, what):
+            logger.warning(
+                "%s was trained with %s %s, the plan has %s", path, what, getattr(theirs, what), getattr(plan, what)
+            )
+    if plan.network != theirs.network:
+        logger.info("the network is that of %s", path)
+    return dataclasses.replace(plan, network=theirs.network, text_encoder=theirs.text_encoder)
 
 
 def _go_on(trainer: SATTrainer, *, only_validate: bool) -> bool:

@@ -129,6 +129,10 @@ class SATTrainer(nnUNetTrainer):
         if network.adapter is not None:
             network.adapter.fit_whitening(torch.from_numpy(self.bank.matrix(self.space.class_names)))
         self.network = network.to(self.device)
+        if self.device.type == "cpu":
+            # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
+            # less, though instance norm copies between layouts.
+            self.network = self.network.to(memory_format=torch.channels_last_3d)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
 

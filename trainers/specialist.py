@@ -19,7 +19,8 @@ from satunet.errors import PlanError
 from satunet.files import atomic_path, read_json, write_json
 from satunet.labels import normalize_name
 from satunet.paths import preprocessed_dir
-from satunet.planners.specialist import CONFIGURATION, PLANS_NAME
+from satunet.planners.nnunet import PLANS
+from satunet.planners.specialist import CONFIGURATION
 from satunet.progress import progress_bar
 from satunet.trainers.config import TrainingConfig
 
@@ -126,11 +127,11 @@ def register() -> None:
     setattr(importlib.import_module(nnUNetTrainer.__module__), SpecialistTrainer.__name__, SpecialistTrainer)
 
 
-def specialist_folder(dataset_name: str) -> Path:
-    """Result folder of a dataset's specialist."""
+def specialist_folder(dataset_name: str, planner: str = "default") -> Path:
+    """Result folder of a dataset's specialist, by the planner of its network."""
     from satunet.paths import results_dir
 
-    return results_dir() / dataset_name / f"{SpecialistTrainer.__name__}__{PLANS_NAME}__{CONFIGURATION}"
+    return results_dir() / dataset_name / f"{SpecialistTrainer.__name__}__{PLANS[planner]}__{CONFIGURATION}"
 
 
 def train_specialist(
@@ -141,6 +142,7 @@ def train_specialist(
     recipe: TrainingConfig | None = None,
     device: str = "auto",
     continue_training: bool = False,
+    planner: str = "default",
 ) -> Path:
     """Train a dataset's nnU-Net, under a progress bar.
 
@@ -151,6 +153,7 @@ def train_specialist(
         recipe: Optimizer and schedule to use instead of nnU-Net's.
         device: Where to train.
         continue_training: Go on from the last checkpoint; a finished run is left as it is.
+        planner: Whose network, one of :data:`satunet.planners.nnunet.PLANNERS`; they share the preprocessed scans.
 
     Returns:
         The result folder.
@@ -159,9 +162,14 @@ def train_specialist(
         PlanError: Not planned.
     """
     folder = preprocessed_dir() / dataset_name
-    plans_file = folder / f"{PLANS_NAME}.json"
+    plans_file = folder / f"{PLANS[planner]}.json"
     if not plans_file.is_file():
-        raise PlanError(f"{plans_file}: no such plan; make it with 'satunet plan_and_preprocess --specialists'")
+        how = (
+            "plan_and_preprocess --specialists"
+            if planner == "default"
+            else f"plan --specialists --specialist_planner {planner}"
+        )
+        raise PlanError(f"{plans_file}: no such plan; make it with 'satunet {how}'")
     steps = steps or (recipe.steps if recipe is not None else DEFAULT_STEPS)
     where = pick_device(device)
     with _environment(where):

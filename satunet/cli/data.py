@@ -244,7 +244,9 @@ class Plan(_Planning):
     specialists: Annotated[bool, arg(help="Plan one nnU-Net per dataset as well.")] = False
     specialist_planner: Annotated[
         Literal["default", "resenc_m", "resenc_l", "resenc_xl"],
-        arg(help="nnU-Net's planner of the specialists; satunet trains 'default', nnUNetv2_train takes any."),
+        arg(
+            help="nnU-Net's planner of the specialists; 'satunet train' takes the same option, nnUNetv2_train the plan."
+        ),
     ] = "default"
 
     def run(self) -> int:

@@ -22,8 +22,15 @@ class Train:
     fold: Fold = "0"
     specialist: Annotated[
         tuple[str, ...],
-        arg(metavar="ID", help="Train the nnU-Nets of these datasets (or 'all') by nnunetv2 instead."),
+        arg(
+            aliases=["--specialists"],
+            metavar="ID",
+            help="Train the nnU-Nets of these datasets by nnunetv2 instead; 'all' goes on where a run before stopped.",
+        ),
     ] = ()
+    specialist_planner: Annotated[
+        Literal["default", "resenc_m", "resenc_l", "resenc_xl"], arg(help="Whose plan the specialists are trained by.")
+    ] = "default"
     recipe: Annotated[
         Literal["sat", "nnunet", "short"],
         arg(
@@ -139,6 +146,7 @@ class Train:
 
         setup_logging(None, verbose=self.verbose)
         command = ["train", "--fold", self.fold, "--recipe", self.recipe, "--device", self.device, "--c"]
+        command += ["--specialist_planner", self.specialist_planner]
         if self.steps is not None:
             command += ["--steps", str(self.steps)]
         options = dict(_key_value(text) for text in self.cluster_options)
@@ -160,7 +168,8 @@ class Train:
                     steps=self.steps,
                     recipe=self._recipe() if self.recipe == "short" else None,
                     device=self.device,
-                    continue_training=self.continue_,
+                    continue_training=self.continue_ or "all" in self.specialist,
+                    planner=self.specialist_planner,
                 )
                 summary.done(name)
             except Exception as error:  # one dataset's failure must not end a night of trainings

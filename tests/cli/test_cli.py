@@ -15,7 +15,7 @@ OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
     "train": {
-        "--dataset", "-d", "--fold", "-f", "--specialist", "--recipe", "--steps", "--budget", "--learning_rate",
+        "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--recipe", "--steps", "--budget", "--learning_rate",
         "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
         "-pretrained_weights", "--precision", "--val", "--minutes", "--num_gpus", "-num_gpus", "--cluster",
         "--cluster_options", "--device", "-device", "--verbose",

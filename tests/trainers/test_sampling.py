@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,18 @@ from hypothesis import strategies as st
 from satunet.datasets import Dataset
 from satunet.errors import DatasetError
 from satunet.labels import build_label_space
-from satunet.trainers.sampling import choose_queries, crop_start, read_crop, sample_rng, scan_weights
+from satunet.trainers.sampling import (
+    centre_of_class,
+    choose_queries,
+    crop_start,
+    foreground_boxes,
+    read_crop,
+    sample_rng,
+    scan_repeats,
+    scan_weights,
+)
+
+from .helpers import config, make_trainer
 
 
 class Record:
@@ -105,3 +117,98 @@ def test_every_class_of_a_full_crop_is_drawn_in_time() -> None:
     seen = {q.name for step in range(60)
             for q in choose_queries(space, "Dataset001_A", frozenset({1, 2, 3, 4}), 2, 0.5, sample_rng(0, step, 0))}  # fmt: skip
     assert seen == set(space.classes_of("Dataset001_A"))
+
+
+def test_repeats_of_the_published_recipe() -> None:
+    assert scan_repeats(10, (50, 50, 50), (96, 96, 96), 32) == 1
+    assert scan_repeats(64, (50, 50, 50), (96, 96, 96), 32) == 2
+    assert scan_repeats(104, (288, 288, 288), (288, 288, 96), 32) == round(104 / 32 * 3)
+    assert scan_repeats(1, (144, 96, 40), (96, 96, 96), 32) == 2  # round(1.5) is even in Python, as in SAT's code
+
+
+def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    from satunet.trainers.loading import StepBatches
+
+    trainer = make_trainer(config(queries_per_scan=2, batch_size=4))
+    trainer.initialize()
+    scans = trainer.store.scan_ids
+    boxes = foreground_boxes(trainer.store)
+    shared = (trainer.store, scans, trainer.space, trainer.bank, trainer.plan, trainer.config)
+    data = StepBatches(*shared, boxes=boxes)
+    expected = {}
+    for scan in scans:  # the formula, from label maps and the raw number of scans
+        dataset = scan.split("__")[0]
+        places = np.argwhere(np.asarray(trainer.store.labels(scan)[:])[0])
+        extent = places.max(0) + 1 - places.min(0)
+        repeats = round(max(1, len(trainer.space.classes_of(dataset)) / 2) * np.maximum(1, extent / 16).prod())
+        expected[scan] = repeats / np.sqrt(sum(s.startswith(dataset) for s in scans))
+    assert len({round(v, 6) for v in expected.values()}) > 1, "a formula that makes no difference tests nothing"
+    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng: {"scan": record.scan_id})
+    draws = Counter(data._sample(step, index)["scan"] for step in range(2000) for index in range(4))
+    total = sum(expected.values())
+    chi_square = sum((draws[s] - 8000 * v / total) ** 2 / (8000 * v / total) for s, v in expected.items())
+    assert chi_square < 30  # 99.9 % of a chi-square of 5 degrees of freedom lie below 20.5
+
+
+def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) -> None:
+    trainer = make_trainer(config())
+    trainer.initialize()
+    store, space = trainer.store, trainer.space
+    boxes = foreground_boxes(store)
+    scan = store.scan_ids[-1]
+    record = store.record(scan)
+    low, high = np.array(boxes[scan])
+    assert (low > 0).any() or (high < record.shape).any()
+    labels = np.asarray(store.labels(scan)[:])[0]
+    patch = (4, 4, 4)
+    names = space.classes_of(record.dataset)
+    hit: Counter[str] = Counter()
+    for step in range(1500):
+        centre = centre_of_class(store, record, space, sample_rng(0, step, 0))
+        assert centre is not None
+        hit.update(n for n in names if labels[tuple(centre)] in space.ids_of(record.dataset, n))
+        start = np.array(crop_start(record.shape, patch, sample_rng(1, step, 0), box=boxes[scan]))
+        assert (start >= low).all() and (start + patch <= high).all()
+    # Six classes, drawn evenly; "kidney" is hit with each of its two sides as well, and they with it by half.
+    assert set(names) == {"kidney", "left kidney", "right kidney", "liver", "spleen", "stomach"}
+    for name in ("liver", "spleen", "stomach"):
+        assert hit[name] / 1500 == pytest.approx(1 / 6, abs=0.04)
+    assert hit["kidney"] / 1500 == pytest.approx(3 / 6, abs=0.05)
+
+
+def test_boxes_are_kept_and_follow_the_store(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    from satunet.preprocessing.store import ScanStore
+
+    trainer = make_trainer(config())
+    trainer.initialize()
+    found = foreground_boxes(trainer.store)
+    asked: list[str] = []
+    locations = ScanStore.locations
+    monkeypatch.setattr(ScanStore, "locations", lambda self, scan: (asked.append(scan), locations(self, scan))[1])
+    again = ScanStore(trainer.store.folder)
+    assert foreground_boxes(again) == found
+    assert asked == []
+    victim = again.scan_ids[0]
+    record = again.record(victim)
+    again._records[victim] = dataclasses.replace(record, files=record.files | {"_locations.npz": (1, "another")})
+    assert foreground_boxes(again) == found
+    assert asked == [victim]
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    patch=st.tuples(*[st.integers(1, 30)] * 3),
+    corners=st.tuples(*[st.tuples(st.integers(0, 39), st.integers(0, 39))] * 3),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=200, deadline=None)
+def test_foreground_crops_lie_in_the_box_or_around_it(shape, patch, corners, seed: int) -> None:
+    low = [min(a, b, n - 1) for (a, b), n in zip(corners, shape, strict=True)]
+    high = [min(max(a, b) + 1, n) for (a, b), n in zip(corners, shape, strict=True)]
+    start = crop_start(shape, patch, np.random.default_rng(seed), box=(tuple(low), tuple(high)))
+    for s, n, p, a, b in zip(start, shape, patch, low, high, strict=True):
+        if n <= p:
+            assert s <= 0 and s + p >= n
+        else:
+            assert 0 <= s <= n - p
+            assert (a <= s and s + p <= b) if b - a >= p else (s <= a and b <= s + p)

@@ -70,6 +70,17 @@ def test_a_loss_that_is_not_finite_is_skipped_and_reported(planned: Path) -> Non
     assert batch["scans"][0] in Path(trainer.log_file).read_text()
 
 
+def test_a_run_that_goes_on_in_another_way_says_so(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.run_training()
+    other = make_trainer(config(steps=2, learning_rate=0.5, seed=3))
+    other.load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
+    assert "learning_rate 0.001 → 0.5, seed 0 → 3" in Path(str(other.log_file)).read_text()
+    content = load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
+    with pytest.raises(ModelError, match=r"cannot go on from it.*-pretrained_weights"):
+        other.load_checkpoint({"network_weights": content["network_weights"]})
+
+
 def test_batches_do_not_depend_on_workers(planned: Path) -> None:
     from satunet.trainers.loading import batches
 
