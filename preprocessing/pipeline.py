@@ -29,6 +29,7 @@ def plan_and_preprocess(
     batch_size: int | None = None,
     base_features: int | None = None,
     normalization: NormalizationSchemes = "sat",
+    text_encoder: str = "minilm",
     unified_name: str = "Dataset900_Unified",
     processes: int | Workers = 1,
     preprocess: bool = True,
@@ -48,6 +49,7 @@ def plan_and_preprocess(
         batch_size: Batch size instead of a planned one.
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
         normalization: SAT's scheme or nnU-Net's.
+        text_encoder: Name of the text encoder, see :func:`satunet.text.load_text_encoder`.
         unified_name: Name of the unified dataset.
         processes: Worker processes, or where else to run.
         preprocess: Whether to preprocess after planning.
@@ -67,6 +69,7 @@ def plan_and_preprocess(
         batch_size=batch_size,
         base_features=base_features,
         normalization=normalization,
+        text_encoder=text_encoder,
         dataset_name=unified_name,
     )
     datasets = [load_dataset(name) for name in plan.datasets]

@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from satunet.cli.options import (
     DatasetIds,
+    Encoder,
     GpuMemory,
     Memory,
     Modalities,
@@ -197,6 +198,7 @@ class _Planning:
     normalization: Annotated[
         Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
     ] = "sat"
+    text_encoder: Encoder = "minilm"
     name: UnifiedId = "Dataset900_Unified"
     modality: Modalities = ()
     verify_dataset_integrity: VerifyIntegrity = False
@@ -227,6 +229,7 @@ class _Planning:
             batch_size=self.batch_size,
             base_features=self.base_features,
             normalization=self.normalization,
+            text_encoder=self.text_encoder,
             unified_name=self.name,
             processes=workers,
             preprocess=preprocess,

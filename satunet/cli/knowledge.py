@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from tyro.conf import Positional, arg, subcommand
 
-from satunet.cli.options import Verbose
+from satunet.cli.options import Encoder, Verbose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 TreeFile = Annotated[
     Path | None,
     arg(aliases=["-t"], metavar="FILE", help="Knowledge tree; the last one built, or SAT-DS's classes, if not given."),
-]
-Encoder = Annotated[
-    str,
-    arg(
-        aliases=["-e"],
-        metavar="NAME",
-        help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
-    ),
 ]
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, TypeAlias
 
 from tyro.conf import arg, subcommand
 
-from satunet.cli.knowledge import Encoder, TreeFile
-from satunet.cli.options import Device, Fold, Output, Verbose
+from satunet.cli.knowledge import TreeFile
+from satunet.cli.options import Device, Encoder, Fold, Output, Verbose
 
 Steps = Annotated[int, arg(help="Optimizer steps.")]
 Batch = Annotated[int, arg(help="Pairs of texts a step, over all processes.")]
