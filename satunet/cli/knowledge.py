@@ -87,9 +87,8 @@ class Build:
 
         folder = preprocessed_dir() / dataset_name_of(self.dataset)
         space = LabelSpace.load(folder / "label_space.json")
-        plans = sorted(folder.glob("*Plans.json"))
-        store = next((p for plan in plans if (p := folder / UnifiedPlan.load(plan).data_identifier).is_dir()), None)
-        return space, store
+        store = folder / UnifiedPlan.load(folder / "satunetPlans.json").data_identifier
+        return space, store if store.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)

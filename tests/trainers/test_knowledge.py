@@ -367,3 +367,25 @@ def test_atlas_and_text_learn_from_each_other(planned: Path, start: str, tmp_pat
     again = pretrain_atlas(NAME, small_tree(), tmp_path / "run", encoder=start, config=config, device="cpu", fold="all",
                            continue_training=True)  # fmt: skip
     assert again == done
+
+
+def test_a_tree_of_the_users_classes_names_the_scans_that_show_them(planned: Path, tmp_path: Path) -> None:
+    from satunet.cli import run
+    from satunet.labels import LabelSpace
+    from satunet.paths import preprocessed_dir
+    from satunet.plan import UnifiedPlan
+    from satunet.preprocessing.store import ScanStore
+
+    file = tmp_path / "tree.jsonl"
+    assert run(["knowledge", "build", "-d", "900", "--ontologies", "none", "-o", str(file)]) == 0
+    tree = KnowledgeTree.load(file)
+    folder = preprocessed_dir() / NAME
+    space = LabelSpace.load(folder / "label_space.json")
+    store = ScanStore(folder / UnifiedPlan.load(folder / "satunetPlans.json").data_identifier)
+    shown: dict[str, set[str]] = {}
+    for scan in store.scan_ids:
+        labels = set(np.unique(np.asarray(store.labels(scan)[:])).tolist())
+        for name, ids in space.ids[store.record(scan).dataset].items():
+            if labels & set(ids):
+                shown.setdefault(name, set()).add(scan)
+    assert {t.name: set(t.scans) for t in tree.terms.values() if t.scans} == shown

@@ -17,6 +17,7 @@ from satunet.devices import autocast_for
 from satunet.errors import ModelError
 from satunet.files import write_json
 from satunet.text.encoder import TextEncoder
+from satunet.text.quantized import QuantizedEncoder
 from satunet.text.transformer import TransformerEncoder, embed, quiet_transformers
 
 
@@ -37,8 +38,10 @@ class TextTower(nn.Module):
         self, encoder: TextEncoder, *, frozen_layers: int = 0, max_tokens: int = 64, dropout: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, TransformerEncoder):
-            raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is no transformers model")
+        if type(encoder) not in (TransformerEncoder, QuantizedEncoder):
+            # SAT's encoder has a projection and a tokenisation of its own, which a saved transformer would lose.
+            raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is no plain transformers model")
+        assert isinstance(encoder, TransformerEncoder)
         self.tokenizer, self.model = encoder.load()
         self.settings = replace(encoder.settings, normalize=True)
         self.training_settings = replace(self.settings, max_tokens=min(max_tokens, self.settings.max_tokens))
