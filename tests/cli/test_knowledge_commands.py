@@ -72,4 +72,4 @@ def test_a_bank_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe\x00")
     assert run(["text", "bank", "--prompt_file", str(tmp_path / "prompts.txt"), "-o", str(bank)]) == 2
     assert "cannot be read as a list of prompts" in " ".join(capfd.readouterr().err.split())
-    assert run(["text", "encoders", "-p", "hepatic tissue"]) == 0
+    assert run(["text", "encoders"]) == 0
