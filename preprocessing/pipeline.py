@@ -31,6 +31,7 @@ def plan_and_preprocess(
     base_features: int | None = None,
     backbone: str = "plain",
     normalization: NormalizationSchemes = "sat",
+    text_encoder: str = "minilm",
     unified_name: str = "Dataset900_Unified",
     processes: int | Workers = 1,
     preprocess: bool = True,
@@ -51,6 +52,7 @@ def plan_and_preprocess(
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
         backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"``.
         normalization: SAT's scheme or nnU-Net's.
+        text_encoder: Name of the text encoder, see :func:`satunet.text.load_text_encoder`.
         unified_name: Name of the unified dataset.
         processes: Worker processes, or where else to run.
         preprocess: Whether to preprocess after planning.
@@ -71,6 +73,7 @@ def plan_and_preprocess(
         base_features=base_features,
         backbone=backbone,
         normalization=normalization,
+        text_encoder=text_encoder,
         dataset_name=unified_name,
     )
     datasets = [load_dataset(name) for name in plan.datasets]

@@ -10,6 +10,7 @@
     │   ├── CatalogueError                 a catalogue of datasets that contradicts itself
     │   ├── LabelSpaceError                label maps that contradict each other
     │   ├── PlanError                      a plan that cannot be made or read
+    │   ├── KnowledgeError                 a knowledge tree, or a source of one, that cannot be used
     │   ├── ModelError                     a model folder or checkpoint that cannot be used
     │   └── PromptError                    prompts that cannot be used
     ├── ScanError (ValueError)             one bad file among many: counted, the rest goes on, exit code 1
@@ -60,6 +61,10 @@ class LabelSpaceError(UserError):
 
 class PlanError(UserError):
     """A plan that cannot be made, read or used."""
+
+
+class KnowledgeError(UserError):
+    """A knowledge tree, or a file it is made from, that cannot be read or contradicts itself."""
 
 
 class ModelError(UserError):

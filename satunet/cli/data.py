@@ -12,6 +12,7 @@ from tyro.conf import arg
 
 from satunet.cli.options import (
     DatasetIds,
+    Encoder,
     GpuMemory,
     Memory,
     Modalities,
@@ -201,6 +202,7 @@ class _Planning:
     normalization: Annotated[
         Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
     ] = "sat"
+    text_encoder: Encoder = "minilm"
     name: UnifiedId = "Dataset900_Unified"
     modality: Modalities = ()
     verify_dataset_integrity: VerifyIntegrity = False
@@ -232,6 +234,7 @@ class _Planning:
             base_features=self.base_features,
             backbone=self.backbone,
             normalization=self.normalization,
+            text_encoder=self.text_encoder,
             unified_name=self.name,
             processes=workers,
             preprocess=preprocess,

@@ -44,6 +44,14 @@ Preset = Annotated[
     arg(help="'auto' lets the planner choose; 'nano' and 'pro' are SAT's published networks, spacing and patch."),
 ]
 GpuMemory = Annotated[float, arg(help="GPU memory to plan for, in GB.")]
+Encoder = Annotated[
+    str,
+    arg(
+        aliases=["-e"],
+        metavar="NAME",
+        help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
+    ),
+]
 Spacing = Annotated[
     tuple[float, float, float] | None,
     arg(help="Target spacing in mm (right, anterior, superior); planned if not given."),
