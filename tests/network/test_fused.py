@@ -95,7 +95,7 @@ def test_a_fused_network_is_the_network(config: NetworkConfig, shape: tuple[int,
 def test_bfloat16_stays_near() -> None:
     network = random_network(PLAIN)
     image, texts = torch.randn(1, 1, 32, 16, 8), torch.randn(1, 3, 10)
-    fused = accelerate(network, CPU, precision="bfloat16")
+    fused = accelerate(network, CPU, engine="fused", precision="bfloat16")
     ours = fused.encode_image(image)
     exact = network.encode_image(image)
     assert ours.maps[0].dtype == torch.bfloat16
@@ -107,7 +107,10 @@ def test_bfloat16_stays_near() -> None:
         assert fused(image, texts)[0].isfinite().all()
 
 
-def test_auto_is_fused_on_a_cpu_and_eager_elsewhere(caplog: pytest.LogCaptureFixture, monkeypatch: object) -> None:
+def test_auto_is_fused_on_a_thread_of_a_cpu_and_eager_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert choose_engine(CPU, "auto") == "eager"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert choose_engine(CPU, "auto") == "fused"
     assert choose_engine(torch.device("cuda"), "auto") == "eager"
     assert choose_engine(torch.device("mps"), "auto") == "eager"
