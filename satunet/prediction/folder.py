@@ -135,7 +135,7 @@ class FolderRun:
     modality: str | None
     outputs: Outputs
     overwrite: bool
-    matches: dict[str, PromptMatch] = field(default_factory=dict)
+    matches: dict[str, list[PromptMatch]] = field(default_factory=dict)
 
     def prepare(self, job: ScanJob) -> PreparedScan | None:
         """Read and preprocess a scan; ``None`` if it is done."""
@@ -155,8 +155,9 @@ class FolderRun:
                 raise PromptError(f"the model knows no class for the modality {scan.modality!r}; it knows {known}")
         missing = [p for p in wanted if p not in self.matches]
         if missing:
-            self.matches.update({m.prompt: m for m in self.predictor.match(missing)})
-        found = [self.matches[p] for p in wanted]
+            self.matches.update(by_prompt(self.predictor.match(missing)))
+        # Two prompts may stand for one class; its mask is written once.
+        found = list({m.prompt: m for p in wanted for m in self.matches[p]}.values())
         how = scan.modality_from
         if self.modality is None and job.modality == scan.modality and how == "given":
             how = "DICOM header" if job.series is not None else "list of scans"
@@ -193,7 +194,7 @@ class FolderRun:
 
 def check_prompts(
     predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None
-) -> dict[str, PromptMatch]:
+) -> dict[str, list[PromptMatch]]:
     """What all prompts mean; says once which of them name no class.
 
     Raises:
@@ -202,9 +203,17 @@ def check_prompts(
     every = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
     if prompts is not None and not prompts:
         raise PromptError("no prompt was given")
-    matches = {m.prompt: m for m in predictor.match(list(every))} if every else {}
-    _report(list(matches.values()))
-    return matches
+    found = predictor.match(list(every)) if every else []
+    _report(found)
+    return by_prompt(found)
+
+
+def by_prompt(matches: Sequence[PromptMatch]) -> dict[str, list[PromptMatch]]:
+    """What was typed → its matches."""
+    found: dict[str, list[PromptMatch]] = {}
+    for match in matches:
+        found.setdefault(match.expanded_from or match.prompt, []).append(match)
+    return found
 
 
 _one_network = threading.Lock()
@@ -307,12 +316,17 @@ def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], st
 
 
 def _report(matches: Sequence[PromptMatch]) -> None:
-    """Say once what prompts mean that name no class."""
-    for m in matches:
-        near = ", ".join(f"{name} ({value:.2f})" for name, value in m.nearest)
-        if m.status == "similar":
-            logger.warning(
-                "prompt %r names no class of the model; segmented by its wording; nearest: %s", m.prompt, near
-            )
-        elif m.status == "unknown":
-            logger.warning("prompt %r is nothing the model knows; no mask is written; nearest: %s", m.prompt, near)
+    """Say once what prompts mean that name no class, or several."""
+    for prompt, found in by_prompt(matches).items():
+        if found[0].expanded_from is not None:
+            logger.info("prompt %r stands for %s", prompt, ", ".join(m.prompt for m in found))
+            continue
+        match = found[0]
+        near = ", ".join(f"{name} ({value:.2f})" for name, value in match.nearest)
+        if match.status == "similar":
+            logger.warning("prompt %r names no class of the model; segmented by its wording; nearest: %s", prompt, near)
+        elif match.status == "unknown":
+            why = match.note or f"nothing the model knows; nearest: {near or 'none'}"
+            logger.warning("prompt %r: %s; no mask is written", prompt, why)
+        elif match.note:
+            logger.info("prompt %s", match.note)
