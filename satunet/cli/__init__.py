@@ -37,8 +37,10 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
+    from satunet.cli.knowledge import Knowledge, Text
     from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
+    from satunet.cli.pretrain import Pretrain
     from satunet.cli.train import Train
 
     commands: TypeAlias = (  # type: ignore[valid-type]
@@ -53,6 +55,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
+        | Annotated[Knowledge, subcommand("knowledge")]
+        | Annotated[Text, subcommand("text")]
+        | Annotated[Pretrain, subcommand("pretrain")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")]

@@ -33,6 +33,10 @@ Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to t
 Device = Annotated[
     Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")
 ]
+Engine = Annotated[
+    Literal["auto", "eager", "fused", "compile"],
+    arg(help="How to run the network: 'auto' takes the fastest that needs no compiler; results agree within rounding."),
+]
 Output = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")]
 Verbose = Annotated[bool, arg(help="Show details of the log on the terminal; a log file always has them.")]
 Preset = Annotated[
@@ -40,6 +44,14 @@ Preset = Annotated[
     arg(help="'auto' lets the planner choose; 'nano' and 'pro' are SAT's published networks, spacing and patch."),
 ]
 GpuMemory = Annotated[float, arg(help="GPU memory to plan for, in GB.")]
+Encoder = Annotated[
+    str,
+    arg(
+        aliases=["-e"],
+        metavar="NAME",
+        help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
+    ),
+]
 Spacing = Annotated[
     tuple[float, float, float] | None,
     arg(help="Target spacing in mm (right, anterior, superior); planned if not given."),

@@ -152,7 +152,9 @@ def _all_known(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[
     wanted = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
     unknown = [m for m in (predictor.match(list(wanted)) if wanted else []) if m.status != "known"]
     if unknown:
-        near = "; ".join(f"{m.prompt!r} (nearest: {', '.join(n for n, _ in m.nearest) or 'none'})" for m in unknown)
+        near = "; ".join(
+            m.note or f"{m.prompt!r} (nearest: {', '.join(n for n, _ in m.nearest) or 'none'})" for m in unknown
+        )
         raise PromptError(f"--strict: these prompts name no class of the model: {near}")
 
 
@@ -189,10 +191,11 @@ def _show(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] 
         print_rows(
             [
                 {
-                    "prompt": m.prompt,
+                    "prompt": m.expanded_from or m.prompt,
                     "class": m.class_name or "",
                     "status": m.status,
                     "nearest": [n for n, _ in m.nearest],
+                    "note": m.note,
                 }
                 for m in matches
             ],

@@ -40,6 +40,8 @@ class PromptMatch:
             embedding is used; ``"unknown"``: nothing the network knows comes near.
         similarity: Cosine similarity to the nearest class, where an encoder was asked.
         nearest: Nearest classes with their similarities, best first.
+        expanded_from: What the user typed, where that stands for several classes and ``prompt`` is one of them.
+        note: What else there is to say, in a sentence: the word is German, the class is a synonym's.
     """
 
     prompt: str
@@ -47,6 +49,8 @@ class PromptMatch:
     status: str
     similarity: float | None = None
     nearest: tuple[tuple[str, float], ...] = ()
+    expanded_from: str | None = None
+    note: str = ""
 
 
 def match_prompt(prompt: str, space: LabelSpace, *, encoder: Encoder | None = None) -> PromptMatch:
@@ -70,7 +74,7 @@ def match_prompt(prompt: str, space: LabelSpace, *, encoder: Encoder | None = No
     ]
     if not candidates or not name.canonical:
         return PromptMatch(prompt=prompt, class_name=None, status="unknown")
-    spelled = _same_but_for_spelling(name.canonical, candidates)
+    spelled = same_but_for_spelling(name.canonical, candidates)
     if spelled is not None:
         return PromptMatch(prompt=prompt, class_name=spelled, status="known", similarity=1.0)
     if encoder is None:
@@ -81,7 +85,7 @@ def match_prompt(prompt: str, space: LabelSpace, *, encoder: Encoder | None = No
     return PromptMatch(prompt=prompt, class_name=None, status=status, similarity=best, nearest=nearest)
 
 
-def _same_but_for_spelling(name: str, candidates: list[str]) -> str | None:
+def same_but_for_spelling(name: str, candidates: list[str]) -> str | None:
     """A candidate with as many words, each almost the same; short words and digits must be equal."""
     words = name.split()
     for candidate in difflib.get_close_matches(name, candidates, n=3, cutoff=0.88):

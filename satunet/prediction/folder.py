@@ -6,6 +6,7 @@ packed. All queues are bounded: at any time there is one scan ahead, one in the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -90,9 +91,11 @@ def predict_folder(
                     (summary.skipped if skipped else summary.done)(job.name)
                 advance(note=job.name)
 
+        clock = _Clock()
         for job, reading in _ahead(mine, run.prepare, stack):
             try:
-                scan = reading.result()
+                with clock.idle():
+                    scan = reading.result()
                 if scan is None:
                     ended(job, skipped=True)
                     continue
@@ -100,11 +103,14 @@ def predict_folder(
                 result.begin()
                 started = time.monotonic()
                 report = partial(_show_windows, advance, job.name)
-                pending = _find_and_write(run, result, writing, masks, report)
-                behind.acquire()
+                pending = _find_and_write(run, result, writing, masks, report, clock)
+                with clock.idle():
+                    behind.acquire()
                 closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
                 ended(job, error)
+    if summary.done_items:
+        summary.note("network busy", f"{clock.busy_percent:.0f} % of the time")
     summary.save(output / ("prediction_summary.json" if world == 1 else f"prediction_summary_{rank}.json"))
     return summary
 
@@ -129,7 +135,7 @@ class FolderRun:
     modality: str | None
     outputs: Outputs
     overwrite: bool
-    matches: dict[str, PromptMatch] = field(default_factory=dict)
+    matches: dict[str, list[PromptMatch]] = field(default_factory=dict)
 
     def prepare(self, job: ScanJob) -> PreparedScan | None:
         """Read and preprocess a scan; ``None`` if it is done."""
@@ -149,8 +155,9 @@ class FolderRun:
                 raise PromptError(f"the model knows no class for the modality {scan.modality!r}; it knows {known}")
         missing = [p for p in wanted if p not in self.matches]
         if missing:
-            self.matches.update({m.prompt: m for m in self.predictor.match(missing)})
-        found = [self.matches[p] for p in wanted]
+            self.matches.update(by_prompt(self.predictor.match(missing)))
+        # Two prompts may stand for one class; its mask is written once.
+        found = list({m.prompt: m for p in wanted for m in self.matches[p]}.values())
         how = scan.modality_from
         if self.modality is None and job.modality == scan.modality and how == "given":
             how = "DICOM header" if job.series is not None else "list of scans"
@@ -187,7 +194,7 @@ class FolderRun:
 
 def check_prompts(
     predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None
-) -> dict[str, PromptMatch]:
+) -> dict[str, list[PromptMatch]]:
     """What all prompts mean; says once which of them name no class.
 
     Raises:
@@ -196,9 +203,17 @@ def check_prompts(
     every = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
     if prompts is not None and not prompts:
         raise PromptError("no prompt was given")
-    matches = {m.prompt: m for m in predictor.match(list(every))} if every else {}
-    _report(list(matches.values()))
-    return matches
+    found = predictor.match(list(every)) if every else []
+    _report(found)
+    return by_prompt(found)
+
+
+def by_prompt(matches: Sequence[PromptMatch]) -> dict[str, list[PromptMatch]]:
+    """What was typed → its matches."""
+    found: dict[str, list[PromptMatch]] = {}
+    for match in matches:
+        found.setdefault(match.expanded_from or match.prompt, []).append(match)
+    return found
 
 
 _one_network = threading.Lock()
@@ -232,11 +247,13 @@ def _find_and_write(
     writing: ThreadPoolExecutor,
     room: threading.Semaphore,
     report: Callable[[int, int], bool | None] | None = None,
+    clock: _Clock | None = None,
 ) -> list[tuple[int, Future[BoxedMask]]]:
     """Look for a scan's prompts; what is found is restored and written meanwhile, a bounded number of masks at once."""
     pending = []
     for position, found in run.predictor.find(result.scan, result.matches, on_progress=report):
-        room.acquire()
+        with clock.idle() if clock is not None else contextlib.nullcontext():
+            room.acquire()
         future = writing.submit(run.write, result, position, found)
         future.add_done_callback(lambda _: room.release())
         pending.append((position, future))
@@ -251,10 +268,30 @@ def _ahead(
     upcoming = [(job, reading.submit(prepare, job)) for job in jobs[:1]]
     for job in [*jobs[1:], None]:
         current = upcoming.pop()
-        current[1].exception()  # wait: the next one is read while this one is predicted, not before
+        # One thread reads, in this order: beside the scan that is being predicted there is one more, and no other.
         if job is not None:
             upcoming.append((job, reading.submit(prepare, job)))
         yield current
+
+
+class _Clock:
+    """How long the thread that feeds the network had to wait for others."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._idle = 0.0
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Time in here is waiting."""
+        started = time.monotonic()
+        yield
+        self._idle += time.monotonic() - started
+
+    @property
+    def busy_percent(self) -> float:
+        """Share of the time since the start that was no waiting."""
+        return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
 def _show_windows(advance: Any, name: str, done: int, total: int) -> None:
@@ -279,12 +316,17 @@ def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], st
 
 
 def _report(matches: Sequence[PromptMatch]) -> None:
-    """Say once what prompts mean that name no class."""
-    for m in matches:
-        near = ", ".join(f"{name} ({value:.2f})" for name, value in m.nearest)
-        if m.status == "similar":
-            logger.warning(
-                "prompt %r names no class of the model; segmented by its wording; nearest: %s", m.prompt, near
-            )
-        elif m.status == "unknown":
-            logger.warning("prompt %r is nothing the model knows; no mask is written; nearest: %s", m.prompt, near)
+    """Say once what prompts mean that name no class, or several."""
+    for prompt, found in by_prompt(matches).items():
+        if found[0].expanded_from is not None:
+            logger.info("prompt %r stands for %s", prompt, ", ".join(m.prompt for m in found))
+            continue
+        match = found[0]
+        near = ", ".join(f"{name} ({value:.2f})" for name, value in match.nearest)
+        if match.status == "similar":
+            logger.warning("prompt %r names no class of the model; segmented by its wording; nearest: %s", prompt, near)
+        elif match.status == "unknown":
+            why = match.note or f"nothing the model knows; nearest: {near or 'none'}"
+            logger.warning("prompt %r: %s; no mask is written", prompt, why)
+        elif match.note:
+            logger.info("prompt %s", match.note)

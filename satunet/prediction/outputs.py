@@ -197,6 +197,10 @@ def _describe(match: PromptMatch, mask: BoxedMask | None, image: Image) -> dict[
         "nearest": [list(n) for n in match.nearest],
         "file": None,
     }
+    if match.expanded_from is not None:
+        entry["expanded_from"] = match.expanded_from
+    if match.note:
+        entry["note"] = match.note
     if mask is not None:
         voxels, mean = mask.voxels, mask.mean_of(image.array)
         entry |= {

@@ -21,7 +21,9 @@ from satunet.datasets import MODALITIES
 from satunet.devices import Precision, pick_device
 from satunet.errors import PromptError, UserError
 from satunet.imageio import Image, as_image
-from satunet.labels import PromptMatch, match_prompt
+from satunet.knowledge.prompts import PromptReader
+from satunet.labels import PromptMatch
+from satunet.network.engines import Engine, accelerate
 from satunet.prediction.engine import Probability, WindowedScan
 from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
@@ -57,7 +59,7 @@ class Prediction:
     Attributes:
         image: The scan.
         modality: Modality it was taken for.
-        masks: One a prompt, in the order of the prompts.
+        masks: One a prompt, in the order of the prompts; one a class for a prompt that stands for several.
     """
 
     image: Image
@@ -92,6 +94,7 @@ class Predictor:
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         overlap: Share of a window that its neighbour covers too.
         precision: As in :mod:`satunet.devices`.
+        engine: How to run the network, see :mod:`satunet.network.engines`.
         memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
             the same to the last voxel.
         mirror: Look at every window mirrored as well, along all axes that keep left and right apart, and average.
@@ -106,6 +109,7 @@ class Predictor:
         device: str = "auto",
         overlap: float = 0.5,
         precision: Precision = "auto",
+        engine: Engine = "auto",
         memory_gb: float = 2.0,
         mirror: bool = False,
         batch: int = 1,
@@ -123,7 +127,7 @@ class Predictor:
         self.mirror = mirror
         self.batch = batch
         self.postprocessing = postprocessing or Postprocessing()
-        self.network = self.model.network.to(self.device)
+        self.network: Any = accelerate(self.model.network, self.device, engine=engine, precision=precision)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,17 +140,28 @@ class Predictor:
         return self.model.text_encoder()
 
     def match(self, prompts: Sequence[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; the text encoder is asked only for those that name no class.
+        """What prompts mean to the model; the text encoder is asked only for those that nothing else explains.
+
+        Returns:
+            In order, one match a prompt; a prompt that stands for several classes ("kidneys", "abdominal organs") gives
+            one for each, with the prompt in ``expanded_from``.
 
         Raises:
             PromptError: No prompt, or an empty one.
         """
         if not prompts or any(not p.strip() for p in prompts):
             raise PromptError(f"prompts must be texts that are not empty, got {list(prompts)}")
-        known = [match_prompt(p, self.model.space) for p in prompts]
-        return [
-            m if m.status == "known" else match_prompt(m.prompt, self.model.space, encoder=self.encoder) for m in known
-        ]
+        found: list[PromptMatch] = []
+        for prompt in prompts:
+            matches = self._reader.read(prompt)
+            if matches[0].status == "unknown" and not matches[0].note:
+                matches = self._reader.read(prompt, self.encoder)
+            found += matches
+        return found
+
+    @cached_property
+    def _reader(self) -> PromptReader:
+        return PromptReader(self.model.space)
 
     def predict(
         self,

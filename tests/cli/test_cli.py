@@ -14,6 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
+    "convert": {
+        "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
+        "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
+    "preprocess": {
+        "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--recipe", "--steps", "--budget", "--learning_rate",
         "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
@@ -42,6 +49,16 @@ OPTIONS = {
         "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
     },
     "info": {"--classes", "--verify", "--json", "--verbose"},
+    "knowledge build": {
+        "--output", "-o", "--ontologies", "--obo", "--umls", "--tables", "--dataset", "-d", "--licence", "--lenient",
+        "--verbose",
+    },
+    "knowledge show": {"--tree", "-t", "--verbose"},
+    "text bank": {"--output", "-o", "--prompts", "-p", "--prompt_file", "--classes", "--encoder", "-e", "--verbose"},
+    "pretrain text": {
+        "--output", "-o", "--tree", "-t", "--encoder", "-e", "--steps", "--batch", "--learning_rate", "--frozen_layers",
+        "--held_out", "--seed", "--continue", "--c", "--device", "-device", "--verbose",
+    },
     "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip
 
@@ -49,7 +66,7 @@ OPTIONS = {
 @pytest.mark.parametrize("command", sorted(OPTIONS))
 def test_options_do_not_change_by_accident(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse([command, "--help"])
+        parse([*command.split(), "--help"])
     assert ended.value.code == 0
     words = {w.strip(",.│[]") for w in capsys.readouterr().out.split()}
     found = {w for w in words if w.startswith("-") and w.strip("-─")}

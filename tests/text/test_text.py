@@ -215,3 +215,34 @@ def test_an_encoder_with_modality_keeps_modalities_apart(tmp_path: Path) -> None
     assert len(calls) == 4
     encoder.encode(texts, modality="mri")
     assert len(calls) == 4
+
+
+def test_eight_bits_change_little(tmp_path: Path) -> None:
+    """Of the default encoder, whose weights mean something: cosines of texts stay within 0.01."""
+    from satunet.text.quantized import save_quantized
+
+    whole = load_text_encoder(cache_dir=tmp_path)
+    small = load_text_encoder(str(save_quantized(Path(whole.source), tmp_path / "small")), cache_dir=tmp_path)  # type: ignore[attr-defined]
+    a, b = whole.encode(TEXTS), small.encode(TEXTS)
+    assert (a * b).sum(1).min() > 0.999
+    assert np.abs(a @ a.T - b @ b.T).max() < 0.01
+    size = sum(p.stat().st_size for p in (tmp_path / "small").rglob("*"))
+    assert size < 25e6
+    with pytest.raises(ModelError, match="exists already"):
+        save_quantized(tmp_path / "small", tmp_path / "small")
+
+
+def test_a_damaged_eight_bit_folder(tiny: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from satunet.text.quantized import WEIGHTS_FILE, save_quantized
+
+    small = save_quantized(tiny, tmp_path / "small")
+    weights = load_file(small / WEIGHTS_FILE)
+    name = next(iter(sorted(weights)))
+    save_file({n: v for n, v in weights.items() if n != name}, small / WEIGHTS_FILE)
+    with pytest.raises(ModelError, match="missing or not wanted"):
+        load_text_encoder(str(small), cache_dir=tmp_path).encode(["liver"])
+    (small / WEIGHTS_FILE).write_bytes(b"\x00" * 10)
+    with pytest.raises(ModelError, match="8-bit weights"):
+        load_text_encoder(str(small), cache_dir=tmp_path).encode(["liver"])

@@ -1,0 +1,148 @@
+"""From what importers read to a checked tree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from satunet.errors import KnowledgeError
+from satunet.knowledge.tree import HIERARCHY, KnowledgeTree, Relation, Source, Term
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+@dataclass
+class Imported:
+    """What one importer read; ``where`` says from which line, for messages.
+
+    Attributes:
+        sources: Where the terms come from.
+        terms: With their places.
+        relations: With their places.
+        notes: What was left out, a sentence each.
+    """
+
+    sources: list[Source]
+    terms: list[tuple[Term, str]] = field(default_factory=list)
+    relations: list[tuple[Relation, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, term: Term, where: str) -> None:
+        """Add a term.
+
+        Raises:
+            KnowledgeError: Without id or name.
+        """
+        texts = (term.id, term.name, term.source, term.definition, *term.synonyms)
+        if not all(isinstance(text, str) for text in texts):
+            raise KnowledgeError(f"{where}: id, name, synonyms and definition are texts, got {texts[:4]}")
+        if not term.id.strip() or not term.name.strip():
+            raise KnowledgeError(f"{where}: a term needs an id and a name, got {term.id!r}, {term.name!r}")
+        self.terms.append((term, where))
+
+    def relate(self, head: str, kind: str, tail: str, where: str) -> None:
+        """Add a relation."""
+        self.relations.append((Relation(head=head, kind=kind, tail=tail), where))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assembled:
+    """A tree, and what was left out of it with ``lenient``."""
+
+    tree: KnowledgeTree
+    dropped: tuple[str, ...] = ()
+
+
+def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled:
+    """Put imports together.
+
+    Args:
+        imports: In the order in which they stand in the tree.
+        lenient: Leave out what contradicts itself, and say so, instead of raising.
+
+    Raises:
+        KnowledgeError: Two terms of one id, a relation to a term that is not there, or a term that is its own ancestor;
+            the message has the places.
+    """
+    imports = list(imports)
+    dropped: list[str] = []
+
+    def fault(message: str) -> None:
+        if not lenient:
+            raise KnowledgeError(message)
+        dropped.append(message)
+
+    terms: dict[str, Term] = {}
+    places: dict[str, str] = {}
+    for term, where in (pair for imported in imports for pair in imported.terms):
+        if term.id in terms:
+            fault(f"{where}: duplicate id {term.id!r}, first in {places[term.id]}")
+        else:
+            terms[term.id] = term
+            places[term.id] = where
+    relations: dict[Relation, str] = {}
+    dangling: list[str] = []
+    for relation, where in (pair for imported in imports for pair in imported.relations):
+        missing = [i for i in (relation.head, relation.tail) if i not in terms]
+        if missing:
+            dangling.append(f"{where}: {relation.head} {relation.kind} {relation.tail}: no term {missing[0]!r}")
+        elif relation.head == relation.tail and relation.kind in HIERARCHY:
+            fault(f"{where}: {relation.head} is {relation.kind} itself")
+        else:
+            relations.setdefault(relation, where)
+    if dangling:
+        more = f" (and {len(dangling) - _SHOWN} more)" if len(dangling) > _SHOWN else ""
+        fault("dangling relations: " + "; ".join(dangling[:_SHOWN]) + more)
+    for circle in _break_circles(terms, relations):
+        fault("a term is its own ancestor: " + "; ".join(circle))
+    for message in dropped:
+        logger.warning("left out: %s", message)
+    sources = tuple(dict.fromkeys(s for imported in imports for s in imported.sources))
+    unknown = sorted({t.source for t in terms.values()} - {s.name for s in sources})
+    if unknown:
+        raise KnowledgeError(f"terms of sources that the tree does not name: {unknown}")
+    tree = KnowledgeTree(sources=sources, terms=terms, relations=tuple(relations))
+    return Assembled(tree=tree, dropped=tuple(dropped))
+
+
+def _break_circles(terms: dict[str, Term], relations: dict[Relation, str]) -> list[list[str]]:
+    """Circles of hierarchical relations; the relation that closes each is taken out of ``relations``."""
+    up: dict[str, list[Relation]] = {}
+    for relation in relations:
+        if relation.kind in HIERARCHY:
+            up.setdefault(relation.head, []).append(relation)
+    circles = []
+    done: set[str] = set()
+    for start in terms:
+        if start in done or start not in up:
+            continue
+        path: list[Relation] = []
+        on_path = {start: 0}
+        stack = [iter(up[start])]
+        while stack:
+            relation = next(stack[-1], None)
+            if relation is None:
+                stack.pop()
+                ended = path.pop().tail if path else start
+                on_path.pop(ended, None)
+                done.add(ended)
+            elif relation.tail in on_path:
+                circle = [*path[on_path[relation.tail] :], relation]
+                circles.append([f"{r.head} {r.kind} {r.tail} ({relations[r]})" for r in circle])
+                del relations[relation]
+            elif relation.tail not in done:
+                path.append(relation)
+                on_path[relation.tail] = len(path)
+                stack.append(iter(up.get(relation.tail, ())))
+    return circles
+
+
+def summarise(tree: KnowledgeTree) -> Sequence[tuple[str, int]]:
+    """Kinds of relations and how many there are, most first."""
+    counts: dict[str, int] = {}
+    for relation in tree.relations:
+        counts[relation.kind] = counts.get(relation.kind, 0) + 1
+    return sorted(counts.items(), key=lambda item: -item[1])

@@ -1,0 +1,102 @@
+"""One call from sources to a tree with its links, and the place where commands look for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satunet.errors import KnowledgeError
+from satunet.knowledge.build import Imported, assemble
+from satunet.knowledge.link import Link, add_links, link_classes
+from satunet.knowledge.sources.labelspace import import_catalogue, import_label_space, scans_by_class
+from satunet.knowledge.sources.obo import import_obo
+from satunet.knowledge.sources.ontologies import import_ontology
+from satunet.knowledge.sources.table import import_table
+from satunet.knowledge.sources.umls import import_umls
+from satunet.knowledge.tree import KnowledgeTree
+from satunet.text.encoder import default_cache_dir
+
+if TYPE_CHECKING:
+    from satunet.labels import LabelSpace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Built:
+    """A tree, how its classes were linked, and what was left out."""
+
+    tree: KnowledgeTree
+    links: tuple[Link, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def linked(self) -> float:
+        """Share of the classes that have a link; 1 without any class."""
+        return sum(link.term is not None for link in self.links) / max(1, len(self.links))
+
+
+def build_tree(
+    *,
+    ontologies: Sequence[str] = ("UBERON", "MONDO"),
+    obo: Sequence[Path] = (),
+    umls: Path | None = None,
+    tables: Sequence[Path] = (),
+    space: LabelSpace | None = None,
+    store: Path | None = None,
+    licence: str = "as its owner says",
+    lenient: bool = False,
+) -> Built:
+    """Build a tree.
+
+    Args:
+        ontologies: Of the package ``cellxgene-ontology-guide``: ``UBERON``, ``MONDO``.
+        obo: OBO files.
+        umls: Folder with RRF files.
+        tables: CSV, TSV, JSON or JSON-lines files.
+        space: Classes; those of SAT-DS if not given.
+        store: Preprocessed scans of that label space, for links from classes to scans.
+        licence: Of OBO files and tables.
+        lenient: Leave out what contradicts itself, and say so.
+
+    Raises:
+        KnowledgeError: A source that cannot be read, or that contradicts itself.
+        EnvironmentProblemError: A package is missing.
+    """
+    if space is None:
+        classes = import_catalogue()
+    else:
+        classes = import_label_space(space, scans_by_class(space, store) if store is not None else None)
+    imports: list[Imported] = [classes, *(import_ontology(name) for name in ontologies)]
+    imports += [import_obo(path, licence=licence) for path in obo]
+    imports += [import_umls(umls)] if umls is not None else []
+    imports += [import_table(path, licence=licence) for path in tables]
+    names = [s.name for imported in imports for s in imported.sources]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise KnowledgeError(f"two sources are called {twice[0]!r}; rename one of the files")
+    first = assemble(imports, lenient=lenient)
+    links = link_classes(first.tree)
+    add_links(imports, links)
+    # Links were just made from terms that are there; what is left out now was left out, and logged, before.
+    done = assemble(imports, lenient=lenient)
+    notes = (*(n for imported in imports for n in imported.notes), *done.dropped)
+    return Built(tree=done.tree, links=tuple(links), notes=notes)
+
+
+def default_tree_path() -> Path:
+    """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
+    return default_cache_dir() / "knowledge.jsonl.gz"
+
+
+def load_or_build(path: Path | None = None) -> KnowledgeTree:
+    """A tree from a file; without one, from the default place; without that, of the classes of SAT-DS alone.
+
+    Raises:
+        KnowledgeError: The file cannot be used.
+    """
+    if path is not None:
+        return KnowledgeTree.load(path)
+    if default_tree_path().is_file():
+        return KnowledgeTree.load(default_tree_path())
+    return build_tree(ontologies=()).tree

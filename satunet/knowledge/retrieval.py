@@ -1,0 +1,143 @@
+"""How well embeddings know the tree: four measures on terms that were kept out of training.
+
+Candidates are the preferred names of all concepts, trained or not; nothing is retrieved from a short list.
+
+- synonym → term: a synonym's nearest candidate is its own term;
+- definition → term: the same for its definition;
+- part → whole: "X is part of" is nearest to a whole of X, X itself left aside;
+- side confusion: the share of "left X" (and "right X") whose nearest other candidate is the other side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.knowledge.concepts import Concept, relation_text, wholes_of
+from satunet.knowledge.tree import name_key
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """One measure.
+
+    Attributes:
+        queries: How many were asked.
+        recall_at_1: Share whose first answer is right.
+        recall_at_10: Share with a right answer among the first ten.
+        mrr: Mean of 1 / rank of the first right answer.
+    """
+
+    queries: int
+    recall_at_1: float
+    recall_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """All four.
+
+    Attributes:
+        candidates: Names that answers are chosen from.
+        side_confusion: Share of sided names nearest to their other side; not a number without any.
+        sided: How many sided names were asked.
+    """
+
+    candidates: int
+    synonym: Retrieval
+    definition: Retrieval
+    part_whole: Retrieval
+    side_confusion: float
+    sided: int
+
+    def to_json(self) -> dict[str, object]:
+        """Plain numbers; not a number is ``None``."""
+        content = asdict(self)
+        for part in (content, *(v for v in content.values() if isinstance(v, dict))):
+            for key, value in part.items():
+                if isinstance(value, float):
+                    part[key] = None if math.isnan(value) else round(value, 4)
+        return content
+
+
+def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concept], bool] | None = None) -> Measures:
+    """Measure an encoder.
+
+    Args:
+        encode: Texts → (n, D) embeddings of unit length.
+        concepts: All concepts of the tree.
+        of: Which are asked for; those held out if not given.
+    """
+    asked = [i for i, c in enumerate(concepts) if (of(c) if of is not None else c.held_out)]
+    candidates = encode([c.name for c in concepts])
+
+    synonyms, definitions, parts = [], [], []
+    named: dict[str, set[int]] = {}
+    for i, concept in enumerate(concepts):
+        for name in concept.names:
+            named.setdefault(name_key(name), set()).add(i)
+    for i in asked:
+        concept = concepts[i]
+        # A name that several concepts have is right for each of them.
+        synonyms += [(n, named[name_key(n)], set()) for n in concept.names if name_key(n) != name_key(concept.name)]
+        definitions += [(d, {i}, set()) for d in concept.definitions]
+        wholes = set(wholes_of(concept))
+        if wholes:
+            parts.append((relation_text(concept.name, "part_of"), wholes, {i}))
+    confusion, sided = _side_confusion(candidates, concepts, asked)
+    return Measures(
+        candidates=len(concepts),
+        synonym=_retrieve(encode, synonyms, candidates),
+        definition=_retrieve(encode, definitions, candidates),
+        part_whole=_retrieve(encode, parts, candidates),
+        side_confusion=confusion,
+        sided=sided,
+    )
+
+
+def _retrieve(
+    encode: Encode, queries: list[tuple[str, set[int], set[int]]], candidates: NDArray[np.float32]
+) -> Retrieval:
+    """Rank of the best right answer of each (text, right answers, answers left aside)."""
+    if not queries:
+        return Retrieval(queries=0, recall_at_1=math.nan, recall_at_10=math.nan, mrr=math.nan)
+    vectors = encode([text for text, _, _ in queries])
+    ranks = np.empty(len(queries))
+    for start in range(0, len(queries), _CHUNK):
+        similarity = vectors[start : start + _CHUNK] @ candidates.T
+        for row, (_, right, aside) in zip(similarity, queries[start : start + _CHUNK], strict=True):
+            row[list(aside)] = -np.inf
+            best = row[list(right)].max()
+            # Ties count against us: an encoder that gives everything one point must not look good.
+            ranks[start] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(row[list(right)] >= best)
+            start += 1
+    return Retrieval(
+        queries=len(queries),
+        recall_at_1=float((ranks <= 1).mean()),
+        recall_at_10=float((ranks <= 10).mean()),
+        mrr=float((1 / ranks).mean()),
+    )
+
+
+def _side_confusion(
+    candidates: NDArray[np.float32], concepts: Sequence[Concept], asked: Sequence[int]
+) -> tuple[float, int]:
+    sided = {(c.base, c.side): i for i, c in enumerate(concepts) if c.side}
+    confused = []
+    for i in asked:
+        concept = concepts[i]
+        other = sided.get((concept.base, {"left": "right", "right": "left"}.get(concept.side or "")))
+        if other is None:
+            continue
+        similarity = candidates @ candidates[i]
+        similarity[i] = -np.inf
+        confused.append(int(similarity.argmax()) == other)
+    return (float(np.mean(confused)) if confused else math.nan), len(confused)

@@ -1,0 +1,1 @@
+"""Importers: each reads one kind of source into :class:`satunet.knowledge.build.Imported`."""

@@ -1,0 +1,124 @@
+"""UBERON and MONDO, as the PyPI package ``cellxgene-ontology-guide`` ships them (extra: ``knowledge``).
+
+The package keeps label, definition, synonyms and the ancestors with their distance. Ancestors at distance 1 are the
+parents; whether a parent is what the term *is* or what it is *part of* was dropped. The rules below say so where name or
+definition tell; the rest is ``within``. MONDO's parents are what a disease is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from satunet.errors import EnvironmentProblemError, KnowledgeError
+from satunet.knowledge.build import Imported
+from satunet.knowledge.tree import Source, Term
+
+_PACKAGE = "cellxgene-ontology-guide"
+_LICENCES = {
+    "UBERON": ("CC-BY-3.0", "https://obophenotype.github.io/uberon"),
+    "MONDO": ("CC-BY-4.0", "https://mondo.monarchinitiative.org"),
+}
+# Of MONDO, what a scan can show: neoplasms, cysts, bleedings, infarcts and the like. Heredity is not visible.
+_LESION_ROOTS = (
+    "neoplasm", "cyst", "hemorrhage", "intracranial hemorrhage", "cerebral infarction", "stroke disorder",
+    "pulmonary embolism", "brain edema", "pleural disorder", "pleural effusion disorder", "myocardial infarction",
+    "pneumonia", "COVID-19", "leukoencephalopathy", "aneurysm", "abscess", "fracture", "infectious pneumonia",
+)  # fmt: skip
+_GENUS = re.compile(
+    r"^(?:(?:an?|the|any|one of the|either of the)\s+)?(.{2,60}?)\s+(?:that|which|of|in|on|located|consisting|composed|"
+    r"connecting|forming|lying|at|from|with|between|whose|where|covering|lining)\b",
+    re.IGNORECASE,
+)
+_CITATION = re.compile(r"\s*\[[^\]]*\]")
+
+
+def import_ontology(name: str) -> Imported:
+    """Read ``"UBERON"`` or ``"MONDO"``.
+
+    Raises:
+        EnvironmentProblemError: The package is not installed.
+        KnowledgeError: It ships no such ontology.
+    """
+    entries, version = _read(name)
+    licence, url = _LICENCES[name]
+    source = Source(name=name, version=f"{version} ({_PACKAGE} {importlib.metadata.version(_PACKAGE)})",
+                    licence=licence, url=url)  # fmt: skip
+    live = {key: entry for key, entry in entries.items() if not entry.get("deprecated") and entry.get("label")}
+    if name == "MONDO":
+        live = _lesions(live)
+    imported = Imported(sources=[source])
+    for key, entry in live.items():
+        label = " ".join(entry["label"].split())
+        synonyms = tuple(s for s in dict.fromkeys(" ".join(s.split()) for s in entry.get("synonyms", ())) if s != label)
+        definition = " ".join(_CITATION.sub("", entry.get("description") or "").split())
+        term = Term(id=key, name=label, source=name, synonyms=synonyms, definition=definition)
+        imported.add(term, f"{name} {key}")
+    names = {term.id: tuple(n.lower() for n in term.names) for term, _ in imported.terms}
+    for term, where in imported.terms:
+        for parent, distance in live[term.id]["ancestors"].items():
+            if distance == 1 and parent in live and parent != term.id:
+                kind = "is_a" if name == "MONDO" else relation_kind(term, names[parent])
+                imported.relate(term.id, kind, parent, where)
+    imported.notes.append(f"{name}: {len(entries) - len(live)} deprecated or unrelated terms left out")
+    return imported
+
+
+def relation_kind(term: Term, parent_names: Iterable[str]) -> str:
+    """Whether a parent is what a term is, or what it is part of, from name and definition.
+
+    Args:
+        term: The term.
+        parent_names: Names of the parent, lower-case.
+
+    Returns:
+        ``is_a``, ``part_of``, or ``within`` where neither is said.
+    """
+    name, definition = term.name.lower(), term.definition.lower()
+    genus = _GENUS.match(definition)
+    for parent in parent_names:
+        if parent not in name and parent not in definition:
+            continue
+        phrase = re.escape(parent)
+        if re.search(rf"\bpart of (?:an?|the|some)? ?{phrase}\b", definition):
+            return "part_of"
+        if genus and re.search(rf"\b{phrase}s?$", genus[1]):
+            return "is_a"
+        if re.search(rf"\b(?:of|in) (?:the )?{phrase}$", name) or name.startswith(f"{parent} "):
+            return "part_of"  # "cortex of kidney", "kidney cortex"
+        if name.endswith(f" {parent}"):
+            return "is_a"  # "left kidney"
+    return "within"
+
+
+def _read(name: str) -> tuple[Mapping[str, dict[str, Any]], str]:
+    try:
+        import zstandard
+
+        folder = importlib.resources.files("cellxgene_ontology_guide") / "data"
+    except ImportError as error:
+        raise EnvironmentProblemError(
+            f"{name} comes with the package {_PACKAGE}, which is missing; install it with: pip install satunet[knowledge]"
+        ) from error
+    files = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{name}-ontology-"))
+    if not files:
+        raise KnowledgeError(f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)} ships no {name}")
+    file = folder / files[-1]
+    try:
+        raw = zstandard.ZstdDecompressor().stream_reader(file.read_bytes()).read()
+        return json.loads(raw), files[-1].removeprefix(f"{name}-ontology-").removesuffix(".json.zst")
+    except (zstandard.ZstdError, ValueError) as error:
+        raise KnowledgeError(f"{file}: cannot be read ({error})") from error
+
+
+def _lesions(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Terms under the roots that scans show, and what stands above them."""
+    roots = {key for key, entry in entries.items() if entry["label"] in _LESION_ROOTS}
+    kept = {key for key, entry in entries.items() if key in roots or roots & entry["ancestors"].keys()}
+    above = {a for key in kept for a in entries[key]["ancestors"]}
+    rare = re.compile(r"syndrome|familial|hereditary|congenital|susceptibility|type \d+|dystrophy|X-linked|deficiency")
+    return {k: e for k, e in entries.items() if k in above or (k in kept and not rare.search(e["label"]))}

@@ -1,0 +1,312 @@
+"""The knowledge tree: terms, what they are called, and how they hang together.
+
+A tree is one file of JSON lines, packed if its name ends in ``.gz``. The first line is the header::
+
+    {"satunet_knowledge": 1, "sources": [{"name": …, "version": …, "licence": …, "url": …}]}
+
+and every other line is a term::
+
+    {"id": "UBERON:0002113", "name": "kidney", "synonyms": […], "definition": "…", "source": "UBERON",
+     "ids": […], "datasets": […], "scans": […], "relations": {"part_of": ["UBERON:0000916"]}}
+
+``datasets`` and ``scans`` are those that show a class of the label space. A relation's name says how the term stands
+to the other: :data:`HIERARCHY` are those that lead from a thing to what it is or belongs to.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import KnowledgeError
+from satunet.files import atomic_path
+
+TREE_VERSION = 1
+
+HIERARCHY = ("is_a", "part_of", "within", "left_variant_of", "right_variant_of", "variant_of", "lesion_of")
+"""``within``: a kind or a part of it; some sources do not tell which. ``variant_of``: a level, a piece or a stretch."""
+WHOLES = ("part_of", "within")
+SAME = "same_as"
+INVERSES = {
+    "is_a": "has_kind", "part_of": "has_part", "within": "contains", "left_variant_of": "has_left_variant",
+    "right_variant_of": "has_right_variant", "variant_of": "has_variant", "lesion_of": "has_lesion",
+    "other_side": "other_side", "next_to": "next_to", "above": "below", "below": "above", SAME: SAME,
+    "supplied_by": "supplies", "supplies": "supplied_by",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where terms come from.
+
+    Attributes:
+        name: Short name, as terms give it.
+        version: Of the source.
+        licence: SPDX name, or what the source says of its use.
+        url: Where it is described.
+    """
+
+    name: str
+    version: str
+    licence: str
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One structure, or one finding.
+
+    Attributes:
+        id: Identifier, unique in the tree.
+        name: Preferred name.
+        source: Name of its :class:`Source`.
+        synonyms: Other names.
+        definition: What it is, in a sentence or more; empty if the source has none.
+        ids: Its identifiers elsewhere.
+        datasets: Datasets that annotate it, if it is a class of the label space.
+        scans: Preprocessed scans that show it, if it is a class of the label space.
+    """
+
+    id: str
+    name: str
+    source: str
+    synonyms: tuple[str, ...] = ()
+    definition: str = ""
+    ids: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    scans: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Preferred name and synonyms, each once."""
+        return tuple(dict.fromkeys((self.name, *self.synonyms)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """How one term stands to another: ``head`` is ``kind`` of ``tail``."""
+
+    head: str
+    kind: str
+    tail: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KnowledgeTree:
+    """Terms and relations; build one with :func:`satunet.knowledge.build.assemble`, which checks them.
+
+    Attributes:
+        sources: Where terms come from.
+        terms: Id → term.
+        relations: All relations, each once.
+    """
+
+    sources: tuple[Source, ...]
+    terms: Mapping[str, Term]
+    relations: tuple[Relation, ...] = field(default=())
+
+    # ---- queries ------------------------------------------------------------------------------------------------
+
+    def term(self, term_id: str) -> Term:
+        """A term by id.
+
+        Raises:
+            KnowledgeError: No such term.
+        """
+        try:
+            return self.terms[term_id]
+        except KeyError:
+            raise KnowledgeError(f"no term {term_id!r} among the {len(self.terms)} of the tree") from None
+
+    def find(self, text: str) -> tuple[Term, ...]:
+        """Terms of that id or name; those by preferred name first, then those by synonym."""
+        if text in self.terms:
+            return (self.terms[text],)
+        found = [self.terms[i] for i in self._by_name.get(name_key(text), ())]
+        return tuple(sorted(found, key=lambda t: name_key(t.name) != name_key(text)))
+
+    def tails(self, term_id: str, kinds: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Ids that a term has a relation to, of those kinds or of any."""
+        wanted = None if kinds is None else set(kinds)
+        return tuple(r.tail for r in self.relations_of(term_id) if wanted is None or r.kind in wanted)
+
+    def heads(self, term_id: str, kinds: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Ids that have a relation to a term, of those kinds or of any."""
+        wanted = None if kinds is None else set(kinds)
+        return tuple(r.head for r in self._incoming.get(term_id, ()) if wanted is None or r.kind in wanted)
+
+    def relations_of(self, term_id: str) -> tuple[Relation, ...]:
+        """Relations whose head is the term."""
+        return tuple(self._outgoing.get(term_id, ()))
+
+    def ancestors(self, term_id: str, kinds: Iterable[str] = HIERARCHY) -> dict[str, int]:
+        """What a term is or belongs to, over any number of relations → how many, nearest first."""
+        return self._reach(term_id, lambda i: self.tails(i, kinds))
+
+    def same(self, term_id: str) -> tuple[str, ...]:
+        """Ids of everything that is the same thing, the term's own first."""
+        found = [term_id]
+        for current in found:
+            near = (*self.tails(current, (SAME,)), *self.heads(current, (SAME,)))
+            found += [i for i in dict.fromkeys(near) if i not in found]
+        return tuple(found)
+
+    def parts(self, term_id: str, kinds: Iterable[str] = WHOLES) -> dict[str, int]:
+        """What belongs to a term, over any number of relations → how many, nearest first."""
+        return self._reach(term_id, lambda i: self.heads(i, kinds))
+
+    def synonyms(self, term_id: str) -> tuple[str, ...]:
+        """Every name of a term and of those that are the same thing, its preferred name first."""
+        self.term(term_id)
+        return tuple(dict.fromkeys(n for i in self.same(term_id) for n in self.terms[i].names))
+
+    def siblings(self, term_id: str) -> tuple[str, ...]:
+        """Terms under the same parent, other side and neighbouring levels first."""
+        near = self.tails(term_id, ("other_side", "above", "below", "next_to"))
+        parents = self.tails(term_id, HIERARCHY)
+        under = (h for p in parents for h in self.heads(p, HIERARCHY))
+        return tuple(i for i in dict.fromkeys((*near, *under)) if i != term_id)
+
+    def nearest(self, text: str, count: int = 5) -> tuple[tuple[Term, float], ...]:
+        """Terms whose name is spelled most like a text, with a similarity of 0 to 1, best first."""
+        from rapidfuzz import fuzz, process
+
+        found = process.extract(name_key(text), list(self._by_name), scorer=fuzz.token_sort_ratio, limit=4 * count)
+        best: dict[str, float] = {}
+        for name, score, _ in found:
+            for term_id in self._by_name[name]:
+                best.setdefault(term_id, round(score / 100, 4))
+        return tuple((self.terms[i], s) for i, s in list(best.items())[:count])
+
+    def by_source(self) -> dict[str, int]:
+        """Source → number of its terms."""
+        counts = dict.fromkeys((s.name for s in self.sources), 0)
+        for term in self.terms.values():
+            counts[term.source] = counts.get(term.source, 0) + 1
+        return counts
+
+    def _reach(self, start: str, step: Callable[[str], Iterable[str]]) -> dict[str, int]:
+        """What a step leads to, over any number of them; what is the same thing as a term costs none."""
+        self.term(start)
+        itself = self.same(start)
+        found = dict.fromkeys(itself, 0)
+        queue = deque(itself)
+        while queue:
+            current = queue.popleft()
+            for other in (i for next_id in step(current) for i in self.same(next_id)):
+                if other not in found:
+                    found[other] = found[current] + 1
+                    queue.append(other)
+        return {i: n for i, n in found.items() if i not in itself}
+
+    @cached_property
+    def _by_name(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, dict[str, None]] = {}
+        for term in self.terms.values():
+            for name in term.names:
+                found.setdefault(name_key(name), {})[term.id] = None
+        return {name: tuple(ids) for name, ids in found.items()}
+
+    @cached_property
+    def _outgoing(self) -> dict[str, list[Relation]]:
+        found: dict[str, list[Relation]] = {}
+        for relation in self.relations:
+            found.setdefault(relation.head, []).append(relation)
+        return found
+
+    @cached_property
+    def _incoming(self) -> dict[str, list[Relation]]:
+        found: dict[str, list[Relation]] = {}
+        for relation in self.relations:
+            found.setdefault(relation.tail, []).append(relation)
+        return found
+
+    # ---- the file -----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole; packed if its name ends in ``.gz``, byte for byte the same for the same tree."""
+        with atomic_path(path) as temporary, temporary.open("wb") as raw:
+            packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else raw
+            for line in self._lines():
+                packed.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            if packed is not raw:
+                packed.close()
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        yield {"satunet_knowledge": TREE_VERSION, "sources": [asdict(s) for s in self.sources]}
+        for term in self.terms.values():
+            line = {k: v for k, v in asdict(term).items() if v}
+            relations: dict[str, list[str]] = {}
+            for relation in self.relations_of(term.id):
+                relations.setdefault(relation.kind, []).append(relation.tail)
+            yield {**line, "relations": relations} if relations else line
+
+    @classmethod
+    def load(cls, path: Path) -> KnowledgeTree:
+        """Read the file and check it.
+
+        Raises:
+            KnowledgeError: No such file, not a knowledge tree, or one that contradicts itself; the message has the line.
+        """
+        from satunet.knowledge.build import Imported, assemble
+
+        imported = Imported(sources=[])
+        for number, line in _read_lines(path):
+            where = f"{path}, line {number}"
+            if not isinstance(line, dict):
+                raise KnowledgeError(f"{where}: expected is a JSON object, got a {type(line).__name__}")
+            if not imported.sources:
+                imported.sources = _read_header(line, where)
+                continue
+            relations = line.pop("relations", {})
+            try:
+                term = Term(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+                pairs = [(kind, tail) for kind, tails in relations.items() for tail in tails]
+            except (TypeError, AttributeError) as error:
+                raise KnowledgeError(f"{where}: not a term ({error})") from error
+            imported.add(term, where)
+            for kind, tail in pairs:
+                imported.relate(term.id, kind, tail, where)
+        if not imported.sources:
+            raise KnowledgeError(f"{path}: empty; expected is a knowledge tree")
+        return assemble([imported]).tree
+
+
+def name_key(name: str) -> str:
+    """Names that differ in case, accents, hyphens, brackets or apostrophes alone have one key."""
+    plain = unicodedata.normalize("NFKD", name.lower())
+    plain = "".join(c for c in plain if not unicodedata.combining(c)).replace("'s ", " ").replace("’s ", " ")
+    return " ".join(re.sub(r"[\W_]+", " ", plain).split())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield number, json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise KnowledgeError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise KnowledgeError(f"{path}, line {number}: not JSON ({error})") from error
+    except (OSError, EOFError) as error:
+        raise KnowledgeError(f"{path}: cannot be read as a knowledge tree ({error})") from error
+
+
+def _read_header(line: dict[str, Any], where: str) -> list[Source]:
+    version = line.get("satunet_knowledge")
+    if version != TREE_VERSION:
+        raise KnowledgeError(f"{where}: knowledge tree version {version!r}; this satunet reads version {TREE_VERSION}")
+    try:
+        return [Source(**s) for s in line["sources"]]
+    except (KeyError, TypeError) as error:
+        raise KnowledgeError(f"{where}: not the header of a knowledge tree ({error})") from error

@@ -1,0 +1,332 @@
+"""Stage 2: what a class looks like in a scan, and its text, are drawn together (SAT, arXiv 2312.17183).
+
+The image encoder is the segmentation network's own. Its feature maps are averaged over a class's mask, at every stage,
+concatenated and projected to the width of the text; the text is the class's name, and an embedding of the modality is added
+to it. Every pair of one class in one modality is a positive. A text step of stage 1 follows each, so that the text encoder
+does not forget. What comes out are a text encoder and weights of the image encoder that a segmentation network starts from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from satunet.datasets import MODALITIES
+from satunet.devices import autocast_for, pick_device
+from satunet.errors import DatasetError, UserError
+from satunet.files import atomic_path, read_json, write_json
+from satunet.knowledge.concepts import read_concepts
+from satunet.knowledge.tree import KnowledgeTree
+from satunet.labels import LabelSpace
+from satunet.network.backbone import Encoder, PlainUNet
+from satunet.network.config import NetworkConfig
+from satunet.paths import preprocessed_dir
+from satunet.plan import UnifiedPlan
+from satunet.preprocessing.store import ScanStore
+from satunet.text import TextBank, load_text_encoder
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.distributed import process_group, rank, world_size
+from satunet.trainers.knowledge import distributed
+from satunet.trainers.knowledge.config import PretrainConfig
+from satunet.trainers.knowledge.loss import contrastive_loss
+from satunet.trainers.knowledge.pairs import PairSampler
+from satunet.trainers.knowledge.run import Run, measured, new_record, parameter_groups, set_learning_rate
+from satunet.trainers.knowledge.text import Temperature, TextStep, seed_step
+from satunet.trainers.knowledge.tower import TextTower
+from satunet.trainers.loading import StepBatches
+from satunet.trainers.sampling import foreground_boxes
+
+logger = logging.getLogger(__name__)
+
+_MEASURED_STEPS = 8
+_BACKBONE = "backbone.encoder."
+
+
+class AtlasTower(nn.Module):
+    """Image encoder, projection and embedding of modalities.
+
+    Args:
+        config: Of the segmentation network.
+        text_dim: Width of the text encoder.
+    """
+
+    def __init__(self, config: NetworkConfig, text_dim: int) -> None:
+        super().__init__()
+        self.encoder: Encoder = PlainUNet(config).encoder  # initialised as the network's own
+        width = sum(config.features_per_stage)
+        self.projection = nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
+        self.modality = nn.Embedding(len(MODALITIES), text_dim)
+        nn.init.normal_(self.modality.weight, std=0.02)
+
+    def forward(self, image: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Features of classes.
+
+        Args:
+            image: (B, 1, X, Y, Z).
+            masks: One a scan, (N_b, X, Y, Z) of any type; each has a voxel.
+
+        Returns:
+            (N, text_dim) of unit length, N the sum of N_b, scan by scan.
+        """
+        maps: list[Tensor] = self.encoder(image)
+        pooled = [torch.cat([masked_mean(m[b], masks[b]) for m in maps], dim=1) for b in range(len(masks))]
+        return nn.functional.normalize(self.projection(torch.cat(pooled)), dim=1)
+
+    def add_modality(self, text: Tensor, modality: Tensor) -> Tensor:
+        """(N, D) texts and (N,) modalities → (N, D) of unit length."""
+        return nn.functional.normalize(text + self.modality(modality), dim=1)
+
+
+def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean of a feature map over each mask.
+
+    Args:
+        features: (C, x, y, z), at whatever resolution.
+        masks: (N, X, Y, Z) at full resolution; brought to the map's by averaging, so that no class is lost.
+
+    Returns:
+        (N, C) float32.
+    """
+    weights = nn.functional.adaptive_avg_pool3d(masks[None].float(), tuple(features.shape[1:]))[0].flatten(1)
+    weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
+    return weights @ features.float().flatten(1).T
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasResult:
+    """What stage 2 leaves behind.
+
+    Attributes:
+        encoder: Folder of the text encoder.
+        weights: The image encoder, for ``satunet train -pretrained_weights``.
+    """
+
+    encoder: Path
+    weights: Path
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Classes:
+    """Classes that a step sees: masks scan by scan, and what each is."""
+
+    image: Tensor
+    masks: list[Tensor]
+    names: list[str]
+    modality: Tensor
+    ids: Tensor
+
+
+def pretrain_atlas(
+    dataset_name: str,
+    tree: KnowledgeTree,
+    output: Path,
+    *,
+    encoder: str = "minilm",
+    fold: int | str = 0,
+    config: PretrainConfig | None = None,
+    device: str = "auto",
+    continue_training: bool = False,
+    tree_file: Path | None = None,
+) -> AtlasResult:
+    """Pre-train text encoder and image encoder on each other.
+
+    Args:
+        dataset_name: Unified dataset that is planned and preprocessed.
+        tree: For the text steps.
+        output: Folder for ``encoder/``, ``image_encoder.safetensors``, ``checkpoint.pt``, ``log.jsonl``.
+        encoder: Text encoder to start from, best that of stage 1.
+        fold: Its training scans are used, never its validation scans; ``"all"`` takes every scan.
+        config: Settings.
+        device: Where to compute.
+        continue_training: Go on from the checkpoint in ``output``.
+        tree_file: For the record.
+
+    Raises:
+        UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
+        PlanError, DatasetError: Not planned or not preprocessed.
+    """
+    config = config or PretrainConfig()
+    folder = preprocessed_dir() / dataset_name
+    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    space = LabelSpace.load(folder / "label_space.json")
+    store = ScanStore(folder / plan.data_identifier)
+    train, held = _split(folder, store, space, fold)
+    with process_group(pick_device(device)) as where:
+        concepts = read_concepts(tree, held_out=config.held_out, seed=config.seed)
+        start = load_text_encoder(encoder)
+        torch.manual_seed(config.seed)
+        tower = TextTower(
+            start, frozen_layers=config.frozen_layers, max_tokens=config.max_tokens, dropout=config.dropout
+        ).to(where)
+        atlas = AtlasTower(plan.network, start.dim).to(where)
+        modules: dict[str, nn.Module] = {
+            "tower": tower,
+            "atlas": atlas,
+            "temperature": Temperature(config.temperature).to(where),
+            "atlas_temperature": Temperature(config.temperature).to(where),
+        }
+        groups = [g for m in modules.values() for g in parameter_groups(m, config.weight_decay)]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        record = new_record("atlas", start, config, tree, concepts, tree_file)
+        record |= {"dataset": dataset_name, "fold": fold, "scans": len(train), "classes": len(space.classes)}
+        run = Run(output, modules, optimizer, record, config)
+        run.begin(continue_training)
+        sampler = PairSampler(concepts, batch=config.batch, hard=config.hard, seed=config.seed)
+        text_step = TextStep(tower, modules["temperature"], sampler, optimizer, config)  # type: ignore[arg-type]
+        step = _AtlasStep(modules, optimizer, _batches(store, train, space, plan, config), space, config)
+        checked = _batches(store, held, space, plan, config, stream=1)
+        if "before" not in record:
+            record["before"] = measured(tower, concepts)
+            record["atlas_before"] = step.accuracy(checked)
+        run.train(lambda number: {"atlas": step(number), "text": text_step(number)})
+        record["after"], record["atlas_after"] = measured(tower, concepts), step.accuracy(checked)
+        result = AtlasResult(encoder=output / "encoder", weights=output / "image_encoder.safetensors")
+        if rank() == 0:
+            keys = ("before", "after", "atlas_before", "atlas_after")
+            write_json(output / "measures.json", {k: record[k] for k in keys})
+            tower.save(result.encoder, record)
+            _save_image_encoder(atlas.encoder, result.weights)
+    return result
+
+
+class _AtlasStep:
+    """One optimizer step on classes of scans."""
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        batches: StepBatches,
+        space: LabelSpace,
+        config: PretrainConfig,
+    ) -> None:
+        self.tower: TextTower = modules["tower"]  # type: ignore[assignment]
+        self.atlas: AtlasTower = modules["atlas"]  # type: ignore[assignment]
+        self.temperature: Temperature = modules["atlas_temperature"]  # type: ignore[assignment]
+        self.optimizer, self.batches, self.space, self.config = optimizer, batches, space, config
+
+    def __call__(self, step: int) -> float:
+        """Train on the crops of a step; the loss."""
+        seen = _classes(self.batches[step], self.space, self.tower.device)
+        set_learning_rate(self.optimizer, self.config.learning_rate_at(step))
+        seed_step(self.config.seed, step, 1)
+        self.tower.train()
+        self.atlas.train()
+        device = self.tower.device
+        sizes = distributed.sizes_of(len(seen.names), device)
+        self.optimizer.zero_grad(set_to_none=True)
+        if sum(sizes) < 2:
+            return 0.0  # no crop of this step shows a class
+        ids = distributed.gather(seen.ids, sizes)
+        with autocast_for(device):
+            visual = self.atlas(seen.image, seen.masks) if seen.names else self._nothing()
+            text = self.atlas.add_modality(self.tower(seen.names), seen.modality) if seen.names else self._nothing()
+        loss = contrastive_loss(
+            distributed.gather(visual, sizes), distributed.gather(text, sizes), ids, self.temperature()
+        )
+        loss.backward()
+        learned = [*self.tower.parameters(), *self.atlas.parameters()]
+        distributed.sum_gradients(learned, self.temperature.parameters())
+        nn.utils.clip_grad_norm_([*learned, *self.temperature.parameters()], 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(0, self.atlas.modality.embedding_dim, device=self.tower.device)
+
+    @torch.no_grad()
+    def accuracy(self, batches: StepBatches) -> dict[str, object]:
+        """Share of classes in unseen crops whose nearest text, of all classes in that modality, is their own."""
+        if rank() != 0:
+            return {}
+        self.atlas.eval()
+        device = self.tower.device
+        names = list(self.space.class_names)
+        texts = torch.from_numpy(self.tower.encode(names)).to(device)
+        right: list[bool] = []
+        for step in range(_MEASURED_STEPS):
+            seen = _classes(batches[step], self.space, device)
+            if not seen.names:
+                continue
+            with autocast_for(device):
+                visual = self.atlas(seen.image, seen.masks).float()
+            for feature, name, modality in zip(visual, seen.names, seen.modality, strict=True):
+                candidates = self.atlas.add_modality(texts, modality.expand(len(names)))
+                right.append(names[int((candidates @ feature).argmax())] == name)
+        self.atlas.train()
+        return {"classes_seen": len(right), "first_answer_right": float(np.mean(right)) if right else None}
+
+
+def _classes(batch: dict[str, Any], space: LabelSpace, device: torch.device) -> _Classes:
+    """Masks of the classes that crops show, as the loader drew them."""
+    masks: list[Tensor] = []
+    names: list[str] = []
+    modality: list[int] = []
+    kept: list[int] = []
+    for b, drawn in enumerate(batch["names"]):
+        shown = [k for k in range(len(drawn)) if batch["positive"][b, k]]
+        found = batch["membership"][b, shown][:, batch["labels"][b].long()]  # (n, X, Y, Z)
+        present = found.flatten(1).any(1) if shown else torch.zeros(0, dtype=torch.bool)
+        if not bool(present.any()):
+            continue
+        kept.append(b)
+        masks.append(found[present].to(device))
+        names += [drawn[k] for k, there in zip(shown, present, strict=True) if there]
+        modality += [int(batch["modality"][b])] * int(present.sum())
+    ids = [space.index(n) * len(MODALITIES) + m for n, m in zip(names, modality, strict=True)]
+    return _Classes(
+        image=batch["data"][kept].to(device),
+        masks=masks,
+        names=names,
+        modality=torch.tensor(modality, dtype=torch.long, device=device),
+        ids=torch.tensor(ids, dtype=torch.long, device=device),
+    )
+
+
+def _batches(
+    store: ScanStore,
+    scans: Sequence[str],
+    space: LabelSpace,
+    plan: UnifiedPlan,
+    config: PretrainConfig,
+    stream: int = 0,
+) -> StepBatches:
+    """The segmentation trainer's own crops, without its embeddings: texts are encoded anew in every step."""
+    names = space.class_names
+    bank = TextBank(
+        encoder_name="none", encoder_fingerprint="none", texts=names, vectors=np.zeros((len(names), 1), np.float32)
+    )
+    # Measuring is one process's work: it takes whole batches.
+    place = {"rank": rank(), "world_size": world_size()} if stream == 0 else {}
+    given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)
+    return StepBatches(store, scans, space, bank, plan, given, stream, boxes=foreground_boxes(store), **place)
+
+
+def _split(folder: Path, store: ScanStore, space: LabelSpace, fold: int | str) -> tuple[list[str], list[str]]:
+    known = [s for s in store.scan_ids if store.record(s).dataset in space.ids]
+    if not known:
+        raise DatasetError(f"{store.folder}: no scan of the datasets in the label space")
+    if fold == "all":
+        return known, known
+    folds = read_json(folder / "splits_final.json")
+    if not isinstance(fold, int) or not 0 <= fold < len(folds):
+        raise UserError(f"fold {fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
+    train, held = ([s for s in folds[fold][part] if s in set(known)] for part in ("train", "val"))
+    return train, held or train
+
+
+def _save_image_encoder(encoder: Encoder, path: Path) -> None:
+    """Under the names that the segmentation network has for it."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(
+            {f"{_BACKBONE}{k}": v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary
+        )

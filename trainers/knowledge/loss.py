@@ -1,0 +1,33 @@
+"""The contrastive loss with several positives a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def contrastive_loss(
+    anchors: Tensor, positives: Tensor, ids: Tensor, scale: Tensor, ignored: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy in both directions; every pair of one id is a positive, and a row's positives share its target.
+
+    Args:
+        anchors: (n, D) of unit length.
+        positives: (n, D) of unit length.
+        ids: (n,) what both mean.
+        scale: Factor of the cosines, 1 / temperature.
+        ignored: (n, n) pairs (anchor, positive) that are neither positive nor negative.
+
+    Returns:
+        A scalar; 0 for rows without any negative.
+    """
+    logits = scale * anchors @ positives.T  # (n, n)
+    same = ids[:, None] == ids[None, :]
+    if ignored is not None:
+        logits = logits.masked_fill(ignored & ~same, float("-inf"))
+    return (_one_way(logits, same) + _one_way(logits.T, same.T)) / 2
+
+
+def _one_way(logits: Tensor, same: Tensor) -> Tensor:
+    log_probability = torch.log_softmax(logits.float(), dim=1).masked_fill(~same, 0.0)
+    return -(log_probability.sum(1) / same.sum(1)).mean()
