@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from satunet.errors import UserError
 from satunet.evaluation.published import published_means
 from satunet.evaluation.resampling import (
+    FEWEST_CASES,
     NO_INTERVAL,
     Correction,
     Interval,
@@ -224,15 +225,19 @@ class _Comparer:
     # intervals -------------------------------------------------------------------------------------------------------
 
     def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
-        if all(self.draws[r.dataset].cases < 2 for r in shared):
+        if self._too_few_cases(shared):
             return NO_INTERVAL
         by_class: dict[str, list[NDArray[np.float64]]] = {}
         for r in shared:
             by_class.setdefault(r.class_name, []).append(self.draws[r.dataset].means(competitor, metric, r.class_name))
         return interval_of(_nanmean([_nanmean(draws) for draws in by_class.values()]))
 
+    def _too_few_cases(self, shared: Sequence[ClassRow]) -> bool:
+        """A dataset of one case never varies in a draw: with it, an interval would be too narrow."""
+        return not shared or any(self.draws[r.dataset].cases < FEWEST_CASES for r in shared)
+
     def _difference_interval(self, shared: Sequence[ClassRow], first: str, second: str, metric: str) -> Interval:
-        if all(self.draws[r.dataset].cases < 2 for r in shared):
+        if self._too_few_cases(shared):
             return NO_INTERVAL
         differences = [
             self.draws[r.dataset].means(first, metric, r.class_name)
