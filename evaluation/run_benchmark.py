@@ -106,7 +106,7 @@ def run_benchmark(dataset_names: Sequence[str], contest: Contest) -> tuple[Bench
     tasks = _tasks(dataset_names, contest, unified, summary)
     run = _Run(
         contest=contest, competitors=competitors, tasks=tasks, summary=summary, unified=unified,
-        notes=[f"Not scored. {reason}." for reason in summary.failures.values()],
+        notes=_not_scored(summary.failures),
     )  # fmt: skip
     for task in tasks:
         for competitor in competitors:
@@ -315,6 +315,14 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
     for note in notes:
         logger.debug("%s", note)
     return notes
+
+
+def _not_scored(failures: Mapping[str, str]) -> list[str]:
+    """Datasets without a task, a sentence a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in failures.items():
+        by_reason.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
+    return [f"Not scored, because {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
 def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
