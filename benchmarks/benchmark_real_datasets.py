@@ -5,9 +5,9 @@
     python benchmarks/benchmark_real_datasets.py benchmark WORK OUT --specialists                    # as time allows
 
 ``WORK`` is the folder that ``train_real_datasets.py`` made. Specialists get the splits of the unified network (by
-patient), optimizer and schedule, and its spacing unless another is given: where a dataset is so small at that spacing
-that nnU-Net plans two stages, the weights of its loss are 0/0 (nnunetv2 2.8.1), and it learns nothing. Datasets of a single patient have nobody to hold out: the benchmark says
-for each that there is nothing to score.
+patient), its optimizer and schedule, and its spacing unless another is given: where a dataset is so small at that
+spacing that nnU-Net plans two stages, the weights of its loss are 0/0 (nnunetv2 2.8.1), and it learns nothing. Datasets
+of a single patient have nobody to hold out: the benchmark says for each that there is nothing to score.
 """
 
 from __future__ import annotations
