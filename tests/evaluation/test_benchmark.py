@@ -250,3 +250,14 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     own = compare({"A": {"x": evaluation({"liver": values})}}).classes[0].intervals["x"]["dsc"]
     peer = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
     assert own == pytest.approx(tuple(peer.confidence_interval), abs=0.015)
+
+
+def test_distances_are_compared_over_the_classes_that_all_have_distances_of() -> None:
+    def one(liver: float, spleen: float) -> Evaluation:
+        rows = [Row(case="c", scan="c", class_name=n, dsc=0.5, nsd=0.5, hd95_mm=v, reference_ml=1.0, prediction_ml=1.0)
+                for n, v in (("liver", liver), ("spleen", spleen))]  # fmt: skip
+        return Evaluation(rows=tuple(rows), classes=("liver", "spleen"), cases=("c",), failures={})
+
+    total = compare({"A": {"x": one(2.0, NAN), "y": one(3.0, 40.0)}}).totals[0]
+    assert (total.scores["x"]["hd95_mm"], total.scores["y"]["hd95_mm"]) == (2.0, 3.0)
+    assert (total.micro["x"]["hd95_mm"], total.micro["y"]["hd95_mm"]) == (2.0, 3.0)
