@@ -303,7 +303,9 @@ def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> Non
     one, two = (torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["modules"] for d in ("one", "two"))
     for module, weights in one.items():
         for name, value in weights.items():
-            torch.testing.assert_close(two[module][name], value, rtol=1e-3, atol=2e-5, msg=f"{module} {name}")
+            # Normalisation and softmax take these out: their gradients are rounding, which Adam makes whole steps of.
+            if not name.endswith((".conv.bias", "key.bias")):
+                torch.testing.assert_close(two[module][name], value, rtol=1e-3, atol=2e-5, msg=f"{module} {name}")
     # The losses of all processes are one loss.
     logs = [(tmp_path / d / "log.jsonl").read_text() for d in ("one", "two")]
     a, b = (json.loads(log) for log in logs)
