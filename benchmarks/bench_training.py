@@ -1,6 +1,6 @@
 """A training step against nnU-Net's own, and what it is made of: queries, memory of the loss, data.
 
-    python benchmarks/bench_training.py [--patch 64] [--features 16] [--rounds 5] [--classes 32]
+    python benchmarks/bench_training.py [--patch 48] [--features 32] [--rounds 4] [--classes 32]
 
 Both sides have the same plain-conv U-Net, patch and batch, and take turns in one process. nnU-Net's side is its own
 trainer's network, loss and ``train_step``, through satunet's ``SpecialistTrainer``, on random patches of a data set of
@@ -157,9 +157,9 @@ def peak(queries: int, size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--features", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patch", type=int, default=48)
+    parser.add_argument("--features", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--classes", type=int, default=32, help="of nnU-Net's data set")
     parser.add_argument("--loss_memory", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()

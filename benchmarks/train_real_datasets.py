@@ -79,7 +79,10 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
     setup_logging(work / "prepare.log")
     names = all_dataset_names()
     cases = {name: [case.identifier for case in load_dataset(name).training_cases()] for name in names}
-    for dataset, split in split_by_patient(cases).items():
+    splits = split_by_patient(cases)
+    sides = {part: {patient_of(d, c) for d, s in splits.items() for c in s[part]} for part in ("train", "val")}
+    assert not sides["train"] & sides["val"], sides["train"] & sides["val"]
+    for dataset, split in splits.items():
         write_json(work / "nnUNet_preprocessed" / dataset / "splits_final.json", [split])
     summary = plan_and_preprocess(
         names,
@@ -104,6 +107,59 @@ def train(work: Path, steps: int, minutes: float | None, device: str) -> int:
     setup_logging(work / "train.log")
     config = TrainingConfig.from_recipe("short", steps=steps, queries_per_scan=64, validation_steps=8)
     run_training(UNIFIED, fold=0, config=config, device=device, continue_training=True, minutes=minutes)
+    return 0
+
+
+def report(work: Path) -> int:
+    """Print the table by dataset, the curve and the throughput of a finished training."""
+    import torch
+    from common import header
+
+    from satunet.files import read_json
+    from satunet.plan import UnifiedPlan
+    from satunet.trainers.config import TrainingConfig
+    from satunet.trainers.sat_trainer import SATTrainer
+    from satunet.trainers.validation import score_scan, summarize
+    from satunet.trainers.watching import read_progress
+
+    _environment(work)
+    folder = work / "nnUNet_preprocessed" / UNIFIED
+    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    trainer = SATTrainer(
+        plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu")
+    )
+    fold = Path(str(trainer.output_folder))
+    trainer.configure(TrainingConfig.from_json(read_json(fold / "training_config.json")))
+    trainer.load_checkpoint(fold / "checkpoint_final.pth")
+    held_out = read_json(fold / "validation" / "summary.json")["mean_per_dataset"]
+    train, _ = trainer.do_split()
+    trainer.network.eval()
+    trainer.set_deep_supervision_enabled(False)
+    alone = [scan for scan in train if scan.split("__")[0] not in held_out]
+    seen = summarize([{"scan": scan, "metrics": score_scan(trainer, scan)} for scan in alone])["mean_per_dataset"]
+
+    header("torch", "nnunetv2")
+    print(f"one network of {sum(p.numel() for p in trainer.network.parameters()) / 1e6:.2f} M parameters, "
+          f"{len(trainer.space.classes)} classes, patch {plan.patch_size} at {plan.spacing_mm} mm, batch "
+          f"{trainer.batch_size}, {trainer.config.steps} steps on {len(train)} scans")  # fmt: skip
+    print("\nDice on whole scans, mean over classes (class means over scans); * nobody to hold out: seen in training")
+    print(f"{'dataset':34} {'trained':>7} {'scored':>6} {'classes':>7} {'Dice':>6}   best class")
+    for dataset in sorted({**held_out, **seen}):
+        row = held_out.get(dataset) or seen[dataset]
+        scores = {name: c["Dice"] for name, c in row["mean"].items() if c["Dice"] == c["Dice"]}
+        best = max(scores, key=lambda name: scores[name], default="")
+        trained = sum(scan.split("__")[0] == dataset for scan in train)
+        mark = " " if dataset in held_out else "*"
+        print(f"{dataset:34} {trained:7} {row['scans']:6} {len(scores):7} {row['foreground_mean']['Dice']:6.3f}{mark}  "
+              f"{best} {scores.get(best, float('nan')):.3f}")  # fmt: skip
+    mean = sum(row["foreground_mean"]["Dice"] for row in held_out.values()) / len(held_out)
+    print(f"mean over the {len(held_out)} datasets with held-out patients: {mean:.3f}")
+    print("\n step  train loss  val loss  soft Dice of val patches   s/step: data forward backward   patches/s")
+    for line in read_progress(fold / "progress.jsonl"):
+        rates = line["rates"]
+        print(f"{line['step']:5}  {line['train_losses']:10.4f}  {line['val_losses']:8.4f}  {line['mean_fg_dice']:24.4f}   "
+              f"{rates['time/data']:12.3f} {rates['time/forward']:7.3f} {rates['time/backward']:8.3f}   "
+              f"{rates['throughput/patches_per_s']:9.2f}")  # fmt: skip
     return 0
 
 
@@ -132,7 +188,10 @@ def main() -> int:
     second.add_argument("--steps", type=int, default=1000)
     second.add_argument("--minutes", type=float)
     second.add_argument("--device", default="auto")
+    steps.add_parser("report").add_argument("work", type=Path)
     given = parser.parse_args()
+    if given.step == "report":
+        return report(given.work)
     if given.step == "prepare":
         return prepare(given.raw, given.work, given.processes)
     return train(given.work, given.steps, given.minutes, given.device)

@@ -1,227 +1,308 @@
 """Comparison of competitors over datasets.
 
-Means follow SAT (arXiv 2312.17183): a class of a dataset is the mean over scans; a class over datasets the mean over
-datasets; a total the mean over classes, with lesions apart from anatomy. Tables compare like with like: a total takes
-in only the classes of datasets for which every competitor has a score, and says how many these are.
+Means follow SAT (arXiv 2312.17183): a class of a dataset is the mean over cases; a class over datasets the mean over
+datasets; a region, a modality or a total the mean over classes, with lesions apart from anatomy: macro means. A micro
+mean, beside them, counts every class of every scan alike. Tables compare like with like: a mean takes in only the
+classes of datasets for which every competitor has a score, and says how many these are. Datasets that the unified
+network was not trained on are never mixed with the others.
 
 Paired comparisons count wins, ties and losses over cases (within a dataset; a case's value is its mean over the
-classes that both competitors were scored on) and over classes of datasets (in total). A difference of at most half a
-point is a tie. The p-value is that of Wilcoxon's signed-rank test, two-sided, from six pairs on; it is not corrected
-for the number of comparisons, and classes of one scan are not independent.
+classes that both competitors were scored on), over cases of each class, and over classes of datasets (in total). A
+difference of at most half a point is a tie. :mod:`satunet.evaluation.resampling` has the tests and intervals; p-values
+are adjusted within a family: two competitors, a metric, and all datasets, or all classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from satunet.errors import UserError
-from satunet.evaluation.scores import METRICS, Evaluation, mean_of
-from satunet.files import write_json
+from satunet.evaluation.published import published_means
+from satunet.evaluation.resampling import (
+    NO_INTERVAL,
+    Correction,
+    Interval,
+    Resampled,
+    adjust,
+    interval_of,
+    mean_interval,
+    wilcoxon_p,
+)
+from satunet.evaluation.results import BenchmarkTables, ClassRow, Comparison, Cost, Facts, GroupRow, Scores
+from satunet.evaluation.scores import HEADLINE, METRICS, Evaluation, mean_of
 
-BENCHMARK_VERSION = 1
 TIE_MARGIN = 0.005
-FEWEST_PAIRS = 6
-
-Scores = dict[str, dict[str, float]]
-"""Competitor → metric → value; a competitor without a value has ``nan``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a competitor costs; ``None`` is unknown.
-
-    Attributes:
-        models: Networks.
-        parameters: Weights of all networks together.
-        disk_bytes: Size of all model files together.
-        training_steps: Optimisation steps of all networks together.
-        seconds_per_scan: Time to predict one scan, mean.
-    """
-
-    models: int | None = None
-    parameters: int | None = None
-    disk_bytes: int | None = None
-    training_steps: int | None = None
-    seconds_per_scan: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassRow:
-    """One class of one dataset.
-
-    Attributes:
-        dataset: The dataset.
-        class_name: The class.
-        lesion: Whether it is pathological.
-        scans: Scans that count, the most of any competitor.
-        scores: Means over scans.
-    """
-
-    dataset: str
-    class_name: str
-    lesion: bool
-    scans: int
-    scores: Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupRow:
-    """A mean over classes.
-
-    Attributes:
-        name: A dataset, or a group of classes.
-        cases: Cases scored.
-        classes: Classes that the mean is over.
-        left_out: Classes for which some competitor has no score.
-        failures: Competitor → predictions that could not be used.
-        scores: The means.
-    """
-
-    name: str
-    cases: int
-    classes: int
-    left_out: int
-    failures: dict[str, int]
-    scores: Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two competitors over pairs of values.
-
-    Attributes:
-        where: A dataset, or ``"total"``.
-        first: One competitor.
-        second: The other.
-        metric: ``"dsc"`` or ``"nsd"``.
-        pairs: How many pairs.
-        wins: Pairs in which the first is better.
-        ties: Pairs within the margin.
-        losses: Pairs in which the second is better.
-        difference: Mean of first minus second.
-        p_value: Wilcoxon's signed-rank test; ``nan`` below six pairs, or without any difference.
-    """
-
-    where: str
-    first: str
-    second: str
-    metric: str
-    pairs: int
-    wins: int
-    ties: int
-    losses: int
-    difference: float
-    p_value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkTables:
-    """Everything that a benchmark's report says in numbers.
-
-    Attributes:
-        competitors: In the order of columns.
-        classes: By dataset and class.
-        datasets: By dataset.
-        totals: All classes, anatomy, lesions; groups without a class are left out.
-        comparisons: Every pair of competitors, by dataset and in total.
-        costs: Competitor → cost, where known.
-        failures: Competitor → dataset → scan → reason.
-        missing: Competitor → datasets it has no evaluation of → reason.
-        tolerance_mm: Tolerance of NSD.
-        policy: Absence policy.
-        notes: What a reader must know, a sentence each.
-    """
-
-    competitors: tuple[str, ...]
-    classes: tuple[ClassRow, ...]
-    datasets: tuple[GroupRow, ...]
-    totals: tuple[GroupRow, ...]
-    comparisons: tuple[Comparison, ...]
-    costs: dict[str, Cost] = field(default_factory=dict)
-    failures: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    missing: dict[str, dict[str, str]] = field(default_factory=dict)
-    tolerance_mm: float
-    policy: str
-    notes: tuple[str, ...] = ()
-
-    def save(self, path: Path) -> None:
-        """Write everything as one versioned JSON file; ``nan`` becomes ``null``."""
-        import dataclasses
-
-        write_json(path, {"version": BENCHMARK_VERSION} | _without_nan(dataclasses.asdict(self)))
 
 
 def compare(
     results: Mapping[str, Mapping[str, Evaluation]],
     *,
-    lesions: Collection[str] = (),
+    facts: Facts | None = None,
     costs: Mapping[str, Cost] | None = None,
     missing: Mapping[str, Mapping[str, str]] | None = None,
+    waiting: Sequence[str] = (),
     competitors: Sequence[str] | None = None,
     notes: Sequence[str] = (),
+    correction: Correction = "holm",
     tie_margin: float = TIE_MARGIN,
 ) -> BenchmarkTables:
     """Tables of a benchmark.
 
     Args:
         results: Dataset → competitor → evaluation. A competitor may lack a dataset.
-        lesions: Classes that are pathological.
+        facts: What is known of classes and datasets.
         costs: Competitor → cost.
         missing: Competitor → dataset → why it has no evaluation there.
+        waiting: What is not done yet.
         competitors: Order of the competitors; as they come if not given.
         notes: What a reader must know, a sentence each.
+        correction: How p-values are adjusted.
         tie_margin: Differences up to this are ties.
 
     Raises:
-        UserError: Nothing to compare, or evaluations of different tolerance or policy.
+        UserError: Nothing to compare, or evaluations under different rules.
     """
     evaluations = [e for by_competitor in results.values() for e in by_competitor.values()]
     if not evaluations:
         raise UserError("there is no evaluation to compare")
-    rules = {(e.tolerance_mm, e.policy) for e in evaluations}
-    if len(rules) > 1:
-        raise UserError(f"the evaluations have different tolerances or absence policies: {sorted(rules)}")
     names = tuple(competitors or dict.fromkeys(c for by in results.values() for c in by))
-    class_rows = tuple(row for dataset, by in results.items() for row in _class_rows(dataset, by, names, lesions))
-    dataset_rows = tuple(_dataset_row(dataset, by, names, class_rows) for dataset, by in results.items())
+    work = _Comparer(results=results, facts=facts or Facts(), names=names, margin=tie_margin)
+    rules = _one_rule(evaluations)
+    class_rows = tuple(row for dataset in results for row in work.class_rows(dataset))
+    dataset_rows = tuple(work.dataset_row(dataset, class_rows) for dataset in results)
     absent = {c: dict((missing or {}).get(c, {})) for c in dict.fromkeys((*names, *(missing or {})))}
     for dataset, by in results.items():
         for competitor in names:
-            if competitor not in by:
+            if competitor not in by and not any(w.startswith(f"{competitor}/{dataset}") for w in waiting):
                 absent[competitor].setdefault(dataset, "not evaluated")
-    [(tolerance_mm, policy)] = rules
+    comparisons = work.comparisons(class_rows)
+    scored = {(r.dataset, r.class_name) for r in class_rows if any(not math.isnan(s["dsc"]) for s in r.scores.values())}
     return BenchmarkTables(
         competitors=names,
         classes=class_rows,
         datasets=dataset_rows,
-        totals=tuple(_total_rows(class_rows, dataset_rows, names)),
-        comparisons=tuple(_comparisons(results, class_rows, names, tie_margin)),
+        totals=tuple(work.totals(class_rows)),
+        groups=tuple(work.groups(class_rows)),
+        comparisons=tuple(_adjusted(comparisons, correction)),
         costs=dict(costs or {}),
         failures={c: {d: by[c].failures for d, by in results.items() if c in by and by[c].failures} for c in names},
         missing={c: reasons for c, reasons in absent.items() if reasons},
-        tolerance_mm=tolerance_mm,
-        policy=policy,
+        waiting=tuple(waiting),
+        published=published_means(scored, rules["tolerance_mm"], rules["policy"]),
+        rules=rules,
+        correction=correction,
         notes=tuple(notes),
     )
 
 
-def _class_rows(
-    dataset: str, by: Mapping[str, Evaluation], names: Sequence[str], lesions: Collection[str]
-) -> list[ClassRow]:
-    summaries = {c: {s.class_name: s for s in e.class_summaries} for c, e in by.items()}
-    classes = dict.fromkeys(name for e in by.values() for name in e.classes)
-    rows = []
-    for name in classes:
-        own = {c: summaries[c][name] for c in names if name in summaries.get(c, {})}
-        scores = {c: {m: own[c].metric(m) if c in own else math.nan for m in METRICS} for c in names}
-        scans = max(s.scored for s in own.values())
-        rows.append(ClassRow(dataset=dataset, class_name=name, lesion=name in lesions, scans=scans, scores=scores))
-    return rows
+def _one_rule(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
+    """What all evaluations were scored by; their lesions and tolerances are those of their own classes."""
+    rules = [e.rules for e in evaluations]
+    kept = ("tolerance_mm", "policy", "distances")
+    found = {tuple(r[key] for key in kept) for r in rules}
+    if len(found) > 1:
+        raise UserError(f"the evaluations have different tolerances, absence policies or metrics: {sorted(found)}")
+    tolerances: dict[str, float] = {}
+    for rule in rules:
+        for name, value in rule["tolerances_mm"].items():
+            if tolerances.setdefault(name, value) != value:
+                raise UserError(f"the evaluations have different tolerances of {name!r}: {tolerances[name]}, {value}")
+    lesions = sorted({name for rule in rules for name in rule["lesions"]})
+    return {**rules[0], "tolerances_mm": tolerances, "lesions": lesions}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparer:
+    results: Mapping[str, Mapping[str, Evaluation]]
+    facts: Facts
+    names: tuple[str, ...]
+    margin: float
+    draws: dict[str, Resampled] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for dataset, by in self.results.items():
+            self.draws[dataset] = Resampled(by, HEADLINE)
+
+    # rows ------------------------------------------------------------------------------------------------------------
+
+    def class_rows(self, dataset: str) -> list[ClassRow]:
+        by = self.results[dataset]
+        summaries = {c: {s.class_name: s for s in e.class_summaries} for c, e in by.items()}
+        classes = dict.fromkeys(name for e in by.values() for name in e.classes)
+        rows = []
+        for name in classes:
+            own = {c: summaries[c][name] for c in self.names if name in summaries.get(c, {})}
+            rows.append(
+                ClassRow(
+                    dataset=dataset,
+                    class_name=name,
+                    lesion=name in self.facts.lesions,
+                    external=dataset in self.facts.external,
+                    modality=self.facts.modalities.get(dataset, ""),
+                    regions=tuple(self.facts.regions.get(name, ())),
+                    scans=max((s.scored for s in own.values()), default=0),
+                    scores={c: {m: own[c].metric(m) if c in own else math.nan for m in METRICS} for c in self.names},
+                    intervals={
+                        c: {m: self.draws[dataset].interval(c, m, name) if c in own else NO_INTERVAL for m in HEADLINE}
+                        for c in self.names
+                    },
+                )
+            )
+        return rows
+
+    def dataset_row(self, dataset: str, rows: Sequence[ClassRow]) -> GroupRow:
+        there = [c for c in self.names if c in self.results[dataset]]
+        return self._group("dataset", dataset, [r for r in rows if r.dataset == dataset], there)
+
+    def totals(self, rows: Sequence[ClassRow]) -> list[GroupRow]:
+        found = []
+        for kind, prefix, members in (
+            ("total", "", [r for r in rows if not r.external]),
+            ("external", "external: ", [r for r in rows if r.external]),
+        ):
+            lesions, anatomy = [r for r in members if r.lesion], [r for r in members if not r.lesion]
+            groups = {"all classes": members} | ({"anatomy": anatomy, "lesions": lesions} if lesions else {})
+            found += [self._group(kind, f"{prefix}{name}", own, self.names) for name, own in groups.items() if own]
+        return found
+
+    def groups(self, rows: Sequence[ClassRow]) -> list[GroupRow]:
+        known = [r for r in rows if not r.external]
+        regions = sorted({region for r in known for region in r.regions})
+        modalities = sorted({r.modality for r in known if r.modality})
+        found = []
+        for region in regions:
+            own = [r for r in known if region in r.regions and not r.lesion]
+            if own:
+                found.append(self._group("region", region, own, self.names))
+        found += [self._group("modality", m, [r for r in known if r.modality == m], self.names) for m in modalities]
+        return found
+
+    def _group(self, kind: str, name: str, members: Sequence[ClassRow], competitors: Sequence[str]) -> GroupRow:
+        """Means over the classes of datasets for which each of the competitors has a score."""
+        shared = _shared(members, competitors)
+        datasets = dict.fromkeys(r.dataset for r in (members if kind == "dataset" else shared))
+        nothing = {c: dict.fromkeys(METRICS, math.nan) for c in self.names}
+        return GroupRow(
+            kind=kind,
+            name=name,
+            cases=sum(max(len(e.cases) for e in self.results[d].values()) for d in datasets),
+            classes=len({r.class_name for r in shared}),
+            left_out=len({r.class_name for r in members} - {r.class_name for r in shared}),
+            failures={
+                c: sum(len(self.results[d][c].failures) for d in datasets if c in self.results[d]) for c in competitors
+            },
+            scores=nothing | _macro(shared, competitors),
+            micro=nothing | self._micro(shared, competitors),
+            intervals={c: {m: self._interval(shared, c, m) for m in HEADLINE} for c in competitors},
+        )
+
+    def _micro(self, shared: Sequence[ClassRow], competitors: Sequence[str]) -> Scores:
+        wanted: dict[str, set[str]] = {}
+        for r in shared:
+            wanted.setdefault(r.dataset, set()).add(r.class_name)
+        return {
+            c: {
+                m: mean_of(
+                    row.metric(m)
+                    for dataset, names in wanted.items()
+                    for row in self.results[dataset][c].rows
+                    if row.class_name in names
+                )
+                for m in METRICS
+            }
+            for c in competitors
+        }
+
+    # intervals -------------------------------------------------------------------------------------------------------
+
+    def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
+        if all(self.draws[r.dataset].cases < 2 for r in shared):
+            return NO_INTERVAL
+        by_class: dict[str, list[NDArray[np.float64]]] = {}
+        for r in shared:
+            by_class.setdefault(r.class_name, []).append(self.draws[r.dataset].means(competitor, metric, r.class_name))
+        return interval_of(_nanmean([_nanmean(draws) for draws in by_class.values()]))
+
+    def _difference_interval(self, shared: Sequence[ClassRow], first: str, second: str, metric: str) -> Interval:
+        if all(self.draws[r.dataset].cases < 2 for r in shared):
+            return NO_INTERVAL
+        differences = [
+            self.draws[r.dataset].means(first, metric, r.class_name)
+            - self.draws[r.dataset].means(second, metric, r.class_name)
+            for r in shared
+        ]
+        return interval_of(_nanmean(differences))
+
+    # comparisons -----------------------------------------------------------------------------------------------------
+
+    def comparisons(self, rows: Sequence[ClassRow]) -> list[Comparison]:
+        found = []
+        for first, second in itertools.combinations(self.names, 2):
+            for metric in HEADLINE:
+                pair = (first, second, metric)
+                for kind, external in (("total", False), ("external", True)):
+                    shared = _shared([r for r in rows if r.external == external], (first, second))
+                    values = [(r.scores[first][metric], r.scores[second][metric]) for r in shared]
+                    if values:
+                        interval = self._difference_interval(shared, *pair)
+                        found.append(self._comparison(kind, kind, pair, values, interval))
+                for dataset, by in self.results.items():
+                    if first in by and second in by:
+                        found += self._by_cases(dataset, pair)
+        return [c for c in found if c.pairs]
+
+    def _by_cases(self, dataset: str, pair: tuple[str, str, str]) -> list[Comparison]:
+        first, second, metric = pair
+        by_class = _case_pairs(self.results[dataset][first], self.results[dataset][second], metric)
+        by_case: dict[str, list[tuple[float, float]]] = {}
+        for pairs in by_class.values():
+            for case, both in pairs.items():
+                by_case.setdefault(case, []).append(both)
+        means = [(mean_of(a for a, _ in v), mean_of(b for _, b in v)) for _, v in sorted(by_case.items())]
+        found = [self._comparison("dataset", dataset, pair, means, mean_interval([a - b for a, b in means]))]
+        for name, pairs in by_class.items():
+            values = [v for _, v in sorted(pairs.items())]
+            if len(values) > 1:
+                interval = mean_interval([a - b for a, b in values])
+                found.append(self._comparison("class", f"{dataset}: {name}", pair, values, interval))
+        return found
+
+    def _comparison(
+        self,
+        kind: str,
+        where: str,
+        pair: tuple[str, str, str],
+        values: Sequence[tuple[float, float]],
+        interval: Interval,
+    ) -> Comparison:
+        differences = [a - b for a, b in values]
+        # The slack keeps a difference of exactly the margin a tie, whatever its last bits.
+        wins = sum(d > self.margin + 1e-9 for d in differences)
+        losses = sum(d < -self.margin - 1e-9 for d in differences)
+        first, second, metric = pair
+        return Comparison(
+            kind=kind,
+            where=where,
+            first=first,
+            second=second,
+            metric=metric,
+            pairs=len(values),
+            wins=wins,
+            ties=len(values) - wins - losses,
+            losses=losses,
+            difference=mean_of(differences),
+            low=interval[0],
+            high=interval[1],
+            p_value=wilcoxon_p(differences),
+        )
 
 
 def _shared(rows: Sequence[ClassRow], names: Sequence[str]) -> list[ClassRow]:
@@ -229,7 +310,7 @@ def _shared(rows: Sequence[ClassRow], names: Sequence[str]) -> list[ClassRow]:
     return [r for r in rows if not any(math.isnan(r.scores[c]["dsc"]) for c in names)]
 
 
-def _means(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
+def _macro(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
     """Means over classes of the means over datasets."""
     by_class: dict[str, list[ClassRow]] = {}
     for row in rows:
@@ -240,117 +321,40 @@ def _means(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
     }
 
 
-def _dataset_row(
-    dataset: str, by: Mapping[str, Evaluation], names: Sequence[str], rows: Sequence[ClassRow]
-) -> GroupRow:
-    own = [r for r in rows if r.dataset == dataset]
-    there = [c for c in names if c in by]
-    shared = _shared(own, there)
-    scores = {c: dict.fromkeys(METRICS, math.nan) for c in names} | _means(shared, there)
-    return GroupRow(
-        name=dataset,
-        cases=max((len(e.cases) for e in by.values()), default=0),
-        classes=len(shared),
-        left_out=len(own) - len(shared),
-        failures={c: len(by[c].failures) for c in there},
-        scores=scores,
-    )
-
-
-def _total_rows(rows: Sequence[ClassRow], datasets: Sequence[GroupRow], names: Sequence[str]) -> list[GroupRow]:
-    groups = {
-        "all classes": list(rows),
-        "anatomy": [r for r in rows if not r.lesion],
-        "lesions": [r for r in rows if r.lesion],
-    }
-    if not groups["lesions"]:
-        del groups["anatomy"]  # it would repeat the first
-    totals = []
-    for group, members in groups.items():
-        if not members:
-            continue
-        shared = _shared(members, names)
-        shown = {r.dataset for r in shared}
-        totals.append(
-            GroupRow(
-                name=group,
-                cases=sum(d.cases for d in datasets if d.name in shown),
-                classes=len({r.class_name for r in shared}),
-                left_out=len({r.class_name for r in members} - {r.class_name for r in shared}),
-                failures={c: sum(d.failures.get(c, 0) for d in datasets if d.name in shown) for c in names},
-                scores=_means(shared, names),
-            )
-        )
-    return totals
-
-
-def _comparisons(
-    results: Mapping[str, Mapping[str, Evaluation]],
-    rows: Sequence[ClassRow],
-    names: Sequence[str],
-    margin: float,
-) -> list[Comparison]:
-    comparisons = []
-    for first, second in itertools.combinations(names, 2):
-        for metric in METRICS:
-            shared = _shared(rows, (first, second))
-            pairs = [(r.scores[first][metric], r.scores[second][metric]) for r in shared]
-            comparisons.append(_comparison("total", first, second, metric, pairs, margin))
-            for dataset, by in results.items():
-                if first in by and second in by:
-                    pairs = _case_pairs(by[first], by[second], metric)
-                    comparisons.append(_comparison(dataset, first, second, metric, pairs, margin))
-    return [c for c in comparisons if c.pairs]
-
-
-def _case_pairs(first: Evaluation, second: Evaluation, metric: str) -> list[tuple[float, float]]:
-    """Means over shared classes, case by case; a case with several scans is their mean, so that pairs always match."""
+def _case_pairs(first: Evaluation, second: Evaluation, metric: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Class → case → both values; a case with several scans or folds is their mean, so that pairs always match."""
     tables = []
     for evaluation in (first, second):
         table: dict[tuple[str, str], list[float]] = {}
         for row in evaluation.rows:
-            table.setdefault((row.case, row.class_name), []).append(row.metric(metric))
+            table.setdefault((row.class_name, row.case), []).append(row.metric(metric))
         tables.append({key: mean_of(values) for key, values in table.items()})
-    by_case: dict[str, list[tuple[float, float]]] = {}
-    for key in tables[0].keys() & tables[1].keys():
-        pair = tables[0][key], tables[1][key]
-        if not any(math.isnan(v) for v in pair):
-            by_case.setdefault(key[0], []).append(pair)
-    return [(mean_of(a for a, _ in pairs), mean_of(b for _, b in pairs)) for _, pairs in sorted(by_case.items())]
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for key in tables[0]:
+        if key in tables[1]:
+            pair = tables[0][key], tables[1][key]
+            if not any(math.isnan(v) for v in pair):
+                found.setdefault(key[0], {})[key[1]] = pair
+    return found
 
 
-def _comparison(
-    where: str, first: str, second: str, metric: str, pairs: Sequence[tuple[float, float]], margin: float
-) -> Comparison:
-    differences = [a - b for a, b in pairs]
-    # The slack keeps a difference of exactly the margin a tie, whatever its last bits.
-    wins = sum(d > margin + 1e-9 for d in differences)
-    losses = sum(d < -margin - 1e-9 for d in differences)
-    return Comparison(
-        where=where,
-        first=first,
-        second=second,
-        metric=metric,
-        pairs=len(pairs),
-        wins=wins,
-        ties=len(pairs) - wins - losses,
-        losses=losses,
-        difference=mean_of(differences),
-        p_value=_wilcoxon(differences),
-    )
+def _adjusted(comparisons: Sequence[Comparison], correction: Correction) -> list[Comparison]:
+    families: dict[tuple[str, str, str, str], list[int]] = {}
+    for i, c in enumerate(comparisons):
+        families.setdefault((c.kind, c.first, c.second, c.metric), []).append(i)
+    found = list(comparisons)
+    for members in families.values():
+        for i, p in zip(members, adjust([comparisons[i].p_value for i in members], correction), strict=True):
+            found[i] = dataclasses.replace(comparisons[i], p_adjusted=p)
+    return found
 
 
-def _wilcoxon(differences: Sequence[float]) -> float:
-    if len(differences) < FEWEST_PAIRS or not any(differences):
-        return math.nan
-    from scipy.stats import wilcoxon
-
-    return float(wilcoxon(differences).pvalue)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _nanmean(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean of arrays, place by place, over those that have a number there."""
+    total, count = np.zeros_like(arrays[0]), np.zeros_like(arrays[0])
+    for array in arrays:
+        there = ~np.isnan(array)
+        total[there] += array[there]
+        count += there
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count)

@@ -9,10 +9,12 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from satunet.evaluation.benchmark import BenchmarkTables, ClassRow, GroupRow
+from satunet.evaluation.resampling import NO_INTERVAL
+from satunet.evaluation.results import BenchmarkTables, ClassRow, GroupRow
+from satunet.evaluation.scores import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +27,9 @@ COLOURS = ("#2563a8", "#e08a2c", "#4a9d6f", "#9b5fb5", "#c0504d", "#6b7785")
 
 MOST_BARS = 40
 """Classes that a chart of bars shows; more would not be readable."""
+
+_MANY_POINTS = 3000
+"""Above this many, points are drawn as pixels: a file of their outlines would be large."""
 
 _INK, _LINE = "#3b4652", "#d9dee5"
 
@@ -63,16 +68,9 @@ def scatter(tables: BenchmarkTables, first: str, second: str, *, metric: str = "
     for lesion, label, colour in ((False, "anatomy", COLOURS[0]), (True, "lesions", COLOURS[4])):
         own = [p for p in points if p[2] == lesion]
         if own:
-            axes.scatter(
-                [p[0] for p in own],
-                [p[1] for p in own],
-                s=22,
-                color=colour,
-                alpha=0.6,
-                linewidths=0,
-                label=label,
-                zorder=2,
-            )
+            x, y = [p[0] for p in own], [p[1] for p in own]
+            axes.scatter(x, y, s=22, color=colour, alpha=0.6, linewidths=0, label=label, zorder=2,
+                         rasterized=len(own) > _MANY_POINTS)  # fmt: skip
     axes.set_xlim(low, 101)
     axes.set_ylim(low, 101)
     axes.set_aspect("equal")
@@ -105,6 +103,49 @@ def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") ->
     return _bars(tables, [(r.class_name, r) for r in rows], metric), left_out
 
 
+@_default_style
+def bland_altman(
+    results: Mapping[str, Mapping[str, Evaluation]], competitor: str, competitors: Sequence[str]
+) -> str | None:
+    """Volumes of a competitor against the reference's, a point a class of a scan; ``None`` if it has none.
+
+    The difference over the mean of both, in percent of the mean, with the mean difference and its limits of agreement
+    (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they have no volume.
+    """
+    import numpy as np
+
+    pairs = np.array([
+        (row.reference_ml, row.prediction_ml)
+        for by in results.values()
+        if competitor in by
+        for row in by[competitor].rows
+        if row.reference_ml > 0 and not row.error
+    ]).reshape(-1, 2)  # fmt: skip
+    if len(pairs) < 2:
+        return None
+    means = pairs.mean(axis=1)
+    percent = 100 * (pairs[:, 1] - pairs[:, 0]) / means
+    figure, axes = _figure(4.6, 3.6)
+    axes.scatter(means, percent, s=12, color=colour_of(competitor, competitors), alpha=0.5, linewidths=0,
+                 rasterized=len(pairs) > _MANY_POINTS)  # fmt: skip
+    bias, spread = float(percent.mean()), 1.96 * float(percent.std(ddof=1))
+    axes.axhline(0, color="#8a94a1", linewidth=0.7)
+    for value, style in ((bias, "-"), (bias - spread, "--"), (bias + spread, "--")):
+        axes.axhline(value, color=_INK, linewidth=0.9, linestyle=style)
+        axes.annotate(f"{value:+.1f} %", (1, value), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                      textcoords="offset points", fontsize=7, color=_INK, va="center", annotation_clip=False)  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    edge = max(abs(float(percent.min())), abs(float(percent.max())), abs(bias) + spread, 10.0) * 1.08
+    axes.set_ylim(-edge, edge)
+    axes.set_xlabel("mean of both volumes, ml")
+    axes.set_ylabel("prediction − reference, % of the mean")
+    axes.grid(color=_LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return _svg(figure)
+
+
 def _lowest(row: ClassRow, metric: str) -> float:
     return min((v for s in row.scores.values() if not math.isnan(v := s[metric])), default=math.inf)
 
@@ -120,12 +161,18 @@ def _bars(
         places = [n - 0.37 + (i + 0.5) * thickness for n in range(len(groups))]
         heights = [0.0 if math.isnan(v) else v for v in values]
         axes.barh(places, heights, height=thickness * 0.9, color=colour_of(competitor, names))
-        for place, value in zip(places, values, strict=True):
+        for place, value, (_, group) in zip(places, values, groups, strict=True):
+            low, high = group.intervals.get(competitor, {}).get(metric, NO_INTERVAL)
+            end = 0.0 if math.isnan(value) else value
+            if not math.isnan(low):
+                axes.plot([100 * low, 100 * high], [place, place], color=_INK, linewidth=0.9, solid_capstyle="butt")
+                end = max(end, 100 * high)
             text = "–" if math.isnan(value) else f"{value:.1f}"
-            axes.text((0 if math.isnan(value) else value) + 0.6, place, text, va="center", fontsize=7, color=_INK)
+            axes.text(end + 0.6, place, text, va="center", fontsize=7, color=_INK)
     axes.set_yticks(range(len(groups)), [_short(name) for name, _ in groups])
     axes.set_ylim(len(groups) - 0.45, -0.55)
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, 106)
+    axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel(f"{metric.upper()}, %")
     axes.grid(axis="x", color=_LINE, linewidth=0.6)
     axes.set_axisbelow(True)

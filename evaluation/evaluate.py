@@ -263,10 +263,6 @@ def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Mask
 
 def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
     lesions = scores.lesions
-    counted = {} if lesions is None else {
-        "lesions": lesions.reference, "lesions_found": lesions.found,
-        "lesions_predicted": lesions.predicted, "lesions_false": lesions.false,
-    }  # fmt: skip
     return Row(
         case=found.case,
         scan=found.scan,
@@ -278,7 +274,10 @@ def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
         lesion_f1=scores.lesion_f1,
         reference_ml=scores.reference_voxels * reference.ml,
         prediction_ml=scores.prediction_voxels * reference.ml,
-        **counted,
+        lesions=math.nan if lesions is None else lesions.reference,
+        lesions_found=math.nan if lesions is None else lesions.found,
+        lesions_predicted=math.nan if lesions is None else lesions.predicted,
+        lesions_false=math.nan if lesions is None else lesions.false,
     )
 
 

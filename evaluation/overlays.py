@@ -57,6 +57,7 @@ class Overlay:
         panels: Reference first.
         legend: Class and CSS colour of the classes that are seen most.
         more: Classes that are seen but not in the legend.
+        rank: What it is among the dataset's cases.
     """
 
     dataset: str
@@ -64,6 +65,7 @@ class Overlay:
     panels: tuple[Panel, ...]
     legend: tuple[tuple[str, str], ...]
     more: int
+    rank: str = ""
 
     @property
     def size(self) -> int:
@@ -98,6 +100,7 @@ def draw_overlay(
     modality: str | None = None,
     notes: Mapping[str, str] | None = None,
     most_bytes: int = 60_000,
+    rank: str = "",
 ) -> Overlay:
     """Draw label maps over their scan.
 
@@ -111,6 +114,7 @@ def draw_overlay(
         modality: ``"ct"`` gives the scan a fixed window; others are stretched between their percentiles.
         notes: Name → a line below it.
         most_bytes: About how large one picture may be.
+        rank: For the caption.
     """
     turned, grid = reorient(image.array, image.grid, "RAS")
     maps_ras = {n: None if m is None else reorient(m, image.grid, "RAS")[0] for n, m in maps.items()}
@@ -135,7 +139,7 @@ def draw_overlay(
     visible = [int(i) for i in np.argsort(-seen, kind="stable") if seen[i]]
     legend = tuple((classes[i - 1], _css(colours[i])) for i in visible[:_LEGEND])
     more = max(0, len(visible) - _LEGEND)
-    return Overlay(dataset=dataset, case=case, panels=tuple(panels), legend=legend, more=more)
+    return Overlay(dataset=dataset, case=case, panels=tuple(panels), legend=legend, more=more, rank=rank)
 
 
 def class_colours(n: int) -> NDArray[np.float32]:

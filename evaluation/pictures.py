@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,22 @@ from numpy.typing import NDArray
 
 from satunet.errors import MissingFileError, ScanError
 from satunet.evaluation.overlays import Overlay, class_index_map, draw_overlay
-from satunet.evaluation.predictions import PredictedLabels, PredictedMasks, find_predictions
+from satunet.evaluation.predictions import find_predictions
+from satunet.evaluation.scores import Evaluation, mean_of
+from satunet.evaluation.sources import FolderMasks, PredictedLabels
+from satunet.evaluation.tables import percent
+from satunet.evaluation.tasks import Task
 from satunet.geometry import Grid
 from satunet.imageio import read_image, read_label_map
 from satunet.preprocessing.transform import to_hounsfield
 
 logger = logging.getLogger(__name__)
 
-ALL_PICTURES_BYTES = 2_400_000
+ALL_PICTURES_BYTES = 6_000_000
 """About what all pictures of a report take together; base64 adds a third."""
+
+Folders = Mapping[str, Callable[[Task], Path]]
+"""Competitor → where its predictions of a task are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,7 @@ class ReportCase:
         predictions: Competitor → folder of predictions.
         modality: Modality of the scan, if known.
         notes: Competitor → a line to show below its name.
+        rank: What it is among the dataset's cases, such as ``"median"``.
     """
 
     dataset: str
@@ -47,12 +55,59 @@ class ReportCase:
     predictions: Mapping[str, Path]
     modality: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    rank: str = ""
+
+
+def cases_to_show(
+    results: Mapping[str, Evaluation], tasks: Sequence[Task], folders: Folders, *, few: bool
+) -> list[ReportCase]:
+    """The best, the median and the worst case of a dataset by the first competitor's DSC; with ``few``, the median."""
+    first = next(iter(results.values()))
+    by_case: dict[str, list[float]] = {}
+    for row in first.rows:
+        by_case.setdefault(row.case, []).append(row.dsc)
+    means = {case: mean_of(values) for case, values in by_case.items()}
+    ordered = sorted((c for c in means if means[c] == means[c]), key=lambda c: (means[c], c))
+    if not ordered:
+        return []
+    chosen = {"median": ordered[len(ordered) // 2]}
+    if not few:
+        chosen |= {"best": ordered[-1], "worst": ordered[0]}
+    shown: dict[str, str] = {}
+    for rank in ("median", "best", "worst"):
+        if rank in chosen and chosen[rank] not in shown.values():
+            shown[rank] = chosen[rank]
+    if len(shown) == 1:
+        shown = {"": next(iter(shown.values()))} if len(ordered) == 1 else shown
+    return [_report_case(case, rank, results, tasks, folders) for rank, case in shown.items()]
+
+
+def _report_case(
+    name: str, rank: str, results: Mapping[str, Evaluation], tasks: Sequence[Task], folders: Folders
+) -> ReportCase:
+    task = next(t for t in tasks if name in t.references)
+    case = next(c for c in task.cases if c.identifier == name)
+    notes = {}
+    for competitor, evaluation in results.items():
+        value = mean_of(r.dsc for r in evaluation.rows if r.case == name)
+        notes[competitor] = f"DSC {percent(value)}"
+    return ReportCase(
+        dataset=task.dataset.name,
+        case=name,
+        image=case.images[0],
+        reference=task.references[name],
+        classes=task.classes,
+        predictions={c: folders[c](task) for c in results},
+        modality=task.dataset.modalities[0],
+        notes=notes,
+        rank=rank,
+    )
 
 
 def draw_cases(cases: Sequence[ReportCase]) -> list[Overlay]:
     """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty."""
     pictures = sum(len(c.predictions) + 1 for c in cases)
-    most_bytes = min(60_000, ALL_PICTURES_BYTES // max(1, pictures))
+    most_bytes = max(10_000, min(60_000, ALL_PICTURES_BYTES // max(1, pictures)))
     overlays = []
     for case in cases:
         try:
@@ -84,6 +139,7 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
         modality=case.modality,
         notes=case.notes,
         most_bytes=most_bytes,
+        rank=case.rank,
     )
 
 
@@ -94,12 +150,12 @@ def _predicted(folder: Path, case: ReportCase, names: Sequence[str], grid: Grid)
     if not found[0].path.is_dir():
         ids = {name: tuple(i) for name, i in case.classes.items()}
         labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=False)
-        return _from_labels(labels.array, labels.classes, names)
-    folder_of_masks = PredictedMasks(found[0].path, grid)
+        return _from_labels(labels.labels, labels.classes, names)
+    folder_of_masks = FolderMasks(found[0].path, grid)
     masks = {}
     for name in names:
         try:
-            masks[name] = folder_of_masks.mask(name)
+            masks[name] = folder_of_masks.whole(name)
         except ScanError:
             continue  # a mask that is missing is told among the failures; the others are worth seeing
     return class_index_map(masks, names, grid.shape)

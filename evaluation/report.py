@@ -10,51 +10,80 @@ from typing import Any
 
 from satunet import __version__
 from satunet.evaluation import charts
-from satunet.evaluation.benchmark import FEWEST_PAIRS, TIE_MARGIN, BenchmarkTables, GroupRow, Scores
+from satunet.evaluation.benchmark import TIE_MARGIN
 from satunet.evaluation.overlays import Overlay
-from satunet.evaluation.scores import METRICS
+from satunet.evaluation.published import SOURCE, PublishedMean
+from satunet.evaluation.resampling import FEWEST_CASES, FEWEST_PAIRS, NO_INTERVAL
+from satunet.evaluation.results import BenchmarkTables, Comparison, GroupRow, Intervals, Scores
+from satunet.evaluation.scores import HEADLINE, LOWER_IS_BETTER, Evaluation
 from satunet.evaluation.tables import (
     COST_COLUMNS,
+    METRIC_NAMES,
+    NONE,
     cost_cells,
     escape,
+    interval,
     markdown,
+    metric_name,
+    number,
     percent,
     probability,
-    score_columns,
+    shown_metrics,
     text_tables,
     write_tables,
 )
 from satunet.files import write_text
 
 _OPEN_DETAILS = 3
+_SIGNIFICANT = 0.05
+_MOST_TELLING = 100
 _POLICIES = {
     "sat": "A class that is absent in reference and prediction scores 1; absent in one of them, 0.",
     "nnunet": "A class that is absent in reference and prediction is left out; absent in one of them, it scores 0.",
+    "brats": "A class that is absent in reference and prediction scores 1, with distances of 0; absent in one of them, "
+    "0, with distances of 374 mm.",
+}
+_CORRECTIONS = {
+    "holm": "adjusted by Holm’s method",
+    "bh": "adjusted by the method of Benjamini and Hochberg",
+    "none": "not adjusted",
 }
 
 
 def write_report(
-    output: Path, tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), title: str = "satunet benchmark"
+    output: Path,
+    tables: BenchmarkTables,
+    *,
+    overlays: Sequence[Overlay] = (),
+    results: Mapping[str, Mapping[str, Evaluation]] | None = None,
+    title: str = "satunet benchmark",
 ) -> Path:
     """Write ``report.html``, ``report.md`` and the tables of :func:`~satunet.evaluation.tables.write_tables`.
 
     Args:
         output: Folder.
         tables: The numbers.
-        overlays: Pictures, at most one a dataset.
+        overlays: Pictures, some a dataset.
+        results: Dataset → competitor → evaluation, for every single score and the plots of volumes.
         title: Heading.
 
     Returns:
         The HTML file.
     """
-    write_tables(tables, output)
+    write_tables(tables, output, results=results)
     write_text(output / "report.md", report_markdown(tables, title=title))
     html = output / "report.html"
-    write_text(html, report_html(tables, overlays=overlays, title=title))
+    write_text(html, report_html(tables, overlays=overlays, results=results, title=title))
     return html
 
 
-def report_html(tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), title: str = "satunet benchmark") -> str:
+def report_html(
+    tables: BenchmarkTables,
+    *,
+    overlays: Sequence[Overlay] = (),
+    results: Mapping[str, Mapping[str, Evaluation]] | None = None,
+    title: str = "satunet benchmark",
+) -> str:
     """The report as one HTML page without any address but its own pictures'; every name in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -66,7 +95,9 @@ def report_html(tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), ti
         lstrip_blocks=True,
     )
     names = tables.competitors
-    several = len(names) > 1
+    metrics = shown_metrics(tables)
+    chart = charts.scatter(tables, *names[:2]) if len(names) > 1 else None
+    volumes = [(c, v) for c in names if (v := charts.bland_altman(results or {}, c, names))]
     content = {
         "title": title,
         "version": __version__,
@@ -75,37 +106,57 @@ def report_html(tables: BenchmarkTables, *, overlays: Sequence[Overlay] = (), ti
         "tiles": [_tile(c, tables) for c in names],
         "sentences": sentences(tables),
         "notes": tables.notes,
+        "waiting": tables.waiting,
         "problems": len(_failures(tables)),
         "competitors": names,
         "colours": {c: charts.colour_of(c, names) for c in names},
-        "metrics": [m.upper() for m in METRICS],
-        "columns": [*names, *names] if several else [f"{c}, %" for c in score_columns(names)],
-        "totals": [_group(g, names) for g in tables.totals],
+        "metrics": [{"key": m, "name": metric_name(m), "short": METRIC_NAMES[m], "on": m in HEADLINE} for m in metrics],
+        "totals": [row for g in tables.totals for row in _total_rows(g, names, metrics)],
+        "published": [_published(p, names, metrics) for p in tables.published],
+        "source": SOURCE,
         "left_out": tables.totals[0].left_out if tables.totals else 0,
         "costs": [(c, *cost_cells(tables.costs[c])) for c in names if c in tables.costs],
         "cost_columns": COST_COLUMNS,
         "dataset_chart": charts.dataset_bars(tables),
-        "scatter_chart": charts.scatter(tables, *names[:2]) if several else None,
-        "datasets": [_group(g, names) for g in tables.datasets],
-        "comparisons": _comparisons(tables),
+        "scatter_chart": chart,
+        "volume_charts": [{"name": c, "chart": v} for c, v in volumes],
+        "groups": [_group(g, names, metrics) for g in tables.groups],
+        "datasets": [_group(g, names, metrics) for g in tables.datasets],
+        "comparisons": _comparisons([c for c in tables.comparisons if c.kind != "class"]),
+        "class_comparisons": _comparisons(_telling(tables)),
+        "class_tests": sum(c.kind == "class" and not math.isnan(c.p_value) for c in tables.comparisons),
+        "correction": _CORRECTIONS[tables.correction],
         "margin": f"{100 * TIE_MARGIN:g}",
         "fewest": FEWEST_PAIRS,
+        "fewest_cases": FEWEST_CASES,
         "details": [_details(g, tables, overlays) for g in tables.datasets],
         "open_details": _OPEN_DETAILS,
         "classes": [
-            {"name": r.class_name, "dataset": r.dataset, "scans": r.scans, "cells": _cells(r.scores, names)}
+            {
+                "name": r.class_name,
+                "dataset": r.dataset,
+                "scans": r.scans,
+                "cells": _cells(r.scores, names, metrics, r.intervals),
+            }
             for r in tables.classes
         ],
         "failures": _failures(tables),
-        "tolerance": f"{tables.tolerance_mm:g}",
-        "policy": _POLICIES.get(tables.policy, f"Absent classes are scored by the policy {tables.policy!r}."),
+        "tolerance": _tolerance(tables),
+        "distances": "hd95_mm" in metrics,
+        "lesions": "lesion_f1" in metrics,
+        "policy": _POLICIES.get(
+            tables.rules["policy"], f"Absent classes are scored by the policy {tables.rules['policy']!r}."
+        ),
     }
     return environment.get_template("report.jinja").render(content)
 
 
 def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark") -> str:
     """The report as Markdown."""
-    parts = [f"# {escape(title)}", *(escape(s) for s in (_subtitle(tables), *sentences(tables), *tables.notes))]
+    parts = [f"# {escape(title)}", escape(_subtitle(tables))]
+    if tables.waiting:
+        parts.append(f"**Partial:** still to come are {escape(', '.join(tables.waiting))}.")
+    parts += [escape(s) for s in (*sentences(tables), *tables.notes)]
     for table in text_tables(tables):
         parts += [f"## {table.title}", markdown(table)]
     failures = _failures(tables)
@@ -119,14 +170,17 @@ def sentences(tables: BenchmarkTables) -> list[str]:
     """What the benchmark says, in a sentence a pair of competitors."""
     said = []
     for c in tables.comparisons:
-        if c.where != "total" or c.metric != "dsc":
+        if c.kind not in ("total", "external") or c.metric != "dsc":
             continue
         better = "above" if c.difference > 0 else "below"
-        p = "" if math.isnan(c.p_value) else f" (Wilcoxon p {_with_sign(probability(c.p_value))})"
+        where = "of external datasets and their classes" if c.kind == "external" else "of dataset and class"
+        p = "" if math.isnan(c.p_value) else f"Wilcoxon p {_with_sign(probability(c.p_value))}"
+        between = "" if math.isnan(c.low) else f"95 % interval {interval(c.low, c.high)}"
+        behind = "; ".join(text for text in (between, p) if text)
         said.append(
-            f"Over {c.pairs} {_count('pair', c.pairs)} of dataset and class, {c.first} is better than {c.second} in "
+            f"Over {c.pairs} {_count('pair', c.pairs)} {where}, {c.first} is better than {c.second} in "
             f"{c.wins}, on par in {c.ties} and worse in {c.losses}; its DSC is {abs(100 * c.difference):.2f} points "
-            f"{better} on average{p}."
+            f"{better} on average{f' ({behind})' if behind else ''}."
         )
     return said
 
@@ -149,24 +203,32 @@ def _with_sign(text: str) -> str:
 
 
 def _tile(competitor: str, tables: BenchmarkTables) -> dict[str, Any]:
-    scores = tables.totals[0].scores[competitor] if tables.totals else dict.fromkeys(METRICS, math.nan)
-    return {
-        "name": competitor,
-        "colour": charts.colour_of(competitor, tables.competitors),
-        "scores": [{"name": f"mean {m.upper()}", "value": percent(scores[m])} for m in METRICS],
-    }
+    total = tables.totals[0] if tables.totals else None
+    values = []
+    for m in HEADLINE:
+        value = total.scores[competitor][m] if total else math.nan
+        low, high = total.intervals.get(competitor, {}).get(m, NO_INTERVAL) if total else NO_INTERVAL
+        between = "" if math.isnan(low) else f"{100 * low:.1f} – {100 * high:.1f}"
+        values.append({"name": f"mean {m.upper()}", "value": percent(value), "interval": between})
+    return {"name": competitor, "colour": charts.colour_of(competitor, tables.competitors), "scores": values}
 
 
-def _cells(scores: Scores, competitors: Sequence[str]) -> list[dict[str, Any]]:
+def _cells(
+    scores: Scores, competitors: Sequence[str], metrics: Sequence[str], intervals: Intervals | None = None
+) -> list[dict[str, Any]]:
     """Cells in the order of the columns: metric by metric, competitor by competitor; the best of a metric is marked."""
     cells = []
-    for metric in METRICS:
-        texts = {c: percent(scores[c][metric]) for c in competitors}
+    for metric in metrics:
+        texts = {c: number(metric, scores[c][metric]) for c in competitors}
         values = [v for c in competitors if not math.isnan(v := scores[c][metric])]
-        best = percent(max(values)) if len(values) > 1 and len(set(texts.values())) > 1 else None
-        cells += [
-            {"text": texts[c], "sort": _sortable(scores[c][metric]), "best": texts[c] == best} for c in competitors
-        ]
+        best = None
+        if len(values) > 1 and len(set(texts.values())) > 1 and metric != "volume_error":
+            best = number(metric, (min if metric in LOWER_IS_BETTER else max)(values))
+        for c in competitors:
+            low, high = (intervals or {}).get(c, {}).get(metric, NO_INTERVAL)
+            hint = "" if math.isnan(low) else f"95 % interval {100 * low:.2f} – {100 * high:.2f}"
+            cells.append({"text": texts[c], "sort": _sortable(scores[c][metric]), "best": texts[c] == best,
+                          "metric": metric, "hint": hint})  # fmt: skip
     return cells
 
 
@@ -174,20 +236,40 @@ def _sortable(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.8g}"
 
 
-def _group(group: GroupRow, competitors: Sequence[str]) -> dict[str, Any]:
+def _group(group: GroupRow, competitors: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "name": group.name,
+        "kind": group.kind,
         "cases": group.cases,
         "classes": group.classes,
-        "cells": _cells(group.scores, competitors),
+        "cells": _cells(group.scores, competitors, metrics, group.intervals),
     }
 
 
-def _comparisons(tables: BenchmarkTables) -> list[dict[str, Any]]:
+def _total_rows(group: GroupRow, competitors: Sequence[str], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Macro and micro means of a group."""
+    row = _group(group, competitors, metrics)
+    micro = {**row, "name": f"{group.name}, micro", "micro": True, "cells": _cells(group.micro, competitors, metrics)}
+    return [{**row, "micro": False}, micro]
+
+
+def _published(mean: PublishedMean, competitors: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    values = {"dsc": percent(mean.dsc), "nsd": percent(mean.nsd)}
+    spans = [{"metric": m, "text": values.get(m, NONE)} for m in metrics]
+    return {"name": mean.name, "spans": spans, "width": len(competitors)}
+
+
+def _telling(tables: BenchmarkTables) -> list[Comparison]:
+    """Classes in which competitors differ beyond chance, the largest differences first."""
+    found = [c for c in tables.comparisons if c.kind == "class" and c.p_adjusted < _SIGNIFICANT]
+    return sorted(found, key=lambda c: -abs(c.difference))[:_MOST_TELLING]
+
+
+def _comparisons(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {
-            "where": c.where,
-            "total": c.where == "total",
+            "where": {"total": "all datasets", "external": "external datasets"}.get(c.kind, c.where),
+            "total": c.kind in ("total", "external"),
             "pair": f"{c.first} – {c.second}",
             "metric": c.metric.upper(),
             "pairs": c.pairs,
@@ -196,11 +278,21 @@ def _comparisons(tables: BenchmarkTables) -> list[dict[str, Any]]:
             "losses": c.losses,
             "difference": f"{100 * c.difference:+.2f}".replace("-", "−"),
             "difference_sort": _sortable(c.difference),
+            "interval": interval(c.low, c.high),
             "p": probability(c.p_value),
             "p_sort": _sortable(c.p_value),
+            "adjusted": probability(c.p_adjusted),
+            "adjusted_sort": _sortable(c.p_adjusted),
+            "certain": c.p_adjusted < _SIGNIFICANT,
         }
-        for c in sorted(tables.comparisons, key=lambda c: c.where != "total")
+        for c in sorted(comparisons, key=lambda c: c.kind not in ("total", "external"))
     ]
+
+
+def _tolerance(tables: BenchmarkTables) -> str:
+    own = tables.rules["tolerances_mm"]
+    more = ", ".join(f"{name} {value:g} mm" for name, value in sorted(own.items()))
+    return f"{tables.rules['tolerance_mm']:g} mm" + (f" ({more})" if more else "")
 
 
 def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay]) -> dict[str, Any]:
@@ -214,7 +306,7 @@ def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overla
     return {
         "name": group.name,
         "line": f"{cases}, {classes} · {'DSC: ' if several else ''}{scores}",
-        "overlay": next((o for o in overlays if o.dataset == group.name), None),
+        "overlays": [o for o in overlays if o.dataset == group.name],
         "chart": chart[0] if chart else None,
         "left_out": chart[1] if chart else 0,
         "shown": charts.MOST_BARS,

@@ -2,320 +2,338 @@
 
 ::
 
-    OUTPUT/predictions/<competitor>/<dataset>/   what satunet and the specialists predicted
-    OUTPUT/scores/<competitor>/<dataset>/        per_case.csv, per_class.csv, summary.json
+    OUTPUT/predictions/<competitor>/<dataset>/fold_<fold>/   what satunet, the specialists and commands predicted
+    OUTPUT/scores/<competitor>/<dataset>/fold_<fold>/        per_case.csv, per_class.csv, summary.json
     OUTPUT/report.html, report.md, *.csv, benchmark.json, benchmark_summary.json
+
+Tables and report are written after every dataset; until the last one they say what they still wait for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.datasets import Case, Dataset, load_dataset, scan_id
-from satunet.errors import DatasetError, SatunetError, UserError
-from satunet.evaluation.benchmark import BenchmarkTables, Cost, compare
+from satunet.datasets import load_dataset
+from satunet.errors import UserError
+from satunet.evaluation.benchmark import compare
+from satunet.evaluation.competitors import (
+    CommandCompetitor,
+    Competitor,
+    FolderCompetitor,
+    SpecialistCompetitor,
+    UnifiedCompetitor,
+)
+from satunet.evaluation.costs import read_object
 from satunet.evaluation.evaluate import evaluate_cases
-from satunet.evaluation.pictures import ReportCase, draw_cases
+from satunet.evaluation.pictures import ReportCase, cases_to_show, draw_cases
+from satunet.evaluation.predictions import find_predictions
 from satunet.evaluation.report import write_report
-from satunet.evaluation.scores import Evaluation, mean_of
-from satunet.evaluation.tables import percent, print_table
-from satunet.files import read_json, write_json
-from satunet.labels import LabelSpace, listed_classes
-from satunet.paths import preprocessed_dir
-from satunet.prediction.folder import predict_folder
-from satunet.prediction.model_folder import ModelFolder
-from satunet.prediction.outputs import MANIFEST
-from satunet.prediction.predictor import Predictor
+from satunet.evaluation.resampling import Correction
+from satunet.evaluation.results import BenchmarkTables, Cost, Facts
+from satunet.evaluation.rules import Rules
+from satunet.evaluation.scores import Evaluation
+from satunet.evaluation.tables import print_table
+from satunet.evaluation.tasks import Task, make_task
+from satunet.imageio import strip_ending
 from satunet.progress import JobSummary
 
 logger = logging.getLogger(__name__)
 
-UNIFIED = "satunet"
-SPECIALIST = "nnU-Net"
-_TIMES = "times.json"
+_REPORT_SECONDS = 60.0
+"""How often an unfinished report is written, at most."""
+_MANY_DATASETS = 30
+"""Above this, one case of each is shown instead of three."""
 
 
-def run_benchmark(
-    dataset_names: Sequence[str],
-    model: Path,
-    output: Path,
-    *,
-    fold: int | str | None = None,
-    specialists: bool = True,
-    others: Mapping[str, Path] | None = None,
-    device: str = "auto",
-    tolerance_mm: float = 1.0,
-    policy: str = "sat",
-    processes: int = 1,
-) -> tuple[BenchmarkTables, JobSummary]:
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Who takes part, and by which rules.
+
+    Attributes:
+        model: The unified network's model folder.
+        output: Where predictions, tables and the report go.
+        folds: Folds to score; ``None`` is the model's only one.
+        specialists: Whether the datasets' nnU-Nets take part.
+        folders: Competitor → folder with ``<dataset>/<predictions>``.
+        commands: Competitor → command that makes predictions.
+        more: Other competitors.
+        rules: How to score; lesions are those of the label space.
+        correction: How p-values are adjusted.
+        device: Where to compute.
+        processes: Worker processes for scoring.
+    """
+
+    model: Path
+    output: Path
+    folds: Sequence[int | str | None] = (None,)
+    specialists: bool = True
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
+    more: Sequence[Competitor] = ()
+    rules: Rules = field(default_factory=Rules)
+    correction: Correction = "holm"
+    device: str = "auto"
+    processes: int = 1
+
+
+def run_benchmark(dataset_names: Sequence[str], contest: Contest) -> tuple[BenchmarkTables, JobSummary]:
     """Compare the unified network with the datasets' specialists and with other competitors.
 
-    A dataset's test cases with a reference are used; without any, the validation cases of the fold.
+    A dataset's test cases with a reference are used; without any, the validation cases of the fold; of a dataset that
+    the unified network was not trained on, all cases.
 
     Args:
         dataset_names: Datasets to score.
-        model: The unified network's model folder.
-        output: Where predictions, tables and the report go.
-        fold: Fold of the unified network and of the specialists.
-        specialists: Whether to predict with the specialist nnU-Nets.
-        others: Competitor → folder with ``<dataset>/<predictions>``.
-        device: Where to compute.
-        tolerance_mm: Of the NSD.
-        policy: For absent classes.
-        processes: Worker processes for scoring.
+        contest: Who takes part, and by which rules.
 
     Returns:
-        The tables, and what failed; the report is ``report.html`` in ``output``.
+        The tables, and what failed; the report is ``report.html`` in the output folder.
 
     Raises:
-        UserError: Another competitor has the name of one of ours, or no dataset could be scored at all.
+        UserError: Two competitors of one name, or no dataset could be scored at all.
     """
-    taken = sorted({UNIFIED, SPECIALIST} & set(others or {}))
-    if taken:
-        raise UserError(f"the names {', '.join(taken)} are taken; give the other competitors names of their own")
     summary = JobSummary("benchmark")
-    predictor = Predictor(ModelFolder.load(model, fold=fold), device=device)
-    tasks: list[_Task] = []
-    for name in dataset_names:
-        try:
-            tasks.append(_task(load_dataset(name), predictor.model))
-        except UserError as error:
-            summary.failed(name, error)
-    notes = []
-    if seen := [task.dataset.name for task in tasks if task.trained_on]:
-        notes.append(
-            "No test cases, and training used all others, so that scores are of training cases: " + ", ".join(seen)
-        )
-        logger.warning("%s", notes[-1])
-    bench = _Bench(predictor=predictor, output=output, specialists=specialists, others=dict(others or {}),
-                   device=device, summary=summary)  # fmt: skip
-    results: dict[str, dict[str, Evaluation]] = {}
-    missing: dict[str, dict[str, str]] = {}
+    predictions = contest.output / "predictions"
+    unified = UnifiedCompetitor(model=contest.model, output=predictions, device=contest.device)
+    competitors = _competitors(contest, unified, predictions)
+    tasks = _tasks(dataset_names, contest, unified, summary)
+    run = _Run(contest=contest, competitors=competitors, tasks=tasks, summary=summary, unified=unified)
     for task in tasks:
-        for competitor in bench.competitors:
-            name = task.dataset.name
-            try:
-                evaluation = bench.evaluate(competitor, task, tolerance_mm, policy, processes)
-            except (
-                Exception
-            ) as error:  # nnunetv2 raises what it likes; one competitor on one dataset never ends the rest
-                summary.failed(f"{competitor}/{name}", error)
-                missing.setdefault(competitor, {})[name] = summary.failures[f"{competitor}/{name}"]
-                continue
-            results.setdefault(name, {})[competitor] = evaluation
-            summary.done(f"{competitor}/{name}")
-            summary.failures |= {f"{competitor}/{name}/{s}": reason for s, reason in evaluation.failures.items()}
-    if not results:
+        for competitor in competitors:
+            run.score(competitor, task)
+        run.report(final=False)
+    tables = run.report(final=True)
+    if tables is None:
         raise UserError(f"nothing could be scored: {summary.failures}")
-    tables = compare(
-        results,
-        lesions={c.name for c in predictor.model.space.classes if c.lesion},
-        costs=bench.costs(tasks),
-        missing=missing,
-        competitors=[c for c in bench.competitors if any(c in by for by in results.values())],
-        notes=notes,
-    )
-    shown = [bench.report_case(t, results[t.dataset.name]) for t in tasks if t.dataset.name in results]
-    report = write_report(output, tables, overlays=draw_cases(shown))
     print_table(tables)
-    summary.note("report", str(report))
-    summary.save(output / "benchmark_summary.json")
+    summary.note("report", str(contest.output / "report.html"))
+    summary.save(contest.output / "benchmark_summary.json")
     return tables, summary
 
 
-def known_classes(dataset: Dataset, space: LabelSpace) -> dict[str, tuple[int, ...]]:
-    """Classes that a dataset lists itself (no unions by rule) and the label space knows: class → ids."""
-    return {name: ids for name, ids in listed_classes(dataset).items() if name in space}
+def _competitors(contest: Contest, unified: UnifiedCompetitor, predictions: Path) -> list[Competitor]:
+    found: list[Competitor] = [unified]
+    if contest.specialists:
+        found.append(SpecialistCompetitor(output=predictions, device=contest.device))
+    found += [FolderCompetitor(name=name, place=folder) for name, folder in contest.folders.items()]
+    found += [CommandCompetitor(name=name, command=c, output=predictions) for name, c in contest.commands.items()]
+    found += contest.more
+    names = [c.name for c in found]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UserError(f"the names {', '.join(twice)} are taken; give the other competitors names of their own")
+    bad = sorted(n for n in names if not n or "/" in n or n.startswith("."))
+    if bad:
+        raise UserError(f"a competitor's name is also a folder's; these cannot be one: {bad}")
+    return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    dataset: Dataset
-    cases: tuple[Case, ...]
-    classes: dict[str, tuple[int, ...]]
-    trained_on: bool = False
+def _tasks(
+    dataset_names: Sequence[str], contest: Contest, unified: UnifiedCompetitor, summary: JobSummary
+) -> list[Task]:
+    tasks: list[Task] = []
+    for fold in contest.folds:
+        model = unified.predictor(fold).model
+        for name in dataset_names:
+            try:
+                tasks.append(make_task(load_dataset(name), model.space, model.fold, model.plan.dataset_name))
+            except UserError as error:
+                if name not in summary.failures:
+                    summary.failed(name, error)
+    return tasks
 
-    @property
-    def references(self) -> dict[str, Path]:
-        return {c.identifier: c.label for c in self.cases if c.label is not None}
 
+@dataclass(kw_only=True)
+class _Run:
+    """What is done so far."""
 
-@dataclass(frozen=True, kw_only=True)
-class _Bench:
-    """The competitors, and where their predictions are."""
-
-    predictor: Predictor
-    output: Path
-    specialists: bool
-    others: dict[str, Path]
-    device: str
+    contest: Contest
+    competitors: Sequence[Competitor]
+    tasks: Sequence[Task]
     summary: JobSummary
+    unified: UnifiedCompetitor
+    done: dict[tuple[str, str], Evaluation] = field(default_factory=dict)  # (competitor, task) → scores
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)  # (competitor, task) → why there are none
+    written: float = 0.0
 
-    @property
-    def competitors(self) -> tuple[str, ...]:
-        return (UNIFIED, *((SPECIALIST,) if self.specialists else ()), *self.others)
+    def score(self, competitor: Competitor, task: Task) -> None:
+        """Predict what is not predicted yet, and score; whatever goes wrong, the others go on."""
+        name = f"{competitor.name}/{task.name}"
+        try:
+            for scan, reason in competitor.predict(task).items():
+                self.summary.failures[f"{name}/{scan}: prediction"] = reason
+            evaluation = self._evaluate(competitor, task)
+        except Exception as error:  # nnunetv2 raises what it likes; one competitor on one dataset never ends the rest
+            self.summary.failed(name, error)
+            self.missing[competitor.name, task.name] = self.summary.failures[name]
+            return
+        self.done[competitor.name, task.name] = evaluation
+        self.summary.done(name)
+        self.summary.failures |= {f"{name}/{scan}": reason for scan, reason in evaluation.failures.items()}
 
-    def folder(self, competitor: str, dataset: str) -> Path:
-        """Where a competitor's predictions of a dataset are."""
-        return self.others.get(competitor, self.output / "predictions" / competitor) / dataset
-
-    def evaluate(self, competitor: str, task: _Task, tolerance_mm: float, policy: str, processes: int) -> Evaluation:
-        """Predict what is not predicted yet, and score."""
-        name = task.dataset.name
-        if competitor == UNIFIED:
-            self._predict_unified(task)
-        elif competitor == SPECIALIST:
-            self._predict_specialist(task)
+    def _evaluate(self, competitor: Competitor, task: Task) -> Evaluation:
+        """Scores of this run, or of an earlier one of the same files by the same rules."""
+        predictions = competitor.folder(task)
+        kept = self.contest.output / "scores" / competitor.name / task.name
+        rules = replace(self.contest.rules, lesions=task.lesions, tolerances_mm={
+            n: v for n, v in self.contest.rules.tolerances_mm.items() if n in task.classes
+        })  # fmt: skip
+        inputs = _fingerprint(task, predictions, rules)
+        if read_object(kept / "summary.json").get("inputs") == inputs:
+            return Evaluation.load(kept)
         evaluation, _ = evaluate_cases(
             task.references,
-            self.folder(competitor, name),
+            predictions,
             task.classes,
             allowed_ids=task.dataset.label_ids,
             ignore_id=task.dataset.ignore_label,
-            tolerance_mm=tolerance_mm,
-            policy=policy,
-            processes=processes,
+            rules=rules,
+            processes=min(self.contest.processes, len(task.cases)),
         )
-        evaluation.save(self.output / "scores" / competitor / name)
+        evaluation.save(kept, extra={"inputs": inputs})
         return evaluation
 
-    def costs(self, tasks: Sequence[_Task]) -> dict[str, Cost]:
-        """What the unified network and the specialists cost."""
-        costs = {UNIFIED: self._unified_cost(tasks)}
-        if self.specialists and (cost := self._specialist_cost(tasks)) is not None:
-            costs[SPECIALIST] = cost
+    def report(self, *, final: bool) -> BenchmarkTables | None:
+        """Write tables and report; an unfinished one from time to time, and without pictures."""
+        if not self.done or (not final and time.monotonic() - self.written < _REPORT_SECONDS):
+            return None
+        tables = self.tables()
+        overlays = draw_cases(self._pictures(tables)) if final else []
+        write_report(self.contest.output, tables, overlays=overlays, results=self._by_dataset()[0])
+        self.written = time.monotonic()
+        return tables
+
+    def tables(self) -> BenchmarkTables:
+        """What is known so far."""
+        results, missing = self._by_dataset()
+        waiting = [
+            f"{c.name}/{t.name}"
+            for t in self.tasks
+            for c in self.competitors
+            if (c.name, t.name) not in self.done and (c.name, t.name) not in self.missing
+        ]
+        shown = [c.name for c in self.competitors if any(c.name in by for by in results.values())]
+        tasks = [t for t in self.tasks if t.dataset.name in results]
+        space = self.unified.space
+        return compare(
+            results,
+            facts=Facts(
+                lesions={c.name for c in space.classes if c.lesion},
+                regions={c.name: c.regions for c in space.classes},
+                modalities={t.dataset.name: t.dataset.modalities[0] for t in tasks},
+                external={t.dataset.name for t in tasks if t.external},
+            ),
+            costs=self._costs(),
+            missing=missing,
+            waiting=waiting,
+            competitors=shown,
+            notes=_notes(tasks),
+            correction=self.contest.correction,
+        )
+
+    def _by_dataset(self) -> tuple[dict[str, dict[str, Evaluation]], dict[str, dict[str, str]]]:
+        """Dataset → competitor → scores of the folds that all its competitors have; and what is missing, and why."""
+        results: dict[str, dict[str, Evaluation]] = {}
+        missing: dict[str, dict[str, str]] = {}
+        for dataset in dict.fromkeys(t.dataset.name for t in self.tasks):
+            own = [t for t in self.tasks if t.dataset.name == dataset]
+            names = [c.name for c in self.competitors if any((c.name, t.name) in self.done for t in own)]
+            shared = [t for t in own if all((c, t.name) in self.done for c in names)]
+            for c in self.competitors:
+                reasons = [f"fold {t.fold}: {r}" if len(own) > 1 else r
+                           for t in own if (r := self.missing.get((c.name, t.name)))]  # fmt: skip
+                if reasons:
+                    missing.setdefault(c.name, {})[dataset] = "; ".join(reasons)
+            if shared and names:
+                results[dataset] = {c: _merged([(t, self.done[c, t.name]) for t in shared], len(own)) for c in names}
+        return results, missing
+
+    def _costs(self) -> dict[str, Cost]:
+        costs = {}
+        for competitor in self.competitors:
+            tasks = [t for t in self.tasks if (competitor.name, t.name) in self.done]
+            try:
+                cost = competitor.cost(tasks) if tasks else None
+            except Exception as error:  # a checkpoint that cannot be read costs a column, not the report
+                logger.warning("the cost of %s is unknown: %s", competitor.name, error)
+                continue
+            if cost is not None:
+                costs[competitor.name] = cost
         return costs
 
-    def report_case(self, task: _Task, results: Mapping[str, Evaluation]) -> ReportCase:
-        """The case whose DSC is the median of the first competitor's."""
-        first = next(iter(results.values()))
-        by_case = {c.identifier: mean_of(r.dsc for r in first.rows if r.case == c.identifier) for c in task.cases}
-        ordered = sorted(task.cases, key=lambda c: (by_case[c.identifier], c.identifier))
-        case = ordered[len(ordered) // 2]
-        notes = {}
-        for competitor, evaluation in results.items():
-            value = mean_of(r.dsc for r in evaluation.rows if r.case == case.identifier)
-            notes[competitor] = f"DSC {percent(value)}"
-        return ReportCase(
-            dataset=task.dataset.name,
-            case=case.identifier,
-            image=case.images[0],
-            reference=task.references[case.identifier],
-            classes=task.classes,
-            predictions={c: self.folder(c, task.dataset.name) for c in results},
-            modality=task.dataset.modalities[0],
-            notes=notes,
+    def _pictures(self, tables: BenchmarkTables) -> list[ReportCase]:
+        results, _ = self._by_dataset()
+        folders = {c.name: c.folder for c in self.competitors}
+        cases = []
+        for dataset, by in results.items():
+            own = {c: by[c] for c in tables.competitors if c in by}
+            tasks = [t for t in self.tasks if t.dataset.name == dataset]
+            cases += cases_to_show(own, tasks, folders, few=len(results) > _MANY_DATASETS)
+        return cases
+
+
+def _merged(folds: Sequence[tuple[Task, Evaluation]], known: int) -> Evaluation:
+    """The evaluations of several folds as one."""
+    if known == 1:
+        return folds[0][1]
+    first = folds[0][1]
+    return Evaluation(
+        rows=tuple(replace(row, fold=str(task.fold)) for task, e in folds for row in e.rows),
+        classes=tuple(dict.fromkeys(name for _, e in folds for name in e.classes)),
+        cases=tuple(dict.fromkeys(case for _, e in folds for case in e.cases)),
+        failures={f"fold {task.fold}, {scan}": reason for task, e in folds for scan, reason in e.failures.items()},
+        rules=first.rules,
+    )
+
+
+def _notes(tasks: Sequence[Task]) -> list[str]:
+    notes = []
+    if seen := sorted({t.dataset.name for t in tasks if t.trained_on}):
+        notes.append(
+            "No test cases, and training used all others, so that scores are of training cases: " + ", ".join(seen)
         )
-
-    def _predict_unified(self, task: _Task) -> None:
-        done = predict_folder(
-            [c.images[0] for c in task.cases],
-            self.folder(UNIFIED, task.dataset.name),
-            self.predictor,
-            tuple(task.classes),
-            modality=task.dataset.modalities[0],
-        )
-        for scan, reason in done.failures.items():
-            self.summary.failures[f"{UNIFIED}/{task.dataset.name}/{scan}: prediction"] = reason
-
-    def _predict_specialist(self, task: _Task) -> None:
-        from satunet.prediction.specialist import predict_specialist
-
-        folder = self.folder(SPECIALIST, task.dataset.name)
-        missing = [c for c in task.cases if not (folder / f"{c.identifier}{task.dataset.file_ending}").is_file()]
-        started = time.monotonic()
-        predict_specialist(
-            task.dataset.name,
-            [(c.identifier, c.images) for c in task.cases],
-            folder,
-            fold=self.predictor.model.fold,
-            device=self.device,
-        )
-        if missing:
-            times = {"scans": len(missing), "seconds": round(time.monotonic() - started, 2)}
-            write_json(folder / _TIMES, times)
-
-    def _unified_cost(self, tasks: Sequence[_Task]) -> Cost:
-        model = self.predictor.model
-        manifests = [
-            file
-            for task in tasks
-            for case in task.cases
-            if (file := self.folder(UNIFIED, task.dataset.name) / case.identifier / MANIFEST).is_file()
-        ]
-        parameters = sum(p.numel() for p in model.network.parameters())
-        steps = _read(model.path / f"fold_{model.fold}" / "training_config.json").get("steps")
-        return Cost(
-            models=1,
-            parameters=parameters,
-            disk_bytes=4 * parameters,
-            training_steps=None if steps is None else int(steps),
-            seconds_per_scan=statistics.fmean(float(read_json(f)["seconds"]) for f in manifests) if manifests else None,
-        )
-
-    def _specialist_cost(self, tasks: Sequence[_Task]) -> Cost | None:
-        import torch
-
-        from satunet.trainers.specialist import specialist_folder
-
-        counts, steps, scans, seconds = [], [], 0, 0.0
-        for task in tasks:
-            name = task.dataset.name
-            file = specialist_folder(name) / f"fold_{self.predictor.model.fold}" / "checkpoint_final.pth"
-            if not file.is_file():
-                continue
-            # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-            counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
-            steps.append(int(_read(file.parent / "training_config.json").get("steps", 0)))
-            times = _read(self.folder(SPECIALIST, name) / _TIMES)
-            scans, seconds = scans + int(times.get("scans", 0)), seconds + float(times.get("seconds", 0))
-        if not counts:
-            return None
-        return Cost(
-            models=len(counts),
-            parameters=sum(counts),
-            disk_bytes=4 * sum(counts),
-            training_steps=sum(steps) if all(steps) else None,
-            seconds_per_scan=seconds / scans if scans else None,
-        )
+    if external := sorted({t.dataset.name for t in tasks if t.external}):
+        notes.append("External datasets, which the unified network was not trained on: " + ", ".join(external))
+    for task in {t.dataset.name: t for t in tasks}.values():
+        if task.unknown:
+            few = ", ".join(task.unknown[:8]) + (" …" if len(task.unknown) > 8 else "")
+            notes.append(
+                f"{task.dataset.name}: {len(task.unknown)} of {len(task.unknown) + len(task.classes)} classes are "
+                f"not scored, because the unified network does not know them: {few}"
+            )
+    for note in notes:
+        logger.debug("%s", note)
+    return notes
 
 
-def _task(dataset: Dataset, model: ModelFolder) -> _Task:
-    cases = tuple(c for c in dataset.test_cases() if c.label is not None)
-    trained_on = False
-    if not cases:
-        known = {c.identifier: c for c in dataset.training_cases()}
-        wanted = _validation_cases(dataset, model)
-        cases = tuple(known[c] for c in wanted if c in known)
-        trained_on = model.fold == "all"
-    classes = known_classes(dataset, model.space)
-    if not cases or not classes:
-        raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
-    return _Task(dataset=dataset, cases=cases, classes=classes, trained_on=trained_on)
+def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
+    """Hash of everything that scores depend on: rules, classes, and size and time of every file."""
+    found, _ = find_predictions(predictions, task.references)
+    paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
+    stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
+    content = {
+        "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,
+        "cases": list(task.references), "ids": sorted(task.dataset.label_ids), "ignore": task.dataset.ignore_label,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _validation_cases(dataset: Dataset, model: ModelFolder) -> list[str]:
-    if model.fold == "all":
-        return [c.identifier for c in dataset.training_cases()]
-    file = preprocessed_dir() / model.plan.dataset_name / "splits_final.json"
+def _files(path: Path) -> Iterable[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    legend = path.with_name(f"{strip_ending(path.name)}.json")
+    return [path, *([legend] if legend.is_file() else [])]
+
+
+def _stat(path: Path) -> Any:
     try:
-        scans = set(read_json(file)[int(model.fold)]["val"])
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise DatasetError(f"{file}: no validation scans of fold {model.fold} ({error})") from error
-    return [c.identifier for c in dataset.training_cases() if scan_id(dataset.name, c.identifier, 0) in scans]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object, empty if the file is not there or none."""
-    try:
-        content = read_json(file)
-    except (OSError, ValueError, SatunetError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return path.stat()
+    except OSError:
+        return None

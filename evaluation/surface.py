@@ -107,7 +107,7 @@ def search_radius(spacing_mm: Sequence[float], tolerance_mm: float | None) -> fl
         tolerance_mm: The distance that is asked for; ``None``: all distances are wanted.
     """
     voxel = math.prod(float(s) for s in spacing_mm)
-    usual = (_USUAL_STEPS * voxel * 3 / (4 * math.pi)) ** (1 / 3)
+    usual = math.pow(_USUAL_STEPS * voxel * 3 / (4 * math.pi), 1 / 3)
     if tolerance_mm is None:
         return usual
     expected = 4 / 3 * math.pi * tolerance_mm**3 / voxel

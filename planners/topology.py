@@ -21,6 +21,8 @@ from satunet.network.config import Axes, NetworkConfig
 GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000
 """nnU-Net's ``UNet_reference_val_3d``: feature-map elements of one patch, at a batch of two, that fit 8 GB."""
+REFERENCE_ELEMENTS_RESIDUAL = 680_000_000
+"""The same of nnU-Net's residual-encoder planners."""
 BYTES_PER_ELEMENT = 8 * GB / (2 * REFERENCE_ELEMENTS)
 BYTES_PER_PARAMETER = 16
 MIN_BATCH = 2
@@ -52,12 +54,14 @@ class Width:
         max_features: Features of a stage at most; ten times the first stage's, at least nnU-Net's 320, if not given.
         text_dim: Width of the text embeddings.
         queries: Queries a patch.
+        backbone: ``"plain"`` or ``"residual"``.
     """
 
     base_features: int
     max_features: int | None = None
     text_dim: int
     queries: int = LOSS_CHUNK
+    backbone: str = "plain"
 
     def __post_init__(self) -> None:
         if self.base_features < 1 or (self.max_features is not None and self.max_features < self.base_features):
@@ -127,15 +131,21 @@ def largest_batch(network: NetworkConfig, patch_size: Sequence[int], gpu_memory_
 def feature_map_elements(network: NetworkConfig, patch_size: Sequence[int]) -> int:
     """Elements of all convolutions' outputs for one patch, as nnU-Net counts them for a plain U-Net.
 
-    Encoder: convolutions of a stage times its features. Decoder: the same, and the transposed convolution's output.
+    Encoder: convolutions of a stage times its features; in a residual one, two a block, one for a short cut that is not
+    the identity, and one for the stem. Decoder: convolutions times features, and the transposed convolution's output.
     """
-    total = 0
     size = np.array(patch_size, dtype=np.int64)
     stages = len(network.features_per_stage)
+    residual = network.backbone == "residual"
+    total = network.features_per_stage[0] * int(np.prod(size)) if residual else 0
     for stage, features in enumerate(network.features_per_stage):
         size = size // np.array(network.strides[stage])
         voxels = int(np.prod(size))
-        total += network.n_conv_per_stage[stage] * features * voxels
+        convs = network.n_conv_per_stage[stage]
+        if residual:
+            entering = network.features_per_stage[max(0, stage - 1)]
+            convs = 2 * convs + (entering != features or max(network.strides[stage]) > 1)
+        total += convs * features * voxels
         if stage < stages - 1:
             total += (network.n_conv_per_stage_decoder[stages - 2 - stage] + 1) * features * voxels
     return total
@@ -145,10 +155,15 @@ def backbone_parameters(network: NetworkConfig) -> int:
     """Weights, biases and norms of the U-Net's convolutions."""
     total = 0
     features = network.features_per_stage
+    residual = network.backbone == "residual"
+    if residual:  # the stem
+        total += network.in_channels * features[0] * math.prod(network.kernel_sizes[0]) + 3 * features[0]
     for stage, here in enumerate(features):
         kernel = math.prod(network.kernel_sizes[stage])
-        entering = [network.in_channels if stage == 0 else features[stage - 1]]
-        entering += [here] * (network.n_conv_per_stage[stage] - 1)
+        before = features[stage - 1] if stage else features[0] if residual else network.in_channels
+        entering = [before] + [here] * ((2 if residual else 1) * network.n_conv_per_stage[stage] - 1)
+        if residual and before != here:
+            total += before * here + 2 * here  # the short cut's projection has no bias
         if stage < len(features) - 1:
             # the skip connection doubles what enters the first convolution of a decoder stage
             entering += [2 * here] + [here] * (network.n_conv_per_stage_decoder[len(features) - 2 - stage] - 1)
@@ -197,7 +212,8 @@ def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: in
     activations. Weights, their gradients and AdamW's two moments are there throughout.
     """
     voxels = int(np.prod(np.asarray(patch_size, dtype=np.int64)))
-    of_patch = feature_map_elements(network, patch_size) * BYTES_PER_ELEMENT
+    reference = REFERENCE_ELEMENTS_RESIDUAL if network.backbone == "residual" else REFERENCE_ELEMENTS
+    of_patch = feature_map_elements(network, patch_size) * BYTES_PER_ELEMENT * REFERENCE_ELEMENTS / reference
     for scale, (_, features) in zip(network.scales, network.mask_heads, strict=True):
         of_patch += 4 * features * (voxels // int(np.prod(scale)))
     shared = 4 * voxels * (network.features_per_stage[0] + 4 * min(queries, LOSS_CHUNK))
@@ -235,6 +251,10 @@ def _topology(spacing_mm: Sequence[float], patch: Sequence[float] | NDArray[Any]
         strides, kernels = ((1, 1, 1), (1, 1, 1)), ((3, 3, 3), (3, 3, 3))
     x, y, z = (int(p) for p in padded)
     network = NetworkConfig.auto(
-        features_per_stage=width.of_stages(len(strides)), strides=strides, kernel_sizes=kernels, text_dim=width.text_dim
+        features_per_stage=width.of_stages(len(strides)),
+        strides=strides,
+        kernel_sizes=kernels,
+        text_dim=width.text_dim,
+        backbone=width.backbone,
     )
     return Topology(patch_size=(x, y, z), network=network)

@@ -43,6 +43,7 @@ def plan_unified(
     dataset_name: str = "Dataset900_Unified",
     text_encoder: str = "minilm",
     normalization: NormalizationSchemes = "sat",
+    backbone: str = "plain",
 ) -> UnifiedPlan:
     """Plan one network for all datasets.
 
@@ -62,11 +63,16 @@ def plan_unified(
         dataset_name: Name of the unified dataset.
         text_encoder: Text encoder.
         normalization: SAT's scheme or nnU-Net's.
+        backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"`` (``auto`` only).
 
     Raises:
         PlanError: No dataset, an unknown preset, values that make no plan, or a budget nothing fits.
     """
     _check(fingerprints, preset, gpu_memory_gb, spacing_mm, patch_size, (base_features, max_features))
+    if backbone not in ("plain", "residual") or (backbone != "plain" and preset != "auto"):
+        raise PlanError(
+            f"backbone {backbone!r} with the preset {preset!r}; allowed are plain and residual with auto, and plain"
+        )
     text_dim = _text_dim(text_encoder)
     records = {f.dataset: load_catalogue().by_name(f.dataset) for f in fingerprints}
     factors = {name: record.weight for name, record in records.items() if record is not None}
@@ -81,6 +87,7 @@ def plan_unified(
             max_features=max_features,
             text_dim=text_dim,
             queries=queries_per_scan,
+            backbone=backbone,
         )
         network, patch = _auto(spacing, extents, scan_weights, gpu_memory_gb, width, patch_size, why)
         batch = _batch(network, patch, batch_size, gpu_memory_gb, queries_per_scan, extents, why)
@@ -225,6 +232,8 @@ def _auto(
         reason = "was given" if patch == patch_size else f"is {patch_size} rounded up to the strides {network.divisor}"
     why["patch"] = f"{patch} voxels {reason}"
     why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
+    if network.backbone == "residual":
+        why["network"] += f"; residual encoder with {network.n_conv_per_stage} blocks, as nnU-Net's ResEnc planners"
     return network, patch
 
 

@@ -16,6 +16,7 @@ from satunet.planners.run import fingerprint_datasets
 from satunet.planners.specialist import plan_specialist, preprocess_specialist
 from satunet.planners.unified import plan_unified, save_unified_plan
 from satunet.preprocessing.run import preprocess_datasets
+from satunet.preprocessing.splits import share_folds
 from satunet.progress import JobSummary
 
 
@@ -28,6 +29,7 @@ def plan_and_preprocess(
     patch_size: tuple[int, int, int] | None = None,
     batch_size: int | None = None,
     base_features: int | None = None,
+    backbone: str = "plain",
     normalization: NormalizationSchemes = "sat",
     text_encoder: str = "minilm",
     unified_name: str = "Dataset900_Unified",
@@ -48,6 +50,7 @@ def plan_and_preprocess(
         patch_size: Patch instead of a planned one.
         batch_size: Batch size instead of a planned one.
         base_features: Features of the first stage instead of a planned number; the specialists take it as well.
+        backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"``.
         normalization: SAT's scheme or nnU-Net's.
         text_encoder: Name of the text encoder, see :func:`satunet.text.load_text_encoder`.
         unified_name: Name of the unified dataset.
@@ -68,6 +71,7 @@ def plan_and_preprocess(
         patch_size=patch_size,
         batch_size=batch_size,
         base_features=base_features,
+        backbone=backbone,
         normalization=normalization,
         text_encoder=text_encoder,
         dataset_name=unified_name,
@@ -109,6 +113,8 @@ def plan_and_preprocess(
                     base_features=base_features,
                     planner=specialist_planner,
                 )
+                if preprocess:
+                    share_folds(name, [case.identifier for case in load_dataset(name).training_cases()])
                 made = preprocess_specialist(name, processes=here) if preprocess else True
                 (summary.done if made else summary.skipped)(f"{name} (specialist)")
             except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets import Case, Dataset, load_dataset, scan_id
-from satunet.errors import DatasetError, SatunetError, UserError
+from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.files import only_writer, write_json
 from satunet.imageio import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
@@ -184,6 +184,8 @@ def _preprocess_case(job: _Job) -> list[int | Exception]:
         for channel in range(len(job.case.images)):
             try:
                 results.append(_preprocess_scan(job, channel))
+            except DiskFullError:
+                raise
             except SatunetError as error:
                 results.append(error)
             except Exception as error:  # of a library; its own class may not survive the way to another process

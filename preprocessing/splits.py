@@ -9,7 +9,7 @@ from typing import Any
 
 from satunet.datasets import split_scan_id
 from satunet.errors import DatasetError
-from satunet.files import read_json
+from satunet.files import read_json, write_json
 from satunet.paths import preprocessed_dir, raw_dir
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,9 @@ def unified_splits(
 ) -> list[dict[str, list[str]]]:
     """Five folds over scans, made dataset by dataset, the channels of a case together.
 
-    A dataset's own ``splits_final.json`` (in ``nnUNet_preprocessed``, else in ``nnUNet_raw``) is taken over; cases
-    that it does not name are trained on. Without one, five or more cases are split as nnU-Net does; two to four by
-    leaving one out in turn; a single case trains and validates.
+    A dataset's own ``splits_final.json`` (in ``nnUNet_raw``, where conversions put published splits, else in
+    ``nnUNet_preprocessed``) is taken over; cases that it does not name are trained on. Without one, five or more cases
+    are split as nnU-Net does; two to four by leaving one out in turn; a single case trains and validates.
 
     Args:
         scans: Preprocessed scans.
@@ -50,8 +50,21 @@ def unified_splits(
     return folds
 
 
+def share_folds(dataset: str, cases: Sequence[str]) -> None:
+    """Give a dataset's specialist the folds of the unified network, so that neither is scored on what it was taught.
+
+    nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``; a file there that agrees stays as it is.
+
+    Raises:
+        DatasetError: The dataset's ``splits_final.json`` is malformed.
+    """
+    own = preprocessed_dir() / dataset / "splits_final.json"
+    if (raw_dir() / dataset / "splits_final.json").is_file() or not own.is_file():
+        write_json(own, _case_splits(dataset, sorted(cases)))
+
+
 def _case_splits(dataset: str, cases: list[str]) -> list[dict[str, list[str]]]:
-    for file in (preprocessed_dir() / dataset / "splits_final.json", raw_dir() / dataset / "splits_final.json"):
+    for file in (raw_dir() / dataset / "splits_final.json", preprocessed_dir() / dataset / "splits_final.json"):
         if file.is_file():
             return _given(file, dataset, cases)
     if len(cases) >= FOLDS:

@@ -323,10 +323,12 @@ def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, in
     codec, level = (blosc2.Codec.LZ4HC, 1) if array.dtype.kind == "f" else (blosc2.Codec.ZSTD, 5)
     shuffle = blosc2.Filter.SHUFFLE if array.itemsize > 1 else blosc2.Filter.NOFILTER
     with atomic_path(path) as temporary:
-        blosc2.asarray(
+        # Packed in memory and written by Python, which says why it cannot.
+        packed = blosc2.asarray(
             np.ascontiguousarray(array),
-            urlpath=str(temporary),
+            contiguous=True,
             chunks=tuple(int(c) for c in chunks),
             blocks=tuple(int(b) for b in blocks),
             cparams={"codec": codec, "clevel": level, "filters": [shuffle], "nthreads": 1},
         )
+        temporary.write_bytes(packed.to_cframe())

@@ -21,6 +21,7 @@
     │   ├── UnexpectedLabelError
     │   └── MissingFileError
     └── EnvironmentProblemError (RuntimeError)   the installation cannot do what was asked
+        └── DiskFullError              no space to write to: nothing that follows could be kept either
 
 A message says what was received, what is allowed, and which file it is about.
 """
@@ -118,3 +119,7 @@ class MissingFileError(ScanError):
 
 class EnvironmentProblemError(SatunetError, RuntimeError):
     """The installation cannot do what was asked; the message says how to repair it."""
+
+
+class DiskFullError(EnvironmentProblemError):
+    """There is no space left to write to: a long job stops, and goes on from there when it is started again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satunet.errors import UserError
+from satunet.errors import DiskFullError, SatunetError, UserError
+
+_LITTLE = 1 << 20
+"""Bytes that are left where a disk is as good as full."""
 
 
 @contextlib.contextmanager
@@ -22,8 +26,24 @@ def atomic_path(final: Path) -> Iterator[Path]:
     The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it,
     and starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the
     temporary file is removed and ``final`` is left as it was. The folder is made if needed.
+
+    Raises:
+        DiskFullError: There is no space left.
     """
     final = Path(final)
+    try:
+        with _atomic_path(final) as temporary:
+            yield temporary
+    except Exception as error:
+        if not isinstance(error, SatunetError) and _disk_is_full(error, final.parent):
+            raise DiskFullError(
+                f"{final}: no space left on the disk. What is done is kept; make room and start the same job again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _atomic_path(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent)
     os.close(handle)
@@ -38,6 +58,16 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error comes from a full disk; libraries in C only say that they could not write."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    try:
+        return shutil.disk_usage(folder).free < _LITTLE
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -372,9 +372,22 @@ def _open_nifti(path: Path) -> Any:
     # nibabel reports repairs of headers on its own logger's stderr handler; the reasons are in our errors.
     logging.getLogger("nibabel.global").setLevel(logging.ERROR)
     try:
-        return nib.load(path)
+        loaded = nib.load(path)
     except Exception as error:  # nibabel raises ImageFileError, HeaderDataError, OSError, EOFError, zlib.error
         raise UnreadableImageError(path, f"not a readable NIfTI image ({_first_line(error)})") from error
+    _require_spacing(loaded, path)
+    return loaded
+
+
+def _require_spacing(loaded: Any, path: Path) -> None:
+    """A spacing of 0 is 1 mm to nibabel; where nothing else says where the voxels are, that would be a guess."""
+    header = loaded.header
+    if not isinstance(header, nib.Nifti1Header) or int(header["sform_code"]) or 1.0 not in header.get_zooms()[:3]:
+        return
+    with nib.openers.ImageOpener(str(path)) as file:
+        stored = type(header).from_fileobj(file, check=False)["pixdim"][1:4]
+    if (np.asarray(stored) == 0).any():
+        raise UnreadableImageError(path, f"the header gives the spacing {_rounded(stored)} mm; allowed is more than 0")
 
 
 def _nifti_grid(loaded: Any, path: Path) -> Grid:

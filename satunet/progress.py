@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from satunet.errors import SatunetError
+from satunet.errors import DiskFullError, SatunetError
 from satunet.files import write_json
 from satunet.parallel import Outcome, Workers, outcomes
 
@@ -121,11 +121,16 @@ def run_parallel(
 
     Yields:
         One outcome an item, in the order in which they end.
+
+    Raises:
+        DiskFullError: An item found no space left to write to.
     """
     items = list(items)
     with progress_bar(description, len(items)) as advance:
         workers = processes if isinstance(processes, Workers) else Workers(processes=processes)
         for outcome in outcomes(function, items, workers, needs):
+            if isinstance(outcome.error, DiskFullError):
+                raise outcome.error  # all that follow would fail as well, each with a reason that is none
             advance(note=key(outcome.item))
             yield outcome
 

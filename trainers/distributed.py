@@ -35,10 +35,14 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def first() -> bool:
+    """Whether this is the first of the processes that torchrun started, also before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def log_name() -> str:
     """Name of this process's log file."""
-    number = int(os.environ.get("RANK", "0"))
-    return f"train_rank{number}.log" if number else "train.log"
+    return "train.log" if first() else f"train_rank{os.environ['RANK']}.log"
 
 
 @contextlib.contextmanager
@@ -70,6 +74,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     try:
         yield device
+        dist.barrier()  # whoever leaves first must not take the connections of the others with it
     finally:
         dist.destroy_process_group()
 

@@ -173,7 +173,9 @@ class StepBatches(Dataset[dict[str, Any]]):
         return arrays
 
 
-def batches(dataset: StepBatches, steps: range, workers: int, *, pin_memory: bool = False) -> Iterator[dict[str, Any]]:
+def batches(
+    dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_memory: bool = False
+) -> Iterator[dict[str, Any]]:
     """Batches of ``steps``, in order, loaded in ``workers`` processes (0: in this one)."""
     loader: DataLoader[dict[str, Any]] = DataLoader(
         dataset,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.errors import ModelError, UserError
+from satunet.network.published import network_state, state_dict_of
 from satunet.plan import UnifiedPlan
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Path]:
         return _plain_names(_read_safetensors(file)), file
     content = load_checkpoint(file)
     if "network_weights" not in content and isinstance(content.get("model_state_dict"), Mapping):
-        content = {"network_weights": content["model_state_dict"]}  # SAT's published checkpoints
+        return network_state(state_dict_of(content, source=file), source=file), file  # SAT's published checkpoints
     return network_weights(content, source=file), file
 
 

@@ -170,11 +170,18 @@ class Reporter:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; every process has to call it."""
+        return {"failed_scans": self._failures(), "drawn": dict(self.drawn)}
+
+    def gather_failures(self) -> None:
+        """At the end, every process knows those of all."""
+        self.failed_scans = self._failures()
+
+    def _failures(self) -> dict[str, int]:
         failed: dict[str, int] = {}
         for part in distributed.gather(self.failed_scans):
             for scan, number in part.items():
                 failed[scan] = failed.get(scan, 0) + number
-        return {"failed_scans": failed, "drawn": dict(self.drawn)}
+        return failed
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -82,7 +83,10 @@ def run_training(
             trainer.initialize()
             trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
         if not finished:
-            finished = _train(trainer, config)
+            try:
+                finished = _train(trainer, config)
+            finally:
+                trainer.leave_processes()
         if finished and (validate or only_validate):
             trainer.perform_actual_validation()
         trainer.reporter.close()
@@ -135,7 +139,8 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool) -> bool:
 
 def _train(trainer: SATTrainer, config: TrainingConfig) -> bool:
     """Train; whether it came to the end."""
-    with progress_bar("Training", config.steps) as advance:
+    first = distributed.rank() == 0
+    with progress_bar("Training", config.steps) if first else contextlib.nullcontext(_no_bar) as advance:
         advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
         trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")
         trainer.run_training()
@@ -144,3 +149,7 @@ def _train(trainer: SATTrainer, config: TrainingConfig) -> bool:
         return False
     logger.info("model: %s", trainer.model_folder)
     return True
+
+
+def _no_bar(steps: int = 1, note: str = "") -> None:
+    """The first process shows the progress."""

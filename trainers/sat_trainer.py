@@ -12,6 +12,7 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -65,6 +66,7 @@ class SATTrainer(nnUNetTrainer):
     network: Any
     optimizer: Any
     dataloader_train: Any
+    dataloader_val: Any
     grad_scaler: Any
 
     def __init__(
@@ -156,7 +158,7 @@ class SATTrainer(nnUNetTrainer):
         self.network.deep_supervision = enabled
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Scans of the fold; with fold ``all``, every scan trains and validates."""
+        """Training and validation scans of the fold; with fold ``all``, every scan is both."""
         known = [s for s in self.store.scan_ids if self.store.record(s).dataset in self.space.ids]
         if self.fold == "all":
             return known, known
@@ -165,14 +167,20 @@ class SATTrainer(nnUNetTrainer):
             raise ModelError(f"fold {self.fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
         present = set(known)
         train, val = ([s for s in folds[self.fold][part] if s in present] for part in ("train", "val"))
-        return train, val or train
+        return train, val
+
+    def held_out(self) -> list[str]:
+        """Validation scans that are not trained on: the only case of a dataset is both."""
+        train, val = self.do_split()
+        trained = set(train)
+        return [scan for scan in val if scan not in trained]
 
     def on_train_start(self) -> None:
         """Make the data loaders and write what prediction needs beside the checkpoints."""
         if not self.was_initialized:
             self.initialize()
         train, val = self.do_split()
-        self._make_loaders(train, val)
+        self._make_loaders(train, val or train)
         self._step_module: nn.Module = _Step(self.network)
         if distributed.world_size() > 1:
             # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
@@ -187,7 +195,7 @@ class SATTrainer(nnUNetTrainer):
             write_model_files(self)
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
-            f"{len(train)} training and {len(val)} validation scans, {len(self.space.classes)} classes, "
+            f"{len(train)} training and {len(val)} validation scans, {len(self.held_out())} of them held out, {len(self.space.classes)} classes, "
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{distributed.world_size()} processes with {self._workers()} workers each"
         )
@@ -208,9 +216,12 @@ class SATTrainer(nnUNetTrainer):
         )
         self._val_data = StepBatches(self.store, val, *shared, stream=1, boxes=boxes)
         first = self.current_epoch * self.num_iterations_per_epoch
-        self.dataloader_train = batches(
-            self._train_data, range(first, self.config.steps), workers, pin_memory=self.device.type == "cuda"
-        )
+        pin = self.device.type == "cuda"
+        self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
+        # The same patches at every epoch, shared by the processes; loaded ahead while the network still trains.
+        self._val_steps = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
+        order = [*self._val_steps] * (self.num_epochs - self.current_epoch)
+        self.dataloader_val = batches(self._val_data, order, min(workers, 2), pin_memory=pin)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -234,12 +245,22 @@ class SATTrainer(nnUNetTrainer):
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                own = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
-                self.on_validation_epoch_end([self.validation_step(self._val_data[i]) for i in own])
+                results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
+                self.on_validation_epoch_end(results)
             self.on_epoch_end()
             if self._out_of_time():
                 return
         self.on_train_end()
+
+    def leave_processes(self) -> None:
+        """Let go of DDP, before the process group ends.
+
+        Whoever drops the last reference to the group joins its threads. DDP would do so while it holds Python's lock,
+        which those threads need: now and then, a run would end but never exit.
+        """
+        if distributed.world_size() > 1:
+            self._step_module = nn.Identity()
+            gc.collect()
 
     def _out_of_time(self) -> bool:
         """Whether another epoch would end after the deadline; the first process's clock decides for all."""
@@ -368,7 +389,8 @@ class SATTrainer(nnUNetTrainer):
         self.current_epoch += 1
         if distributed.rank() == 0 and not self.disable_checkpointing:
             (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
-        self.dataloader_train = None
+        self.dataloader_train = self.dataloader_val = None
+        self.reporter.gather_failures()
         for scan, count in sorted(self.failed_scans.items()):
             self.print_to_log_file(f"{scan} could not be read {count} times")
         distributed.barrier()
@@ -379,10 +401,10 @@ class SATTrainer(nnUNetTrainer):
 
         if not self.was_initialized:
             self.initialize()
-        if self.fold == "all":
-            self.print_to_log_file("fold 'all' holds no scan out: there is nothing to validate on")
+        scans = self.held_out()
+        if not scans:
+            self.print_to_log_file(f"fold {self.fold!r} holds no scan out: there is nothing to validate on")
             return
-        _, scans = self.do_split()
         summary = validate(self, scans)
         if summary is not None:
             mean = summary["foreground_mean"]["Dice"]

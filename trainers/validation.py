@@ -56,7 +56,7 @@ def validate(trainer: SATTrainer, scans: Sequence[str]) -> dict[str, Any] | None
         try:
             case = _known(file, weights)
             if case is None:
-                case = {"scan": scan, "weights": weights, "metrics": _score_scan(trainer, scan)}
+                case = {"scan": scan, "weights": weights, "metrics": score_scan(trainer, scan)}
                 write_json(file, case)
             cases.append(case)
             trainer.print_to_log_file(f"validated {scan}")
@@ -130,7 +130,11 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
     }
 
 
-def _score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
+def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
+    """Segment a scan of the trainer's store with every class its dataset annotates, and count.
+
+    The network must be in evaluation mode, without deep supervision.
+    """
     record = trainer.store.record(scan)
     names = trainer.space.classes_of(record.dataset)
     volume: NDArray[np.float32] = np.asarray(trainer.store.image(scan)[:])[0]

@@ -41,6 +41,7 @@ class CatalogueRecord:
         channel_names: As in its ``dataset.json``.
         labels: Label name → id, as in its ``dataset.json``.
         classes: Class → ids whose union it is.
+        patient: Pattern of the part of a scan's patient id that names the patient, where the rest is a visit or a frame.
         stored_ids: Id in the label maps as their makers publish them → id, where they are numbered otherwise.
     """
 
@@ -57,6 +58,7 @@ class CatalogueRecord:
     channel_names: tuple[str, ...] = ()
     labels: Mapping[str, int]
     classes: Mapping[str, tuple[int, ...]]
+    patient: str = ".+"
     stored_ids: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

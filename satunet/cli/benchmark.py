@@ -12,6 +12,7 @@ from tyro.conf import arg
 from satunet.cli.options import DatasetIds, Device, Output, Processes, Verbose, dataset_names, default_processes
 
 if TYPE_CHECKING:
+    from satunet.evaluation.competitors import Competitor
     from satunet.evaluation.rules import Rules
 
 Tolerance = Annotated[float, arg(help="Tolerance of the normalised surface Dice, in mm.")]
@@ -73,6 +74,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
+        from satunet.errors import UserError
         from satunet.evaluation.class_lists import classes_in_file, classes_in_folders
         from satunet.evaluation.evaluate import evaluate_cases, references_in
         from satunet.evaluation.tables import print_evaluation
@@ -80,6 +82,8 @@ class Evaluate:
         from satunet.progress import setup_logging
 
         references = references_in(self.references)
+        if not self.predictions.is_dir():  # before a log file makes it
+            raise UserError(f"{self.predictions}: no such folder of predictions")
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
         folders = all(path.is_dir() for path in references.values())
@@ -96,7 +100,7 @@ class Evaluate:
             allowed_ids=listed.allowed_ids,
             ignore_id=listed.ignore_id,
             rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, lesions),
-            processes=self.processes,
+            processes=min(self.processes, len(references)),
         )
         evaluation.save(output, parquet=self.parquet)
         print_evaluation(evaluation)
@@ -139,22 +143,48 @@ def scoring_rules(
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Compare the unified network with one nnU-Net per dataset: predictions, scores, a table and an HTML report."""
+    """Compare the unified network with one nnU-Net per dataset: predictions, scores, tables and an HTML report."""
 
     datasets: DatasetIds
     output: Output
     model: Annotated[
         Path | None, arg(aliases=["-m"], metavar="FOLDER", help="Model folder; that of dataset 900 if not given.")
     ] = None
-    fold: Annotated[str | None, arg(aliases=["-f"], help="Fold of both sides; the model's only one if not given.")] = (
-        None
-    )
+    folds: Annotated[
+        tuple[str, ...],
+        arg(name="fold", aliases=["-f"], help="Folds of both sides; the model's only one if not given."),
+    ] = ()
     specialists: Annotated[bool, arg(help="Predict with the datasets' specialist nnU-Nets as well.")] = False
     competitors: Annotated[
         tuple[str, ...], arg(metavar="NAME=FOLDER", help="Predictions of others, in FOLDER/<dataset>.")
     ] = ()
+    commands: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME=COMMAND",
+            help="Competitors that predict by a command: {input} is a folder of scans, {output} where to write; {dataset},"
+            " {fold} and {classes} (a JSON file) may be used too.",
+        ),
+    ] = ()
+    medsam: Annotated[
+        str | None,
+        arg(
+            metavar="MODEL",
+            help="MedSAM, prompted with boxes of the reference: a SamModel of transformers by name or folder, such as "
+            "wanglab/medsam-vit-base.",
+        ),
+    ] = None
+    medsam_boxes: Annotated[
+        tuple[Literal["tight", "loose", "oracle"], ...],
+        arg(help="Boxes for MedSAM; 'oracle' takes the tight box for the mask, without a network."),
+    ] = ("tight",)
     tolerance: Tolerance = 1.0
+    tolerances: Tolerances = ()
     policy: Policy = "sat"
+    no_distances: Distances = False
+    correction: Annotated[
+        Literal["holm", "bh", "none"], arg(help="How p-values are adjusted for the number of tests.")
+    ] = "holm"
     device: Device = "auto"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
@@ -162,28 +192,48 @@ class Benchmark:
     def run(self) -> int:
         """Predict, score, compare; what is done already is not done again."""
         from satunet.environment import quick_check
-        from satunet.errors import UserError
 
         quick_check()
-        from satunet.evaluation.run_benchmark import run_benchmark
+        from satunet.evaluation.run_benchmark import Contest, run_benchmark
         from satunet.progress import setup_logging
         from satunet.trainers.run import model_folder
 
-        wrong = [c for c in self.competitors if "=" not in c]
-        if wrong:
-            raise UserError(f"--competitors takes NAME=FOLDER, got {wrong}")
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
-        _, summary = run_benchmark(
-            dataset_names(self.datasets),
-            self.model or model_folder("Dataset900_Unified"),
-            self.output,
-            fold=self.fold,
+        contest = Contest(
+            model=self.model or model_folder("Dataset900_Unified"),
+            output=self.output,
+            folds=tuple(int(f) if f.isdigit() else f for f in self.folds) or (None,),
             specialists=self.specialists,
-            others={name: Path(folder) for name, _, folder in (c.partition("=") for c in self.competitors)},
+            folders={
+                name: Path(folder) for name, folder in _named(self.competitors, "--competitors takes NAME=FOLDER")
+            },
+            commands=dict(_named(self.commands, "--commands takes NAME=COMMAND")),
+            more=self._medsam(),
+            rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, ()),
+            correction=self.correction,
             device=self.device,
-            tolerance_mm=self.tolerance,
-            policy=self.policy,
             processes=self.processes,
         )
+        _, summary = run_benchmark(dataset_names(self.datasets), contest)
         summary.show()
         return summary.exit_code
+
+    def _medsam(self) -> list[Competitor]:
+        from satunet.evaluation.medsam import MedSAMCompetitor
+
+        if self.medsam is None:
+            return []
+        place = self.output / "predictions"
+        return [
+            MedSAMCompetitor(output=place, source=self.medsam, boxes=boxes, device=self.device)
+            for boxes in dict.fromkeys(self.medsam_boxes)
+        ]
+
+
+def _named(texts: Sequence[str], expected: str) -> list[tuple[str, str]]:
+    from satunet.errors import UserError
+
+    wrong = [text for text in texts if not text.partition("=")[0] or not text.partition("=")[2]]
+    if wrong:
+        raise UserError(f"{expected}, got {wrong}")
+    return [(name, value) for name, _, value in (text.partition("=") for text in texts)]

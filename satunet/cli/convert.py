@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,7 +31,8 @@ class Convert:
         arg(aliases=["-i"], metavar="PATH", help="Jsonl files or folders of them, TaskNN_Name folders, DICOM folders."),
     ]
     id: Annotated[
-        int | None, arg(aliases=["-d"], help="Number of the dataset; of several inputs, that of the first one.")
+        int | None,
+        arg(aliases=["-d"], help="Number of the dataset; of several inputs, the first of those without one."),
     ] = None
     name: Annotated[str | None, arg(help="Name of the dataset, without number, where it should be another.")] = None
     root: Annotated[
@@ -71,10 +74,10 @@ class Convert:
         if self.name is not None and len(inputs) > 1:
             raise UserError(f"--name is for one input, there are {len(inputs)}")
         code = 0
-        for number, path in enumerate(inputs):
-            own_id = None if self.id is None else self.id + number
+        numbers = itertools.count(self.id) if self.id is not None else None
+        for path in inputs:
             try:
-                source = self._read(path, own_id)
+                source = self._source(path, numbers, alone=len(inputs) == 1)
                 summary = convert(source, link=self.link, trust_shape=self.trust_shape, processes=workers)
             except UserError as error:
                 if len(inputs) == 1:
@@ -84,6 +87,17 @@ class Convert:
             summary.show()
             code = max(code, summary.exit_code)
         return code
+
+    def _source(self, path: Path, numbers: Iterator[int] | None, *, alone: bool) -> SourceDataset:
+        """The input as a dataset; of several inputs, those without a number of their own get the next given one."""
+        from satunet.conversion import NumberNeededError
+
+        if numbers is None or alone:
+            return self._read(path, self.id)
+        try:
+            return self._read(path, None)
+        except NumberNeededError:
+            return self._read(path, next(numbers))
 
     def _read(self, path: Path, dataset_id: int | None) -> SourceDataset:
         from satunet.conversion import is_msd, read_dicom, read_msd, read_sat_ds

@@ -195,6 +195,10 @@ class _Planning:
     patch_size: PatchSize = None
     batch_size: Annotated[int | None, arg(help="Patches a training step; planned if not given.")] = None
     base_features: Annotated[int | None, arg(help="Features of the first stage; planned if not given.")] = None
+    backbone: Annotated[
+        Literal["plain", "residual"],
+        arg(help="Plain U-Net, or nnU-Net's residual encoder: slower, often better (preset 'auto' only)."),
+    ] = "plain"
     normalization: Annotated[
         Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
     ] = "sat"
@@ -228,6 +232,7 @@ class _Planning:
             patch_size=self.patch_size,
             batch_size=self.batch_size,
             base_features=self.base_features,
+            backbone=self.backbone,
             normalization=self.normalization,
             text_encoder=self.text_encoder,
             unified_name=self.name,

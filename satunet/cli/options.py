@@ -33,6 +33,10 @@ Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to t
 Device = Annotated[
     Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")
 ]
+Engine = Annotated[
+    Literal["auto", "eager", "fused", "compile"],
+    arg(help="How to run the network: 'auto' takes the fastest that needs no compiler; results agree within rounding."),
+]
 Output = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")]
 Verbose = Annotated[bool, arg(help="Show details of the log on the terminal; a log file always has them.")]
 Preset = Annotated[

@@ -116,6 +116,8 @@ class Train:
         name = dataset_name_of(self.dataset)
         fold = model_folder(name) / f"fold_{_fold(self.fold)}"
         setup_logging(fold / distributed.log_name(), verbose=self.verbose)
+        if not distributed.first():
+            logging.getLogger("satunet").handlers[0].setLevel(logging.ERROR)  # the terminal; its log file has it all
         trainer = run_training(
             name,
             fold=_fold(self.fold),

@@ -4,6 +4,16 @@ from satunet.conversion.msd import is_msd, read_msd
 from satunet.conversion.run import LINKS, convert
 from satunet.conversion.sat_ds import SEQUENCES, read_sat_ds
 from satunet.conversion.series import read_dicom
-from satunet.conversion.sources import SourceDataset
+from satunet.conversion.sources import NumberNeededError, SourceDataset
 
-__all__ = ["LINKS", "SEQUENCES", "SourceDataset", "convert", "is_msd", "read_dicom", "read_msd", "read_sat_ds"]
+__all__ = [
+    "LINKS",
+    "SEQUENCES",
+    "NumberNeededError",
+    "SourceDataset",
+    "convert",
+    "is_msd",
+    "read_dicom",
+    "read_msd",
+    "read_sat_ds",
+]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.conversion.classes import plain_table
-from satunet.conversion.sources import ImageSource, MaskSource, SourceCase, SourceDataset, open_nifti
+from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset, open_nifti
 from satunet.datasets import modality_of_channel
 from satunet.errors import ScanError, UserError
 from satunet.files import mask_file_name, read_json
@@ -49,7 +49,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
         raise UserError(f"{file}: not a dataset of the Decathlon's form ({type(error).__name__}: {error})") from error
     task = re.match(r"^Task(\d+)_(.+)$", folder.resolve().name)
     if dataset_id is None and task is None:
-        raise UserError(f"{folder}: not named TaskNN_Name; give a number with --id")
+        raise NumberNeededError(f"{folder}: not named TaskNN_Name; give a number with --id")
     number = dataset_id if dataset_id is not None else int(task[1]) if task else 0
     own = mask_file_name(name or (task[2] if task else folder.resolve().name))
     table = plain_table(sorted(labels, key=labels.__getitem__))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from satunet.conversion.classes import ClassTable, Combination
 from satunet.conversion.masks import LabelMap, read_classes
-from satunet.conversion.sources import ImageSource, SourceCase, SourceDataset, can_be_linked, read_source
+from satunet.conversion.sources import (
+    SINGLE_FILE_ENDINGS,
+    ImageSource,
+    SourceCase,
+    SourceDataset,
+    can_be_linked,
+    read_source,
+)
 from satunet.errors import GridMismatchError, MissingFileError, UserError
 from satunet.files import atomic_path, only_writer, read_json, write_json
 from satunet.geometry import Grid, same_grid
@@ -66,7 +76,6 @@ def convert(
         raise UserError(f"{folder}: holds a dataset that was not converted; choose another --id or --name")
     with only_writer(folder / RECORDS):
         table = _known_table(folder, source.table)
-        _remove_others(folder, source, summary)
         made: dict[str, _Made] = {}
         jobs = [
             _Job(
@@ -80,7 +89,10 @@ def convert(
             )
             for case in source.cases
         ]
+        _remove_others(folder, jobs, summary)
         jobs = _without_fresh(jobs, made, summary)
+        if jobs:  # a conversion that is killed leaves no dataset that could be used
+            (folder / "dataset.json").unlink(missing_ok=True)
         # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
         # cases; those cases are then read once more.
         while jobs:
@@ -169,7 +181,8 @@ def _convert(
         name = outcome.item.case.identifier
         if outcome.result is None:
             summary.failed(name, outcome.error or "no result")
-            _remove(outcome.item.folder, name)
+            for file in (*outcome.item.outputs, outcome.item.record):
+                file.unlink(missing_ok=True)
         elif outcome.result.missing:
             combinations[name] = outcome.result.missing
         else:
@@ -248,38 +261,32 @@ def _link(path: Path, output: Path, link: str) -> int:
     raise AssertionError("a copy either is made or raises")
 
 
-def _remove_others(folder: Path, source: SourceDataset, summary: JobSummary) -> None:
-    """Remove cases that the source does not have any more, or has in another part or with another ending."""
-    wanted = {case.identifier for case in source.cases}
+def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
+    """Remove cases that the source does not have any more, and files of a case in another part or of another ending."""
+    wanted = {job.case.identifier: {*job.outputs} for job in jobs}
+    for left_over in folder.glob("*T[rs]/.tmp-*"):  # of a conversion that was killed
+        left_over.unlink(missing_ok=True)
     known = {p.stem for p in (folder / RECORDS).glob("*.json") if p.name != "classes.json"}
-    gone = sorted(known - wanted)
+    files = _files_of_cases(folder)
+    for name in known:
+        for file in files.get(name, set()) - wanted.get(name, set()):
+            file.unlink(missing_ok=True)
+    gone = sorted(known - set(wanted))
     for name in gone:
-        _remove(folder, name)
+        (folder / RECORDS / f"{name}.json").unlink(missing_ok=True)
     if gone:
         summary.note("removed", f"{len(gone)} cases that the source does not have any more, such as {gone[0]}")
-    for case in source.cases:
-        job = _Job(
-            case=case, folder=folder, ending=source.file_ending, table=source.table, link="auto", trust_shape=False,
-            channels=len(source.channel_names),
-        )  # fmt: skip
-        if case.identifier in known:
-            _remove(folder, case.identifier, keep={*job.outputs, job.record})
 
 
-def _remove(folder: Path, name: str, keep: set[Path] = frozenset()) -> None:  # type: ignore[assignment]
-    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        if (folder / part).is_dir():
-            for file in (folder / part).glob(f"{_glob_of(name)}*"):
-                rest = file.name[len(name) :]
-                if file not in keep and (rest.startswith(".") or (rest[:1] == "_" and rest[1:5].isdigit())):
-                    file.unlink(missing_ok=True)
-    record = folder / RECORDS / f"{name}.json"
-    if record not in keep:
-        record.unlink(missing_ok=True)
-
-
-def _glob_of(name: str) -> str:
-    return "".join(f"[{c}]" if c in "[]*?" else c for c in name)
+def _files_of_cases(folder: Path) -> dict[str, set[Path]]:
+    """Case → its files in all parts of a dataset, of any ending."""
+    found: dict[str, set[Path]] = {}
+    for part, channel in (("imagesTr", r"_\d{4}"), ("labelsTr", ""), ("imagesTs", r"_\d{4}"), ("labelsTs", "")):
+        pattern = re.compile(rf"^(.+){channel}({'|'.join(map(re.escape, SINGLE_FILE_ENDINGS))})$")
+        for file in (folder / part).iterdir() if (folder / part).is_dir() else ():
+            if match := pattern.match(file.name):
+                found.setdefault(match[1], set()).add(file)
+    return found
 
 
 def _known_table(folder: Path, table: ClassTable) -> ClassTable:
@@ -332,11 +339,10 @@ def _splits(training: list[SourceCase], validation: frozenset[str]) -> list[dict
     patients = sorted(by_patient)
     if len(patients) == len(training) or len(patients) < 2:
         return None
-    folds = min(5, len(patients))
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    splits = generate_crossval_split(patients, seed=12345, n_splits=folds)
-    return [_fold(by_patient, [str(p) for p in split["val"]]) for split in splits]
+    # As nnU-Net folds cases.
+    order = np.arange(len(patients))
+    np.random.RandomState(12345).shuffle(order)
+    return [_fold(by_patient, [patients[i] for i in held]) for held in np.array_split(order, min(5, len(patients)))]
 
 
 def _fold(by_patient: dict[str, list[str]], held_out: list[str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from satunet.catalogue import CatalogueRecord, load_catalogue
 from satunet.conversion.classes import ClassTable, plain_table, published_table
-from satunet.conversion.sources import ImageSource, MaskSource, SourceCase, SourceDataset
+from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset
 from satunet.datasets import modality_of_channel
 from satunet.errors import DatasetError, UserError
 from satunet.files import mask_file_name, read_json
@@ -73,12 +73,14 @@ def read_sat_ds(
     rows, faults, dataset = _rows(jsonl)
     record = load_catalogue().by_name(name or dataset)
     if record is None and dataset_id is None:
-        raise UserError(f"{jsonl}: {dataset!r} is not in the catalogue; give its number with --id")
+        raise NumberNeededError(f"{jsonl}: {dataset!r} is not in the catalogue; give its number with --id")
     own = mask_file_name(name or dataset)
     folder = record.folder if record and dataset_id is None else f"Dataset{dataset_id:03d}_{own}"
     table = _table(rows, record)
     root = root or _root_of(rows, jsonl)
     kept, test, validation, notes = _split(rows, split, jsonl)
+    pattern = record.patient if record else ".+"
+    notes |= _shared_patients(kept, test, pattern)
     groups = _groups(kept, sequences, jsonl)
     channels = _channels(groups, record, jsonl)
     modalities = _modalities(groups, jsonl)
@@ -87,7 +89,7 @@ def read_sat_ds(
     cases = []
     for group, identifier in zip(groups, names, strict=True):
         try:
-            cases.append(_case(group, identifier, root, test, orientation, table))
+            cases.append(_case(group, identifier, root, test, orientation, pattern))
         except UserError as error:
             faults[identifier] = str(error)
     return SourceDataset(
@@ -96,7 +98,7 @@ def read_sat_ds(
         modalities=modalities,
         table=table,
         cases=tuple(cases),
-        validation=validation,
+        validation=frozenset(_patient(row, pattern) for row in kept if row.patient in validation),
         description=f"{dataset}, from {jsonl.name}",
         # The published specialists were planned on scans turned to RAS.
         extra={"overwrite_image_reader_writer": "NibabelIOWithReorient"} if record else {},
@@ -202,6 +204,16 @@ def _split(
     return kept, frozenset(parts["test"]), frozenset(parts["val"]), notes
 
 
+def _shared_patients(rows: Sequence[_Row], test: frozenset[str], pattern: str) -> dict[str, str]:
+    """A note where a split parts the visits of a patient: the published ones do, and figures on them look better."""
+    tested = {_patient(row, pattern) for row in rows if row.patient in test}
+    shared = sorted(tested & {_patient(row, pattern) for row in rows if row.patient not in test})
+    if not shared:
+        return {}
+    few = ", ".join(shared[:3])
+    return {"patients": f"{len(shared)} of {len(tested)} test patients are trained on with another visit: {few}"}
+
+
 def _split_file(split: Path | None, jsonl: Path) -> Path | None:
     if split is None or split.is_file():
         return split
@@ -293,7 +305,7 @@ def _safe(text: str) -> str:
 
 
 def _case(
-    group: list[_Row], identifier: str, root: Path, test: frozenset[str], orientation: str, table: ClassTable
+    group: list[_Row], identifier: str, root: Path, test: frozenset[str], orientation: str, patient: str
 ) -> SourceCase:
     images = []
     for row in group:
@@ -308,9 +320,14 @@ def _case(
         identifier=identifier,
         images=tuple(images),
         mask=_mask(row, root),
-        patient=row.patient,
+        patient=_patient(row, patient),
         test=row.patient in test,
     )
+
+
+def _patient(row: _Row, pattern: str) -> str:
+    found = re.match(pattern, row.patient)
+    return found[0] if found else row.patient
 
 
 def _mask(row: _Row, root: Path) -> MaskSource | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from satunet.conversion.classes import plain_table
-from satunet.conversion.sources import ImageSource, MaskSource, SourceCase, SourceDataset
+from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset
 from satunet.datasets import read_labels
 from satunet.dicom import Series, find_series
 from satunet.errors import UserError
@@ -32,7 +32,7 @@ def read_dicom(
         UserError: No series, several modalities, no number, or labels that cannot be used.
     """
     if dataset_id is None:
-        raise UserError(f"{folder}: a dataset of DICOM series has no number of its own; give one with --id")
+        raise NumberNeededError(f"{folder}: a dataset of DICOM series has no number of its own; give one with --id")
     found = find_series(folder)
     if not found:
         raise UserError(f"{folder}: no DICOM series in it, and neither rows of SAT-DS nor a dataset of the Decathlon")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.conversion.classes import ClassTable
-from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError
+from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
 from satunet.imageio import Image, image_ending, read_grid, read_image
 
@@ -20,6 +21,10 @@ SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
 
 Box = tuple[int, int, int, int, int, int]
+
+
+class NumberNeededError(UserError):
+    """A dataset has no number of its own, and none was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ class SourceDataset:
     notes: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def file_ending(self) -> str:
         """The ending that all files have, if they can be linked; else ``.nii.gz``."""
         files = [image.path for case in self.cases for image in case.images]

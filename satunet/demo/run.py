@@ -8,7 +8,7 @@ from pathlib import Path
 
 from satunet.datasets import load_dataset
 from satunet.demo.datasets import make_demo_datasets
-from satunet.evaluation.run_benchmark import run_benchmark
+from satunet.evaluation.run_benchmark import Contest, run_benchmark
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.predictor import Predictor
 from satunet.preprocessing.pipeline import plan_and_preprocess
@@ -76,7 +76,8 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     predicted = predict_folder([held_out], output / "predicted_by_text", Predictor(model, device=device), PROMPTS)
     summary.include(predicted)
     _announce(6, "one network against three, on the held-out scan")
-    _, scored = run_benchmark(names, model, output / "benchmark", fold="all", device=device, processes=processes)
+    contest = Contest(model=model, output=output / "benchmark", folds=("all",), device=device, processes=processes)
+    _, scored = run_benchmark(names, contest)
     summary.include(scored)
     summary.note("report", str(output / "benchmark" / "report.html"))
     summary.note("masks by text", str(output / "predicted_by_text"))

@@ -123,20 +123,20 @@ def _break_circles(terms: dict[str, Term], relations: dict[Relation, str]) -> li
         on_path = {start: 0}
         stack = [iter(up[start])]
         while stack:
-            relation = next(stack[-1], None)
-            if relation is None:
+            step = next(stack[-1], None)
+            if step is None:
                 stack.pop()
                 ended = path.pop().tail if path else start
                 on_path.pop(ended, None)
                 done.add(ended)
-            elif relation.tail in on_path:
-                circle = [*path[on_path[relation.tail] :], relation]
+            elif step.tail in on_path:
+                circle = [*path[on_path[step.tail] :], step]
                 circles.append([f"{r.head} {r.kind} {r.tail} ({relations[r]})" for r in circle])
-                del relations[relation]
-            elif relation.tail not in done:
-                path.append(relation)
-                on_path[relation.tail] = len(path)
-                stack.append(iter(up.get(relation.tail, ())))
+                del relations[step]
+            elif step.tail not in done:
+                path.append(step)
+                on_path[step.tail] = len(path)
+                stack.append(iter(up.get(step.tail, ())))
     return circles
 
 

@@ -79,7 +79,9 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
     asked = [i for i, c in enumerate(concepts) if (of(c) if of is not None else c.held_out)]
     candidates = encode([c.name for c in concepts])
 
-    synonyms, definitions, parts = [], [], []
+    synonyms: list[tuple[str, set[int], set[int]]] = []
+    definitions: list[tuple[str, set[int], set[int]]] = []
+    parts: list[tuple[str, set[int], set[int]]] = []
     named: dict[str, set[int]] = {}
     for i, concept in enumerate(concepts):
         for name in concept.names:
@@ -134,7 +136,8 @@ def _side_confusion(
     confused = []
     for i in asked:
         concept = concepts[i]
-        other = sided.get((concept.base, {"left": "right", "right": "left"}.get(concept.side or "")))
+        opposite = {"left": "right", "right": "left"}.get(concept.side or "")
+        other = sided.get((concept.base, opposite)) if opposite else None
         if other is None:
             continue
         similarity = candidates @ candidates[i]

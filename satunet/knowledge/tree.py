@@ -268,7 +268,8 @@ class KnowledgeTree:
                 continue
             relations = line.pop("relations", {})
             try:
-                term = Term(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+                values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
+                term = Term(**values)
                 pairs = [(kind, tail) for kind, tails in relations.items() for tail in tails]
             except (TypeError, AttributeError) as error:
                 raise KnowledgeError(f"{where}: not a term ({error})") from error

@@ -1,7 +1,7 @@
-"""A plain convolutional 3D U-Net that gives feature maps instead of class logits.
+"""3D U-Nets that give feature maps instead of class logits: nnU-Net's plain one and its residual encoder.
 
-Module names are those of the published checkpoints (``encoder.stages.S.0.convs.I.conv``), which come from nnU-Net's
-network library. Its blocks register every layer twice; ours once, and read both.
+Module names are those of nnU-Net's network library, which SAT's published checkpoints have too
+(``encoder.stages.S.0.convs.I.conv``). Its blocks register every layer twice; ours once, and read both.
 
 Shapes: B batch, C features, X Y Z voxels at full resolution, S stage.
 """
@@ -18,14 +18,23 @@ from satunet.network.config import NetworkConfig
 
 
 class ConvBlock(nn.Module):
-    """Convolution → instance norm → leaky ReLU."""
+    """Convolution → instance norm → leaky ReLU, the last if there is an activation."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        *,
+        bias: bool = True,
+        activation: bool = True,
+    ) -> None:
         super().__init__()
         padding = [k // 2 for k in kernel]
-        self.conv = nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=True)  # type: ignore[arg-type]
+        self.conv = nn.Conv3d(inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)  # type: ignore[arg-type]
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
-        self.nonlin = nn.LeakyReLU(inplace=True)
+        self.nonlin = nn.LeakyReLU(inplace=True) if activation else nn.Identity()
         self.register_load_state_dict_pre_hook(_drop_aliases)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,6 +60,73 @@ class ConvStack(nn.Module):
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
         result: Tensor = self.convs(x)
         return result
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a short cut around them (nnU-Net's ``BasicBlockD``).
+
+    The short cut averages where the block has a stride (He et al. 2019, "Bag of Tricks", ResNet-D) and projects where
+    it has another number of features.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(inputs, outputs, kernel, stride)
+        self.conv2 = ConvBlock(outputs, outputs, kernel, (1, 1, 1), activation=False)
+        self.nonlin2 = nn.LeakyReLU(inplace=True)
+        skip: list[nn.Module] = []
+        if max(stride) > 1:
+            skip.append(nn.AvgPool3d(tuple(stride), tuple(stride)))  # type: ignore[arg-type]
+        if inputs != outputs:
+            skip.append(ConvBlock(inputs, outputs, (1, 1, 1), (1, 1, 1), bias=False, activation=False))
+        self.skip = nn.Sequential(*skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
+        result: Tensor = self.nonlin2(self.conv2(self.conv1(x)) + self.skip(x))
+        return result
+
+
+class ResidualStack(nn.Module):
+    """Several residual blocks, the first with the stage's stride."""
+
+    def __init__(self, count: int, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        blocks = [ResidualBlock(inputs, outputs, kernel, stride)]
+        blocks += [ResidualBlock(outputs, outputs, kernel, (1, 1, 1)) for _ in range(count - 1)]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
+        result: Tensor = self.blocks(x)
+        return result
+
+
+class ResidualEncoder(nn.Module):
+    """The contracting half of nnU-Net's residual-encoder U-Net: a stem, then stages of residual blocks."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        inputs = config.features_per_stage[0]
+        self.stem = ConvStack(1, config.in_channels, inputs, config.kernel_sizes[0], (1, 1, 1))
+        stages = []
+        for stage, features in enumerate(config.features_per_stage):
+            stages.append(
+                ResidualStack(
+                    config.n_conv_per_stage[stage], inputs, features, config.kernel_sizes[stage], config.strides[stage]
+                )
+            )
+            inputs = features
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, X, Y, Z) → one map a stage, full resolution first."""
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 class Encoder(nn.Module):
@@ -103,18 +179,21 @@ class Decoder(nn.Module):
         return maps[::-1]
 
 
-class PlainUNet(nn.Module):
-    """Encoder and decoder; He initialisation as in nnU-Net."""
+class UNet(nn.Module):
+    """Encoder and decoder; He initialisation as in nnU-Net, and its zero start of residual blocks."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = ResidualEncoder(config) if config.backbone == "residual" else Encoder(config)
         self.decoder = Decoder(config)
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
                 nn.init.kaiming_normal_(module.weight, a=1e-2)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.conv2.norm.weight)  # a block starts as its short cut
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder maps and decoder maps, full resolution first."""

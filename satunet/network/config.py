@@ -22,7 +22,8 @@ class NetworkConfig:
         features_per_stage: Features of each encoder stage, full resolution first.
         strides: Stride of each stage per axis; the first is (1, 1, 1).
         kernel_sizes: Kernel of each stage per axis.
-        n_conv_per_stage: Convolutions of each encoder stage.
+        n_conv_per_stage: Convolutions of each encoder stage; residual blocks, two convolutions each, where the backbone
+            is residual.
         n_conv_per_stage_decoder: Convolutions of each decoder stage, lowest resolution first.
         query_dim: Width of the query decoder.
         num_query_layers: Cross-attention layers.
@@ -36,6 +37,7 @@ class NetworkConfig:
         adapter: ``"none"``: text embeddings are the queries; ``"modality"``: a learned embedding of the scan's modality
             is added to them (SAT); ``"whitened_projection"``: a learned projection, and the modality's embedding.
         num_modalities: Rows of the modality embedding of the adapter.
+        backbone: ``"plain"``: nnU-Net's plain U-Net; ``"residual"``: its residual-encoder U-Net.
     """
 
     preset: str
@@ -55,6 +57,7 @@ class NetworkConfig:
     text_dim: int
     adapter: str
     num_modalities: int = 5
+    backbone: str = "plain"
 
     def __post_init__(self) -> None:
         stages = len(self.features_per_stage)
@@ -62,10 +65,14 @@ class NetworkConfig:
             raise PlanError(f"network preset {self.preset!r}; allowed are auto, nano, pro")
         if self.adapter not in ("none", "modality", "whitened_projection"):
             raise PlanError(f"network adapter {self.adapter!r}; allowed are none, modality, whitened_projection")
+        if self.backbone not in ("plain", "residual"):
+            raise PlanError(f"network backbone {self.backbone!r}; allowed are plain, residual")
+        if self.backbone != "plain" and self.preset != "auto":
+            raise PlanError(f"the preset {self.preset!r} is a published network with a plain backbone")
         lengths = (len(self.strides), len(self.kernel_sizes), len(self.n_conv_per_stage))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("preset", "adapter", "dropout") and min(_numbers(value), default=1) < 1:
+            if field.name not in ("preset", "adapter", "dropout", "backbone") and min(_numbers(value), default=1) < 1:
                 raise PlanError(f"network: every number of {field.name} must be at least 1, got {value}")
         if stages < 2 or set(lengths) != {stages} or len(self.n_conv_per_stage_decoder) != stages - 1:
             raise PlanError(
@@ -133,22 +140,28 @@ class NetworkConfig:
         query_dim: int = 192,
         num_query_layers: int = 2,
         num_scales: int = 3,
+        backbone: str = "plain",
     ) -> NetworkConfig:
         """A planned network around a planned topology.
+
+        Without given numbers, stages have two convolutions (plain), or as many residual blocks as nnU-Net's ResEnc
+        presets, and one convolution in the decoder (residual).
 
         Raises:
             PlanError: Values that make no network.
         """
         stages = len(features_per_stage)
         features = tuple(int(f) for f in features_per_stage)
+        residual = backbone == "residual"
         return cls(
             preset="auto",
+            backbone=backbone,
             in_channels=1,
             features_per_stage=features,
             strides=tuple(_axes(s) for s in strides),
             kernel_sizes=tuple(_axes(k) for k in kernel_sizes),
-            n_conv_per_stage=tuple(n_conv_per_stage or (2,) * stages),
-            n_conv_per_stage_decoder=tuple(n_conv_per_stage_decoder or (2,) * (stages - 1)),
+            n_conv_per_stage=tuple(n_conv_per_stage or (_blocks(stages) if residual else (2,) * stages)),
+            n_conv_per_stage_decoder=tuple(n_conv_per_stage_decoder or ((1,) if residual else (2,)) * (stages - 1)),
             query_dim=query_dim,
             num_query_layers=num_query_layers,
             num_heads=max(h for h in (8, 6, 4, 2, 1) if query_dim % h == 0),
@@ -196,9 +209,14 @@ class NetworkConfig:
             PlanError: Missing or unknown fields, or values that make no network.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        if set(content) - known or known - set(content) - {"num_modalities"}:
+        if set(content) - known or known - set(content) - {"num_modalities", "backbone"}:
             raise PlanError(f"network: fields {sorted(set(content) ^ known)} are missing or unknown")
         return cls(**{key: _tuples(value) for key, value in content.items()})
+
+
+def _blocks(stages: int) -> tuple[int, ...]:
+    """Residual blocks a stage, as nnU-Net's ResEnc planners have them."""
+    return ((1, 3, 4) + (6,) * stages)[:stages]
 
 
 def _axes(values: Sequence[int]) -> Axes:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from satunet.network.adapter import build_adapter
-from satunet.network.backbone import PlainUNet
+from satunet.network.backbone import UNet
 from satunet.network.config import NetworkConfig
 from satunet.network.decoder import QueryDecoder, position_encoding
 
@@ -47,7 +47,7 @@ class PromptedUNet(nn.Module):
         self.config = config
         self.deep_supervision = True
         published = config.preset != "auto"
-        self.backbone = PlainUNet(config)
+        self.backbone = UNet(config)
         self.projection_layer = nn.Sequential(
             nn.Linear(sum(config.features_per_stage), config.memory_hidden_dim),
             nn.GELU(),
@@ -88,7 +88,8 @@ class PromptedUNet(nn.Module):
         grid = (int(x), int(y), int(z))
         pooled = [_average_to(skip, grid) for skip in skips]
         tokens = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # (B, T, sum of features)
-        memory = self.projection_layer(tokens)
+        # A backbone that runs in bfloat16 by itself gives bfloat16; under autocast the type does not matter.
+        memory = self.projection_layer(tokens.to(next(self.projection_layer.parameters()).dtype))
         return ImageFeatures(memory=memory, grid=grid, maps=tuple(maps[: len(self.config.mask_heads)]))
 
     def decode(
@@ -164,10 +165,15 @@ def mask_logits(feature_map: Tensor, embedding: Tensor) -> Tensor:
 def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Mean over equal boxes, (B, C, X, Y, Z) → (B, C, *grid); the strides may differ from axis to axis.
 
-    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic.
+    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic. Axis by axis, because the
+    first mean leaves little to read, and its inner loop is long whatever the memory layout.
     """
-    split = [n for size, g in zip(feature_map.shape[2:], grid, strict=True) for n in (g, size // g)]
-    return feature_map.reshape(*feature_map.shape[:2], *split).mean((3, 5, 7))
+    for axis, cells in enumerate(grid):
+        dim = 2 + axis
+        size = feature_map.shape[dim]
+        if size != cells:
+            feature_map = feature_map.unflatten(dim, (cells, size // cells)).mean(dim + 1)
+    return feature_map
 
 
 def _mask_head(width: int, hidden: int, out: int, *, gelu: bool) -> nn.Sequential:

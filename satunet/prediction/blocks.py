@@ -281,10 +281,11 @@ class Structures:
         around = torch.stack([other.alive for other in self._recent[max(0, index - 1) : index + 2]], dim=1)
         wanted = self.tiling.widened(around.any(1, keepdim=True))[:, 0]
         stays = wanted[layer.keys, layer.places]
-        number = self._next
-        self._next += 1
         if stays.any():
-            self._kept.append((number, layer.keys[stays].cpu(), layer.places[stays].cpu(), layer.values[stays].cpu()))
+            kept = (layer.keys[stays].cpu(), layer.places[stays].cpu(), layer.values[stays].cpu())
+            self._kept.append((self._next, *kept))
+        self._next += 1
+        layer.keep(stays & False)  # of this layer, only where structures are matters to the next
 
 
 def sweep_axis(starts: Sequence[Axes]) -> int:

@@ -1,8 +1,8 @@
 """Masks as DICOM objects beside the series they were found in: Segmentation and RT Structure Set (extra ``dicom``).
 
-Segmentations are highdicom's. No kept library writes contours: rt-utils draws them through the centres of voxels, half
-a voxel inside the mask, and loses holes unless asked not to. Contours here come from scikit-image at the border of
-voxels, so that the voxels whose centres lie inside a contour are those of the mask, and pydicom writes them.
+Segmentations are highdicom's. Contours come from scikit-image at the border of voxels, so that the voxels whose centres
+lie inside a contour are those of the mask, and pydicom writes them. Rejected: rt-utils, whose contours run through the
+centres of the outermost voxels, half a voxel inside the mask.
 """
 
 from __future__ import annotations

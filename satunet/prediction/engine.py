@@ -266,7 +266,7 @@ class _Pass:
             return
         # exact: the number of looks is a power of two
         weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
-        layer = self._layers.setdefault(number, self._new_layer())
+        layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
         for first in range(0, len(units), _UNITS):
             unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
@@ -277,7 +277,9 @@ class _Pass:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Put off the largest queries if there is not enough memory."""
+        """Put off the largest queries if there is not enough memory; groups of further passes are known to fit."""
+        if self.allowed is not None:
+            return
         most = self.scan.memory_bytes // BLOCK_BYTES
         used = self._structures.blocks + sum(layer.used for layer in self._layers.values())
         if used <= most or int(self.active.sum()) <= 1:

@@ -6,6 +6,7 @@ packed. All queues are bounded: at any time there is one scan ahead, one in the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -90,9 +91,11 @@ def predict_folder(
                     (summary.skipped if skipped else summary.done)(job.name)
                 advance(note=job.name)
 
+        clock = _Clock()
         for job, reading in _ahead(mine, run.prepare, stack):
             try:
-                scan = reading.result()
+                with clock.idle():
+                    scan = reading.result()
                 if scan is None:
                     ended(job, skipped=True)
                     continue
@@ -100,11 +103,14 @@ def predict_folder(
                 result.begin()
                 started = time.monotonic()
                 report = partial(_show_windows, advance, job.name)
-                pending = _find_and_write(run, result, writing, masks, report)
-                behind.acquire()
+                pending = _find_and_write(run, result, writing, masks, report, clock)
+                with clock.idle():
+                    behind.acquire()
                 closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
                 ended(job, error)
+    if summary.done_items:
+        summary.note("network busy", f"{clock.busy_percent:.0f} % of the time")
     summary.save(output / ("prediction_summary.json" if world == 1 else f"prediction_summary_{rank}.json"))
     return summary
 
@@ -241,11 +247,13 @@ def _find_and_write(
     writing: ThreadPoolExecutor,
     room: threading.Semaphore,
     report: Callable[[int, int], bool | None] | None = None,
+    clock: _Clock | None = None,
 ) -> list[tuple[int, Future[BoxedMask]]]:
     """Look for a scan's prompts; what is found is restored and written meanwhile, a bounded number of masks at once."""
     pending = []
     for position, found in run.predictor.find(result.scan, result.matches, on_progress=report):
-        room.acquire()
+        with clock.idle() if clock is not None else contextlib.nullcontext():
+            room.acquire()
         future = writing.submit(run.write, result, position, found)
         future.add_done_callback(lambda _: room.release())
         pending.append((position, future))
@@ -260,10 +268,30 @@ def _ahead(
     upcoming = [(job, reading.submit(prepare, job)) for job in jobs[:1]]
     for job in [*jobs[1:], None]:
         current = upcoming.pop()
-        current[1].exception()  # wait: the next one is read while this one is predicted, not before
+        # One thread reads, in this order: beside the scan that is being predicted there is one more, and no other.
         if job is not None:
             upcoming.append((job, reading.submit(prepare, job)))
         yield current
+
+
+class _Clock:
+    """How long the thread that feeds the network had to wait for others."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._idle = 0.0
+
+    @contextlib.contextmanager
+    def idle(self) -> Iterator[None]:
+        """Time in here is waiting."""
+        started = time.monotonic()
+        yield
+        self._idle += time.monotonic() - started
+
+    @property
+    def busy_percent(self) -> float:
+        """Share of the time since the start that was no waiting."""
+        return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
 def _show_windows(advance: Any, name: str, done: int, total: int) -> None:

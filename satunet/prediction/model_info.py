@@ -50,15 +50,27 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
         ]
         facts["licence"] = None
     if verify:
-        model = ModelFolder.load(path)
-        facts["verified"] = f"weights {model.weights_hash} fit the plan" + (
-            "" if model.card is None else " and are those that the model names"
-        )
+        facts["verified"] = _verify(path)
     facts["network"] = _network(plan)
     facts["plan"] = _plan(plan)
     facts["classes"] = _classes(space, listed=classes)
     facts["text_encoder"] = _texts(path, bank)
     return facts
+
+
+def _verify(path: Path) -> list[str]:
+    """Load the weights, of a result folder those of every checkpoint; a sentence each."""
+    if is_model_folder(path):
+        model = ModelFolder.load(path)
+        return [f"weights {model.weights_hash} fit the plan and are those that {MODEL_FILE} names"]
+    files = sorted(path.glob("fold_*/checkpoint_*.pth"))
+    if not files:
+        raise ModelError(f"{path}: no checkpoint to verify; is the training finished?")
+    found = []
+    for file in files:
+        model = ModelFolder.load(path, fold=file.parent.name.removeprefix("fold_"), checkpoint=file.name)
+        found.append(f"{file.relative_to(path)}: weights {model.weights_hash} fit the plan")
+    return found
 
 
 def _network(plan: UnifiedPlan) -> dict[str, Any]:
@@ -71,6 +83,7 @@ def _network(plan: UnifiedPlan) -> dict[str, Any]:
         parameters = sum(p.numel() for p in PromptedUNet(config).parameters())
     return {
         "preset": config.preset,
+        "backbone": config.backbone,
         "parameters": f"{parameters / 1e6:.2f} M",
         "features_per_stage": list(config.features_per_stage),
         "queries": f"{config.num_query_layers} layers of width {config.query_dim}, texts of {config.text_dim} values",

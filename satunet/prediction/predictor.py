@@ -23,6 +23,7 @@ from satunet.errors import PromptError, UserError
 from satunet.imageio import Image, as_image
 from satunet.knowledge.prompts import PromptReader
 from satunet.labels import PromptMatch
+from satunet.network.engines import Engine, accelerate
 from satunet.prediction.engine import Probability, WindowedScan
 from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
@@ -93,6 +94,7 @@ class Predictor:
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         overlap: Share of a window that its neighbour covers too.
         precision: As in :mod:`satunet.devices`.
+        engine: How to run the network, see :mod:`satunet.network.engines`.
         memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
             the same to the last voxel.
         mirror: Look at every window mirrored as well, along all axes that keep left and right apart, and average.
@@ -107,6 +109,7 @@ class Predictor:
         device: str = "auto",
         overlap: float = 0.5,
         precision: Precision = "auto",
+        engine: Engine = "auto",
         memory_gb: float = 2.0,
         mirror: bool = False,
         batch: int = 1,
@@ -124,7 +127,7 @@ class Predictor:
         self.mirror = mirror
         self.batch = batch
         self.postprocessing = postprocessing or Postprocessing()
-        self.network = self.model.network.to(self.device)
+        self.network: Any = accelerate(self.model.network, self.device, engine=engine, precision=precision)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,6 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
+    "convert": {
+        "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
+        "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
+    "preprocess": {
+        "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+    },
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--recipe", "--steps", "--budget", "--learning_rate",
         "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
@@ -27,8 +34,13 @@ OPTIONS = {
         "--memory", "--overwrite", "--dry_run", "--device", "-device", "--verbose",
     },
     "evaluate": {
-        "--predictions", "-p", "--references", "-r", "--labels", "--output", "-o", "--tolerance", "--policy",
-        "--processes", "-np", "--verbose",
+        "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",
+        "--tolerances", "--policy", "--lesions", "--no_distances", "--parquet", "--processes", "-np", "--verbose",
+    },
+    "benchmark": {
+        "--datasets", "-d", "--output", "-o", "--model", "-m", "--fold", "-f", "--specialists", "--competitors",
+        "--commands", "--medsam", "--medsam_boxes", "--tolerance", "--tolerances", "--policy", "--no_distances",
+        "--correction", "--device", "-device", "--processes", "-np", "--verbose",
     },
     "import": {
         "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",

@@ -160,6 +160,10 @@ def test_the_command_from_downloads_to_a_plan(nnunet_env: Path, source: Path) ->
         "Dataset050_MSDSpleen",
     }
     assert run(["plan", "-d", "5", "50", "-np", "1"]) == 0
+    # of several inputs, only those without a number of their own take the given ones
+    mine = write_rows(source / "Mine.jsonl", [row("Mine", "data/ct_0.nii.gz", "data/mask_0.nii.gz", ["x"])])
+    assert run(["convert", "-np", "0", "--id", "70", "-i", str(source / "Task05_Prostate"), str(mine)]) == 0
+    assert (nnunet_env / "raw/Dataset070_Mine/dataset.json").is_file()
     assert run(["convert", "-i", str(source / "nowhere")]) == 2
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from satunet.errors import UserError
 from satunet.labels import build_label_space
 from satunet.labels.build import catalogue_record
 from tests.conversion.layouts import AFFINE, SHAPE, boxes, read, row, save, scan, write_rows
+from tests.killing import BEFORE_RENAME
 
 AMOS = ["spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
         "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
@@ -104,6 +108,35 @@ def test_one_bad_case_is_counted_and_the_rest_is_resumed(nnunet_env: Path, sourc
     assert (again.done_items, sorted(again.skipped_items)) == (["amos_0001"], ["amos_0000", "amos_0003"])
 
 
+KILLED = f"""{BEFORE_RENAME}
+from satunet.conversion import convert, read_sat_ds
+convert(read_sat_ds(pathlib.Path(sys.argv[2]), split=pathlib.Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("renames", [1, 5])
+def test_a_conversion_that_is_killed_leaves_no_dataset_and_goes_on(
+    nnunet_env: Path, source: Path, renames: int
+) -> None:
+    """Also a second one, with another split: no test patient of it is left in training."""
+    jsonl, split = amos(source), source / "split.json"
+    names = [f"amos_{i:04d}.nii.gz" for i in range(4)]
+    split.write_text(json.dumps({"train": names[2:], "val": [], "test": names[:2]}))
+    convert(read_sat_ds(jsonl, split=split))
+    split.write_text(json.dumps({"train": names[:2], "val": [], "test": names[2:]}))
+    command = [sys.executable, "-c", KILLED, str(renames), str(jsonl), str(split)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    folder = nnunet_env / "raw/Dataset003_AMOS22CT"
+    assert not (folder / "dataset.json").exists()
+    assert not {p.name[:9] for p in (folder / "imagesTr").iterdir()} & {"amos_0002", "amos_0003"}
+    again = convert(read_sat_ds(jsonl, split=split))
+    assert len(again.skipped_items) == (renames - 1) // 3  # classes.json is one, a case three
+    assert len(again.skipped_items) + len(again.done_items) == 4
+    assert [c.identifier for c in load_dataset(3).training_cases()] == ["amos_0000", "amos_0001"]
+    assert not list(folder.rglob(".tmp-*"))
+
+
 def test_a_dataset_that_was_not_converted_is_not_touched(nnunet_env: Path, source: Path) -> None:
     folder = nnunet_env / "raw/Dataset003_AMOS22CT"
     folder.mkdir()
@@ -129,11 +162,13 @@ def test_every_published_jsonl_is_understood(shared_dir: Path, tmp_path: Path) -
         assert not source.faults
         assert source.modalities == (record.modality,)
         assert source.cases
-        # ids of no class are those that SAT skips, too
+        # dataset.json says what the published one says; ids of no class are those that SAT skips, too
+        published = json.loads((shared_dir / "reference/sat_ds/datasets" / source.name / "dataset.json").read_text())
+        assert source.table.dataset_labels() == published["labels"]
+        assert dict(enumerate(source.channel_names)) == {int(k): v for k, v in published["channel_names"].items()}
+        assert source.extra["overwrite_image_reader_writer"] == published["overwrite_image_reader_writer"]
         nameless = {label for label, members in source.table.members.items() if not members}
         assert nameless <= {label for name, label in record.labels.items() if name == "rectum"}, head
-        single = {frozenset([name]) for name in first["label"] if name.lower() in record.classes}
-        assert single & set(source.table.members.values()) or len(record.labels) > 1
 
 
 @pytest.mark.parametrize(("dataset", "labels", "stored"), [
@@ -283,6 +318,37 @@ def test_sequences_of_a_patient_stay_in_one_fold(nnunet_env: Path, source: Path)
         assert patients["train"].isdisjoint(patients["val"])
         assert len(fold["train"]) + len(fold["val"]) == 24
     assert sorted(case for fold in folds for case in fold["val"]) == [c.identifier for c in dataset.training_cases()]
+
+
+def test_frames_of_a_patient_stay_in_one_fold(nnunet_env: Path, source: Path) -> None:
+    """ACDC's patient ids name frames: the catalogue knows which part of them is the patient."""
+    labels = ["left heart ventricle", "right heart ventricle", "myocardium"]
+    rows = []
+    for patient in range(5):
+        for frame in (1, 10):
+            name = f"patient{patient:03d}_frame{frame:02d}.nii.gz"
+            save(source / name, scan(patient))
+            save(source / f"gt_{name}", boxes(3))
+            rows.append(row("ACDC", name, f"gt_{name}", labels, modality="MRI"))
+    assert convert(read_sat_ds(write_rows(source / "ACDC.jsonl", rows))).failures == {}
+    for fold in json.loads((nnunet_env / "raw/Dataset002_ACDC/splits_final.json").read_text()):
+        assert len(fold["val"]) == 2
+        assert fold["val"][0][:10] == fold["val"][1][:10]
+
+
+def test_a_split_that_parts_the_visits_of_a_patient_is_told(nnunet_env: Path, source: Path) -> None:
+    names = [f"P{patient:03d}-{visit}" for patient in (1, 2, 3) for visit in (1, 2)]
+    rows = []
+    for name in names:
+        save(source / f"{name}.nii.gz", scan())
+        save(source / f"{name}_gt.nii.gz", boxes(3))
+        rows.append(row("CMRxMotion", f"{name}.nii.gz", f"{name}_gt.nii.gz", ["left heart ventricle", "myocardium",
+                        "right heart ventricle"], modality="MRI", patient_id=name))  # fmt: skip
+    split = source / "split.json"
+    split.write_text(json.dumps({"train": names[:3], "val": [], "test": names[3:]}))
+    summary = convert(read_sat_ds(write_rows(source / "CMRxMotion.jsonl", rows), split=split))
+    assert summary.notes["patients"].startswith("1 of 2 test patients")
+    assert "P002" in summary.notes["patients"]
 
 
 def test_sequences_as_channels(nnunet_env: Path, source: Path) -> None:

@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
 
+from satunet.catalogue import load_catalogue
 from satunet.errors import UserError
-from satunet.evaluation.benchmark import BenchmarkTables, Comparison, Cost, compare
+from satunet.evaluation.benchmark import compare
+from satunet.evaluation.results import BenchmarkTables, Comparison, Cost, Facts
+from satunet.evaluation.rules import Rules
 from satunet.evaluation.scores import Evaluation, Row
 from satunet.evaluation.tables import amount, markdown, percent, print_table, probability, text_tables, write_tables
 from satunet.files import read_json
@@ -36,8 +39,7 @@ def evaluation(
         classes=tuple(scores),
         cases=tuple(f"case{i}" for i in range(n)),
         failures=failures or {},
-        tolerance_mm=tolerance_mm,
-        policy="sat",
+        rules=Rules(tolerance_mm=tolerance_mm).to_json(),
     )
 
 
@@ -55,7 +57,7 @@ def example() -> BenchmarkTables:
     }
     return compare(
         results,
-        lesions={"tumour"},
+        facts=Facts(lesions={"tumour"}),
         costs={"one": Cost(models=1, parameters=110_280_000, seconds_per_scan=3.14)},
         missing={"many": {"C": "not trained"}},
         notes=["a note"],
@@ -132,14 +134,15 @@ def test_evaluations_of_other_rules_are_not_compared() -> None:
 
 def test_files(tmp_path: Path) -> None:
     write_tables(example(), tmp_path)
-    names = {"classes.csv", "datasets.csv", "totals.csv", "comparisons.csv", "costs.csv", "benchmark.json"}
+    names = {"classes", "datasets", "totals", "groups", "comparisons", "costs"}
+    names = {f"{n}.csv" for n in names} | {"benchmark.json"}
     assert {p.name for p in tmp_path.iterdir()} == names
     content = read_json(tmp_path / "benchmark.json")
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["datasets"][2]["scores"]["many"]["dsc"] is None
     with (tmp_path / "datasets.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert rows[0]["dataset"] == "A"
+    assert rows[0]["name"] == "A"
     assert float(rows[0]["dsc one"]) == pytest.approx(0.5)
     assert rows[2]["dsc many"] == ""
 
@@ -162,3 +165,67 @@ def test_numbers_as_text() -> None:
     assert [percent(v) for v in (0.98765, 1.0, 0.0, NAN)] == ["98.77", "100.00", "0.00", "–"]
     assert [probability(v) for v in (0.0001, 0.04321, NAN)] == ["< 0.001", "0.043", "–"]
     assert [amount(v) for v in (None, 7, 1500.0, 110_280_000, 2.2e9)] == ["–", "7", "1.5 k", "110.3 M", "2.2 G"]
+
+
+def test_regions_modalities_micro_means_and_external_datasets() -> None:
+    results = {
+        "A": {"x": evaluation({"liver": [1.0, 0.8], "tumour": [0.2, NAN]}), "y": evaluation({"liver": [1.0, 1.0], "tumour": [0.4, NAN]})},
+        "B": {"x": evaluation({"liver": [0.5], "hip": [0.7]}), "y": evaluation({"liver": [0.6], "hip": [0.9]})},
+        "C": {"x": evaluation({"liver": [0.1]}), "y": evaluation({"liver": [0.0]})},
+    }  # fmt: skip
+    facts = Facts(
+        lesions={"tumour"}, regions={"liver": ("abdomen",), "tumour": ("abdomen",), "hip": ("lower limb", "pelvis")},
+        modalities={"A": "ct", "B": "mri", "C": "ct"}, external={"C"},
+    )  # fmt: skip
+    tables = compare(results, facts=facts)
+    totals = {g.name: g for g in tables.totals}
+    assert list(totals) == ["all classes", "anatomy", "lesions", "external: all classes"]
+    assert totals["all classes"].scores["x"]["dsc"] == pytest.approx(((0.9 + 0.5) / 2 + 0.2 + 0.7) / 3)
+    assert totals["all classes"].micro["x"]["dsc"] == pytest.approx((1.0 + 0.8 + 0.2 + 0.5 + 0.7) / 5)
+    assert totals["external: all classes"].scores["y"]["dsc"] == 0
+    groups = {(g.kind, g.name): g for g in tables.groups}
+    assert set(groups) == {("region", "abdomen"), ("region", "lower limb"), ("region", "pelvis"),
+                           ("modality", "ct"), ("modality", "mri")}  # fmt: skip
+    assert groups["region", "abdomen"].scores["y"]["dsc"] == pytest.approx((1.0 + 0.6) / 2)  # without the tumour
+    assert groups["modality", "ct"].scores["x"]["dsc"] == pytest.approx((0.9 + 0.2) / 2)  # without the external one
+    assert {c.kind: c.pairs for c in tables.comparisons if c.metric == "dsc"} == {
+        "total": 4, "external": 1, "dataset": 1, "class": 2}  # fmt: skip
+
+
+def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else() -> None:
+    catalogue = load_catalogue()
+    results = {r.folder: {"x": evaluation({name: [0.5] for name in r.classes})} for r in catalogue.records}
+    tables = compare(results)
+    assert ("72 nnU-Nets", 0.8054, 0.7815) in {(p.name, p.dsc, p.nsd) for p in tables.published}
+    assert tables.totals[0].classes == 451
+    [shown] = [t for t in text_tables(tables, classes=False) if t.title == "All datasets"]
+    assert ("published: SAT-Pro", "–", "–", "–", "78.81", "77.82") in shown.rows
+    short = dict(list(results.items())[1:])
+    assert compare(short).published == ()
+    other = {d: {"x": evaluation({n: [0.5] for n in e["x"].classes}, tolerance_mm=2.0)} for d, e in results.items()}
+    assert compare(other).published == ()
+
+
+def test_p_values_are_adjusted_within_their_family() -> None:
+    a = [0.9, 0.8, 0.7, 0.95, 0.6, 0.85, 0.7, 0.75]
+    b = [v - 0.1 - 0.01 * i for i, v in enumerate(a)]
+    results = {name: {"x": evaluation({"liver": a}), "y": evaluation({"liver": b})} for name in ("A", "B", "C")}
+    results["D"] = {"x": evaluation({"liver": a}), "y": evaluation({"liver": [v + 0.01 * (-1) ** i for i, v in enumerate(a)]})}  # fmt: skip
+    by_where = {c.where: c for c in compare(results).comparisons if c.metric == "dsc" and c.kind == "dataset"}
+    p = by_where["A"].p_value
+    assert p == pytest.approx(2 / 2**8)
+    assert by_where["A"].p_adjusted == pytest.approx(4 * p)  # Holm: four tests
+    assert by_where["D"].p_adjusted == pytest.approx(by_where["D"].p_value)
+    other = {
+        c.where: c for c in compare(results, correction="bh").comparisons if c.metric == "dsc" and c.kind == "dataset"
+    }
+    assert other["A"].p_adjusted == pytest.approx(p * 4 / 3)
+    assert by_where["A"].low <= by_where["A"].difference <= by_where["A"].high
+    assert by_where["A"].difference == pytest.approx(0.135)
+
+
+def test_partial_results_say_what_they_wait_for() -> None:
+    results = {"A": {"x": evaluation({"liver": [0.5]})}}
+    tables = compare(results, waiting=["y/A/fold_0", "x/B/fold_0"], competitors=["x", "y"])
+    assert tables.missing == {}  # not done yet is not missing
+    assert tables.waiting == ("y/A/fold_0", "x/B/fold_0")

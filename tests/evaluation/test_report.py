@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.evaluation.benchmark import BenchmarkTables, Cost, compare
+from satunet.evaluation.benchmark import compare
+from satunet.evaluation.charts import bland_altman
 from satunet.evaluation.evaluate import evaluate_cases
 from satunet.evaluation.overlays import PANEL, Overlay, class_index_map, draw_overlay
 from satunet.evaluation.pictures import ReportCase, draw_cases
 from satunet.evaluation.report import report_html, report_markdown, write_report
+from satunet.evaluation.results import BenchmarkTables, Cost, Facts
 from satunet.evaluation.scores import Evaluation, Row
 from satunet.geometry import Grid
 from satunet.imageio import Image, write_label_map, write_volume
@@ -28,15 +30,14 @@ def evaluation(values: dict[str, float], failures: dict[str, str] | None = None)
         Row(case="c", scan="c", class_name=n, dsc=v, nsd=v, reference_ml=1.0, prediction_ml=1.0)
         for n, v in values.items()
     ]
-    return Evaluation(rows=tuple(rows), classes=tuple(values), cases=("c",), failures=failures or {},
-                      tolerance_mm=1.0, policy="sat")  # fmt: skip
+    return Evaluation(rows=tuple(rows), classes=tuple(values), cases=("c",), failures=failures or {})  # fmt: skip
 
 
 def tables(name: str = "liver", dataset: str = "Dataset001_X", competitor: str = "nnU-Net") -> BenchmarkTables:
     ours, theirs = evaluation({name: 0.87654, "lesion": 0.5}), evaluation({name: 0.8, "lesion": 0.6}, {"c": name})
     return compare(
         {dataset: {"satunet": ours, competitor: theirs}, "Dataset002_Y": {"satunet": evaluation({name: 0.3})}},
-        lesions={"lesion"},
+        facts=Facts(lesions={"lesion"}),
         costs={"satunet": Cost(models=1, parameters=5_000_000), competitor: Cost(models=2)},
         missing={competitor: {"Dataset002_Y": name}},
         notes=[name],
@@ -104,6 +105,42 @@ def test_names_cannot_inject_anything() -> None:
     for block in text.split("\n\n"):
         if block.startswith("|"):
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_what_is_partial_says_so() -> None:
+    ours = {"Dataset001_X": {"satunet": evaluation({"liver": 0.9})}}
+    unfinished = compare(ours, waiting=["satunet/Dataset002_Y/fold_0"])
+    page = Page(report_html(unfinished))
+    assert "Partial." in page.text
+    assert "Still to come: satunet/Dataset002_Y/fold_0" in page.text
+    assert "**Partial:**" in report_markdown(unfinished)
+    assert "Partial" not in Page(report_html(compare(ours))).text
+
+
+def test_volumes_are_plotted_and_failures_are_not() -> None:
+    rows = [Row(case=f"c{i}", scan=f"c{i}", class_name="liver", dsc=0.5, nsd=0.5, reference_ml=10.0 + i,
+                prediction_ml=11.0 + i, error="broken" if i == 3 else "") for i in range(4)]  # fmt: skip
+    own = Evaluation(rows=tuple(rows), classes=("liver",), cases=tuple(r.case for r in rows), failures={})
+    results = {"D": {"satunet": own}}
+    address = bland_altman(results, "satunet", ["satunet"])
+    assert address is not None
+    svg = base64.b64decode(address.partition(",")[2]).decode()
+    bias = np.mean([100 / 10.5, 100 / 11.5, 100 / 12.5])
+    assert f"{bias:+.1f} %" in svg
+    page = Page(report_html(compare(results), results=results))
+    assert "Bland–Altman" in page.text
+    assert bland_altman({"D": {"satunet": evaluation({"liver": 0.5})}}, "satunet", ["satunet"]) is None
+
+
+def test_metrics_that_were_not_computed_have_no_column() -> None:
+    assert "HD95" not in Page(report_html(tables())).text
+    row = Row(
+        case="c", scan="c", class_name="liver", dsc=0.5, nsd=0.5, hd95_mm=3.217, reference_ml=1.0, prediction_ml=2.0
+    )
+    own = Evaluation(rows=(row,), classes=("liver",), cases=("c",), failures={})
+    page = Page(report_html(compare({"D": {"satunet": own}})))
+    for expected in ("HD95, mm", "3.22", "+100.0"):
+        assert expected in page.text
 
 
 def test_one_competitor_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,14 @@ import pytest
 import torch
 
 import satunet.prediction.specialist
+from satunet.catalogue import load_catalogue
 from satunet.datasets import load_dataset
-from satunet.errors import ModelError, UserError
-from satunet.evaluation import run_benchmark as module
+from satunet.errors import DatasetError, ModelError, UserError
+from satunet.evaluation import competitors as module
+from satunet.evaluation import run_benchmark as module_run
+from satunet.evaluation.rules import Rules
+from satunet.evaluation.run_benchmark import Contest, run_benchmark
+from satunet.evaluation.tasks import classes_to_score, make_task
 from satunet.files import mask_file_name, read_json, write_json
 from satunet.geometry import Grid
 from satunet.imageio import read_label_map, write_label_map, write_volume
@@ -45,7 +51,7 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     space = build_label_space([load_dataset(n) for n in NAMES])
     scans = {"train": [], "val": [f"{NAMES[1]}__b__0000"]}
     write_json(nnunet_env / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [scans])
-    model = SimpleNamespace(space=space, fold=0, path=nnunet_env / "results", network=torch.nn.Linear(3, 2),
+    model = SimpleNamespace(space=space, fold=0, path=nnunet_env / "results", checkpoint="checkpoint_final.pth", network=torch.nn.Linear(3, 2),
                             plan=SimpleNamespace(dataset_name="Dataset900_Unified"))  # fmt: skip
     monkeypatch.setattr(module.ModelFolder, "load", lambda path, fold=None: model)
     monkeypatch.setattr(module, "Predictor", lambda loaded, device: SimpleNamespace(model=loaded))
@@ -59,17 +65,23 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             found.append((case, read_label_map(folder / labels / f"{case}.nii.gz").array))
         return found
 
-    def predict_folder(images: Sequence[Path], output: Path, predictor: Any, prompts: Any, modality: str) -> JobSummary:
-        calls.append((output.name, tuple(prompts)))
-        assert modality == "ct"
+    def predict_folder(jobs: Sequence[Any], output: Path, predictor: Any, prompts: Any) -> JobSummary:
+        dataset = output.parent.name
+        calls.append((dataset, tuple(prompts)))
+        assert {job.modality for job in jobs} == {"ct"}
+        images = [job.path for job in jobs]
+        summary = JobSummary("prediction")
         for case, labels in references(images):
             if case == "z":
                 continue  # a scan that fails
+            if (output / case / "manifest.json").is_file():
+                summary.skipped(case)
+                continue
+            summary.done(case)
             for name in prompts:
-                ids = space.ids_of(output.name, name)
+                ids = space.ids_of(dataset if dataset in space.ids else NAMES[0], name)
                 write_label_map(output / case / f"{mask_file_name(name)}.nii.gz", np.isin(labels, ids), like=GRID)
             write_json(output / case / "manifest.json", {"seconds": 2.0, "prompts": []})
-        summary = JobSummary("prediction")
         if any(p.name.startswith("z") for p in images):
             summary.failures["z"] = "out of memory"
         return summary
@@ -78,6 +90,8 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if name == NAMES[2]:
             raise ModelError("not trained")
         for case, labels in references([images[0] for _, images in cases]):
+            if (output / f"{case}.nii.gz").is_file():
+                continue
             write_label_map(output / f"{case}.nii.gz", np.roll(labels, 1, axis=0), like=GRID)
 
     monkeypatch.setattr(module, "predict_folder", predict_folder)
@@ -85,9 +99,21 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(root=nnunet_env, calls=calls, model=nnunet_env / "results", space=space)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes most of the time and is tested elsewhere."""
+    monkeypatch.setattr(module_run, "draw_cases", lambda cases: [])
+    for chart in ("scatter", "dataset_bars", "class_bars", "bland_altman"):
+        monkeypatch.setattr(f"satunet.evaluation.charts.{chart}", lambda *args, **options: None)
+
+
+def contest(stage: SimpleNamespace, **options: Any) -> Contest:
+    return Contest(model=stage.model, output=stage.root / "bench", **options)
+
+
 def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) -> None:
     output = stage.root / "bench"
-    tables, summary = module.run_benchmark([*NAMES], stage.model, output)
+    tables, summary = run_benchmark([*NAMES], contest(stage))
     assert tables.competitors == ("satunet", "nnU-Net")
     datasets = {g.name: g for g in tables.datasets}
     assert {n: g.cases for n, g in datasets.items()} == {NAMES[0]: 3, NAMES[1]: 1, NAMES[2]: 3}
@@ -95,50 +121,185 @@ def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) 
     assert datasets[NAMES[0]].scores["satunet"]["dsc"] == pytest.approx(2 / 3)  # one scan failed and counts 0
     assert 0.3 < datasets[NAMES[0]].scores["nnU-Net"]["dsc"] < 1
     assert tables.missing == {"nnU-Net": {NAMES[2]: "not trained"}}
+    assert tables.waiting == ()
     assert summary.exit_code == 1
-    expected = {f"nnU-Net/{NAMES[2]}", f"satunet/{NAMES[0]}/z", f"satunet/{NAMES[0]}/z: prediction"}
+    expected = {
+        f"nnU-Net/{NAMES[2]}/fold_0",
+        f"satunet/{NAMES[0]}/fold_0/z",
+        f"satunet/{NAMES[0]}/fold_0/z: prediction",
+    }
     assert expected <= set(summary.failures)
     assert len(summary.failures) == 5  # scan z of two datasets, each as a prediction and as a score, and the specialist
     assert [g.name for g in tables.totals] == ["all classes", "anatomy", "lesions"]
+    lesion = next(r for r in tables.classes if r.lesion)
+    assert lesion.scores["satunet"]["lesion_f1"] == pytest.approx(2 / 3)
     assert tables.costs["satunet"].parameters == 8
     assert tables.costs["satunet"].seconds_per_scan == 2
-    for file in ("report.html", "report.md", "classes.csv", "benchmark_summary.json",
-                 f"scores/nnU-Net/{NAMES[0]}/per_case.csv"):  # fmt: skip
+    assert (tables.costs["satunet"].memory_bytes or 0) > 1e6
+    for file in ("report.html", "report.md", "classes.csv", "per_case.csv", "benchmark_summary.json",
+                 f"scores/nnU-Net/{NAMES[0]}/fold_0/per_case.csv"):  # fmt: skip
         assert (output / file).is_file()
     assert "not trained" in (output / "report.html").read_text("utf-8")
-    times = read_json(output / "predictions" / "nnU-Net" / NAMES[0] / "times.json")
-    assert times["scans"] == 3
+    runs = read_json(output / "predictions" / "nnU-Net" / NAMES[0] / "fold_0" / "runs.json")["runs"]
+    assert [r["scans"] for r in runs] == [3]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_second_run_scores_only_what_changed(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = run_benchmark([NAMES[0]], contest(stage))
+    scored: list[Path] = []
+    real = module_run.evaluate_cases
+
+    def counted(references: Any, predictions: Path, *args: Any, **options: Any) -> Any:
+        scored.append(predictions)
+        return real(references, predictions, *args, **options)
+
+    monkeypatch.setattr(module_run, "evaluate_cases", counted)
+    again, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert scored == []
+    assert again.classes == first.classes
+    place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
+    write_label_map(place / "x.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
+    changed, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert scored == [place]
+    assert changed.classes != first.classes
+    run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
+    assert len(scored) == 3  # other rules: both competitors again
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_interrupted_run_leaves_a_partial_report(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_run, "_REPORT_SECONDS", 0.0)
+    predict = module.UnifiedCompetitor.predict
+
+    def interrupted(self: module.UnifiedCompetitor, task: Any) -> dict[str, str]:
+        if task.dataset.name == NAMES[2]:
+            raise KeyboardInterrupt
+        return predict(self, task)
+
+    monkeypatch.setattr(module.UnifiedCompetitor, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark([*NAMES], contest(stage))
+    page = (stage.root / "bench" / "report.html").read_text("utf-8")
+    assert "Partial." in page
+    assert f"satunet/{NAMES[2]}/fold_0" in page
+    monkeypatch.setattr(module.UnifiedCompetitor, "predict", predict)
+    tables, _ = run_benchmark([*NAMES], contest(stage))
+    assert len(tables.datasets) == 3
+    assert "Partial." not in (stage.root / "bench" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_other_competitors_bring_their_own_predictions(stage: SimpleNamespace) -> None:
     folder = stage.root / "theirs" / NAMES[0]
-    for case in "xyz":
+    for case in "xy":
         labels = read_label_map(stage.root / "raw" / NAMES[0] / "labelsTs" / f"{case}.nii.gz").array
         write_label_map(folder / f"{case}.nii.gz", labels, like=GRID)
-    tables, _ = module.run_benchmark(
-        [NAMES[0]], stage.model, stage.root / "bench", specialists=False, others={"theirs": stage.root / "theirs"}
-    )
+    write_json(stage.root / "theirs" / "cost.json", {"models": 3, "parameters": 9})
+    others = {"theirs": stage.root / "theirs"}
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
     assert tables.competitors == ("satunet", "theirs")
-    assert tables.datasets[0].scores["theirs"] == {"dsc": 1, "nsd": 1}
+    assert tables.datasets[0].scores["theirs"]["dsc"] == pytest.approx(2 / 3)  # case z is lacking: it counts 0
+    assert f"theirs/{NAMES[0]}/fold_0/z" in summary.failures
+    assert tables.costs["theirs"].parameters == 9
     with pytest.raises(UserError, match="names satunet are taken"):
-        module.run_benchmark([NAMES[0]], stage.model, stage.root / "bench", others={"satunet": folder})
+        run_benchmark([NAMES[0]], contest(stage, folders={"satunet": folder}))
+    with pytest.raises(UserError, match="cannot be one"):
+        run_benchmark([NAMES[0]], contest(stage, folders={"a/b": folder}))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
+    script = stage.root / "their model.py"
+    script.write_text(
+        "import json, pathlib, shutil, sys\n"
+        "scans, out, classes = (pathlib.Path(p) for p in sys.argv[1:4])\n"
+        "assert json.loads(classes.read_text())['classes']\n"
+        "for scan in scans.glob('*_0000.nii.gz'):\n"
+        "    case = scan.name[:-12]\n"
+        "    shutil.copy(scan.resolve().parents[1] / 'labelsTs' / f'{case}.nii.gz', out / f'{case}.nii.gz')\n"
+        "open(out / 'calls.txt', 'a').write('x')\n"
+    )
+    command = f"{sys.executable} '{script}' {{input}} {{output}} {{classes}}"
+    for _ in range(2):
+        tables, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": command}))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 1
+    assert (stage.root / "bench" / "predictions" / "theirs" / NAMES[0] / "fold_0" / "calls.txt").read_text() == "x"
+    cost = tables.costs["theirs"]
+    assert (cost.seconds_per_scan or 0) > 0
+    assert (cost.memory_bytes or 0) > 1e6
+    failing = f"{sys.executable} -c 'import sys; sys.exit(\"no GPU here\")' {{output}}"
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"broken": failing}))
+    assert "ended with code 1: no GPU here" in summary.failures[f"broken/{NAMES[0]}/fold_0"]
+    assert tables.competitors == ("satunet",)
+    with pytest.raises(UserError, match=r"must say where \{output\} goes"):
+        run_benchmark([NAMES[0]], contest(stage, commands={"theirs": "predict {input}"}))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_folds_are_pooled_and_only_shared_ones_count(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = NAMES[1]
+    splits = [{"train": [], "val": [f"{name}__{case}__0000"]} for case in "ab"]
+    write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", splits)
+    model = module.ModelFolder.load(stage.model)
+
+    def load(path: Path, fold: Any = None) -> Any:
+        return SimpleNamespace(**{**vars(model), "fold": fold})
+
+    monkeypatch.setattr(module.ModelFolder, "load", load)
+    tables, _ = run_benchmark([name], contest(stage, folds=(0, 1)))
+    assert tables.datasets[0].cases == 2
+    text = (stage.root / "bench" / "per_case.csv").read_text()
+    assert {line.split(",")[2:5:2][0] for line in text.splitlines()[1:]} == {"a", "b"}
+    # The specialist of fold 1 was trained on what is to be scored.
+    write_json(stage.root / "preprocessed" / name / "splits_final.json", [{"train": ["b", "c"], "val": ["a"]}] * 2)
+    tables, summary = run_benchmark([name], contest(stage, folds=(0, 1)))
+    assert "fold 1 trains on 1 of the 1 cases" in summary.failures[f"nnU-Net/{name}/fold_1"]
+    assert tables.datasets[0].cases == 1
+    assert tables.missing["nnU-Net"][name].startswith("fold 1: ")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_external_datasets_are_scored_whole_and_apart(stage: SimpleNamespace) -> None:
+    folder = stage.root / "raw" / "Dataset004_Elsewhere"
+    make_dataset(folder, test_cases=False)
+    content = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", content | {"labels": {"background": 0, "Liver": 1, "pancreas": 2}})
+    tables, _ = run_benchmark([NAMES[0], folder.name], contest(stage, specialists=False))
+    assert [g.name for g in tables.totals] == ["all classes", "anatomy", "lesions", "external: all classes"]
+    external = next(g for g in tables.datasets if g.name == folder.name)
+    assert (external.cases, external.classes) == (3, 1)
+    assert any("1 of 2 classes are not scored" in note and "pancreas" in note for note in tables.notes)
+    assert any(note.startswith("External datasets") for note in tables.notes)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_training_cases_are_scored_only_with_a_note(stage: SimpleNamespace) -> None:
     model = module.ModelFolder.load(stage.model)
     model.fold = "all"  # type: ignore[misc]
-    tables, _ = module.run_benchmark([NAMES[1]], stage.model, stage.root / "bench", specialists=False)
+    tables, _ = run_benchmark([NAMES[1]], contest(stage, specialists=False))
     assert "scores are of training cases" in tables.notes[0]
     assert tables.notes[0] in (stage.root / "bench" / "report.html").read_text("utf-8")
 
 
 def test_classes_are_those_that_the_dataset_lists(stage: SimpleNamespace) -> None:
-    dataset = load_dataset(NAMES[0])
-    classes = module.known_classes(dataset, stage.space)
+    classes = classes_to_score(load_dataset(NAMES[0]))
     assert sorted(ids for ids in classes.values()) == [(1, 2), (2,)]  # the tumor lies in the liver
 
 
-def test_nothing_to_score(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_dataset_has_the_classes_of_its_publication(nnunet_env: Path) -> None:
+    record = load_catalogue().by_name("CHAOS_MRI")
+    assert record is not None
+    folder = nnunet_env / "raw" / record.folder
+    write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "labels": {"background": 0, **record.labels}})
+    assert set(classes_to_score(load_dataset(record.folder))) == set(record.classes)
+    assert len(record.classes) > len(record.labels)  # it lists unions
+
+
+def test_nothing_to_score(stage: SimpleNamespace) -> None:
     write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [])
     with pytest.raises(UserError, match="nothing could be scored"):
-        module.run_benchmark([NAMES[1]], stage.model, stage.root / "bench")
+        run_benchmark([NAMES[1]], contest(stage))
+    dataset = load_dataset(NAMES[1])
+    with pytest.raises(DatasetError, match="no validation scans of fold 0"):
+        make_task(dataset, stage.space, 0, "Dataset900_Unified")

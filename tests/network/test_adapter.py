@@ -108,7 +108,7 @@ def test_left_and_right_are_told_apart_within_a_hundred_steps() -> None:
         image, labels = ball_scene(generator)
         features = network.encode_image(image)
         embeddings = network.decode(features, text[None], modality)
-        loss, _ = prompted_loss(features.maps, embeddings, labels, membership, valid)
+        loss = prompted_loss(features.maps, embeddings, labels, membership, valid).total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)

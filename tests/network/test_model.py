@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -184,3 +185,16 @@ def test_queries_of_another_width_are_refused() -> None:
     features = network.encode_image(torch.randn(1, 1, 8, 8, 4))
     with pytest.raises(ValueError, match=r"\(B, N, 10\)"):
         network.decode(features, torch.randn(1, 2, 11))
+
+
+@pytest.mark.parametrize("config", [AUTO, SAT_LIKE])
+def test_a_forward_pass_never_waits_for_a_gpu(config: NetworkConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without values, reading one back on the host, which a GPU would have to be waited for, raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none on meta
+    with torch.device("meta"):
+        network = PromptedUNet(config).eval()
+        shape = [2 * d for d in config.divisor]
+        outputs = network(torch.empty(1, 1, *shape), torch.empty(1, 3, config.text_dim), torch.empty(1).long())
+    assert outputs[0].shape == (1, 3, *shape)
+    with pytest.raises(RuntimeError, match="meta"):  # the check itself can fail
+        float(outputs[0].sum())

@@ -96,10 +96,12 @@ def test_from_raw_scans_to_a_report(tmp_path: Path) -> None:
     )
     assert "<html" in (tmp_path / "bench" / "report.html").read_text(encoding="utf-8")
     for competitor in ("satunet", "nnU-Net"):
-        with (tmp_path / "bench" / "scores" / competitor / "Dataset901_SyntheticCT" / "per_class.csv").open() as file:
+        with (
+            tmp_path / "bench" / "scores" / competitor / "Dataset901_SyntheticCT" / "fold_all" / "per_class.csv"
+        ).open() as file:
             assert len(list(csv.DictReader(file))) == 4
     printed = satunet(
-        tmp_path, "evaluate", "-p", "bench/predictions/nnU-Net/Dataset902_SyntheticMRI",
+        tmp_path, "evaluate", "-p", "bench/predictions/nnU-Net/Dataset902_SyntheticMRI/fold_all",
         "-r", "raw/Dataset902_SyntheticMRI/labelsTs", "-o", "scores", "-np", "0",
     )  # fmt: skip
     assert "mean DSC" in printed

@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import PlanError
 from satunet.plan import UnifiedPlan
+from satunet.planners import unified
 from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint
 from satunet.planners.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
@@ -172,3 +173,21 @@ def test_known_datasets_have_sats_factor_and_only_sats_networks_its_orientations
     nano = plan_unified(known, preset="nano")
     assert nano.dataset_orientation == {"Dataset070_VerSe": "ASR"}
     assert "VerSe ASR" in nano.explanation["orientation"]
+
+
+def test_a_residual_encoder_is_planned_and_costs_patch(tmp_path: Path) -> None:
+    plain, residual = (plan_unified([ABDOMEN], backbone=b) for b in ("plain", "residual"))
+    assert residual.network.backbone == "residual"
+    assert residual.network.n_conv_per_stage[:4] == (1, 3, 4, 6)
+    assert "residual encoder" in residual.explanation["network"]
+    assert np.prod(residual.patch_size) < np.prod(plain.patch_size)
+    residual.save(tmp_path / "plan.json")
+    assert UnifiedPlan.load(tmp_path / "plan.json") == residual
+    with pytest.raises(PlanError, match="backbone 'residual' with the preset 'nano'"):
+        plan_unified([ABDOMEN], preset="nano", backbone="residual")
+
+
+def test_a_preset_with_sats_width_of_texts_learns_the_modality(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(unified._TEXT_DIM, "sat", 768)
+    assert plan_unified([ABDOMEN], preset="nano", text_encoder="sat").network.adapter == "modality"
+    assert plan_unified([ABDOMEN], preset="nano").network.adapter == "whitened_projection"

@@ -35,7 +35,9 @@ NETWORK = NetworkConfig.auto(
 
 
 def make_model(
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0), patch: tuple[int, int, int] = (16, 16, 16)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    patch: tuple[int, int, int] = (16, 16, 16),
+    orientation: str = "RAS",
 ) -> ModelFolder:
     labels = {"bright": (1,), "left bright": (2,), "right bright": (3,)}
     space = build_label_space(
@@ -43,7 +45,9 @@ def make_model(
     )
     vectors = np.zeros((len(space.classes), 6), np.float32)
     bank = TextBank(encoder_name="minilm", encoder_fingerprint="x", texts=space.class_names, vectors=vectors)
-    plan = UnifiedPlan(spacing_mm=spacing_mm, patch_size=patch, network=NETWORK, datasets=("Dataset001_A",))
+    plan = UnifiedPlan(
+        spacing_mm=spacing_mm, patch_size=patch, network=NETWORK, datasets=("Dataset001_A",), orientation=orientation
+    )
     return ModelFolder(
         path=Path("model"),
         plan=plan,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from satunet.network.config import NetworkConfig
-from satunet.network.model import PromptedUNet
+from satunet.network.model import ImageFeatures, PromptedUNet
+from satunet.prediction.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling
 from satunet.prediction.engine import WindowedScan
 from satunet.prediction.window import gaussian_weights, window_starts
 
@@ -74,11 +77,96 @@ def test_every_voxel_above_one_half_is_the_plain_answer(network: PromptedUNet, o
 
 def test_memory_changes_no_bit(network: PromptedUNet) -> None:
     torch.manual_seed(2)
-    volume, queries = torch.randn(30, 20, 25), torch.randn(19, 6)
+    volume, queries = torch.randn(30, 16, 25), torch.randn(11, 6)
     enough = found(network, volume, queries)
-    for memory_bytes in (1, 30_000, 200_000, 900_000):
+    for memory_bytes in (1, 300_000):
         for a, b in zip(enough, found(network, volume, queries, memory_bytes=memory_bytes), strict=True):
             assert torch.equal(a, b)
+
+
+def test_an_unsure_network_puts_prompts_off_and_loses_nothing(network: PromptedUNet) -> None:
+    torch.manual_seed(2)
+    volume, queries = torch.randn(30, 16, 40), torch.randn(9, 6)
+    seen: list[tuple[int, int]] = []
+    enough = found(network, volume, queries, on_progress=lambda *s: seen.append(s))
+    windows = seen[-1][1]
+    seen.clear()
+    tight = found(network, volume, queries, memory_bytes=40 * BLOCK_BYTES, on_progress=lambda *s: seen.append(s))
+    assert seen[-1][1] > 2 * windows  # several groups
+    assert all(torch.equal(a, b) for a, b in zip(enough, tight, strict=True))
+
+
+class Corner(torch.nn.Module):
+    """A prompt is there where the image has its number, and nowhere else."""
+
+    def encode_image(self, image: torch.Tensor) -> ImageFeatures:
+        maps = torch.nn.functional.one_hot(image[:, 0].long(), 200).movedim(-1, 1).float()
+        return ImageFeatures(memory=image.new_zeros(len(image), 1, 1), grid=(1, 1, 1), maps=(maps,))
+
+    def decode(
+        self, features: ImageFeatures, queries: torch.Tensor, modality: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        codes = torch.nn.functional.one_hot(queries[..., 0].long(), 200).float()
+        return (torch.cat((60 * codes, torch.full_like(codes[..., :1], -30)), -1),)
+
+
+def test_blocks_exist_only_where_prompts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = torch.zeros(64, 64, 64)
+    for k in range(1, 9):
+        volume[4 * k : 4 * k + 3, 5:9, 7 * k : 7 * k + 5] = k
+    queries = torch.arange(1, 200.0)[:, None]
+    most = 0
+    add = Layer.add
+
+    def counted(self: Layer, *arguments: torch.Tensor) -> int:
+        nonlocal most
+        count = add(self, *arguments)
+        most = max(most, self.used)
+        return count
+
+    monkeypatch.setattr(Layer, "add", counted)
+    scan = WindowedScan(
+        network=Corner(), volume=volume, queries=queries, modality=1, patch=(32, 32, 32), device=CPU
+    )  # fmt: skip
+    for k, probability in scan.probabilities():
+        expected = volume == k + 1
+        if not expected.any():
+            assert probability.values is None
+            continue
+        mask = torch.zeros(volume.shape, dtype=torch.bool)
+        mask[probability.box] = probability.values > 0.5
+        assert torch.equal(mask, expected)
+    assert most <= 8 * 2  # of 199 · 16 blocks of a layer
+
+
+@given(
+    shape=st.tuples(*[st.integers(16, 45)] * 3),
+    sweep=st.integers(0, 2),
+    start=st.tuples(*[st.integers(0, 20)] * 3),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=30, deadline=None)
+def test_blocks_of_a_window_lie_where_its_voxels_lie(shape, sweep: int, start, seed: int) -> None:
+    torch.manual_seed(seed)
+    start = tuple(min(s, n - 16) for s, n in zip(start, shape, strict=True))
+    tiling = Tiling(shape=shape, sweep=sweep)
+    window = torch.rand(1, 16, 16, 16)
+    structures = Structures(tiling=tiling, active=torch.ones(1, dtype=torch.bool))
+    for number in range(tiling.layers):
+        layer = Layer.empty(1, tiling.places, CPU)
+        if number in tiling.layers_of(start, PATCH):
+            places = tiling.places_of(start, PATCH)
+            values = tiling.cut(window, start, number, repeat_edges=False)[:, 0]
+            layer.add(torch.zeros_like(places), places, values)
+        structures.append(layer.means(torch.ones(tiling.places, VOXELS)))
+    structures.close()
+    dense, first = structures.dense(0)
+    whole = torch.zeros([c * b for c, b in zip(tiling.counts, BLOCK, strict=True)])
+    whole[tuple(slice(f, f + n) for f, n in zip(first, dense.shape, strict=True))] = dense
+    place = tuple(slice(s, s + 16) for s in start)
+    assert torch.equal(whole[place], window[0])
+    whole[place] = 0
+    assert not whole.any()
 
 
 def test_a_prompt_gives_the_same_whatever_is_asked_beside_it(network: PromptedUNet) -> None:

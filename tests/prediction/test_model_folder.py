@@ -136,13 +136,14 @@ def test_info_says_what_a_model_is(exported: Path, trained: Path, capsys: pytest
         "minilm",
         "mri",
         "16, 16, 16",
-        "and are those that the model",
+        "and are those that model.json",
     ):
         assert expected in shown
-    assert run(["info", str(trained), "--json"]) == 0
+    assert run(["info", str(trained), "--json", "--verify"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kind"] == "result folder of a training"
     assert facts["checkpoints"][0].startswith("fold_0/checkpoint_final.pth")
+    assert facts["verified"][0].endswith("fit the plan")
     assert facts["classes"] == {"count": 3, "lesions": 0, "mri": 3}
     assert run(["info", str(trained / "fold_0")]) == 2
 

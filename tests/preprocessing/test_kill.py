@@ -19,6 +19,7 @@ from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
 from satunet.preprocessing.store import complete_record, scan_files
 from satunet.preprocessing.verify import verify_store
+from tests.killing import BEFORE_RENAME
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAN = UnifiedPlan(
@@ -28,16 +29,7 @@ PLAN = UnifiedPlan(
         features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
     ),
 )
-SELF_KILL = """
-import os, pathlib, signal, sys
-countdown = [int(sys.argv[1])]
-replace = pathlib.Path.replace
-def dying_replace(self, target):
-    if countdown[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    countdown[0] -= 1
-    return replace(self, target)
-pathlib.Path.replace = dying_replace
+SELF_KILL = f"""{BEFORE_RENAME}
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
 preprocess_datasets(UnifiedPlan.load(pathlib.Path(sys.argv[2])), sys.argv[3:], processes=0)

@@ -9,7 +9,7 @@ from sklearn.model_selection import KFold
 
 from satunet.datasets import split_scan_id
 from satunet.errors import DatasetError
-from satunet.preprocessing.splits import unified_splits
+from satunet.preprocessing.splits import share_folds, unified_splits
 
 
 def scans(dataset: str, cases: list[str], channels: int = 1) -> list[str]:
@@ -55,6 +55,25 @@ def test_a_given_split_is_taken_over_and_new_cases_are_trained_on(nnunet_env: Pa
     folds = unified_splits(scans("Dataset001_X", ["a", "b", "new"]))
     assert folds[0] == {"train": scans("Dataset001_X", ["a", "new"]), "val": scans("Dataset001_X", ["b"])}
     assert folds[1] == folds[3] == {"train": scans("Dataset001_X", ["b", "new"]), "val": scans("Dataset001_X", ["a"])}
+
+
+def test_the_specialist_gets_the_same_folds_and_a_published_split_goes_first(nnunet_env: Path) -> None:
+    for folder in ("raw", "preprocessed"):
+        (nnunet_env / folder / "Dataset001_X").mkdir()
+    own = nnunet_env / "preprocessed/Dataset001_X/splits_final.json"
+    cases = list("abc")
+    share_folds("Dataset001_X", cases)
+    assert [fold["val"] for fold in json.loads(own.read_text())] == [["a"], ["b"], ["c"], ["a"], ["b"]]
+    assert unified_splits(scans("Dataset001_X", cases))[1]["val"] == scans("Dataset001_X", ["b"])
+    published = [{"train": ["a", "b"], "val": ["c"]}]
+    (nnunet_env / "raw/Dataset001_X/splits_final.json").write_text(json.dumps(published))
+    share_folds("Dataset001_X", cases)
+    assert json.loads(own.read_text())[0] == published[0]
+    assert unified_splits(scans("Dataset001_X", cases))[0]["val"] == scans("Dataset001_X", ["c"])
+    own.write_text(json.dumps([{"train": ["a"], "val": ["b", "c"]}]))
+    (nnunet_env / "raw/Dataset001_X/splits_final.json").unlink()
+    share_folds("Dataset001_X", cases)
+    assert json.loads(own.read_text()) == [{"train": ["a"], "val": ["b", "c"]}]  # someone's own split stays
 
 
 def test_a_failed_case_does_not_move_the_others(nnunet_env: Path) -> None:

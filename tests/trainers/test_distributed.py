@@ -28,9 +28,8 @@ def test_two_processes_train_as_one(planned: Path) -> None:
     # Three patches over two processes: the first has two of them, so that a mean of means would be wrong.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "satunet", *ARGUMENTS], env=environment, cwd=planned, capture_output=True, text=True
-    )
+    command = [*torchrun, "-m", "satunet", *ARGUMENTS]
+    done = subprocess.run(command, env=environment, cwd=planned, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = fold_folder()
     together = load_checkpoint(folder / "checkpoint_final.pth")

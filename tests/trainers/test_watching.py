@@ -105,6 +105,22 @@ def test_the_final_validation_counts_voxels_of_whole_scans(planned: Path) -> Non
     assert set(summary["mean_per_dataset"]) == set(trainer.plan.datasets)
 
 
+def test_scans_that_were_trained_on_are_not_validated(planned: Path) -> None:
+    from satunet.files import write_json
+
+    trainer = make_trainer(config(steps=1, steps_per_epoch=1))
+    trainer.initialize()
+    train, val = trainer.do_split()
+    file = trainer.unified_folder / "splits_final.json"
+    write_json(file, [{"train": train, "val": [*val, train[0]]}])
+    assert trainer.held_out() == val
+    write_json(file, [{"train": train, "val": [train[0]]}])
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert not (fold_folder() / "validation").exists()
+    assert "nothing to validate on" in Path(str(trainer.log_file)).read_text()
+
+
 def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from satunet.trainers import validation
 
@@ -112,8 +128,8 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     trainer.run_training()
     scans = trainer.do_split()[1]
     asked: list[str] = []
-    score = validation._score_scan
-    monkeypatch.setattr(validation, "_score_scan", lambda t, scan: (asked.append(scan), score(t, scan))[1])
+    score = validation.score_scan
+    monkeypatch.setattr(validation, "score_scan", lambda t, scan: (asked.append(scan), score(t, scan))[1])
     validation.validate(trainer, scans[:1])
     (trainer.store.folder / f"{scans[1]}.b2nd").write_bytes(b"damaged")
     summary = validation.validate(trainer, scans)

@@ -25,7 +25,7 @@ from satunet.files import atomic_path, read_json, write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.labels import LabelSpace
-from satunet.network.backbone import Encoder, PlainUNet
+from satunet.network.backbone import Encoder, ResidualEncoder, UNet
 from satunet.network.config import NetworkConfig
 from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
@@ -59,7 +59,7 @@ class AtlasTower(nn.Module):
 
     def __init__(self, config: NetworkConfig, text_dim: int) -> None:
         super().__init__()
-        self.encoder: Encoder = PlainUNet(config).encoder  # initialised as the network's own
+        self.encoder = UNet(config).encoder  # initialised as the network's own
         width = sum(config.features_per_stage)
         self.projection = nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
         self.modality = nn.Embedding(len(MODALITIES), text_dim)
@@ -94,7 +94,8 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (N, C) float32.
     """
-    weights = nn.functional.adaptive_avg_pool3d(masks[None].float(), tuple(features.shape[1:]))[0].flatten(1)
+    x, y, z = features.shape[1:]
+    weights = nn.functional.adaptive_avg_pool3d(masks[None].float(), (x, y, z))[0].flatten(1)
     weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
     return weights @ features.float().flatten(1).T
 
@@ -322,7 +323,7 @@ def _split(folder: Path, store: ScanStore, space: LabelSpace, fold: int | str) -
     return train, held or train
 
 
-def _save_image_encoder(encoder: Encoder, path: Path) -> None:
+def _save_image_encoder(encoder: Encoder | ResidualEncoder, path: Path) -> None:
     """Under the names that the segmentation network has for it."""
     from safetensors.torch import save_file
 

@@ -84,9 +84,9 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     if kind in (".csv", ".tsv"):
         yield from _csv_rows(path, text, "\t" if kind == ".tsv" else ",")
     elif kind == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield _object(_json(line, f"{path}, line {number}"), f"{path}, line {number}")
+        for number, row in enumerate(text.splitlines(), start=1):
+            if row.strip():
+                yield _object(_json(row, f"{path}, line {number}"), f"{path}, line {number}")
     elif kind == ".json":
         content = _json(text, str(path))
         if not isinstance(content, list):

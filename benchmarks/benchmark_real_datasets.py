@@ -1,0 +1,99 @@
+"""The benchmark on small real datasets, with patients held out: one network, some specialists, boxes of the reference.
+
+    python benchmarks/train_real_datasets.py prepare RAW WORK && python benchmarks/train_real_datasets.py train WORK
+    python benchmarks/benchmark_real_datasets.py specialists WORK --datasets 304 309 --steps 200    # nnU-Nets, as many
+    python benchmarks/benchmark_real_datasets.py benchmark WORK OUT --specialists                    # as time allows
+
+``WORK`` is the folder that ``train_real_datasets.py`` made. Specialists get the splits of the unified network (by
+patient), its spacing, optimizer and schedule. Datasets of a single patient have nobody to hold out: the benchmark says
+for each that there is nothing to score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+UNIFIED = "Dataset900_Unified"
+SPACING_MM = (3.0, 3.0, 3.0)
+
+
+def use_folders(work: Path) -> None:
+    """Point nnU-Net's variables at the folders of the training."""
+    os.environ["nnUNet_raw"] = (work / "raw_folder.txt").read_text(encoding="utf-8")
+    for name in ("preprocessed", "results"):
+        os.environ[f"nnUNet_{name}"] = str((work / f"nnUNet_{name}").resolve())
+
+
+def train_specialists(names: list[str], steps: int, device: str, processes: int) -> int:
+    """Plan, preprocess and train the nnU-Nets of some datasets."""
+    from satunet.preprocessing.pipeline import plan_and_preprocess
+    from satunet.trainers.config import TrainingConfig
+    from satunet.trainers.specialist import train_specialist
+
+    # Planned apart from the unified dataset, whose plan stays as it is.
+    summary = plan_and_preprocess(
+        names,
+        unified_name="Dataset901_Specialists",
+        spacing_mm=SPACING_MM,
+        base_features=16,
+        gpu_memory_gb=2.0,
+        batch_size=2,
+        specialists=True,
+        processes=processes,
+    )
+    recipe = TrainingConfig.from_recipe("short", steps=steps)
+    for name in names:
+        train_specialist(name, fold=0, recipe=recipe, device=device, continue_training=True)
+    return summary.exit_code
+
+
+def benchmark(names: list[str], output: Path, *, specialists: bool, device: str, processes: int) -> int:
+    """Score one network, the specialists there are, and the oracle boxes."""
+    from satunet.evaluation.medsam import MedSAMCompetitor
+    from satunet.evaluation.run_benchmark import Contest, run_benchmark
+    from satunet.progress import setup_logging
+    from satunet.trainers.run import model_folder
+
+    setup_logging(output / "benchmark.log")
+    boxes = MedSAMCompetitor(output=output / "predictions", boxes="oracle")
+    contest = Contest(
+        model=model_folder(UNIFIED),
+        output=output,
+        folds=(0,),
+        specialists=specialists,
+        more=[boxes],
+        device=device,
+        processes=processes,
+    )
+    _, summary = run_benchmark(names, contest)
+    summary.show()
+    return summary.exit_code
+
+
+def main() -> int:
+    """Run one of the steps."""
+    from satunet.paths import all_dataset_names, dataset_name_of
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("specialists", "benchmark"))
+    parser.add_argument("work", type=Path)
+    parser.add_argument("output", type=Path, nargs="?")
+    parser.add_argument("-d", "--datasets", nargs="+", default=["all"])
+    parser.add_argument("--specialists", action="store_true")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-np", "--processes", type=int, default=1)
+    given = parser.parse_args()
+    use_folders(given.work)
+    names = list(all_dataset_names() if "all" in given.datasets else map(dataset_name_of, given.datasets))
+    if given.step == "specialists":
+        return train_specialists(names, given.steps, given.device, given.processes)
+    if given.output is None:
+        parser.error("the benchmark needs an output folder")
+    return benchmark(names, given.output, specialists=given.specialists, device=given.device, processes=given.processes)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,130 @@
+"""What a benchmark scores: the cases and classes of a dataset and fold, on the same splits for everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from satunet.catalogue import load_catalogue
+from satunet.datasets import Case, Dataset, scan_id
+from satunet.errors import DatasetError
+from satunet.files import read_json
+from satunet.labels import LabelSpace, build_label_space
+from satunet.labels.build import catalogue_record
+from satunet.paths import preprocessed_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The cases of a dataset that a fold's networks have not seen.
+
+    Attributes:
+        dataset: The dataset.
+        fold: Fold of every competitor that has folds.
+        cases: Cases with a reference.
+        classes: Class → ids.
+        lesions: Classes that are pathological.
+        unknown: Classes of the dataset that the unified network was never taught.
+        external: Whether the unified network was not trained on the dataset at all.
+        trained_on: Whether the cases were trained on, for want of others.
+    """
+
+    dataset: Dataset
+    fold: int | str
+    cases: tuple[Case, ...]
+    classes: dict[str, tuple[int, ...]]
+    lesions: frozenset[str] = frozenset()
+    unknown: tuple[str, ...] = ()
+    external: bool = False
+    trained_on: bool = False
+
+    @property
+    def references(self) -> dict[str, Path]:
+        """Case → label map."""
+        return {c.identifier: c.label for c in self.cases if c.label is not None}
+
+    @property
+    def name(self) -> str:
+        """``<dataset>/fold_<fold>``, which is also where its files are."""
+        return f"{self.dataset.name}/fold_{self.fold}"
+
+    def scan_name(self, case: str, channel: int) -> str:
+        """Name of a scan's prediction."""
+        return case if len(self.dataset.channel_names) == 1 else f"{case}_{channel:04d}"
+
+
+def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str) -> Task:
+    """What to score of a dataset.
+
+    Test cases that have a reference, else the validation cases of the fold; of a dataset that the unified network was
+    not trained on, test cases or else all cases.
+
+    Args:
+        dataset: The dataset.
+        space: Classes of the unified network.
+        fold: The fold.
+        unified: Name of the unified dataset, whose split counts.
+
+    Raises:
+        DatasetError: No cases, or no classes that the network knows.
+    """
+    external = dataset.name not in space.ids
+    cases = tuple(c for c in dataset.test_cases() if c.label is not None)
+    trained_on = False
+    if not cases:
+        every = dataset.training_cases()
+        if external:
+            cases = every
+        else:
+            wanted = set(_validation_cases(dataset, fold, unified))
+            cases = tuple(c for c in every if c.identifier in wanted)
+            trained_on = fold == "all"
+    every_class = classes_to_score(dataset)
+    classes = {name: ids for name, ids in every_class.items() if name in space}
+    if not cases or not classes:
+        raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
+    return Task(
+        dataset=dataset,
+        fold=fold,
+        cases=cases,
+        classes=classes,
+        lesions=frozenset(name for name in classes if space.info(name).lesion),
+        unknown=tuple(name for name in every_class if name not in space),
+        external=external,
+        trained_on=trained_on,
+    )
+
+
+def classes_to_score(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Class → ids: what the catalogue lists for a published dataset, as its paper scores it; else what the dataset
+    lists itself, without unions by rule. An organ has its lesions' ids too.
+    """
+    catalogue = load_catalogue()
+    space = build_label_space([dataset], catalogue)
+    published = catalogue_record(dataset, catalogue)[0] is not None
+    ids = sorted(space.ids[dataset.name].items())
+    return {name: own for name, own in ids if published or space.info(name).source_names}
+
+
+def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str) -> set[str]:
+    """Cases that a fold of a nnU-Net was trained on."""
+    if fold == "all":
+        return {case for part in split for case in (*part["train"], *part["val"])}
+    return set(split[int(fold)]["train"])
+
+
+def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[str]:
+    if fold == "all":
+        return [c.identifier for c in dataset.training_cases()]
+    file = preprocessed_dir() / unified / "splits_final.json"
+    try:
+        scans = set(read_json(file)[int(fold)]["val"])
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
+    channels = range(len(dataset.channel_names))
+    return [
+        c.identifier
+        for c in dataset.training_cases()
+        if any(scan_id(dataset.name, c.identifier, channel) in scans for channel in channels)
+    ]

@@ -1,0 +1,142 @@
+"""Engines: ways to run one trained network, fastest first where it runs; results agree within rounding.
+
+======== ========================================================= ============================================
+engine   what it does                                              where it is taken by ``auto``
+======== ========================================================= ============================================
+fused    :mod:`satunet.network.fused`: no compiler needed          CPU
+compile  fused, with the norms compiled by ``torch.compile``       never: it has to be asked for
+         (CPU); the whole backbone compiled, channels last (GPU)
+eager    the modules one by one, under autocast                    GPU, and whatever has no fused form
+======== ========================================================= ============================================
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from satunet.devices import Precision, precision_for
+from satunet.errors import UserError
+from satunet.network.fused import FusedUNet
+
+logger = logging.getLogger(__name__)
+
+Engine = Literal["auto", "eager", "fused", "compile"]
+
+
+def accelerate(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    cache_dir: Path | None = None,
+) -> nn.Module:
+    """The network on ``device``, ready to predict fast; weights are shared with the one given where they can be.
+
+    Args:
+        network: In evaluation mode. Networks without a U-Net of ours as ``backbone`` are only moved.
+        device: Where it will run.
+        engine: See the module.
+        precision: As in :mod:`satunet.devices`.
+        cache_dir: Where compiled kernels are kept; satunet's cache folder if not given.
+
+    Raises:
+        UserError: An engine that does not exist, or that cannot run there.
+    """
+    if engine not in get_args(Engine):
+        raise UserError(f"engine {engine!r}; allowed are {', '.join(get_args(Engine))}")
+    chosen = choose_engine(device, engine)
+    network = network.to(device)
+    backbone: Any = getattr(network, "backbone", None)
+    if backbone is None or not hasattr(backbone, "encoder"):
+        return network
+    if chosen == "eager":
+        return network
+    if device.type != "cpu":
+        # Channels last here alone: torch's own instance norm copies to the usual layout and back, a compiled one not.
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return _with_backbone(network, torch.compile(backbone))
+    dtype = precision_for(device, precision)
+    if dtype is torch.float16:
+        raise UserError(f"engine {chosen!r} computes in float32 or bfloat16 on a CPU; for float16, take 'eager'")
+    normalize = compiled_normalize(cache_dir) if chosen == "compile" else None
+    return _with_backbone(network, FusedUNet(backbone, dtype, normalize))
+
+
+def choose_engine(device: torch.device, engine: Engine) -> Engine:
+    """What ``auto`` means on a device, and what is left of ``compile`` without a compiler.
+
+    Raises:
+        UserError: An engine that cannot run there.
+    """
+    if engine == "fused" and device.type != "cpu":
+        raise UserError(f"engine 'fused' runs on a CPU, the device is {device}; allowed there are auto, eager, compile")
+    if engine == "auto":
+        return "fused" if device.type == "cpu" else "eager"
+    if engine == "compile" and device.type == "cpu" and compiler() is None:
+        logger.warning(
+            "engine 'compile' needs a C++ compiler, and there is none (g++, clang++, or the one $CXX names); going on "
+            "with 'fused', whose results are the same"
+        )
+        return "fused"
+    return engine
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch would take, or ``None``."""
+    named = os.environ.get("CXX")
+    return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
+
+
+def compiled_normalize(cache_dir: Path | None = None) -> Callable[[Tensor, Tensor, Tensor, float, float | None], None]:
+    """:func:`satunet.network.fused.normalize_`, compiled; if compiling fails, a warning and the one without."""
+    from satunet.network.fused import normalize_
+    from satunet.text.encoder import default_cache_dir
+
+    # Not in torch's own place, /tmp, where it is gone after a restart and compiled again.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
+    compiled = torch.compile(_normalize, dynamic=True)
+    works = True
+
+    def run(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
+        nonlocal works
+        if works:
+            try:
+                compiled(rows, gain, offset, eps, 1.0 if negative_slope is None else negative_slope)
+                return
+            except Exception as error:  # a compiler, its headers or a full disk: the reasons are endless
+                works = False
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logger.warning("torch.compile failed (%s); going on with the engine 'fused'", reason)
+        normalize_(rows, gain, offset, eps, negative_slope)
+
+    return run
+
+
+def _normalize(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float) -> None:
+    """Two loops over memory once compiled; statistics are shifted by each channel's first value."""
+    values = rows.float()
+    shift = values[0]
+    centred = values - shift
+    mean = centred.mean(0)
+    variance = ((centred * centred).mean(0) - mean * mean).clamp_min(0)
+    scale = gain * torch.rsqrt(variance + eps)
+    normalized = (centred - mean) * scale + offset
+    rows.copy_(torch.where(normalized > 0, normalized, normalized * negative_slope))
+
+
+def _with_backbone(network: nn.Module, backbone: Any) -> nn.Module:
+    """A shallow copy of the network with another backbone; everything else is shared."""
+    changed = copy.copy(network)
+    changed._modules = dict(network._modules)
+    changed._modules["backbone"] = backbone
+    return changed

@@ -1,0 +1,329 @@
+"""The backbone on a CPU, faster than its modules one by one, without a compiler.
+
+What costs time in PyTorch's eager mode on a CPU, and what is done instead:
+
+- *Convolutions in float32* run close to the peak of the cores, so only fewer multiplications help: Winograd's F(4, 3)
+  along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for four
+  planes instead of twelve. One axis alone: transforms over several axes cost more memory traffic than they save
+  without kernels of their own, and round more.
+- *Instance norm* takes ten times as long as a copy. Sums over chunks that stay in the cache, then scale, shift and
+  leaky ReLU chunk by chunk, are two passes over memory.
+- *The convolution's bias* is dropped: the norm behind it subtracts it again.
+- *Concatenation* of the skip connection is written to its place by the transposed convolution, which is a matrix
+  product, because its stride equals its kernel.
+- *The first convolution* sees one channel instead of the same channel three times.
+
+Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's, and statistics float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from satunet.network.backbone import ConvBlock, ConvStack, ResidualBlock, ResidualStack, UNet
+
+_CHUNK_BYTES = 1 << 20
+"""What a pass over memory handles at once: small enough for a core's cache."""
+_TRANSFORM_BYTES = 16 << 20
+"""Of transformed planes at once."""
+_MIN_PLANES = 4
+
+# F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
+_INPUT = torch.tensor(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    dtype=torch.float32,
+)
+_WEIGHT = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+_OUTPUT = torch.tensor(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
+)
+
+
+Normalize = Callable[[Tensor, Tensor, Tensor, float, float | None], None]
+"""What :func:`normalize_` does; another engine may have its own."""
+
+
+class FusedBlock(nn.Module):
+    """A :class:`ConvBlock` for inference.
+
+    Args:
+        block: The block; its weights are shared, not copied, until a layout of their own is needed.
+        dtype: float32 or bfloat16.
+        normalize: Instance norm and leaky ReLU in place.
+        shared_input: Whether all input channels are the same channel, of which one is given.
+    """
+
+    def __init__(
+        self, block: ConvBlock, dtype: torch.dtype, normalize: Normalize, *, shared_input: bool = False
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.dtype, self.normalize, self.shared_input = dtype, normalize, shared_input
+        active = isinstance(block.nonlin, nn.LeakyReLU)
+        self.negative_slope = float(block.nonlin.negative_slope) if active else None  # type: ignore[arg-type]
+
+    @cached_property
+    def _direct(self) -> Tensor:
+        weight = self.block.conv.weight.detach()
+        if self.shared_input:
+            weight = weight.sum(1, keepdim=True)
+        return weight.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+    @cached_property
+    def _transformed(self) -> list[Tensor]:
+        """Six (O, C, ky, kz) weights of 2D convolutions."""
+        parts = torch.einsum("ka,ocayz->kocyz", _WEIGHT, self.block.conv.weight.detach().double())
+        return [part.float().contiguous(memory_format=torch.channels_last) for part in parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, X, Y, Z) → (1, O, X/stride, …), channels last."""
+        conv, norm = self.block.conv, self.block.norm
+        if self._pays(x):
+            padding = (int(conv.padding[1]), int(conv.padding[2]))
+            y = winograd(x[0].permute(1, 2, 3, 0), self._transformed, padding).permute(3, 0, 1, 2)[None]
+        else:
+            y = convolve(x, self._direct, conv.stride, [int(p) for p in conv.padding])
+            y = y.contiguous(memory_format=torch.channels_last_3d)
+        rows = rows_of(y)
+        if len(rows) > 1:
+            self.normalize(rows, norm.weight.detach(), norm.bias.detach(), norm.eps, self.negative_slope)
+        else:  # one voxel has no variance
+            if conv.bias is not None:
+                rows += conv.bias.detach().to(rows.dtype)
+            if self.negative_slope is not None:
+                nn.functional.leaky_relu_(rows, self.negative_slope)
+        return y
+
+    def _pays(self, x: Tensor) -> bool:
+        """Whether Winograd's transforms cost less than they save."""
+        outputs, inputs, kernel = self.block.conv.weight.shape[:3]
+        if self.dtype is not torch.float32 or kernel != 3 or max(self.block.conv.stride) > 1 or self.shared_input:
+            return False
+        voxels = x[0, 0].numel()
+        return min(inputs, outputs) >= 16 and x.shape[2] >= 8 and voxels >= max(4096, 16 * inputs)
+
+
+def winograd(x: Tensor, weights: list[Tensor], padding: tuple[int, int]) -> Tensor:
+    """Convolution with a kernel of 3 along the first axis, stride 1, zero padding.
+
+    Args:
+        x: (X, Y, Z, C) float32, contiguous.
+        weights: Six transformed (O, C, ky, kz).
+        padding: Of the last two axes; the first has 1.
+
+    Returns:
+        (X, Y, Z, O).
+    """
+    planes, y, z, inputs = x.shape
+    outputs = weights[0].shape[0]
+    x = x.reshape(planes, -1)
+    out = x.new_empty(planes, y * z * outputs)
+    tiles = -(-planes // 4)
+    group = max(1, min(tiles, _TRANSFORM_BYTES // (6 * 4 * x.shape[1])))
+    # Once, not a group: fresh memory of this size costs a page fault every 4 KB.
+    room, results = x.new_empty(6, group, x.shape[1]), x.new_empty(6, group, out.shape[1])
+    for first in range(0, tiles, group):
+        count = min(group, tiles - first)
+        spread, products = room[:, :count], results[:, :count]
+        for i in range(count):
+            start = 4 * (first + i) - 1
+            low, high = max(0, start), min(planes, start + 6)
+            torch.mm(_INPUT[:, low - start : high - start], x[low:high], out=spread[:, i])
+        for k, weight in enumerate(weights):
+            image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
+            result = convolve(image, weight, (1, 1), padding)
+            products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
+        for i in range(count):
+            start = 4 * (first + i)
+            wanted = min(4, planes - start)
+            torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
+    return out.view(planes, y, z, outputs)
+
+
+def convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """A convolution by oneDNN; torch's own choice is a much slower one for few channels and for small maps."""
+    if torch.backends.mkldnn.is_available() and x.dtype is torch.float32:
+        ones = [1] * len(stride)
+        result: Tensor = torch.ops.aten.mkldnn_convolution(x, weight, None, list(padding), list(stride), ones, 1)
+        return result
+    convolution = torch.conv2d if x.ndim == 4 else torch.conv3d
+    return convolution(x, weight, None, stride, padding)  # type: ignore[arg-type]
+
+
+def normalize_(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
+    """Instance norm and leaky ReLU in place.
+
+    Args:
+        rows: (voxels, C), contiguous; any floating type, statistics are float32.
+        gain: (C,) float32.
+        offset: (C,) float32.
+        eps: Added to the variance.
+        negative_slope: Of the leaky ReLU; ``None`` for none.
+    """
+    channels = rows.shape[1]
+    step = max(1, _CHUNK_BYTES // (4 * channels))
+    sums, squares = gain.new_zeros(channels, dtype=torch.float64), gain.new_zeros(channels, dtype=torch.float64)
+    # Shifted by the mean of 64 voxels, so that a mean far from zero does not swallow the variance.
+    shift = rows[: max(1, len(rows) // 64) * 64 : max(1, len(rows) // 64)].float().mean(0)
+    scratch = rows.new_empty((step, channels), dtype=torch.float32)
+    for part in rows.split(step):
+        centred = scratch[: len(part)].copy_(part).sub_(shift)
+        sums += _column_sums(centred)
+        squares += _column_sums(centred.square_())
+    mean = sums / len(rows)
+    variance = (squares / len(rows) - mean.square()).clamp_min_(0)
+    scale = (gain / (variance + eps).sqrt()).to(rows.dtype)
+    moved = (offset - (mean + shift) * gain / (variance + eps).sqrt()).to(rows.dtype)
+    for part in rows.split(step):
+        torch.addcmul(moved, part, scale, out=part)
+        if negative_slope is not None:
+            nn.functional.leaky_relu_(part, negative_slope)
+
+
+def _column_sums(part: Tensor) -> Tensor:
+    """(n, C) → (C,) float64; wide rows are summed faster than narrow ones."""
+    n, channels = part.shape
+    wide = n // 16
+    if wide == 0:
+        return part.sum(0, dtype=torch.float64)
+    total = part[: wide * 16].view(wide, 16 * channels).sum(0).view(16, channels).double().sum(0)
+    return total + part[wide * 16 :].sum(0) if n % 16 else total
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(1, C, X, Y, Z), channels last → (X·Y·Z, C), the same memory."""
+    return x[0].permute(1, 2, 3, 0).view(-1, x.shape[1])
+
+
+class FusedResidual(nn.Module):
+    """A :class:`ResidualBlock` for inference."""
+
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype, normalize: Normalize) -> None:
+        super().__init__()
+        self.conv1 = FusedBlock(block.conv1, dtype, normalize)
+        self.conv2 = FusedBlock(block.conv2, dtype, normalize)
+        self.negative_slope = block.nonlin2.negative_slope
+        self.skip = nn.Sequential(
+            *(FusedBlock(m, dtype, normalize) if isinstance(m, ConvBlock) else m for m in block.skip)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, X, Y, Z) → (1, O, X/stride, …)."""
+        y: Tensor = self.conv2(self.conv1(x))
+        short = self.skip(x).contiguous(memory_format=torch.channels_last_3d)
+        step = max(1, _CHUNK_BYTES // (4 * y.shape[1]))
+        for part, other in zip(rows_of(y).split(step), rows_of(short).split(step), strict=True):
+            nn.functional.leaky_relu_(part.add_(other), self.negative_slope)
+        return y
+
+
+def _fused(stack: nn.Module, dtype: torch.dtype, normalize: Normalize, *, shared_input: bool = False) -> nn.Sequential:
+    """Blocks of a stack for inference."""
+    if isinstance(stack, nn.Sequential):
+        (stack,) = stack
+    if isinstance(stack, ResidualStack):
+        return nn.Sequential(*(FusedResidual(block, dtype, normalize) for block in stack.blocks))  # type: ignore[arg-type]
+    if not isinstance(stack, ConvStack):
+        raise TypeError(f"no fused form of a {type(stack).__name__}")
+    blocks: list[ConvBlock] = list(stack.convs)  # type: ignore[arg-type]
+    return nn.Sequential(
+        *(FusedBlock(b, dtype, normalize, shared_input=shared_input and i == 0) for i, b in enumerate(blocks))
+    )
+
+
+class FusedUp(nn.Module):
+    """A transposed convolution whose stride is its kernel, and the concatenation behind it."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, up: nn.ConvTranspose3d, dtype: torch.dtype) -> None:
+        super().__init__()
+        inputs, outputs = up.weight.shape[:2]
+        self.stride, self.outputs = up.stride, outputs
+        matrix = up.weight.detach().permute(0, 2, 3, 4, 1).reshape(inputs, -1)  # (C, sx·sy·sz·O)
+        self.register_buffer("weight", matrix.to(dtype).contiguous())
+        self.register_buffer("bias", up.bias.detach().to(dtype))  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(1, C, x, y, z) and (1, S, X, Y, Z) → (1, O + S, X, Y, Z)."""
+        a, b, c = x.shape[2:]
+        i, j, k = self.stride
+        both = x.new_empty(a, i, b, j, c, k, self.outputs + skip.shape[1])
+        place, bias = both[..., : self.outputs], self.bias
+        for plane in range(a):
+            voxels = x[0, :, plane].permute(1, 2, 0).reshape(b * c, -1)
+            values = (voxels @ self.weight).view(b, c, i, j, k, self.outputs)
+            torch.add(values.permute(2, 0, 3, 1, 4, 5), bias, out=place[plane])
+        both = both.view(a * i, b * j, c * k, -1)
+        both[..., self.outputs :].copy_(skip[0].permute(1, 2, 3, 0))
+        return both.permute(3, 0, 1, 2)[None]
+
+
+class FusedUNet(nn.Module):
+    """A :class:`~satunet.network.backbone.UNet` for inference on a CPU, made from a trained one.
+
+    Args:
+        backbone: With its weights; it is left as it is.
+        dtype: float32 or bfloat16.
+        normalize: Instance norm and leaky ReLU; the one of this module if not given.
+    """
+
+    def __init__(self, backbone: UNet, dtype: torch.dtype, normalize: Normalize | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        own = normalize or normalize_
+        encoder, decoder = backbone.encoder, backbone.decoder
+        stem = getattr(encoder, "stem", None)
+        self.stem = None if stem is None else _fused(stem, dtype, own, shared_input=True)
+        self.stages = nn.ModuleList(
+            _fused(stage, dtype, own, shared_input=stem is None and number == 0)
+            for number, stage in enumerate(encoder.stages)
+        )
+        self.ups = nn.ModuleList(FusedUp(up, dtype) for up in decoder.transpconvs)  # type: ignore[arg-type]
+        self.decoder = nn.ModuleList(_fused(stage, dtype, own) for stage in decoder.stages)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """As :meth:`UNet.forward`; of the input's channels, which are equal, only the first is looked at."""
+        with torch.autocast("cpu", enabled=False):
+            found = [self._one(one[None, :1]) for one in image]
+        if len(found) == 1:
+            return found[0]
+        (skips, maps) = zip(*found, strict=True)
+        return [torch.cat(s) for s in zip(*skips, strict=True)], [torch.cat(m) for m in zip(*maps, strict=True)]
+
+    def _one(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        if self.stem is not None:
+            x = self.stem(x)
+        skips = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        maps = []
+        for step, (up, stage) in enumerate(zip(self.ups, self.decoder, strict=True)):
+            x = stage(up(x, skips[-step - 2]))
+            maps.append(x)
+        return skips, maps[::-1]
