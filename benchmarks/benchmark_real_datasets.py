@@ -5,8 +5,9 @@
     python benchmarks/benchmark_real_datasets.py benchmark WORK OUT --specialists                    # as time allows
 
 ``WORK`` is the folder that ``train_real_datasets.py`` made. Specialists get the splits of the unified network (by
-patient), its spacing, optimizer and schedule. Datasets of a single patient have nobody to hold out: the benchmark says
-for each that there is nothing to score.
+patient), its optimizer and schedule, and its spacing unless another is given: where a dataset is so small at that
+spacing that nnU-Net plans two stages, the weights of its loss are 0/0 (nnunetv2 2.8.1), and it learns nothing. Datasets
+of a single patient have nobody to hold out: the benchmark says for each that there is nothing to score.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from pathlib import Path
 
 UNIFIED = "Dataset900_Unified"
-SPACING_MM = (3.0, 3.0, 3.0)
+SPACING_MM = 3.0
 
 
 def use_folders(work: Path) -> None:
@@ -26,7 +27,7 @@ def use_folders(work: Path) -> None:
         os.environ[f"nnUNet_{name}"] = str((work / f"nnUNet_{name}").resolve())
 
 
-def train_specialists(names: list[str], steps: int, device: str, processes: int) -> int:
+def train_specialists(names: list[str], steps: int, spacing: float, device: str, processes: int) -> int:
     """Plan, preprocess and train the nnU-Nets of some datasets."""
     from satunet.preprocessing.pipeline import plan_and_preprocess
     from satunet.trainers.config import TrainingConfig
@@ -36,7 +37,7 @@ def train_specialists(names: list[str], steps: int, device: str, processes: int)
     summary = plan_and_preprocess(
         names,
         unified_name="Dataset901_Specialists",
-        spacing_mm=SPACING_MM,
+        spacing_mm=(spacing,) * 3,
         base_features=16,
         gpu_memory_gb=2.0,
         batch_size=2,
@@ -83,13 +84,14 @@ def main() -> int:
     parser.add_argument("-d", "--datasets", nargs="+", default=["all"])
     parser.add_argument("--specialists", action="store_true")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--spacing", type=float, default=SPACING_MM)
     parser.add_argument("--device", default="auto")
     parser.add_argument("-np", "--processes", type=int, default=1)
     given = parser.parse_args()
     use_folders(given.work)
     names = list(all_dataset_names() if "all" in given.datasets else map(dataset_name_of, given.datasets))
     if given.step == "specialists":
-        return train_specialists(names, given.steps, given.device, given.processes)
+        return train_specialists(names, given.steps, given.spacing, given.device, given.processes)
     if given.output is None:
         parser.error("the benchmark needs an output folder")
     return benchmark(names, given.output, specialists=given.specialists, device=given.device, processes=given.processes)

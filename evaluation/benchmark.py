@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from satunet.errors import UserError
 from satunet.evaluation.published import published_means
 from satunet.evaluation.resampling import (
+    FEWEST_CASES,
     NO_INTERVAL,
     Correction,
     Interval,
@@ -205,34 +206,36 @@ class _Comparer:
         )
 
     def _micro(self, shared: Sequence[ClassRow], competitors: Sequence[str]) -> Scores:
-        wanted: dict[str, set[str]] = {}
-        for r in shared:
-            wanted.setdefault(r.dataset, set()).add(r.class_name)
-        return {
-            c: {
-                m: mean_of(
+        found: Scores = {c: {} for c in competitors}
+        for m in METRICS:
+            wanted: dict[str, set[str]] = {}
+            for r in _shared(shared, competitors, m):
+                wanted.setdefault(r.dataset, set()).add(r.class_name)
+            for c in competitors:
+                found[c][m] = mean_of(
                     row.metric(m)
                     for dataset, names in wanted.items()
                     for row in self.results[dataset][c].rows
                     if row.class_name in names
                 )
-                for m in METRICS
-            }
-            for c in competitors
-        }
+        return found
 
     # intervals -------------------------------------------------------------------------------------------------------
 
     def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
-        if all(self.draws[r.dataset].cases < 2 for r in shared):
+        if self._too_few_cases(shared):
             return NO_INTERVAL
         by_class: dict[str, list[NDArray[np.float64]]] = {}
         for r in shared:
             by_class.setdefault(r.class_name, []).append(self.draws[r.dataset].means(competitor, metric, r.class_name))
         return interval_of(_nanmean([_nanmean(draws) for draws in by_class.values()]))
 
+    def _too_few_cases(self, shared: Sequence[ClassRow]) -> bool:
+        """A dataset of one case never varies in a draw: with it, an interval would be too narrow."""
+        return not shared or any(self.draws[r.dataset].cases < FEWEST_CASES for r in shared)
+
     def _difference_interval(self, shared: Sequence[ClassRow], first: str, second: str, metric: str) -> Interval:
-        if all(self.draws[r.dataset].cases < 2 for r in shared):
+        if self._too_few_cases(shared):
             return NO_INTERVAL
         differences = [
             self.draws[r.dataset].means(first, metric, r.class_name)
@@ -305,20 +308,21 @@ class _Comparer:
         )
 
 
-def _shared(rows: Sequence[ClassRow], names: Sequence[str]) -> list[ClassRow]:
+def _shared(rows: Sequence[ClassRow], names: Sequence[str], metric: str = "dsc") -> list[ClassRow]:
     """Rows in which each of the competitors has a score."""
-    return [r for r in rows if not any(math.isnan(r.scores[c]["dsc"]) for c in names)]
+    return [r for r in rows if not any(math.isnan(r.scores[c][metric]) for c in names)]
 
 
 def _macro(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
-    """Means over classes of the means over datasets."""
-    by_class: dict[str, list[ClassRow]] = {}
-    for row in rows:
-        by_class.setdefault(row.class_name, []).append(row)
-    return {
-        c: {m: mean_of(mean_of(r.scores[c][m] for r in group) for group in by_class.values()) for m in METRICS}
-        for c in names
-    }
+    """Means over classes of the means over datasets, metric by metric over what all have a value of."""
+    found: Scores = {c: {} for c in names}
+    for m in METRICS:
+        by_class: dict[str, list[ClassRow]] = {}
+        for row in _shared(rows, names, m):
+            by_class.setdefault(row.class_name, []).append(row)
+        for c in names:
+            found[c][m] = mean_of(mean_of(r.scores[c][m] for r in group) for group in by_class.values())
+    return found
 
 
 def _case_pairs(first: Evaluation, second: Evaluation, metric: str) -> dict[str, dict[str, tuple[float, float]]]:

@@ -104,7 +104,10 @@ def run_benchmark(dataset_names: Sequence[str], contest: Contest) -> tuple[Bench
     unified = UnifiedCompetitor(model=contest.model, output=predictions, device=contest.device)
     competitors = _competitors(contest, unified, predictions)
     tasks = _tasks(dataset_names, contest, unified, summary)
-    run = _Run(contest=contest, competitors=competitors, tasks=tasks, summary=summary, unified=unified)
+    run = _Run(
+        contest=contest, competitors=competitors, tasks=tasks, summary=summary, unified=unified,
+        notes=_not_scored(summary.failures),
+    )  # fmt: skip
     for task in tasks:
         for competitor in competitors:
             run.score(competitor, task)
@@ -161,6 +164,7 @@ class _Run:
     unified: UnifiedCompetitor
     done: dict[tuple[str, str], Evaluation] = field(default_factory=dict)  # (competitor, task) → scores
     missing: dict[tuple[str, str], str] = field(default_factory=dict)  # (competitor, task) → why there are none
+    notes: Sequence[str] = ()
     written: float = 0.0
 
     def score(self, competitor: Competitor, task: Task) -> None:
@@ -234,7 +238,7 @@ class _Run:
             missing=missing,
             waiting=waiting,
             competitors=shown,
-            notes=_notes(tasks),
+            notes=[*_notes(tasks), *self.notes],
             correction=self.contest.correction,
         )
 
@@ -311,6 +315,14 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
     for note in notes:
         logger.debug("%s", note)
     return notes
+
+
+def _not_scored(failures: Mapping[str, str]) -> list[str]:
+    """Datasets without a task, a sentence a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in failures.items():
+        by_reason.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
+    return [f"Not scored, because {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
 def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:

@@ -29,7 +29,7 @@ _MOST_STEPS = 600
 """Above this many places within a tolerance, the tree is quicker than looking at each."""
 _USUAL_STEPS = 150
 """About as many places are looked at before the tree where all distances are wanted."""
-_SLAB_VOXELS = 1 << 22
+_SLAB_VOXELS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class Surface:
     """A surface inside a box, with a margin around it that holds no element.
 
     Attributes:
-        present: (X + 1 + 2 mx, Y + 1 + 2 my, Z + 1 + 2 mz) bool: where an element is; m is the margin.
+        present: (X + 2 + 2 mx, Y + 2 + 2 my, Z + 2 + 2 mz) bool: where an element is; m is the margin.
         places: (n,) int64 flat indices of the elements in ``present``, ascending.
         codes: (n,) uint8 neighbourhood codes of the elements.
     """
@@ -71,22 +71,24 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
         mask: (X, Y, Z) boolean.
         margin: Places without an element around the box, on either side of each axis.
     """
-    shape = tuple(n + 1 + 2 * m for n, m in zip(mask.shape, margin, strict=True))
-    padded = np.zeros([n + 1 for n in shape], dtype=np.uint8)
-    padded[tuple(slice(m + 1, m + 1 + n) for n, m in zip(mask.shape, margin, strict=True))] = mask
-    present = np.empty(shape, dtype=bool)
-    plane = shape[1] * shape[2]
-    step = max(1, _SLAB_VOXELS // plane)
-    places, codes = [], []
-    for first in range(0, shape[0], step):
-        last = min(first + step, shape[0])
-        slab = _codes(padded[first : last + 1])
+    shape = tuple(n + 2 + 2 * m for n, m in zip(mask.shape, margin, strict=True))
+    volume = np.zeros(shape, dtype=np.uint8)
+    volume[tuple(slice(m + 1, m + 1 + n) for n, m in zip(mask.shape, margin, strict=True))] = mask
+    step = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
+    codes = np.zeros((min(step, shape[0] - 1), *shape[1:]), dtype=np.uint8)
+    places, found_codes = [], []
+    # In slabs, and in place: a slab's voxels are not needed once its codes are known. The last planes hold no voxel.
+    for first in range(0, shape[0] - 1, step):
+        last = min(first + step, shape[0] - 1)
+        slab = codes[: last - first]
+        slab[:, :-1, :-1] = _codes(volume[first : last + 1])
         # 0 and 255 are no surface: the only codes that adding one makes 0 or 1.
-        np.greater(slab + np.uint8(1), 1, out=present[first:last])
-        found = np.flatnonzero(present[first:last])
-        codes.append(slab.ravel()[found])
-        places.append(found + first * plane)
-    return Surface(present=present, places=np.concatenate(places), codes=np.concatenate(codes))
+        np.greater(slab + np.uint8(1), 1, out=volume[first:last].view(bool))
+        found = np.flatnonzero(volume[first:last])
+        found_codes.append(slab.ravel()[found])
+        places.append(found + first * shape[1] * shape[2])
+    present = volume.view(bool)
+    return Surface(present=present, places=np.concatenate(places), codes=np.concatenate(found_codes))
 
 
 def steps_within(spacing_mm: Sequence[float], radius_mm: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

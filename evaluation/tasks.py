@@ -82,8 +82,10 @@ def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str
             trained_on = fold == "all"
     every_class = classes_to_score(dataset)
     classes = {name: ids for name, ids in every_class.items() if name in space}
-    if not cases or not classes:
-        raise DatasetError(f"{dataset.name}: {len(cases)} cases to score, {len(classes)} classes that the model knows")
+    if not cases:
+        raise DatasetError(f"{dataset.name}: no test case has a reference, and fold {fold} holds out no case of it")
+    if not classes:
+        raise DatasetError(f"{dataset.name}: the model knows none of its {len(every_class)} classes")
     return Task(
         dataset=dataset,
         fold=fold,

@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
@@ -229,3 +230,34 @@ def test_partial_results_say_what_they_wait_for() -> None:
     tables = compare(results, waiting=["y/A/fold_0", "x/B/fold_0"], competitors=["x", "y"])
     assert tables.missing == {}  # not done yet is not missing
     assert tables.waiting == ("y/A/fold_0", "x/B/fold_0")
+
+
+def test_a_dataset_of_one_case_has_no_interval_and_gives_none() -> None:
+    many = {c: evaluation({"liver": [0.9, 0.8, 0.7, 0.6]}) for c in ("x", "y")}
+    alone = {c: evaluation({"liver": [0.5]}) for c in ("x", "y")}
+    whole = compare({"A": many}).totals[0].intervals["x"]["dsc"]
+    assert 0.6 <= whole[0] < 0.75 < whole[1] <= 0.9
+    mixed = compare({"A": many, "B": alone})
+    assert all(math.isnan(end) for end in mixed.totals[0].intervals["x"]["dsc"])
+    assert math.isnan(next(c for c in mixed.comparisons if c.kind == "total").low)
+    assert not math.isnan(mixed.datasets[0].intervals["x"]["dsc"][0])
+
+
+def test_intervals_are_those_of_a_plain_bootstrap() -> None:
+    from scipy.stats import bootstrap
+
+    values = [0.9, 0.8, 0.75, 0.4, 0.85, 0.6, 0.7, 0.95]
+    own = compare({"A": {"x": evaluation({"liver": values})}}).classes[0].intervals["x"]["dsc"]
+    peer = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
+    assert own == pytest.approx(tuple(peer.confidence_interval), abs=0.015)
+
+
+def test_distances_are_compared_over_the_classes_that_all_have_distances_of() -> None:
+    def one(liver: float, spleen: float) -> Evaluation:
+        rows = [Row(case="c", scan="c", class_name=n, dsc=0.5, nsd=0.5, hd95_mm=v, reference_ml=1.0, prediction_ml=1.0)
+                for n, v in (("liver", liver), ("spleen", spleen))]  # fmt: skip
+        return Evaluation(rows=tuple(rows), classes=("liver", "spleen"), cases=("c",), failures={})
+
+    total = compare({"A": {"x": one(2.0, NAN), "y": one(3.0, 40.0)}}).totals[0]
+    assert (total.scores["x"]["hd95_mm"], total.scores["y"]["hd95_mm"]) == (2.0, 3.0)
+    assert (total.micro["x"]["hd95_mm"], total.micro["y"]["hd95_mm"]) == (2.0, 3.0)

@@ -274,6 +274,15 @@ def test_external_datasets_are_scored_whole_and_apart(stage: SimpleNamespace) ->
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_dataset_with_nothing_to_score_is_told_in_the_report(stage: SimpleNamespace) -> None:
+    write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [{"train": [], "val": []}])
+    tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+    assert [g.name for g in tables.datasets] == [NAMES[0]]
+    assert any(NAMES[1] in note and "fold 0 holds out no case" in note for note in tables.notes)
+    assert NAMES[1] in summary.failures
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_training_cases_are_scored_only_with_a_note(stage: SimpleNamespace) -> None:
     model = module.ModelFolder.load(stage.model)
     model.fold = "all"  # type: ignore[misc]
