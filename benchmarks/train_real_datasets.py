@@ -2,7 +2,7 @@
 
     python benchmarks/train_real_datasets.py prepare RAW WORK     # splits by patient, plan, store
     python benchmarks/train_real_datasets.py train WORK           # goes on where it stopped
-    python benchmarks/train_real_datasets.py report WORK          # table, curve, throughput
+    python benchmarks/train_real_datasets.py report WORK --seen   # table, curve, throughput
 
 ``RAW`` is a ``nnUNet_raw`` folder that is only read; everything else is written to ``WORK``. Patients are held out,
 not scans: cases of one patient, in whatever dataset, are on the same side of the split. A dataset of a single patient
@@ -110,8 +110,13 @@ def train(work: Path, steps: int, minutes: float | None, device: str) -> int:
     return 0
 
 
-def report(work: Path) -> int:
-    """Print the table by dataset, the curve and the throughput of a finished training."""
+def report(work: Path, *, seen_too: bool) -> int:
+    """Print the table by dataset, the curve and the throughput of a finished training.
+
+    Args:
+        work: Folder of the training.
+        seen_too: Whether to segment the scans of datasets that have nobody to hold out, too.
+    """
     import torch
     from common import header
 
@@ -135,7 +140,7 @@ def report(work: Path) -> int:
     train, _ = trainer.do_split()
     trainer.network.eval()
     trainer.set_deep_supervision_enabled(False)
-    alone = [scan for scan in train if scan.split("__")[0] not in held_out]
+    alone = [scan for scan in train if seen_too and scan.split("__")[0] not in held_out]
     seen = summarize([{"scan": scan, "metrics": score_scan(trainer, scan)} for scan in alone])["mean_per_dataset"]
 
     header("torch", "nnunetv2")
@@ -188,10 +193,12 @@ def main() -> int:
     second.add_argument("--steps", type=int, default=1000)
     second.add_argument("--minutes", type=float)
     second.add_argument("--device", default="auto")
-    steps.add_parser("report").add_argument("work", type=Path)
+    third = steps.add_parser("report")
+    third.add_argument("work", type=Path)
+    third.add_argument("--seen", action="store_true", help="score the datasets without a held-out patient, too")
     given = parser.parse_args()
     if given.step == "report":
-        return report(given.work)
+        return report(given.work, seen_too=given.seen)
     if given.step == "prepare":
         return prepare(given.raw, given.work, given.processes)
     return train(given.work, given.steps, given.minutes, given.device)
