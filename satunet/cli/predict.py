@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from satunet.cli.options import Device, Output, Scheduler, Verbose
+from satunet.cli.options import Device, Engine, Output, Scheduler, Verbose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,7 @@ class Predict:
     dry_run: Annotated[bool, arg(help="Show scans, modalities, prompts and windows, and write nothing.")] = False
     scheduler: Scheduler = None
     device: Device = "auto"
+    engine: Engine = "auto"
     verbose: Verbose = False
 
     def run(self) -> int:
@@ -110,6 +111,7 @@ class Predict:
             checkpoint=self.checkpoint,
             options={
                 "device": _own_device(self.device),
+                "engine": self.engine,
                 "overlap": self.overlap if self.overlap is not None else 0.2 if self.fast else 0.5,
                 "memory_gb": self.memory,
                 "mirror": self.mirror,

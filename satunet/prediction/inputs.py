@@ -55,7 +55,7 @@ def collect_scans(inputs: Sequence[Path]) -> list[ScanJob]:
             jobs.append(_of_file(given))  # a file that is missing or no image is that scan's failure, not the job's
             continue
         images = [_of_file(path) for path in list_images(given)]
-        found = images or [_of_series(series, given) for series in find_series(given)]
+        found = images or _told_apart([_of_series(series, given) for series in find_series(given)])
         if not found:
             raise UserError(
                 f"{given}: no images in this folder; allowed endings are {', '.join(IMAGE_ENDINGS)}, or DICOM series"
@@ -123,6 +123,15 @@ def _of_series(series: Series, root: Path) -> ScanJob:
     name = "_".join(part for part in (where, series.number) if part)
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
     return ScanJob(path=series.folder, name=safe, modality=series.modality, series=series)
+
+
+def _told_apart(jobs: list[ScanJob]) -> list[ScanJob]:
+    """Series of one folder may have one number, or none: their UIDs tell them apart."""
+    names = [job.name for job in jobs]
+    return [
+        replace(job, name=f"{job.name}_{job.series.uid}") if job.series and names.count(job.name) > 1 else job
+        for job in jobs
+    ]
 
 
 def _named(jobs: list[ScanJob]) -> list[ScanJob]:

@@ -49,6 +49,7 @@ def test_the_python_interface_gives_what_the_command_line_gives(tmp_path: Path, 
         Predict(output=tmp_path / "o2", **{**call, "prompts": ("coffee cup",)}, strict=True).run()
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_does_the_same(tmp_path: Path, scans: Path) -> None:
     distributed = pytest.importorskip("distributed")
     folder = write_model(tmp_path / "model")

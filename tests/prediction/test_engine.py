@@ -100,13 +100,13 @@ class Corner(torch.nn.Module):
     """A prompt is there where the image has its number, and nowhere else."""
 
     def encode_image(self, image: torch.Tensor) -> ImageFeatures:
-        maps = torch.nn.functional.one_hot(image[:, 0].long(), 200).movedim(-1, 1).float()
+        maps = torch.nn.functional.one_hot(image[:, 0].long(), 64).movedim(-1, 1).float()
         return ImageFeatures(memory=image.new_zeros(len(image), 1, 1), grid=(1, 1, 1), maps=(maps,))
 
     def decode(
         self, features: ImageFeatures, queries: torch.Tensor, modality: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        codes = torch.nn.functional.one_hot(queries[..., 0].long(), 200).float()
+        codes = torch.nn.functional.one_hot(queries[..., 0].long(), 64).float()
         return (torch.cat((60 * codes, torch.full_like(codes[..., :1], -30)), -1),)
 
 
@@ -114,7 +114,7 @@ def test_blocks_exist_only_where_prompts_are(monkeypatch: pytest.MonkeyPatch) ->
     volume = torch.zeros(64, 64, 64)
     for k in range(1, 9):
         volume[4 * k : 4 * k + 3, 5:9, 7 * k : 7 * k + 5] = k
-    queries = torch.arange(1, 200.0)[:, None]
+    queries = torch.arange(1, 64.0)[:, None]
     most = 0
     add = Layer.add
 
@@ -136,7 +136,7 @@ def test_blocks_exist_only_where_prompts_are(monkeypatch: pytest.MonkeyPatch) ->
         mask = torch.zeros(volume.shape, dtype=torch.bool)
         mask[probability.box] = probability.values > 0.5
         assert torch.equal(mask, expected)
-    assert most <= 8 * 2  # of 199 · 16 blocks of a layer
+    assert most <= 8 * 2  # of 63 · 16 blocks of a layer
 
 
 @given(

@@ -222,6 +222,18 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     assert (tmp_path / "combined" / "patient_x_4_structures.dcm").is_file()
 
 
+def test_series_of_one_number_in_nested_folders_are_told_apart(tmp_path: Path) -> None:
+    from tests.core.test_dicom import write_series
+
+    write_series(tmp_path / "in" / "patient" / "x", uid="1.2.3", modality="MR")
+    write_series(tmp_path / "other", uid="1.2.4", modality="MR")
+    for k, file in enumerate(sorted((tmp_path / "other").iterdir())):
+        file.rename(tmp_path / "in" / "patient" / "x" / f"more{k}.dcm")
+    write_series(tmp_path / "in" / "second", uid="1.2.5")
+    names = {job.name for job in collect_scans([tmp_path / "in"])}
+    assert names == {"patient_x_4_1.2.3", "patient_x_4_1.2.4", "second_4"}
+
+
 def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
     array = scan()
     array[5, 5, 8] = 1  # a hole
@@ -254,7 +266,7 @@ def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
     monkeypatch.setattr(imageio, "_save_nifti", full)
     summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
     assert list(summary.failures) == ["a"]
-    assert "No space left" in summary.failures["a"]
+    assert "no space left" in summary.failures["a"].lower()
     assert list((tmp_path / "out" / "a").iterdir()) == []
     assert (tmp_path / "out" / "b" / "manifest.json").is_file()
     monkeypatch.undo()

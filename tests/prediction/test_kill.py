@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCANS = 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_leaves_whole_files_and_the_next_does_the_rest(tmp_path: Path) -> None:
     write_model(tmp_path / "model")

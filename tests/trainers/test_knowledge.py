@@ -190,6 +190,23 @@ def test_batches_depend_on_seed_and_step_alone_and_bring_the_other_side() -> Non
     assert concepts[concepts[sided[0]].near[0]].base == concepts[sided[0]].base
 
 
+def test_a_tree_without_anything_to_pair_is_an_error() -> None:
+    found = Imported(sources=[Source(name="s", version="1", licence="CC0-1.0")])
+    for i in range(9):
+        found.add(Term(id=str(i), name=f"a name of more than four words {i}", source="s"), "")
+    with pytest.raises(KnowledgeError, match="gives no pairs"):
+        PairSampler(read_concepts(assemble([found]).tree, held_out=0), batch=4)(0)
+
+
+def test_a_side_that_is_a_concept_keeps_its_id() -> None:
+    concepts = read_concepts(small_tree(), held_out=0)
+    sampler = PairSampler(concepts, batch=32, mix=(0, 0, 0, 1))
+    for batch in map(sampler, range(5)):
+        for positive, i in zip(batch.positives, batch.ids.tolist(), strict=True):
+            known = [j for j, c in enumerate(concepts) if name_key(positive) in map(name_key, c.names)]
+            assert not known or i in known
+
+
 # ---- measures ---------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +320,9 @@ def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> Non
     one, two = (torch.load(tmp_path / d / "checkpoint.pt", weights_only=True)["modules"] for d in ("one", "two"))
     for module, weights in one.items():
         for name, value in weights.items():
-            torch.testing.assert_close(two[module][name], value, rtol=1e-3, atol=2e-5, msg=f"{module} {name}")
+            # Normalisation and softmax take these out: their gradients are rounding, which Adam makes whole steps of.
+            if not name.endswith((".conv.bias", "key.bias")):
+                torch.testing.assert_close(two[module][name], value, rtol=1e-3, atol=2e-5, msg=f"{module} {name}")
     # The losses of all processes are one loss.
     logs = [(tmp_path / d / "log.jsonl").read_text() for d in ("one", "two")]
     a, b = (json.loads(log) for log in logs)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from satunet.errors import KnowledgeError
 from satunet.knowledge.concepts import Concept, parents_of, relation_text
 
+_MOST_GROUPS = 10_000  # a batch; a tree that gives no pairs must not be searched for ever
 _KINDS = ("synonym", "definition", "relation", "side")
 
 
@@ -57,6 +59,7 @@ class PairSampler:
         self.batch, self.hard, self.seed = batch, hard, seed
         self._mix = np.array(mix) / sum(mix)
         self._trained = np.array([i for i, c in enumerate(concepts) if not c.held_out])
+        self._sided = {(c.base, c.side): i for i, c in enumerate(concepts) if c.side is not None and not c.held_out}
         self._near = {i: tuple(j for j in concepts[i].near if not concepts[j].held_out) for i in self._trained.tolist()}
 
     @property
@@ -65,13 +68,19 @@ class PairSampler:
         return len(self._trained)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step."""
+        """The batch of a step.
+
+        Raises:
+            KnowledgeError: The concepts have nothing to pair.
+        """
         rng = np.random.default_rng((self.seed, step))
         anchors: list[str] = []
         positives: list[str] = []
         ids: list[int] = []
         heads: list[int | None] = []
-        while len(ids) < self.batch:
+        for _ in range(_MOST_GROUPS):
+            if len(ids) >= self.batch:
+                break
             kind = _KINDS[rng.choice(len(_KINDS), p=self._mix)]
             for i in self._group(rng):
                 drawn = self._pair(i, kind, rng)
@@ -81,6 +90,8 @@ class PairSampler:
                         positives.append(positive)
                         ids.append(target)
                         heads.append(head)
+        else:
+            raise KnowledgeError("the tree gives no pairs: its terms have no synonyms, definitions or relations")
         count = self.batch
         return Batch(
             anchors=tuple(anchors[:count]),
@@ -111,7 +122,7 @@ class PairSampler:
                 said = tail.names[0] if rng.random() < 0.6 else str(rng.choice(tail.names))
                 return [(relation_text(name, how), said, j, i)]
         if kind == "side" and concept.side is None and len(name.split()) <= 4:
-            return _sides(name, i, len(self.concepts), rng)
+            return self._sides(name, i, rng)
         if len(concept.names) > 1:
             others = [n for n in concept.names if n != name]
             return [(str(rng.choice(others)), name, i, None)]
@@ -121,6 +132,18 @@ class PairSampler:
             return [(_cut(str(rng.choice(concept.definitions)), rng), name, i, None)]
         return None
 
+    def _sides(self, name: str, i: int, rng: np.random.Generator) -> list[tuple[str, str, int, int | None]]:
+        """A structure's left and right, each against the other and against the structure itself.
+
+        A side that is no concept of its own has an id behind those of the concepts.
+        """
+        rows: list[tuple[str, str, int, int | None]] = []
+        for k, side in enumerate(("left", "right")):
+            own = self._sided.get((self.concepts[i].base, side), len(self.concepts) + 2 * i + k)
+            rows.append((_sided(name, side, rng), f"{side} {name}", own, None))
+        side = "left" if rng.random() < 0.5 else "right"
+        return [*rows, (relation_text(f"{side} {name}", f"{side}_variant_of"), name, i, None)]
+
     def _ignored(self, ids: list[int], heads: list[int | None]) -> np.ndarray:
         ignored = np.zeros((len(ids), len(ids)), dtype=bool)
         for row, head in enumerate(heads):
@@ -128,18 +151,6 @@ class PairSampler:
                 above = set(parents_of(self.concepts[head]))
                 ignored[row] = [j in above and j != ids[row] for j in ids]
         return ignored
-
-
-def _sides(name: str, i: int, total: int, rng: np.random.Generator) -> list[tuple[str, str, int, int | None]]:
-    """A structure's left and right, each against the other and against the structure itself.
-
-    Ids behind those of the concepts: left and right of concept i.
-    """
-    rows: list[tuple[str, str, int, int | None]] = [
-        (_sided(name, side, rng), f"{side} {name}", total + 2 * i + k, None) for k, side in enumerate(("left", "right"))
-    ]
-    side = "left" if rng.random() < 0.5 else "right"
-    return [*rows, (relation_text(f"{side} {name}", f"{side}_variant_of"), name, i, None)]
 
 
 def _sided(base: str, side: str, rng: np.random.Generator) -> str:
