@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import logging
 import sys
 import time
@@ -227,3 +228,9 @@ def _console() -> Any:
         # Wide enough for paths where there is no terminal to ask.
         _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)]
     return _shared_console[0]
+
+
+def in_locale(value: object) -> str:
+    """A value's text in what the locale's encoding can say: nnU-Net's log file is opened with it."""
+    encoding = locale.getpreferredencoding(False)
+    return str(value).encode(encoding, "replace").decode(encoding)

@@ -76,7 +76,9 @@ def restore(trainer: SATTrainer, content: dict[str, Any], *, source: Path | str)
 def _say_differences(trainer: SATTrainer, before: dict[str, Any], source: Path | str) -> None:
     """A run that goes on in another way than it began is allowed, and said."""
     now = trainer.config.to_json()
-    other = [f"{k} {before[k]!r} → {now[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]]
+    other = [
+        f"{k} {now[k]!r} instead of {before[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]
+    ]
     if other:
         message = f"{source} was written with another configuration; from here on: {', '.join(other)}"
         trainer.print_to_log_file(message)

@@ -35,6 +35,7 @@ from satunet.labels import LabelSpace, text_variants
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import ScanStore
+from satunet.progress import in_locale
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers import distributed
 from satunet.trainers.checkpointing import checkpoint_of, plain, restore, write_checkpoint, write_model_files
@@ -438,7 +439,7 @@ class SATTrainer(nnUNetTrainer):
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's log file as ever; to satunet's log instead of stdout."""
-        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
         if add_timestamp:
             logger.debug("%s", " ".join(map(str, args)))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -21,7 +22,7 @@ from satunet.labels import normalize_name
 from satunet.paths import preprocessed_dir
 from satunet.planners.nnunet import PLANS
 from satunet.planners.specialist import CONFIGURATION
-from satunet.progress import progress_bar
+from satunet.progress import in_locale, progress_bar
 from satunet.trainers.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,19 @@ class SpecialistTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
         self.save_every = 10
 
+    def _build_loss(self) -> Any:
+        """nnU-Net's; where it plans a network of two stages, the one output keeps its weight.
+
+        nnU-Net gives the lowest output of deep supervision no weight and scales the others to a sum of one: a single
+        output gets 0/0, and every loss is NaN.
+        """
+        with np.errstate(invalid="ignore"):
+            loss = super()._build_loss()
+        weights = getattr(loss, "weight_factors", None)
+        if weights is not None and not np.isfinite(weights).all():
+            loss.weight_factors = (1.0,) + (0.0,) * (len(weights) - 1)
+        return loss
+
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
         """nnU-Net's; no mirroring if labels have sides, as in nnU-Net's own variant without mirroring."""
         rotation, dummy_2d, patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
@@ -109,7 +123,7 @@ class SpecialistTrainer(nnUNetTrainer):
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's log file, not to stdout."""
-        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
 
     def plot_network_architecture(self) -> None:
         """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""

@@ -46,10 +46,10 @@ def save_quantized(source: Path, target: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     weights = source / "model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{source}: no model.safetensors to make smaller")
     if target.exists():
         raise ModelError(f"{target}: exists already")
+    if not weights.is_file():
+        raise ModelError(f"{source}: no model.safetensors to make smaller")
     small: dict[str, Any] = {}
     for name, value in load_file(weights).items():
         value = value.float()

@@ -85,7 +85,7 @@ def test_two_classes_that_lie_in_each_other_are_no_parts() -> None:
 def test_the_catalogue_alone_makes_a_tree() -> None:
     tree = build_tree(ontologies=()).tree
     assert {t.name for t in tree.terms.values() if t.id.startswith("class:")} == set(load_catalogue().class_names)
-    assert "class:temporal lobe" in tree.ancestors("class:left hippocampus")
+    assert {"class:hippocampus", "class:brain"} <= tree.ancestors("class:left hippocampus").keys()
     assert tree.tails("class:lumbar vertebrae 5 (l5)", ["above"]) == ("class:sacral vertebrae 1 (s1)",)
     assert all(s.licence == "Apache-2.0" for s in tree.sources)
 

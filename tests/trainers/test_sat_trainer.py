@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_in_another_way_says_so(planned: Path) -> None:
     trainer.run_training()
     other = make_trainer(config(steps=2, learning_rate=0.5, seed=3))
     other.load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
-    assert "learning_rate 0.001 → 0.5, seed 0 → 3" in Path(str(other.log_file)).read_text()
+    assert "learning_rate 0.5 instead of 0.001, seed 3 instead of 0" in Path(str(other.log_file)).read_text()
     content = load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
     with pytest.raises(ModelError, match=r"cannot go on from it.*-pretrained_weights"):
         other.load_checkpoint({"network_weights": content["network_weights"]})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from satunet.checkpoints import load_checkpoint
 from satunet.datasets import load_dataset
@@ -40,3 +42,20 @@ def test_a_plan_that_is_not_there_says_how_to_make_it(planned: Path) -> None:
         train_specialist(NAME, device="cpu")
     with pytest.raises(PlanError, match=r"nnUNetResEncUNetMPlans\.json.*--specialist_planner resenc_m"):
         train_specialist(NAME, device="cpu", planner="resenc_m")
+
+
+@pytest.mark.parametrize("scales", [1, 2, 5])
+def test_the_loss_is_finite_for_any_number_of_outputs(scales: int) -> None:
+    """nnU-Net's own loss of a network of two stages, which has one output, divides 0 by 0."""
+    trainer = object.__new__(SpecialistTrainer)
+    trainer.label_manager = SimpleNamespace(has_regions=False, ignore_label=None)
+    trainer.configuration_manager = SimpleNamespace(batch_dice=False)
+    trainer.is_ddp = False
+    trainer.enable_deep_supervision = True
+    trainer.device = torch.device("cpu")
+    trainer._get_deep_supervision_scales = lambda: [[0.5**i] * 3 for i in range(scales)]
+    outputs = [torch.randn(1, 2, 4, 4, 4) for _ in range(scales)]
+    targets = [torch.randint(0, 2, (1, 1, 4, 4, 4)) for _ in range(scales)]
+    loss = trainer._build_loss()
+    assert torch.isfinite(loss(outputs, targets))
+    assert sum(loss.weight_factors) == pytest.approx(1)
