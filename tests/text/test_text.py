@@ -246,3 +246,20 @@ def test_a_damaged_eight_bit_folder(tiny: Path, tmp_path: Path) -> None:
     (small / WEIGHTS_FILE).write_bytes(b"\x00" * 10)
     with pytest.raises(ModelError, match="8-bit weights"):
         load_text_encoder(str(small), cache_dir=tmp_path).encode(["liver"])
+
+
+def test_the_shipped_encoder_knows_anatomy(tmp_path: Path) -> None:
+    from satunet.catalogue import load_catalogue
+
+    names = list(load_catalogue().class_names)
+    encoder = load_text_encoder("anatomy", cache_dir=tmp_path)
+    classes = encoder.encode(names)
+    nearest = {"windpipe": "trachea", "hepatic tissue": "liver", "bladder of urine": "urinary bladder"}
+    for text, name in nearest.items():
+        similarity = classes @ encoder.encode([text])[0]
+        assert names[int(similarity.argmax())] == name
+        assert similarity.max() > encoder.similar_from
+    for text in ("coffee cup", "stock market"):
+        assert (classes @ encoder.encode([text])[0]).max() < encoder.similar_from
+    left, right, plain = encoder.encode(["left hippocampus", "right hippocampus", "hippocampus on the left side"])
+    assert left @ plain > left @ right
