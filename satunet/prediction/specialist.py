@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from satunet.devices import autocast_for, pick_device
 from satunet.errors import ModelError
+from satunet.progress import prints_to_log
 from satunet.trainers.specialist import register, specialist_folder
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ def predict_specialist(
     register()
     where = pick_device(device)
     output.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), _precision(where):
+    with prints_to_log(logger, "nnunetv2"), _precision(where):
         predictor = nnUNetPredictor(
             use_mirroring=False,
             perform_everything_on_device=where.type == "cuda",
@@ -62,9 +61,6 @@ def predict_specialist(
             save_probabilities=False,
             overwrite=False,
         )
-    for line in text.getvalue().splitlines():
-        if line.strip():
-            logger.debug("nnunetv2: %s", line.rstrip())
 
 
 def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
