@@ -108,6 +108,8 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             mine = batch["scans"] if np.isfinite(value) or not np.isfinite(own) else []
             suspects = [scan for part in distributed.gather(mine) for scan in part]
+            if scaler is not None:
+                scaler.update()  # it has looked at these gradients, and would refuse those of the next step
         elif scaler is not None:
             scaler.step(self.optimizer)
             scaler.update()

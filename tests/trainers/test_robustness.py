@@ -107,6 +107,20 @@ def test_gradients_that_are_not_finite_are_skipped_too(planned: Path) -> None:
     assert np.isfinite(trainer.train_step(batch | {"step": 8})["loss"])
 
 
+def test_float16_goes_on_after_a_loss_that_is_not_finite(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    scaler = trainer.stepper.scaler = torch.GradScaler("cpu", init_scale=1024.0)
+    batch = next(trainer.dataloader_train)
+    broken = batch | {"data": batch["data"] * torch.nan}
+    assert np.isnan(trainer.train_step(broken | {"step": 0})["loss"])
+    assert scaler.get_scale() == 512
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    assert np.isfinite(trainer.train_step(batch | {"step": 1})["loss"])
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+
+
 def test_skipped_steps_have_a_limit_in_a_window() -> None:
     bad = BadSteps(limit=2, window=100)
     bad.add(0, float("nan"), ["a"])
