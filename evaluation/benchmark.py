@@ -130,7 +130,7 @@ class _Comparer:
 
     def __post_init__(self) -> None:
         for dataset, by in self.results.items():
-            self.draws[dataset] = Resampled(by, HEADLINE)
+            self.draws[dataset] = Resampled(by, HEADLINE, dataset=dataset)
 
     # rows ------------------------------------------------------------------------------------------------------------
 

@@ -252,6 +252,16 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     assert own == pytest.approx(tuple(peer.confidence_interval), abs=0.015)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_datasets_are_drawn_independently(order: int) -> None:
+    values = [0.1, 0.3, 0.5, 0.7, 0.9]
+    tables = compare({"A": {"x": evaluation({"liver": values})}, "B": {"x": evaluation({"liver": values[::order]})}})
+    low, high = tables.totals[0].intervals["x"]["dsc"]
+    # The mean of two independent means of five: 1.96 standard errors on either side, whatever the order of the cases.
+    expected = 2 * 1.96 * float(np.std(values)) / math.sqrt(5 * 2)
+    assert high - low == pytest.approx(expected, rel=0.1)
+
+
 def test_distances_are_compared_over_the_classes_that_all_have_distances_of() -> None:
     def one(liver: float, spleen: float) -> Evaluation:
         rows = [Row(case="c", scan="c", class_name=n, dsc=0.5, nsd=0.5, hd95_mm=v, reference_ml=1.0, prediction_ml=1.0)
