@@ -57,8 +57,9 @@ class Task:
 def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str) -> Task:
     """What to score of a dataset.
 
-    Test cases that have a reference, else the validation cases of the fold; of a dataset that the unified network was
-    not trained on, test cases or else all cases.
+    Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
+    does where a dataset has only one case); of a dataset that the unified network was not trained on, test cases or
+    else all cases.
 
     Args:
         dataset: The dataset.
@@ -121,12 +122,13 @@ def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[s
         return [c.identifier for c in dataset.training_cases()]
     file = preprocessed_dir() / unified / "splits_final.json"
     try:
-        scans = set(read_json(file)[int(fold)]["val"])
+        split = read_json(file)[int(fold)]
+        scans, trained = set(split["val"]), set(split["train"])
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
-    channels = range(len(dataset.channel_names))
-    return [
-        c.identifier
-        for c in dataset.training_cases()
-        if any(scan_id(dataset.name, c.identifier, channel) in scans for channel in channels)
-    ]
+    found = []
+    for case in dataset.training_cases():
+        own = {scan_id(dataset.name, case.identifier, channel) for channel in range(len(dataset.channel_names))}
+        if own & scans and not own & trained:
+            found.append(case.identifier)
+    return found

@@ -282,6 +282,17 @@ def test_a_dataset_with_nothing_to_score_is_told_in_the_report(stage: SimpleName
     assert NAMES[1] in summary.failures
 
 
+def test_the_only_case_of_a_dataset_is_trained_on_and_not_scored(stage: SimpleNamespace) -> None:
+    scan, other = (f"{NAMES[1]}__{case}__0000" for case in "ab")
+    file = stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json"
+    write_json(file, [{"train": [scan], "val": [scan, other]}])
+    task = make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+    assert [c.identifier for c in task.cases] == ["b"]
+    write_json(file, [{"train": [scan], "val": [scan]}])
+    with pytest.raises(DatasetError, match="fold 0 holds out no case of it"):
+        make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_training_cases_are_scored_only_with_a_note(stage: SimpleNamespace) -> None:
     model = module.ModelFolder.load(stage.model)
