@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import time
@@ -42,6 +43,10 @@ class Competitor(Protocol):
 
     def folder(self, task: Task) -> Path:
         """Where its predictions of a task are."""
+        ...
+
+    def channels(self, task: Task) -> tuple[int, ...] | None:
+        """Channels that it predicts one by one, each of which must be there; ``None`` if it need not."""
         ...
 
     def predict(self, task: Task) -> dict[str, str]:
@@ -89,6 +94,11 @@ class UnifiedCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> tuple[int, ...] | None:
+        """All of a dataset that has several: each is a scan of its own."""
+        count = len(task.dataset.channel_names)
+        return tuple(range(count)) if count > 1 else None
+
     def predict(self, task: Task) -> dict[str, str]:
         """Every channel of every case is a scan; what is done is not done again."""
         jobs = [
@@ -102,6 +112,9 @@ class UnifiedCompetitor:
             record_run(
                 self.folder(task), scans=len(done.done_items), seconds=meter.seconds, memory_bytes=meter.memory_bytes
             )
+        for scan in done.failures:
+            # What lies there is half of a result, or that of another network from before: it would be scored as ours.
+            shutil.rmtree(self.folder(task) / scan, ignore_errors=True)
         return done.failures
 
     def cost(self, tasks: Sequence[Task]) -> Cost:
@@ -142,6 +155,9 @@ class SpecialistCompetitor:
     def folder(self, task: Task) -> Path:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
+
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
         """Label maps by nnunetv2's predictor.
@@ -228,6 +244,9 @@ class FolderCompetitor:
         own = self.place / task.name
         return own if own.is_dir() else self.place / task.dataset.name
 
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
+
     def predict(self, task: Task) -> dict[str, str]:
         """Nothing to do."""
         return {}
@@ -262,6 +281,9 @@ class CommandCompetitor:
     def folder(self, task: Task) -> Path:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
+
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
         """Run the command, unless it has run to its end for these cases.

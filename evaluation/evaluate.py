@@ -210,7 +210,10 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
     contradiction = ambiguous(task.predictions)
     if contradiction is not None or not task.predictions:
         reason = contradiction or f"no prediction in {task.folder}"
-        return tuple(_failed_rows(task.case, task.case, reference, task.settings, reason)), {task.case: reason}
+        # As many rows as the case has scans: in a mean it weighs what it would have weighed.
+        missing = [task.case] if len(task.channels or ()) < 2 else [f"{task.case}_{c:04d}" for c in task.channels or ()]
+        every = [row for scan in missing for row in _failed_rows(task.case, scan, reference, task.settings, reason)]
+        return tuple(every), dict.fromkeys(missing, reason)
     scans: list[tuple[str, Found | None]] = [(p.scan, p) for p in task.predictions]
     there = {p.channel for p in task.predictions}
     if task.channels is not None and None not in there:

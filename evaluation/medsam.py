@@ -72,6 +72,9 @@ class MedSAMCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
+
     def predict(self, task: Task) -> dict[str, str]:
         """A folder of masks a case, of its first channel; a case with a manifest is done."""
         folder, failures, scans = self.folder(task), {}, 0

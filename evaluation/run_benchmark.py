@@ -196,6 +196,7 @@ class _Run:
             task.references,
             predictions,
             task.classes,
+            channels=competitor.channels(task),
             allowed_ids=task.dataset.label_ids,
             ignore_id=task.dataset.ignore_label,
             rules=rules,

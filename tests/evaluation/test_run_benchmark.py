@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,6 +166,38 @@ def test_a_second_run_scores_only_what_changed(stage: SimpleNamespace, monkeypat
     assert changed.classes != first.classes
     run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
     assert len(scored) == 3  # other rules: both competitors again
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NAMES[0]
+    folder = stage.root / "raw" / name
+    content = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", content | {"channel_names": {"0": "CT", "1": "CT"}})
+    for case in "xyz":
+        shutil.copy(folder / "imagesTs" / f"{case}_0000.nii.gz", folder / "imagesTs" / f"{case}_0001.nii.gz")
+
+    def predict_folder(jobs: Sequence[Any], output: Path, predictor: Any, prompts: Any) -> JobSummary:
+        summary = JobSummary("prediction")
+        for job in jobs:
+            labels = read_label_map(folder / "labelsTs" / f"{job.name[0]}.nii.gz").array
+            for prompt in prompts:
+                mask = np.isin(labels, stage.space.ids_of(name, prompt))
+                write_label_map(output / job.name / f"{mask_file_name(prompt)}.nii.gz", mask, like=GRID)
+            if job.name == "x_0001":
+                summary.failures[job.name] = "cannot be read"  # masks of another network lie there
+            else:
+                summary.done(job.name)
+                write_json(output / job.name / "manifest.json", {"prompts": []})
+        return summary
+
+    monkeypatch.setattr(module, "predict_folder", predict_folder)
+    tables, summary = run_benchmark([name], contest(stage, specialists=False))
+    assert tables.datasets[0].scores["satunet"]["dsc"] == pytest.approx(5 / 6)
+    assert f"satunet/{name}/fold_0/x_0001" in summary.failures
+    assert tables.datasets[0].failures == {"satunet": 1}
 
 
 @pytest.mark.usefixtures("no_pictures")
