@@ -98,7 +98,7 @@ class GroupRow:
         left_out: Classes for which some competitor has no score.
         failures: Competitor → predictions that could not be used.
         scores: The means over classes (macro).
-        micro: The means over every class of every scan.
+        micro: The means over every class of every case.
         intervals: Of the headline means over classes.
     """
 

@@ -193,6 +193,20 @@ def test_regions_modalities_micro_means_and_external_datasets() -> None:
         "total": 4, "external": 1, "dataset": 1, "class": 2}  # fmt: skip
 
 
+def test_a_micro_mean_weighs_a_case_alike_for_everybody() -> None:
+    def four_scans(score: float) -> Evaluation:
+        rows = [Row(case="c", scan=f"c_000{i}", class_name="liver", dsc=score, nsd=score, reference_ml=1.0, prediction_ml=1.0)
+                for i in range(4)]  # fmt: skip
+        return Evaluation(rows=tuple(rows), classes=("liver",), cases=("c",), failures={})
+
+    results = {
+        "A": {"a scan a channel": four_scans(0.2), "a scan a case": evaluation({"liver": [0.2]})},
+        "B": {"a scan a channel": evaluation({"liver": [0.8]}), "a scan a case": evaluation({"liver": [0.8]})},
+    }
+    micro = compare(results).totals[0].micro
+    assert {c: micro[c]["dsc"] for c in micro} == {"a scan a channel": 0.5, "a scan a case": 0.5}
+
+
 def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else() -> None:
     catalogue = load_catalogue()
     results = {r.folder: {"x": evaluation({name: [0.5] for name in r.classes})} for r in catalogue.records}
