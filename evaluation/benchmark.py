@@ -88,7 +88,7 @@ def compare(
             if competitor not in by and not any(w.startswith(f"{competitor}/{dataset}") for w in waiting):
                 absent[competitor].setdefault(dataset, "not evaluated")
     comparisons = work.comparisons(class_rows)
-    scored = {(r.dataset, r.class_name) for r in class_rows if any(not math.isnan(s["dsc"]) for s in r.scores.values())}
+    scored = {(r.dataset, r.class_name) for r in _shared(class_rows, names)}
     return BenchmarkTables(
         competitors=names,
         classes=class_rows,
@@ -100,7 +100,7 @@ def compare(
         failures={c: {d: by[c].failures for d, by in results.items() if c in by and by[c].failures} for c in names},
         missing={c: reasons for c, reasons in absent.items() if reasons},
         waiting=tuple(waiting),
-        published=published_means(scored, rules["tolerance_mm"], rules["policy"]),
+        published=published_means(scored, (rules["tolerance_mm"], *rules["tolerances_mm"].values()), rules["policy"]),
         rules=rules,
         correction=correction,
         notes=tuple(notes),
@@ -210,7 +210,7 @@ class _Comparer:
             name=name,
             cases=sum(max(len(e.cases) for e in self.results[d].values()) for d in datasets),
             classes=len({r.class_name for r in shared}),
-            left_out=len({r.class_name for r in members} - {r.class_name for r in shared}),
+            left_out=len(members) - len(shared),
             failures={
                 c: sum(len(self.results[d][c].failures) for d in datasets if c in self.results[d]) for c in competitors
             },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_means_over_cases_then_datasets_then_classes() -> None:
     assert anatomy["many"]["nsd"] == pytest.approx((0.75 + 0.5) / 4)
     assert by_name["lesions"].scores["one"]["dsc"] == pytest.approx(0.2)
     assert by_name["all classes"].scores["many"]["dsc"] == pytest.approx((0.75 + 0.5 + 0.4) / 3)
-    assert (by_name["all classes"].classes, by_name["all classes"].left_out) == (3, 1)
+    assert (by_name["all classes"].classes, by_name["all classes"].left_out) == (3, 2)  # B's kidney and C's liver
     datasets = {g.name: g for g in tables.datasets}
     assert datasets["A"].scores["one"]["dsc"] == pytest.approx((0.8 + 0.2) / 2)
     assert datasets["A"].failures == {"one": 1, "many": 0}
@@ -215,6 +216,14 @@ def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else(
     assert tables.totals[0].classes == 451
     [shown] = [t for t in text_tables(tables, classes=False) if t.title == "All datasets"]
     assert ("published: SAT-Pro", "–", "–", "–", "78.81", "77.82") in shown.rows
+    own = {d: {"x": replace(e["x"], rules=Rules(tolerances_mm={"aorta": 2.0}).to_json())} for d, e in results.items()}
+    assert compare(own).published == ()
+    lacking = results | {"Dataset001_Y": {"x": evaluation({"a": [0.5]})}}
+    first = next(iter(results))
+    two = {d: {"x": e["x"], "y": e["x"]} for d, e in results.items()}
+    assert compare(two).published != ()
+    assert compare(two | {first: results[first]}).published == ()  # the means are not over all 72 then
+    assert compare(lacking).published == ()
     short = dict(list(results.items())[1:])
     assert compare(short).published == ()
     other = {d: {"x": evaluation({n: [0.5] for n in e["x"].classes}, tolerance_mm=2.0)} for d, e in results.items()}
