@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from satunet.errors import DatasetError, ModelError, UserError
-from satunet.evaluation.costs import Meter, peak_memory, read_object, record_run, seconds_per_scan
+from satunet.evaluation.costs import RUNS, Meter, peak_memory, read_object, record_run, seconds_per_scan
 from satunet.evaluation.results import Cost
 from satunet.evaluation.tasks import Task, trained_cases
 from satunet.files import read_json, write_json
@@ -160,7 +160,7 @@ class SpecialistCompetitor:
         """A prediction a case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Label maps by nnunetv2's predictor.
+        """Label maps by nnunetv2's predictor; those of an earlier training are made again.
 
         Raises:
             ModelError: Not trained, or trained on cases that are to be scored.
@@ -168,19 +168,20 @@ class SpecialistCompetitor:
         from satunet.prediction.specialist import predict_specialist
 
         self._check_split(task)
-        folder = self.folder(task)
-        missing = [c for c in task.cases if not (folder / f"{c.identifier}{task.dataset.file_ending}").is_file()]
+        files = {c.identifier: self.folder(task) / f"{c.identifier}{task.dataset.file_ending}" for c in task.cases}
+        self._remove_outdated(task, files.values())
+        missing = [file for file in files.values() if not file.is_file()]
         with Meter() as meter:
-            predict_specialist(
+            failures = predict_specialist(
                 task.dataset.name,
                 [(c.identifier, c.images) for c in task.cases],
-                folder,
+                self.folder(task),
                 fold=task.fold,
                 device=self.device,
             )
-        if missing:
-            record_run(folder, scans=len(missing), seconds=meter.seconds, memory_bytes=meter.memory_bytes)
-        return {}
+        if made := sum(file.is_file() for file in missing):
+            record_run(self.folder(task), scans=made, seconds=meter.seconds, memory_bytes=meter.memory_bytes)
+        return failures
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """All networks together: one a dataset, of its first fold."""
@@ -210,6 +211,19 @@ class SpecialistCompetitor:
             seconds_per_scan=seconds_per_scan(folders),
             memory_bytes=peak_memory(folders),
         )
+
+    def _remove_outdated(self, task: Task, files: Iterable[Path]) -> None:
+        """Label maps that are older than the checkpoint are of another network."""
+        from satunet.trainers.specialist import specialist_folder
+
+        checkpoint = specialist_folder(task.dataset.name) / f"fold_{task.fold}" / "checkpoint_final.pth"
+        trained = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
+        outdated = [file for file in files if file.is_file() and file.stat().st_mtime < trained]
+        for file in outdated:
+            file.unlink()
+        if outdated:
+            logger.info("%s was trained again: %d cases are predicted again", checkpoint, len(outdated))
+            (self.folder(task) / RUNS).unlink(missing_ok=True)
 
     def _check_split(self, task: Task) -> None:
         """A specialist that was trained on what is scored is no competitor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from satunet.geometry import Grid
 from satunet.imageio import read_label_map, write_label_map, write_volume
 from satunet.labels import build_label_space
 from satunet.progress import JobSummary
+from satunet.trainers.specialist import specialist_folder
 
 GRID = Grid(shape=(12, 10, 8), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
 NAMES = ("Dataset001_A", "Dataset002_B", "Dataset003_C")
@@ -87,13 +89,16 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             summary.failures["z"] = "out of memory"
         return summary
 
-    def predict_specialist(name: str, cases: Sequence[tuple[str, Sequence[Path]]], output: Path, **_: Any) -> None:
+    def predict_specialist(
+        name: str, cases: Sequence[tuple[str, Sequence[Path]]], output: Path, **_: Any
+    ) -> dict[str, str]:
         if name == NAMES[2]:
             raise ModelError("not trained")
         for case, labels in references([images[0] for _, images in cases]):
             if (output / f"{case}.nii.gz").is_file():
                 continue
             write_label_map(output / f"{case}.nii.gz", np.roll(labels, 1, axis=0), like=GRID)
+        return {}
 
     monkeypatch.setattr(module, "predict_folder", predict_folder)
     monkeypatch.setattr(satunet.prediction.specialist, "predict_specialist", predict_specialist)
@@ -198,6 +203,25 @@ def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(
     assert tables.datasets[0].scores["satunet"]["dsc"] == pytest.approx(5 / 6)
     assert f"satunet/{name}/fold_0/x_0001" in summary.failures
     assert tables.datasets[0].failures == {"satunet": 1}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_specialist_that_was_trained_again_is_predicted_again(stage: SimpleNamespace) -> None:
+    before, _ = run_benchmark([NAMES[0]], contest(stage))
+    place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
+    for case in "xyz":  # what another network found
+        write_label_map(place / f"{case}.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
+    checkpoint = specialist_folder(NAMES[0]) / "fold_0" / "checkpoint_final.pth"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"network_weights": {}}, checkpoint)
+    old = place.joinpath("x.nii.gz").stat().st_mtime - 60
+    os.utime(checkpoint, (old, old))
+    kept, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert kept.datasets[0].scores["nnU-Net"]["dsc"] == 0  # predictions that are newer than the checkpoint are its own
+    os.utime(checkpoint, (old + 120, old + 120))
+    again, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert again.datasets[0].scores["nnU-Net"] == before.datasets[0].scores["nnU-Net"]
+    assert [r["scans"] for r in read_json(place / "runs.json")["runs"]] == [3]
 
 
 @pytest.mark.usefixtures("no_pictures")
