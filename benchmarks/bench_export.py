@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from common import compare, header
+from common import compare, header, nnunet_case
 
 from satunet.geometry import Grid
 from satunet.imageio import Image, read_label_map, write_label_map
@@ -61,7 +61,6 @@ def ours(geometry: ScanGeometry, scan: Image, found: list[tuple[Box, np.ndarray]
 def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Path) -> None:
     """nnunetv2's function as its predictor calls it, with the axes (z, y, x)."""
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     shape = geometry.shape[::-1]
     logits = np.zeros((len(found) + 1, *shape), dtype=np.float32)
@@ -71,28 +70,13 @@ def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Pa
     spacing = [float(s) for s in geometry.spacing_mm[::-1]]
     original = [float(s) for s in geometry.original.spacing_mm[::-1]]
     whole = geometry.original.shape[::-1]
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "spacing": spacing,
-        "patch_size": [32, 32, 32],
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": resampling,
-        "data_identifier": "x",
-        "preprocessor_name": "DefaultPreprocessor",
-        "architecture": {"network_class_name": "x.PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
-    }
-    plans = PlansManager(
-        {
-            "dataset_name": "Dataset001_X",
-            "plans_name": "nnUNetPlans",
-            "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
-            "configurations": {"3d_fullres": configuration},
-            "label_manager": "LabelManager",
-        }
+    plans, dataset = nnunet_case(
+        spacing,
+        (32, 32, 32),
+        len(found),
+        resampling_fn_probabilities="resample_data_or_seg_to_shape",
+        resampling_fn_probabilities_kwargs={"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
     )
-    labels = {"background": 0} | {f"c{k}": k for k in range(1, len(found) + 1)}
     properties = {
         "spacing": original,
         "shape_before_cropping": whole,
@@ -106,7 +90,7 @@ def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Pa
             properties,
             plans.get_configuration("3d_fullres"),
             plans,
-            {"labels": labels, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}},
+            dataset,
             str(folder / "nnunet"),
             False,
         )

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import header
+from common import header, nnunet_case
 from torch import Tensor, nn
 
 from satunet.datasets import Dataset
@@ -183,7 +183,6 @@ def plain(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
 def nnunet(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
     """nnunetv2's sliding window with one channel a prompt."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     model = make_model(arguments.patch)
 
@@ -198,33 +197,12 @@ def nnunet(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
             logits = mask_logits(features.maps[0], self.network.decode(features, self.queries.to(image.device))[0])
             return torch.cat((torch.zeros_like(logits[:, :1]), logits), dim=1)
 
-    configuration = {
-        "spacing": [1.5] * 3,
-        "patch_size": list(arguments.patch),
-        "data_identifier": "x",
-        "preprocessor_name": "DefaultPreprocessor",
-        "architecture": {"network_class_name": "x.PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
-    }
-    plans = PlansManager(
-        {
-            "dataset_name": "Dataset001_A",
-            "plans_name": "nnUNetPlans",
-            "image_reader_writer": "SimpleITKIO",
-            "transpose_forward": [0, 1, 2],
-            "transpose_backward": [0, 1, 2],
-            "configurations": {"3d_fullres": configuration},
-            "label_manager": "LabelManager",
-        }
-    )
-    labels = {"background": 0} | {f"c{k}": k for k in range(1, count + 1)}
+    plans, dataset = nnunet_case([1.5] * 3, arguments.patch, count)
     predictor = nnUNetPredictor(
         tile_step_size=1 - arguments.overlap, use_mirroring=False, device=torch.device(arguments.device),
         perform_everything_on_device=arguments.device != "cpu", allow_tqdm=False,
     )  # fmt: skip
-    description = {"labels": labels, "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
-    predictor.manual_initialization(
-        Channels(), plans, plans.get_configuration("3d_fullres"), None, description, "x", None
-    )
+    predictor.manual_initialization(Channels(), plans, plans.get_configuration("3d_fullres"), None, dataset, "x", None)
     image = make_scan(arguments.scan)
     started, cpu = time.perf_counter(), time.process_time()
     done = preprocess_image(image, modality="mri", plan=model.plan)

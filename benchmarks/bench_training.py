@@ -221,7 +221,7 @@ def compare(root: Path, given: argparse.Namespace) -> None:
     trainer = ours[QUERIES[0]]
     print(
         "phases of the last 32-query step, by the wall clock: "
-        + ", ".join(f"{k} {v:.3f} s" for k, v in trainer._clock.seconds().items())
+        + ", ".join(f"{k} {v:.3f} s" for k, v in trainer.stepper.clock.seconds().items())
     )
     began, count = clock(), 0
     while clock() - began < 5:

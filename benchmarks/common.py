@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def header(*packages: str) -> None:
@@ -33,3 +34,34 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 def compare(what: str, ours: float, peer: float, name: str) -> None:
     print(f"{what}: satunet {ours * 1e3:.1f} ms, {name} {peer * 1e3:.1f} ms, {peer / ours:.1f} times as fast")
+
+
+def nnunet_case(
+    spacing: Sequence[float], patch: Sequence[int], classes: int, **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    """nnunetv2's ``PlansManager`` and ``dataset.json`` of a data set with so many classes.
+
+    ``spacing`` and ``patch`` have the axes of the arrays that nnunetv2 gets; ``more`` goes into the configuration ``3d_fullres``.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    configuration = {
+        "spacing": list(spacing),
+        "patch_size": list(patch),
+        "data_identifier": "x",
+        "preprocessor_name": "DefaultPreprocessor",
+        "architecture": {"network_class_name": "x.PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
+    }
+    plans = PlansManager(
+        {
+            "dataset_name": "Dataset001_A",
+            "plans_name": "nnUNetPlans",
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {"3d_fullres": configuration | more},
+            "label_manager": "LabelManager",
+        }
+    )
+    labels = {"background": 0} | {f"c{k}": k for k in range(1, classes + 1)}
+    return plans, {"labels": labels, "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}

@@ -106,7 +106,7 @@ def train(work: Path, steps: int, minutes: float | None, device: str) -> int:
     _environment(work)
     setup_logging(work / "train.log")
     config = TrainingConfig.from_recipe("short", steps=steps, queries_per_scan=64, validation_steps=8)
-    run_training(UNIFIED, fold=0, config=config, device=device, continue_training=True, minutes=minutes)
+    run_training(UNIFIED, fold=0, config=config, device=device, continue_training="if_begun", minutes=minutes)
     return 0
 
 

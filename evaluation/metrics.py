@@ -159,11 +159,10 @@ def _score(
     class_name: str,
 ) -> Scores:
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
+    lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
     if not n_reference or not n_prediction:
-        lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
         return _absent(n_reference, n_prediction, rules, class_name, lesions)
     dsc = 2 * int(np.count_nonzero(reference & prediction)) / (n_reference + n_prediction)
-    lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
     nsd, hd95, assd = _surface_scores(reference, prediction, spacing_mm, rules.tolerance_of(class_name), rules)
     return Scores(
         dsc=dsc,

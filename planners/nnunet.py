@@ -7,10 +7,8 @@ replaced, so that a plan is what the installed nnunetv2 would write, key by key.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -18,6 +16,7 @@ from unittest import mock
 import numpy as np
 
 from satunet.errors import PlanError
+from satunet.progress import prints_to_log
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def plan_nnunet(
         options["gpu_memory_target_in_gb"] = gpu_memory_gb
     if spacing_mm is not None:
         options["overwrite_target_spacing"] = [float(s) for s in spacing_mm]
-    with _quiet():
+    with prints_to_log(logger, "nnunetv2"):
         made = planner_class(planner)(dataset_name, **options)
         if base_features is not None:
             made.UNet_base_num_features = base_features
@@ -167,16 +166,3 @@ def feature_map_size(
             total += output_channels * voxels
         entering = features[stage]
     return total
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What nnunetv2 prints goes to our log, so that progress bars stay whole."""
-    text = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(text):
-            yield
-    finally:
-        for line in text.getvalue().splitlines():
-            if line.strip():
-                logger.debug("nnunetv2: %s", line.rstrip())

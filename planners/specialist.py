@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from satunet.datasets import Dataset, load_dataset
@@ -14,6 +11,7 @@ from satunet.files import read_json, write_json
 from satunet.imageio import read_grid
 from satunet.paths import preprocessed_dir
 from satunet.planners.nnunet import PLANS, plan_nnunet
+from satunet.progress import prints_to_log
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
     if marker.is_file() and read_json(marker) == state:
         return False
     marker.unlink(missing_ok=True)
-    with _nnunet_output():
+    with prints_to_log(logger, "nnunetv2"):
         preprocess_dataset(
             int(name[7:10]),
             plans_identifier=PLANS_NAME,
@@ -100,16 +98,3 @@ def _in_file_axes(spacing_mm: tuple[float, float, float], orientation: str) -> l
     """Spacing along R, A, S → nnU-Net's order for a file of this orientation: its axes (k, j, i)."""
     axis_of = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
     return [float(spacing_mm[axis_of[letter]]) for letter in reversed(orientation)]
-
-
-@contextlib.contextmanager
-def _nnunet_output() -> Iterator[None]:
-    """What nnunetv2 prints goes to our log, so that progress bars stay whole."""
-    text = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(text):
-            yield
-    finally:
-        for line in text.getvalue().splitlines():
-            if line.strip():
-                logger.debug("nnunetv2: %s", line.rstrip())

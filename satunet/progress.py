@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import locale
 import logging
 import sys
@@ -43,6 +44,24 @@ def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> Non
         to_file = logging.FileHandler(log_file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         root.addHandler(to_file)
+
+
+@contextlib.contextmanager
+def prints_to_log(log: logging.Logger, source: str) -> Iterator[None]:
+    """What a library prints to stdout goes to a log at level DEBUG, so that progress bars stay whole.
+
+    Args:
+        log: Where to.
+        source: The library, named in front of each line.
+    """
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        for line in text.getvalue().splitlines():
+            if line.strip():
+                log.debug("%s: %s", source, line.rstrip())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -187,6 +188,15 @@ def batches(
         multiprocessing_context="spawn" if workers else None,
     )
     return iter(loader)
+
+
+def worker_count(config: TrainingConfig, device: torch.device) -> int:
+    """Processes that load data: as configured, or by the machine."""
+    if config.workers is not None:
+        return config.workers
+    # Without a GPU the cores are busy with the network itself.
+    share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if device.type == "cpu" else max(2, min(12, share - 1))
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from satunet.devices import pick_device
 from satunet.errors import UserError
@@ -38,7 +38,7 @@ def run_training(
     fold: int | str = 0,
     config: TrainingConfig,
     device: str = "auto",
-    continue_training: bool = False,
+    continue_training: bool | Literal["if_begun"] = False,
     pretrained_weights: Path | None = None,
     minutes: float | None = None,
     validate: bool = True,
@@ -51,7 +51,8 @@ def run_training(
         fold: Number of the fold, or ``"all"``.
         config: How to train.
         device: Where to train.
-        continue_training: Go on from the last checkpoint; a finished run is only validated.
+        continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
+            starts, with a warning; ``"if_begun"`` says that this is expected.
         pretrained_weights: What to start from, see :func:`satunet.trainers.pretrained.read_weights`.
         minutes: Stop at a checkpoint before so much time is over, for queues with a limit.
         validate: Segment the fold's held-out scans at the end.
@@ -72,11 +73,13 @@ def run_training(
     if pretrained_weights is not None:
         plan = _as_pretrained(plan, pretrained_weights)
     with distributed.process_group(pick_device(device)) as own_device:
-        plans = plan.to_nnunet() | {"continue_training": continue_training}
+        plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
         trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
         trainer.configure(config)
         trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        finished = _go_on(trainer, only_validate=only_validate) if continue_training or only_validate else False
+        finished = False
+        if continue_training or only_validate:
+            finished = _go_on(trainer, only_validate=only_validate, expected=continue_training != "if_begun")
         if pretrained_weights is not None:
             from satunet.trainers.pretrained import start_from
 
@@ -119,15 +122,16 @@ def _as_pretrained(plan: UnifiedPlan, path: Path) -> UnifiedPlan:
     return dataclasses.replace(plan, network=theirs.network, text_encoder=theirs.text_encoder)
 
 
-def _go_on(trainer: SATTrainer, *, only_validate: bool) -> bool:
-    """Load the last checkpoint; whether it is the final one."""
+def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
+    """Load the last checkpoint, which is missed if it was expected; whether it is the final one."""
     output = Path(str(trainer.output_folder))
     names = ("final",) if only_validate else ("final", "latest", "best")
     found = [p for n in names if (p := output / f"checkpoint_{n}.pth").is_file()]
     if not found:
         if only_validate:
             raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
-        logger.warning("there is no checkpoint in %s; starting from the beginning", output)
+        if expected:
+            logger.warning("there is no checkpoint in %s; starting from the beginning", output)
         return False
     trainer.load_checkpoint(found[0])
     if found[0].name == "checkpoint_final.pth":

@@ -12,20 +12,15 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from satunet.checkpoints import load_checkpoint
 from satunet.devices import autocast_for, precision_for
@@ -41,11 +36,11 @@ from satunet.trainers import distributed
 from satunet.trainers.checkpointing import checkpoint_of, plain, restore, write_checkpoint, write_model_files
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.faults import BadSteps, explain_memory
-from satunet.trainers.loading import CACHE_BYTES, StepBatches, batches
-from satunet.trainers.loss import PromptedLoss, prompted_loss
+from satunet.trainers.loading import CACHE_BYTES, StepBatches, batches, worker_count
 from satunet.trainers.reporting import Reporter
 from satunet.trainers.sampling import foreground_boxes
-from satunet.trainers.watching import Statistics, StepClock, one_wandb_run
+from satunet.trainers.stepping import Stepper
+from satunet.trainers.watching import Statistics, one_wandb_run
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +80,8 @@ class SATTrainer(nnUNetTrainer):
         self.save_every = 1
         self.bad_steps = BadSteps()
         self.reporter = Reporter(Path(str(self.output_folder)), self.logger)
+        self.stepper: Stepper | None = None
+        """Takes the steps, from :meth:`on_train_start` on."""
         self.on_step: Callable[[int, float], None] | None = None
         self.deadline: float | None = None
         """Time of the monotonic clock before which to stop at the end of an epoch."""
@@ -182,29 +179,21 @@ class SATTrainer(nnUNetTrainer):
             self.initialize()
         train, val = self.do_split()
         self._make_loaders(train, val or train)
-        self._step_module: nn.Module = _Step(self.network)
-        if distributed.world_size() > 1:
-            # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
-            self._step_module = DistributedDataParallel(
-                self._step_module,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                find_unused_parameters=True,
-            )
+        self.stepper = Stepper(self.network, self.optimizer, self.grad_scaler, self.config, self.device)
         self.set_deep_supervision_enabled(True)
-        self._clock = StepClock(self.device)
         if distributed.rank() == 0:
             write_model_files(self)
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
             f"{len(train)} training and {len(val)} validation scans, {len(self.held_out())} of them held out, {len(self.space.classes)} classes, "
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
-            f"{distributed.world_size()} processes with {self._workers()} workers each"
+            f"{distributed.world_size()} processes with {worker_count(self.config, self.device)} workers each"
         )
 
     def _make_loaders(self, train: list[str], val: list[str]) -> None:
         with distributed.first_process_first():
             boxes = foreground_boxes(self.store)
-        workers = self._workers()
+        workers = worker_count(self.config, self.device)
         shared = (self.space, self.bank, self.plan, self.config)
         self._train_data = StepBatches(
             self.store,
@@ -235,7 +224,6 @@ class SATTrainer(nnUNetTrainer):
             done = self.current_epoch * self.num_iterations_per_epoch
             outputs = []
             for step in range(done, min(done + self.num_iterations_per_epoch, self.config.steps)):
-                self._set_learning_rate(step)
                 waiting = time.perf_counter()
                 batch = next(self.dataloader_train) | {"step": step}
                 batch["data_seconds"] = time.perf_counter() - waiting
@@ -254,14 +242,9 @@ class SATTrainer(nnUNetTrainer):
         self.on_train_end()
 
     def leave_processes(self) -> None:
-        """Let go of DDP, before the process group ends.
-
-        Whoever drops the last reference to the group joins its threads. DDP would do so while it holds Python's lock,
-        which those threads need: now and then, a run would end but never exit.
-        """
-        if distributed.world_size() > 1:
-            self._step_module = nn.Identity()
-            gc.collect()
+        """Let go of DDP, before the process group ends; see :meth:`Stepper.leave_processes`."""
+        if self.stepper is not None:
+            self.stepper.leave_processes()
 
     def _out_of_time(self) -> bool:
         """Whether another epoch would end after the deadline; the first process's clock decides for all."""
@@ -280,47 +263,19 @@ class SATTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One optimisation step; one without finite loss and gradients is skipped, counted and reported."""
-        assert self.network is not None and self.optimizer is not None
+        assert self.stepper is not None
         self.reporter.unreadable(batch["failed"])
         step = batch.get("step", 0)
-        # Dropout: the same after a resume, another one in every process.
-        torch.manual_seed(
-            int(np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)[0])
-        )
-        self._clock.start(batch.get("data_seconds", 0.0))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
-        self._clock.done("forward")
-        scaler = self.grad_scaler
-        (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
-        self._clock.done("backward")
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        local = loss.total.detach()
-        value = distributed.total(float(local), self.device) / distributed.world_size()
-        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle.
-        if not np.isfinite(value) or (scaler is None and not bool(torch.isfinite(norm))):
-            self._skip(step, value, batch, float(local))
+        result = self.stepper.take(batch, step)
+        value = result.loss
+        if result.skipped:
+            message = self.bad_steps.add(step, value, result.suspects)
+            self.print_to_log_file(message)
+            logger.warning("%s", message)
             value = float("nan")
-        elif scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
-        else:
-            self.optimizer.step()
-        self._clock.done("optimizer")
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.reporter.step(step, batch, loss.of_query, value, rate, self._clock.seconds())
+        seconds = self.stepper.clock.seconds()
+        self.reporter.step(step, batch, result.of_query, value, self.config.learning_rate_at(step), seconds)
         return {"loss": value}
-
-    def _skip(self, step: int, value: float, batch: dict[str, Any], local: float) -> None:
-        """Every process comes here in the same step: the norm of the gradients is that of all."""
-        self.optimizer.zero_grad(set_to_none=True)
-        guilty = distributed.gather(batch["scans"] if np.isfinite(value) or not np.isfinite(local) else [])
-        scans = [scan for part in guilty for scan in part]
-        message = self.bad_steps.add(step, value, scans)
-        self.print_to_log_file(message)
-        logger.warning("%s", message)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the mean loss of the steps that counted, and what else was counted."""
@@ -329,7 +284,8 @@ class SATTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss and soft Dice of each positive query of a batch."""
-        loss = self._loss(batch, share_count=False)
+        assert self.stepper is not None
+        loss = self.stepper.loss(batch, share_count=False)
         shown = (batch["positive"] & batch["valid"]).cpu()
         values = (1 - loss.dice).cpu()
         return {
@@ -442,55 +398,3 @@ class SATTrainer(nnUNetTrainer):
         super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
         if add_timestamp:
             logger.debug("%s", " ".join(map(str, args)))
-
-    # ---- helpers ------------------------------------------------------------------------------------------------
-
-    def _loss(self, batch: dict[str, Any], *, share_count: bool = True) -> PromptedLoss:
-        """The loss of a batch, or of this process's part of it.
-
-        Args:
-            batch: From the loader.
-            share_count: Whether the other processes have parts of the same batch, so that the mean of all losses, and
-                of their gradients, must be the mean over the queries of all.
-        """
-        assert self.network is not None
-        b = {
-            k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) and k != "valid" else v
-            for k, v in batch.items()
-        }
-        count = None
-        if share_count and distributed.world_size() > 1:
-            everything = distributed.total(float(b["valid"].sum()), self.device)
-            count = max(1.0, everything) / distributed.world_size()
-        module = self._step_module if share_count else _Step(self.network)
-        with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
-            maps, embeddings = module(b["data"], b["queries"], b["modality"])
-        chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
-        return prompted_loss(maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk, count=count)
-
-    def _set_learning_rate(self, step: int) -> None:
-        assert self.optimizer is not None
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(step)
-
-    def _workers(self) -> int:
-        if self.config.workers is not None:
-            return self.config.workers
-        # Without a GPU the cores are busy with the network itself.
-        share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return 0 if self.device.type == "cpu" else max(2, min(12, share - 1))
-
-
-class _Step(nn.Module):
-    """Image and queries → feature maps and mask embeddings, in one call: DDP follows one ``forward`` a step."""
-
-    def __init__(self, network: PromptedUNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, image: Tensor, queries: Tensor, modality: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(B, 1, X, Y, Z), (B, K, D), (B,) → a map and an embedding a scale."""
-        features = self.network.encode_image(image)
-        return features.maps, self.network.decode(features, queries, modality)

@@ -166,7 +166,7 @@ def train_specialist(
         steps: Budget; that of ``recipe`` or nnU-Net's 250,000 if not given.
         recipe: Optimizer and schedule to use instead of nnU-Net's.
         device: Where to train.
-        continue_training: Go on from the last checkpoint; a finished run is left as it is.
+        continue_training: Go on from the last checkpoint, if there is one; a finished run is left as it is.
         planner: Whose network, one of :data:`satunet.planners.nnunet.PLANNERS`; they share the preprocessed scans.
 
     Returns:

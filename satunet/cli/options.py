@@ -30,6 +30,7 @@ VerifyIntegrity = Annotated[
     bool, arg(help="First read every file of the datasets, tell all faults at once, and stop if there is one.")
 ]
 Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to train on every scan.")]
+Continue = Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")]
 Device = Annotated[
     Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")
 ]
@@ -65,6 +66,21 @@ def default_processes() -> int:
     import os
 
     return max(1, min(8, os.cpu_count() or 1))
+
+
+def fold_of(text: str) -> int | str:
+    """A fold's number, or ``"all"``.
+
+    Raises:
+        UserError: Neither.
+    """
+    from satunet.errors import UserError
+
+    if text == "all":
+        return "all"
+    if not text.isdigit():
+        raise UserError(f"fold must be a number or 'all', got {text!r}")
+    return int(text)
 
 
 def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:

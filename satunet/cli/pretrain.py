@@ -3,119 +3,105 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from tyro.conf import arg, subcommand
 
 from satunet.cli.knowledge import TreeFile
-from satunet.cli.options import Device, Encoder, Fold, Output, Verbose
+from satunet.cli.options import Continue, Device, Encoder, Fold, Output, Verbose, fold_of
 
-Steps = Annotated[int, arg(help="Optimizer steps.")]
-Batch = Annotated[int, arg(help="Pairs of texts a step, over all processes.")]
+if TYPE_CHECKING:
+    from satunet.trainers.knowledge.config import PretrainConfig
+
 Rate = Annotated[float, arg(help="Peak learning rate.")]
-Frozen = Annotated[int, arg(help="Lowest layers of the text encoder that stay as they are.")]
-HeldOut = Annotated[float, arg(help="Share of the names that are kept out of training, to measure with.")]
-Seed = Annotated[int, arg(help="Seed of split, pairs and dropout.")]
-Continue = Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainText:
-    """Stage 1: a text encoder learns the knowledge tree; retrieval of held-out terms is measured before and after."""
+class _Pretraining:
+    """Options of both stages."""
 
     output: Output
     tree: TreeFile = None
     encoder: Encoder = "minilm"
-    steps: Steps = 1000
-    batch: Batch = 128
+    steps: Annotated[int, arg(help="Optimizer steps.")] = 1000
+    batch: Annotated[int, arg(help="Pairs of texts a step, over all processes.")] = 128
     learning_rate: Rate = 2e-4
-    frozen_layers: Frozen = 3
-    held_out: HeldOut = 0.1
-    seed: Seed = 0
+    frozen_layers: Annotated[int, arg(help="Lowest layers of the text encoder that stay as they are.")] = 3
+    held_out: Annotated[float, arg(help="Share of the names that are kept out of training, to measure with.")] = 0.1
+    seed: Annotated[int, arg(help="Seed of split, pairs and dropout.")] = 0
     continue_: Continue = False
     device: Device = "auto"
     verbose: Verbose = False
+
+    def _log(self) -> None:
+        from satunet.progress import setup_logging
+
+        setup_logging(self.output / "pretrain.log", verbose=self.verbose)
+
+    def _config(self, **more: Any) -> PretrainConfig:
+        from satunet.trainers.knowledge.config import PretrainConfig
+
+        return PretrainConfig(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            frozen_layers=self.frozen_layers,
+            held_out=self.held_out,
+            seed=self.seed,
+            **more,
+        )
+
+    def _where(self) -> dict[str, Any]:
+        """What both stages take besides their data and settings."""
+        return {
+            "encoder": self.encoder,
+            "device": self.device,
+            "continue_training": self.continue_,
+            "tree_file": self.tree,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainText(_Pretraining):
+    """Stage 1: a text encoder learns the knowledge tree; retrieval of held-out terms is measured before and after."""
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
         from satunet.cli.data import print_rows
         from satunet.files import read_json
         from satunet.knowledge.make import load_or_build
-        from satunet.progress import setup_logging
-        from satunet.trainers.knowledge.config import PretrainConfig
         from satunet.trainers.knowledge.text import pretrain_text
 
-        setup_logging(self.output / "pretrain.log", verbose=self.verbose)
-        config = PretrainConfig(
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            frozen_layers=self.frozen_layers,
-            held_out=self.held_out,
-            seed=self.seed,
-        )
-        folder = pretrain_text(
-            load_or_build(self.tree),
-            self.output,
-            encoder=self.encoder,
-            config=config,
-            device=self.device,
-            continue_training=self.continue_,
-            tree_file=self.tree,
-        )
+        self._log()
+        folder = pretrain_text(load_or_build(self.tree), self.output, config=self._config(), **self._where())
         measures = read_json(self.output / "measures.json")
         print_rows(_rows(measures), f"Terms kept out of training; the encoder is {folder}")
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainAtlas:
+class PretrainAtlas(_Pretraining):
     """Stage 2: text encoder and image encoder learn from each other, class by class, with a text step after each."""
 
-    output: Output
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
     fold: Fold = "0"
-    tree: TreeFile = None
-    encoder: Encoder = "minilm"
-    steps: Steps = 1000
     scans: Annotated[int, arg(help="Scans a step, over all processes.")] = 4
-    batch: Batch = 128
     learning_rate: Rate = 1e-4
-    frozen_layers: Frozen = 3
-    held_out: HeldOut = 0.1
-    seed: Seed = 0
-    continue_: Continue = False
-    device: Device = "auto"
-    verbose: Verbose = False
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
         from satunet.knowledge.make import load_or_build
         from satunet.paths import dataset_name_of
-        from satunet.progress import setup_logging
         from satunet.trainers.knowledge.atlas import pretrain_atlas
-        from satunet.trainers.knowledge.config import PretrainConfig
 
-        setup_logging(self.output / "pretrain.log", verbose=self.verbose)
-        config = PretrainConfig(
-            steps=self.steps,
-            batch=self.batch,
-            scans=self.scans,
-            learning_rate=self.learning_rate,
-            frozen_layers=self.frozen_layers,
-            held_out=self.held_out,
-            seed=self.seed,
-        )
+        self._log()
         done = pretrain_atlas(
             dataset_name_of(self.dataset),
             load_or_build(self.tree),
             self.output,
-            encoder=self.encoder,
-            fold="all" if self.fold == "all" else int(self.fold) if self.fold.isdigit() else self.fold,
-            config=config,
-            device=self.device,
-            continue_training=self.continue_,
-            tree_file=self.tree,
+            fold=fold_of(self.fold),
+            config=self._config(scans=self.scans),
+            **self._where(),
         )
         print(f"text encoder: {done.encoder}\nimage encoder, for satunet train -pretrained_weights: {done.weights}")
         return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from satunet.cli.options import Device, Fold, Verbose, dataset_names
+from satunet.cli.options import Continue, Device, Fold, Verbose, dataset_names, fold_of
 
 if TYPE_CHECKING:
     from satunet.trainers.config import TrainingConfig
@@ -47,7 +47,7 @@ class Train:
         arg(help="What convolutions and matrix products are computed in; 'auto' takes the fastest the device has."),
     ] = "auto"
     seed: Annotated[int, arg(help="Seed of sampling, augmentation and initialisation.")] = 0
-    continue_: Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")] = False
+    continue_: Continue = False
     val: Annotated[bool, arg(help="Only validate: segment the fold's held-out scans with the finished network.")] = (
         False
     )
@@ -114,13 +114,13 @@ class Train:
         from satunet.trainers.run import model_folder, run_training
 
         name = dataset_name_of(self.dataset)
-        fold = model_folder(name) / f"fold_{_fold(self.fold)}"
+        fold = model_folder(name) / f"fold_{fold_of(self.fold)}"
         setup_logging(fold / distributed.log_name(), verbose=self.verbose)
         if not distributed.first():
             logging.getLogger("satunet").handlers[0].setLevel(logging.ERROR)  # the terminal; its log file has it all
         trainer = run_training(
             name,
-            fold=_fold(self.fold),
+            fold=fold_of(self.fold),
             config=self._recipe(),
             device=self.device,
             continue_training=self.continue_,
@@ -166,7 +166,7 @@ class Train:
             try:
                 train_specialist(
                     name,
-                    fold=_fold(self.fold),
+                    fold=fold_of(self.fold),
                     steps=self.steps,
                     recipe=self._recipe() if self.recipe == "short" else None,
                     device=self.device,
@@ -178,16 +178,6 @@ class Train:
                 summary.failed(name, error)
         summary.show()
         return summary.exit_code
-
-
-def _fold(text: str) -> int | str:
-    from satunet.errors import UserError
-
-    if text == "all":
-        return "all"
-    if not text.isdigit():
-        raise UserError(f"fold must be a number or 'all', got {text!r}")
-    return int(text)
 
 
 def _without_num_gpus(arguments: list[str]) -> list[str]:

@@ -3,14 +3,11 @@
 ======== ========================================================= ============================================
 engine   what it does                                              where it is taken by ``auto``
 ======== ========================================================= ============================================
-fused    :mod:`satunet.network.fused`: no compiler needed          CPU with one thread
+fused    :mod:`satunet.network.fused`: no compiler needed          CPU
 compile  fused, with the norms compiled by ``torch.compile``       never: it has to be asked for
          (CPU); the whole backbone compiled, channels last (GPU)
-eager    the modules one by one, under autocast                    everywhere else
+eager    the modules one by one, under autocast                    GPU
 ======== ========================================================= ============================================
-
-With several threads, ``fused`` has to be asked for: its threads wait for each other thousands of times a patch, and where
-other processes share the cores, each wait may last a time slice.
 """
 
 from __future__ import annotations
@@ -84,7 +81,7 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
     if engine == "fused" and device.type != "cpu":
         raise UserError(f"engine 'fused' runs on a CPU, the device is {device}; allowed there are auto, eager, compile")
     if engine == "auto":
-        return "fused" if device.type == "cpu" and torch.get_num_threads() == 1 else "eager"
+        return "fused" if device.type == "cpu" else "eager"
     if engine == "compile" and device.type == "cpu" and compiler() is None:
         logger.warning(
             "engine 'compile' needs a C++ compiler, and there is none (g++, clang++, or the one $CXX names); going on "

@@ -19,19 +19,19 @@ Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from satunet.network.backbone import ConvBlock, ConvStack, ResidualBlock, ResidualStack, UNet
+from satunet.network.team import scratch, side_by_side
 
-_CHUNK_BYTES = 8 << 20
-"""What a pass over memory handles at once: small enough for the last cache, large enough that threads seldom wait for
-each other. With 1 MB, a network had 15,000 such waits, and a second busy process made it several times slower."""
-_TRANSFORM_BYTES = 16 << 20
-"""Of transformed planes at once."""
-_MIN_PLANES = 4
+_CHUNK_BYTES = 4 << 20
+"""Of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
+_TRANSFORM_BYTES = 8 << 20
+"""Of transformed planes that a thread handles at once."""
 
 # F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
 _INPUT = torch.tensor(
@@ -63,20 +63,25 @@ _OUTPUT = torch.tensor(
 
 Normalize = Callable[[Tensor, Tensor, Tensor, float, float | None], None]
 """What :func:`normalize_` does; another engine may have its own."""
+Planes = tuple[int, int]
+"""First plane along X, and the one behind the last."""
 
 
 class FusedBlock(nn.Module):
     """A :class:`ConvBlock` for inference.
 
+    The map is made in pieces, a few planes each, by threads side by side; each adds up its statistics while it is in
+    the cache. When all are there, the pieces are normalised.
+
     Args:
         block: The block; its weights are shared, not copied, until a layout of their own is needed.
         dtype: float32 or bfloat16.
-        normalize: Instance norm and leaky ReLU in place.
+        normalize: Instance norm and leaky ReLU in place, in another way than this module's.
         shared_input: Whether all input channels are the same channel, of which one is given.
     """
 
     def __init__(
-        self, block: ConvBlock, dtype: torch.dtype, normalize: Normalize, *, shared_input: bool = False
+        self, block: ConvBlock, dtype: torch.dtype, normalize: Normalize | None, *, shared_input: bool = False
     ) -> None:
         super().__init__()
         self.block = block
@@ -100,21 +105,47 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) → (1, O, X/stride, …), channels last."""
         conv, norm = self.block.conv, self.block.norm
+        padding = [int(p) for p in conv.padding]
+        extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
+        shape = [(n + 2 * p - k) // s + 1 for n, p, k, s in extents]
+        out = x.new_empty(*shape, conv.out_channels)
         if self._pays(x):
-            padding = (int(conv.padding[1]), int(conv.padding[2]))
-            y = winograd(x[0].permute(1, 2, 3, 0), self._transformed, padding).permute(3, 0, 1, 2)[None]
+            source, weights = x[0].permute(1, 2, 3, 0), self._transformed
+            pieces = pieces_of(out, 4, _TRANSFORM_BYTES // 6)
+
+            def fill(planes: Planes) -> None:
+                winograd(source, weights, padding[1:], planes, out)
         else:
-            y = convolve(x, self._direct, conv.stride, [int(p) for p in conv.padding])
-            y = y.contiguous(memory_format=torch.channels_last_3d)
-        rows = rows_of(y)
-        if len(rows) > 1:
+            weight, stride = self._direct, conv.stride
+            pieces = pieces_of(out, 1, _CHUNK_BYTES)
+
+            def fill(planes: Planes) -> None:
+                direct(x, weight, stride, padding, planes, out)
+
+        rows = out.view(-1, conv.out_channels)
+        if self.normalize is not None and len(rows) > 1:
+            side_by_side(fill, pieces)
             self.normalize(rows, norm.weight.detach(), norm.bias.detach(), norm.eps, self.negative_slope)
+        elif len(rows) > 1:
+
+            def fill_and_sum(planes: Planes) -> Moments:
+                fill(planes)
+                return Moments.of(out[slice(*planes)].view(-1, conv.out_channels))
+
+            moments = Moments.together(side_by_side(fill_and_sum, pieces))
+            scale, offset = moments.scale_and_offset(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+            def scale_piece(planes: Planes) -> None:
+                scale_(out[slice(*planes)].view(-1, conv.out_channels), scale, offset, self.negative_slope)
+
+            side_by_side(scale_piece, pieces)
         else:  # one voxel has no variance
+            side_by_side(fill, pieces)
             if conv.bias is not None:
                 rows += conv.bias.detach().to(rows.dtype)
             if self.negative_slope is not None:
                 nn.functional.leaky_relu_(rows, self.negative_slope)
-        return y
+        return out.permute(3, 0, 1, 2)[None]
 
     def _pays(self, x: Tensor) -> bool:
         """Whether Winograd's transforms cost less than they save."""
@@ -125,41 +156,69 @@ class FusedBlock(nn.Module):
         return min(inputs, outputs) >= 16 and x.shape[2] >= 8 and voxels >= max(4096, 16 * inputs)
 
 
-def winograd(x: Tensor, weights: list[Tensor], padding: tuple[int, int]) -> Tensor:
-    """Convolution with a kernel of 3 along the first axis, stride 1, zero padding.
+def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
+    """Pieces of (X, Y, Z, O), of ``size`` bytes at most, if ``multiple`` planes are not more than that.
+
+    There are enough for every thread to take some, however many the bytes allow: the last ones even out the waiting.
+    """
+    planes = out.shape[0]
+    count = max(1, size // (out[0].numel() * out.element_size() * multiple))
+    if out.numel() * out.element_size() >= _CHUNK_BYTES:
+        count = min(count, max(1, -(-planes // (multiple * 3 * torch.get_num_threads()))))
+    step = count * multiple
+    return [(first, min(planes, first + step)) for first in range(0, planes, step)]
+
+
+def winograd(x: Tensor, weights: list[Tensor], padding: Sequence[int], planes: Planes, out: Tensor) -> None:
+    """Some planes of a convolution with a kernel of 3 along the first axis, stride 1, zero padding.
 
     Args:
         x: (X, Y, Z, C) float32, contiguous.
         weights: Six transformed (O, C, ky, kz).
         padding: Of the last two axes; the first has 1.
-
-    Returns:
-        (X, Y, Z, O).
+        planes: Which; the first is a multiple of 4.
+        out: (X, Y, Z, O), where they are written.
     """
-    planes, y, z, inputs = x.shape
+    extent, y, z, inputs = x.shape
     outputs = weights[0].shape[0]
-    x = x.reshape(planes, -1)
-    out = x.new_empty(planes, y * z * outputs)
-    tiles = -(-planes // 4)
-    group = max(1, min(tiles, _TRANSFORM_BYTES // (6 * 4 * x.shape[1])))
-    # Once, not a group: fresh memory of this size costs a page fault every 4 KB.
-    room, results = x.new_empty(6, group, x.shape[1]), x.new_empty(6, group, out.shape[1])
-    for first in range(0, tiles, group):
-        count = min(group, tiles - first)
-        spread, products = room[:, :count], results[:, :count]
-        for i in range(count):
-            start = 4 * (first + i) - 1
-            low, high = max(0, start), min(planes, start + 6)
-            torch.mm(_INPUT[:, low - start : high - start], x[low:high], out=spread[:, i])
-        for k, weight in enumerate(weights):
-            image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
-            result = convolve(image, weight, (1, 1), padding)
-            products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
-        for i in range(count):
-            start = 4 * (first + i)
-            wanted = min(4, planes - start)
-            torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
-    return out.view(planes, y, z, outputs)
+    x, out = x.reshape(extent, -1), out.view(extent, -1)
+    starts = range(planes[0], planes[1], 4)
+    count = len(starts)
+    spread = scratch("input", 6, count, x.shape[1])
+    products = scratch("output", 6, count, out.shape[1])
+    for i, start in enumerate(starts):
+        low, high = max(0, start - 1), min(extent, start + 5)
+        torch.mm(_INPUT[:, low - start + 1 : high - start + 1], x[low:high], out=spread[:, i])
+    for k, weight in enumerate(weights):
+        image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
+        result = convolve(image, weight, (1, 1), padding)
+        products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
+    for i, start in enumerate(starts):
+        wanted = min(4, planes[1] - start)
+        torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
+
+
+def direct(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], planes: Planes, out: Tensor
+) -> None:
+    """Some planes of a convolution.
+
+    Args:
+        x: (1, C, X, Y, Z), channels last.
+        weight: (O, C, kx, ky, kz).
+        stride: Of each axis.
+        padding: Of each axis, with zeros.
+        planes: Which.
+        out: (X', Y', Z', O), where they are written.
+    """
+    low = planes[0] * stride[0] - padding[0]
+    high = (planes[1] - 1) * stride[0] - padding[0] + weight.shape[2]
+    before, behind = max(0, -low), max(0, high - x.shape[2])
+    part = x[:, :, max(0, low) : high]
+    if before or behind:
+        part = nn.functional.pad(part, (0, 0, 0, 0, before, behind))
+    result = convolve(part, weight, stride, (0, *padding[1:]))
+    out[slice(*planes)].copy_(result[0].permute(1, 2, 3, 0))
 
 
 def convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
@@ -172,37 +231,80 @@ def convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence
     return convolution(x, weight, None, stride, padding)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Statistics of the rows of a piece, or of all.
+
+    Attributes:
+        count: Rows.
+        mean: (C,) float64.
+        deviation: (C,) float64, sum of the squared distances from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Of (voxels, C), any floating type."""
+        count, channels = rows.shape
+        # Shifted by the mean of 64 voxels, so that a mean far from zero does not swallow the variance.
+        step = max(1, count // 64)
+        shift = rows[: step * 64 : step].float().mean(0)
+        centred = scratch("centred", count, channels)
+        if rows.dtype is torch.float32:
+            torch.sub(rows, shift, out=centred)
+        else:
+            centred.copy_(rows).sub_(shift)
+        sums = _column_sums(centred)
+        deviation = _column_sums(centred.square_()) - sums.square() / count
+        return cls(count=count, mean=shift + sums / count, deviation=deviation.clamp_min_(0))
+
+    @classmethod
+    def together(cls, parts: Sequence[Moments]) -> Moments:
+        """Of all parts (Chan, Golub & LeVeque 1979)."""
+        counts = torch.tensor([part.count for part in parts], dtype=torch.float64)[:, None]
+        means = torch.stack([part.mean for part in parts])
+        count = int(counts.sum())
+        mean = (counts * means).sum(0) / count
+        between = (counts * (means - mean).square()).sum(0)
+        return cls(count=count, mean=mean, deviation=torch.stack([p.deviation for p in parts]).sum(0) + between)
+
+    def scale_and_offset(self, gain: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(C,) float32 each: what instance norm multiplies with, and adds."""
+        scale = gain / (self.deviation / self.count + eps).sqrt()
+        return scale.float(), (offset - self.mean * scale).float()
+
+
+def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
+    """Scale, shift and leaky ReLU of (voxels, C) in place."""
+    count, channels = rows.shape
+    wide = count // 16 * 16
+    # 16 voxels in a row, because an operator starts anew for every row.
+    parts = [rows[:wide].view(-1, 16 * channels)] if wide else []
+    parts += [rows[wide:]] if count > wide else []
+    for part in parts:
+        repeats = part.shape[1] // channels
+        torch.addcmul(offset.to(rows.dtype).repeat(repeats), part, scale.to(rows.dtype).repeat(repeats), out=part)
+        if negative_slope is not None:
+            nn.functional.leaky_relu_(part, negative_slope)
+
+
 def normalize_(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
     """Instance norm and leaky ReLU in place.
 
     Args:
-        rows: (voxels, C), contiguous; any floating type, statistics are float32.
+        rows: (voxels, C), contiguous; any floating type, statistics are float32 in pieces and float64 together.
         gain: (C,) float32.
         offset: (C,) float32.
         eps: Added to the variance.
         negative_slope: Of the leaky ReLU; ``None`` for none.
     """
-    channels = rows.shape[1]
-    step = max(1, _CHUNK_BYTES // (4 * channels))
-    sums, squares = gain.new_zeros(channels, dtype=torch.float64), gain.new_zeros(channels, dtype=torch.float64)
-    # Shifted by the mean of 64 voxels, so that a mean far from zero does not swallow the variance.
-    shift = rows[: max(1, len(rows) // 64) * 64 : max(1, len(rows) // 64)].float().mean(0)
-    scratch = rows.new_empty((step, channels), dtype=torch.float32)
-    for part in rows.split(step):
-        if part.dtype is torch.float32:
-            centred = torch.sub(part, shift, out=scratch[: len(part)])
-        else:
-            centred = scratch[: len(part)].copy_(part).sub_(shift)
-        sums += _column_sums(centred)
-        squares += _column_sums(centred.square_())
-    mean = sums / len(rows)
-    variance = (squares / len(rows) - mean.square()).clamp_min_(0)
-    scale = (gain / (variance + eps).sqrt()).to(rows.dtype)
-    moved = (offset - (mean + shift) * gain / (variance + eps).sqrt()).to(rows.dtype)
-    for part in rows.split(step):
-        torch.addcmul(moved, part, scale, out=part)
-        if negative_slope is not None:
-            nn.functional.leaky_relu_(part, negative_slope)
+    parts = rows.split(max(1, _CHUNK_BYTES // (4 * rows.shape[1])))
+    scale, moved = Moments.together([Moments.of(part) for part in parts]).scale_and_offset(gain, offset, eps)
+    for part in parts:
+        scale_(part, scale, moved, negative_slope)
 
 
 def _column_sums(part: Tensor) -> Tensor:
@@ -223,7 +325,7 @@ def rows_of(x: Tensor) -> Tensor:
 class FusedResidual(nn.Module):
     """A :class:`ResidualBlock` for inference."""
 
-    def __init__(self, block: ResidualBlock, dtype: torch.dtype, normalize: Normalize) -> None:
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype, normalize: Normalize | None) -> None:
         super().__init__()
         self.conv1 = FusedBlock(block.conv1, dtype, normalize)
         self.conv2 = FusedBlock(block.conv2, dtype, normalize)
@@ -236,13 +338,18 @@ class FusedResidual(nn.Module):
         """(1, C, X, Y, Z) → (1, O, X/stride, …)."""
         y: Tensor = self.conv2(self.conv1(x))
         short = self.skip(x).contiguous(memory_format=torch.channels_last_3d)
-        step = max(1, _CHUNK_BYTES // (4 * y.shape[1]))
-        for part, other in zip(rows_of(y).split(step), rows_of(short).split(step), strict=True):
-            nn.functional.leaky_relu_(part.add_(other), self.negative_slope)
+        planes, others = y[0].permute(1, 2, 3, 0), short[0].permute(1, 2, 3, 0)
+
+        def add(piece: Planes) -> None:
+            nn.functional.leaky_relu_(planes[slice(*piece)].add_(others[slice(*piece)]), self.negative_slope)
+
+        side_by_side(add, pieces_of(planes, 1, _CHUNK_BYTES))
         return y
 
 
-def _fused(stack: nn.Module, dtype: torch.dtype, normalize: Normalize, *, shared_input: bool = False) -> nn.Sequential:
+def _fused(
+    stack: nn.Module, dtype: torch.dtype, normalize: Normalize | None, *, shared_input: bool = False
+) -> nn.Sequential:
     """Blocks of a stack for inference."""
     if isinstance(stack, nn.Sequential):
         (stack,) = stack
@@ -276,13 +383,17 @@ class FusedUp(nn.Module):
         i, j, k = self.stride
         both = x.new_empty(a, i, b, j, c, k, self.outputs + skip.shape[1])
         place, bias = both[..., : self.outputs], self.bias
-        for plane in range(a):
+        beside = both.view(a, i, b * j, c * k, -1)[..., self.outputs :]
+        skips = skip[0].permute(1, 2, 3, 0).view(a, i, b * j, c * k, -1)
+
+        def fill(plane: int) -> None:
             voxels = x[0, :, plane].permute(1, 2, 0).reshape(b * c, -1)
             values = (voxels @ self.weight).view(b, c, i, j, k, self.outputs)
             torch.add(values.permute(2, 0, 3, 1, 4, 5), bias, out=place[plane])
-        both = both.view(a * i, b * j, c * k, -1)
-        both[..., self.outputs :].copy_(skip[0].permute(1, 2, 3, 0))
-        return both.permute(3, 0, 1, 2)[None]
+            beside[plane].copy_(skips[plane])
+
+        side_by_side(fill, range(a))
+        return both.view(a * i, b * j, c * k, -1).permute(3, 0, 1, 2)[None]
 
 
 class FusedUNet(nn.Module):
@@ -297,16 +408,15 @@ class FusedUNet(nn.Module):
     def __init__(self, backbone: UNet, dtype: torch.dtype, normalize: Normalize | None = None) -> None:
         super().__init__()
         self.dtype = dtype
-        own = normalize or normalize_
         encoder, decoder = backbone.encoder, backbone.decoder
         stem = getattr(encoder, "stem", None)
-        self.stem = None if stem is None else _fused(stem, dtype, own, shared_input=True)
+        self.stem = None if stem is None else _fused(stem, dtype, normalize, shared_input=True)
         self.stages = nn.ModuleList(
-            _fused(stage, dtype, own, shared_input=stem is None and number == 0)
+            _fused(stage, dtype, normalize, shared_input=stem is None and number == 0)
             for number, stage in enumerate(encoder.stages)
         )
         self.ups = nn.ModuleList(FusedUp(up, dtype) for up in decoder.transpconvs)  # type: ignore[arg-type]
-        self.decoder = nn.ModuleList(_fused(stage, dtype, own) for stage in decoder.stages)
+        self.decoder = nn.ModuleList(_fused(stage, dtype, normalize) for stage in decoder.stages)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ import torch
 
 from satunet.devices import autocast_for, pick_device
 from satunet.errors import ModelError, SatunetError
+from satunet.progress import prints_to_log
 from satunet.trainers.specialist import register, specialist_folder
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ def predict_specialist(
     register()
     where = pick_device(device)
     output.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), _precision(where):
+    with prints_to_log(logger, "nnunetv2"), _precision(where):
         predictor = nnUNetPredictor(
             use_mirroring=False,
             perform_everything_on_device=where.type == "cuda",
@@ -65,9 +64,8 @@ def predict_specialist(
         )
         predictor.initialize_from_trained_model_folder(str(folder), (fold,))
         failures = _predict_each(predictor, cases, output)
-    for line in text.getvalue().splitlines():
-        if line.strip():
-            logger.debug("nnunetv2: %s", line.rstrip())
+    for case, reason in failures.items():
+        logger.error("%s: %s", case, reason)
     if failures and len(failures) == len(cases):
         case, reason = next(iter(failures.items()))
         raise ModelError(f"{folder}: none of {len(cases)} cases could be predicted; {case}: {reason}")
@@ -95,7 +93,6 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
                     (Path(temporary) / name).replace(output / name)
         except Exception as error:  # nnunetv2 and its readers raise what they like
             failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
-            logger.error("%s: %s", case, failures[case])
     return failures
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from satunet.errors import MissingFileError, ScanError
 from satunet.files import atomic_path, mask_file_name, read_json, write_json
-from satunet.progress import JobSummary, run_parallel
+from satunet.progress import JobSummary, prints_to_log, run_parallel
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -76,6 +77,20 @@ def test_one_process_reports_errors_the_same_way() -> None:
     outcomes = list(run_parallel(work, [0, 1], description="test", processes=1))
     assert outcomes[0].result == 0
     assert isinstance(outcomes[1].error, ScanError)
+
+
+def test_what_a_library_prints_is_in_the_log_also_when_it_fails(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def library() -> None:
+        print("one \n\n two")
+        raise OSError("gone")
+
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(OSError, match="gone"), prints_to_log(logging.getLogger("here"), "library"):
+        library()
+    assert caplog.messages == ["library: one", "library:  two"]
+    assert capsys.readouterr().out == ""
 
 
 def test_the_summary_counts_and_sets_the_exit_code(tmp_path: Path) -> None:

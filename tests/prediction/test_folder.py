@@ -250,11 +250,11 @@ def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
 def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
     tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satunet import imageio
+    from satunet import imageformats
 
     save(tmp_path / "in" / "a.nii.gz")
     save(tmp_path / "in" / "b.nii.gz")
-    written = imageio._save_nifti
+    written = imageformats._save_nifti
 
     def full(image: nib.Nifti1Image, path: Path, *, packed: bool) -> None:
         path.write_bytes(b"half")
@@ -263,7 +263,7 @@ def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
         path.unlink()
         written(image, path, packed=packed)
 
-    monkeypatch.setattr(imageio, "_save_nifti", full)
+    monkeypatch.setattr(imageformats, "_save_nifti", full)
     summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
     assert list(summary.failures) == ["a"]
     assert "no space left" in summary.failures["a"].lower()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from satunet.errors import ModelError, UserError
 from satunet.paths import results_dir
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.run import train_unified
+from satunet.trainers.sat_trainer import SATTrainer
 
 from .helpers import NAME, config, losses_of, make_trainer
 
@@ -120,6 +123,21 @@ def test_pretrained_weights_are_the_starting_point(planned: Path) -> None:
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=1e-5) for k in a)
     with pytest.raises(UserError, match="either"):
         train_unified(NAME, config=config(), continue_training=True, pretrained_weights=start, device="cpu")
+
+
+def test_only_who_says_that_a_run_has_begun_is_told_that_it_has_not(
+    planned: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warnings(continue_training: bool | Literal["if_begun"], fold: int) -> list[str]:
+        caplog.clear()
+        options: dict[str, Any] = {"fold": fold, "config": config(steps=1), "device": "cpu", "validate": False}
+        train_unified(NAME, continue_training=continue_training, **options)
+        return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+    assert warnings("if_begun", 0) == []
+    assert [message.partition(";")[2] for message in warnings(True, 1)] == [" starting from the beginning"]
+    monkeypatch.setattr(SATTrainer, "run_training", lambda self: pytest.fail("it was trained again"))
+    assert warnings("if_begun", 0) == warnings(True, 1) == []
 
 
 def test_no_mirroring_and_labels_follow_the_image() -> None:
