@@ -30,6 +30,9 @@ from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
+NOT_SCORED = "not scored"
+"""How the reason of a failure begins that is not the prediction's."""
+
 _BYTES_PER_VOXEL = 6
 """Memory of scoring: two label maps of up to two bytes a voxel, and a class that fills them."""
 
@@ -101,7 +104,7 @@ def evaluate_cases(
         _score_case, tasks, description="Scoring", processes=processes, key=lambda t: t.case, needs=_memory
     ):
         if outcome.result is None:
-            failures[outcome.item.case] = f"not scored: {outcome.error}"
+            failures[outcome.item.case] = f"{NOT_SCORED}: {outcome.error}"
         else:
             rows[outcome.item.case], errors = outcome.result
             failures |= errors

@@ -11,6 +11,7 @@ Tables and report are written after every dataset; until the last one they say w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -31,14 +32,14 @@ from satunet.evaluation.competitors import (
     UnifiedCompetitor,
 )
 from satunet.evaluation.costs import read_object
-from satunet.evaluation.evaluate import evaluate_cases
+from satunet.evaluation.evaluate import NOT_SCORED, evaluate_cases
 from satunet.evaluation.pictures import ReportCase, cases_to_show, draw_cases
 from satunet.evaluation.predictions import find_predictions
 from satunet.evaluation.report import write_report
 from satunet.evaluation.resampling import Correction
 from satunet.evaluation.results import BenchmarkTables, Cost, Facts
 from satunet.evaluation.rules import Rules
-from satunet.evaluation.scores import Evaluation
+from satunet.evaluation.scores import EVALUATION_VERSION, Evaluation
 from satunet.evaluation.tables import print_table
 from satunet.evaluation.tasks import Task, make_task
 from satunet.imageio import strip_ending
@@ -191,7 +192,8 @@ class _Run:
         })  # fmt: skip
         inputs = _fingerprint(task, predictions, rules)
         if read_object(kept / "summary.json").get("inputs") == inputs:
-            return Evaluation.load(kept)
+            with contextlib.suppress(UserError):  # damaged tables are made again
+                return Evaluation.load(kept)
         evaluation, _ = evaluate_cases(
             task.references,
             predictions,
@@ -202,7 +204,9 @@ class _Run:
             rules=rules,
             processes=min(self.contest.processes, len(task.cases)),
         )
-        evaluation.save(kept, extra={"inputs": inputs})
+        # A worker that died or a reference that could not be read may do better the next time.
+        lasting = not any(reason.startswith(NOT_SCORED) for reason in evaluation.failures.values())
+        evaluation.save(kept, extra={"inputs": inputs} if lasting else None)
         return evaluation
 
     def report(self, *, final: bool) -> BenchmarkTables | None:
@@ -332,7 +336,7 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
     paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
     content = {
-        "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,
+        "version": EVALUATION_VERSION, "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,
         "cases": list(task.references), "ids": sorted(task.dataset.label_ids), "ignore": task.dataset.ignore_label,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

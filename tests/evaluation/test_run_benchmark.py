@@ -19,6 +19,7 @@ from satunet.catalogue import load_catalogue
 from satunet.datasets import load_dataset
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.evaluation import competitors as module
+from satunet.evaluation import evaluate as module_evaluate
 from satunet.evaluation import run_benchmark as module_run
 from satunet.evaluation.rules import Rules
 from satunet.evaluation.run_benchmark import Contest, run_benchmark
@@ -171,6 +172,31 @@ def test_a_second_run_scores_only_what_changed(stage: SimpleNamespace, monkeypat
     assert changed.classes != first.classes
     run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
     assert len(scored) == 3  # other rules: both competitors again
+    table = stage.root / "bench" / "scores" / "nnU-Net" / NAMES[0] / "fold_0" / "per_case.csv"
+    table.write_text("half of")
+    tables, _ = run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
+    assert len(scored) == 4
+    assert tables.missing == {}
+    monkeypatch.setattr(module_run, "EVALUATION_VERSION", 1)
+    run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
+    assert len(scored) == 6  # scores of another version
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_could_not_be_scored_is_tried_again(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module_evaluate._score_case
+
+    def dying(task: Any) -> Any:
+        if task.case == "x":
+            raise RuntimeError("the worker died")
+        return real(task)
+
+    monkeypatch.setattr(module_evaluate, "_score_case", dying)
+    before, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    assert "not scored: the worker died" in summary.failures[f"satunet/{NAMES[0]}/fold_0/x"]
+    monkeypatch.setattr(module_evaluate, "_score_case", real)
+    after, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    assert (before.classes[0].scans, after.classes[0].scans) == (2, 3)
 
 
 @pytest.mark.usefixtures("no_pictures")
