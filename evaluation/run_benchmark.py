@@ -41,7 +41,7 @@ from satunet.evaluation.results import BenchmarkTables, Cost, Facts
 from satunet.evaluation.rules import Rules
 from satunet.evaluation.scores import EVALUATION_VERSION, Evaluation
 from satunet.evaluation.tables import print_table
-from satunet.evaluation.tasks import Task, make_task
+from satunet.evaluation.tasks import DATASET_FILE, Task, make_task, predicted_ids
 from satunet.imageio import strip_ending
 from satunet.progress import JobSummary
 
@@ -198,6 +198,7 @@ class _Run:
             task.references,
             predictions,
             task.classes,
+            prediction_classes=predicted_ids(task, predictions),
             channels=competitor.channels(task),
             allowed_ids=task.dataset.label_ids,
             ignore_id=task.dataset.ignore_label,
@@ -334,6 +335,7 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
     """Hash of everything that scores depend on: rules, classes, and size and time of every file."""
     found, _ = find_predictions(predictions, task.references)
     paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
+    paths.append(predictions / DATASET_FILE)
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
     content = {
         "version": EVALUATION_VERSION, "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,

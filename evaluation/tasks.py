@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from satunet.catalogue import load_catalogue
-from satunet.datasets import Case, Dataset, scan_id
+from satunet.datasets import Case, Dataset, read_labels, scan_id
 from satunet.errors import DatasetError
 from satunet.files import read_json
 from satunet.labels import LabelSpace, build_label_space
 from satunet.labels.build import catalogue_record
 from satunet.paths import preprocessed_dir
+
+DATASET_FILE = "dataset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,23 @@ def classes_to_score(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     published = catalogue_record(dataset, catalogue)[0] is not None
     ids = sorted(space.ids[dataset.name].items())
     return {name: own for name, own in ids if published or space.info(name).source_names}
+
+
+def predicted_ids(task: Task, predictions: Path) -> dict[str, tuple[int, ...]] | None:
+    """Class → ids in predicted label maps, by the ``dataset.json`` that nnU-Net leaves beside them.
+
+    ``None`` where there is none, or it lists what the reference's does.
+
+    Raises:
+        DatasetError: It is malformed.
+    """
+    file = predictions / DATASET_FILE
+    if not file.is_file():
+        return None
+    labels, ignore = read_labels(file)
+    if labels == task.dataset.labels:
+        return None
+    return classes_to_score(replace(task.dataset, labels=labels, ignore_label=ignore))
 
 
 def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str) -> set[str]:

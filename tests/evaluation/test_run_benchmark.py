@@ -292,6 +292,21 @@ def test_other_competitors_bring_their_own_predictions(stage: SimpleNamespace) -
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_label_maps_of_others_may_have_ids_of_their_own(stage: SimpleNamespace) -> None:
+    folder = stage.root / "theirs" / NAMES[0]
+    for case in "xyz":
+        labels = read_label_map(stage.root / "raw" / NAMES[0] / "labelsTs" / f"{case}.nii.gz").array
+        write_label_map(folder / f"{case}.nii.gz", np.array([0, 2, 1], dtype=np.uint8)[labels], like=GRID)
+    others = {"theirs": stage.root / "theirs"}
+    tables, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] < 0.9
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "spleen": 7, "liver": 2, "liver tumour": 1}})
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 1
+    assert not any(name.startswith("theirs") for name in summary.failures)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
     script = stage.root / "their model.py"
     script.write_text(
