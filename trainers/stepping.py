@@ -100,12 +100,16 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         own = float(loss.total.detach())
         value = distributed.total(own, self.device) / distributed.world_size()
-        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle.
-        skipped = not np.isfinite(value) or (scaler is None and not bool(torch.isfinite(norm)))
+        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle, unless
+        # it has come down so far that it is not the scale that makes them infinite.
+        searching = scaler is not None and scaler.get_scale() >= 1
+        skipped = not np.isfinite(value) or not (searching or bool(torch.isfinite(norm)))
         suspects: list[str] = []
         if skipped:
             # Every process comes here in the same step: the norm of the gradients is that of all.
             self.optimizer.zero_grad(set_to_none=True)
+            if scaler is not None:
+                scaler.update()  # unscaled gradients wait for it, also those that are thrown away
             mine = batch["scans"] if np.isfinite(value) or not np.isfinite(own) else []
             suspects = [scan for part in distributed.gather(mine) for scan in part]
         elif scaler is not None:

@@ -107,6 +107,28 @@ def test_gradients_that_are_not_finite_are_skipped_too(planned: Path) -> None:
     assert np.isfinite(trainer.train_step(batch | {"step": 8})["loss"])
 
 
+def test_a_step_is_skipped_with_scaled_gradients_too(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=4.0)  # as for float16 on a GPU
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    nothing = batch | {"data": torch.full_like(batch["data"], torch.nan)}
+    assert np.isnan(trainer.train_step(nothing | {"step": 0})["loss"])
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    assert np.isfinite(trainer.train_step(batch | {"step": 1})["loss"])
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+    # Gradients that stay infinite: the scaler looks for a scale first, then the steps are counted.
+    weight = next(trainer.network.parameters())
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    counts = []
+    for step in range(2, 7):
+        trainer.train_step(batch | {"step": step})
+        counts.append(trainer.bad_steps.count)
+    assert counts[0] == 1
+    assert counts[-1] > 1
+
+
 def test_skipped_steps_have_a_limit_in_a_window() -> None:
     bad = BadSteps(limit=2, window=100)
     bad.add(0, float("nan"), ["a"])
