@@ -285,6 +285,7 @@ class SATTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss and soft Dice of each positive query of a batch."""
         assert self.stepper is not None
+        self.reporter.unreadable(batch["failed"])
         loss = self.stepper.loss(batch, share_count=False)
         shown = (batch["positive"] & batch["valid"]).cpu()
         values = (1 - loss.dice).cpu()
@@ -364,6 +365,7 @@ class SATTrainer(nnUNetTrainer):
             return
         summary = validate(self, scans)
         if summary is not None:
+            self.reporter.unreadable([*summary["failed"]])
             mean = summary["foreground_mean"]["Dice"]
             self.logger.log_summary("final_val/foreground_dice", mean)
             for dataset, found in summary["mean_per_dataset"].items():
