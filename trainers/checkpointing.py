@@ -85,6 +85,17 @@ def _say_differences(trainer: SATTrainer, before: dict[str, Any], source: Path |
         logger.warning("%s", message)
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a fold to go on from: the final one, unless a new run was begun after it and did not end.
+
+    A run that is begun again leaves the final checkpoint of the one before until it has its own.
+    """
+    final, latest, best = (folder / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    if final.is_file() and latest.is_file() and latest.stat().st_mtime > final.stat().st_mtime:
+        return latest
+    return next((file for file in (final, latest, best) if file.is_file()), None)
+
+
 def write_model_files(trainer: SATTrainer) -> None:
     """Plan, label space, texts and configuration, beside the folds."""
     folder, fold = trainer.model_folder, Path(str(trainer.output_folder))

@@ -16,6 +16,7 @@ from satunet.paths import preprocessed_dir, results_dir
 from satunet.plan import UnifiedPlan
 from satunet.progress import progress_bar
 from satunet.trainers import distributed
+from satunet.trainers.checkpointing import last_checkpoint
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.sat_trainer import SATTrainer
 
@@ -125,19 +126,27 @@ def _as_pretrained(plan: UnifiedPlan, path: Path) -> UnifiedPlan:
 def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
     """Load the last checkpoint, which is missed if it was expected; whether it is the final one."""
     output = Path(str(trainer.output_folder))
-    names = ("final",) if only_validate else ("final", "latest", "best")
-    found = [p for n in names if (p := output / f"checkpoint_{n}.pth").is_file()]
-    if not found:
-        if only_validate:
-            raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+    final = output / "checkpoint_final.pth"
+    if only_validate and not final.is_file():
+        raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+    found = final if only_validate else last_checkpoint(output)
+    if found is None:
         if expected:
             logger.warning("there is no checkpoint in %s; starting from the beginning", output)
         return False
-    trainer.load_checkpoint(found[0])
-    if found[0].name == "checkpoint_final.pth":
+    trainer.load_checkpoint(found)
+    if found == final:
         logger.info("%s is trained already", output)
+        if not only_validate and trainer.current_epoch < trainer.num_epochs:
+            logger.warning(
+                "%s: the run ended after epoch %d, it does not go on to %d; a new one can start from it with "
+                "-pretrained_weights",
+                output,
+                trainer.current_epoch,
+                trainer.num_epochs,
+            )
         return True
-    logger.info("going on from %s at epoch %d", found[0], trainer.current_epoch)
+    logger.info("going on from %s at epoch %d", found, trainer.current_epoch)
     return False
 
 
