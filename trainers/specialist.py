@@ -194,22 +194,18 @@ def train_specialist(
         trainer.recipe = recipe
         trainer.set_budget(steps)
         output = Path(str(trainer.output_folder))
-        budget = {
-            "steps": trainer.num_epochs * trainer.num_iterations_per_epoch,
-            "recipe": recipe.to_json() if recipe else "nnunet",
-        }
+        budget = trainer.num_epochs * trainer.num_iterations_per_epoch
         found = last_checkpoint(output) if continue_training else None
         if found is not None:
-            _say_another_budget(output, budget["steps"])
+            _say_another_budget(output, budget)
             if found.name == "checkpoint_final.pth":
                 logger.info("%s is trained already", output)
                 return output.parent
             trainer.load_checkpoint(str(found))
             trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
-        write_json(output / "training_config.json", budget)
-        with progress_bar(
-            f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch
-        ) as advance:
+        own = recipe.to_json() if recipe is not None else "nnunet"
+        write_json(output / "training_config.json", {"steps": budget, "recipe": own})
+        with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
             trainer.run_training()
