@@ -108,10 +108,10 @@ class Stepper:
         if skipped:
             # Every process comes here in the same step: the norm of the gradients is that of all.
             self.optimizer.zero_grad(set_to_none=True)
-            if scaler is not None:
-                scaler.update()  # unscaled gradients wait for it, also those that are thrown away
             mine = batch["scans"] if np.isfinite(value) or not np.isfinite(own) else []
             suspects = [scan for part in distributed.gather(mine) for scan in part]
+            if scaler is not None:
+                scaler.update()  # it has looked at these gradients, and would refuse those of the next step
         elif scaler is not None:
             scaler.step(self.optimizer)
             scaler.update()

@@ -107,26 +107,32 @@ def test_gradients_that_are_not_finite_are_skipped_too(planned: Path) -> None:
     assert np.isfinite(trainer.train_step(batch | {"step": 8})["loss"])
 
 
-def test_a_step_is_skipped_with_scaled_gradients_too(planned: Path) -> None:
+def test_float16_goes_on_after_a_loss_that_is_not_finite(planned: Path) -> None:
     trainer = make_trainer(config(steps=2))
-    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=4.0)  # as for float16 on a GPU
     trainer.on_train_start()
     trainer.on_train_epoch_start()
+    scaler = trainer.stepper.scaler = torch.GradScaler("cpu", init_scale=1024.0)
     batch = next(trainer.dataloader_train)
-    nothing = batch | {"data": torch.full_like(batch["data"], torch.nan)}
-    assert np.isnan(trainer.train_step(nothing | {"step": 0})["loss"])
+    broken = batch | {"data": batch["data"] * torch.nan}
+    assert np.isnan(trainer.train_step(broken | {"step": 0})["loss"])
+    assert scaler.get_scale() == 512
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     assert np.isfinite(trainer.train_step(batch | {"step": 1})["loss"])
     assert any(not torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
-    # Gradients that stay infinite: the scaler looks for a scale first, then the steps are counted.
-    weight = next(trainer.network.parameters())
-    weight.register_hook(lambda gradient: gradient * torch.inf)
+
+
+def test_gradients_that_are_infinite_at_any_scale_are_counted(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.stepper.scaler = torch.GradScaler("cpu", init_scale=2.0)  # type: ignore[union-attr]
+    batch = next(trainer.dataloader_train)
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     counts = []
-    for step in range(2, 7):
+    for step in range(4):  # at the scales 2, 1, 1/2, 1/4
         trainer.train_step(batch | {"step": step})
         counts.append(trainer.bad_steps.count)
-    assert counts[0] == 1
-    assert counts[-1] > 1
+    assert counts == [0, 0, 1, 2]  # the scaler looks for a scale first
 
 
 def test_skipped_steps_have_a_limit_in_a_window() -> None:
