@@ -140,7 +140,16 @@ class Stepper:
         with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
             maps, embeddings = module(b["data"], b["queries"], b["modality"])
         chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
-        return prompted_loss(maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk, count=count)
+        return prompted_loss(
+            maps,
+            embeddings,
+            b["labels"],
+            b["membership"],
+            b["valid"],
+            chunk=chunk,
+            count=count,
+            ignored=bool((batch["labels"] < 0).any()),
+        )
 
     def leave_processes(self) -> None:
         """Let go of DDP, before the process group ends.
