@@ -44,6 +44,7 @@ from satunet.evaluation.tables import print_table
 from satunet.evaluation.tasks import DATASET_FILE, Task, make_task, predicted_ids
 from satunet.imageio import strip_ending
 from satunet.progress import JobSummary
+from satunet.trainers.checkpointing import trained_scans
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +146,11 @@ def _tasks(
     tasks: list[Task] = []
     for fold in contest.folds:
         model = unified.predictor(fold).model
+        trained = trained_scans(model.path / f"fold_{model.fold}")
         for name in dataset_names:
             try:
-                tasks.append(make_task(load_dataset(name), model.space, model.fold, model.plan.dataset_name))
+                dataset = load_dataset(name)
+                tasks.append(make_task(dataset, model.space, model.fold, model.plan.dataset_name, trained))
             except UserError as error:
                 if name not in summary.failures:
                     summary.failed(name, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,7 +56,9 @@ class Task:
         return case if len(self.dataset.channel_names) == 1 else f"{case}_{channel:04d}"
 
 
-def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str) -> Task:
+def make_task(
+    dataset: Dataset, space: LabelSpace, fold: int | str, unified: str, trained: Collection[str] = ()
+) -> Task:
     """What to score of a dataset.
 
     Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
@@ -68,9 +70,10 @@ def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str
         space: Classes of the unified network.
         fold: The fold.
         unified: Name of the unified dataset, whose split counts.
+        trained: Scans that the unified network was trained on, as far as its folder tells.
 
     Raises:
-        DatasetError: No cases, or no classes that the network knows.
+        DatasetError: No cases, no classes that the network knows, or another split than the network was trained by.
     """
     external = dataset.name not in space.ids
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
@@ -83,6 +86,12 @@ def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str
             wanted = set(_validation_cases(dataset, fold, unified))
             cases = tuple(c for c in every if c.identifier in wanted)
             trained_on = fold == "all"
+            seen = [] if trained_on else [c.identifier for c in cases if not _scans(dataset, c).isdisjoint(trained)]
+            if seen:
+                raise DatasetError(
+                    f"{dataset.name}: the network was trained on {len(seen)} of the {len(cases)} cases of fold {fold} "
+                    f"that are to be scored, such as {seen[0]}; the split of {unified} has changed since"
+                )
     every_class = classes_to_score(dataset)
     classes = {name: ids for name, ids in every_class.items() if name in space}
     if not cases:
@@ -136,6 +145,10 @@ def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str)
     return set(split[int(fold)]["train"])
 
 
+def _scans(dataset: Dataset, case: Case) -> set[str]:
+    return {scan_id(dataset.name, case.identifier, channel) for channel in range(len(dataset.channel_names))}
+
+
 def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[str]:
     if fold == "all":
         return [c.identifier for c in dataset.training_cases()]
@@ -147,7 +160,7 @@ def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[s
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
     found = []
     for case in dataset.training_cases():
-        own = {scan_id(dataset.name, case.identifier, channel) for channel in range(len(dataset.channel_names))}
+        own = _scans(dataset, case)
         if own & scans and not own & trained:
             found.append(case.identifier)
     return found

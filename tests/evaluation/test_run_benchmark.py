@@ -392,6 +392,15 @@ def test_the_only_case_of_a_dataset_is_trained_on_and_not_scored(stage: SimpleNa
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_split_that_changed_after_the_training_is_found(stage: SimpleNamespace) -> None:
+    split = {"train": [f"{NAMES[1]}__b__0000"], "val": [f"{NAMES[1]}__a__0000"]}
+    write_json(stage.model / "fold_0" / "split.json", split)
+    tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+    assert "was trained on 1 of the 1 cases of fold 0" in summary.failures[NAMES[1]]
+    assert [g.name for g in tables.datasets] == [NAMES[0]]  # its test cases are no matter of splits
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_training_cases_are_scored_only_with_a_note(stage: SimpleNamespace) -> None:
     model = module.ModelFolder.load(stage.model)
     model.fold = "all"  # type: ignore[misc]

@@ -12,6 +12,7 @@ import torch
 
 from satunet.checkpoints import load_checkpoint, load_weights
 from satunet.errors import ModelError, UserError
+from satunet.files import read_json
 from satunet.paths import results_dir
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.run import run_training, train_unified
@@ -46,6 +47,8 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     resumed = load_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(resumed[k], unbroken[k], atol=1e-6) for k in unbroken)
     assert {"progress.png", "training_config.json"} <= {p.name for p in (folder / "fold_0").iterdir()}
+    train, val = second.do_split()
+    assert read_json(folder / "fold_0" / "split.json") == {"train": sorted(train), "val": val}
     assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {
         p.name for p in folder.iterdir()
     }
