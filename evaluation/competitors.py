@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from satunet.checkpoints import load_checkpoint, network_weights
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.evaluation.costs import RUNS, Meter, peak_memory, read_object, record_run, seconds_per_scan
 from satunet.evaluation.results import Cost
@@ -24,7 +24,6 @@ from satunet.paths import preprocessed_dir
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import ScanJob
 from satunet.prediction.model_folder import ModelFolder
-from satunet.prediction.outputs import MANIFEST
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -120,12 +119,6 @@ class UnifiedCompetitor:
     def cost(self, tasks: Sequence[Task]) -> Cost:
         """One network, however many folds are averaged over."""
         folders = [self.folder(task) for task in tasks]
-        seconds = [
-            float(content["seconds"])
-            for folder in folders
-            for file in sorted(folder.glob(f"*/{MANIFEST}"))
-            if (content := read_object(file)).get("seconds") is not None
-        ]
         predictor = self.predictor(self._fold)
         place = predictor.model.path / f"fold_{predictor.model.fold}"
         steps = read_object(place / "training_config.json").get("steps")
@@ -134,7 +127,7 @@ class UnifiedCompetitor:
             parameters=self._parameters,
             disk_bytes=_size([*predictor.model.path.glob("*.*"), place / predictor.model.checkpoint]) or None,
             training_steps=None if steps is None else int(steps),
-            seconds_per_scan=statistics.fmean(seconds) if seconds else None,
+            seconds_per_scan=seconds_per_scan(folders),
             memory_bytes=peak_memory(folders),
         )
 
@@ -185,8 +178,6 @@ class SpecialistCompetitor:
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """All networks together: one a dataset, of its first fold."""
-        import torch
-
         from satunet.trainers.specialist import specialist_folder
 
         counts, steps, sizes = [], [], []
@@ -195,9 +186,8 @@ class SpecialistCompetitor:
             file = specialist_folder(name) / f"fold_{task.fold}" / "checkpoint_final.pth"
             if not file.is_file():
                 continue
-            # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-            counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
+            weights = network_weights(load_checkpoint(file), source=file)  # mapped: no tensor is read
+            counts.append(sum(int(w.numel()) for w in weights.values()))
             steps.append(int(read_object(file.parent / "training_config.json").get("steps", 0)))
             sizes.append(_size([file, *specialist_folder(name).glob("*.json")]))
         if not counts:

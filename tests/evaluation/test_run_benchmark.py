@@ -141,7 +141,7 @@ def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) 
     lesion = next(r for r in tables.classes if r.lesion)
     assert lesion.scores["satunet"]["lesion_f1"] == pytest.approx(2 / 3)
     assert tables.costs["satunet"].parameters == 8
-    assert tables.costs["satunet"].seconds_per_scan == 2
+    assert 0 < (tables.costs["satunet"].seconds_per_scan or 0) < 2  # reading and preparing too, as for the others
     assert (tables.costs["satunet"].memory_bytes or 0) > 1e6
     for file in ("report.html", "report.md", "classes.csv", "per_case.csv", "benchmark_summary.json",
                  f"scores/nnU-Net/{NAMES[0]}/fold_0/per_case.csv"):  # fmt: skip
