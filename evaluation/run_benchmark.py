@@ -144,10 +144,10 @@ def _tasks(
     dataset_names: Sequence[str], contest: Contest, unified: UnifiedCompetitor, summary: JobSummary
 ) -> list[Task]:
     tasks: list[Task] = []
-    for fold in contest.folds:
+    for fold in dict.fromkeys(contest.folds):
         model = unified.predictor(fold).model
         trained = trained_scans(model.path / f"fold_{model.fold}")
-        for name in dataset_names:
+        for name in dict.fromkeys(dataset_names):
             try:
                 dataset = load_dataset(name)
                 tasks.append(make_task(dataset, model.space, model.fold, model.plan.dataset_name, trained))

@@ -345,8 +345,9 @@ def test_folds_are_pooled_and_only_shared_ones_count(stage: SimpleNamespace, mon
         return SimpleNamespace(**{**vars(model), "fold": fold})
 
     monkeypatch.setattr(module.ModelFolder, "load", load)
-    tables, _ = run_benchmark([name], contest(stage, folds=(0, 1)))
+    tables, _ = run_benchmark([name, name], contest(stage, folds=(0, 1, 1, 0)))  # given twice, counted once
     assert tables.datasets[0].cases == 2
+    assert [len(stage.calls), tables.classes[0].scans] == [2, 2]
     text = (stage.root / "bench" / "per_case.csv").read_text()
     assert {line.split(",")[2:5:2][0] for line in text.splitlines()[1:]} == {"a", "b"}
     # The specialist of fold 1 was trained on what is to be scored.
