@@ -297,9 +297,15 @@ class CommandCompetitor:
         """
         folder = self.folder(task)
         done = folder.with_name(f"{folder.name}.done.json")
-        wanted = {"command": self.command, "cases": [c.identifier for c in task.cases]}
-        if read_object(done) == wanted:
+        wanted: dict[str, Any] = {"command": self.command, "cases": [c.identifier for c in task.cases]}
+        if "{classes}" in self.command:
+            wanted["classes"] = {name: list(ids) for name, ids in task.classes.items()}
+        before = read_object(done)
+        if before == wanted:
             return {}
+        if before:  # what another command left would be scored as this one's
+            shutil.rmtree(folder, ignore_errors=True)
+            done.unlink()
         inputs = folder.with_name(f"{folder.name}.input")
         for path in _linked(inputs, (p for c in task.cases for p in c.images)):
             logger.debug("%s: input %s", self.name, path)

@@ -326,6 +326,12 @@ def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
     cost = tables.costs["theirs"]
     assert (cost.seconds_per_scan or 0) > 0
     assert (cost.memory_bytes or 0) > 1e6
+    silent = f"{sys.executable} -c pass {{output}}"  # finds nothing: what the command before found is not its own
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": silent}))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 0
+    done = stage.root / "bench" / "predictions" / "theirs" / NAMES[0] / "fold_0.done.json"
+    run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": command}))
+    assert read_json(done)["classes"] == {"liver": [1, 2], "liver tumor": [2]}  # others, and it is called again
     failing = f"{sys.executable} -c 'import sys; sys.exit(\"no GPU here\")' {{output}}"
     tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"broken": failing}))
     assert "ended with code 1: no GPU here" in summary.failures[f"broken/{NAMES[0]}/fold_0"]
