@@ -2,7 +2,7 @@
 
 Means follow SAT (arXiv 2312.17183): a class of a dataset is the mean over cases; a class over datasets the mean over
 datasets; a region, a modality or a total the mean over classes, with lesions apart from anatomy: macro means. A micro
-mean, beside them, counts every class of every scan alike. Tables compare like with like: a mean takes in only the
+mean, beside them, counts every class of every case alike, however many scans of the case a competitor predicts. Tables compare like with like: a mean takes in only the
 classes of datasets for which every competitor has a score, and says how many these are. Datasets that the unified
 network was not trained on are never mixed with the others.
 
@@ -41,6 +41,9 @@ from satunet.evaluation.results import BenchmarkTables, ClassRow, Comparison, Co
 from satunet.evaluation.scores import HEADLINE, METRICS, Evaluation, mean_of
 
 TIE_MARGIN = 0.005
+
+CaseValues = dict[tuple[str, str], float]
+"""(class, case) → value."""
 
 
 def compare(
@@ -85,7 +88,7 @@ def compare(
             if competitor not in by and not any(w.startswith(f"{competitor}/{dataset}") for w in waiting):
                 absent[competitor].setdefault(dataset, "not evaluated")
     comparisons = work.comparisons(class_rows)
-    scored = {(r.dataset, r.class_name) for r in class_rows if any(not math.isnan(s["dsc"]) for s in r.scores.values())}
+    scored = {(r.dataset, r.class_name) for r in _shared(class_rows, names)}
     return BenchmarkTables(
         competitors=names,
         classes=class_rows,
@@ -97,7 +100,7 @@ def compare(
         failures={c: {d: by[c].failures for d, by in results.items() if c in by and by[c].failures} for c in names},
         missing={c: reasons for c, reasons in absent.items() if reasons},
         waiting=tuple(waiting),
-        published=published_means(scored, rules["tolerance_mm"], rules["policy"]),
+        published=published_means(scored, (rules["tolerance_mm"], *rules["tolerances_mm"].values()), rules["policy"]),
         rules=rules,
         correction=correction,
         notes=tuple(notes),
@@ -127,10 +130,21 @@ class _Comparer:
     names: tuple[str, ...]
     margin: float
     draws: dict[str, Resampled] = field(default_factory=dict)
+    values: dict[tuple[str, str, str], CaseValues] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for dataset, by in self.results.items():
-            self.draws[dataset] = Resampled(by, HEADLINE)
+            self.draws[dataset] = Resampled(by, HEADLINE, dataset=dataset)
+
+    def by_case(self, dataset: str, competitor: str, metric: str) -> CaseValues:
+        """(class, case) → value, the mean over the case's scans and folds."""
+        key = (dataset, competitor, metric)
+        if key not in self.values:
+            table: dict[tuple[str, str], list[float]] = {}
+            for row in self.results[dataset][competitor].rows:
+                table.setdefault((row.class_name, row.case), []).append(row.metric(metric))
+            self.values[key] = {where: mean_of(values) for where, values in table.items()}
+        return self.values[key]
 
     # rows ------------------------------------------------------------------------------------------------------------
 
@@ -196,7 +210,7 @@ class _Comparer:
             name=name,
             cases=sum(max(len(e.cases) for e in self.results[d].values()) for d in datasets),
             classes=len({r.class_name for r in shared}),
-            left_out=len({r.class_name for r in members} - {r.class_name for r in shared}),
+            left_out=len(members) - len(shared),
             failures={
                 c: sum(len(self.results[d][c].failures) for d in datasets if c in self.results[d]) for c in competitors
             },
@@ -213,10 +227,10 @@ class _Comparer:
                 wanted.setdefault(r.dataset, set()).add(r.class_name)
             for c in competitors:
                 found[c][m] = mean_of(
-                    row.metric(m)
+                    value
                     for dataset, names in wanted.items()
-                    for row in self.results[dataset][c].rows
-                    if row.class_name in names
+                    for (class_name, _), value in self.by_case(dataset, c, m).items()
+                    if class_name in names
                 )
         return found
 
@@ -264,7 +278,7 @@ class _Comparer:
 
     def _by_cases(self, dataset: str, pair: tuple[str, str, str]) -> list[Comparison]:
         first, second, metric = pair
-        by_class = _case_pairs(self.results[dataset][first], self.results[dataset][second], metric)
+        by_class = _case_pairs(self.by_case(dataset, first, metric), self.by_case(dataset, second, metric))
         by_case: dict[str, list[tuple[float, float]]] = {}
         for pairs in by_class.values():
             for case, both in pairs.items():
@@ -325,20 +339,13 @@ def _macro(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
     return found
 
 
-def _case_pairs(first: Evaluation, second: Evaluation, metric: str) -> dict[str, dict[str, tuple[float, float]]]:
-    """Class → case → both values; a case with several scans or folds is their mean, so that pairs always match."""
-    tables = []
-    for evaluation in (first, second):
-        table: dict[tuple[str, str], list[float]] = {}
-        for row in evaluation.rows:
-            table.setdefault((row.class_name, row.case), []).append(row.metric(metric))
-        tables.append({key: mean_of(values) for key, values in table.items()})
+def _case_pairs(first: CaseValues, second: CaseValues) -> dict[str, dict[str, tuple[float, float]]]:
+    """Class → case → both values, where both have one."""
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for key in tables[0]:
-        if key in tables[1]:
-            pair = tables[0][key], tables[1][key]
-            if not any(math.isnan(v) for v in pair):
-                found.setdefault(key[0], {})[key[1]] = pair
+    for (class_name, case), value in first.items():
+        other = second.get((class_name, case), math.nan)
+        if not math.isnan(value) and not math.isnan(other):
+            found.setdefault(class_name, {})[case] = value, other
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import statistics
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from satunet.checkpoints import load_checkpoint, network_weights
 from satunet.errors import DatasetError, ModelError, UserError
-from satunet.evaluation.costs import Meter, peak_memory, read_object, record_run, seconds_per_scan
+from satunet.evaluation.costs import RUNS, Meter, peak_memory, read_object, record_run, seconds_per_scan
 from satunet.evaluation.results import Cost
 from satunet.evaluation.tasks import Task, trained_cases
 from satunet.files import read_json, write_json
@@ -23,7 +24,6 @@ from satunet.paths import preprocessed_dir
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import ScanJob
 from satunet.prediction.model_folder import ModelFolder
-from satunet.prediction.outputs import MANIFEST
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ class Competitor(Protocol):
 
     def folder(self, task: Task) -> Path:
         """Where its predictions of a task are."""
+        ...
+
+    def channels(self, task: Task) -> tuple[int, ...] | None:
+        """Channels that it predicts one by one, each of which must be there; ``None`` if it need not."""
         ...
 
     def predict(self, task: Task) -> dict[str, str]:
@@ -89,6 +93,11 @@ class UnifiedCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> tuple[int, ...] | None:
+        """All of a dataset that has several: each is a scan of its own."""
+        count = len(task.dataset.channel_names)
+        return tuple(range(count)) if count > 1 else None
+
     def predict(self, task: Task) -> dict[str, str]:
         """Every channel of every case is a scan; what is done is not done again."""
         jobs = [
@@ -102,17 +111,14 @@ class UnifiedCompetitor:
             record_run(
                 self.folder(task), scans=len(done.done_items), seconds=meter.seconds, memory_bytes=meter.memory_bytes
             )
+        for scan in done.failures:
+            # What lies there is half of a result, or that of another network from before: it would be scored as ours.
+            shutil.rmtree(self.folder(task) / scan, ignore_errors=True)
         return done.failures
 
     def cost(self, tasks: Sequence[Task]) -> Cost:
         """One network, however many folds are averaged over."""
         folders = [self.folder(task) for task in tasks]
-        seconds = [
-            float(content["seconds"])
-            for folder in folders
-            for file in sorted(folder.glob(f"*/{MANIFEST}"))
-            if (content := read_object(file)).get("seconds") is not None
-        ]
         predictor = self.predictor(self._fold)
         place = predictor.model.path / f"fold_{predictor.model.fold}"
         steps = read_object(place / "training_config.json").get("steps")
@@ -121,7 +127,7 @@ class UnifiedCompetitor:
             parameters=self._parameters,
             disk_bytes=_size([*predictor.model.path.glob("*.*"), place / predictor.model.checkpoint]) or None,
             training_steps=None if steps is None else int(steps),
-            seconds_per_scan=statistics.fmean(seconds) if seconds else None,
+            seconds_per_scan=seconds_per_scan(folders),
             memory_bytes=peak_memory(folders),
         )
 
@@ -143,8 +149,11 @@ class SpecialistCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
+
     def predict(self, task: Task) -> dict[str, str]:
-        """Label maps by nnunetv2's predictor.
+        """Label maps by nnunetv2's predictor; those of an earlier training are made again.
 
         Raises:
             ModelError: Not trained, or trained on cases that are to be scored.
@@ -152,24 +161,23 @@ class SpecialistCompetitor:
         from satunet.prediction.specialist import predict_specialist
 
         self._check_split(task)
-        folder = self.folder(task)
-        missing = [c for c in task.cases if not (folder / f"{c.identifier}{task.dataset.file_ending}").is_file()]
+        files = {c.identifier: self.folder(task) / f"{c.identifier}{task.dataset.file_ending}" for c in task.cases}
+        self._remove_outdated(task, files.values())
+        missing = [file for file in files.values() if not file.is_file()]
         with Meter() as meter:
-            predict_specialist(
+            failures = predict_specialist(
                 task.dataset.name,
                 [(c.identifier, c.images) for c in task.cases],
-                folder,
+                self.folder(task),
                 fold=task.fold,
                 device=self.device,
             )
-        if missing:
-            record_run(folder, scans=len(missing), seconds=meter.seconds, memory_bytes=meter.memory_bytes)
-        return {}
+        if made := sum(file.is_file() for file in missing):
+            record_run(self.folder(task), scans=made, seconds=meter.seconds, memory_bytes=meter.memory_bytes)
+        return failures
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """All networks together: one a dataset, of its first fold."""
-        import torch
-
         from satunet.trainers.specialist import specialist_folder
 
         counts, steps, sizes = [], [], []
@@ -178,9 +186,8 @@ class SpecialistCompetitor:
             file = specialist_folder(name) / f"fold_{task.fold}" / "checkpoint_final.pth"
             if not file.is_file():
                 continue
-            # nnU-Net's own checkpoints hold numpy scalars; they were made on this machine by the benchmark's user.
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-            counts.append(sum(int(w.numel()) for w in content["network_weights"].values()))
+            weights = network_weights(load_checkpoint(file), source=file)  # mapped: no tensor is read
+            counts.append(sum(int(w.numel()) for w in weights.values()))
             steps.append(int(read_object(file.parent / "training_config.json").get("steps", 0)))
             sizes.append(_size([file, *specialist_folder(name).glob("*.json")]))
         if not counts:
@@ -194,6 +201,19 @@ class SpecialistCompetitor:
             seconds_per_scan=seconds_per_scan(folders),
             memory_bytes=peak_memory(folders),
         )
+
+    def _remove_outdated(self, task: Task, files: Iterable[Path]) -> None:
+        """Label maps that are older than the checkpoint are of another network."""
+        from satunet.trainers.specialist import specialist_folder
+
+        checkpoint = specialist_folder(task.dataset.name) / f"fold_{task.fold}" / "checkpoint_final.pth"
+        trained = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
+        outdated = [file for file in files if file.is_file() and file.stat().st_mtime < trained]
+        for file in outdated:
+            file.unlink()
+        if outdated:
+            logger.info("%s was trained again: %d cases are predicted again", checkpoint, len(outdated))
+            (self.folder(task) / RUNS).unlink(missing_ok=True)
 
     def _check_split(self, task: Task) -> None:
         """A specialist that was trained on what is scored is no competitor."""
@@ -227,6 +247,9 @@ class FolderCompetitor:
         """The fold's folder if there is one, else the dataset's."""
         own = self.place / task.name
         return own if own.is_dir() else self.place / task.dataset.name
+
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
         """Nothing to do."""
@@ -263,6 +286,9 @@ class CommandCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
+
     def predict(self, task: Task) -> dict[str, str]:
         """Run the command, unless it has run to its end for these cases.
 
@@ -271,9 +297,15 @@ class CommandCompetitor:
         """
         folder = self.folder(task)
         done = folder.with_name(f"{folder.name}.done.json")
-        wanted = {"command": self.command, "cases": [c.identifier for c in task.cases]}
-        if read_object(done) == wanted:
+        wanted: dict[str, Any] = {"command": self.command, "cases": [c.identifier for c in task.cases]}
+        if "{classes}" in self.command:
+            wanted["classes"] = {name: list(ids) for name, ids in task.classes.items()}
+        before = read_object(done)
+        if before == wanted:
             return {}
+        if before:  # what another command left would be scored as this one's
+            shutil.rmtree(folder, ignore_errors=True)
+            done.unlink()
         inputs = folder.with_name(f"{folder.name}.input")
         for path in _linked(inputs, (p for c in task.cases for p in c.images)):
             logger.debug("%s: input %s", self.name, path)

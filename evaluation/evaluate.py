@@ -30,6 +30,9 @@ from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 
+NOT_SCORED = "not scored"
+"""How the reason of a failure begins that is not the prediction's."""
+
 _BYTES_PER_VOXEL = 6
 """Memory of scoring: two label maps of up to two bytes a voxel, and a class that fills them."""
 
@@ -101,7 +104,7 @@ def evaluate_cases(
         _score_case, tasks, description="Scoring", processes=processes, key=lambda t: t.case, needs=_memory
     ):
         if outcome.result is None:
-            failures[outcome.item.case] = f"not scored: {outcome.error}"
+            failures[outcome.item.case] = f"{NOT_SCORED}: {outcome.error}"
         else:
             rows[outcome.item.case], errors = outcome.result
             failures |= errors
@@ -210,7 +213,10 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
     contradiction = ambiguous(task.predictions)
     if contradiction is not None or not task.predictions:
         reason = contradiction or f"no prediction in {task.folder}"
-        return tuple(_failed_rows(task.case, task.case, reference, task.settings, reason)), {task.case: reason}
+        # As many rows as the case has scans: in a mean it weighs what it would have weighed.
+        missing = [task.case] if len(task.channels or ()) < 2 else [f"{task.case}_{c:04d}" for c in task.channels or ()]
+        every = [row for scan in missing for row in _failed_rows(task.case, scan, reference, task.settings, reason)]
+        return tuple(every), dict.fromkeys(missing, reason)
     scans: list[tuple[str, Found | None]] = [(p.scan, p) for p in task.predictions]
     there = {p.channel for p in task.predictions}
     if task.channels is not None and None not in there:

@@ -11,6 +11,7 @@ network's square. The axis of slices is the one nearest to head–foot.
 from __future__ import annotations
 
 import logging
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from satunet.datasets import Case
 from satunet.devices import pick_device
 from satunet.errors import ModelError
-from satunet.evaluation.costs import Meter, peak_memory, record_run, seconds_per_scan
+from satunet.evaluation.costs import Meter, peak_memory, read_object, record_run, seconds_per_scan
 from satunet.evaluation.label_index import LabelIndex
 from satunet.evaluation.results import Cost
 from satunet.evaluation.tasks import Task
@@ -72,15 +74,20 @@ class MedSAMCompetitor:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
         return self.output / self.name / task.name
 
+    def channels(self, task: Task) -> None:
+        """A prediction a case is enough."""
+
     def predict(self, task: Task) -> dict[str, str]:
-        """A folder of masks a case, of its first channel; a case with a manifest is done."""
+        """A folder of masks a case, of its first channel; what was made of the same files by the same model stays."""
         folder, failures, scans = self.folder(task), {}, 0
         with Meter() as meter:
             for case in task.cases:
-                if (folder / case.identifier / MANIFEST).is_file():
+                place, made_from = folder / case.identifier, self._made_from(task, case)
+                if read_object(place / MANIFEST).get("made_from") == made_from:
                     continue
+                shutil.rmtree(place, ignore_errors=True)  # of another model, other boxes or other classes
                 try:
-                    self._predict_case(task, case.identifier, case.images[0], folder / case.identifier)
+                    self._predict_case(task, case, place, made_from)
                     scans += 1
                 except ModelError:
                     raise  # no case can do without the model
@@ -104,9 +111,19 @@ class MedSAMCompetitor:
             memory_bytes=peak_memory(folders),
         )
 
-    def _predict_case(self, task: Task, case: str, file: Path, folder: Path) -> None:
-        image = read_image(file)
-        labels = read_label_map(task.references[case], grid=image.grid, allowed_ids=task.dataset.label_ids)
+    def _made_from(self, task: Task, case: Case) -> dict[str, Any]:
+        """What a case's masks depend on, as JSON gives it back."""
+        files = [f for f in (case.images[0], case.label) if f is not None and f.is_file()]
+        return {
+            "model": None if self.boxes == "oracle" else self.source,
+            "boxes": self.boxes,
+            "classes": {name: list(ids) for name, ids in task.classes.items()},
+            "files": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        }
+
+    def _predict_case(self, task: Task, case: Case, folder: Path, made_from: dict[str, Any]) -> None:
+        image = read_image(case.images[0])
+        labels = read_label_map(task.references[case.identifier], grid=image.grid, allowed_ids=task.dataset.label_ids)
         model = None if self.boxes == "oracle" else self._network()
         masks = segment(
             image, labels.array, task.classes, model, boxes=self.boxes, ct=task.dataset.modalities[0] == "ct"
@@ -115,7 +132,7 @@ class MedSAMCompetitor:
         for name, mask in masks.items():
             entries.append({"prompt": name, "class": name, "file": f"{mask_file_name(name)}.nii.gz"})
             write_label_map(folder / entries[-1]["file"], mask, like=image)
-        write_json(folder / MANIFEST, {"model": self.source, "boxes": self.boxes, "prompts": entries})
+        write_json(folder / MANIFEST, {"made_from": made_from, "prompts": entries})
 
     def _network(self) -> Any:
         if self._model is None:

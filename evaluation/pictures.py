@@ -17,7 +17,7 @@ from satunet.evaluation.predictions import find_predictions
 from satunet.evaluation.scores import Evaluation, mean_of
 from satunet.evaluation.sources import FolderMasks, PredictedLabels
 from satunet.evaluation.tables import percent
-from satunet.evaluation.tasks import Task
+from satunet.evaluation.tasks import Task, predicted_ids
 from satunet.geometry import Grid
 from satunet.imageio import read_image, read_label_map
 from satunet.preprocessing.transform import to_hounsfield
@@ -42,6 +42,7 @@ class ReportCase:
         reference: Its label map.
         classes: Class → ids in the reference.
         predictions: Competitor → folder of predictions.
+        prediction_classes: Competitor → class → ids, where its label maps have ids of their own.
         modality: Modality of the scan, if known.
         notes: Competitor → a line to show below its name.
         rank: What it is among the dataset's cases, such as ``"median"``.
@@ -53,6 +54,7 @@ class ReportCase:
     reference: Path
     classes: Mapping[str, Sequence[int]]
     predictions: Mapping[str, Path]
+    prediction_classes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     modality: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     rank: str = ""
@@ -98,6 +100,7 @@ def _report_case(
         reference=task.references[name],
         classes=task.classes,
         predictions={c: folders[c](task) for c in results},
+        prediction_classes={c: ids for c in results if (ids := predicted_ids(task, folders[c](task))) is not None},
         modality=task.dataset.modalities[0],
         notes=notes,
         rank=rank,
@@ -126,7 +129,7 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
     maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes, names)}
     for competitor, folder in case.predictions.items():
         try:
-            maps[competitor] = _predicted(folder, case, names, image.grid)
+            maps[competitor] = _predicted(folder, case, case.prediction_classes.get(competitor), names, image.grid)
         except (ScanError, OSError) as error:
             logger.info("no picture of %s, %s, by %s: %s", case.dataset, case.case, competitor, error)
             maps[competitor] = None
@@ -143,13 +146,15 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
     )
 
 
-def _predicted(folder: Path, case: ReportCase, names: Sequence[str], grid: Grid) -> NDArray[np.uint16]:
+def _predicted(
+    folder: Path, case: ReportCase, own: Mapping[str, tuple[int, ...]] | None, names: Sequence[str], grid: Grid
+) -> NDArray[np.uint16]:
     found = find_predictions(folder, [case.case])[0][case.case]
     if not found:
         raise MissingFileError(folder, f"no prediction of {case.case}")
     if not found[0].path.is_dir():
-        ids = {name: tuple(i) for name, i in case.classes.items()}
-        labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=False)
+        ids = {name: tuple(i) for name, i in (case.classes if own is None else own).items()}
+        labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=own is not None)
         return _from_labels(labels.labels, labels.classes, names)
     folder_of_masks = FolderMasks(found[0].path, grid)
     masks = {}

@@ -35,15 +35,17 @@ ALL_72_DATASETS = (
 """Over all classes of all 72 datasets of SAT-DS, NSD at 1 mm."""
 
 
-def published_means(scored: Iterable[tuple[str, str]], tolerance_mm: float, policy: str) -> tuple[PublishedMean, ...]:
+def published_means(
+    scored: Iterable[tuple[str, str]], tolerances_mm: Iterable[float], policy: str
+) -> tuple[PublishedMean, ...]:
     """What was published for exactly what was scored; nothing if a dataset, a class or a rule differs.
 
     Args:
         scored: Dataset and class of every mean that counts.
-        tolerance_mm: Tolerance of NSD.
+        tolerances_mm: Tolerances of NSD, of all classes and of single ones.
         policy: Name of the absence policy.
     """
-    if tolerance_mm != 1.0 or policy != "sat":
+    if any(t != 1.0 for t in tolerances_mm) or policy != "sat":
         return ()
     catalogue = load_catalogue()
     found = set()

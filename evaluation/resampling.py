@@ -1,13 +1,14 @@
 """Statistics of paired scores: Wilcoxon's test, control of many tests, bootstrap intervals.
 
 Cases are what is drawn at random, so cases are what is resampled, within each dataset: all classes, scans and folds
-of a case go together, and every competitor sees the same draw. An interval of a mean over classes or datasets is that
+of a case go together, and every competitor sees the same draw. Datasets are drawn independently. An interval of a mean over classes or datasets is that
 of the same mean in every draw. It speaks of other cases of these datasets, not of other datasets.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -75,17 +76,26 @@ class Resampled:
     Args:
         evaluations: Competitor → evaluation of the dataset.
         metrics: Metrics to resample.
+        dataset: Its name. Each has draws of its own: were those of two datasets the same, the errors of their means
+            would add up or cancel, by the order of their cases.
         draws: How many.
     """
 
-    def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Sequence[str], *, draws: int = DRAWS) -> None:
+    def __init__(
+        self,
+        evaluations: Mapping[str, Evaluation],
+        metrics: Sequence[str],
+        *,
+        dataset: str = "",
+        draws: int = DRAWS,
+    ) -> None:
         cases = sorted({row.case for e in evaluations.values() for row in e.rows})
         self.cases = len(cases)
         self._classes: dict[str, int] = {}
         for evaluation in evaluations.values():
             for name in evaluation.classes:
                 self._classes.setdefault(name, len(self._classes))
-        generator = np.random.default_rng(_SEED)
+        generator = np.random.default_rng([_SEED, zlib.crc32(dataset.encode())])
         # (draws, cases): how often each case is in a draw
         picks = generator.multinomial(self.cases, [1 / self.cases] * self.cases, size=draws) if self.cases else None
         self._means: dict[tuple[str, str], NDArray[np.float64]] = {}

@@ -95,10 +95,10 @@ class GroupRow:
         name: A dataset, or a group of classes.
         cases: Cases scored.
         classes: Classes that the mean is over.
-        left_out: Classes for which some competitor has no score.
+        left_out: Classes of datasets that are in no mean, because some competitor has no score of them.
         failures: Competitor → predictions that could not be used.
         scores: The means over classes (macro).
-        micro: The means over every class of every scan.
+        micro: The means over every class of every case.
         intervals: Of the headline means over classes.
     """
 

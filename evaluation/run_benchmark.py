@@ -11,6 +11,7 @@ Tables and report are written after every dataset; until the last one they say w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -31,18 +32,19 @@ from satunet.evaluation.competitors import (
     UnifiedCompetitor,
 )
 from satunet.evaluation.costs import read_object
-from satunet.evaluation.evaluate import evaluate_cases
+from satunet.evaluation.evaluate import NOT_SCORED, evaluate_cases
 from satunet.evaluation.pictures import ReportCase, cases_to_show, draw_cases
 from satunet.evaluation.predictions import find_predictions
 from satunet.evaluation.report import write_report
 from satunet.evaluation.resampling import Correction
 from satunet.evaluation.results import BenchmarkTables, Cost, Facts
 from satunet.evaluation.rules import Rules
-from satunet.evaluation.scores import Evaluation
+from satunet.evaluation.scores import EVALUATION_VERSION, Evaluation
 from satunet.evaluation.tables import print_table
-from satunet.evaluation.tasks import Task, make_task
+from satunet.evaluation.tasks import DATASET_FILE, Task, make_task, predicted_ids
 from satunet.imageio import strip_ending
 from satunet.progress import JobSummary
+from satunet.trainers.checkpointing import trained_scans
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +144,13 @@ def _tasks(
     dataset_names: Sequence[str], contest: Contest, unified: UnifiedCompetitor, summary: JobSummary
 ) -> list[Task]:
     tasks: list[Task] = []
-    for fold in contest.folds:
+    for fold in dict.fromkeys(contest.folds):
         model = unified.predictor(fold).model
-        for name in dataset_names:
+        trained = trained_scans(model.path / f"fold_{model.fold}")
+        for name in dict.fromkeys(dataset_names):
             try:
-                tasks.append(make_task(load_dataset(name), model.space, model.fold, model.plan.dataset_name))
+                dataset = load_dataset(name)
+                tasks.append(make_task(dataset, model.space, model.fold, model.plan.dataset_name, trained))
             except UserError as error:
                 if name not in summary.failures:
                     summary.failed(name, error)
@@ -191,17 +195,22 @@ class _Run:
         })  # fmt: skip
         inputs = _fingerprint(task, predictions, rules)
         if read_object(kept / "summary.json").get("inputs") == inputs:
-            return Evaluation.load(kept)
+            with contextlib.suppress(UserError):  # damaged tables are made again
+                return Evaluation.load(kept)
         evaluation, _ = evaluate_cases(
             task.references,
             predictions,
             task.classes,
+            prediction_classes=predicted_ids(task, predictions),
+            channels=competitor.channels(task),
             allowed_ids=task.dataset.label_ids,
             ignore_id=task.dataset.ignore_label,
             rules=rules,
             processes=min(self.contest.processes, len(task.cases)),
         )
-        evaluation.save(kept, extra={"inputs": inputs})
+        # A worker that died or a reference that could not be read may do better the next time.
+        lasting = not any(reason.startswith(NOT_SCORED) for reason in evaluation.failures.values())
+        evaluation.save(kept, extra={"inputs": inputs} if lasting else None)
         return evaluation
 
     def report(self, *, final: bool) -> BenchmarkTables | None:
@@ -329,9 +338,10 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
     """Hash of everything that scores depend on: rules, classes, and size and time of every file."""
     found, _ = find_predictions(predictions, task.references)
     paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
+    paths.append(predictions / DATASET_FILE)
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
     content = {
-        "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,
+        "version": EVALUATION_VERSION, "rules": rules.to_json(), "policy": repr(rules.policy), "classes": task.classes, "files": stamps,
         "cases": list(task.references), "ids": sorted(task.dataset.label_ids), "ignore": task.dataset.ignore_label,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from satunet.files import atomic_path, read_json, write_json, write_text
 from satunet.progress import JobSummary
 
 EVALUATION_VERSION = 2
+"""Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
 HEADLINE = ("dsc", "nsd")
 """What the field reports first."""
 METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1")
@@ -201,6 +202,7 @@ class Evaluation:
             "rules": self.rules,
             "cases": list(self.cases),
             "classes": list(self.classes),
+            "rows": len(self.rows),
             "mean": {m: finite(self.mean(m)) for m in METRICS},
             "micro_mean": {m: finite(self.micro_mean(m)) for m in METRICS},
             "failures": self.failures,
@@ -246,6 +248,8 @@ class Evaluation:
                 )
             with (folder / "per_case.csv").open(encoding="utf-8", newline="") as stream:
                 rows = [_read_row(record) for record in csv.DictReader(stream)]
+            if len(rows) != content.get("rows", len(rows)):
+                raise ValueError(f"per_case.csv has {len(rows)} rows, written were {content['rows']}")
             return cls(
                 rows=tuple(rows),
                 classes=tuple(content["classes"]),

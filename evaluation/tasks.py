@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from satunet.catalogue import load_catalogue
-from satunet.datasets import Case, Dataset, scan_id
+from satunet.datasets import Case, Dataset, read_labels, scan_id
 from satunet.errors import DatasetError
 from satunet.files import read_json
 from satunet.labels import LabelSpace, build_label_space
 from satunet.labels.build import catalogue_record
 from satunet.paths import preprocessed_dir
+
+DATASET_FILE = "dataset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +56,24 @@ class Task:
         return case if len(self.dataset.channel_names) == 1 else f"{case}_{channel:04d}"
 
 
-def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str) -> Task:
+def make_task(
+    dataset: Dataset, space: LabelSpace, fold: int | str, unified: str, trained: Collection[str] = ()
+) -> Task:
     """What to score of a dataset.
 
-    Test cases that have a reference, else the validation cases of the fold; of a dataset that the unified network was
-    not trained on, test cases or else all cases.
+    Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
+    does where a dataset has only one case); of a dataset that the unified network was not trained on, test cases or
+    else all cases.
 
     Args:
         dataset: The dataset.
         space: Classes of the unified network.
         fold: The fold.
         unified: Name of the unified dataset, whose split counts.
+        trained: Scans that the unified network was trained on, as far as its folder tells.
 
     Raises:
-        DatasetError: No cases, or no classes that the network knows.
+        DatasetError: No cases, no classes that the network knows, or another split than the network was trained by.
     """
     external = dataset.name not in space.ids
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
@@ -80,6 +86,12 @@ def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str
             wanted = set(_validation_cases(dataset, fold, unified))
             cases = tuple(c for c in every if c.identifier in wanted)
             trained_on = fold == "all"
+            seen = [] if trained_on else [c.identifier for c in cases if not _scans(dataset, c).isdisjoint(trained)]
+            if seen:
+                raise DatasetError(
+                    f"{dataset.name}: the network was trained on {len(seen)} of the {len(cases)} cases of fold {fold} "
+                    f"that are to be scored, such as {seen[0]}; the split of {unified} has changed since"
+                )
     every_class = classes_to_score(dataset)
     classes = {name: ids for name, ids in every_class.items() if name in space}
     if not cases:
@@ -109,6 +121,23 @@ def classes_to_score(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     return {name: own for name, own in ids if published or space.info(name).source_names}
 
 
+def predicted_ids(task: Task, predictions: Path) -> dict[str, tuple[int, ...]] | None:
+    """Class → ids in predicted label maps, by the ``dataset.json`` that nnU-Net leaves beside them.
+
+    ``None`` where there is none, or it lists what the reference's does.
+
+    Raises:
+        DatasetError: It is malformed.
+    """
+    file = predictions / DATASET_FILE
+    if not file.is_file():
+        return None
+    labels, ignore = read_labels(file)
+    if labels == task.dataset.labels:
+        return None
+    return classes_to_score(replace(task.dataset, labels=labels, ignore_label=ignore))
+
+
 def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str) -> set[str]:
     """Cases that a fold of a nnU-Net was trained on."""
     if fold == "all":
@@ -116,17 +145,22 @@ def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str)
     return set(split[int(fold)]["train"])
 
 
+def _scans(dataset: Dataset, case: Case) -> set[str]:
+    return {scan_id(dataset.name, case.identifier, channel) for channel in range(len(dataset.channel_names))}
+
+
 def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[str]:
     if fold == "all":
         return [c.identifier for c in dataset.training_cases()]
     file = preprocessed_dir() / unified / "splits_final.json"
     try:
-        scans = set(read_json(file)[int(fold)]["val"])
+        split = read_json(file)[int(fold)]
+        scans, trained = set(split["val"]), set(split["train"])
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
-    channels = range(len(dataset.channel_names))
-    return [
-        c.identifier
-        for c in dataset.training_cases()
-        if any(scan_id(dataset.name, c.identifier, channel) in scans for channel in channels)
-    ]
+    found = []
+    for case in dataset.training_cases():
+        own = _scans(dataset, case)
+        if own & scans and not own & trained:
+            found.append(case.identifier)
+    return found

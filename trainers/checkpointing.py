@@ -13,12 +13,15 @@ import torch
 
 from satunet.checkpoints import load_weights, network_weights
 from satunet.errors import ModelError, SatunetError
-from satunet.files import atomic_path, write_json
+from satunet.files import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     from satunet.trainers.sat_trainer import SATTrainer
 
 logger = logging.getLogger(__name__)
+
+SPLIT_FILE = "split.json"
+"""Scans that a fold was trained and validated on; ``splits_final.json`` may change after."""
 
 
 def checkpoint_of(trainer: SATTrainer, counted: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +88,30 @@ def _say_differences(trainer: SATTrainer, before: dict[str, Any], source: Path |
         logger.warning("%s", message)
 
 
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a fold to go on from: the final one, unless a new run was begun after it and did not end.
+
+    A run that is begun again leaves the final checkpoint of the one before until it has its own.
+    """
+    final, latest, best = (folder / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    if final.is_file() and latest.is_file() and latest.stat().st_mtime > final.stat().st_mtime:
+        return latest
+    return next((file for file in (final, latest, best) if file.is_file()), None)
+
+
+def trained_scans(fold: Path) -> set[str]:
+    """Scans that the network of a fold was trained on; none if that was not written down.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    file = fold / SPLIT_FILE
+    try:
+        return set(read_json(file)["train"]) if file.is_file() else set()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: not the split of a training ({type(error).__name__}: {error})") from error
+
+
 def write_model_files(trainer: SATTrainer) -> None:
     """Plan, label space, texts and configuration, beside the folds."""
     folder, fold = trainer.model_folder, Path(str(trainer.output_folder))
@@ -94,6 +121,10 @@ def write_model_files(trainer: SATTrainer) -> None:
     trainer.space.save(folder / "label_space.json")
     trainer.bank.save(folder / "text_bank.safetensors")
     write_json(fold / "training_config.json", trainer.config.to_json())
+    train, val = trainer.do_split()
+    if trainer.current_epoch:  # splits may have changed since it began
+        train = sorted({*train, *trained_scans(fold)})
+    write_json(fold / SPLIT_FILE, {"train": train, "val": val})
     fingerprint = trainer.unified_folder / "dataset_fingerprint.json"
     if fingerprint.is_file():
         shutil.copyfile(fingerprint, folder / "dataset_fingerprint.json")

@@ -22,6 +22,7 @@ from satunet.preprocessing.store import ScanRecord, ScanStore
 from satunet.text import TextBank
 from satunet.trainers.augmentation import Augmentation
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.loss import IGNORED
 from satunet.trainers.sampling import (
     Foreground,
     Query,
@@ -44,7 +45,8 @@ _MAX_FAILURES = 20
 class StepBatches(Dataset[dict[str, Any]]):
     """Step → batch, always the same one.
 
-    A batch holds ``data`` (B, 1, X, Y, Z) float32, ``labels`` (B, X, Y, Z) int32, ``queries`` (B, K, D) float32,
+    A batch holds ``data`` (B, 1, X, Y, Z) float32, ``labels`` (B, X, Y, Z) int32 with
+    :data:`~satunet.trainers.loss.IGNORED` where nobody labelled, ``queries`` (B, K, D) float32,
     ``membership`` (B, K, L) bool, ``valid`` and ``positive`` (B, K) bool, ``modality`` (B,) int64, ``names`` (lists
     of class names), ``scans`` and ``failed`` (scans that could not be read and were replaced).
 
@@ -141,7 +143,9 @@ class StepBatches(Dataset[dict[str, Any]]):
         labels = torch.from_numpy(read_crop(label_array, start, patch).astype(np.int32))[None]
         if self._augmentation is not None:
             image, labels = self._augmentation(image, labels, rng)
-        present = frozenset(torch.unique(labels).tolist()) - {0}
+        if (ignored := self.space.ignored.get(record.dataset)) is not None:
+            labels = labels.masked_fill(labels == ignored, IGNORED)
+        present = frozenset(torch.unique(labels).tolist()) - {0, IGNORED}
         queries = choose_queries(self.space, record.dataset, present, self.limit, self.config.negative_share, rng)
         texts = [self._wording(query, rng) for query in queries]
         return {

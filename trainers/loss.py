@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SMOOTH = 1e-7
+IGNORED = -1
+"""In place of a label id: nobody labelled this voxel, and it counts in no sum."""
 _FACTORS = 32  # 2⁻³² is far from the smallest number of float32, and 32 roundings are 2e-6 of a logarithm
 CPU_BLOCK = 8192
 """Voxels worked on at once on a CPU: 32 queries × 8192 voxels are 1 MB, which stays in the cache."""
@@ -56,6 +58,7 @@ def prompted_loss(
     *,
     chunk: int = 32,
     count: float | None = None,
+    ignored: bool | None = None,
 ) -> PromptedLoss:
     """The segmentation loss, averaged over the valid queries and weighted over the scales.
 
@@ -65,24 +68,29 @@ def prompted_loss(
     Args:
         maps: Feature maps (B, C_s, X_s, Y_s, Z_s) of each scale, full resolution first.
         embeddings: Mask embeddings of each scale: (B, N, C_s), or (B, N, C_s + 1) whose last entry is a bias.
-        labels: Label ids at full resolution, each in [0, L); lower scales take the nearest voxel.
+        labels: Label ids at full resolution, each in [0, L) or :data:`IGNORED`; lower scales take the nearest voxel.
         membership: ``membership[b, n, l]``: label id ``l`` belongs to query ``n``. A union is a row with several.
         valid: Queries that count; the others fill up the batch. Kept on the CPU it saves a GPU from waiting.
         scale_weights: Weights of the scales; 1, 1/2, 1/4, … if not given. They are normalised to sum 1.
         chunk: Queries whose logits exist at once.
         count: What the sum over the queries is divided by; the number of valid ones if not given. With several
             processes, the mean of their gradients is that of all queries if each divides by all / processes.
+        ignored: Whether any voxel is ignored. Looked up if not given, for which a GPU has to be waited for.
 
     Raises:
         ValueError: No scale, other numbers of weights than scales, embeddings that do not fit the features, or a
-            label id outside [0, L).
+            label id outside [0, L) that is not :data:`IGNORED`.
     """
     labels = labels.long()
     _check(maps, embeddings, scale_weights)
     if labels.device.type == "cpu":  # elsewhere the look would wait for the device, and indexing checks there
         lowest, highest = (int(v) for v in torch.aminmax(labels))
-        if lowest < 0 or highest >= membership.shape[-1]:
-            raise ValueError(f"label ids must be in [0, {membership.shape[-1]}), got {lowest} to {highest}")
+        if lowest < IGNORED or highest >= membership.shape[-1]:
+            raise ValueError(
+                f"label ids must be in [0, {membership.shape[-1]}) or {IGNORED}, got {lowest} to {highest}"
+            )
+    if ignored is None:
+        ignored = bool((labels == IGNORED).any())
     weights = [0.5**s for s in range(len(maps))] if scale_weights is None else [float(w) for w in scale_weights]
     divisor = max(1.0, float(valid.sum())) if count is None else count
     total = torch.zeros((), dtype=_work_type(maps[0]), device=maps[0].device)
@@ -90,7 +98,7 @@ def prompted_loss(
     dice_full = None
     for weight, feature_map, embedding in zip(weights, maps, embeddings, strict=True):
         small = _nearest(labels, feature_map.shape[2:])
-        loss, losses, dice = _QueryLoss.apply(feature_map, embedding, small, membership, valid, chunk)  # type: ignore[no-untyped-call]
+        loss, losses, dice = _QueryLoss.apply(feature_map, embedding, small, membership, valid, chunk, ignored)  # type: ignore[no-untyped-call]
         share = weight / sum(weights)
         total = total + loss * (share / divisor)
         of_query += losses * share
@@ -111,6 +119,7 @@ class _QueryLoss(torch.autograd.Function):
         membership: Tensor,
         valid: Tensor,
         chunk: int,
+        ignored: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels = feature_map.shape[:2]
         work = _work_type(feature_map)
@@ -123,6 +132,11 @@ class _QueryLoss(torch.autograd.Function):
             for b in range(batch):
                 voxels = feature_map[b].reshape(channels, -1).to(work)  # (C, V)
                 ids = labels[b].reshape(-1)
+                known = (ids != IGNORED).nonzero().squeeze(1) if ignored else None
+                if known is not None:
+                    if not len(known):
+                        continue  # nobody looked at this crop
+                    voxels, ids = voxels[:, known], ids[known]
                 # Voxels of each label id; torch.bincount would do, but waits for a GPU.
                 sizes = torch.zeros(membership.shape[-1], dtype=torch.long, device=ids.device)
                 sizes = sizes.scatter_add_(0, ids, torch.ones_like(ids)).to(work)
@@ -133,7 +147,12 @@ class _QueryLoss(torch.autograd.Function):
                     losses[b, part], dices[b, part] = queries.losses()
                     if map_gradient is not None and embedding_gradient is not None:
                         flat = map_gradient[b].view(channels, -1)
-                        embedding_gradient[b, part] = queries.gradients(flat)
+                        if known is None:
+                            embedding_gradient[b, part] = queries.gradients(flat)
+                        else:
+                            own = torch.zeros_like(voxels)
+                            embedding_gradient[b, part] = queries.gradients(own)
+                            flat.index_add_(1, known, own)
         ctx.gradients = (map_gradient, embedding_gradient)
         ctx.types = (feature_map.dtype, embedding.dtype)
         ctx.mark_non_differentiable(losses, dices)
@@ -146,7 +165,7 @@ class _QueryLoss(torch.autograd.Function):
             (gradient * outputs[0]).to(kind) if needed else None
             for gradient, kind, needed in zip(ctx.gradients, ctx.types, ctx.needs_input_grad[:2], strict=True)
         ]
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
 
 
 class _Chunk:

@@ -12,6 +12,7 @@ from satunet.checkpoints import load_checkpoint, load_weights, network_weights
 from satunet.errors import ModelError, UserError
 from satunet.network.published import network_state, state_dict_of
 from satunet.plan import UnifiedPlan
+from satunet.text import TEXT_ENCODER_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,20 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Path]:
 
 def plan_beside(path: Path) -> UnifiedPlan | None:
     """The plan of the model that a path of weights belongs to; ``None`` if they come without one."""
+    folder = _model_of(path)
+    return UnifiedPlan.load(folder / "plans.json") if folder is not None else None
+
+
+def text_encoder_beside(path: Path) -> Path | None:
+    """Folder of the text encoder that the model of a path of weights carries; ``None`` if it has none."""
+    folder = _model_of(path)
+    return folder / TEXT_ENCODER_FOLDER if folder is not None and (folder / TEXT_ENCODER_FOLDER).is_dir() else None
+
+
+def _model_of(path: Path) -> Path | None:
     path = Path(path)
     folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
-    file = next((f / "plans.json" for f in folders if (f / "plans.json").is_file()), None)
-    return UnifiedPlan.load(file) if file is not None else None
+    return next((f for f in folders if (f / "plans.json").is_file()), None)
 
 
 def start_from(network: nn.Module, path: Path) -> str:

@@ -156,7 +156,7 @@ class Reporter:
         from satunet.trainers.pictures import prediction_figure
 
         names = batch["names"][0]
-        reference = batch["membership"][0, : len(names)][:, batch["labels"][0].long()]
+        reference = batch["membership"][0, : len(names)][:, batch["labels"][0].long().clamp(min=0)]
         figure = prediction_figure(
             batch["data"][0, 0].numpy(),
             reference.numpy(),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from satunet.devices import pick_device
 from satunet.errors import UserError
-from satunet.files import read_json
+from satunet.files import atomic_folder, read_json
 from satunet.paths import preprocessed_dir, results_dir
 from satunet.plan import UnifiedPlan
 from satunet.progress import progress_bar
+from satunet.text import TEXT_ENCODER_FOLDER
 from satunet.trainers import distributed
+from satunet.trainers.checkpointing import last_checkpoint
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.sat_trainer import SATTrainer
 
@@ -70,12 +73,17 @@ def run_training(
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
     folder = preprocessed_dir() / dataset_name
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    encoder = None
+    begun = _begun(plan, dataset_name, fold) if continue_training or only_validate else None
     if pretrained_weights is not None:
-        plan = _as_pretrained(plan, pretrained_weights)
+        plan, encoder = _as_pretrained(plan, pretrained_weights)
+    elif begun is not None:
+        plan, encoder = begun
     with distributed.process_group(pick_device(device)) as own_device:
         plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
         trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
         trainer.configure(config)
+        trainer.text_encoder_folder = _own_text_encoder(trainer, encoder) if begun is None else encoder
         trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         finished = False
         if continue_training or only_validate:
@@ -96,17 +104,43 @@ def run_training(
     return trainer
 
 
-def _as_pretrained(plan: UnifiedPlan, path: Path) -> UnifiedPlan:
-    """The plan with the network and text encoder of the model that training starts from, if it is a whole model.
+def _begun(plan: UnifiedPlan, dataset_name: str, fold: int | str) -> tuple[UnifiedPlan, Path | None] | None:
+    """The plan with the network and text encoder that a run was begun with, and its own text encoder; ``None`` if there
+    is no run to go on with. Those of a run with pre-trained weights are not the plan's.
+    """
+    folder = model_folder(dataset_name, plan.plans_name, plan.configuration)
+    if last_checkpoint(folder / f"fold_{fold}") is None or not (folder / "plans.json").is_file():
+        return None
+    before = UnifiedPlan.load(folder / "plans.json")
+    encoder = folder / TEXT_ENCODER_FOLDER
+    plan = dataclasses.replace(plan, network=before.network, text_encoder=before.text_encoder)
+    return plan, encoder if encoder.is_dir() else None
+
+
+def _own_text_encoder(trainer: SATTrainer, source: Path | None) -> Path | None:
+    """The text encoder that a model brought, copied beside the network that starts from it; none beside any other."""
+    own = trainer.model_folder / TEXT_ENCODER_FOLDER
+    if distributed.rank() == 0:
+        shutil.rmtree(own, ignore_errors=True)
+        if source is not None:
+            with atomic_folder(own) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+    distributed.barrier()
+    return own if source is not None else None
+
+
+def _as_pretrained(plan: UnifiedPlan, path: Path) -> tuple[UnifiedPlan, Path | None]:
+    """The plan with the network and text encoder of the model that training starts from, if it is a whole model, and
+    the folder of that encoder, if the model carries it.
 
     The preprocessed scans do not depend on the network, so a set that was planned on its own is fine-tuned without
     planning again. Spacing and normalisation stay the plan's: a difference is said, not hidden.
     """
-    from satunet.trainers.pretrained import plan_beside
+    from satunet.trainers.pretrained import plan_beside, text_encoder_beside
 
     theirs = plan_beside(path)
     if theirs is None:
-        return plan
+        return plan, None
     if any(p % d for p, d in zip(plan.patch_size, theirs.network.divisor, strict=True)):
         raise UserError(
             f"{path}: its network needs patches that are divisible by {theirs.network.divisor}, the plan's are "
@@ -119,25 +153,34 @@ def _as_pretrained(plan: UnifiedPlan, path: Path) -> UnifiedPlan:
             )
     if plan.network != theirs.network:
         logger.info("the network is that of %s", path)
-    return dataclasses.replace(plan, network=theirs.network, text_encoder=theirs.text_encoder)
+    plan = dataclasses.replace(plan, network=theirs.network, text_encoder=theirs.text_encoder)
+    return plan, text_encoder_beside(path)
 
 
 def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
     """Load the last checkpoint, which is missed if it was expected; whether it is the final one."""
     output = Path(str(trainer.output_folder))
-    names = ("final",) if only_validate else ("final", "latest", "best")
-    found = [p for n in names if (p := output / f"checkpoint_{n}.pth").is_file()]
-    if not found:
-        if only_validate:
-            raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+    final = output / "checkpoint_final.pth"
+    if only_validate and not final.is_file():
+        raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+    found = final if only_validate else last_checkpoint(output)
+    if found is None:
         if expected:
             logger.warning("there is no checkpoint in %s; starting from the beginning", output)
         return False
-    trainer.load_checkpoint(found[0])
-    if found[0].name == "checkpoint_final.pth":
+    trainer.load_checkpoint(found)
+    if found == final:
         logger.info("%s is trained already", output)
+        if not only_validate and trainer.current_epoch < trainer.num_epochs:
+            logger.warning(
+                "%s: the run ended after epoch %d, it does not go on to %d; a new one can start from it with "
+                "-pretrained_weights",
+                output,
+                trainer.current_epoch,
+                trainer.num_epochs,
+            )
         return True
-    logger.info("going on from %s at epoch %d", found[0], trainer.current_epoch)
+    logger.info("going on from %s at epoch %d", found, trainer.current_epoch)
     return False
 
 

@@ -12,6 +12,7 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import time
@@ -85,6 +86,8 @@ class SATTrainer(nnUNetTrainer):
         self.on_step: Callable[[int, float], None] | None = None
         self.deadline: float | None = None
         """Time of the monotonic clock before which to stop at the end of an epoch."""
+        self.text_encoder_folder: Path | None = None
+        """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
         self.model_folder = Path(str(self.output_folder_base))
         self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
         self.configure(TrainingConfig())
@@ -116,9 +119,9 @@ class SATTrainer(nnUNetTrainer):
         self.num_input_channels = 1
         self.space = LabelSpace.load(self.unified_folder / "label_space.json")
         self.store = ScanStore(Path(str(self.preprocessed_dataset_folder)))
-        encoder = load_text_encoder(self.plan.text_encoder)
+        encoder = load_text_encoder(str(self.text_encoder_folder or self.plan.text_encoder))
         texts = [text for info in self.space.classes for text in text_variants(info)]
-        self.bank = TextBank.build(encoder, texts)
+        self.bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=self.plan.text_encoder)
         if self.bank.dim != self.plan.network.text_dim:
             raise ModelError(
                 f"the text encoder {encoder.name!r} gives {self.bank.dim} values, the plan's network takes "
@@ -285,6 +288,7 @@ class SATTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss and soft Dice of each positive query of a batch."""
         assert self.stepper is not None
+        self.reporter.unreadable(batch["failed"])
         loss = self.stepper.loss(batch, share_count=False)
         shown = (batch["positive"] & batch["valid"]).cpu()
         values = (1 - loss.dice).cpu()
@@ -364,6 +368,7 @@ class SATTrainer(nnUNetTrainer):
             return
         summary = validate(self, scans)
         if summary is not None:
+            self.reporter.unreadable([*summary["failed"]])
             mean = summary["foreground_mean"]["Dice"]
             self.logger.log_summary("final_val/foreground_dice", mean)
             for dataset, found in summary["mean_per_dataset"].items():

@@ -23,6 +23,7 @@ from satunet.paths import preprocessed_dir
 from satunet.planners.nnunet import PLANS
 from satunet.planners.specialist import CONFIGURATION
 from satunet.progress import in_locale, progress_bar
+from satunet.trainers.checkpointing import last_checkpoint
 from satunet.trainers.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -193,23 +194,37 @@ def train_specialist(
         trainer.recipe = recipe
         trainer.set_budget(steps)
         output = Path(str(trainer.output_folder))
-        if continue_training and (output / "checkpoint_final.pth").is_file():
-            logger.info("%s is trained already", output)
-            return output.parent
-        if continue_training:
-            found = [p for n in ("latest", "best") if (p := output / f"checkpoint_{n}.pth").is_file()]
-            if found:
-                trainer.load_checkpoint(str(found[0]))
-                trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
-        with progress_bar(
-            f"nnU-Net of {dataset_name}", trainer.num_epochs * trainer.num_iterations_per_epoch
-        ) as advance:
+        budget = trainer.num_epochs * trainer.num_iterations_per_epoch
+        found = last_checkpoint(output) if continue_training else None
+        if found is not None:
+            _say_another_budget(output, budget)
+            if found.name == "checkpoint_final.pth":
+                logger.info("%s is trained already", output)
+                return output.parent
+            trainer.load_checkpoint(str(found))
+            trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
+        own = recipe.to_json() if recipe is not None else "nnunet"
+        write_json(output / "training_config.json", {"steps": budget, "recipe": own})
+        with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
             trainer.run_training()
-        done = trainer.num_epochs * trainer.num_iterations_per_epoch
-        write_json(output / "training_config.json", {"steps": done, "recipe": recipe.to_json() if recipe else "nnunet"})
     return output.parent
+
+
+def _say_another_budget(output: Path, steps: int) -> None:
+    """A comparison on equal budgets must not find out from its table of costs."""
+    try:
+        before = read_json(output / "training_config.json")["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != steps:
+        logger.warning(
+            "%s was begun with a budget of %s steps, asked for are %d; without --c it is trained anew",
+            output,
+            before,
+            steps,
+        )
 
 
 @contextlib.contextmanager

@@ -100,8 +100,10 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         own = float(loss.total.detach())
         value = distributed.total(own, self.device) / distributed.world_size()
-        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle.
-        skipped = not np.isfinite(value) or (scaler is None and not bool(torch.isfinite(norm)))
+        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle, unless
+        # it has come down so far that it is not the scale that makes them infinite.
+        searching = scaler is not None and scaler.get_scale() >= 1
+        skipped = not np.isfinite(value) or not (searching or bool(torch.isfinite(norm)))
         suspects: list[str] = []
         if skipped:
             # Every process comes here in the same step: the norm of the gradients is that of all.
@@ -138,7 +140,16 @@ class Stepper:
         with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
             maps, embeddings = module(b["data"], b["queries"], b["modality"])
         chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
-        return prompted_loss(maps, embeddings, b["labels"], b["membership"], b["valid"], chunk=chunk, count=count)
+        return prompted_loss(
+            maps,
+            embeddings,
+            b["labels"],
+            b["membership"],
+            b["valid"],
+            chunk=chunk,
+            count=count,
+            ignored=bool((batch["labels"] < 0).any()),
+        )
 
     def leave_processes(self) -> None:
         """Let go of DDP, before the process group ends.

@@ -131,7 +131,7 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
 
 
 def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
-    """Segment a scan of the trainer's store with every class its dataset annotates, and count.
+    """Segment a scan of the trainer's store with every class its dataset annotates, and count what was labelled.
 
     The network must be in evaluation mode, without deep supervision.
     """
@@ -139,6 +139,8 @@ def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
     names = trainer.space.classes_of(record.dataset)
     volume: NDArray[np.float32] = np.asarray(trainer.store.image(scan)[:])[0]
     labels: NDArray[Any] = np.asarray(trainer.store.labels(scan)[:])[0]
+    known = labels != trainer.space.ignored.get(record.dataset, -1)
+    voxels = int(np.count_nonzero(known))
     windows = WindowedScan(
         network=trainer.network,
         volume=torch.from_numpy(volume),
@@ -155,10 +157,10 @@ def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
         reference = sum(record.label_voxels.get(i, 0) for i in ids)
         predicted = both = 0
         if found.values is not None:
-            mask = found.values.numpy() > 0.5
+            mask = (found.values.numpy() > 0.5) & known[found.box]
             predicted = int(mask.sum())
             both = int((mask & np.isin(labels[found.box], ids)).sum())
-        metrics[name] = count_voxels(predicted, reference, both, labels.size)
+        metrics[name] = count_voxels(predicted, reference, both, voxels)
     return {name: metrics[name] for name in names}  # prompts come when they are known
 
 

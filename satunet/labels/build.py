@@ -71,7 +71,8 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
             if name in derived.rules:
                 draft.rules.add(derived.rules[name])
     classes = tuple(_info(drafts[name], catalogue) for name in sorted(drafts))
-    return LabelSpace(classes=classes, ids=ids, notes=notes)
+    ignored = {d.name: d.ignore_label for d in datasets if d.ignore_label is not None}
+    return LabelSpace(classes=classes, ids=ids, notes=notes, ignored=ignored)
 
 
 def listed_classes(dataset: Dataset, catalogue: Catalogue | None = None) -> dict[str, tuple[int, ...]]:

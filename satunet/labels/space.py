@@ -51,11 +51,13 @@ class LabelSpace:
         classes: All classes, by name.
         ids: Dataset → class → label ids whose union is that class.
         notes: Dataset → what was found out about its labels, a sentence each.
+        ignored: Dataset → id of voxels that nobody labelled (nnU-Net's ``ignore``), where it has one.
     """
 
     classes: tuple[ClassInfo, ...]
     ids: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.classes]
@@ -126,6 +128,7 @@ class LabelSpace:
             "classes": [dataclasses.asdict(c) for c in self.classes],
             "ids": {d: {c: list(i) for c, i in sorted(classes.items())} for d, classes in sorted(self.ids.items())},
             "notes": {d: list(notes) for d, notes in sorted(self.notes.items())},
+            "ignored": dict(sorted(self.ignored.items())),
         }
 
     @classmethod
@@ -142,9 +145,10 @@ class LabelSpace:
             classes = tuple(_class_info(c) for c in content["classes"])
             ids = {d: {c: tuple(i) for c, i in classes.items()} for d, classes in content["ids"].items()}
             notes = {d: tuple(sentences) for d, sentences in content["notes"].items()}
-        except (KeyError, TypeError, AttributeError) as error:
+            ignored = {d: int(i) for d, i in content.get("ignored", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LabelSpaceError(f"not a valid label space ({type(error).__name__}: {error})") from error
-        return cls(classes=classes, ids=ids, notes=notes)
+        return cls(classes=classes, ids=ids, notes=notes, ignored=ignored)
 
     def save(self, path: Path) -> None:
         """Write the file, whole."""

@@ -35,14 +35,13 @@ from satunet.files import atomic_folder, read_json, write_json
 from satunet.labels import LabelSpace
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
-from satunet.text import TextBank, TextEncoder, load_text_encoder
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank, TextEncoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
 
 MODEL_VERSION = 1
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-TEXT_ENCODER_FOLDER = "text_encoder"
 _DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 

@@ -13,14 +13,13 @@ from satunet.labels import LabelSpace
 from satunet.plan import UnifiedPlan
 from satunet.prediction.model_folder import (
     MODEL_FILE,
-    TEXT_ENCODER_FOLDER,
     WEIGHTS_FILE,
     ModelCard,
     ModelFolder,
     is_model_folder,
     read_description,
 )
-from satunet.text import TextBank
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank
 
 
 def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -> dict[str, Any]:

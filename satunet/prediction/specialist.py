@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from satunet.devices import autocast_for, pick_device
-from satunet.errors import ModelError
+from satunet.errors import ModelError, SatunetError
 from satunet.progress import prints_to_log
 from satunet.trainers.specialist import register, specialist_folder
 
@@ -25,8 +28,10 @@ def predict_specialist(
     fold: int | str = "all",
     device: str = "auto",
     model: Path | None = None,
-) -> None:
-    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor; cases that are there stay.
+) -> dict[str, str]:
+    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor, each whole; cases that are there stay.
+
+    One case that cannot be read or does not fit into memory never ends the others.
 
     Args:
         dataset_name: The specialist's dataset.
@@ -36,8 +41,11 @@ def predict_specialist(
         device: Where to compute.
         model: Result folder of another nnU-Net of this dataset.
 
+    Returns:
+        Case → why it has no label map.
+
     Raises:
-        ModelError: It is not trained.
+        ModelError: It is not trained, or not one case could be predicted.
     """
     folder = model or specialist_folder(dataset_name)
     if not (folder / f"fold_{fold}" / "checkpoint_final.pth").is_file():
@@ -55,12 +63,37 @@ def predict_specialist(
             allow_tqdm=False,
         )
         predictor.initialize_from_trained_model_folder(str(folder), (fold,))
-        predictor.predict_from_files_sequential(
-            [[str(p) for p in images] for _, images in cases],
-            [str(output / case) for case, _ in cases],
-            save_probabilities=False,
-            overwrite=False,
-        )
+        failures = _predict_each(predictor, cases, output)
+    for case, reason in failures.items():
+        logger.error("%s: %s", case, reason)
+    if failures and len(failures) == len(cases):
+        case, reason = next(iter(failures.items()))
+        raise ModelError(f"{folder}: none of {len(cases)} cases could be predicted; {case}: {reason}")
+    return failures
+
+
+def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
+    """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of one."""
+    for left_over in output.glob(".tmp-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    ending = str(predictor.dataset_json["file_ending"])
+    failures: dict[str, str] = {}
+    for case, images in cases:
+        if (output / f"{case}{ending}").is_file():
+            continue
+        try:
+            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output) as temporary:
+                predictor.predict_from_files_sequential(
+                    [[str(p) for p in images]],
+                    [str(Path(temporary) / case)],
+                    save_probabilities=False,
+                    overwrite=True,
+                )
+                for name in ("dataset.json", "plans.json", f"{case}{ending}"):
+                    (Path(temporary) / name).replace(output / name)
+        except Exception as error:  # nnunetv2 and its readers raise what they like
+            failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
+    return failures
 
 
 def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

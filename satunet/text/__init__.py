@@ -2,6 +2,6 @@
 
 from satunet.text.bank import TextBank
 from satunet.text.encoder import TextEncoder
-from satunet.text.load import load_text_encoder
+from satunet.text.load import TEXT_ENCODER_FOLDER, load_text_encoder
 
-__all__ = ["TextBank", "TextEncoder", "load_text_encoder"]
+__all__ = ["TEXT_ENCODER_FOLDER", "TextBank", "TextEncoder", "load_text_encoder"]

@@ -11,6 +11,8 @@ from satunet.text.encoder import TextEncoder, default_cache_dir
 from satunet.text.transformer import TransformerEncoder, check_folder, parse_name
 
 DEFAULT_ENCODER = "minilm"
+TEXT_ENCODER_FOLDER = "text_encoder"
+"""Where a model carries the encoder of its texts, if that cannot be had by name."""
 ANATOMY_SIMILAR_FROM = 0.60
 """Measured on SAT-DS's classes: other words for structures lie above ("windpipe" 0.65, "hepatic tissue" 0.82), things
 that are no structure of theirs below ("belly button" 0.55, "car engine" 0.51)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_means_over_cases_then_datasets_then_classes() -> None:
     assert anatomy["many"]["nsd"] == pytest.approx((0.75 + 0.5) / 4)
     assert by_name["lesions"].scores["one"]["dsc"] == pytest.approx(0.2)
     assert by_name["all classes"].scores["many"]["dsc"] == pytest.approx((0.75 + 0.5 + 0.4) / 3)
-    assert (by_name["all classes"].classes, by_name["all classes"].left_out) == (3, 1)
+    assert (by_name["all classes"].classes, by_name["all classes"].left_out) == (3, 2)  # B's kidney and C's liver
     datasets = {g.name: g for g in tables.datasets}
     assert datasets["A"].scores["one"]["dsc"] == pytest.approx((0.8 + 0.2) / 2)
     assert datasets["A"].failures == {"one": 1, "many": 0}
@@ -193,6 +194,20 @@ def test_regions_modalities_micro_means_and_external_datasets() -> None:
         "total": 4, "external": 1, "dataset": 1, "class": 2}  # fmt: skip
 
 
+def test_a_micro_mean_weighs_a_case_alike_for_everybody() -> None:
+    def four_scans(score: float) -> Evaluation:
+        rows = [Row(case="c", scan=f"c_000{i}", class_name="liver", dsc=score, nsd=score, reference_ml=1.0, prediction_ml=1.0)
+                for i in range(4)]  # fmt: skip
+        return Evaluation(rows=tuple(rows), classes=("liver",), cases=("c",), failures={})
+
+    results = {
+        "A": {"a scan a channel": four_scans(0.2), "a scan a case": evaluation({"liver": [0.2]})},
+        "B": {"a scan a channel": evaluation({"liver": [0.8]}), "a scan a case": evaluation({"liver": [0.8]})},
+    }
+    micro = compare(results).totals[0].micro
+    assert {c: micro[c]["dsc"] for c in micro} == {"a scan a channel": 0.5, "a scan a case": 0.5}
+
+
 def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else() -> None:
     catalogue = load_catalogue()
     results = {r.folder: {"x": evaluation({name: [0.5] for name in r.classes})} for r in catalogue.records}
@@ -201,6 +216,14 @@ def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else(
     assert tables.totals[0].classes == 451
     [shown] = [t for t in text_tables(tables, classes=False) if t.title == "All datasets"]
     assert ("published: SAT-Pro", "–", "–", "–", "78.81", "77.82") in shown.rows
+    own = {d: {"x": replace(e["x"], rules=Rules(tolerances_mm={"aorta": 2.0}).to_json())} for d, e in results.items()}
+    assert compare(own).published == ()
+    lacking = results | {"Dataset001_Y": {"x": evaluation({"a": [0.5]})}}
+    first = next(iter(results))
+    two = {d: {"x": e["x"], "y": e["x"]} for d, e in results.items()}
+    assert compare(two).published != ()
+    assert compare(two | {first: results[first]}).published == ()  # the means are not over all 72 then
+    assert compare(lacking).published == ()
     short = dict(list(results.items())[1:])
     assert compare(short).published == ()
     other = {d: {"x": evaluation({n: [0.5] for n in e["x"].classes}, tolerance_mm=2.0)} for d, e in results.items()}
@@ -250,6 +273,16 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     own = compare({"A": {"x": evaluation({"liver": values})}}).classes[0].intervals["x"]["dsc"]
     peer = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
     assert own == pytest.approx(tuple(peer.confidence_interval), abs=0.015)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_datasets_are_drawn_independently(order: int) -> None:
+    values = [0.1, 0.3, 0.5, 0.7, 0.9]
+    tables = compare({"A": {"x": evaluation({"liver": values})}, "B": {"x": evaluation({"liver": values[::order]})}})
+    low, high = tables.totals[0].intervals["x"]["dsc"]
+    # The mean of two independent means of five: 1.96 standard errors on either side, whatever the order of the cases.
+    expected = 2 * 1.96 * float(np.std(values)) / math.sqrt(5 * 2)
+    assert high - low == pytest.approx(expected, rel=0.1)
 
 
 def test_distances_are_compared_over_the_classes_that_all_have_distances_of() -> None:

@@ -198,6 +198,11 @@ def test_channels_are_scans_of_their_own(tmp_path: Path, folders: tuple[Path, Pa
     assert list(evaluation.failures) == ["one_0001"]
     assert next(s for s in evaluation.class_summaries if s.class_name == "right").metric("dsc") == pytest.approx(1 / 3)
     assert evaluate_cases(one, predicted, CLASSES)[0].failures == {}
+    # A case without any prediction weighs as much as one with a prediction of every channel.
+    two = one | {"two": references / "two.nii.gz"}
+    evaluation, _ = evaluate_cases(two, predicted, CLASSES, channels=(0, 2))
+    assert list(evaluation.failures) == ["two_0000", "two_0002"]
+    assert next(s for s in evaluation.class_summaries if s.class_name == "right").metric("dsc") == pytest.approx(1 / 4)
 
 
 def test_two_predictions_of_one_scan_are_an_error(folders: tuple[Path, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from satunet.errors import ModelError
 from satunet.evaluation.evaluate import evaluate_cases
 from satunet.evaluation.medsam import MedSAMCompetitor, load_sam, segment
 from satunet.evaluation.tasks import Task
-from satunet.files import write_json
+from satunet.files import read_json, write_json
 from satunet.geometry import Grid
 from satunet.imageio import Image, write_label_map, write_volume
 
@@ -125,6 +126,16 @@ def test_a_sam_of_transformers_from_a_folder(nnunet_env: Path, sam: Path) -> Non
     stamp = (competitor.folder(task) / "a" / "manifest.json").stat().st_mtime_ns
     assert list(competitor.predict(task)) == ["b"]
     assert (competitor.folder(task) / "a" / "manifest.json").stat().st_mtime_ns == stamp
+    manifest = competitor.folder(task) / "a" / "manifest.json"
+    more = replace(task, classes={**task.classes, "both": (1, 2)})
+    competitor.predict(more)  # a class more than before
+    assert evaluate_cases(more.references, competitor.folder(task), more.classes)[0].failures.keys() == {"b"}
+    assert manifest.stat().st_mtime_ns > stamp
+    other = sam.parent / "another"
+    if not other.exists():
+        other.symlink_to(sam)
+    MedSAMCompetitor(output=nnunet_env / "out", source=str(other), device="cpu").predict(more)
+    assert read_json(manifest)["made_from"]["model"] == str(other)
     cost = competitor.cost([task])
     assert cost is not None
     assert cost.parameters == sum(p.numel() for p in load_sam(str(sam)).parameters())

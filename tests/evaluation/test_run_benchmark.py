@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from satunet.catalogue import load_catalogue
 from satunet.datasets import load_dataset
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.evaluation import competitors as module
+from satunet.evaluation import evaluate as module_evaluate
 from satunet.evaluation import run_benchmark as module_run
 from satunet.evaluation.rules import Rules
 from satunet.evaluation.run_benchmark import Contest, run_benchmark
@@ -26,6 +29,7 @@ from satunet.geometry import Grid
 from satunet.imageio import read_label_map, write_label_map, write_volume
 from satunet.labels import build_label_space
 from satunet.progress import JobSummary
+from satunet.trainers.specialist import specialist_folder
 
 GRID = Grid(shape=(12, 10, 8), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
 NAMES = ("Dataset001_A", "Dataset002_B", "Dataset003_C")
@@ -86,13 +90,16 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             summary.failures["z"] = "out of memory"
         return summary
 
-    def predict_specialist(name: str, cases: Sequence[tuple[str, Sequence[Path]]], output: Path, **_: Any) -> None:
+    def predict_specialist(
+        name: str, cases: Sequence[tuple[str, Sequence[Path]]], output: Path, **_: Any
+    ) -> dict[str, str]:
         if name == NAMES[2]:
             raise ModelError("not trained")
         for case, labels in references([images[0] for _, images in cases]):
             if (output / f"{case}.nii.gz").is_file():
                 continue
             write_label_map(output / f"{case}.nii.gz", np.roll(labels, 1, axis=0), like=GRID)
+        return {}
 
     monkeypatch.setattr(module, "predict_folder", predict_folder)
     monkeypatch.setattr(satunet.prediction.specialist, "predict_specialist", predict_specialist)
@@ -134,7 +141,7 @@ def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) 
     lesion = next(r for r in tables.classes if r.lesion)
     assert lesion.scores["satunet"]["lesion_f1"] == pytest.approx(2 / 3)
     assert tables.costs["satunet"].parameters == 8
-    assert tables.costs["satunet"].seconds_per_scan == 2
+    assert 0 < (tables.costs["satunet"].seconds_per_scan or 0) < 2  # reading and preparing too, as for the others
     assert (tables.costs["satunet"].memory_bytes or 0) > 1e6
     for file in ("report.html", "report.md", "classes.csv", "per_case.csv", "benchmark_summary.json",
                  f"scores/nnU-Net/{NAMES[0]}/fold_0/per_case.csv"):  # fmt: skip
@@ -165,6 +172,82 @@ def test_a_second_run_scores_only_what_changed(stage: SimpleNamespace, monkeypat
     assert changed.classes != first.classes
     run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
     assert len(scored) == 3  # other rules: both competitors again
+    table = stage.root / "bench" / "scores" / "nnU-Net" / NAMES[0] / "fold_0" / "per_case.csv"
+    table.write_text("half of")
+    tables, _ = run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
+    assert len(scored) == 4
+    assert tables.missing == {}
+    monkeypatch.setattr(module_run, "EVALUATION_VERSION", 1)
+    run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
+    assert len(scored) == 6  # scores of another version
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_could_not_be_scored_is_tried_again(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module_evaluate._score_case
+
+    def dying(task: Any) -> Any:
+        if task.case == "x":
+            raise RuntimeError("the worker died")
+        return real(task)
+
+    monkeypatch.setattr(module_evaluate, "_score_case", dying)
+    before, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    assert "not scored: the worker died" in summary.failures[f"satunet/{NAMES[0]}/fold_0/x"]
+    monkeypatch.setattr(module_evaluate, "_score_case", real)
+    after, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    assert (before.classes[0].scans, after.classes[0].scans) == (2, 3)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(
+    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NAMES[0]
+    folder = stage.root / "raw" / name
+    content = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", content | {"channel_names": {"0": "CT", "1": "CT"}})
+    for case in "xyz":
+        shutil.copy(folder / "imagesTs" / f"{case}_0000.nii.gz", folder / "imagesTs" / f"{case}_0001.nii.gz")
+
+    def predict_folder(jobs: Sequence[Any], output: Path, predictor: Any, prompts: Any) -> JobSummary:
+        summary = JobSummary("prediction")
+        for job in jobs:
+            labels = read_label_map(folder / "labelsTs" / f"{job.name[0]}.nii.gz").array
+            for prompt in prompts:
+                mask = np.isin(labels, stage.space.ids_of(name, prompt))
+                write_label_map(output / job.name / f"{mask_file_name(prompt)}.nii.gz", mask, like=GRID)
+            if job.name == "x_0001":
+                summary.failures[job.name] = "cannot be read"  # masks of another network lie there
+            else:
+                summary.done(job.name)
+                write_json(output / job.name / "manifest.json", {"prompts": []})
+        return summary
+
+    monkeypatch.setattr(module, "predict_folder", predict_folder)
+    tables, summary = run_benchmark([name], contest(stage, specialists=False))
+    assert tables.datasets[0].scores["satunet"]["dsc"] == pytest.approx(5 / 6)
+    assert f"satunet/{name}/fold_0/x_0001" in summary.failures
+    assert tables.datasets[0].failures == {"satunet": 1}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_specialist_that_was_trained_again_is_predicted_again(stage: SimpleNamespace) -> None:
+    before, _ = run_benchmark([NAMES[0]], contest(stage))
+    place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
+    for case in "xyz":  # what another network found
+        write_label_map(place / f"{case}.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
+    checkpoint = specialist_folder(NAMES[0]) / "fold_0" / "checkpoint_final.pth"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"network_weights": {}}, checkpoint)
+    old = place.joinpath("x.nii.gz").stat().st_mtime - 60
+    os.utime(checkpoint, (old, old))
+    kept, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert kept.datasets[0].scores["nnU-Net"]["dsc"] == 0  # predictions that are newer than the checkpoint are its own
+    os.utime(checkpoint, (old + 120, old + 120))
+    again, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert again.datasets[0].scores["nnU-Net"] == before.datasets[0].scores["nnU-Net"]
+    assert [r["scans"] for r in read_json(place / "runs.json")["runs"]] == [3]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -209,6 +292,21 @@ def test_other_competitors_bring_their_own_predictions(stage: SimpleNamespace) -
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_label_maps_of_others_may_have_ids_of_their_own(stage: SimpleNamespace) -> None:
+    folder = stage.root / "theirs" / NAMES[0]
+    for case in "xyz":
+        labels = read_label_map(stage.root / "raw" / NAMES[0] / "labelsTs" / f"{case}.nii.gz").array
+        write_label_map(folder / f"{case}.nii.gz", np.array([0, 2, 1], dtype=np.uint8)[labels], like=GRID)
+    others = {"theirs": stage.root / "theirs"}
+    tables, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] < 0.9
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "spleen": 7, "liver": 2, "liver tumour": 1}})
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 1
+    assert not any(name.startswith("theirs") for name in summary.failures)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
     script = stage.root / "their model.py"
     script.write_text(
@@ -228,6 +326,12 @@ def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
     cost = tables.costs["theirs"]
     assert (cost.seconds_per_scan or 0) > 0
     assert (cost.memory_bytes or 0) > 1e6
+    silent = f"{sys.executable} -c pass {{output}}"  # finds nothing: what the command before found is not its own
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": silent}))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 0
+    done = stage.root / "bench" / "predictions" / "theirs" / NAMES[0] / "fold_0.done.json"
+    run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": command}))
+    assert read_json(done)["classes"] == {"liver": [1, 2], "liver tumor": [2]}  # others, and it is called again
     failing = f"{sys.executable} -c 'import sys; sys.exit(\"no GPU here\")' {{output}}"
     tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"broken": failing}))
     assert "ended with code 1: no GPU here" in summary.failures[f"broken/{NAMES[0]}/fold_0"]
@@ -247,8 +351,9 @@ def test_folds_are_pooled_and_only_shared_ones_count(stage: SimpleNamespace, mon
         return SimpleNamespace(**{**vars(model), "fold": fold})
 
     monkeypatch.setattr(module.ModelFolder, "load", load)
-    tables, _ = run_benchmark([name], contest(stage, folds=(0, 1)))
+    tables, _ = run_benchmark([name, name], contest(stage, folds=(0, 1, 1, 0)))  # given twice, counted once
     assert tables.datasets[0].cases == 2
+    assert [len(stage.calls), tables.classes[0].scans] == [2, 2]
     text = (stage.root / "bench" / "per_case.csv").read_text()
     assert {line.split(",")[2:5:2][0] for line in text.splitlines()[1:]} == {"a", "b"}
     # The specialist of fold 1 was trained on what is to be scored.
@@ -280,6 +385,26 @@ def test_a_dataset_with_nothing_to_score_is_told_in_the_report(stage: SimpleName
     assert [g.name for g in tables.datasets] == [NAMES[0]]
     assert any(NAMES[1] in note and "fold 0 holds out no case" in note for note in tables.notes)
     assert NAMES[1] in summary.failures
+
+
+def test_the_only_case_of_a_dataset_is_trained_on_and_not_scored(stage: SimpleNamespace) -> None:
+    scan, other = (f"{NAMES[1]}__{case}__0000" for case in "ab")
+    file = stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json"
+    write_json(file, [{"train": [scan], "val": [scan, other]}])
+    task = make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+    assert [c.identifier for c in task.cases] == ["b"]
+    write_json(file, [{"train": [scan], "val": [scan]}])
+    with pytest.raises(DatasetError, match="fold 0 holds out no case of it"):
+        make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_split_that_changed_after_the_training_is_found(stage: SimpleNamespace) -> None:
+    split = {"train": [f"{NAMES[1]}__b__0000"], "val": [f"{NAMES[1]}__a__0000"]}
+    write_json(stage.model / "fold_0" / "split.json", split)
+    tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+    assert "was trained on 1 of the 1 cases of fold 0" in summary.failures[NAMES[1]]
+    assert [g.name for g in tables.datasets] == [NAMES[0]]  # its test cases are no matter of splits
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def test_json_round_trip_and_versions(tmp_path: Path) -> None:
     space = build_label_space([A, B, C])
     space.save(tmp_path / "space.json")
     assert LabelSpace.load(tmp_path / "space.json") == space
+    sparse = build_label_space([dataclasses.replace(A, ignore_label=9), B])
+    assert sparse.ignored == {A.name: 9}
+    assert LabelSpace.from_json(sparse.to_json()) == sparse
+    older = {k: v for k, v in space.to_json().items() if k != "ignored"}
+    assert LabelSpace.from_json(older) == space
     with pytest.raises(LabelSpaceError, match="version 99"):
         LabelSpace.from_json(space.to_json() | {"version": 99})
     with pytest.raises(LabelSpaceError, match="none"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from satunet.trainers import loss as module
-from satunet.trainers.loss import prompted_loss
+from satunet.trainers.loss import IGNORED, prompted_loss
 
 
 class Inputs(NamedTuple):
@@ -60,6 +60,8 @@ def naive(inputs: Inputs, weights: tuple[float, ...] = (1.0, 0.5)) -> Tensor:
             wanted = inputs.membership[b, n].nonzero().flatten().numpy()
             target = torch.from_numpy(np.isin(labels.numpy(), wanted)).double()
             p = 1 / (1 + torch.exp(-logits))
+            known = labels != IGNORED
+            p, target = p[known], target[known]
             dice = 1 - (2 * (p * target).sum() + 1e-7) / (p.pow(2).sum() + target.pow(2).sum() + 1e-7)
             entropy = -(target * torch.log(p) + (1 - target) * torch.log(1 - p)).mean()
             terms.append(dice + entropy)
@@ -103,6 +105,25 @@ def test_single_precision_is_close(
     if inputs.valid.any():
         for ours, theirs in zip(gradients(value, inputs), gradients(expected, inputs), strict=True):
             assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max() + 1e-9
+
+
+def test_ignored_voxels_count_in_no_sum() -> None:
+    inputs = make()
+    inputs.labels[torch.rand(inputs.labels.shape, generator=torch.Generator().manual_seed(1)) < 0.4] = IGNORED
+    value, of_query, _ = prompted_loss(*inputs, chunk=2)
+    expected = naive(inputs)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients(value, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
+    assert (
+        gradients(prompted_loss(*inputs).total, inputs)[0].permute(0, 2, 3, 4, 1)[inputs.labels == IGNORED] == 0
+    ).all()
+    inputs.labels[0] = IGNORED
+    value, of_query, _ = prompted_loss(*inputs)
+    assert torch.isfinite(value) and (of_query[0] == 0).all() and (of_query[1] != 0).any()
+    assert all(torch.isfinite(g).all() for g in gradients(value, inputs))
+    told = prompted_loss(*inputs, ignored=True).total
+    torch.testing.assert_close(told, value)
 
 
 def test_gradcheck() -> None:
@@ -259,7 +280,7 @@ def test_inputs_that_do_not_fit_are_refused(change: dict[str, Any], message: str
 
 def test_a_label_outside_the_membership_is_an_error() -> None:
     inputs = make()
-    for shift in (1, -1):
+    for shift in (1, -2):
         with pytest.raises(ValueError, match=r"label ids must be in \[0, 6\)"):
             prompted_loss(*inputs._replace(labels=inputs.labels + shift))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from satunet.files import read_json, write_json
 from satunet.network.config import NetworkConfig
 from satunet.network.model import PromptedUNet
 from satunet.paths import preprocessed_dir
+from satunet.plan import UnifiedPlan
+from satunet.prediction.import_sat import import_sat
+from satunet.prediction.model_folder import ModelFolder
 from satunet.trainers.pretrained import read_weights, start_from
 from satunet.trainers.run import run_training
+from tests.prediction.published_sat import TINY, bert_folder, network_checkpoint, text_checkpoint
 
 from .helpers import NAME, config, fold_folder
 
@@ -117,3 +122,28 @@ def test_fine_tuning_takes_the_models_network(planned: Path) -> None:
     assert all(torch.allclose(before[k].float(), after[k].float(), atol=1e-5) for k in before)
     assert "start from" in Path(str(tuned.log_file)).read_text()
     assert fold_folder().parent == tuned.model_folder
+
+
+def test_fine_tuning_of_imported_weights_of_sat_goes_on_and_predicts(planned: Path) -> None:
+    sat = import_sat(
+        network_checkpoint(planned / "SAT.pth"),
+        text_checkpoint(planned / "text_encoder.pth"),
+        planned / "model",
+        text_architecture=str(bert_folder(planned / "bert")),
+        presets=[TINY],
+        patch_size=(16, 16, 16),
+    )
+    options: dict[str, Any] = {"fold": 0, "config": config(steps=4), "device": "cpu", "validate": False}
+    tuned = run_training(NAME, pretrained_weights=planned / "model", minutes=1e-9, **options)
+    assert tuned.current_epoch == 1  # stopped in time
+    assert tuned.bank.encoder_fingerprint == sat.encoder_fingerprint
+    (planned / "model").rename(planned / "gone")
+    whole = run_training(NAME, continue_training=True, **options)
+    assert whole.plan.network == tuned.plan.network
+    assert (whole.model_folder / "fold_0" / "checkpoint_final.pth").is_file()
+    encoder = ModelFolder.load(whole.model_folder).text_encoder()
+    assert encoder.fingerprint == sat.encoder_fingerprint
+    # A run from scratch has the plan's network and encoder again, and no other encoder beside it.
+    fresh = run_training(NAME, **options)
+    assert fresh.plan.text_encoder == UnifiedPlan.load(preprocessed_dir() / NAME / "satunetPlans.json").text_encoder
+    assert ModelFolder.load(fresh.model_folder).text_encoder().fingerprint == fresh.bank.encoder_fingerprint

@@ -121,6 +121,20 @@ def test_float16_goes_on_after_a_loss_that_is_not_finite(planned: Path) -> None:
     assert any(not torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
 
 
+def test_gradients_that_are_infinite_at_any_scale_are_counted(planned: Path) -> None:
+    trainer = make_trainer(config(steps=2))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.stepper.scaler = torch.GradScaler("cpu", init_scale=2.0)  # type: ignore[union-attr]
+    batch = next(trainer.dataloader_train)
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    counts = []
+    for step in range(4):  # at the scales 2, 1, 1/2, 1/4
+        trainer.train_step(batch | {"step": step})
+        counts.append(trainer.bad_steps.count)
+    assert counts == [0, 0, 1, 2]  # the scaler looks for a scale first
+
+
 def test_skipped_steps_have_a_limit_in_a_window() -> None:
     bad = BadSteps(limit=2, window=100)
     bad.add(0, float("nan"), ["a"])

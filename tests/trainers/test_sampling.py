@@ -150,6 +150,29 @@ def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: 
     assert chi_square < 30  # 99.9 % of a chi-square of 5 degrees of freedom lie below 20.5
 
 
+def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) -> None:
+    from satunet.trainers.loading import StepBatches
+    from satunet.trainers.loss import IGNORED
+    from satunet.trainers.validation import score_scan
+
+    trainer = make_trainer(config(augment=False, batch_size=2))
+    trainer.initialize()
+    scan = trainer.store.scan_ids[0]
+    dataset = trainer.store.record(scan).dataset
+    other = next(i for i in trainer.store.record(scan).label_voxels)  # as if this id were "ignore"
+    names = {n: i for n, i in trainer.space.ids[dataset].items() if other not in i}
+    trainer.space = dataclasses.replace(
+        trainer.space, ids=trainer.space.ids | {dataset: names}, ignored={dataset: other}
+    )
+    data = StepBatches(trainer.store, [scan], trainer.space, trainer.bank, trainer.plan, trainer.config)
+    batch = data[0]
+    assert (batch["labels"] == IGNORED).any()
+    assert not (batch["labels"] == other).any()
+    counts = next(iter(score_scan(trainer, scan).values()))
+    labels = np.asarray(trainer.store.labels(scan)[:])
+    assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == (labels != other).sum()
+
+
 def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) -> None:
     trainer = make_trainer(config())
     trainer.initialize()

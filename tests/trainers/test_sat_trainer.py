@@ -12,9 +12,10 @@ import torch
 
 from satunet.checkpoints import load_checkpoint, load_weights
 from satunet.errors import ModelError, UserError
+from satunet.files import read_json
 from satunet.paths import results_dir
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.run import train_unified
+from satunet.trainers.run import run_training, train_unified
 from satunet.trainers.sat_trainer import SATTrainer
 
 from .helpers import NAME, config, losses_of, make_trainer
@@ -46,9 +47,33 @@ def test_a_resumed_run_has_the_curve_of_an_unbroken_one(planned: Path) -> None:
     resumed = load_checkpoint(folder / "fold_0" / "checkpoint_final.pth")["network_weights"]
     assert all(torch.allclose(resumed[k], unbroken[k], atol=1e-6) for k in unbroken)
     assert {"progress.png", "training_config.json"} <= {p.name for p in (folder / "fold_0").iterdir()}
+    train, val = second.do_split()
+    assert read_json(folder / "fold_0" / "split.json") == {"train": sorted(train), "val": val}
     assert {"plans.json", "dataset.json", "label_space.json", "text_bank.safetensors"} <= {
         p.name for p in folder.iterdir()
     }
+
+
+def test_a_run_begun_again_goes_on_and_is_not_taken_for_the_finished_one(
+    planned: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def go_on(**changes: Any) -> SATTrainer:
+        caplog.clear()
+        return run_training(NAME, config=config(**changes), device="cpu", continue_training=True, validate=False)
+
+    losses_of(make_trainer(config()))
+    again = make_trainer(config(seed=1))
+    again.on_step = lambda step, loss: 1 // (4 - step)  # ends in the third epoch
+    with pytest.raises(ZeroDivisionError):
+        again.run_training()
+    go_on(seed=1)
+    assert "checkpoint_latest.pth at epoch 2" in caplog.text
+    go_on(seed=1)
+    assert "is trained already" in caplog.text and "does not go on" not in caplog.text
+    go_on(seed=1, steps=8)
+    assert "the run ended after epoch 3, it does not go on to 4" in caplog.text
 
 
 def test_a_scan_that_cannot_be_read_is_replaced_and_counted(planned: Path, caplog: pytest.LogCaptureFixture) -> None:

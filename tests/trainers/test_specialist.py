@@ -21,7 +21,7 @@ NAME = "Dataset902_SyntheticMRI"
 
 @pytest.mark.slow
 def test_both_planners_train_the_same_steps_and_a_finished_run_is_left_alone(
-    planned: Path, monkeypatch: pytest.MonkeyPatch
+    planned: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for planner in ("default", "resenc_m"):
         plan_specialist(load_dataset(NAME), spacing_mm=(4, 4, 4), base_features=4, planner=planner)
@@ -35,6 +35,10 @@ def test_both_planners_train_the_same_steps_and_a_finished_run_is_left_alone(
         assert any("skip" in key or "conv1" in key for key in weights) == (planner == "resenc_m")
     monkeypatch.setattr(SpecialistTrainer, "run_training", lambda self: pytest.fail("it was trained again"))
     train_specialist(NAME, fold="all", recipe=recipe, steps=2, device="cpu", continue_training=True)
+    assert "budget" not in caplog.text
+    train_specialist(NAME, fold="all", recipe=recipe, steps=3, device="cpu", continue_training=True)
+    assert "was begun with a budget of 2 steps, asked for are 3" in caplog.text
+    assert read_json(specialist_folder(NAME) / "fold_all" / "training_config.json")["steps"] == 2
 
 
 def test_a_plan_that_is_not_there_says_how_to_make_it(planned: Path) -> None:

@@ -136,6 +136,12 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     assert asked == scans
     assert summary is not None
     assert list(summary["failed"]) == [scans[1]]
+    assert trainer.failed_scans == {}
+    trainer.perform_actual_validation()
+    assert trainer.failed_scans == {scans[1]: 1}  # so that the command ends with code 1
+    batch = trainer._val_data[0]
+    trainer.validation_step(batch | {"failed": [scans[0]]})
+    assert set(trainer.failed_scans) == set(scans)
 
 
 def test_summaries_are_nnunets() -> None:
