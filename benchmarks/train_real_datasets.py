@@ -105,7 +105,7 @@ def train(work: Path, steps: int, minutes: float | None, device: str) -> int:
 
     _environment(work)
     setup_logging(work / "train.log")
-    config = TrainingConfig.from_recipe("short", steps=steps, queries_per_scan=64, validation_steps=8)
+    config = TrainingConfig.from_recipe("cpu", steps=steps)
     run_training(UNIFIED, fold=0, config=config, device=device, continue_training="if_begun", minutes=minutes)
     return 0
 
@@ -190,7 +190,7 @@ def main() -> int:
     first.add_argument("-np", "--processes", type=int, default=1)
     second = steps.add_parser("train")
     second.add_argument("work", type=Path)
-    second.add_argument("--steps", type=int, default=1000)
+    second.add_argument("--steps", type=int, default=3000)
     second.add_argument("--minutes", type=float)
     second.add_argument("--device", default="auto")
     third = steps.add_parser("report")

@@ -32,9 +32,9 @@ class Train:
         Literal["default", "resenc_m", "resenc_l", "resenc_xl"], arg(help="Whose plan the specialists are trained by.")
     ] = "default"
     recipe: Annotated[
-        Literal["sat", "nnunet", "short"],
+        Literal["sat", "nnunet", "short", "cpu"],
         arg(
-            help="'sat': as published; 'nnunet': SGD with polynomial decay; 'short': few steps, for a CPU. Specialists are trained by nnU-Net's own unless it is 'short'."
+            help="'sat': as published; 'nnunet': SGD with polynomial decay; 'short': a few minutes, 'cpu': an hour or more, both for a CPU. Specialists are trained by nnU-Net's own unless it is one of these two."
         ),
     ] = "sat"
     steps: Annotated[int | None, arg(aliases=["--budget"], help="Training steps; the recipe's if not given.")] = None
@@ -168,7 +168,7 @@ class Train:
                     name,
                     fold=fold_of(self.fold),
                     steps=self.steps,
-                    recipe=self._recipe() if self.recipe == "short" else None,
+                    recipe=self._recipe() if self.recipe in ("short", "cpu") else None,
                     device=self.device,
                     continue_training=self.continue_ or "all" in self.specialist,
                     planner=self.specialist_planner,
