@@ -103,12 +103,12 @@ def measure(shape: tuple[int, int, int], repeats: int, *, compile_too: bool, ope
         )
 
 
-def agreement(model: Path, scan: Path, checkpoint: str, *, bfloat16: bool) -> None:
-    """DSC between the masks of the engines and of eager float32, for every class."""
+def agreement(model: Path, scan: Path, checkpoint: str, dataset: str | None, *, bfloat16: bool) -> None:
+    """DSC between the masks of the engines and of eager float32, for every class, or those of a dataset."""
     from satunet.prediction import ModelFolder, Predictor
 
     loaded = ModelFolder.load(model, checkpoint=checkpoint)
-    names = loaded.space.class_names
+    names = loaded.space.classes_of(dataset) if dataset else loaded.space.class_names
     masks = {}
     sides = [("eager", "float32"), ("fused", "float32")]
     sides += [("eager", "bfloat16"), ("fused", "bfloat16")] * bfloat16
@@ -135,12 +135,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="compare the masks of a trained model instead")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth")
     parser.add_argument("--bfloat16", action="store_true", help="masks in bfloat16 as well, emulated if need be")
+    parser.add_argument("--dataset", help="whose classes to ask for; all if not given")
     parser.add_argument("--scan", type=Path, nargs="+")
     arguments = parser.parse_args()
     header("torch")
     if arguments.model:
         for scan in arguments.scan:
-            agreement(arguments.model, scan, arguments.checkpoint, bfloat16=arguments.bfloat16)
+            agreement(arguments.model, scan, arguments.checkpoint, arguments.dataset, bfloat16=arguments.bfloat16)
         return
     print(
         f"SAT-Nano's backbone, one patch of {tuple(arguments.shape)}, {torch.get_num_threads()} threads, "

@@ -278,7 +278,7 @@ class Moments:
 
 
 def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
-    """Scale, shift and leaky ReLU of (voxels, C) in place."""
+    """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: a scale rounded to bfloat16 shifts whole maps."""
     count, channels = rows.shape
     wide = count // 16 * 16
     # 16 voxels in a row, because an operator starts anew for every row.
@@ -286,9 +286,12 @@ def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | 
     parts += [rows[wide:]] if count > wide else []
     for part in parts:
         repeats = part.shape[1] // channels
-        torch.addcmul(offset.to(rows.dtype).repeat(repeats), part, scale.to(rows.dtype).repeat(repeats), out=part)
+        exact = part if part.dtype is torch.float32 else scratch("exact", *part.shape).copy_(part)
+        torch.addcmul(offset.repeat(repeats), exact, scale.repeat(repeats), out=exact)
         if negative_slope is not None:
-            nn.functional.leaky_relu_(part, negative_slope)
+            nn.functional.leaky_relu_(exact, negative_slope)
+        if exact is not part:
+            part.copy_(exact)
 
 
 def normalize_(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
