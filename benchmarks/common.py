@@ -41,7 +41,7 @@ def nnunet_case(
 ) -> tuple[Any, dict[str, Any]]:
     """nnunetv2's ``PlansManager`` and ``dataset.json`` of a data set with so many classes.
 
-    ``spacing`` and ``patch`` have the axes of the arrays that nnunetv2 gets; ``more`` goes into the configuration ``3d_fullres``.
+    ``spacing`` and ``patch`` have the axes of the arrays that nnunetv2 gets; ``more`` goes into ``3d_fullres``.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

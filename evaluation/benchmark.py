@@ -2,9 +2,9 @@
 
 Means follow SAT (arXiv 2312.17183): a class of a dataset is the mean over cases; a class over datasets the mean over
 datasets; a region, a modality or a total the mean over classes, with lesions apart from anatomy: macro means. A micro
-mean, beside them, counts every class of every case alike, however many scans of the case a competitor predicts. Tables compare like with like: a mean takes in only the
-classes of datasets for which every competitor has a score, and says how many these are. Datasets that the unified
-network was not trained on are never mixed with the others.
+mean, beside them, counts every class of every case alike, however many scans of the case a competitor predicts. Tables
+compare like with like: a mean takes in only the classes of datasets for which every competitor has a score, and says
+how many these are. Datasets that the unified network was not trained on are never mixed with the others.
 
 Paired comparisons count wins, ties and losses over cases (within a dataset; a case's value is its mean over the
 classes that both competitors were scored on), over cases of each class, and over classes of datasets (in total). A

@@ -1,8 +1,9 @@
 """Statistics of paired scores: Wilcoxon's test, control of many tests, bootstrap intervals.
 
 Cases are what is drawn at random, so cases are what is resampled, within each dataset: all classes, scans and folds
-of a case go together, and every competitor sees the same draw. Datasets are drawn independently. An interval of a mean over classes or datasets is that
-of the same mean in every draw. It speaks of other cases of these datasets, not of other datasets.
+of a case go together, and every competitor sees the same draw. Datasets are drawn independently. An interval of a mean
+over classes or datasets is that of the same mean in every draw. It speaks of other cases of these datasets, not of
+other datasets.
 """
 
 from __future__ import annotations

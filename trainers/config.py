@@ -157,5 +157,5 @@ RECIPES = {
     ),
 }
 """``sat``: arXiv 2312.17183. ``nnunet``: nnU-Net's optimizer and schedule. ``short``: a few minutes, on a CPU. ``cpu``: an
-hour or more, of many datasets: at the learning rate of ``short``, a network of 27 of them learned until step 350 and then
-forgot. All classes of a crop are asked for, because small ones, seldom asked for, hardly began to be learned."""
+hour or more, of many datasets: at the learning rate of ``short``, a network of 27 of them was no better after 750 steps
+than after 50. All classes of a crop are asked for: a step with 256 queries takes 1.2 times as long as one with 32."""

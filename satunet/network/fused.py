@@ -30,8 +30,8 @@ from satunet.network.team import scratch, side_by_side
 
 _CHUNK_BYTES = 4 << 20
 """Of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
-_TRANSFORM_BYTES = 8 << 20
-"""Of transformed planes that a thread handles at once."""
+_WINOGRAD_BYTES = (4 << 20) // 3
+"""The same where the convolution is Winograd's: six planes of the input and six of the output lie beside every four."""
 
 # F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
 _INPUT = torch.tensor(
@@ -111,7 +111,7 @@ class FusedBlock(nn.Module):
         out = x.new_empty(*shape, conv.out_channels)
         if self._pays(x):
             source, weights = x[0].permute(1, 2, 3, 0), self._transformed
-            pieces = pieces_of(out, 4, _TRANSFORM_BYTES // 6)
+            pieces = pieces_of(out, 4, _WINOGRAD_BYTES)
 
             def fill(planes: Planes) -> None:
                 winograd(source, weights, padding[1:], planes, out)

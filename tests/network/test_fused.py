@@ -122,7 +122,7 @@ def test_a_fused_network_is_the_network(
     config: NetworkConfig, shape: tuple[int, int, int], pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("satunet.network.fused._CHUNK_BYTES", pieces)
-    monkeypatch.setattr("satunet.network.fused._TRANSFORM_BYTES", pieces)
+    monkeypatch.setattr("satunet.network.fused._WINOGRAD_BYTES", pieces)
     network = random_network(config)
     image, texts = torch.randn(2, 1, *shape), torch.randn(2, 3, 10)
     fused = accelerate(network, CPU, engine="fused", precision="float32")
