@@ -22,7 +22,7 @@ from torch import Tensor
 from satunet.devices import cpu_has_bfloat16
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
-from satunet.network.engines import compiled_normalize, compiler
+from satunet.network.engines import compiled_norm, compiler
 from satunet.network.fused import FusedUNet
 
 Run = Callable[[Tensor], object]
@@ -33,7 +33,7 @@ def engines(net: UNet, *, compile_too: bool, openvino: bool, shape: tuple[int, .
     fused = FusedUNet(net, torch.float32)
     runs["fused, float32"] = fused
     if compile_too and compiler() is not None:
-        runs["compile, float32"] = FusedUNet(net, torch.float32, compiled_normalize())
+        runs["compile, float32"] = FusedUNet(net, torch.float32, compiled_norm())
     if cpu_has_bfloat16():
         last = torch.channels_last_3d
 
@@ -44,7 +44,7 @@ def engines(net: UNet, *, compile_too: bool, openvino: bool, shape: tuple[int, .
         runs["eager, bfloat16 autocast, channels last"] = autocast
         runs["fused, bfloat16"] = FusedUNet(net, torch.bfloat16)
         if compile_too and compiler() is not None:
-            runs["compile, bfloat16"] = FusedUNet(net, torch.bfloat16, compiled_normalize())
+            runs["compile, bfloat16"] = FusedUNet(net, torch.bfloat16, compiled_norm())
     if openvino:
         runs["OpenVINO, float32"] = in_openvino(net, shape)
     return runs

@@ -16,7 +16,6 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from satunet.devices import Precision, precision_for
 from satunet.errors import UserError
 from satunet.network.fused import FusedUNet
+from satunet.network.norms import Norm, scale_
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def accelerate(
     dtype = precision_for(device, precision)
     if dtype is torch.float16:
         raise UserError(f"engine {chosen!r} computes in float32 or bfloat16 on a CPU; for float16, take 'eager'")
-    normalize = compiled_normalize(cache_dir) if chosen == "compile" else None
-    return _with_backbone(network, FusedUNet(backbone, dtype, normalize))
+    norm = compiled_norm(cache_dir) if chosen == "compile" else None
+    return _with_backbone(network, FusedUNet(backbone, dtype, norm))
 
 
 def choose_engine(device: torch.device, engine: Engine) -> Engine:
@@ -97,40 +97,36 @@ def compiler() -> str | None:
     return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
 
 
-def compiled_normalize(cache_dir: Path | None = None) -> Callable[[Tensor, Tensor, Tensor, float, float | None], None]:
-    """:func:`satunet.network.fused.normalize_`, compiled; if compiling fails, a warning and the one without."""
-    from satunet.network.fused import normalize_
+def compiled_norm(cache_dir: Path | None = None) -> Norm:
+    """:class:`satunet.network.norms.Norm`, compiled; if compiling fails, a warning and the one without.
+
+    Statistics stay torch's: they are as fast, and compiled code holds Python's lock, so that threads would wait.
+    """
     from satunet.text.encoder import default_cache_dir
 
     # Not in torch's own place, /tmp, where it is gone after a restart and compiled again.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
-    compiled = torch.compile(_normalize, dynamic=True)
+    compiled = torch.compile(_scale_, dynamic=True)
     works = True
 
-    def run(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
+    def run(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
         nonlocal works
         if works:
             try:
-                compiled(rows, gain, offset, eps, 1.0 if negative_slope is None else negative_slope)
+                compiled(rows, scale, offset, 1.0 if negative_slope is None else negative_slope)
                 return
             except Exception as error:  # a compiler, its headers or a full disk: the reasons are endless
                 works = False
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 logger.warning("torch.compile failed (%s); going on with the engine 'fused'", reason)
-        normalize_(rows, gain, offset, eps, negative_slope)
+        scale_(rows, scale, offset, negative_slope)
 
-    return run
+    return Norm(scale=run, in_pieces=False)
 
 
-def _normalize(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float) -> None:
-    """Two loops over memory once compiled; statistics are shifted by each channel's first value."""
-    values = rows.float()
-    shift = values[0]
-    centred = values - shift
-    mean = centred.mean(0)
-    variance = ((centred * centred).mean(0) - mean * mean).clamp_min(0)
-    scale = gain * torch.rsqrt(variance + eps)
-    normalized = (centred - mean) * scale + offset
+def _scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float) -> None:
+    """:func:`satunet.network.norms.scale_`; one loop over memory once compiled."""
+    normalized = rows.float() * scale + offset
     rows.copy_(torch.where(normalized > 0, normalized, normalized * negative_slope))
 
 

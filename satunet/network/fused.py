@@ -18,53 +18,37 @@ Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from satunet.network.backbone import ConvBlock, ConvStack, ResidualBlock, ResidualStack, UNet
-from satunet.network.team import scratch, side_by_side
+from satunet.network.convolutions import Kernel, Planes, direct, transformed, winograd
+from satunet.network.memory import Arena
+from satunet.network.norms import Moments, Norm
+from satunet.network.team import side_by_side
 
 _CHUNK_BYTES = 4 << 20
 """Of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
 _WINOGRAD_BYTES = (4 << 20) // 3
 """The same where the convolution is Winograd's: six planes of the input and six of the output lie beside every four."""
 
-# F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
-_INPUT = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float32,
-)
-_WEIGHT = torch.tensor(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ],
-    dtype=torch.float64,
-)
-_OUTPUT = torch.tensor(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
-)
 
+@dataclass(frozen=True)
+class Setup:
+    """What all layers of a network compute with.
 
-Normalize = Callable[[Tensor, Tensor, Tensor, float, float | None], None]
-"""What :func:`normalize_` does; another engine may have its own."""
-Planes = tuple[int, int]
-"""First plane along X, and the one behind the last."""
+    Attributes:
+        dtype: float32 or bfloat16.
+        norm: How pieces are normalised.
+        arena: Where maps are.
+    """
+
+    dtype: torch.dtype
+    norm: Norm = field(default_factory=Norm)
+    arena: Arena = field(default_factory=Arena)
 
 
 class FusedBlock(nn.Module):
@@ -75,32 +59,26 @@ class FusedBlock(nn.Module):
 
     Args:
         block: The block; its weights are shared, not copied, until a layout of their own is needed.
-        dtype: float32 or bfloat16.
-        normalize: Instance norm and leaky ReLU in place, in another way than this module's.
+        setup: What it computes with.
         shared_input: Whether all input channels are the same channel, of which one is given.
     """
 
-    def __init__(
-        self, block: ConvBlock, dtype: torch.dtype, normalize: Normalize | None, *, shared_input: bool = False
-    ) -> None:
+    def __init__(self, block: ConvBlock, setup: Setup, *, shared_input: bool = False) -> None:
         super().__init__()
-        self.block = block
-        self.dtype, self.normalize, self.shared_input = dtype, normalize, shared_input
+        self.block, self.setup, self.shared_input = block, setup, shared_input
         active = isinstance(block.nonlin, nn.LeakyReLU)
         self.negative_slope = float(block.nonlin.negative_slope) if active else None  # type: ignore[arg-type]
 
     @cached_property
-    def _direct(self) -> Tensor:
+    def _direct(self) -> Kernel:
         weight = self.block.conv.weight.detach()
         if self.shared_input:
             weight = weight.sum(1, keepdim=True)
-        return weight.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return Kernel(weight.to(self.setup.dtype))
 
     @cached_property
-    def _transformed(self) -> list[Tensor]:
-        """Six (O, C, ky, kz) weights of 2D convolutions."""
-        parts = torch.einsum("ka,ocayz->kocyz", _WEIGHT, self.block.conv.weight.detach().double())
-        return [part.float().contiguous(memory_format=torch.channels_last) for part in parts]
+    def _transformed(self) -> list[Kernel]:
+        return transformed(self.block.conv.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) → (1, O, X/stride, …), channels last."""
@@ -108,37 +86,34 @@ class FusedBlock(nn.Module):
         padding = [int(p) for p in conv.padding]
         extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
         shape = [(n + 2 * p - k) // s + 1 for n, p, k, s in extents]
-        out = x.new_empty(*shape, conv.out_channels)
+        out = self.setup.arena.empty(*shape, conv.out_channels, dtype=x.dtype)
         if self._pays(x):
-            source, weights = x[0].permute(1, 2, 3, 0), self._transformed
+            source, kernels = x[0].permute(1, 2, 3, 0), self._transformed
             pieces = pieces_of(out, 4, _WINOGRAD_BYTES)
 
             def fill(planes: Planes) -> None:
-                winograd(source, weights, padding[1:], planes, out)
+                winograd(source, kernels, padding[1:], planes, out)
         else:
-            weight, stride = self._direct, conv.stride
+            kernel, stride = self._direct, conv.stride
             pieces = pieces_of(out, 1, _CHUNK_BYTES)
 
             def fill(planes: Planes) -> None:
-                direct(x, weight, stride, padding, planes, out)
+                direct(x, kernel, stride, padding, planes, out)
 
-        rows = out.view(-1, conv.out_channels)
-        if self.normalize is not None and len(rows) > 1:
-            side_by_side(fill, pieces)
-            self.normalize(rows, norm.weight.detach(), norm.bias.detach(), norm.eps, self.negative_slope)
-        elif len(rows) > 1:
+        rows, tools = out.view(-1, conv.out_channels), self.setup.norm
+        if len(rows) > 1:
 
             def fill_and_sum(planes: Planes) -> Moments:
                 fill(planes)
-                return Moments.of(out[slice(*planes)].view(-1, conv.out_channels))
+                return tools.moments(out[slice(*planes)].view(-1, conv.out_channels))
 
             moments = Moments.together(side_by_side(fill_and_sum, pieces))
             scale, offset = moments.scale_and_offset(norm.weight.detach(), norm.bias.detach(), norm.eps)
 
             def scale_piece(planes: Planes) -> None:
-                scale_(out[slice(*planes)].view(-1, conv.out_channels), scale, offset, self.negative_slope)
+                tools.scale(out[slice(*planes)].view(-1, conv.out_channels), scale, offset, self.negative_slope)
 
-            side_by_side(scale_piece, pieces)
+            side_by_side(scale_piece, pieces if tools.in_pieces else [(0, len(out))])
         else:  # one voxel has no variance
             side_by_side(fill, pieces)
             if conv.bias is not None:
@@ -150,7 +125,9 @@ class FusedBlock(nn.Module):
     def _pays(self, x: Tensor) -> bool:
         """Whether Winograd's transforms cost less than they save."""
         outputs, inputs, kernel = self.block.conv.weight.shape[:3]
-        if self.dtype is not torch.float32 or kernel != 3 or max(self.block.conv.stride) > 1 or self.shared_input:
+        if self.setup.dtype is not torch.float32 or kernel != 3 or max(self.block.conv.stride) > 1:
+            return False
+        if self.shared_input:
             return False
         voxels = x[0, 0].numel()
         return min(inputs, outputs) >= 16 and x.shape[2] >= 8 and voxels >= max(4096, 16 * inputs)
@@ -169,173 +146,15 @@ def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
     return [(first, min(planes, first + step)) for first in range(0, planes, step)]
 
 
-def winograd(x: Tensor, weights: list[Tensor], padding: Sequence[int], planes: Planes, out: Tensor) -> None:
-    """Some planes of a convolution with a kernel of 3 along the first axis, stride 1, zero padding.
-
-    Args:
-        x: (X, Y, Z, C) float32, contiguous.
-        weights: Six transformed (O, C, ky, kz).
-        padding: Of the last two axes; the first has 1.
-        planes: Which; the first is a multiple of 4.
-        out: (X, Y, Z, O), where they are written.
-    """
-    extent, y, z, inputs = x.shape
-    outputs = weights[0].shape[0]
-    x, out = x.reshape(extent, -1), out.view(extent, -1)
-    starts = range(planes[0], planes[1], 4)
-    count = len(starts)
-    spread = scratch("input", 6, count, x.shape[1])
-    products = scratch("output", 6, count, out.shape[1])
-    for i, start in enumerate(starts):
-        low, high = max(0, start - 1), min(extent, start + 5)
-        torch.mm(_INPUT[:, low - start + 1 : high - start + 1], x[low:high], out=spread[:, i])
-    for k, weight in enumerate(weights):
-        image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
-        result = convolve(image, weight, (1, 1), padding)
-        products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
-    for i, start in enumerate(starts):
-        wanted = min(4, planes[1] - start)
-        torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
-
-
-def direct(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], planes: Planes, out: Tensor
-) -> None:
-    """Some planes of a convolution.
-
-    Args:
-        x: (1, C, X, Y, Z), channels last.
-        weight: (O, C, kx, ky, kz).
-        stride: Of each axis.
-        padding: Of each axis, with zeros.
-        planes: Which.
-        out: (X', Y', Z', O), where they are written.
-    """
-    low = planes[0] * stride[0] - padding[0]
-    high = (planes[1] - 1) * stride[0] - padding[0] + weight.shape[2]
-    before, behind = max(0, -low), max(0, high - x.shape[2])
-    part = x[:, :, max(0, low) : high]
-    if before or behind:
-        part = nn.functional.pad(part, (0, 0, 0, 0, before, behind))
-    result = convolve(part, weight, stride, (0, *padding[1:]))
-    out[slice(*planes)].copy_(result[0].permute(1, 2, 3, 0))
-
-
-def convolve(x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """A convolution by oneDNN; torch's own choice is a much slower one for few channels and for small maps."""
-    if torch.backends.mkldnn.is_available() and x.dtype is torch.float32:
-        ones = [1] * len(stride)
-        result: Tensor = torch.ops.aten.mkldnn_convolution(x, weight, None, list(padding), list(stride), ones, 1)
-        return result
-    convolution = torch.conv2d if x.ndim == 4 else torch.conv3d
-    return convolution(x, weight, None, stride, padding)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """Statistics of the rows of a piece, or of all.
-
-    Attributes:
-        count: Rows.
-        mean: (C,) float64.
-        deviation: (C,) float64, sum of the squared distances from the mean.
-    """
-
-    count: int
-    mean: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor) -> Moments:
-        """Of (voxels, C), any floating type."""
-        count, channels = rows.shape
-        # Shifted by the mean of 64 voxels, so that a mean far from zero does not swallow the variance.
-        step = max(1, count // 64)
-        shift = rows[: step * 64 : step].float().mean(0)
-        centred = scratch("centred", count, channels)
-        if rows.dtype is torch.float32:
-            torch.sub(rows, shift, out=centred)
-        else:
-            centred.copy_(rows).sub_(shift)
-        sums = _column_sums(centred)
-        deviation = _column_sums(centred.square_()) - sums.square() / count
-        return cls(count=count, mean=shift + sums / count, deviation=deviation.clamp_min_(0))
-
-    @classmethod
-    def together(cls, parts: Sequence[Moments]) -> Moments:
-        """Of all parts (Chan, Golub & LeVeque 1979)."""
-        counts = torch.tensor([part.count for part in parts], dtype=torch.float64)[:, None]
-        means = torch.stack([part.mean for part in parts])
-        count = int(counts.sum())
-        mean = (counts * means).sum(0) / count
-        between = (counts * (means - mean).square()).sum(0)
-        return cls(count=count, mean=mean, deviation=torch.stack([p.deviation for p in parts]).sum(0) + between)
-
-    def scale_and_offset(self, gain: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(C,) float32 each: what instance norm multiplies with, and adds."""
-        scale = gain / (self.deviation / self.count + eps).sqrt()
-        return scale.float(), (offset - self.mean * scale).float()
-
-
-def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
-    """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: a scale rounded to bfloat16 shifts whole maps."""
-    count, channels = rows.shape
-    wide = count // 16 * 16
-    # 16 voxels in a row, because an operator starts anew for every row.
-    parts = [rows[:wide].view(-1, 16 * channels)] if wide else []
-    parts += [rows[wide:]] if count > wide else []
-    for part in parts:
-        repeats = part.shape[1] // channels
-        exact = part if part.dtype is torch.float32 else scratch("exact", *part.shape).copy_(part)
-        torch.addcmul(offset.repeat(repeats), exact, scale.repeat(repeats), out=exact)
-        if negative_slope is not None:
-            nn.functional.leaky_relu_(exact, negative_slope)
-        if exact is not part:
-            part.copy_(exact)
-
-
-def normalize_(rows: Tensor, gain: Tensor, offset: Tensor, eps: float, negative_slope: float | None) -> None:
-    """Instance norm and leaky ReLU in place.
-
-    Args:
-        rows: (voxels, C), contiguous; any floating type, statistics are float32 in pieces and float64 together.
-        gain: (C,) float32.
-        offset: (C,) float32.
-        eps: Added to the variance.
-        negative_slope: Of the leaky ReLU; ``None`` for none.
-    """
-    parts = rows.split(max(1, _CHUNK_BYTES // (4 * rows.shape[1])))
-    scale, moved = Moments.together([Moments.of(part) for part in parts]).scale_and_offset(gain, offset, eps)
-    for part in parts:
-        scale_(part, scale, moved, negative_slope)
-
-
-def _column_sums(part: Tensor) -> Tensor:
-    """(n, C) → (C,) float64; wide rows are summed faster than narrow ones."""
-    n, channels = part.shape
-    wide = n // 16
-    if wide == 0:
-        return part.sum(0, dtype=torch.float64)
-    total = part[: wide * 16].view(wide, 16 * channels).sum(0).view(16, channels).double().sum(0)
-    return total + part[wide * 16 :].sum(0) if n % 16 else total
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """(1, C, X, Y, Z), channels last → (X·Y·Z, C), the same memory."""
-    return x[0].permute(1, 2, 3, 0).view(-1, x.shape[1])
-
-
 class FusedResidual(nn.Module):
     """A :class:`ResidualBlock` for inference."""
 
-    def __init__(self, block: ResidualBlock, dtype: torch.dtype, normalize: Normalize | None) -> None:
+    def __init__(self, block: ResidualBlock, setup: Setup) -> None:
         super().__init__()
-        self.conv1 = FusedBlock(block.conv1, dtype, normalize)
-        self.conv2 = FusedBlock(block.conv2, dtype, normalize)
+        self.conv1 = FusedBlock(block.conv1, setup)
+        self.conv2 = FusedBlock(block.conv2, setup)
         self.negative_slope = block.nonlin2.negative_slope
-        self.skip = nn.Sequential(
-            *(FusedBlock(m, dtype, normalize) if isinstance(m, ConvBlock) else m for m in block.skip)
-        )
+        self.skip = nn.Sequential(*(FusedBlock(m, setup) if isinstance(m, ConvBlock) else m for m in block.skip))
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) → (1, O, X/stride, …)."""
@@ -350,52 +169,56 @@ class FusedResidual(nn.Module):
         return y
 
 
-def _fused(
-    stack: nn.Module, dtype: torch.dtype, normalize: Normalize | None, *, shared_input: bool = False
-) -> nn.Sequential:
+def _fused(stack: nn.Module, setup: Setup, *, shared_input: bool = False) -> nn.Sequential:
     """Blocks of a stack for inference."""
     if isinstance(stack, nn.Sequential):
         (stack,) = stack
     if isinstance(stack, ResidualStack):
-        return nn.Sequential(*(FusedResidual(block, dtype, normalize) for block in stack.blocks))  # type: ignore[arg-type]
+        return nn.Sequential(*(FusedResidual(block, setup) for block in stack.blocks))  # type: ignore[arg-type]
     if not isinstance(stack, ConvStack):
         raise TypeError(f"no fused form of a {type(stack).__name__}")
     blocks: list[ConvBlock] = list(stack.convs)  # type: ignore[arg-type]
-    return nn.Sequential(
-        *(FusedBlock(b, dtype, normalize, shared_input=shared_input and i == 0) for i, b in enumerate(blocks))
-    )
+    return nn.Sequential(*(FusedBlock(b, setup, shared_input=shared_input and i == 0) for i, b in enumerate(blocks)))
 
 
 class FusedUp(nn.Module):
-    """A transposed convolution whose stride is its kernel, and the concatenation behind it."""
+    """A transposed convolution whose stride is its kernel, and the concatenation behind it.
 
-    weight: Tensor
-    bias: Tensor
+    Every voxel becomes sx·sy·sz voxels, by a matrix product for each place in x and y, whose rows are read and written
+    in the order they have in memory.
+    """
 
-    def __init__(self, up: nn.ConvTranspose3d, dtype: torch.dtype) -> None:
+    def __init__(self, up: nn.ConvTranspose3d, setup: Setup) -> None:
         super().__init__()
-        inputs, outputs = up.weight.shape[:2]
-        self.stride, self.outputs = up.stride, outputs
-        matrix = up.weight.detach().permute(0, 2, 3, 4, 1).reshape(inputs, -1)  # (C, sx·sy·sz·O)
-        self.register_buffer("weight", matrix.to(dtype).contiguous())
-        self.register_buffer("bias", up.bias.detach().to(dtype))  # type: ignore[union-attr]
+        self.stride, self.outputs, self.arena = up.stride, up.out_channels, setup.arena
+        self._up, self._dtype = up, setup.dtype
+
+    @cached_property
+    def _kernels(self) -> list[list[Kernel]]:
+        """Of the places in x and y: (sz·O, C, 1, 1) each."""
+        matrix = self._up.weight.detach().permute(2, 3, 4, 1, 0).flatten(2, 3).to(self._dtype)  # (sx, sy, sz·O, C)
+        bias = self._up.bias.detach().repeat(self.stride[2]).to(self._dtype)  # type: ignore[union-attr]
+        return [[Kernel(rows[:, :, None, None], bias) for rows in of_x] for of_x in matrix]
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(1, C, x, y, z) and (1, S, X, Y, Z) → (1, O + S, X, Y, Z)."""
         a, b, c = x.shape[2:]
         i, j, k = self.stride
-        both = x.new_empty(a, i, b, j, c, k, self.outputs + skip.shape[1])
-        place, bias = both[..., : self.outputs], self.bias
+        both = self.arena.empty(a, i, b, j, c, k, self.outputs + skip.shape[1], dtype=x.dtype)
+        place = both[..., : self.outputs]
         beside = both.view(a, i, b * j, c * k, -1)[..., self.outputs :]
         skips = skip[0].permute(1, 2, 3, 0).view(a, i, b * j, c * k, -1)
+        images, kernels = x[0].transpose(0, 1), self._kernels
 
-        def fill(plane: int) -> None:
-            voxels = x[0, :, plane].permute(1, 2, 0).reshape(b * c, -1)
-            values = (voxels @ self.weight).view(b, c, i, j, k, self.outputs)
-            torch.add(values.permute(2, 0, 3, 1, 4, 5), bias, out=place[plane])
-            beside[plane].copy_(skips[plane])
+        def fill(planes: Planes) -> None:
+            some = slice(*planes)
+            for at_x in range(i):
+                for at_y in range(j):
+                    values = kernels[at_x][at_y](images[some], (1, 1), (0, 0)).permute(0, 2, 3, 1)
+                    place[some, at_x, :, at_y].copy_(values.view(-1, b, c, k, self.outputs))
+            beside[some].copy_(skips[some])
 
-        side_by_side(fill, range(a))
+        side_by_side(fill, pieces_of(both, 1, 2 * _CHUNK_BYTES))
         return both.view(a * i, b * j, c * k, -1).permute(3, 0, 1, 2)[None]
 
 
@@ -405,21 +228,22 @@ class FusedUNet(nn.Module):
     Args:
         backbone: With its weights; it is left as it is.
         dtype: float32 or bfloat16.
-        normalize: Instance norm and leaky ReLU; the one of this module if not given.
+        norm: How pieces are normalised; with torch's operators if not given.
     """
 
-    def __init__(self, backbone: UNet, dtype: torch.dtype, normalize: Normalize | None = None) -> None:
+    def __init__(self, backbone: UNet, dtype: torch.dtype, norm: Norm | None = None) -> None:
         super().__init__()
         self.dtype = dtype
+        setup = Setup(dtype, norm or Norm())
         encoder, decoder = backbone.encoder, backbone.decoder
         stem = getattr(encoder, "stem", None)
-        self.stem = None if stem is None else _fused(stem, dtype, normalize, shared_input=True)
+        self.stem = None if stem is None else _fused(stem, setup, shared_input=True)
         self.stages = nn.ModuleList(
-            _fused(stage, dtype, normalize, shared_input=stem is None and number == 0)
+            _fused(stage, setup, shared_input=stem is None and number == 0)
             for number, stage in enumerate(encoder.stages)
         )
-        self.ups = nn.ModuleList(FusedUp(up, dtype) for up in decoder.transpconvs)  # type: ignore[arg-type]
-        self.decoder = nn.ModuleList(_fused(stage, dtype, normalize) for stage in decoder.stages)
+        self.ups = nn.ModuleList(FusedUp(up, setup) for up in decoder.transpconvs)  # type: ignore[arg-type]
+        self.decoder = nn.ModuleList(_fused(stage, setup) for stage in decoder.stages)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
