@@ -4,7 +4,7 @@
 engine   what it does                                              where it is taken by ``auto``
 ======== ========================================================= ============================================
 fused    :mod:`satunet.network.fused`: no compiler needed          CPU
-compile  fused, with the norms compiled by ``torch.compile``       never: it has to be asked for
+compile  fused, the last step of norms by ``torch.compile``        never: it has to be asked for
          (CPU); the whole backbone compiled, channels last (GPU)
 eager    the modules one by one, under autocast                    GPU
 ======== ========================================================= ============================================

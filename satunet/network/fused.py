@@ -6,12 +6,15 @@ What costs time in PyTorch's eager mode on a CPU, and what is done instead:
   along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for four
   planes instead of twelve. One axis alone: transforms over several axes cost more memory traffic than they save
   without kernels of their own, and round more.
-- *Instance norm* takes ten times as long as a copy. Sums over chunks that stay in the cache, then scale, shift and
-  leaky ReLU chunk by chunk, are two passes over memory.
+- *Instance norm* takes ten times as long as a copy. Statistics of pieces that are in the cache, then scale, shift and
+  leaky ReLU piece by piece, are two passes over memory.
+- *Memory* that is fresh for every map costs more than the norm: it is used again (:mod:`satunet.network.memory`).
+- *Weights* are put in oneDNN's order once, not in every call (:class:`satunet.network.convolutions.Kernel`).
 - *The convolution's bias* is dropped: the norm behind it subtracts it again.
 - *Concatenation* of the skip connection is written to its place by the transposed convolution, which is a matrix
   product, because its stride equals its kernel.
-- *The first convolution* sees one channel instead of the same channel three times.
+- *The first convolution* sees one channel instead of the same channel three times, and is float32 always: matrix units
+  for bfloat16 gain nothing from one channel, and the image is not rounded.
 
 Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's, and statistics float32.
 """
@@ -60,7 +63,7 @@ class FusedBlock(nn.Module):
     Args:
         block: The block; its weights are shared, not copied, until a layout of their own is needed.
         setup: What it computes with.
-        shared_input: Whether all input channels are the same channel, of which one is given.
+        shared_input: Whether all input channels are the same channel, of which one is given, in float32.
     """
 
     def __init__(self, block: ConvBlock, setup: Setup, *, shared_input: bool = False) -> None:
@@ -73,7 +76,7 @@ class FusedBlock(nn.Module):
     def _direct(self) -> Kernel:
         weight = self.block.conv.weight.detach()
         if self.shared_input:
-            weight = weight.sum(1, keepdim=True)
+            return Kernel(weight.sum(1, keepdim=True))
         return Kernel(weight.to(self.setup.dtype))
 
     @cached_property
@@ -86,7 +89,7 @@ class FusedBlock(nn.Module):
         padding = [int(p) for p in conv.padding]
         extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
         shape = [(n + 2 * p - k) // s + 1 for n, p, k, s in extents]
-        out = self.setup.arena.empty(*shape, conv.out_channels, dtype=x.dtype)
+        out = self.setup.arena.empty(*shape, conv.out_channels, dtype=self.setup.dtype)
         if self._pays(x):
             source, kernels = x[0].permute(1, 2, 3, 0), self._transformed
             pieces = pieces_of(out, 4, _WINOGRAD_BYTES)
@@ -256,7 +259,7 @@ class FusedUNet(nn.Module):
         return [torch.cat(s) for s in zip(*skips, strict=True)], [torch.cat(m) for m in zip(*maps, strict=True)]
 
     def _one(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        x = x.float().contiguous(memory_format=torch.channels_last_3d)
         if self.stem is not None:
             x = self.stem(x)
         skips = []
