@@ -52,9 +52,46 @@ class Competitor(Protocol):
         """Make what is missing; scan → reason for those that failed."""
         ...
 
+    def release(self) -> None:
+        """Let go of what is in memory: the next competitor's must be its own."""
+        ...
+
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """What it costs, over the tasks it has predictions of; ``None`` if nothing is known."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFacts:
+    """What is known of a unified network once it was loaded, whether or not it is in memory.
+
+    Attributes:
+        path: Its folder.
+        fold: Its fold.
+        checkpoint: Name of its file.
+        space: Classes it knows.
+        dataset_name: Of its training.
+        parameters: How many.
+    """
+
+    path: Path
+    fold: int | str
+    checkpoint: str
+    space: LabelSpace
+    dataset_name: str
+    parameters: int
+
+    @classmethod
+    def of(cls, model: ModelFolder) -> NetworkFacts:
+        """Of a model folder."""
+        return cls(
+            path=model.path,
+            fold=model.fold,
+            checkpoint=model.checkpoint,
+            space=model.space,
+            dataset_name=model.plan.dataset_name,
+            parameters=sum(p.numel() for p in model.network.parameters()),
+        )
 
 
 @dataclass(kw_only=True)
@@ -72,22 +109,31 @@ class UnifiedCompetitor:
     device: str = "auto"
     name: str = UNIFIED
     _loaded: Predictor | None = field(default=None, repr=False)
-    _fold: Any = None
-    _parameters: int | None = None
+    _last: NetworkFacts | None = field(default=None, repr=False)
 
     def predictor(self, fold: int | str | None) -> Predictor:
-        """The network of a fold, or of the only one there; the last one asked for is kept."""
-        if self._loaded is None or (fold is not None and str(fold) != str(self._fold)):
+        """The network of a fold, or of the only one there; the last one asked for is kept until it is released."""
+        if self._loaded is None or (fold is not None and str(fold) != str(self._loaded.model.fold)):
             self._loaded = None  # two networks in memory at once are one too many
             self._loaded = Predictor(ModelFolder.load(self.model, fold=fold), device=self.device)
-            self._fold = self._loaded.model.fold
-            self._parameters = sum(p.numel() for p in self._loaded.model.network.parameters())
+            self._last = NetworkFacts.of(self._loaded.model)
         return self._loaded
+
+    def release(self) -> None:
+        """The network is loaded again for the next task."""
+        self._loaded = None
+
+    def facts(self, fold: int | str | None = None) -> NetworkFacts:
+        """What the model folder says of a fold, or of the last one loaded."""
+        if self._last is None or (fold is not None and str(fold) != str(self._last.fold)):
+            self.predictor(fold)
+        assert self._last is not None  # set by predictor()
+        return self._last
 
     @property
     def space(self) -> LabelSpace:
         """Classes it knows."""
-        return self.predictor(self._fold).model.space
+        return self.facts().space
 
     def folder(self, task: Task) -> Path:
         """``<output>/<name>/<dataset>/fold_<fold>``."""
@@ -105,8 +151,9 @@ class UnifiedCompetitor:
             for case in task.cases
             for channel, path in enumerate(case.images)
         ]
+        predictor = self.predictor(task.fold)
         with Meter() as meter:
-            done = predict_folder(jobs, self.folder(task), self.predictor(task.fold), tuple(task.classes))
+            done = predict_folder(jobs, self.folder(task), predictor, tuple(task.classes))
         if done.done_items:
             record_run(
                 self.folder(task), scans=len(done.done_items), seconds=meter.seconds, memory_bytes=meter.memory_bytes
@@ -119,13 +166,13 @@ class UnifiedCompetitor:
     def cost(self, tasks: Sequence[Task]) -> Cost:
         """One network, however many folds are averaged over."""
         folders = [self.folder(task) for task in tasks]
-        predictor = self.predictor(self._fold)
-        place = predictor.model.path / f"fold_{predictor.model.fold}"
+        facts = self.facts()
+        place = facts.path / f"fold_{facts.fold}"
         steps = read_object(place / "training_config.json").get("steps")
         return Cost(
             models=1,
-            parameters=self._parameters,
-            disk_bytes=_size([*predictor.model.path.glob("*.*"), place / predictor.model.checkpoint]) or None,
+            parameters=facts.parameters,
+            disk_bytes=_size([*facts.path.glob("*.*"), place / facts.checkpoint]) or None,
             training_steps=None if steps is None else int(steps),
             seconds_per_scan=seconds_per_scan(folders),
             memory_bytes=peak_memory(folders),
@@ -164,17 +211,21 @@ class SpecialistCompetitor:
         files = {c.identifier: self.folder(task) / f"{c.identifier}{task.dataset.file_ending}" for c in task.cases}
         self._remove_outdated(task, files.values())
         missing = [file for file in files.values() if not file.is_file()]
-        with Meter() as meter:
-            failures = predict_specialist(
-                task.dataset.name,
-                [(c.identifier, c.images) for c in task.cases],
-                self.folder(task),
-                fold=task.fold,
-                device=self.device,
-            )
+        meter = Meter()
+        failures = predict_specialist(
+            task.dataset.name,
+            [(c.identifier, c.images) for c in task.cases],
+            self.folder(task),
+            fold=task.fold,
+            device=self.device,
+            while_predicting=meter,
+        )
         if made := sum(file.is_file() for file in missing):
             record_run(self.folder(task), scans=made, seconds=meter.seconds, memory_bytes=meter.memory_bytes)
         return failures
+
+    def release(self) -> None:
+        """Nothing is kept in memory."""
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """All networks together: one a dataset, of its first fold."""
@@ -255,6 +306,9 @@ class FolderCompetitor:
         """Nothing to do."""
         return {}
 
+    def release(self) -> None:
+        """Nothing is kept in memory."""
+
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """What a ``cost.json`` in the folder says, with the fields of :class:`Cost`."""
         content = read_object(self.place / "cost.json")
@@ -324,6 +378,9 @@ class CommandCompetitor:
         record_run(folder, scans=len(task.cases), seconds=seconds, memory_bytes=memory)
         write_json(done, wanted)
         return {}
+
+    def release(self) -> None:
+        """Nothing is kept in memory."""
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """Time and memory of its process."""

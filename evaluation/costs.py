@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import sys
 import threading
@@ -54,6 +56,18 @@ class Meter:
                 self.memory_bytes = max(self.memory_bytes or 0, now)
             if self._stop.wait(_SAMPLE_SECONDS):
                 return
+
+
+def free_memory() -> None:
+    """Give memory that nothing holds any more back to the system and the GPU, so that it is not counted for the next."""
+    gc.collect()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def record_run(folder: Path, *, scans: int, seconds: float, memory_bytes: int | None) -> None:

@@ -31,7 +31,7 @@ from satunet.evaluation.competitors import (
     SpecialistCompetitor,
     UnifiedCompetitor,
 )
-from satunet.evaluation.costs import read_object
+from satunet.evaluation.costs import free_memory, read_object
 from satunet.evaluation.evaluate import NOT_SCORED, evaluate_cases
 from satunet.evaluation.pictures import ReportCase, cases_to_show, draw_cases
 from satunet.evaluation.predictions import find_predictions
@@ -145,12 +145,12 @@ def _tasks(
 ) -> list[Task]:
     tasks: list[Task] = []
     for fold in dict.fromkeys(contest.folds):
-        model = unified.predictor(fold).model
-        trained = trained_scans(model.path / f"fold_{model.fold}")
+        facts = unified.facts(fold)
+        trained = trained_scans(facts.path / f"fold_{facts.fold}")
         for name in dict.fromkeys(dataset_names):
             try:
                 dataset = load_dataset(name)
-                tasks.append(make_task(dataset, model.space, model.fold, model.plan.dataset_name, trained))
+                tasks.append(make_task(dataset, facts.space, facts.fold, facts.dataset_name, trained))
             except UserError as error:
                 if name not in summary.failures:
                     summary.failed(name, error)
@@ -175,7 +175,13 @@ class _Run:
         """Predict what is not predicted yet, and score; whatever goes wrong, the others go on."""
         name = f"{competitor.name}/{task.name}"
         try:
-            for scan, reason in competitor.predict(task).items():
+            try:
+                failures = competitor.predict(task)
+            finally:
+                if len(self.competitors) > 1:
+                    competitor.release()
+                    free_memory()
+            for scan, reason in failures.items():
                 self.summary.failures[f"{name}/{scan}: prediction"] = reason
             evaluation = self._evaluate(competitor, task)
         except Exception as error:  # nnunetv2 raises what it likes; one competitor on one dataset never ends the rest

@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def predict_specialist(
     fold: int | str = "all",
     device: str = "auto",
     model: Path | None = None,
+    while_predicting: AbstractContextManager[object] | None = None,
 ) -> dict[str, str]:
     """Write label maps ``<case>.<ending>`` by nnunetv2's predictor, each whole; cases that are there stay.
 
@@ -40,6 +42,7 @@ def predict_specialist(
         fold: Fold of the specialist.
         device: Where to compute.
         model: Result folder of another nnU-Net of this dataset.
+        while_predicting: Entered when the network is loaded, left when all cases are done.
 
     Returns:
         Case → why it has no label map.
@@ -63,7 +66,8 @@ def predict_specialist(
             allow_tqdm=False,
         )
         predictor.initialize_from_trained_model_folder(str(folder), (fold,))
-        failures = _predict_each(predictor, cases, output)
+        with while_predicting or contextlib.nullcontext():
+            failures = _predict_each(predictor, cases, output)
     for case, reason in failures.items():
         logger.error("%s: %s", case, reason)
     if failures and len(failures) == len(cases):
@@ -96,6 +100,6 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
     return failures
 
 
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def _precision(device: torch.device) -> AbstractContextManager[object]:
     # nnunetv2 leaves precision alone on a CPU; on CUDA it chooses its own.
     return autocast_for(device) if device.type == "cpu" else contextlib.nullcontext()

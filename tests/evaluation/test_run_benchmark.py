@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,6 +249,37 @@ def test_a_specialist_that_was_trained_again_is_predicted_again(stage: SimpleNam
     again, _ = run_benchmark([NAMES[0]], contest(stage))
     assert again.datasets[0].scores["nnU-Net"] == before.datasets[0].scores["nnU-Net"]
     assert [r["scans"] for r in read_json(place / "runs.json")["runs"]] == [3]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_competitor_has_the_memory_for_itself(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[tuple[str, bool]] = []
+    made: list[Any] = []
+
+    class Loaded:
+        def __init__(self, model: Any, device: str) -> None:
+            self.model = model
+            made.append(weakref.ref(self))
+
+    def seen(module: Any, name: str) -> None:
+        predict = getattr(module, name)
+
+        def and_look(*args: Any, **options: Any) -> Any:
+            held.append((name, any(one() is not None for one in made)))
+            return predict(*args, **options)
+
+        monkeypatch.setattr(module, name, and_look)
+
+    monkeypatch.setattr(module, "Predictor", Loaded)
+    seen(module, "predict_folder")
+    seen(satunet.prediction.specialist, "predict_specialist")
+    tables, _ = run_benchmark([*NAMES[:2]], contest(stage))
+    assert held == [("predict_folder", True), ("predict_specialist", False)] * 2
+    assert tables.costs["satunet"].parameters == 8
+    held.clear()
+    made.clear()
+    run_benchmark([*NAMES[:2]], contest(stage, specialists=False))
+    assert len(made) == 1, "alone, it is loaded once"
 
 
 @pytest.mark.usefixtures("no_pictures")
