@@ -43,8 +43,8 @@ from satunet.evaluation.scores import EVALUATION_VERSION, Evaluation
 from satunet.evaluation.tables import print_table
 from satunet.evaluation.tasks import DATASET_FILE, Task, make_task, predicted_ids
 from satunet.imageio import strip_ending
+from satunet.prediction.trained_scans import HashedNames
 from satunet.progress import JobSummary
-from satunet.trainers.checkpointing import trained_scans
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _tasks(
     tasks: list[Task] = []
     for fold in dict.fromkeys(contest.folds):
         facts = unified.facts(fold)
-        trained = trained_scans(facts.path / f"fold_{facts.fold}")
+        trained = HashedNames.of_model(facts.path, facts.fold) or ()
         for name in dict.fromkeys(dataset_names):
             try:
                 dataset = load_dataset(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,9 +56,7 @@ class Task:
         return case if len(self.dataset.channel_names) == 1 else f"{case}_{channel:04d}"
 
 
-def make_task(
-    dataset: Dataset, space: LabelSpace, fold: int | str, unified: str, trained: Collection[str] = ()
-) -> Task:
+def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str, trained: Container[str] = ()) -> Task:
     """What to score of a dataset.
 
     Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
@@ -86,7 +84,11 @@ def make_task(
             wanted = set(_validation_cases(dataset, fold, unified))
             cases = tuple(c for c in every if c.identifier in wanted)
             trained_on = fold == "all"
-            seen = [] if trained_on else [c.identifier for c in cases if not _scans(dataset, c).isdisjoint(trained)]
+            seen = (
+                []
+                if trained_on
+                else [c.identifier for c in cases if any(scan in trained for scan in _scans(dataset, c))]
+            )
             if seen:
                 raise DatasetError(
                     f"{dataset.name}: the network was trained on {len(seen)} of the {len(cases)} cases of fold {fold} "

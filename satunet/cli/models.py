@@ -70,7 +70,7 @@ class Export:
     def run(self) -> int:
         """Export; prints what ``satunet info`` prints."""
         from satunet.environment import quick_check
-        from satunet.prediction.model_folder import export_model
+        from satunet.prediction.model_writing import export_model
 
         quick_check()
         export_model(

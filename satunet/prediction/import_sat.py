@@ -30,7 +30,8 @@ from satunet.network.published import (
     with_modality,
 )
 from satunet.plan import SAT_NORMALIZATION, UnifiedPlan
-from satunet.prediction.model_folder import ModelCard, write_model
+from satunet.prediction.model_folder import ModelCard
+from satunet.prediction.model_writing import write_model
 from satunet.text import TextBank, load_text_encoder
 from satunet.text.sat import SAT_ARCHITECTURE, save_sat_encoder
 

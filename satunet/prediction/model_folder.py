@@ -7,19 +7,17 @@ A model folder::
     label_space.json          the classes it knows
     text_bank.safetensors     embeddings of their texts
     weights.safetensors       the network
+    trained_scans.json        optional: digests of the scans it was trained on
     text_encoder/             optional: the encoder, where it cannot be had by name
 
 A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
-accepted in its place; :func:`export_model` makes a model folder of one. A model folder can be moved, holds no pickle,
+accepted in its place; :mod:`satunet.prediction.model_writing` makes a model folder of one. A model folder can be moved, holds no pickle,
 and its weights are checked against their hash whenever it is loaded.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +29,7 @@ from torch import Tensor
 from satunet.checkpoints import hash_weights, load_checkpoint, load_weights, network_weights
 from satunet.datasets import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
-from satunet.files import atomic_folder, read_json, write_json
+from satunet.files import read_json
 from satunet.labels import LabelSpace
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
@@ -42,7 +40,7 @@ logger = logging.getLogger(__name__)
 MODEL_VERSION = 1
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-_DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +130,12 @@ class ModelFolder:
     network: PromptedUNet
     weights_hash: str
     fold: int | str
-    checkpoint: str = _DEFAULT_CHECKPOINT
+    checkpoint: str = DEFAULT_CHECKPOINT
     card: ModelCard | None = None
 
     @classmethod
     def load(
-        cls, path: Path | str, *, fold: int | str | None = None, checkpoint: str = _DEFAULT_CHECKPOINT
+        cls, path: Path | str, *, fold: int | str | None = None, checkpoint: str = DEFAULT_CHECKPOINT
     ) -> ModelFolder:
         """Read a model folder, or a result folder of the unified trainer.
 
@@ -227,7 +225,7 @@ def read_description(path: Path) -> tuple[UnifiedPlan, LabelSpace, TextBank]:
     except (PlanError, LabelSpaceError) as error:
         raise ModelError(f"{path}: not a model of satunet: {error}") from error
     bank = TextBank.load(path / "text_bank.safetensors")
-    _check_bank(bank, plan, path)
+    check_bank(bank, plan, path)
     return plan, space, bank
 
 
@@ -261,120 +259,12 @@ def checkpoint_of(path: Path, *, fold: int | str | None, checkpoint: str) -> tup
     return chosen, file
 
 
-def write_model(
-    output: Path,
-    *,
-    plan: UnifiedPlan,
-    space: LabelSpace,
-    bank: TextBank,
-    weights: Mapping[str, Tensor],
-    name: str,
-    licence: str | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    fold: int | str = "all",
-    text_encoder: Path | None = None,
-) -> ModelCard:
-    """Write a model folder, whole.
-
-    Args:
-        output: The folder; it must not be there yet.
-        plan: Its ``network`` is what the weights must fit.
-        space: Classes.
-        bank: Embeddings of their texts.
-        weights: Of the network.
-        name: A name for people.
-        licence: Of the weights.
-        provenance: Where they come from; version and date are added.
-        fold: Fold they were trained on.
-        text_encoder: Folder of the encoder to carry along.
+def check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:
+    """Whether texts and plan are of one model.
 
     Raises:
-        UserError: The folder is there.
-        ModelError: Weights that do not fit the plan's network, a bank that does not fit the plan.
+        ModelError: They are not.
     """
-    from safetensors.torch import save_file
-
-    from satunet import __version__
-
-    _check_bank(bank, plan, output)
-    with torch.device("meta"):
-        network = PromptedUNet(plan.network)
-    load_weights(network, weights, source=output)
-    card = ModelCard(
-        name=name,
-        weights_hash=hash_weights(weights),
-        encoder_name=bank.encoder_name,
-        encoder_fingerprint=bank.encoder_fingerprint,
-        licence=licence,
-        fold=fold,
-        provenance={
-            "written_by": f"satunet {__version__}",
-            "date": datetime.date.today().isoformat(),
-            **(provenance or {}),
-        },
-    )
-    with atomic_folder(output) as folder:
-        plan.save(folder / "plans.json")
-        space.save(folder / "label_space.json")
-        bank.save(folder / "text_bank.safetensors")
-        save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
-        if text_encoder is not None:
-            shutil.copytree(text_encoder, folder / TEXT_ENCODER_FOLDER)
-        write_json(folder / MODEL_FILE, card.to_json())
-    return card
-
-
-def export_model(
-    source: Path | str,
-    output: Path | str,
-    *,
-    fold: int | str | None = None,
-    checkpoint: str = _DEFAULT_CHECKPOINT,
-    name: str | None = None,
-    licence: str | None = None,
-) -> ModelCard:
-    """Make a model folder of a trained result folder: what prediction needs, without optimizer and log.
-
-    Args:
-        source: Result folder of the unified trainer (or a model folder, which is copied).
-        output: The model folder to write; it must not be there yet.
-        fold: As for :meth:`ModelFolder.load`.
-        checkpoint: As for :meth:`ModelFolder.load`.
-        name: A name for people; the dataset's if not given.
-        licence: Of the weights.
-
-    Raises:
-        UserError: ``output`` is there already.
-        ModelError: As :meth:`ModelFolder.load`.
-    """
-    model = ModelFolder.load(source, fold=fold, checkpoint=checkpoint)
-    provenance: dict[str, Any] = {"source": "trained by satunet", "datasets": list(model.plan.datasets)}
-    if model.card is not None:
-        provenance = dict(model.card.provenance)
-        licence, name = licence or model.card.licence, name or model.card.name
-    else:
-        provenance["checkpoint"] = f"fold_{model.fold}/{model.checkpoint}"
-        config = model.path / f"fold_{model.fold}" / "training_config.json"
-        if config.is_file():
-            provenance["training"] = json.loads(config.read_text(encoding="utf-8"))
-    own = model.path / TEXT_ENCODER_FOLDER
-    named = Path(model.plan.text_encoder).expanduser()
-    encoder = own if own.is_dir() else named if named.is_dir() else None
-    return write_model(
-        Path(output),
-        plan=model.plan,
-        space=model.space,
-        bank=model.bank,
-        weights=model.network.state_dict(),
-        name=name or model.plan.dataset_name,
-        licence=licence,
-        provenance=provenance,
-        fold=model.fold,
-        text_encoder=encoder,
-    )
-
-
-def _check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:
     if bank.dim != plan.network.text_dim:
         raise ModelError(
             f"{path}: the text bank's embeddings have {bank.dim} values, the plan's network takes "

@@ -14,8 +14,9 @@ from satunet.cli import run
 from satunet.errors import ModelError, UserError
 from satunet.network.model import PromptedUNet
 from satunet.prediction import ModelFolder
-from satunet.prediction.model_folder import export_model
 from satunet.prediction.model_info import describe_model
+from satunet.prediction.model_writing import export_model
+from satunet.prediction.trained_scans import HashedNames
 
 from .conftest import NETWORK, make_model
 
@@ -71,6 +72,32 @@ def test_an_exported_model_is_the_trained_one(trained: Path, exported: Path) -> 
 def test_a_model_folder_can_be_exported_again(exported: Path, tmp_path: Path) -> None:
     card = export_model(exported, tmp_path / "copy")
     assert dataclasses.asdict(card) == dataclasses.asdict(ModelFolder.load(exported).card)  # type: ignore[arg-type]
+
+
+def test_a_model_folder_tells_what_it_was_trained_on_and_names_nothing(trained: Path, tmp_path: Path) -> None:
+    split = {
+        "train": ["Dataset001_A__patient7__0000", "Dataset001_A__patient8__0000"],
+        "val": ["Dataset001_A__p__0000"],
+    }
+    (trained / "fold_0" / "split.json").write_text(json.dumps(split))
+    export_model(trained, tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "copy")
+    for folder in (trained, tmp_path / "model", tmp_path / "copy"):
+        known = HashedNames.of_model(folder, 0)
+        assert known is not None
+        assert all(scan in known for scan in split["train"])
+        assert split["val"][0] not in known
+        assert 7 not in known
+    file = tmp_path / "copy" / "trained_scans.json"
+    assert "patient" not in "".join(f.read_text("utf-8") for f in (tmp_path / "copy").glob("*.json"))
+    file.write_text('{"sha256": ["abc"]}')
+    with pytest.raises(ModelError, match=r"trained_scans\.json: no digests of scans"):
+        HashedNames.of_model(tmp_path / "copy", 0)
+
+
+def test_a_model_folder_of_unknown_training_tells_nothing(exported: Path) -> None:
+    assert not (exported / "trained_scans.json").exists()
+    assert HashedNames.of_model(exported, 0) is None
 
 
 def test_wrong_folds_are_refused(tmp_path: Path, exported: Path) -> None:
