@@ -48,16 +48,28 @@ def _atomic_path(final: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent)
     os.close(handle)
     temporary = Path(name)
-    # mkstemp makes the file private; the result should have the rights any new file has.
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
     temporary.unlink()  # some writers (blosc2) refuse to write to a file that exists
     try:
         yield temporary
+        if temporary.is_file():
+            temporary.chmod(_usual_rights(0o666))
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files in a folder the rights that any new file has; some writers (safetensors) make theirs private."""
+    rights = _usual_rights(0o666)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(rights)
+
+
+def _usual_rights(mode: int) -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
 
 
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
@@ -82,11 +94,10 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         raise UserError(f"{final}: is there already; remove it, or name another folder")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent))
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)
+    temporary.chmod(_usual_rights(0o777))
     try:
         yield temporary
+        make_readable(temporary)
         if final.is_dir():
             final.rmdir()
         temporary.replace(final)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from satunet.errors import MissingFileError, ScanError
-from satunet.files import atomic_path, mask_file_name, read_json, write_json
+from satunet.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json
 from satunet.progress import JobSummary, prints_to_log, run_parallel
 
 
@@ -37,7 +38,16 @@ def test_an_old_file_survives_a_failed_write(tmp_path: Path) -> None:
 def test_new_files_have_the_rights_of_new_files(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     (tmp_path / "b").write_text("")
-    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b").stat().st_mode
+    usual = (tmp_path / "b").stat().st_mode
+    assert (tmp_path / "a.json").stat().st_mode == usual
+    with atomic_path(tmp_path / "c.safetensors") as temporary:  # whose library makes it private
+        save_file({"a": np.zeros(3)}, temporary)
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "in").mkdir()
+        save_file({"a": np.zeros(3)}, folder / "in" / "d.safetensors")
+    assert (tmp_path / "c.safetensors").stat().st_mode == usual
+    assert (tmp_path / "folder" / "in" / "d.safetensors").stat().st_mode == usual
+    assert (tmp_path / "folder" / "in").stat().st_mode & 0o111
 
 
 def test_json_understands_numpy_and_says_which_file_is_none(tmp_path: Path) -> None:

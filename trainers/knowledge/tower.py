@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from satunet.devices import autocast_for
 from satunet.errors import ModelError
-from satunet.files import write_json
+from satunet.files import make_readable, write_json
 from satunet.text.encoder import TextEncoder
 from satunet.text.quantized import QuantizedEncoder
 from satunet.text.transformer import TransformerEncoder, embed, quiet_transformers
@@ -121,6 +121,7 @@ class TextTower(nn.Module):
             prompts = {"prompts": {"text": self.settings.instruction}, "default_prompt_name": "text"}
             write_json(temporary / "config_sentence_transformers.json", prompts)
         write_json(temporary / "training_record.json", record)
+        make_readable(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
