@@ -1,8 +1,8 @@
 """Classes that follow from those a dataset lists: the rules for datasets that no catalogue knows.
 
 A rule only says what is certain from names: the left and the right of a structure are the structure, all levels of a
-series are the series, a tumor of an organ is part of the organ. Half a series is not taken for the whole: where the
-missing levels are in view, they would be taught as background.
+series are the series, all lobes of a lung are the lung, a tumor of an organ is part of the organ. Half a series is not
+taken for the whole: where the missing levels are in view, they would be taught as background.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _NO_WHOLE = {
     "process", "limb", "lobe", "division", "segment", "part", "gyrus", "horn", "wall", "border", "root", "pole",
 }  # fmt: skip
 _CHAMBERS = ("heart atrium", "heart ventricle")
+_LUNGS = {"left": ("upper", "lower"), "right": ("upper", "middle", "lower")}
 # (region, levels that a spine has, levels that some spines have beyond them)
 _SPINE = (("cervical", 7, 7), ("thoracic", 12, 13), ("lumbar", 5, 6))
 _LESION_OF = re.compile(r"^(?P<organ>.+) (?:tumor|cyst|cancer|lesion|metastasis|nodule|infection|abscess|hematoma)$")
@@ -79,6 +80,9 @@ def derive(listed: Mapping[str, Ids]) -> Derived:
         _unite_parts(name, own, unite)
     for chamber in _CHAMBERS:
         unite(chamber, (f"left {chamber}", f"right {chamber}"), "union of left and right")
+    for side, lobes in _LUNGS.items():
+        unite(f"{side} lung", [f"{side} lung {lobe} lobe" for lobe in lobes], "union of all lobes")
+    unite("lung", ("left lung", "right lung"), "union of left and right")
     _unite_series(ids, unite)
     for name in sorted(own):
         lesion = _LESION_OF.match(name)

@@ -59,6 +59,18 @@ def test_parts_of_something_with_more_parts_are_not_the_whole() -> None:
     assert {c.inferred for c in build_label_space([lobes, three]).classes} == {None}
 
 
+def test_all_lobes_of_a_lung_are_the_lung() -> None:
+    left = {"lung_upper_lobe_left": (1,), "lung_lower_lobe_left": (2,)}
+    right = {"right upper lung lobe": (3,), "right lower lung lobe": (4,)}
+    middle = {"right middle lung lobe": (5,)}
+    whole = build_label_space([dataset(1, {**left, **right, **middle})]).ids["Dataset001_X"]
+    assert (whole["left lung"], whole["right lung"], whole["lung"]) == ((1, 2), (3, 4, 5), (1, 2, 3, 4, 5))
+    part = build_label_space([dataset(1, {**left, **right})])
+    assert "left lung" in part
+    assert "right lung" not in part
+    assert "lung" not in part
+
+
 def test_two_spellings_in_one_dataset_are_one_class() -> None:
     space = build_label_space([dataset(1, {"brain stem": (1,), "Brainstem": (4,)})])
     assert space.ids_of("Dataset001_X", "brainstem") == (1, 4)
