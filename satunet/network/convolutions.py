@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from satunet.network.team import scratch
+from satunet.network.team import onednn_is_arms, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Kernel:
 
     def _put_in_order(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
         """As oneDNN wants the weights for ``x``; they stay as they are where it cannot compute with their type."""
+        if onednn_is_arms():
+            return  # its convolutions take the usual order
         try:
             ordered = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight, list(padding), list(stride), [1] * len(stride), 1, list(x.shape)

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from satunet.devices import Precision, precision_for
 from satunet.errors import UserError
+from satunet.network.backbone import UNet
 from satunet.network.fused import FusedUNet
 from satunet.network.norms import Norm, scale_
 
 logger = logging.getLogger(__name__)
 
+_ROWS_AT_ONCE = 1 << 14
 Engine = Literal["auto", "eager", "fused", "compile"]
 
 
@@ -43,7 +45,7 @@ def accelerate(
     """The network on ``device``, ready to predict fast; weights are shared with the one given where they can be.
 
     Args:
-        network: In evaluation mode. Networks without a U-Net of ours as ``backbone`` are only moved.
+        network: In evaluation mode. Networks without a backbone of ours are only moved.
         device: Where it will run.
         engine: See the module.
         precision: As in :mod:`satunet.devices`.
@@ -57,7 +59,7 @@ def accelerate(
     chosen = choose_engine(device, engine)
     network = network.to(device)
     backbone: Any = getattr(network, "backbone", None)
-    if backbone is None or not hasattr(backbone, "encoder"):
+    if not isinstance(backbone, UNet):
         return network
     if chosen == "eager":
         return network
@@ -119,7 +121,8 @@ def compiled_norm(cache_dir: Path | None = None) -> Norm:
                 works = False
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 logger.warning("torch.compile failed (%s); going on with the engine 'fused'", reason)
-        scale_(rows, scale, offset, negative_slope)
+        for part in rows.split(_ROWS_AT_ONCE):
+            scale_(part, scale, offset, negative_slope)
 
     return Norm(scale=run, in_pieces=False)
 

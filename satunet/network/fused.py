@@ -16,11 +16,14 @@ What costs time in PyTorch's eager mode on a CPU, and what is done instead:
 - *The first convolution* sees one channel instead of the same channel three times, and is float32 always: matrix units
   for bfloat16 gain nothing from one channel, and the image is not rounded.
 
-Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's, and statistics float32.
+Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's where it has them,
+else torch's, and statistics float32. Weights must not change once the network has run: norms would follow, convolutions
+not.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,12 +34,14 @@ from satunet.network.backbone import ConvBlock, ConvStack, ResidualBlock, Residu
 from satunet.network.convolutions import Kernel, Planes, direct, transformed, winograd
 from satunet.network.memory import Arena
 from satunet.network.norms import Moments, Norm
-from satunet.network.team import side_by_side
+from satunet.network.team import scratch, side_by_side
 
 _CHUNK_BYTES = 4 << 20
 """Of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
 _WINOGRAD_BYTES = (4 << 20) // 3
 """The same where the convolution is Winograd's: six planes of the input and six of the output lie beside every four."""
+_MOST_WINOGRAD_BYTES = 256 << 20
+"""Of a thread's transformed planes; where the planes are larger, convolutions are oneDNN's."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class FusedBlock(nn.Module):
         if self.shared_input:
             return False
         voxels = x[0, 0].numel()
+        if 6 * 4 * (inputs + outputs) * voxels // x.shape[2] > _MOST_WINOGRAD_BYTES:
+            return False
         return min(inputs, outputs) >= 16 and x.shape[2] >= 8 and voxels >= max(4096, 16 * inputs)
 
 
@@ -149,6 +156,36 @@ def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
     return [(first, min(planes, first + step)) for first in range(0, planes, step)]
 
 
+class FusedPool(nn.Module):
+    """Average pooling whose kernel is its stride; torch's knows neither bfloat16 nor channels last on a CPU."""
+
+    def __init__(self, pool: nn.AvgPool3d, setup: Setup) -> None:
+        super().__init__()
+        self.stride: tuple[int, int, int] = tuple(pool.kernel_size)  # type: ignore[arg-type,assignment]
+        self.setup = setup
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, C, X, Y, Z) → (1, C, X // stride, …), channels last."""
+        i, j, k = self.stride
+        a, b, c = (n // s for n, s in zip(x.shape[2:], self.stride, strict=True))
+        parts = x[0, :, : a * i, : b * j, : c * k].permute(1, 2, 3, 0).unflatten(0, (a, i))
+        out = self.setup.arena.empty(a, b, c, x.shape[1], dtype=self.setup.dtype)
+
+        def fill(planes: Planes) -> None:
+            some = parts[slice(*planes)]
+            total = scratch("pooled", len(some), b, c, x.shape[1])
+            for number, place in enumerate(itertools.product(range(i), range(j), range(k))):
+                values = some[:, place[0], place[1] :: j, place[2] :: k]
+                if number:
+                    total.add_(values)
+                else:
+                    total.copy_(values)
+            out[slice(*planes)].copy_(total.mul_(1 / (i * j * k)))
+
+        side_by_side(fill, pieces_of(out, 1, _CHUNK_BYTES))
+        return out.permute(3, 0, 1, 2)[None]
+
+
 class FusedResidual(nn.Module):
     """A :class:`ResidualBlock` for inference."""
 
@@ -157,12 +194,19 @@ class FusedResidual(nn.Module):
         self.conv1 = FusedBlock(block.conv1, setup)
         self.conv2 = FusedBlock(block.conv2, setup)
         self.negative_slope = block.nonlin2.negative_slope
-        self.skip = nn.Sequential(*(FusedBlock(m, setup) if isinstance(m, ConvBlock) else m for m in block.skip))
+        self.skip = nn.Sequential()
+        for module in block.skip:
+            if isinstance(module, ConvBlock):
+                self.skip.append(FusedBlock(module, setup))
+            elif isinstance(module, nn.AvgPool3d):
+                self.skip.append(FusedPool(module, setup))
+            else:
+                raise TypeError(f"no fused form of a {type(module).__name__}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, C, X, Y, Z) → (1, O, X/stride, …)."""
         y: Tensor = self.conv2(self.conv1(x))
-        short = self.skip(x).contiguous(memory_format=torch.channels_last_3d)
+        short = self.skip(x)
         planes, others = y[0].permute(1, 2, 3, 0), short[0].permute(1, 2, 3, 0)
 
         def add(piece: Planes) -> None:

@@ -6,6 +6,7 @@ fault every 4 KB of every map, which takes longer than normalising the map.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import weakref
@@ -27,6 +28,9 @@ class _Span:
     start: int
     end: int
 
+    def __reduce__(self) -> tuple[type[Arena], tuple[()]]:
+        return Arena, ()
+
     @property
     def size(self) -> int:
         return self.end - self.start
@@ -35,12 +39,14 @@ class _Span:
 class Arena:
     """Tensors that give their memory back here when nobody holds them any more.
 
-    It grows when nothing free is large enough, and never shrinks: after a patch or two it is as large as the most that
-    was in use at once. It goes when it and the last of its tensors are gone.
+    It grows when nothing free is large enough; segments that are free as a whole then go back to the system first. For
+    patches of one size it stays as it is after the first, a tenth to a third larger than the most that is in use at once.
+    It goes when it and the last of its tensors are gone. A copy starts empty.
     """
 
     def __init__(self) -> None:
-        self._segments: list[Tensor] = []
+        self._segments: dict[int, Tensor] = {}
+        self._numbers = itertools.count()
         self._free: list[_Span] = []
         self._returned: deque[_Span] = deque()  # appended to from wherever a tensor ends, in the middle of anything
         self._lock = threading.Lock()
@@ -61,22 +67,34 @@ class Arena:
             weakref.finalize(memory, self._returned.append, span).atexit = False
             return torch.from_numpy(memory).view(dtype)[:count].view(shape)
 
+    def __reduce__(self) -> tuple[type[Arena], tuple[()]]:
+        return Arena, ()
+
     @property
     def size(self) -> int:
         """Bytes, in use or not."""
-        return sum(segment.numel() for segment in self._segments)
+        return sum(segment.numel() for segment in self._segments.values())
 
     def _take(self, size: int) -> _Span:
         self._join_returned()
         fitting = [span for span in self._free if span.size >= size]
         if not fitting:
-            self._segments.append(torch.empty(size, dtype=torch.uint8))
-            return _Span(len(self._segments) - 1, 0, size)
+            self._drop_idle()
+            number = next(self._numbers)
+            self._segments[number] = torch.empty(size, dtype=torch.uint8, device="cpu")
+            return _Span(number, 0, size)
         best = min(fitting, key=lambda span: (span.size, span))
         self._free.remove(best)
         if best.size > size:
             self._free.append(_Span(best.segment, best.start + size, best.end))
         return _Span(best.segment, best.start, best.start + size)
+
+    def _drop_idle(self) -> None:
+        """Segments that nobody uses, each of which is too small."""
+        idle = {span.segment for span in self._free if span.size == self._segments[span.segment].numel()}
+        self._free = [span for span in self._free if span.segment not in idle]
+        for number in idle:
+            del self._segments[number]
 
     def _join_returned(self) -> None:
         """Free spans become one with the free spans beside them."""

@@ -41,7 +41,7 @@ class Moments:
         if groups:
             image = rows[: groups * _GROUP].view(1, groups, 1, _GROUP * channels).permute(0, 3, 1, 2)
             # Running statistics, of which nothing is wanted, keep those of bfloat16 in float32.
-            unused = torch.zeros(2, _GROUP * channels)
+            unused = torch.zeros(2, _GROUP * channels, dtype=torch.float32, device="cpu")
             mean, variance = torch.batch_norm_update_stats(image, unused[0], unused[1], 0.0)
             means = mean.view(_GROUP, channels).double()
             within = groups * variance.view(_GROUP, channels).double().sum(0)
@@ -57,7 +57,7 @@ class Moments:
     @classmethod
     def together(cls, parts: Sequence[Moments]) -> Moments:
         """Of all parts (Chan, Golub & LeVeque 1979)."""
-        counts = torch.tensor([part.count for part in parts], dtype=torch.float64)[:, None]
+        counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device="cpu")[:, None]
         means = torch.stack([part.mean for part in parts])
         count = int(counts.sum())
         mean = (counts * means).sum(0) / count

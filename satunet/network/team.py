@@ -7,11 +7,13 @@ into pieces that are taken one by one by whichever thread is free: threads wait 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -20,18 +22,25 @@ from torch import Tensor
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+logger = logging.getLogger(__name__)
 _own = threading.local()
 
 
 def side_by_side(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
     """``[work(piece) for piece in pieces]``, in inference mode, by as many threads as torch has here.
 
-    With too few pieces to keep the threads busy, the caller does them, with torch's threads inside each operator.
+    With too few pieces to keep half of the threads busy, the caller does them, with torch's threads inside each
+    operator; as it does where threads cannot be started (a limit of the system, a program that is ending).
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(pieces) < threads:
-        return [_in_inference_mode(work, piece) for piece in pieces]
-    return list(_pool(threads).map(functools.partial(_in_inference_mode, work), pieces))
+    pool = _pool(threads) if 1 < threads <= 2 * len(pieces) and len(pieces) > 1 and _may_run_side_by_side() else None
+    run = functools.partial(_in_inference_mode, work)
+    futures: list[Future[Result]] = []
+    if pool is not None:
+        with contextlib.suppress(RuntimeError):  # at the end of a program, nothing more is taken
+            for piece in pieces:
+                futures.append(pool.submit(run, piece))
+    return [future.result() for future in futures] + [run(piece) for piece in pieces[len(futures) :]]
 
 
 def scratch(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -46,7 +55,7 @@ def scratch(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     memory = kept.get((name, dtype))
     if memory is None or memory.numel() < size:
         with torch.inference_mode(False):  # to be written to in any mode
-            memory = kept[name, dtype] = torch.empty(size, dtype=dtype)
+            memory = kept[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
     return memory[:size].view(shape)
 
 
@@ -56,7 +65,8 @@ def _in_inference_mode(work: Callable[[Piece], Result], piece: Piece) -> Result:
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor | None:
+    """Threads with one thread of torch's own each; ``None`` if they cannot be started."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="satunet-layer")
     started = threading.Barrier(threads)
 
@@ -65,9 +75,31 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()  # or one thread would start for all
 
-    list(pool.map(start, range(threads)))
-    torch.set_num_threads(threads)  # the number is this thread's own, but new threads begin with the one set last
+    try:
+        list(pool.map(start, range(threads)))
+    except RuntimeError as error:
+        started.abort()  # those that did start would wait for the others for ever
+        pool.shutdown(wait=False)
+        logger.warning("layers are computed without %d threads side by side: %s", threads, error)
+        return None
+    finally:
+        torch.set_num_threads(threads)  # the number is this thread's own, but new threads begin with the one set last
     return pool
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has no threads but one
+@functools.cache
+def _may_run_side_by_side() -> bool:
+    """Not with the Compute Library of ARM, whose convolutions do not promise to be safe beside each other."""
+    return not onednn_is_arms()
+
+
+def onednn_is_arms() -> bool:
+    """Whether oneDNN computes by ARM's Compute Library."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_acl_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a fork has no threads but one

@@ -7,12 +7,13 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
 from satunet.errors import UserError
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
 from satunet.network.engines import accelerate, choose_engine, compiled_norm, compiler
-from satunet.network.fused import FusedUNet
+from satunet.network.fused import FusedPool, FusedUNet, Setup
 from satunet.network.model import PromptedUNet
 from satunet.network.norms import scale_
 
@@ -64,9 +65,10 @@ def test_a_fused_network_is_the_network(
         assert (ours - expected).abs().max() < 2e-3 * expected.std()
 
 
+@pytest.mark.parametrize("config", [PLAIN, RESIDUAL, REPEATED], ids=["plain", "residual", "3ch"])
 @torch.inference_mode()
-def test_bfloat16_stays_near() -> None:
-    network = random_network(PLAIN)
+def test_bfloat16_stays_near(config: NetworkConfig) -> None:
+    network = random_network(config)
     image, texts = torch.randn(1, 1, 32, 16, 8), torch.randn(1, 3, 10)
     fused = accelerate(network, CPU, engine="fused", precision="bfloat16")
     ours = fused.encode_image(image)
@@ -78,6 +80,44 @@ def test_bfloat16_stays_near() -> None:
     assert error < 1.5 * (usual.maps[0].float() - exact.maps[0]).abs().mean()
     with torch.autocast("cpu", torch.bfloat16):
         assert fused(image, texts)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (3, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_pooling_is_torchs(stride: tuple[int, int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 13, 9, 6).contiguous(memory_format=torch.channels_last_3d)
+    found = FusedPool(nn.AvgPool3d(stride, stride), Setup(dtype))(x.to(dtype))
+    assert found.dtype is dtype
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(found.float(), nn.functional.avg_pool3d(x, stride, stride),
+                               rtol=0, atol=1e-6 if dtype is torch.float32 else 2e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.inference_mode()
+def test_torchs_default_type_is_not_ours(dtype: torch.dtype) -> None:
+    network, image = random_network(PLAIN), torch.randn(1, 1, 32, 16, 8)
+    fused = accelerate(network, CPU, engine="fused", precision="float32")
+    expected = fused.encode_image(image).maps[0]
+    again = accelerate(network, CPU, engine="fused", precision="float32")
+    torch.set_default_dtype(dtype)
+    try:
+        found = again.backbone(image)[1][0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+@torch.inference_mode()
+def test_planes_too_large_for_winograd_are_convolved_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = random_network(RESIDUAL), torch.randn(1, 1, 32, 16, 10)
+    monkeypatch.setattr("satunet.network.fused._MOST_WINOGRAD_BYTES", 1)
+    monkeypatch.setattr("satunet.network.fused.winograd", None)
+    found = accelerate(network, CPU, engine="fused", precision="float32").encode_image(image).maps[0]
+    expected = network.encode_image(image).maps[0]
+    assert (found - expected).abs().max() < 2e-3 * expected.std()
 
 
 def test_auto_is_fused_on_a_cpu_and_eager_elsewhere() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 
 import pytest
@@ -73,6 +75,23 @@ def test_tensors_are_written_in_any_mode(inference: bool) -> None:
         assert tensor.fill_(2).sum() == 24
     tensor.add_(1)
     assert tensor.sum() == 36
+
+
+def test_what_is_idle_goes_before_more_is_taken() -> None:
+    arena = Arena()
+    for size in (1 << 16, 1 << 18, 1 << 20):
+        kept = arena.empty(100, dtype=torch.uint8).fill_(size % 251)
+        large = arena.empty(size, dtype=torch.uint8)
+        del large
+        assert (kept == size % 251).all()
+        del kept
+    assert arena.size < 1.1 * (1 << 20)
+
+
+def test_a_copy_starts_empty() -> None:
+    arena = Arena()
+    arena.empty(1000, dtype=torch.uint8)
+    assert copy.deepcopy(arena).size == pickle.loads(pickle.dumps(arena)).size == 0
 
 
 def test_tensors_outlive_their_arena() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from satunet.network import team as module
 from satunet.network.team import scratch, side_by_side
 
 
@@ -42,6 +43,53 @@ def test_results_come_in_order_from_threads_with_one_thread_each(two_threads: No
 def test_too_few_pieces_are_done_by_the_caller(two_threads: None) -> None:
     assert side_by_side(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
     assert side_by_side(lambda _: 1, []) == []
+
+
+@pytest.fixture
+def new_pools() -> Iterator[None]:
+    module._pool.cache_clear()
+    yield
+    module._pool.cache_clear()
+
+
+@pytest.mark.usefixtures("two_threads", "new_pools")
+def test_where_threads_cannot_be_started_the_caller_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(self: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert side_by_side(lambda piece: (piece, threading.current_thread()), range(3)) == [
+        (piece, threading.current_thread()) for piece in range(3)
+    ]
+    started[0].join(timeout=20)
+    assert not started[0].is_alive(), "the one that was started does not wait for the other"
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads", "new_pools")
+def test_pieces_are_done_after_the_pool_has_ended() -> None:
+    assert side_by_side(lambda piece: piece, range(3)) == [0, 1, 2]
+    pool = module._pool(2)
+    assert pool is not None
+    pool.shutdown()
+    assert side_by_side(lambda piece: piece, range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("pieces", "own"), [(1, True), (2, False), (3, False)])
+@pytest.mark.usefixtures("new_pools")
+def test_half_of_the_threads_are_enough(pieces: int, own: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = side_by_side(lambda _: threading.current_thread(), range(pieces))
+    finally:
+        torch.set_num_threads(before)
+    assert all((thread is threading.current_thread()) == own for thread in found)
 
 
 def test_an_error_reaches_the_caller_and_ends_nothing(two_threads: None) -> None:
