@@ -30,8 +30,9 @@ from satunet.network.norms import Norm, scale_
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 1 << 14
 Engine = Literal["auto", "eager", "fused", "compile"]
+_ROWS_AT_ONCE = 1 << 14
+"""Voxels that are scaled at once where compiled code failed: what is computed in float32 beside them stays small."""
 
 
 def accelerate(

@@ -28,9 +28,6 @@ class _Span:
     start: int
     end: int
 
-    def __reduce__(self) -> tuple[type[Arena], tuple[()]]:
-        return Arena, ()
-
     @property
     def size(self) -> int:
         return self.end - self.start

@@ -1,0 +1,141 @@
+"""Those who take part in a benchmark, with stand-ins for the networks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import satunet.prediction.specialist
+from satunet.errors import UserError
+from satunet.evaluation import competitors as module
+from satunet.evaluation.run_benchmark import run_benchmark
+from satunet.files import read_json, write_json
+from satunet.imageio import read_label_map, write_label_map
+from satunet.trainers.specialist import specialist_folder
+
+from .conftest import GRID, NAMES, contest
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_specialist_that_was_trained_again_is_predicted_again(stage: SimpleNamespace) -> None:
+    before, _ = run_benchmark([NAMES[0]], contest(stage))
+    place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
+    for case in "xyz":  # what another network found
+        write_label_map(place / f"{case}.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
+    checkpoint = specialist_folder(NAMES[0]) / "fold_0" / "checkpoint_final.pth"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"network_weights": {}}, checkpoint)
+    old = place.joinpath("x.nii.gz").stat().st_mtime - 60
+    os.utime(checkpoint, (old, old))
+    kept, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert kept.datasets[0].scores["nnU-Net"]["dsc"] == 0  # predictions that are newer than the checkpoint are its own
+    os.utime(checkpoint, (old + 120, old + 120))
+    again, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert again.datasets[0].scores["nnU-Net"] == before.datasets[0].scores["nnU-Net"]
+    assert [r["scans"] for r in read_json(place / "runs.json")["runs"]] == [3]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_competitor_has_the_memory_for_itself(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[tuple[str, bool]] = []
+    made: list[Any] = []
+
+    class Loaded:
+        def __init__(self, model: Any, device: str) -> None:
+            self.model = model
+            made.append(weakref.ref(self))
+
+    def seen(module: Any, name: str) -> None:
+        predict = getattr(module, name)
+
+        def and_look(*args: Any, **options: Any) -> Any:
+            held.append((name, any(one() is not None for one in made)))
+            return predict(*args, **options)
+
+        monkeypatch.setattr(module, name, and_look)
+
+    monkeypatch.setattr(module, "Predictor", Loaded)
+    seen(module, "predict_folder")
+    seen(satunet.prediction.specialist, "predict_specialist")
+    tables, _ = run_benchmark([*NAMES[:2]], contest(stage))
+    assert held == [("predict_folder", True), ("predict_specialist", False)] * 2
+    assert tables.costs["satunet"].parameters == 8
+    held.clear()
+    made.clear()
+    run_benchmark([*NAMES[:2]], contest(stage, specialists=False))
+    assert len(made) == 1, "alone, it is loaded once"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_other_competitors_bring_their_own_predictions(stage: SimpleNamespace) -> None:
+    folder = stage.root / "theirs" / NAMES[0]
+    for case in "xy":
+        labels = read_label_map(stage.root / "raw" / NAMES[0] / "labelsTs" / f"{case}.nii.gz").array
+        write_label_map(folder / f"{case}.nii.gz", labels, like=GRID)
+    write_json(stage.root / "theirs" / "cost.json", {"models": 3, "parameters": 9})
+    others = {"theirs": stage.root / "theirs"}
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.competitors == ("satunet", "theirs")
+    assert tables.datasets[0].scores["theirs"]["dsc"] == pytest.approx(2 / 3)  # case z is lacking: it counts 0
+    assert f"theirs/{NAMES[0]}/fold_0/z" in summary.failures
+    assert tables.costs["theirs"].parameters == 9
+    with pytest.raises(UserError, match="names satunet are taken"):
+        run_benchmark([NAMES[0]], contest(stage, folders={"satunet": folder}))
+    with pytest.raises(UserError, match="cannot be one"):
+        run_benchmark([NAMES[0]], contest(stage, folders={"a/b": folder}))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_label_maps_of_others_may_have_ids_of_their_own(stage: SimpleNamespace) -> None:
+    folder = stage.root / "theirs" / NAMES[0]
+    for case in "xyz":
+        labels = read_label_map(stage.root / "raw" / NAMES[0] / "labelsTs" / f"{case}.nii.gz").array
+        write_label_map(folder / f"{case}.nii.gz", np.array([0, 2, 1], dtype=np.uint8)[labels], like=GRID)
+    others = {"theirs": stage.root / "theirs"}
+    tables, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] < 0.9
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "spleen": 7, "liver": 2, "liver tumour": 1}})
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, folders=others))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 1
+    assert not any(name.startswith("theirs") for name in summary.failures)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_command_makes_predictions_once(stage: SimpleNamespace) -> None:
+    script = stage.root / "their model.py"
+    script.write_text(
+        "import json, pathlib, shutil, sys\n"
+        "scans, out, classes = (pathlib.Path(p) for p in sys.argv[1:4])\n"
+        "assert json.loads(classes.read_text())['classes']\n"
+        "for scan in scans.glob('*_0000.nii.gz'):\n"
+        "    case = scan.name[:-12]\n"
+        "    shutil.copy(scan.resolve().parents[1] / 'labelsTs' / f'{case}.nii.gz', out / f'{case}.nii.gz')\n"
+        "open(out / 'calls.txt', 'a').write('x')\n"
+    )
+    command = f"{sys.executable} '{script}' {{input}} {{output}} {{classes}}"
+    for _ in range(2):
+        tables, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": command}))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 1
+    assert (stage.root / "bench" / "predictions" / "theirs" / NAMES[0] / "fold_0" / "calls.txt").read_text() == "x"
+    cost = tables.costs["theirs"]
+    assert (cost.seconds_per_scan or 0) > 0
+    assert (cost.memory_bytes or 0) > 1e6
+    silent = f"{sys.executable} -c pass {{output}}"  # finds nothing: what the command before found is not its own
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": silent}))
+    assert tables.datasets[0].scores["theirs"]["dsc"] == 0
+    done = stage.root / "bench" / "predictions" / "theirs" / NAMES[0] / "fold_0.done.json"
+    run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"theirs": command}))
+    assert read_json(done)["classes"] == {"liver": [1, 2], "liver tumor": [2]}  # others, and it is called again
+    failing = f"{sys.executable} -c 'import sys; sys.exit(\"no GPU here\")' {{output}}"
+    tables, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False, commands={"broken": failing}))
+    assert "ended with code 1: no GPU here" in summary.failures[f"broken/{NAMES[0]}/fold_0"]
+    assert tables.competitors == ("satunet",)
+    with pytest.raises(UserError, match=r"must say where \{output\} goes"):
+        run_benchmark([NAMES[0]], contest(stage, commands={"theirs": "predict {input}"}))
