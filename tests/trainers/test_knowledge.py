@@ -144,6 +144,18 @@ def test_ignored_pairs_are_no_negatives() -> None:
     assert both.item() == pytest.approx(contrastive_loss(a, a, ids, torch.tensor(1.0)).item())
 
 
+def test_features_that_autocast_made_meet_in_float32() -> None:
+    """An image tower gives bfloat16, the temperature and often the text float32; a scale of 100 needs all digits."""
+    torch.manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(6, 16), dim=1).bfloat16() for _ in range(2))
+    ids, scale = torch.tensor([0, 1, 2, 2, 3, 4]), torch.tensor(100.0)
+    expected = contrastive_loss(a.float(), b.float(), ids, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = contrastive_loss(a, b.float(), ids, scale)
+    assert contrastive_loss(a, b, ids, scale).item() == expected.item() == inside.item()
+    assert inside.dtype == torch.float32
+
+
 # ---- concepts and pairs -----------------------------------------------------------------------------------------
 
 
@@ -302,7 +314,8 @@ def test_a_run_that_goes_on_is_the_unbroken_one(start: str, tmp_path: Path, monk
 def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> None:
     """torchrun with gloo, on stage 2, which takes steps of stage 1 as well; shares of texts and scans are unequal."""
     small_tree().save(tmp_path / "tree.jsonl")
-    config = settings(batch=5, scans=3, steps=3, dropout=False, learning_rate=1e-3)
+    # In float32: two processes of bfloat16 differ by its rounding.
+    config = settings(batch=5, scans=3, steps=3, dropout=False, learning_rate=1e-3, precision="float32")
     pretrain_atlas(NAME, small_tree(), tmp_path / "one", encoder=start, config=config, device="cpu", fold="all")
     script = tmp_path / "two.py"
     script.write_text(
@@ -367,12 +380,16 @@ def test_features_are_means_over_masks_at_every_resolution() -> None:
     assert masked_mean(features, masks)[:, 0].tolist() == pytest.approx([1.5, 7.0])
 
 
-def test_atlas_and_text_learn_from_each_other(planned: Path, start: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [False, True], ids=["float32", "bfloat16"])
+def test_atlas_and_text_learn_from_each_other(
+    planned: Path, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
     from satunet.network.model import PromptedUNet
     from satunet.paths import preprocessed_dir
     from satunet.plan import UnifiedPlan
     from satunet.trainers.pretrained import start_from
 
+    monkeypatch.setattr("satunet.devices.cpu_has_bfloat16", lambda: native)  # PyTorch emulates what is not there
     config = settings(steps=6, batch=8, scans=2, learning_rate=1e-3)
     done = pretrain_atlas(NAME, small_tree(), tmp_path / "run", encoder=start, config=config, device="cpu", fold="all")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -164,7 +164,11 @@ def pretrain_atlas(
         start = load_text_encoder(encoder)
         torch.manual_seed(config.seed)
         tower = TextTower(
-            start, frozen_layers=config.frozen_layers, max_tokens=config.max_tokens, dropout=config.dropout
+            start,
+            frozen_layers=config.frozen_layers,
+            max_tokens=config.max_tokens,
+            dropout=config.dropout,
+            precision=config.precision,
         ).to(where)
         atlas = AtlasTower(plan.network, start.dim).to(where)
         modules: dict[str, nn.Module] = {
@@ -226,7 +230,7 @@ class _AtlasStep:
         if sum(sizes) < 2:
             return 0.0  # no crop of this step shows a class
         ids = distributed.gather(seen.ids, sizes)
-        with autocast_for(device):
+        with autocast_for(device, self.config.precision):
             visual = self.atlas(seen.image, seen.masks) if seen.names else self._nothing()
             text = self.atlas.add_modality(self.tower(seen.names), seen.modality) if seen.names else self._nothing()
         loss = contrastive_loss(
@@ -256,7 +260,7 @@ class _AtlasStep:
             seen = _classes(batches[step], self.space, device)
             if not seen.names:
                 continue
-            with autocast_for(device):
+            with autocast_for(device, self.config.precision):
                 visual = self.atlas(seen.image, seen.masks).float()
             for feature, name, modality in zip(visual, seen.names, seen.modality, strict=True):
                 candidates = self.atlas.add_modality(texts, modality.expand(len(names)))

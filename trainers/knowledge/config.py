@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from satunet.devices import Precision
 from satunet.errors import UserError
 
 
@@ -27,6 +28,7 @@ class PretrainConfig:
         dropout: Whether the text encoder's own dropout is on.
         seed: Of split, pairs and dropout.
         checkpoint_every: Steps between checkpoints.
+        precision: Of both encoders; ``auto`` is bfloat16 where the device has it. The loss is float32 always.
     """
 
     steps: int = 1000
@@ -43,6 +45,7 @@ class PretrainConfig:
     dropout: bool = True
     seed: int = 0
     checkpoint_every: int = 200
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (

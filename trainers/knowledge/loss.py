@@ -12,16 +12,19 @@ def contrastive_loss(
     """Cross-entropy in both directions; every pair of one id is a positive, and a row's positives share its target.
 
     Args:
-        anchors: (n, D) of unit length.
-        positives: (n, D) of unit length.
+        anchors: (n, D) of unit length, in any precision: what autocast made may be bfloat16.
+        positives: (n, D) of unit length, in any precision.
         ids: (n,) what both mean.
         scale: Factor of the cosines, 1 / temperature.
         ignored: (n, n) pairs (anchor, positive) that are neither positive nor negative.
 
     Returns:
-        A scalar; 0 for rows without any negative.
+        A scalar in float32; 0 for rows without any negative.
     """
-    logits = scale * anchors @ positives.T  # (n, n)
+    # Cosines times a scale of up to 100 need more than bfloat16's three digits, and the two sides may come in different
+    # precisions.
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits = scale.float() * anchors.float() @ positives.float().T  # (n, n)
     same = ids[:, None] == ids[None, :]
     if ignored is not None:
         logits = logits.masked_fill(ignored & ~same, float("-inf"))
@@ -29,5 +32,5 @@ def contrastive_loss(
 
 
 def _one_way(logits: Tensor, same: Tensor) -> Tensor:
-    log_probability = torch.log_softmax(logits.float(), dim=1).masked_fill(~same, 0.0)
+    log_probability = torch.log_softmax(logits, dim=1).masked_fill(~same, 0.0)
     return -(log_probability.sum(1) / same.sum(1)).mean()

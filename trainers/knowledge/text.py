@@ -68,7 +68,7 @@ class TextStep:
         set_learning_rate(self.optimizer, self.config.learning_rate_at(step))
         seed_step(self.config.seed, step, 0)
         self.tower.train()
-        with autocast_for(self.tower.device):
+        with autocast_for(self.tower.device, self.config.precision):
             loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -130,7 +130,11 @@ def pretrain_text(
             raise KnowledgeError(f"{sampler.size} concepts to train on; at least {config.hard} are needed")
         start = load_text_encoder(encoder)
         tower = TextTower(
-            start, frozen_layers=config.frozen_layers, max_tokens=config.max_tokens, dropout=config.dropout
+            start,
+            frozen_layers=config.frozen_layers,
+            max_tokens=config.max_tokens,
+            dropout=config.dropout,
+            precision=config.precision,
         ).to(where)
         temperature = Temperature(config.temperature).to(where)
         groups = [*parameter_groups(tower, config.weight_decay), *parameter_groups(temperature, 0.0)]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satunet.devices import autocast_for
+from satunet.devices import Precision, autocast_for
 from satunet.errors import ModelError
 from satunet.files import make_readable, write_json
 from satunet.text.encoder import TextEncoder
@@ -29,15 +29,23 @@ class TextTower(nn.Module):
         frozen_layers: Lowest layers that stay as they are, the table of words with them.
         max_tokens: Texts are cut behind so many tokens in training.
         dropout: Whether the model's own dropout is on in training.
+        precision: Of :meth:`encode`; in training, whoever takes the step decides.
 
     Raises:
         ModelError: The encoder is no transformers model, or has fewer layers.
     """
 
     def __init__(
-        self, encoder: TextEncoder, *, frozen_layers: int = 0, max_tokens: int = 64, dropout: bool = True
+        self,
+        encoder: TextEncoder,
+        *,
+        frozen_layers: int = 0,
+        max_tokens: int = 64,
+        dropout: bool = True,
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
+        self.precision: Precision = precision
         if type(encoder) not in (TransformerEncoder, QuantizedEncoder):
             # SAT's encoder has a projection and a tokenisation of its own, which a saved transformer would lose.
             raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is no plain transformers model")
@@ -86,7 +94,7 @@ class TextTower(nn.Module):
         self.eval()
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: list[Tensor] = []
-        with autocast_for(self.device):
+        with autocast_for(self.device, self.precision):
             for start in range(0, len(order), batch):
                 chosen = [texts[i] for i in order[start : start + batch]]
                 found.append(embed(chosen, self.tokenizer, self.model, self.settings).float().cpu())
