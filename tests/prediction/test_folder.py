@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from satunet.errors import PromptError, UserError
-from satunet.files import read_json
+from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
@@ -250,7 +250,7 @@ def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
 def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
     tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satunet import imageformats
+    from satunet.images import formats as imageformats
 
     save(tmp_path / "in" / "a.nii.gz")
     save(tmp_path / "in" / "b.nii.gz")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from satunet.errors import UserError
-from satunet.trainers import jobs
-from satunet.trainers.jobs import SpecialistJob, submit
+from satunet.trainers.specialist.cluster import SpecialistJob, submit
+from satunet.trainers.specialist.trainer import cluster as jobs
 
 pytest.importorskip("submitit")
 
