@@ -86,3 +86,9 @@ def union_box(boxes: Sequence[Box]) -> Box:
     """Smallest box that holds all boxes."""
     x, y, z = (slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3))
     return x, y, z
+
+
+def grown_box(box: Box, shape: Sequence[int]) -> Box:
+    """A box with one voxel more on either side, where the volume goes on."""
+    x, y, z = (slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(box, shape, strict=True))
+    return x, y, z
