@@ -165,7 +165,9 @@ class _Job:
         """All that a scan depends on beside its files."""
         modality = self.dataset.modalities[channel]
         values = self.plan.preprocessing_of(self.dataset.name, modality)
-        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), sorted(self.dataset.label_ids)
+        ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
+        ids = sorted(self.dataset.label_ids)
+        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored
 
     def stamp(self, channel: int) -> str:
         """Changes when anything may have changed: quick to tell."""
@@ -222,7 +224,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
     del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
-    voxels, locations = label_locations(ids[0])
+    voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)
     record = ScanRecord(
         dataset=dataset.name,
         case=case.identifier,
