@@ -128,9 +128,7 @@ def write_file(
         legend: Id → name, for NIfTI.
     """
     if ending in (".nii", ".nii.gz"):
-        nifti.write_nifti(
-            path, array, grid, packed=ending == ".nii.gz", header=header, slope=slope, legend=legend
-        )
+        nifti.write_nifti(path, array, grid, packed=ending == ".nii.gz", header=header, slope=slope, legend=legend)
         return
     import SimpleITK as sitk
 
@@ -165,7 +163,9 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
 def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(path, "a folder, a device or a pipe; allowed is a file" if path.exists() else "no such file")
+        raise MissingFileError(
+            path, "a folder, a device or a pipe; allowed is a file" if path.exists() else "no such file"
+        )
     if image_ending(path) is None:
         raise UnreadableImageError(path, f"unknown image ending; allowed are {', '.join(IMAGE_ENDINGS)}")
     return path

@@ -31,8 +31,12 @@ _PLAUSIBLE_MM = (0.01, 30.0)
 """Voxel sizes beyond which the unit is probably another than the header says."""
 
 
-def open_nifti(path: Path) -> Any:
+def open_nifti(path: Path, *, keep_open: bool = False) -> Any:
     """A NIfTI file's header and a proxy of its voxels, as nibabel gives them.
+
+    Args:
+        path: The file.
+        keep_open: Whether the proxy keeps the file open, for reading it piece by piece.
 
     Raises:
         UnreadableImageError: No NIfTI image, or one whose header cannot be true.
@@ -40,7 +44,7 @@ def open_nifti(path: Path) -> Any:
     # nibabel reports repairs of headers on its own logger's stderr handler; the reasons are in our errors.
     logging.getLogger("nibabel.global").setLevel(logging.ERROR)
     try:
-        loaded: Any = nib.load(path)
+        loaded: Any = nib.load(path, keep_file_open=keep_open)
         shape = tuple(int(n) for n in loaded.shape)
         offset, dtype = int(loaded.dataobj.offset), np.dtype(loaded.dataobj.dtype)
     except Exception as error:  # nibabel raises ImageFileError, HeaderDataError, OSError, EOFError, zlib.error
@@ -179,9 +183,7 @@ def _stored_voxels(loaded: Any, path: Path) -> NDArray[Any]:
         raise UnreadableImageError(path, f"the voxels cannot be read ({_last_line(error)})") from error
     if filled != room.size or beyond:
         found = "more" if beyond else str(filled)
-        raise UnreadableImageError(
-            path, f"the file holds {found} bytes of voxels; the header promises {room.size}"
-        )
+        raise UnreadableImageError(path, f"the file holds {found} bytes of voxels; the header promises {room.size}")
     return room.view(dtype).reshape(shape, order="F")
 
 

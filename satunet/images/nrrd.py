@@ -198,9 +198,15 @@ def _affine(path: Path, fields: dict[str, str], n: int, axes: list[int]) -> NDAr
 
 def _spacings(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]:
     """Steps along the axes; 1 where the header does not know one (``nan``)."""
+    scale = _millimetres(fields.get("units", ""))
+    if "spacings" not in fields and "axis mins" in fields and "axis maxs" in fields:
+        extents = [numbers(path, key, fields[key], count=n) for key in ("axis maxs", "axis mins")]
+        sizes = np.array(integers(path, "sizes", fields["sizes"], count=n))
+        nodes = np.array((fields.get("centerings", "").lower().split() + ["cell"] * n)[:n]) == "node"
+        return (extents[0] - extents[1]) / np.maximum(sizes - nodes, 1) * scale
     words = fields.get("spacings", " ".join(["nan"] * n)).split()
     known = " ".join("1" if word.lower() in ("nan", "none") else word for word in words)
-    return numbers(path, "spacings", known, count=n) * _millimetres(fields.get("units", ""))
+    return numbers(path, "spacings", known, count=n) * scale
 
 
 def _millimetres(units: str) -> float:
@@ -223,7 +229,9 @@ def _files(path: Path, fields: dict[str, str], listed: list[str], end: int) -> t
     lines = integers(path, "line skip", fields.get("line skip", "0"), count=1)[0]
     offset = integers(path, "byte skip", fields.get("byte skip", "0"), count=1)[0]
     if lines < 0 or offset < -1:
-        raise UnreadableImageError(path, f"the header skips {lines} lines and {offset} bytes; allowed are numbers from 0")
+        raise UnreadableImageError(
+            path, f"the header skips {lines} lines and {offset} bytes; allowed are numbers from 0"
+        )
     name = fields.get("data file")
     if name is None:
         if lines and offset >= 0:

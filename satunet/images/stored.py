@@ -126,7 +126,9 @@ class Stored:
         if self.lines:
             for _ in range(self.lines):
                 if not handle.readline(_BLOCK):
-                    raise UnreadableImageError(self.path, f"the header says to skip {self.lines} lines; there are fewer")
+                    raise UnreadableImageError(
+                        self.path, f"the header says to skip {self.lines} lines; there are fewer"
+                    )
             handle.seek(self.offset, 1)
         else:
             handle.seek(self.offset)
