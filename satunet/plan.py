@@ -179,7 +179,7 @@ class UnifiedPlan:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": dataclasses.asdict(self.normalization_of(modality)),
         }
 
@@ -189,7 +189,7 @@ class UnifiedPlan:
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
         }
 
