@@ -339,9 +339,7 @@ class _Comparer:
             )
         ]
 
-    def _contributions(
-        self, shared: Sequence[ClassRow], pair: _Pair
-    ) -> tuple[NDArray[np.float64], list[Uneven]]:
+    def _contributions(self, shared: Sequence[ClassRow], pair: _Pair) -> tuple[NDArray[np.float64], list[Uneven]]:
         """What each patient of each dataset adds to the difference of the macro means."""
         places: dict[str, slice] = {}
         count = 0

@@ -99,9 +99,7 @@ def free_memory() -> None:
             trim(0)
 
 
-def record_run(
-    folder: Path, *, cases: int, scans: int, seconds: float, memory_bytes: int | None, threads: int
-) -> None:
+def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_bytes: int | None, threads: int) -> None:
     """Add a run to those that made a folder of predictions; one that predicted nothing is none.
 
     Args:

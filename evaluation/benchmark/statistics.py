@@ -148,7 +148,9 @@ class Uneven:
     @property
     def moves(self) -> bool:
         """Whether swapping any unit changes it."""
-        return bool((np.abs(self._sums[0] - self._sums[1]) > _EQUAL).any() or (self._counts[0] != self._counts[1]).any())
+        return bool(
+            (np.abs(self._sums[0] - self._sums[1]) > _EQUAL).any() or (self._counts[0] != self._counts[1]).any()
+        )
 
     def differences(self, swapped: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) the difference after each of n swaps; 0 where one of the means has no value left.

@@ -103,9 +103,7 @@ def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") ->
 
 
 @_default_style
-def bland_altman(
-    results: Results, competitor: str, competitors: Sequence[str]
-) -> str | None:
+def bland_altman(results: Results, competitor: str, competitors: Sequence[str]) -> str | None:
     """Volumes of a competitor against the reference's, a point a class of a scan; ``None`` if it has none.
 
     The difference over the mean of both, in percent of the mean, with the mean difference and its limits of agreement

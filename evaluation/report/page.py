@@ -309,9 +309,7 @@ def _tolerance(tables: BenchmarkTables) -> str:
     return f"{tables.rules['tolerance_mm']:g} mm" + (f" ({more})" if more else "")
 
 
-def _details(
-    group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay], *, charts: bool
-) -> dict[str, Any]:
+def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay], *, charts: bool) -> dict[str, Any]:
     chart = draw.class_bars(tables, group.name) if charts else None
     several = len(tables.competitors) > 1
     scores = " · ".join(

@@ -15,13 +15,13 @@ from satunet.errors import MissingFileError, ScanError
 from satunet.evaluation.benchmark.tasks import Task, predicted_ids
 from satunet.evaluation.report.overlays import Overlay, class_index_map, draw_overlay
 from satunet.evaluation.report.tables import percent
+from satunet.evaluation.scoring.masks import FolderMasks, PredictedLabels
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.scores import Evaluation, mean_of
-from satunet.evaluation.scoring.masks import FolderMasks, PredictedLabels
 from satunet.geometry import Grid
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import read_image, read_label_map
 from satunet.labels.scored import ScoredClasses
-from satunet.preprocessing.transform import to_hounsfield
 
 logger = logging.getLogger(__name__)
 

@@ -119,9 +119,7 @@ def text_tables(
     return [t for t in shown if t is not None and t.rows]
 
 
-def write_tables(
-    tables: BenchmarkTables, folder: Path, *, results: Results | None = None
-) -> None:
+def write_tables(tables: BenchmarkTables, folder: Path, *, results: Results | None = None) -> None:
     """Write ``{classes,datasets,totals,groups,comparisons,costs}.csv``, ``benchmark.json`` and, with the results that
     they were made from, ``per_case.csv``: every score of every competitor, a row a scan and class.
     """

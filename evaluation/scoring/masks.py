@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -200,7 +200,11 @@ def _by_legend(legend: Mapping[str, tuple[int, ...]], classes: ScoredClasses) ->
     found = dict(legend)
     for scored in classes.classes:
         own = scored.name in legend
-        parts = tuple(p for p in scored.includes if p in legend) if own else classes.parts_of(scored.name, legend.__contains__)
+        parts = (
+            tuple(p for p in scored.includes if p in legend)
+            if own
+            else classes.parts_of(scored.name, legend.__contains__)
+        )
         if own or parts:
             found[scored.name] = tuple(
                 dict.fromkeys((*legend.get(scored.name, ()), *(i for part in parts for i in legend[part])))

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.evaluation.scoring.label_index import grown_box, mask_box, union_box
-from satunet.evaluation.scoring.measures.lesions import LesionCounts, count_lesions
-from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.masks import LabelMapMasks, Masks
+from satunet.evaluation.scoring.measures.lesions import LesionCounts, count_lesions
 from satunet.evaluation.scoring.measures.surface import distances, find_surface, margin_of, search_radius, touched
+from satunet.evaluation.scoring.rules import Rules
 
 _DEFAULT = Rules()
 _PERCENT = 0.95

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import DatasetError, ScanError, UserError
-from satunet.evaluation.scoring.metrics import Scores, score_class
-from satunet.evaluation.scoring.predictions import Found, ambiguous, find_predictions
-from satunet.evaluation.scoring.rules import Rules
-from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.evaluation.scoring.masks import (
     FolderMasks,
     LabelMapMasks,
@@ -30,6 +26,10 @@ from satunet.evaluation.scoring.masks import (
     holds_masks,
     require_own,
 )
+from satunet.evaluation.scoring.metrics import Scores, score_class
+from satunet.evaluation.scoring.predictions import Found, ambiguous, find_predictions
+from satunet.evaluation.scoring.rules import Rules
+from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.geometry import Grid
 from satunet.images.image import list_images, read_label_map, strip_ending
 from satunet.jobs.progress import JobSummary, run_parallel

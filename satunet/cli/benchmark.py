@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 Scoring = Annotated[Rules, OmitArgPrefixes]
 """The rules of scoring, whose fields are options of the command."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Score predictions against references: DSC, NSD, HD95, ASSD, volumes and lesions of every class and case."""
 
-    predictions: Annotated[Path, arg(aliases=["-p"], metavar="FOLDER", help="Label maps, or one folder of masks per case.")]
+    predictions: Annotated[
+        Path, arg(aliases=["-p"], metavar="FOLDER", help="Label maps, or one folder of masks per case.")
+    ]
     references: Annotated[
         Path,
         arg(

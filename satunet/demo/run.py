@@ -13,6 +13,7 @@ from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
 from satunet.evaluation.benchmark.run import Contest
 from satunet.evaluation.run import run_benchmark
 from satunet.jobs.progress import JobSummary
+from satunet.planners.options import PlanOptions
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.predictor import Predictor
 from satunet.preprocessing.pipeline import plan_and_preprocess
@@ -59,10 +60,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     _announce(2, "one plan and label space for all three, and nnU-Net's own plan for each")
     prepared = plan_and_preprocess(
         names,
-        spacing_mm=SPACING_MM,
-        gpu_memory_gb=GPU_MEMORY_GB,
-        base_features=BASE_FEATURES,
-        batch_size=2,
+        PlanOptions(spacing_mm=SPACING_MM, gpu_memory_gb=GPU_MEMORY_GB, base_features=BASE_FEATURES, batch_size=2),
         specialists=True,
         processes=processes,
     )

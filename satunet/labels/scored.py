@@ -140,9 +140,7 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
                 excludes=tuple(n for n, other in ids.items() if inside and set(other) <= inside),
             )
         )
-    return ScoredClasses(
-        classes=tuple(found), allowed_ids=dataset.label_ids, ignore_id=dataset.ignore_label
-    )
+    return ScoredClasses(classes=tuple(found), allowed_ids=dataset.label_ids, ignore_id=dataset.ignore_label)
 
 
 def classes_of_file(file: Path, *, organs: Organs = "whole") -> ScoredClasses:

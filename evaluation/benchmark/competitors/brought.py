@@ -182,4 +182,3 @@ def _linked(folder: Path, files: Iterable[Path]) -> list[Path]:
         link.symlink_to(file.resolve())
         links.append(link)
     return links
-

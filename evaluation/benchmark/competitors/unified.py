@@ -139,4 +139,3 @@ def _facts(model: ModelFolder) -> TrainedNetwork:
         steps=None if steps is None else int(steps),
         disk_bytes=size_of([*model.path.glob("*.*"), place / model.checkpoint]) or None,
     )
-
