@@ -142,7 +142,7 @@ class _Comparer:
 
     def __post_init__(self) -> None:
         for dataset, found in self.results.items():
-            self.patients[dataset] = PatientScores(found.evaluations, METRICS, found.patients)
+            self.patients[dataset] = PatientScores(found.evaluations, HEADLINE, found.patients)
 
     # rows ------------------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class _Comparer:
 
     def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
         """Of the macro mean over rows."""
-        estimate = _macro(shared, [competitor])[competitor][metric]
+        estimate = _macro_mean(shared, competitor, metric)
         pulls = self._pulls(shared, lambda scores, name: scores.pulls(competitor, metric, name))
         return NO_INTERVAL if pulls is None else share_interval(estimate, pulls)
 
@@ -391,8 +391,9 @@ class _Pair:
 
     def difference(self, rows: Sequence[ClassRow]) -> float:
         """Difference of the macro means."""
-        means = _macro(rows, (self.first, self.second))
-        return means[self.first][self.metric] - means[self.second][self.metric]
+        both = (self.first, self.second)
+        first, second = (_macro_mean(_shared(rows, both, self.metric), c, self.metric) for c in both)
+        return first - second
 
     def comparison(self, kind: str, where: str, counted: Sequence[float], **numbers: Any) -> Comparison:
         """With wins, ties and losses of some differences."""
@@ -427,15 +428,21 @@ def _weights(rows: Sequence[ClassRow]) -> list[float]:
 
 
 def _macro(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
-    """Means over classes of the means over datasets, metric by metric over what all have a value of."""
+    """Macro means, metric by metric over what all have a value of."""
     found: Scores = {c: {} for c in names}
-    for m in METRICS:
-        by_class: dict[str, list[ClassRow]] = {}
-        for row in _shared(rows, names, m):
-            by_class.setdefault(row.class_name, []).append(row)
+    for metric in METRICS:
+        shared = _shared(rows, names, metric)
         for c in names:
-            found[c][m] = mean_of(mean_of(r.scores[c][m] for r in group) for group in by_class.values())
+            found[c][metric] = _macro_mean(shared, c, metric)
     return found
+
+
+def _macro_mean(rows: Sequence[ClassRow], competitor: str, metric: str) -> float:
+    """Mean over classes of the means over datasets."""
+    by_class: dict[str, list[float]] = {}
+    for row in rows:
+        by_class.setdefault(row.class_name, []).append(row.scores[competitor][metric])
+    return mean_of(mean_of(values) for values in by_class.values())
 
 
 def _adjusted(comparisons: Sequence[Comparison], correction: Correction) -> list[Comparison]:
