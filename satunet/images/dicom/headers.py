@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import warnings
@@ -97,6 +98,13 @@ def group_value(groups: Sequence[Any], name: str, attribute: str) -> Any:
     return None
 
 
+@functools.cache
+def _tags() -> list[int]:
+    from pydicom.tag import Tag
+
+    return [Tag(name) for name in _TAGS]
+
+
 def _require_pydicom(file: Path) -> None:
     try:
         import pydicom  # noqa: F401
@@ -134,7 +142,7 @@ def _read(file: Path, handle: Any) -> Header | None:
     from pydicom import dcmread
     from pydicom.uid import UID
 
-    data = dcmread(handle, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+    data = dcmread(handle, stop_before_pixels=True, force=True, specific_tags=_tags())
     meta = data.file_meta
     sop_class = _text(data.get("SOPClassUID")) or _text(meta.get("MediaStorageSOPClassUID"))
     modality = _text(data.get("Modality")).upper()
@@ -249,7 +257,7 @@ def _slice(file: Path, data: Any, frame: int, groups: tuple[Any, ...]) -> Slice:
 
 
 def _telling(data: Any, groups: tuple[Any, ...]) -> tuple[tuple[str, str], ...]:
-    found = {name: data.get(name) for name in _TELLING if data.get(name) is not None}
+    found = {name: data.get(name) for name in _TELLING if name in data}
     for group in groups[:1]:
         for sequence in (
             "FrameContentSequence",
@@ -258,7 +266,7 @@ def _telling(data: Any, groups: tuple[Any, ...]) -> tuple[tuple[str, str], ...]:
             "CardiacSynchronizationSequence",
         ):
             found |= {n: v for n in _TELLING if (v := group_value((group,), sequence, n)) is not None}
-    return tuple((name, _text(found[name])[:60]) for name in _TELLING if name in found)
+    return tuple((name, _text(found[name])[:60]) for name in _TELLING if found.get(name) is not None)
 
 
 def _values(value: Any) -> list[Any]:

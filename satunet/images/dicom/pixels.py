@@ -16,6 +16,7 @@ from satunet.images.dicom.headers import quiet
 from satunet.images.dicom.series import Series, found_in
 from satunet.images.dicom.stack import Slice
 from satunet.images.dicom.unpack import unpack
+from satunet.images.formats import native
 from satunet.images.image import Image
 
 _UNITS_OF_THEIR_OWN = ("ct", "pet")
@@ -96,7 +97,10 @@ def _scale(one: Slice, stored: NDArray[Any], out: NDArray[Any]) -> None:
         np.multiply(stored, one.slope, out=out, casting="unsafe", dtype=np.float64)
         out += np.float32(one.intercept)
     else:
-        np.add(stored.astype(np.int64) * int(one.slope), int(one.intercept), out=out, casting="unsafe")
+        # The type holds both ends of what the bits can say; whatever wraps in between wraps back.
+        slope, intercept = np.array([int(one.slope), int(one.intercept)]).astype(out.dtype)
+        np.multiply(stored.astype(out.dtype), slope, out=out)
+        np.add(out, intercept, out=out)
 
 
 def _frames(series: Series, file: Path, wanted: list[int]) -> Iterator[NDArray[Any]]:
@@ -164,10 +168,10 @@ def _numbers(array: NDArray[Any], stored: tuple[int, int, int, int]) -> NDArray[
     allocated, bits, high, signed = stored
     if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
         raise ValueError(f"{bits} bits are stored up to bit {high} of {allocated}; that cannot be")
-    values = array.astype(np.int64)
-    if high + 1 != bits:
-        values >>= high + 1 - bits
-    values &= (1 << bits) - 1
+    unsigned = array.view(np.dtype(f"{array.dtype.byteorder}u{array.dtype.itemsize}"))
+    width = 8 * array.dtype.itemsize
+    # What is above the stored bits leaves on the left, what is below on the right; the sign follows the type.
+    values = native(unsigned) << np.uint8(width - 1 - high)
     if signed:
-        values = np.where(values >> (bits - 1), values - (1 << bits), values)
-    return values
+        values = values.view(values.dtype.str.replace("u", "i"))
+    return values >> values.dtype.type(width - bits)
