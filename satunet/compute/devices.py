@@ -11,14 +11,11 @@ import contextlib
 import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from satunet.compute.choices import Precision as Precision
 from satunet.errors import UserError
-
-Precision = Literal["auto", "bfloat16", "float16", "float32"]
-"""``auto`` is the rule of this module; the others are taken as given."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
