@@ -5,8 +5,9 @@ standard, as pydicom has them. What is known without a side gets it as a modifie
 
 1. a name that the standard's context groups give to a structure or tissue ("patella", "left femur");
 2. a lesion of such a name or of a class: type and category by its word, region by the rest ("adrenal mass");
-3. what the knowledge tree says it is or belongs to;
-4. a part named by its whole ("left kidney upper pole"), then just "anatomical structure".
+3. a device, by its word ("portal vein stent");
+4. what the knowledge tree says it is or belongs to;
+5. a part named by its whole ("left kidney upper pole"), then just "anatomical structure".
 
 A type is always true of the segment: a part never has the type of its whole, but "anatomical structure" as type and the
 whole as region. No code is made up.
@@ -48,6 +49,7 @@ class Coding:
 STRUCTURE = Coding("91723000", "Anatomical Structure")
 TISSUE = Coding("85756007", "Tissue")
 LESION = Coding("49755003", "Morphologically Abnormal Structure")
+OBJECT = Coding("260787004", "Physical object")
 LEFT = Coding("7771000", "Left")
 RIGHT = Coding("24028007", "Right")
 
@@ -79,6 +81,7 @@ _LESION_WORDS = {
     "hematoma": Coding("50960005", "Hemorrhage"),
 }
 """Word of a lesion → its type, of CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
+_DEVICE_WORDS = {"stent", "catheter", "filter", "prosthesis", "implant", "pacemaker", "electrode", "clip", "screw", "table"}
 _CONTEXT_GROUPS = {7192: STRUCTURE, 7191: TISSUE}
 _TOO_GENERAL = {"structure", "organ", "tissue", "segment", "region", "part", "normal", "background", "wall"}
 """Too general to say where a part is."""
@@ -89,7 +92,7 @@ class SegmentCodes:
     """What a segment is.
 
     Attributes:
-        category: Anatomical structure, tissue, or morphologically abnormal structure.
+        category: Anatomical structure, tissue, morphologically abnormal structure or physical object.
         type: What it is, or the most special kind of it that has a code.
         side: Of the structure, or of a lesion's region; ``None`` where the code says it, or there is none.
         region: Where it lies: of lesions, and of structures whose type is more general than their name.
@@ -113,29 +116,25 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
         name: In any spelling; sides are understood.
         tree: Asked for names that neither our table nor the standard knows.
     """
-    side, base = _side_and_base(name)
+    normal = normalize_name(name)
+    whole = name_key(normal.canonical)
+    side, base = (normal.side, name_key(normal.base)) if normal.side else split_side(whole)
+    exact = _known(whole)
     found = (
-        _known(name_key(normalize_name(name).canonical))
+        exact
         or _known(base)
         or _lesion(base)
+        or _device(base)
         or (_by_tree(base, tree) if tree is not None else None)
         or _part(base)
         or SegmentCodes(category=STRUCTURE, type=STRUCTURE)
     )
     named = found.region if found.is_lesion else found.type
+    # "left atrium" says its side, and so does a class of the table whose code is no more general than its name.
     says_side = named is not None and re.search(r"\b(left|right)\b", named.meaning.lower())
-    # A sided class of the table ("left lateral segment of liver") has its side in the code.
-    if side is None or says_side or _known(name_key(normalize_name(name).canonical)) is not None:
+    if side is None or says_side or (exact is not None and found.type not in (STRUCTURE, TISSUE)):
         return found
     return replace(found, side=_SIDES[side])
-
-
-def _side_and_base(name: str) -> tuple[str | None, str]:
-    """Side and the name without it, both by the rules of label names."""
-    normal = normalize_name(name)
-    if normal.side is not None:
-        return normal.side, name_key(normal.base)
-    return split_side(normal.canonical)
 
 
 def _known(base: str) -> SegmentCodes | None:
@@ -150,6 +149,14 @@ def _lesion(base: str) -> SegmentCodes | None:
         return None
     where = next(_wholes(" ".join(w for w in words if w != kind)), None)
     return SegmentCodes(category=LESION, type=_LESION_WORDS[kind], region=where)
+
+
+def _device(base: str) -> SegmentCodes | None:
+    words = base.split()
+    if not _DEVICE_WORDS & set(words):
+        return None
+    where = next(_wholes(" ".join(w for w in words if w not in _DEVICE_WORDS)), None)
+    return SegmentCodes(category=OBJECT, type=OBJECT, region=where)
 
 
 def _part(base: str) -> SegmentCodes | None:

@@ -121,7 +121,8 @@ def _is_sound(image: Any, name: str) -> bool:
             TM(value)
     except (ValueError, TypeError):
         return False
-    limit = {"SH": 16, "LO": 64, "CS": 16}.get(image[name].VR)
+    # An identifier that is too long still says who it is; everything else is left empty rather than cut.
+    limit = {"SH": 16, "LO": 64, "CS": 16}.get(image[name].VR) if name != "PatientID" else None
     one = value is None or isinstance(value, str) or name in ("PatientName", "ReferringPhysicianName")
     return (one or name in _DATES + _TIMES) and (limit is None or len(str(value or "")) <= limit)
 
@@ -159,7 +160,22 @@ def _planes(images: Sequence[Any]) -> list[Plane]:
         orientation = _macro(groups, "PlaneOrientationSequence").ImageOrientationPatient
         spacing = _macro(groups, "PixelMeasuresSequence").PixelSpacing
         planes.append(_plane(image, number, position, orientation, spacing))
+    _check_stack(planes)
     return planes
+
+
+def _check_stack(planes: Sequence[Plane]) -> None:
+    """Frames are read in the order they are stored: they have to lie one upon the other in that order."""
+    if len(planes) < 2:
+        return
+    steps = np.diff([p.origin for p in planes], axis=0)
+    normal = np.cross(*planes[0].steps)
+    along = steps @ normal / np.linalg.norm(normal)
+    same_axes = all(np.allclose(p.steps, planes[0].steps, atol=1e-4) for p in planes)
+    gap = float(abs(along[0]))
+    straight = np.linalg.norm(steps - steps[0], axis=1).max() <= max(0.05 * gap, 1e-3)
+    if gap == 0 or not same_axes or not straight:
+        raise ValueError("its frames are not stored in the order of one even stack")
 
 
 def _macro(groups: Sequence[Any], name: str) -> Any:
