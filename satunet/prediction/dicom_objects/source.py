@@ -89,9 +89,7 @@ def read_source(series: Series) -> SourceImages:
 
 
 def _refused(series: Series, reason: str) -> UnreadableImageError:
-    return UnreadableImageError(
-        series.folder, f"series {series.uid} cannot carry DICOM results: {reason}; {_INSTEAD}"
-    )
+    return UnreadableImageError(series.folder, f"series {series.uid} cannot carry DICOM results: {reason}; {_INSTEAD}")
 
 
 def _repair(image: Any) -> None:
@@ -149,9 +147,7 @@ def _planes(images: Sequence[Any]) -> list[Plane]:
     if len(images) > 1 or "PerFrameFunctionalGroupsSequence" not in images[0]:
         if int(images[0].get("NumberOfFrames") or 1) > 1:
             raise ValueError("a multi-frame image without functional groups")
-        return [
-            _plane(i, None, i.ImagePositionPatient, i.ImageOrientationPatient, i.PixelSpacing) for i in images
-        ]
+        return [_plane(i, None, i.ImagePositionPatient, i.ImageOrientationPatient, i.PixelSpacing) for i in images]
     (image,) = images
     planes = []
     for number, own in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):

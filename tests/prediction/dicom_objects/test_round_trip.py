@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 
-from satunet.images.dicom import find_series, read_series
 from satunet.images.colours import colour_of
+from satunet.images.dicom import find_series, read_series
 from satunet.images.image import Image
-from satunet.prediction.dicom_objects import segmentation
-from satunet.prediction.dicom_objects import outlines, write_segmentations, write_structure_set
+from satunet.prediction.dicom_objects import outlines, segmentation, write_segmentations, write_structure_set
 from tests.images.test_dicom import write_series
 from tests.prediction.dicom_objects.archives import boxed
 
@@ -32,7 +31,7 @@ def read_back(file: Path, image: Image) -> dict[str, np.ndarray]:
         k = round(np.linalg.solve(image.grid.affine, place)[2])
         if found.SegmentationType == "LABELMAP":
             for number, name in names.items():
-                masks[name][:, :, k] = pixels.T == number
+                masks[name][:, :, k] = number == pixels.T
         else:
             number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
             masks[names[number]][:, :, k] = pixels.T > 0
@@ -86,7 +85,9 @@ def test_segments_say_what_they_are(tmp_path: Path) -> None:
     assert len(third.SegmentLabel) <= 64
     (kind,) = third.SegmentedPropertyTypeCodeSequence
     assert (kind.CodeMeaning, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("Kidney", "Left")
-    colours = [highdicom.color.CIELabColor.from_dicom_value(d.RecommendedDisplayCIELabValue).to_rgb() for d in (first, fourth)]
+    colours = [
+        highdicom.color.CIELabColor.from_dicom_value(d.RecommendedDisplayCIELabValue).to_rgb() for d in (first, fourth)
+    ]
     for found, name in zip(colours, ("liver", "left kidney"), strict=True):
         assert np.abs(np.subtract(found, colour_of(name))).max() <= 2
 

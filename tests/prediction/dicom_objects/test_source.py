@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.prediction.dicom_objects.archives import ROOT, boxed, volume, write_ct, write_enhanced
 
 from satunet.errors import UnreadableImageError
 from satunet.images.dicom import find_series, read_series
+from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.dicom_objects import read_source, write_segmentations, write_structure_set
+from satunet.prediction.folder import predict_folder
+from satunet.prediction.inputs import ScanJob
+from satunet.prediction.outputs import Outputs
+from tests.prediction.dicom_objects.archives import ROOT, boxed, volume, write_ct, write_enhanced
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
@@ -35,9 +39,7 @@ def latin(image: Any, _: int) -> None:
     ("edit", "name"),
     [(japanese, "Yamada^Tarou=山田^太郎=やまだ^たろう"), (half_width, "ﾔﾏﾀﾞ^ﾀﾛｳ"), (latin, "Müller^Jörg")],
 )
-def test_names_of_any_alphabet_reach_the_results(
-    tmp_path: Path, edit: Callable[[Any, int], None], name: str
-) -> None:
+def test_names_of_any_alphabet_reach_the_results(tmp_path: Path, edit: Callable[[Any, int], None], name: str) -> None:
     write_ct(tmp_path / "ct", volume(), edit=edit)
     for result in results(tmp_path, "肝臓"):
         assert str(result.PatientName) == name
@@ -134,7 +136,10 @@ def test_frames_of_one_image_carry_results(tmp_path: Path, order: tuple[int, ...
     assert {len(region.ContourSequence) > 0 for region in rt.ROIContourSequence} == {True}
     frames = [c.ContourImageSequence[0].ReferencedFrameNumber for c in rt.ROIContourSequence[0].ContourSequence]
     assert set(frames) == set(range(1, 7))
-    heights = {c.ContourImageSequence[0].ReferencedFrameNumber: c.ContourData[2] for c in rt.ROIContourSequence[0].ContourSequence}
+    heights = {
+        c.ContourImageSequence[0].ReferencedFrameNumber: c.ContourData[2]
+        for c in rt.ROIContourSequence[0].ContourSequence
+    }
     assert heights == {number: 7 + 2 * order[number - 1] for number in range(1, 7)}
     assert seg.NumberOfFrames == 6
 
@@ -152,3 +157,14 @@ def test_a_damaged_header_is_that_series_error(tmp_path: Path) -> None:
     series.files[2].write_bytes(b"no DICOM")
     with pytest.raises(UnreadableImageError, match="header cannot be read"):
         read_source(series)
+
+
+def test_a_series_that_cannot_carry_results_is_refused_before_it_is_read(
+    tmp_path: Path, model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(model, device="cpu", precision="float32")
+    write_ct(tmp_path / "in" / "bad", volume(), edit=no_frame, modality="MR")
+    monkeypatch.setattr(ScanJob, "read", lambda self: pytest.fail(f"{self.name} was read"))
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], outputs=Outputs(rtstruct=True))
+    (reason,) = summary.failures.values()
+    assert "no image has a FrameOfReferenceUID" in reason

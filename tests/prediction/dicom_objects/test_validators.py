@@ -15,12 +15,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.prediction.dicom_objects.archives import boxed, volume, write_ct, write_enhanced
-from tests.prediction.dicom_objects.test_source import japanese
 
 from satunet.images.dicom import Series, find_series, read_series
 from satunet.images.image import Image
 from satunet.prediction.dicom_objects import write_segmentations, write_structure_set
+from tests.prediction.dicom_objects.archives import boxed, volume, write_ct, write_enhanced
+from tests.prediction.dicom_objects.test_source import japanese
 
 pytest.importorskip("highdicom")
 
@@ -88,7 +88,9 @@ def test_dcmqi_reads_what_was_written(tmp_path: Path, kind: str) -> None:
     write_segmentations(tmp_path / "s.dcm", series, [(n, boxed(m)) for n, m in masks.items()], kind=kind)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
     run(reader, "--inputDICOM", tmp_path / "s.dcm", "--outputDirectory", tmp_path / "out", "--prefix", "s", "-t", "nii")
-    described = [s for group in json.loads((tmp_path / "out/s-meta.json").read_text())["segmentAttributes"] for s in group]
+    described = [
+        s for group in json.loads((tmp_path / "out/s-meta.json").read_text())["segmentAttributes"] for s in group
+    ]
     assert [s["SegmentLabel"] for s in described] == list(masks)
     types = [s["SegmentedPropertyTypeCodeSequence"]["CodeMeaning"] for s in described]
     assert types == ["Neoplasm", "Kidney"]
