@@ -13,6 +13,7 @@ from torch import Tensor
 
 from satunet.compute import distributed
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.watching.statistics import ProgressFile, Statistics, TensorBoardLogger
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Reporter:
             self.failed_scans[scan] = self.failed_scans.get(scan, 0) + 1
 
     def step(
-        self, step: int, batch: Mapping[str, Any], of_query: Tensor, loss: float, rate: float, seconds: dict[str, float]
+        self, step: int, batch: Batch, of_query: Tensor, loss: float, rate: float, seconds: dict[str, float]
     ) -> None:
         """Count a training step.
 
@@ -145,7 +146,7 @@ class Reporter:
         except Exception as error:  # a full disk, or a curve that matplotlib cannot draw
             logger.warning("the progress of epoch %d was not written: %s", epoch, error)
 
-    def picture(self, epoch: int, batch: Mapping[str, Any], logits: Tensor) -> None:
+    def picture(self, epoch: int, batch: Batch, logits: Tensor) -> None:
         """Prediction beside labels, of the first patch of a batch: ``prediction.png`` and TensorBoard.
 
         Args:
@@ -155,14 +156,14 @@ class Reporter:
         """
         from satunet.trainers.unified.watching.pictures import prediction_figure
 
-        names = batch["names"][0]
-        reference = batch["membership"][0, : len(names)][:, batch["labels"][0].long().clamp(min=0)]
+        names = batch.names[0]
+        reference = batch.membership[0, : len(names)][:, batch.labels[0].long().clamp(min=0)]
         figure = prediction_figure(
-            batch["data"][0, 0].numpy(),
+            batch.image[0, 0].numpy(),
             reference.numpy(),
             (logits[: len(names)] > 0).cpu().numpy(),
             names,
-            f"{batch['scans'][0]}, epoch {epoch}",
+            f"{batch.scans[0]}, epoch {epoch}",
         )
         figure.savefig(self.folder / "prediction.png", dpi=110)
         if self.tensorboard is not None:

@@ -20,6 +20,7 @@ import torch
 
 from satunet.compute import distributed
 from satunet.jobs.files import write_text
+from satunet.trainers.unified.batches.batch import Batch
 
 PHASES = ("data", "forward", "backward", "optimizer")
 """Parts of a step: waiting for the batch; network and loss; gradients; clipping and update."""
@@ -87,16 +88,16 @@ class Statistics:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 0
 
-    def add(self, batch: Mapping[str, Any], of_query: torch.Tensor, seconds: Mapping[str, float] | None = None) -> None:
+    def add(self, batch: Batch, of_query: torch.Tensor, seconds: Mapping[str, float] | None = None) -> None:
         """Count a step.
 
         Args:
-            batch: From :class:`~satunet.trainers.unified.batches.loading.StepBatches`.
+            batch: The step's.
             of_query: (B, K) values of the queries, on the CPU.
             seconds: Phase → seconds.
         """
         self.steps += 1
-        for b, (scan, names) in enumerate(zip(batch["scans"], batch["names"], strict=True)):
+        for b, (scan, names) in enumerate(zip(batch.scans, batch.names, strict=True)):
             dataset = scan.split("__")[0]
             self.scans[dataset] = self.scans.get(dataset, 0) + 1
             self.patches += 1
