@@ -12,8 +12,8 @@ from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
+from satunet.planners.unified import planner as unified
 from satunet.planners.unified.planner import plan_unified, save_unified_plan, weighted_quantile
-from satunet.planners.unified.planner import planner as unified
 
 CHANNEL = ChannelStatistics.of([CaseIntensities.of(np.arange(10.0), 10)], "ct")
 
