@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.knowledge import shares as distributed
 from satunet.trainers.knowledge.loss import contrastive_loss
-from satunet.trainers.knowledge.options import PretrainConfig
+from satunet.trainers.knowledge.options import AtlasConfig
 from satunet.trainers.knowledge.pairs import PairSampler
 from satunet.trainers.knowledge.run import Run, measured, new_record, parameter_groups, set_learning_rate
 from satunet.trainers.knowledge.text import Temperature, TextStep, seed_step
@@ -132,7 +131,7 @@ def pretrain_atlas(
     *,
     encoder: str = "minilm",
     fold: int | str = 0,
-    config: PretrainConfig | None = None,
+    config: AtlasConfig | None = None,
     device: str = "auto",
     continue_training: bool = False,
     tree_file: Path | None = None,
@@ -154,7 +153,7 @@ def pretrain_atlas(
         UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
         PlanError, DatasetError: Not planned or not preprocessed.
     """
-    config = config or PretrainConfig()
+    config = config or AtlasConfig()
     setup = _setup(dataset_name, fold)
     space, split = setup.space, setup.split
     with process_group(pick_device(device)) as where:
@@ -208,7 +207,7 @@ class _AtlasStep:
         optimizer: torch.optim.Optimizer,
         batches: StepBatches,
         space: LabelSpace,
-        config: PretrainConfig,
+        config: AtlasConfig,
     ) -> None:
         self.tower: TextTower = modules["tower"]  # type: ignore[assignment]
         self.atlas: AtlasTower = modules["atlas"]  # type: ignore[assignment]
@@ -294,7 +293,7 @@ def _classes(batch: Batch, space: LabelSpace, device: torch.device) -> _Classes:
 
 
 def _batches(
-    setup: TrainingSetup, scans: Sequence[str], config: PretrainConfig, *, measuring: bool = False
+    setup: TrainingSetup, scans: Sequence[str], config: AtlasConfig, *, measuring: bool = False
 ) -> StepBatches:
     """The segmentation trainer's own crops."""
     given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)

@@ -16,8 +16,9 @@ from torch import nn
 
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.files import atomic_path, write_json
+from satunet.jobs.records import save_record, to_plain
 from satunet.models.checkpoints import load_weights, network_weights
-from satunet.models.results import SPLIT_FILE, trained_scans
+from satunet.models.results import CONFIG_FILE, SPLIT_FILE, trained_scans
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.faults import BadSteps
 from satunet.trainers.unified.setup import TrainingSetup
@@ -52,7 +53,12 @@ class RunState:
 
 
 def checkpoint_of(
-    state: RunState, config: TrainingConfig, *, counted: Mapping[str, Any], trainer_name: str, made_by: Mapping[str, Any]
+    state: RunState,
+    config: TrainingConfig,
+    *,
+    counted: Mapping[str, Any],
+    trainer_name: str,
+    made_by: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A checkpoint with nnU-Net's keys, of plain values and tensors.
 
@@ -73,7 +79,7 @@ def checkpoint_of(
         "init_args": dict(made_by),
         "trainer_name": trainer_name,
         "inference_allowed_mirroring_axes": None,
-        "satunet": {"training_config": config.to_json(), "bad_steps": state.bad_steps.to_json()} | dict(counted),
+        "satunet": {"training_config": to_plain(config), "bad_steps": state.bad_steps.to_json()} | dict(counted),
     }
 
 
@@ -107,7 +113,7 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
 
 def differences(config: TrainingConfig, content: Mapping[str, Any]) -> str:
     """How a configuration differs from the one that a checkpoint was written with; empty if it does not."""
-    before, now = content.get("satunet", {}).get("training_config", {}), config.to_json()
+    before, now = content.get("satunet", {}).get("training_config", {}), to_plain(config)
     return ", ".join(
         f"{k} {now[k]!r} instead of {before[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]
     )
@@ -139,7 +145,7 @@ def write_model_files(
     write_json(model / "dataset.json", dataset_json)
     setup.space.save(model / "label_space.json")
     setup.bank.save(model / "text_bank.safetensors")
-    write_json(fold / "training_config.json", config.to_json())
+    save_record(fold / CONFIG_FILE, config)
     train = list(setup.split.train)
     if goes_on:  # splits may have changed since it began
         train = sorted({*train, *trained_scans(fold)})

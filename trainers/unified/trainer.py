@@ -33,7 +33,15 @@ from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
 from satunet.trainers.unified.batches.sampling import foreground_boxes
-from satunet.trainers.unified.checkpointing import RunState, checkpoint_of, differences, plain, restore, write_checkpoint, write_model_files
+from satunet.trainers.unified.checkpointing import (
+    RunState,
+    checkpoint_of,
+    differences,
+    plain,
+    restore,
+    write_checkpoint,
+    write_model_files,
+)
 from satunet.trainers.unified.faults import BadSteps, explain_memory
 from satunet.trainers.unified.setup import TrainingSetup
 from satunet.trainers.unified.stepping import Stepper

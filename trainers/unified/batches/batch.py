@@ -72,9 +72,7 @@ class Batch:
     def of(cls, samples: Sequence[Sample]) -> Batch:
         """Samples side by side; crops with fewer queries are filled up with queries that are not valid."""
         count = max(len(s.queries) for s in samples)
-        ids = max(
-            [0, *(int(s.labels.max()) for s in samples), *(i for s in samples for q in s.queries for i in q.ids)]
-        )
+        ids = max([0, *(int(s.labels.max()) for s in samples), *(i for s in samples for q in s.queries for i in q.ids)])
         size = len(samples)
         queries = torch.zeros(size, count, samples[0].embeddings.shape[1])
         membership = torch.zeros(size, count, ids + 1, dtype=torch.bool)

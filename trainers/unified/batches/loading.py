@@ -163,9 +163,7 @@ class StepBatches(Dataset[Batch]):
         return arrays
 
 
-def batches(
-    dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_memory: bool = False
-) -> Iterator[Batch]:
+def batches(dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
     """Batches of ``steps``, in order, loaded in ``workers`` processes (0: in this one)."""
     loader: DataLoader[Batch] = DataLoader(
         dataset,

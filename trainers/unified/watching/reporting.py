@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from satunet.compute import distributed
+from satunet.jobs.records import to_plain
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.watching.statistics import ProgressFile, Statistics, TensorBoardLogger
@@ -57,7 +58,7 @@ class Reporter:
             self.tensorboard = TensorBoardLogger(self.folder / "tensorboard", config.steps_per_epoch, first)
             self.log.loggers.append(self.tensorboard)
         for listening in self.log.loggers:
-            listening.update_config({"training_config": config.to_json()})
+            listening.update_config({"training_config": to_plain(config)})
 
     def close(self) -> None:
         """Write what the loggers still hold."""
@@ -83,7 +84,7 @@ class Reporter:
             seconds: Phase → seconds.
         """
         if np.isfinite(loss):
-            self.statistics.add(batch, of_query.cpu(), seconds)
+            self.statistics.add(batch.scans, batch.names, of_query.cpu(), seconds)
         if self.tensorboard is not None:
             values = {"train/loss": loss, "train/learning_rate": rate}
             self.tensorboard.log_step(values | {f"step_time/{k}": v for k, v in seconds.items()}, step)
