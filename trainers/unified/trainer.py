@@ -292,7 +292,7 @@ class SATTrainer(nnUNetTrainer):
         shown = (batch.positive & batch.valid).cpu()
         values = (1 - loss.dice).cpu()
         return {
-            "loss": float(loss.total),
+            "loss": float(loss.total.detach()),
             "dice": [
                 (scan.split("__")[0], float(values[b, k]))
                 for b, scan in enumerate(batch.scans)
