@@ -189,13 +189,17 @@ def compare(root: Path, given: argparse.Namespace) -> None:
     for name in ("raw", "preprocessed", "results"):
         (root / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(root / name)
+    from satunet.planners.options import PlanOptions
     from satunet.preprocessing.pipeline import plan_and_preprocess
 
     most = max(QUERIES)
     name = make_raw(root / "raw", most, given.patch)
     patch = (given.patch,) * 3
     plan_and_preprocess(
-        [name], spacing_mm=(1, 1, 1), patch_size=patch, batch_size=2, base_features=given.features, gpu_memory_gb=8
+        [name],
+        PlanOptions(
+            spacing_mm=(1, 1, 1), patch_size=patch, batch_size=2, base_features=given.features, gpu_memory_gb=8
+        ),
     )
     ours = {queries: our_trainer(queries) for queries in QUERIES}
     plan = ours[most].plan

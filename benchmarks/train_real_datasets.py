@@ -73,6 +73,7 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
     from satunet.datasets.raw import load_dataset
     from satunet.jobs.files import write_json
     from satunet.jobs.progress import setup_logging
+    from satunet.planners.options import PlanOptions
     from satunet.preprocessing.pipeline import plan_and_preprocess
 
     _environment(work, raw)
@@ -86,11 +87,7 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
         write_json(work / "nnUNet_preprocessed" / dataset / "splits_final.json", [split])
     summary = plan_and_preprocess(
         names,
-        spacing_mm=SPACING_MM,
-        patch_size=PATCH,
-        batch_size=2,
-        base_features=16,
-        gpu_memory_gb=2.0,
+        PlanOptions(spacing_mm=SPACING_MM, patch_size=PATCH, batch_size=2, base_features=16, gpu_memory_gb=2.0),
         processes=processes,
     )
     summary.show()

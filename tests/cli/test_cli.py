@@ -13,6 +13,11 @@ from satunet.cli import parse, run
 from satunet.trainers.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PLANNING = {
+    "--datasets", "-d", "--preset", "--gpu_memory", "--spacing", "--patch_size", "--batch_size", "--base_features",
+    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--verify_dataset_integrity",
+    "--specialists", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+}  # fmt: skip
 OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
@@ -20,6 +25,12 @@ OPTIONS = {
         "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
         "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
+    "fingerprint": {
+        "--datasets", "-d", "--modality", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
+        "--verbose",
+    },
+    "plan": {*PLANNING, "--specialist_planner"},
+    "plan_and_preprocess": PLANNING,
     "preprocess": {
         "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },

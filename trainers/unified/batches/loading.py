@@ -24,6 +24,7 @@ from satunet.trainers.unified.batches.batch import Batch, Sample
 from satunet.trainers.unified.batches.sampling import (
     Foreground,
     Query,
+    annotated_centre,
     centre_of_class,
     choose_queries,
     crop_start,
@@ -122,6 +123,8 @@ class StepBatches(Dataset[Batch]):
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
+        if centre is None and record.dataset in self.space.ignored:
+            centre = annotated_centre(self.store, record, rng)
         start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan_id))
         image_array, label_array = self._arrays(record.scan_id)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
