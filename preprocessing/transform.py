@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import GridMismatchError
 from satunet.geometry import Grid, reorient, same_grid
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.resampling import (
@@ -27,8 +28,6 @@ from satunet.preprocessing.resampling import (
 )
 
 _PIECE = 1 << 20
-_SAMPLE = 1 << 20
-"""Voxels looked at, evenly spread, where a share of them is asked for."""
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -205,32 +204,6 @@ def nonzero_box(volume: NDArray[Any]) -> Box:
             return (0, x), (0, y), (0, z)
         box.append((int(hits[0]), int(hits[-1]) + 1))
     return box[0], box[1], box[2]
-
-
-def to_hounsfield(volume: NDArray[Any]) -> NDArray[Any]:
-    """CT intensities in HU, also where a file stores HU + 1024 (unsigned DICOM values without their intercept).
-
-    Clipped to [-500, 1000] HU as it is, such a scan would lose all soft tissue.
-    """
-    return volume.astype(np.float32) - 1024 if stored_with_offset(volume) else volume
-
-
-def stored_with_offset(volume: NDArray[Any]) -> bool:
-    """Whether intensities are Hounsfield units with an offset of 1000 or 1024 that the file does not tell.
-
-    Such a scan has no negative voxel: air lies at 0, lung below 300, and of everything else most in a narrow band
-    around water and soft tissue. In HU these values are dense bone, which never comes without a negative voxel of fat or
-    air beside it; in MRI, tissues spread over the whole range. Measured on 109 real scans: 78 % and more of what
-    exceeds 300 in CT, 49 % and less in MRI and PET.
-    """
-    if volume.size == 0 or volume.min() < 0 or volume.max() < 1100:
-        return False
-    flat = volume.ravel(order="K")  # in the order of memory: no copy
-    values = np.asarray(flat[:: max(1, flat.size // _SAMPLE)])
-    tissue = values[values > 300]
-    if tissue.size < 0.02 * values.size:
-        return False
-    return bool(np.count_nonzero((tissue >= 850) & (tissue <= 1200)) > 0.65 * tissue.size)
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:

@@ -130,6 +130,7 @@ class UnifiedPlan:
             ``spacing_mm``; see :meth:`spacing_for`.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
+        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
     dataset_name: str = UNIFIED_DATASET
@@ -149,6 +150,7 @@ class UnifiedPlan:
     explanation: dict[str, str] = field(default_factory=dict)
     class_spacings_mm: dict[str, tuple[float, ...]] = field(default_factory=dict)
     fit_windows: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
@@ -210,7 +212,7 @@ class UnifiedPlan:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": dataclasses.asdict(self.normalization_of(modality)),
         }
 
@@ -220,7 +222,7 @@ class UnifiedPlan:
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
         }
 
@@ -286,6 +288,7 @@ class UnifiedPlan:
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
                 **self._windows(),
+                "options": self.options,
             },
         }
 
@@ -336,6 +339,7 @@ class UnifiedPlan:
                     name: tuple(float(v) for v in values) for name, values in ours.get("class_spacings_mm", {}).items()
                 },
                 fit_windows=bool(ours.get("fit_windows", False)),
+                options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):

@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import Image, strip_ending
-from satunet.preprocessing.transform import stored_with_offset
 
 # In a file's name, unlike a channel's, a short word is as often something else: PD and HU are initials of patients, "t1"
 # is the first visit, "echo 2" the second echo, "us" a country. Only words that hardly stand for anything else are taken.
@@ -50,6 +50,6 @@ def looks_like_ct(array: NDArray[Any]) -> bool:
     """Whether intensities are Hounsfield units, also where they are stored with an offset of 1000 or 1024.
 
     Air tells: no voxel of MRI or PET lies below -500. Where nothing is negative,
-    :func:`~satunet.preprocessing.transform.stored_with_offset` tells.
+    :func:`~satunet.images.hounsfield.hounsfield_offset` tells.
     """
-    return float(array.min(initial=0)) <= _AIR_HU or stored_with_offset(array)
+    return float(array.min(initial=0)) <= _AIR_HU or hounsfield_offset(array) > 0

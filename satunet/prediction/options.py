@@ -27,12 +27,14 @@ class Outputs:
         probabilities: Write probabilities beside the masks.
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
+        binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
     """
 
     combine: bool = False
     probabilities: bool = False
     dicom_seg: bool = False
     rtstruct: bool = False
+    binary_seg: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:

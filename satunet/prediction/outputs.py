@@ -204,19 +204,24 @@ class ScanResult:
         }
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
-        from satunet.prediction.dicom_objects import write_segmentations, write_structure_set
+        from satunet.knowledge.make import default_tree
+        from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
-        named = [(m.prompt, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+        found = [(m, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+        named = [(m.prompt, mask) for m, mask in found]
+        classes = [m.class_name for m, _ in found]
         folder = self.output if self.outputs.combine else self.output / self.job.name
         start = f"{self.job.name}_" if self.outputs.combine else ""
         files = []
         if self.outputs.dicom_seg:
-            self.protected.check(folder / f"{start}segmentation.dcm")
-            files += write_segmentations(folder / f"{start}segmentation.dcm", series, named)
+            kind: Kind = "binary" if self.outputs.binary_seg else "auto"
+            file = folder / f"{start}segmentation.dcm"
+            self.protected.check(file)
+            files += write_segmentations(file, series, named, classes=classes, kind=kind, tree=default_tree())
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
             self.protected.check(files[-1])
-            write_structure_set(files[-1], series, named)
+            write_structure_set(files[-1], series, named, classes=classes, tree=default_tree())
         self._written.extend(files)
         return files
 
