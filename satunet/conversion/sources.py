@@ -58,13 +58,16 @@ class MaskSource:
     """Where the classes of a case are.
 
     Attributes:
-        paths: A label map or a stack of masks; or a mask a class, named by ``names``.
-        names: Class of each mask, where there is one a class.
+        paths: A label map or a stack of masks; or one mask per class, named by ``names``.
+        names: Class of each mask, where there is one per class.
+        order: Classes of a stack's masks, or of the ids 1, 2, 3 … of a label map, as the case itself lists them; those
+            of the whole dataset where it does not.
         boxes: For masks cut to their boxes (``.npy``): (i1, j1, k1, i2, j2, k2) of each.
     """
 
     paths: tuple[Path, ...]
     names: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
 
 
