@@ -99,6 +99,7 @@ def read_sat_ds(
         table=table,
         cases=tuple(cases),
         validation=frozenset(_patient(row, pattern) for row in kept if row.patient in validation),
+        origin=record.link if record else dataset,
         description=f"{dataset}, from {jsonl.name}",
         # The published specialists were planned on scans turned to RAS.
         extra={"overwrite_image_reader_writer": "NibabelIOWithReorient"} if record else {},

@@ -101,6 +101,8 @@ class SourceDataset:
         table: Its classes and their ids.
         cases: Its cases, in order.
         validation: Patients of the validation part of a split, if it has one.
+        origin: Where its patients' names are from: the same name elsewhere is another person. Empty where names hold
+            everywhere, as those of a hospital do.
         description: Free text.
         extra: More entries of its ``dataset.json``.
         notes: What a user should know: rows that a split leaves out, and the like.
@@ -113,6 +115,7 @@ class SourceDataset:
     table: ClassTable
     cases: tuple[SourceCase, ...]
     validation: frozenset[str] = frozenset()
+    origin: str = ""
     description: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
