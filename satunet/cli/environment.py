@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -19,6 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from packaging.version import Version
 
 from satunet.errors import EnvironmentProblemError, SatunetError
 
@@ -56,7 +57,7 @@ def quick_check() -> None:
     if vision is not None and _build(torch) == "cpu" and _build(vision) != "cpu":
         raise EnvironmentProblemError(_broken_torchvision())
     nnunet = _version("nnunetv2")
-    if nnunet is None or _numbers(nnunet) < MINIMUM_NNUNET:
+    if nnunet is None or Version(nnunet).release < MINIMUM_NNUNET:
         raise EnvironmentProblemError(_wrong_nnunet(nnunet))
 
 
@@ -91,7 +92,7 @@ def check_torch() -> list[EnvironmentIssue]:
 def check_nnunet() -> list[EnvironmentIssue]:
     """Whether nnunetv2 is new enough, can be imported, and finds satunet's trainer of specialists."""
     version = _version("nnunetv2")
-    if version is None or _numbers(version) < MINIMUM_NNUNET:
+    if version is None or Version(version).release < MINIMUM_NNUNET:
         return [_error(_wrong_nnunet(version))]
     try:
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -189,14 +190,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """``(2, 8, 1)`` of ``2.8.1`` or ``2.8.1rc1+local``."""
-    return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0])[:3])
-
-
 def _build(version: str) -> str:
     """``cpu`` of ``2.13.0+cpu``; empty for a default build."""
-    return version.partition("+")[2]
+    return Version(version).local or ""
 
 
 def _error(message: str) -> EnvironmentIssue:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from satunet.errors import DiskFullError, SatunetError, UserError
 
 _LITTLE = 1 << 20
@@ -115,18 +117,28 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: Another job writes there now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
-        except (ImportError, OSError):
-            pass
+    lock = filelock.FileLock(folder / ".lock", blocking=False, mode=_usual_rights(0o666))
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
+    except (NotImplementedError, OSError) as error:
+        if not _has_no_locks(error):
+            raise
+    try:
         for left_over in folder.glob(".tmp-*"):
             left_over.unlink(missing_ok=True)
         yield
+    finally:
+        lock.release()
+
+
+def _has_no_locks(error: BaseException) -> bool:
+    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in (
+        errno.ENOSYS,
+        errno.ENOLCK,
+        errno.EOPNOTSUPP,
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,13 +157,16 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON; the message names it.
+        ValueError: The file is not JSON, not in UTF-8, or nested too deeply; the message names it.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        return json.loads(text)
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark of byte order
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file: its text is not in UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a JSON file that can be used: it is nested too deeply") from error
 
 
 def mask_file_name(name: str) -> str:

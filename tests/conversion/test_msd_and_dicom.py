@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from tests.core.test_dicom import ARRAY, write_series
 
 from satunet.cli import run
 from satunet.conversion import convert, is_msd, read_dicom, read_msd
@@ -21,6 +20,7 @@ from satunet.datasets.raw import load_dataset
 from satunet.errors import UserError
 from satunet.images.image import read_image, read_label_map
 from tests.conversion.layouts import AFFINE, boxes, read, row, save, scan, write_rows
+from tests.images.test_dicom import ARRAY, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 

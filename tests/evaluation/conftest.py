@@ -14,9 +14,9 @@ import torch
 import satunet.evaluation.benchmark.specialist
 from satunet.datasets.raw import load_dataset
 from satunet.errors import ModelError
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark import run as module_run
 from satunet.evaluation.benchmark.run import Contest
-from satunet.evaluation.benchmark.statistics import competitors as module
-from satunet.evaluation.benchmark.statistics import run as module_run
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_label_map, write_volume
 from satunet.jobs.files import mask_file_name, write_json

@@ -14,8 +14,8 @@ import torch
 
 import satunet.evaluation.benchmark.specialist
 from satunet.errors import UserError
+from satunet.evaluation.benchmark import competitors as module
 from satunet.evaluation.benchmark.run import run_benchmark
-from satunet.evaluation.benchmark.statistics import competitors as module
 from satunet.images.image import read_label_map, write_label_map
 from satunet.jobs.files import read_json, write_json
 from satunet.trainers.specialist.trainer import specialist_folder

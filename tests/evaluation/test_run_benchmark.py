@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark import run as module_run
 from satunet.evaluation.benchmark.run import run_benchmark
-from satunet.evaluation.benchmark.statistics import competitors as module
-from satunet.evaluation.benchmark.statistics import run as module_run
 from satunet.evaluation.scoring import run as module_evaluate
 from satunet.evaluation.scoring.rules import Rules
 from satunet.images.image import read_label_map, write_label_map

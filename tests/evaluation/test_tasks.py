@@ -10,8 +10,8 @@ import pytest
 from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
+from satunet.evaluation.benchmark import competitors as module
 from satunet.evaluation.benchmark.run import run_benchmark
-from satunet.evaluation.benchmark.statistics import competitors as module
 from satunet.evaluation.benchmark.tasks import classes_to_score, make_task
 from satunet.jobs.files import read_json, write_json
 from satunet.models.trained_scans import HashedNames

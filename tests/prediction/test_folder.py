@@ -201,7 +201,7 @@ def test_probabilities_agree_with_masks(tmp_path: Path, predictor: Predictor) ->
 
 def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Path, predictor: Predictor) -> None:
     highdicom = pytest.importorskip("highdicom")
-    from tests.core.test_dicom import write_series
+    from tests.images.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", modality="MR")
     options = {"outputs": Outputs(dicom_seg=True, rtstruct=True)}
@@ -223,7 +223,7 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
 
 
 def test_series_of_one_number_in_nested_folders_are_told_apart(tmp_path: Path) -> None:
-    from tests.core.test_dicom import write_series
+    from tests.images.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", uid="1.2.3", modality="MR")
     write_series(tmp_path / "other", uid="1.2.4", modality="MR")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from satunet.errors import UserError
+from satunet.trainers.specialist import cluster as jobs
 from satunet.trainers.specialist.cluster import SpecialistJob, submit
-from satunet.trainers.specialist.trainer import cluster as jobs
 
 pytest.importorskip("submitit")
 
