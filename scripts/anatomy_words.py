@@ -24,6 +24,7 @@ HEADER = """\
 
 
 def main() -> None:
+    """Write the file."""
     index = ClassIndex(catalogue_space())
     speller = Speller({*index.words, *index.spellings})
     targets = sorted(w for w in {*index.words, *index.spellings} if w.isalpha() and w.isascii() and len(w) >= 4)

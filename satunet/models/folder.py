@@ -191,16 +191,7 @@ class ModelFolder:
         Raises:
             ModelError: It cannot be had, or is not the one that the bank was made with.
         """
-        own = self.path / TEXT_ENCODER_FOLDER
-        if not own.is_dir():
-            return load_text_encoder(self.plan.text_encoder)
-        encoder = load_text_encoder(str(own))
-        if encoder.fingerprint != self.bank.encoder_fingerprint:
-            raise ModelError(
-                f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
-                f"with ({self.bank.encoder_fingerprint})"
-            )
-        return encoder
+        return text_encoder_of(self.path, self.plan, self.bank)
 
 
 def is_model_folder(path: Path) -> bool:
@@ -227,6 +218,20 @@ def read_description(path: Path) -> tuple[UnifiedPlan, LabelSpace, TextBank]:
     bank = TextBank.load(path / "text_bank.safetensors")
     check_bank(bank, plan, path)
     return plan, space, bank
+
+
+def text_encoder_of(path: Path, plan: UnifiedPlan, bank: TextBank) -> TextEncoder:
+    """The text encoder of a model folder that is not loaded; as :meth:`ModelFolder.text_encoder`."""
+    own = path / TEXT_ENCODER_FOLDER
+    if not own.is_dir():
+        return load_text_encoder(plan.text_encoder)
+    encoder = load_text_encoder(str(own))
+    if encoder.fingerprint != bank.encoder_fingerprint:
+        raise ModelError(
+            f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
+            f"with ({bank.encoder_fingerprint})"
+        )
+    return encoder
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -151,13 +151,7 @@ class Predictor:
         """
         if not prompts or any(not p.strip() for p in prompts):
             raise PromptError(f"prompts must be texts that are not empty, got {list(prompts)}")
-        found: list[PromptMatch] = []
-        for prompt in prompts:
-            matches = self._reader.read(prompt)
-            if matches[0].status == "unknown" and not matches[0].note:
-                matches = self._reader.read(prompt, self.encoder)
-            found += matches
-        return found
+        return [match for prompt in prompts for match in self._reader.read(prompt, lambda: self.encoder)]
 
     @cached_property
     def _reader(self) -> PromptReader:

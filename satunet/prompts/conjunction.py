@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from satunet.prompts.index import ClassIndex
 from satunet.prompts.parsing import SEPARATORS, Clause, read_clause, split_clauses
@@ -76,7 +77,7 @@ def _share_words(parts: list[Clause], classes_of: _ClassesOf) -> list[Clause]:
 
 def _unclear(parts: Sequence[Clause], index: ClassIndex) -> str:
     """Why it is not clear what a list means; empty if it is."""
-    for part, other in zip(parts[:-1], parts[1:], strict=True):
+    for part, other in pairwise(parts):
         leading = part.side in ("left", "right", "both") and other.side is None
         if leading and _sided(other, index) and not part.last_is_side:
             return f"the side of {' '.join(other.words)!r} is not clear: name it, or ask for each by itself"

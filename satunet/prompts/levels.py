@@ -14,7 +14,20 @@ LETTERS = {**{letter: letter for letter in LEVELS}, "th": "t", "d": "t", "hwk": 
 _ORDER = [f"{letter}{n}" for letter, most in (("c", 7), ("t", 12), ("l", 5), ("s", 1)) for n in range(1, most + 1)]
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
              "twelfth", "thirteenth")  # fmt: skip
-_ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8, "ix": 9, "x": 10, "xi": 11, "xii": 12}
+_ROMAN = {
+    "i": 1,
+    "ii": 2,
+    "iii": 3,
+    "iv": 4,
+    "v": 5,
+    "vi": 6,
+    "vii": 7,
+    "viii": 8,
+    "ix": 9,
+    "x": 10,
+    "xi": 11,
+    "xii": 12,
+}
 
 _DISC = re.compile(r"\b(?:discs?|disks?|intervertebral|ivd|discus|interspace)\b")
 _RIB = re.compile(r"\bribs?(?=\d|\b)")

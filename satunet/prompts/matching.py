@@ -26,9 +26,9 @@ class PromptMatch:
 
     Attributes:
         prompt: What the user typed.
-        class_name: The class it names, or ``None``.
-        status: ``"known"``: it names a class; ``"similar"``: it does not, but is close to classes, and its own
-            embedding is used; ``"unknown"``: nothing the network knows comes near; ``"embedding"``: it is one.
+        class_name: The class whose embedding is used; ``None``: the prompt's own.
+        status: ``"known"``: it names a class; ``"similar"``: it does not, but is close to one: what a class is with a
+            description ("large liver tumor"), or what the text encoder finds near; ``"unknown"``: nothing the network knows comes near; ``"embedding"``: it is one.
         similarity: Cosine similarity to the nearest class, where an encoder was asked.
         nearest: Nearest classes with their similarities, best first.
         expanded_from: What the user typed, where that stands for several classes and ``prompt`` is one of them.
@@ -53,7 +53,7 @@ class Reading:
         status: ``"known"``: it names one class; ``"several"``: it stands for more than one; ``"similar"``: it names
             none, and what it names is close to one; ``"unknown"``: there is nothing to segment.
         classes: The classes; for a similar prompt the nearest one; none for an unknown one.
-        similarity: 1 for what words decided; else the cosine similarity to the nearest class.
+        similarity: 1 for what words name; the cosine similarity to the nearest class where an encoder was asked.
         nearest: Nearest classes with their similarities, best first, where the prompt names none.
         reason: How it was read, or why there is nothing to segment; may be empty for a prompt that is a class's name.
     """
@@ -73,6 +73,7 @@ class Reading:
                             expanded_from=self.prompt, note=self.reason)
                 for name in self.classes
             ]  # fmt: skip
-        named = self.classes[0] if self.status == "known" else None
+        by_words = self.status == "known" or (self.status == "similar" and self.similarity is None)
+        named = self.classes[0] if by_words else None
         return [PromptMatch(prompt=self.prompt, class_name=named, status=self.status, similarity=self.similarity,
                             nearest=self.nearest, note=self.reason)]  # fmt: skip

@@ -7,15 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.labels import ClassInfo, LabelSpace, text_variants
+from satunet.labels import LabelSpace, text_variants
 from satunet.prompts.matching import Encoder
 from satunet.prompts.parsing import Clause, read_name
 
 Nearest = tuple[tuple[str, float], ...]
-
-SIMILAR_FROM = 0.70
-"""Cosine similarity from which an unknown text is taken to mean something the network may know, unless the encoder
-says another (``similar_from``)."""
 
 
 def allowed_classes(clause: Clause, space: LabelSpace) -> list[str]:
@@ -46,7 +42,7 @@ def nearest_by_meaning(text: str, names: Sequence[str], space: LabelSpace, encod
     texts: list[str] = []
     owners: list[int] = []
     for i, name in enumerate(names):
-        for variant in _texts(space.info(name)):
+        for variant in text_variants(space.info(name)):
             texts.append(variant)
             owners.append(i)
     vectors: NDArray[np.float32] = encoder.encode([text, *texts])
@@ -55,7 +51,3 @@ def nearest_by_meaning(text: str, names: Sequence[str], space: LabelSpace, encod
     np.maximum.at(best, owners, vectors[1:] @ vectors[0])
     order = np.argsort(-best, kind="stable")[:count]
     return tuple((names[i], round(float(best[i]), 4)) for i in order)
-
-
-def _texts(info: ClassInfo) -> tuple[str, ...]:
-    return text_variants(info)

@@ -24,7 +24,9 @@ _ENDS_ALONE = {"li", "re", "lh", "rh"}  # "re" and "li" are sides in German lett
 _VERTEBRA_WORDS = {"vertebra", "spine"}
 _DISC_WORDS = {"intervertebral", "disc", "between", "ivd", "interspace", "space", "and", "vertebra"}
 _SIZE = re.compile(r"(?<![\w:])\d+(?:[.,]\d+)?(?: ?(?:x|by|×) ?\d+(?:[.,]\d+)?)* ?(?:mm|cm|ml|cc)\b")
-_BOTH = re.compile(r"\b(?:left|lt|l) ?(?:and|&|\+|/|,) ?(?:right|rt|r)\b|\b(?:right|rt|r) ?(?:and|&|\+|/|,) ?(?:left|lt|l)\b")
+_BOTH = re.compile(
+    r"\b(?:left|lt|l) ?(?:and|&|\+|/|,) ?(?:right|rt|r)\b|\b(?:right|rt|r) ?(?:and|&|\+|/|,) ?(?:left|lt|l)\b"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,9 @@ def _kinds(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _without_levels_words(words: list[str]) -> list[str]:
     """Words that a level says already are dropped: "lumbar vertebra" beside L3, "intervertebral disc" beside L4/L5."""
-    levels = [w.split(":")[-1] for w in words if w.startswith(("vertebra:", "range:")) and not w.startswith("range:rib")]
+    levels = [
+        w.split(":")[-1] for w in words if w.startswith(("vertebra:", "range:")) and not w.startswith("range:rib")
+    ]
     if levels:
         said = _VERTEBRA_WORDS - {"spine"} | {region_of(level) for level in levels}
         return [w for w in words if w not in said]

@@ -89,11 +89,11 @@ class Speller:
     def _join(self, tokens: Sequence[str]) -> list[str]:
         found: list[str] = []
         for token in tokens:
-            if found and _WORD.match(token) and f"{found[-1]}{token}" in self._known:
-                if len(token) > 2 and not (self.known(found[-1]) and self.known(token)):
-                    found[-1] += token
-                    continue
-            found.append(token)
+            torn = bool(found) and _WORD.match(token) and len(token) > 2 and f"{found[-1]}{token}" in self._known
+            if torn and not (self.known(found[-1]) and self.known(token)):
+                found[-1] += token
+            else:
+                found.append(token)
         return found
 
 
