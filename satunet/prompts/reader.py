@@ -17,13 +17,10 @@ prompt none of whose words is known is left to the text encoder, among the class
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 
-from satunet.errors import KnowledgeError
 from satunet.knowledge.names import load_names
 from satunet.knowledge.tree import SAME, KnowledgeTree, name_key
 from satunet.labels import LabelSpace, normalize_name
@@ -35,8 +32,6 @@ from satunet.prompts.nearness import allowed_classes, nearest_by_meaning, neares
 from satunet.prompts.parsing import SEPARATORS, Clause, read_clause, read_name, read_tokens
 from satunet.prompts.spelling import Speller, anatomy_words, common_words
 from satunet.prompts.vocabulary import load_vocabulary
-
-logger = logging.getLogger(__name__)
 
 SIMILAR_FROM = 0.85
 """Cosine similarity from which a text none of whose words is known is taken for a class. Measured on the development half
@@ -213,7 +208,9 @@ class PromptReader:
 
     def _by_tree(self, prompt: str, clause: Clause) -> Reading | None:
         """A class that the tree says is the same thing, with the prompt's own side."""
-        tree = self._tree or _default_tree()
+        from satunet.knowledge.make import default_tree
+
+        tree = self._tree or default_tree()
         if tree is None or clause.side in ("both", "mixed") or {"negation", "uncertainty"} & set(clause.kinds):
             return None
         sides = load_vocabulary().side_of
@@ -296,21 +293,3 @@ def _may_be_a_structure(clause: Clause) -> bool:
     if any(len(w) < 4 or not w.isalpha() for w in clause.words):
         return False
     return len(clause.words) > 1 or not ({*clause.words} & (common_words() | anatomy_words()))
-
-
-def _default_tree() -> KnowledgeTree | None:
-    from satunet.knowledge.make import default_tree_path
-
-    path = default_tree_path()
-    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, changed: int) -> KnowledgeTree | None:
-    try:
-        from satunet.knowledge.file import load_tree
-
-        return load_tree(path)
-    except KnowledgeError as error:
-        logger.warning("%s; prompts are read without it", error)
-        return None
