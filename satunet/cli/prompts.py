@@ -37,9 +37,11 @@ class Prompts:
     def run(self) -> int:
         """Print it."""
         from satunet.errors import PromptError
+        from satunet.prediction.inputs import read_prompts
         from satunet.prompts import PromptReader
 
-        wanted = [p for p in (*self.prompts, *_lines(self.prompt_file)) if p.strip()]
+        listed = read_prompts(self.prompt_file) if self.prompt_file is not None else ()
+        wanted = [p for p in (*self.prompts, *listed) if p.strip()]
         if not wanted:
             raise PromptError('say what to read with: -p "liver" …, or --prompt_file FILE')
         space, where = self._space()
@@ -69,12 +71,10 @@ class Prompts:
         from satunet.labels import LabelSpace, catalogue_space
 
         if self.model is not None:
-            from satunet.errors import ModelError
+            from satunet.models.choice import existing_model
 
-            file = self.model / "label_space.json"
-            if not file.is_file():
-                raise ModelError(f"{self.model}: no model here; expected is a folder with label_space.json")
-            return LabelSpace.load(file), str(self.model)
+            # No more of the model is read: words decide without its weights and its encoder, and without torch.
+            return LabelSpace.load(existing_model(self.model) / "label_space.json"), str(self.model)
         if self.labels == "sat_ds":
             return catalogue_space(), "SAT-DS"
         return LabelSpace.load(Path(self.labels)), self.labels
@@ -82,10 +82,9 @@ class Prompts:
     def _encoder(self) -> TextEncoder:
         """The text encoder, loaded for the first prompt that words alone do not explain."""
         if self.model is not None:
-            from satunet.models.folder import read_description, text_encoder_of
+            from satunet.models.folder import ModelDescription
 
-            plan, _, bank = read_description(self.model)
-            return text_encoder_of(self.model, plan, bank)
+            return ModelDescription.read(self.model).text_encoder()
         from satunet.text import load_text_encoder
 
         return load_text_encoder(self.encoder)
@@ -101,14 +100,3 @@ def as_json(reading: Reading) -> dict[str, object]:
         "nearest": [{"class": name, "similarity": similarity} for name, similarity in reading.nearest],
         "reason": reading.reason,
     }
-
-
-def _lines(file: Path | None) -> list[str]:
-    from satunet.errors import PromptError
-
-    if file is None:
-        return []
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{file}: cannot be read as a list of prompts ({error})") from error
