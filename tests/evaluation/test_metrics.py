@@ -242,6 +242,28 @@ def test_lesions_by_hand() -> None:
     assert (nothing.lesion_f1, nothing.lesions and nothing.lesions.false) == (0.0, 4)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (5, 3, 1), (3, 3, 3), (5, 5, 3), (2, 4, 1)])
+def test_lesions_of_a_voxel_each_in_a_small_box(shape: tuple[int, int, int]) -> None:
+    mask = np.zeros(shape, dtype=bool)
+    mask[::2, ::2, ::2] = True
+    counts = count_lesions(mask, mask)
+    assert counts.reference == counts.found == math.prod((n + 1) // 2 for n in shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=masks, b=masks)
+def test_lesions_are_those_of_scipy(a: np.ndarray, b: np.ndarray) -> None:
+    from scipy import ndimage
+
+    if not a.any() and not b.any():
+        return
+    (of_a, n_a), (of_b, n_b) = (ndimage.label(m, np.ones((3, 3, 3))) for m in (a, b))
+    counts = count_lesions(a, b)
+    assert (counts.reference, counts.predicted) == (n_a, n_b)
+    assert counts.found == sum(b[of_a == i].any() for i in range(1, n_a + 1))
+    assert counts.false == sum(not a[of_b == i].any() for i in range(1, n_b + 1))
+
+
 EMPTY, FULL = np.zeros((3, 3, 3), dtype=bool), np.ones((3, 3, 3), dtype=bool)
 
 
