@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ SIMILAR_FROM = 0.70
 says another (``similar_from``)."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What a text encoder must do here."""
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ _SCREEN_BYTES = 256 << 20
 OnProgress = Callable[[int, int], object]
 
 
+@runtime_checkable
 class Network(Protocol):
     """What is asked of a network; :class:`~satunet.network.model.PromptedUNet` is one."""
 
