@@ -126,6 +126,7 @@ class UnifiedPlan:
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
+        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
     dataset_name: str = UNIFIED_DATASET
@@ -143,6 +144,7 @@ class UnifiedPlan:
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
@@ -177,7 +179,7 @@ class UnifiedPlan:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": dataclasses.asdict(self.normalization_of(modality)),
         }
 
@@ -187,7 +189,7 @@ class UnifiedPlan:
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
         }
 
@@ -252,6 +254,7 @@ class UnifiedPlan:
                 "datasets": list(self.datasets),
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
+                "options": self.options,
             },
         }
 
@@ -289,6 +292,7 @@ class UnifiedPlan:
                 datasets=tuple(ours["datasets"]),
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
+                options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from satunet.errors import KnowledgeError
 from satunet.jobs.cache import cache_dir
 from satunet.knowledge.build import Imported, assemble
+from satunet.knowledge.file import load_tree
 from satunet.knowledge.link import Link, add_links, link_classes
 from satunet.knowledge.sources.labelspace import import_catalogue, import_label_space, scans_by_class
 from satunet.knowledge.sources.obo import import_obo
@@ -96,7 +97,7 @@ def load_or_build(path: Path | None = None) -> KnowledgeTree:
         KnowledgeError: The file cannot be used.
     """
     if path is not None:
-        return KnowledgeTree.load(path)
+        return load_tree(path)
     if default_tree_path().is_file():
-        return KnowledgeTree.load(default_tree_path())
+        return load_tree(default_tree_path())
     return build_tree(ontologies=()).tree

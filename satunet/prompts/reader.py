@@ -22,6 +22,7 @@ from pathlib import Path
 
 from satunet.errors import KnowledgeError
 from satunet.knowledge.concepts import split_side
+from satunet.knowledge.file import load_tree
 from satunet.knowledge.make import default_tree_path
 from satunet.knowledge.names import load_names
 from satunet.knowledge.sources.labelspace import PREFIX, import_label_space
@@ -210,7 +211,7 @@ def _default_tree() -> KnowledgeTree | None:
 @lru_cache(maxsize=2)
 def _load(path: Path, changed: int) -> KnowledgeTree | None:
     try:
-        return KnowledgeTree.load(path)
+        return load_tree(path)
     except KnowledgeError as error:
         logger.warning("%s; prompts are read without it", error)
         return None
