@@ -86,8 +86,8 @@ class Predict:
         given = sum((bool(self.prompts), self.prompt_file is not None, self.all, self.pairs is not None))
         if given != 1:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
-        from satunet.models.results import model_folder
         from satunet.prediction.cluster import Recipe, predict_on_cluster
         from satunet.prediction.folder import predict_folder
         from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
@@ -104,7 +104,7 @@ class Predict:
         )
         prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
         setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)
-        folder = self.model or model_folder("Dataset900_Unified")
+        folder = self.model or UnifiedFolder().results
         recipe = Recipe(
             model=folder,
             fold=self.fold,
