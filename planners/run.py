@@ -69,7 +69,7 @@ def plan_datasets(
     plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
     write_json(plan.unified_folder.impact, list(impacts))
-    space.save(file.with_name("label_space.json"))
+    space.save(plan.unified_folder.label_space)
     summary = JobSummary("plan", failures=found.failures, started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
@@ -120,6 +120,11 @@ def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]
                 DatasetFingerprint.from_json(read_json(preprocessed_dir() / name / "dataset_fingerprint.json"))
             )
     return found
+
+
+def scans_of(fingerprints: Sequence[DatasetFingerprint]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Dataset and case → hash of each of its scans' voxels."""
+    return {(case.dataset, case.case): case.scans for f in fingerprints for case in f.cases}
 
 
 def fingerprint_datasets(
