@@ -120,12 +120,17 @@ class UnifiedPlan:
         batch_size: Patches a training step.
         queries_per_scan: Queries a patch, at most.
         normalization: Modality → normalisation.
+        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's modality.
         network: The network.
         text_encoder: Name or folder of the text encoder.
         datasets: Names of the datasets the plan was made for.
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
+        class_spacings_mm: Class → the isotropic spacings it was trained at, finest first, where they are not
+            ``spacing_mm``; see :meth:`spacing_for`.
+        fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
+            trained with patches that fit.
         options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
@@ -138,12 +143,15 @@ class UnifiedPlan:
     batch_size: int = 2
     queries_per_scan: int = 32
     normalization: dict[str, Normalization] = field(default_factory=lambda: dict(SAT_NORMALIZATION))
+    channel_normalization: dict[str, Normalization] = field(default_factory=dict)
     network: NetworkConfig
     text_encoder: str = "minilm"
     datasets: tuple[str, ...] = ()
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
+    class_spacings_mm: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    fit_windows: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,11 +167,42 @@ class UnifiedPlan:
             raise PlanError(
                 f"batch_size and queries_per_scan must be at least 1, got {self.batch_size}, {self.queries_per_scan}"
             )
+        for name, spacings in self.class_spacings_mm.items():
+            if not spacings or min(spacings) <= 0 or list(spacings) != sorted(set(spacings)):
+                raise PlanError(f"the spacings of {name!r} must be positive and rising, got {spacings}")
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
 
-    def normalization_of(self, modality: str) -> Normalization:
-        """Normalisation of a modality; that of ``other`` if the plan does not name it."""
+    def spacing_for(self, class_name: str | None, extent_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Spacing at which to look for a class in a scan.
+
+        A class that was trained at several spacings is looked for at the finest one at which a single window holds the
+        scan, else at the coarsest: a crop around an organ is seen in detail, a whole head in one piece.
+
+        Args:
+            class_name: The class; ``None`` for words that name none.
+            extent_mm: Size of the scan along the plan's axes.
+        """
+        spacings = self.class_spacings_mm.get(class_name or "")
+        if not spacings:
+            return self.spacing_mm
+        holds = [s for s in spacings if all(e <= p * s for e, p in zip(extent_mm, self.patch_size, strict=True))]
+        chosen = min(holds, default=max(spacings))
+        return chosen, chosen, chosen
+
+    def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Voxels of a window in a preprocessed scan of this shape."""
+        if not self.fit_windows:
+            return self.patch_size
+        x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(shape, self.patch_size, self.network.divisor, strict=True))
+        return x, y, z
+
+    def normalization_of(
+        self, modality: str, dataset_name: str | None = None, channel: int | None = None
+    ) -> Normalization:
+        """Normalisation of a modality, that of ``other`` if the plan does not name it; or that of a dataset's channel."""
+        if own := self.channel_normalization.get(f"{dataset_name}:{channel}"):
+            return own
         return self.normalization.get(modality, self.normalization["other"])
 
     def orientation_of(self, dataset_name: str | None) -> str:
@@ -175,22 +214,24 @@ class UnifiedPlan:
         """Folder of the preprocessed scans, beside the plan."""
         return f"{self.plans_name}_{self.configuration}"
 
-    def preprocessing_of(self, dataset_name: str | None, modality: str) -> dict[str, Any]:
+    def preprocessing_of(self, dataset_name: str | None, modality: str, channel: int | None = None) -> dict[str, Any]:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
             "spacing_mm": [float(s) for s in self.spacing_mm],
-            "normalization": dataclasses.asdict(self.normalization_of(modality)),
+            "normalization": dataclasses.asdict(self.normalization_of(modality, dataset_name, channel)),
         }
 
     def preprocessing(self) -> dict[str, Any]:
         """Every value that any preprocessed scan depends on."""
+        channels = {where: dataclasses.asdict(n) for where, n in sorted(self.channel_normalization.items())}
         return {
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
             "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
+            **({"channel_normalization": channels} if channels else {}),
         }
 
     def content_hash(self) -> str:
@@ -249,14 +290,25 @@ class UnifiedPlan:
                 "dataset_orientation": self.dataset_orientation,
                 "queries_per_scan": self.queries_per_scan,
                 "normalization": {m: dataclasses.asdict(n) for m, n in self.normalization.items()},
+                "channel_normalization": {c: dataclasses.asdict(n) for c, n in self.channel_normalization.items()},
                 "network": network.to_json(),
                 "text_encoder": self.text_encoder,
                 "datasets": list(self.datasets),
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
+                **self._windows(),
                 "options": self.options,
             },
         }
+
+    def _windows(self) -> dict[str, Any]:
+        """What only some plans have; left out of the others' files."""
+        found: dict[str, Any] = {}
+        if self.class_spacings_mm:
+            found["class_spacings_mm"] = {name: list(values) for name, values in self.class_spacings_mm.items()}
+        if self.fit_windows:
+            found["fit_windows"] = True
+        return found
 
     @classmethod
     def from_nnunet(cls, content: dict[str, Any], *, source: Path | str = "plan") -> UnifiedPlan:
@@ -287,11 +339,16 @@ class UnifiedPlan:
                 batch_size=int(configuration["batch_size"]),
                 queries_per_scan=int(ours["queries_per_scan"]),
                 normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
+                channel_normalization={c: _normalization(n) for c, n in ours.get("channel_normalization", {}).items()},
                 network=NetworkConfig.from_json(ours["network"]),
                 text_encoder=ours["text_encoder"],
                 datasets=tuple(ours["datasets"]),
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
+                class_spacings_mm={
+                    name: tuple(float(v) for v in values) for name, values in ours.get("class_spacings_mm", {}).items()
+                },
+                fit_windows=bool(ours.get("fit_windows", False)),
                 options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
