@@ -169,7 +169,7 @@ class _Job:
     def made_by(self, channel: int) -> tuple[object, ...]:
         """All that a scan depends on beside its files."""
         modality = self.dataset.modalities[channel]
-        values = self.plan.preprocessing_of(self.dataset.name, modality)
+        values = self.plan.preprocessing_of(self.dataset.name, modality, channel)
         ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
         ids = sorted(self.dataset.label_ids)
         return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored
@@ -226,7 +226,13 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     modality = dataset.modalities[channel]
     image = read_image(path)
     labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid)
-    prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
+    prepared = preprocess_image(
+        image,
+        modality=modality,
+        plan=plan,
+        orientation=plan.orientation_of(dataset.name),
+        normalization=plan.normalization_of(modality, dataset.name, channel),
+    )
     del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)

@@ -109,6 +109,7 @@ class Labels:
 
     def run(self) -> int:
         """Print a row a class, what was found out about each dataset, and what a person should look at."""
+        from satunet.datasets.paths import dataset_number
         from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
         from satunet.labels import build_label_space
@@ -127,7 +128,7 @@ class Labels:
         rows: list[dict[str, object]] = [
             {
                 "class": info.name + (" (lesion)" if info.lesion else ""),
-                "datasets": sorted(int(name[7:10]) for name in info.datasets),
+                "datasets": sorted(dataset_number(name) for name in info.datasets),
                 "modalities": info.modalities,
                 "regions": info.regions,
                 "names in the datasets": info.source_names,
@@ -202,8 +203,10 @@ class _Planning:
         from satunet.datasets.raw import override_modalities
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
+        from satunet.planners.run import require_apart
 
         names = dataset_names(self.datasets)
+        require_apart(self.plan.name, names)
         setup_logging(preprocessed_dir() / self.plan.name / "plan_and_preprocess.log", verbose=self.verbose)
         override_modalities(self.modality)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satunet.datasets.paths import dataset_name_of, preprocessed_dir, raw_dir
+from satunet.datasets.paths import dataset_name_of, dataset_number, preprocessed_dir, raw_dir
 from satunet.errors import DatasetError, MissingFileError, ScanError, UserError
 from satunet.jobs.files import read_json, write_json
 
@@ -54,7 +54,7 @@ class Dataset:
     """What a dataset's ``dataset.json`` says.
 
     Attributes:
-        id: Three-digit id of the folder's name.
+        id: Number in the folder's name.
         name: Folder name, ``DatasetNNN_Name``.
         folder: The folder in ``nnUNet_raw``.
         channel_names: Names of the channels, in order.
@@ -199,14 +199,11 @@ def read_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
     ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
     labels, ignore = _labels(content.get("labels"), file)
-    match = re.match(r"^Dataset(\d{3})_", folder.name)
-    if match is None:
-        raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
     description = content.get("description")
     source = content.get("source") or content.get("reference")
     inferred = tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered)
     return Dataset(
-        id=int(match[1]),
+        id=dataset_number(folder.name),
         name=folder.name,
         folder=folder,
         channel_names=ordered,
