@@ -16,7 +16,8 @@ import argparse
 import os
 from pathlib import Path
 
-UNIFIED = "Dataset900_Unified"
+from satunet.datasets.paths import UNIFIED_DATASET as UNIFIED
+
 SPACING_MM = 3.0
 
 
@@ -55,6 +56,7 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
 
 def benchmark(names: list[str], output: Path, *, specialists: bool, device: str, processes: int) -> int:
     """Score one network, the specialists there are, the oracle boxes, and copies of the nearest label maps."""
+    from satunet.datasets.unified import UnifiedFolder
     from satunet.evaluation.benchmark.competitors import Competitor
     from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor
     from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
@@ -63,14 +65,13 @@ def benchmark(names: list[str], output: Path, *, specialists: bool, device: str,
     from satunet.evaluation.benchmark.run import Contest
     from satunet.evaluation.run import run_benchmark
     from satunet.jobs.progress import setup_logging
-    from satunet.models.results import model_folder
 
     setup_logging(output / "benchmark.log")
     place = output / "predictions"
     others: list[Competitor] = [SpecialistCompetitor(output=place, device=device)] if specialists else []
     others += [MedSAMCompetitor(output=place, boxes="oracle"), NearestCopyCompetitor(output=place)]
     contest = Contest(
-        unified=UnifiedCompetitor(model=model_folder(UNIFIED), output=place, device=device),
+        unified=UnifiedCompetitor(model=UnifiedFolder(name=UNIFIED).results, output=place, device=device),
         others=others,
         output=output,
         folds=(0,),

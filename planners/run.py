@@ -70,8 +70,8 @@ def plan_datasets(
         )
     plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
-    write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
-    space.save(file.with_name("label_space.json"))
+    write_json(plan.unified_folder.impact, list(impacts))
+    space.save(plan.unified_folder.label_space)
     summary = JobSummary("plan", failures=found.failures, started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)

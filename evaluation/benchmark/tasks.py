@@ -6,9 +6,9 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.patients import patients_of
 from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json
 from satunet.labels import LabelSpace
@@ -162,7 +162,7 @@ def _validation_cases(dataset: Dataset, network: TrainedNetwork) -> list[str]:
     fold = network.fold
     if fold == "all":
         return [c.identifier for c in dataset.training_cases()]
-    file = preprocessed_dir() / network.dataset_name / "splits_final.json"
+    file = UnifiedFolder(name=network.dataset_name).splits
     try:
         split = read_json(file)[int(fold)]
         scans, trained = set(split["val"]), set(split["train"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[slice, slice, slice]
+from satunet.types import Box
 
 _FEW_IDS = 4
 """Up to this many ids, comparing with each is quicker than looking every voxel up in a table."""
@@ -68,18 +68,6 @@ class LabelIndex:
         if self._positions is not None:
             ids = [self._positions[i] for i in ids if i in self._positions]
         return [i for i in ids if 0 < i <= self._highest]
-
-
-def mask_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Bounding box of a mask, or ``None`` if it is empty."""
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if not len(occupied):
-            return None
-        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return spans[0], spans[1], spans[2]
 
 
 def union_box(boxes: Sequence[Box]) -> Box:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import MissingFileError, ScanError, UnexpectedLabelError, UnreadableImageError
-from satunet.evaluation.scoring.label_index import Box, LabelIndex, mask_box
-from satunet.geometry import Grid
+from satunet.evaluation.scoring.label_index import LabelIndex
+from satunet.geometry import Grid, box_of
 from satunet.images.image import IMAGE_ENDINGS, image_ending, read_label_map, strip_ending
 from satunet.jobs.files import mask_file_name, read_json
 from satunet.labels import normalize_name
 from satunet.labels.scored import ScoredClasses
+from satunet.types import Box
 
 MANIFEST = "manifest.json"
 SUBFOLDER = "segmentations"
 """Where TotalSegmentator's cases keep their masks."""
 
 
+@runtime_checkable
 class Masks(Protocol):
     """Masks of classes on one grid."""
 
@@ -104,7 +106,7 @@ class FolderMasks:
 
     def box(self, name: str) -> Box | None:
         """Bounding box of a class; ``None`` if it is absent; raises as :meth:`whole`."""
-        return mask_box(self.whole(name))
+        return box_of(self.whole(name))
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
         """Its mask inside a box; raises as :meth:`whole`."""

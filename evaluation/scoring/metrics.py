@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.scoring.label_index import grown_box, mask_box, union_box
+from satunet.evaluation.scoring.label_index import grown_box, union_box
 from satunet.evaluation.scoring.masks import LabelMapMasks, Masks
 from satunet.evaluation.scoring.measures.lesions import LesionCounts, count_lesions
 from satunet.evaluation.scoring.measures.surface import distances, find_surface, margin_of, search_radius, touched
 from satunet.evaluation.scoring.rules import Rules
+from satunet.geometry import box_of
 
 _DEFAULT = Rules()
 _PERCENT = 0.95
@@ -87,7 +88,7 @@ def score_masks(
         ValueError: Shapes differ or are not three-dimensional, or a spacing is not allowed.
     """
     _check(reference, prediction, spacing_mm)
-    found = [box for mask in (reference, prediction) if (box := mask_box(mask)) is not None]
+    found = [box for mask in (reference, prediction) if (box := box_of(mask)) is not None]
     if not found:
         return _absent(0, 0, rules, lesion)
     box = union_box(found)

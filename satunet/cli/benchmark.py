@@ -172,16 +172,16 @@ class Benchmark:
         from satunet.cli.environment import quick_check
 
         quick_check()
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
         from satunet.evaluation.benchmark.run import Contest
         from satunet.evaluation.run import run_benchmark
         from satunet.jobs.progress import setup_logging
-        from satunet.models.results import model_folder
 
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
         contest = Contest(
             unified=UnifiedCompetitor(
-                model=self.model or model_folder("Dataset900_Unified"),
+                model=self.model or UnifiedFolder().results,
                 output=self.output / "predictions",
                 device=self.device,
             ),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork
 
 
+@runtime_checkable
 class Competitor(Protocol):
     """One column of a benchmark."""
 
@@ -43,6 +44,7 @@ class Competitor(Protocol):
         ...
 
 
+@runtime_checkable
 class UnifiedSide(Competitor, Protocol):
     """The competitor whose label space and split decide what is scored."""
 
