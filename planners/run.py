@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from satunet.datasets.paths import all_dataset_names, dataset_number, preprocessed_dir
 from satunet.datasets.raw import load_dataset
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, PlanError, UserError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import JobSummary
@@ -71,8 +72,8 @@ def plan_datasets(
         )
     plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
-    write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
-    space.save(file.with_name("label_space.json"))
+    write_json(plan.unified_folder.impact, list(impacts))
+    space.save(plan.unified_folder.label_space)
     summary = JobSummary("plan", failures=found.failures, notes=dict(found.notes), started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
@@ -115,10 +116,12 @@ def require_apart(name: str, dataset_names: Sequence[str]) -> None:
                 "of its own"
             )
     for other in (name, *dataset_names):
-        folder = preprocessed_dir() / other
-        unified = (folder / "satunetPlans.json").is_file()
-        if other == name and not unified and (folder / "dataset_fingerprint.json").is_file():
-            raise PlanError(f"name {name!r}: {folder} holds the fingerprint of a dataset, which a plan would replace")
+        place = UnifiedFolder(name=other)
+        unified = place.plan.is_file()
+        if other == name and not unified and place.fingerprint.is_file():
+            raise PlanError(
+                f"name {name!r}: {place.folder} holds the fingerprint of a dataset, which a plan would replace"
+            )
         if other != name and unified:
             raise DatasetError(f"{other} is a unified dataset; give the datasets that it is made of")
     if name in dataset_names:
