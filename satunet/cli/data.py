@@ -92,8 +92,8 @@ def _present(name: str) -> dict[str, object]:
             "training_cases": len(dataset.training_cases()) if dataset.has_scans else 0,
             "test_cases": len(dataset.test_cases()),
         }
-        if problem:
-            row["note"] = problem
+        if notes := [*([problem] if problem else []), *dataset.remarks]:
+            row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
     return row
