@@ -62,7 +62,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
     why["queries"] = (
         f"{options.queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
     )
-    normalizations, why["normalisation"] = plan_normalization(fingerprints, options.normalization)
+    schemes = plan_normalization(fingerprints, options.normalization)
+    why["normalisation"] = schemes.why
     why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
     raised = sorted(name for name, factor in factors.items() if factor != 1)
     if raised:
@@ -82,7 +83,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         patch_size=patch,
         batch_size=batch,
         queries_per_scan=options.queries_per_scan,
-        normalization=normalizations,
+        normalization=schemes.by_modality,
+        channel_normalization=schemes.by_channel,
         network=network,
         text_encoder=options.text_encoder,
         datasets=names,

@@ -69,13 +69,7 @@ class Vocabulary:
         Raises:
             PromptError: No prompt, or an empty one.
         """
-        found: list[PromptMatch] = []
-        for prompt in as_prompts(prompts):
-            matches = self._reader.read(prompt)
-            if matches[0].status == "unknown" and not matches[0].note:
-                matches = self._reader.read(prompt, self.encoder)
-            found += matches
-        return found
+        return [match for prompt in as_prompts(prompts) for match in self._reader.read(prompt, lambda: self.encoder)]
 
     def every_class(self, modality: str) -> tuple[PromptMatch, ...]:
         """All classes that are known in a modality.
@@ -218,7 +212,8 @@ def report_prompts(known: dict[str, tuple[PromptMatch, ...]]) -> None:
             continue
         near = ", ".join(f"{name} ({value:.2f})" for name, value in match.nearest)
         if match.status == "similar":
-            logger.warning("prompt %r names no class of the model; segmented by its wording; nearest: %s", prompt, near)
+            how = f"segmented as {match.class_name!r}" if match.class_name else "segmented by its wording"
+            logger.warning("prompt %r names no class of the model; %s; nearest: %s", prompt, how, near)
         elif match.status == "unknown":
             why = match.note or f"nothing the model knows; nearest: {near or 'none'}"
             logger.warning("prompt %r: %s; no mask is written", prompt, why)

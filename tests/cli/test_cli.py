@@ -47,6 +47,9 @@ OPTIONS = {
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
     },
+    "prompts": {
+        "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
+    },
     "evaluate": {
         "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",
         "--tolerances", "--policy", "--lesions", "--no_distances", "--parquet", "--processes", "-np", "--verbose",
