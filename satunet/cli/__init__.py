@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeAlias, get_args
+from typing import Annotated, Protocol, TypeAlias, get_args, runtime_checkable
 
 from satunet.errors import EnvironmentProblemError, ScanError, UserError
 
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Command(Protocol):
     """What the command line asks of a command."""
 
