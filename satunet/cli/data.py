@@ -95,7 +95,7 @@ def _present(name: str) -> dict[str, object]:
             "test_cases": len(dataset.test_cases()),
         }
         cases = dataset.training_cases()[:SAMPLE] if dataset.has_scans else ()
-        if notes := [*([problem] if problem else []), *dataset_doubts(dataset, cases)]:
+        if notes := [*([problem] if problem else []), *dataset.remarks, *dataset_doubts(dataset, cases)]:
             row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
@@ -112,6 +112,7 @@ class Labels:
 
     def run(self) -> int:
         """Print a row a class, what was found out about each dataset, and what a person should look at."""
+        from satunet.datasets.paths import dataset_number
         from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
         from satunet.labels import build_label_space
@@ -130,7 +131,7 @@ class Labels:
         rows: list[dict[str, object]] = [
             {
                 "class": info.name + (" (lesion)" if info.lesion else ""),
-                "datasets": sorted(int(name[7:10]) for name in info.datasets),
+                "datasets": sorted(dataset_number(name) for name in info.datasets),
                 "modalities": info.modalities,
                 "regions": info.regions,
                 "names in the datasets": info.source_names,
@@ -208,8 +209,10 @@ class _Planning:
         from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
+        from satunet.planners.run import require_apart
 
         names = dataset_names(self.datasets)
+        require_apart(self.plan.name, names)
         setup_logging(preprocessed_dir() / self.plan.name / "plan_and_preprocess.log", verbose=self.verbose)
         override_modalities(self.modality)
         trust_shapes(names if self.trust_shape else ())
@@ -278,20 +281,20 @@ class Preprocess:
 
     def run(self) -> int:
         """Write the store of preprocessed scans, or check it."""
-        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
         from satunet.datasets.raw import override_modalities, trust_shapes
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
         from satunet.preprocessing.verify import verify_store
 
-        folder = preprocessed_dir() / dataset_name_of(self.dataset)
-        plan = UnifiedPlan.load(folder / "satunetPlans.json")
-        setup_logging(folder / "plan_and_preprocess.log", verbose=self.verbose)
+        unified = UnifiedFolder.find(self.dataset)
+        plan = UnifiedPlan.load(unified.plan)
+        setup_logging(unified.folder / "plan_and_preprocess.log", verbose=self.verbose)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify:
-            summary = verify_store(folder / plan.data_identifier, plan=plan, processes=workers)
+            summary = verify_store(unified.store, plan=plan, processes=workers)
         else:
             override_modalities(self.modality)
             trust_shapes(plan.datasets if self.trust_shape else ())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satunet.datasets.paths import dataset_name_of, preprocessed_dir, raw_dir
+from satunet.datasets.paths import dataset_name_of, dataset_number, preprocessed_dir, raw_dir
 from satunet.errors import DatasetError, MissingFileError, ScanError, UserError
 from satunet.jobs.files import read_json, write_json
 
@@ -58,7 +58,7 @@ class Dataset:
     """What a dataset's ``dataset.json`` says.
 
     Attributes:
-        id: Three-digit id of the folder's name.
+        id: Number in the folder's name.
         name: Folder name, ``DatasetNNN_Name``.
         folder: The folder in ``nnUNet_raw``.
         channel_names: Names of the channels, in order.
@@ -70,6 +70,7 @@ class Dataset:
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
         source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
         trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
+        remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
     """
 
     id: int
@@ -84,6 +85,7 @@ class Dataset:
     reader: str | None = None
     source: str | None = None
     trust_shape: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -219,14 +221,11 @@ def read_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
     ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
     labels, ignore = _labels(content.get("labels"), file)
-    match = re.match(r"^Dataset(\d{3})_", folder.name)
-    if match is None:
-        raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
     description = content.get("description")
     source = content.get("source") or content.get("reference")
     inferred = tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered)
     return Dataset(
-        id=int(match[1]),
+        id=dataset_number(folder.name),
         name=folder.name,
         folder=folder,
         channel_names=ordered,
@@ -237,6 +236,7 @@ def read_dataset(folder: Path) -> Dataset:
         description=str(description) if description else None,
         reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
         source=str(source) if source else None,
+        remarks=_remarks(content["labels"]),
     )
 
 
@@ -373,6 +373,12 @@ def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tu
             f"got {content!r}"
         )
     return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
+
+
+def _remarks(labels: dict[str, Any]) -> tuple[str, ...]:
+    """Labels beside the background that have its id: nothing is learned of them."""
+    lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
+    return tuple(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost)
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
