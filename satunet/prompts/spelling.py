@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice, product
 from pathlib import Path
 
 from rapidfuzz.distance import OSA
@@ -21,6 +22,8 @@ _TOKENIZER = Path(__file__).parents[1] / "text" / "anatomy" / "tokenizer.json"
 _ANATOMY = Path(__file__).parent / "anatomy_words.txt"
 _WORD = re.compile(r"^[a-z]+$")
 _SHORTEST = 4
+_MOST = 24
+"""Readings of a text with several misspelled words that are tried."""
 _SIDES = ("left", "right")
 
 
@@ -37,22 +40,26 @@ class Speller:
         self._by_start: dict[tuple[str, int], list[str]] = {}
         for word in sorted(known):
             self._by_start.setdefault((word[0], len(word)), []).append(word)
-        self._corrected: dict[tuple[str, bool], tuple[str, ...]] = {}
+        self._options: dict[tuple[str, bool], tuple[str, ...]] = {}
 
-    def correct(self, tokens: Sequence[str], *, boldly: bool = False) -> tuple[str, ...]:
-        """Tokens with misspelled words corrected, run-together words parted, and torn words joined.
+    def correct(self, text: str, *, boldly: bool = False) -> list[str]:
+        """What a text may have been meant to be, the likeliest first; nothing where nothing looks misspelled.
 
         Args:
-            tokens: Words.
+            text: Lower-case, see :func:`satunet.prompts.parsing.clean_text`.
             boldly: Words of English may be misspelled as well ("lumber vertebrae"), and four letters are enough.
                 For prompts that then name a class, with another word that was right.
         """
-        found: list[str] = []
-        for token in self._join(tokens):
-            if (token, boldly) not in self._corrected:
-                self._corrected[token, boldly] = self._correct(token, boldly)
-            found += self._corrected[token, boldly]
-        return tuple(found)
+        pieces = self._join(re.split(r"([^a-z\d:]+)", text))
+        choices = [self._options_of(piece, boldly) for piece in pieces]
+        if "".join(pieces) == text and all(options == (piece,) for options, piece in zip(choices, pieces, strict=True)):
+            return []
+        return list(islice(("".join(words) for words in product(*choices)), _MOST))
+
+    def _options_of(self, word: str, boldly: bool) -> tuple[str, ...]:
+        if (word, boldly) not in self._options:
+            self._options[word, boldly] = self._correct(word, boldly)
+        return self._options[word, boldly]
 
     def known(self, word: str) -> bool:
         """Whether a word is one that classes are called by, or of the vocabulary."""
@@ -65,7 +72,7 @@ class Speller:
             for cut in range(3, len(word) - 2):
                 parts = word[:cut], word[cut:]
                 if all(p in self._known for p in parts) and max(map(len, parts)) >= 4:
-                    return parts
+                    return (" ".join(parts),)
         common = word in common_words()
         if word in anatomy_words() or (common and not (boldly and len(word) >= 6)):
             return (word,)
@@ -75,7 +82,8 @@ class Speller:
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
             near = {w for w in near if (boldly and len(w) >= 5) or _plausible(word, w)}
             if near:
-                return (min(near),) if len({lemma(w) for w in near}) == 1 else (word,)
+                # One word for each meaning; words that are both likely are told apart by what they stand with.
+                return tuple({lemma(w): w for w in sorted(near, reverse=True)}.values())
         return (word,)
 
     def _candidates(self, word: str, edits: int) -> Iterable[str]:
@@ -86,14 +94,15 @@ class Speller:
                     if start == word[0] or candidate[:2] == word[1::-1]:
                         yield candidate
 
-    def _join(self, tokens: Sequence[str]) -> list[str]:
-        found: list[str] = []
-        for token in tokens:
-            torn = bool(found) and _WORD.match(token) and len(token) > 2 and f"{found[-1]}{token}" in self._known
-            if torn and not (self.known(found[-1]) and self.known(token)):
-                found[-1] += token
+    def _join(self, pieces: list[str]) -> list[str]:
+        """Words that a space tore apart, joined: "hippo campus"; every other piece is what stands between words."""
+        found = pieces[:1]
+        for between, word in zip(pieces[1::2], pieces[2::2], strict=True):
+            torn = between == " " and len(word) > 2 and _WORD.match(word) and f"{found[-1]}{word}" in self._known
+            if torn and not (self.known(found[-1]) and self.known(word)):
+                found[-1] += word
             else:
-                found.append(token)
+                found += [between, word]
         return found
 
 
