@@ -10,7 +10,6 @@ from satunet.labels import ClassInfo, LabelSpace
 from satunet.prompts.parsing import Clause, Key, clean_text, read_name, read_tokens
 from satunet.prompts.vocabulary import load_vocabulary
 
-
 TYPES_LEFT_OUT = ("gland", "gyrus", "nucleus")
 """Types of structures that people leave out: "left parotid", "fusiform", "accumbens"."""
 

@@ -184,11 +184,11 @@ class PromptReader:
 
     def _corrected(self, prompt: str) -> Reading | None:
         """What a prompt means once its misspelled words are corrected; nothing where that is not clear."""
-        for boldly in (False, True):
-            if boldly and not any(self._index.has_word(w) for w in read_tokens(prompt)):
-                continue
+        sides = load_vocabulary().side_of
+        right = sum(self._index.has_word(w) and w not in sides for w in read_tokens(prompt))
+        for boldness in range(min(right, 2) + 1):
             found: dict[tuple[str, ...], Reading] = {}
-            for text in self._speller.correct(clean_text(prompt), boldly=boldly):
+            for text in self._speller.correct(clean_text(prompt), boldness=boldness):
                 tokens = mark_tokens(text)
                 reading = self._exactly(text, tokens) or self._by_words(text, tokens)
                 if reading is not None and reading.classes:
