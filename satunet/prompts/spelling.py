@@ -84,7 +84,9 @@ class Speller:
         for edits in range(1, most + 1):
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
             near = {w for w in near if (_plausible(word, w) or (boldness and len(w) >= 4 + (boldness < 2)))}
-            if any(_derived(word, w) for w in near):
+            derived = {lemma(w) for w in near if _derived(word, w)}
+            near = {w for w in near if lemma(w) not in derived}
+            if derived and not near:
                 return (word,)
             if near:
                 # One word for each meaning; words that are both likely are told apart by what they stand with.
