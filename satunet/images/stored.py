@@ -11,7 +11,6 @@ hangs, and with it every scan of a job.
 from __future__ import annotations
 
 import bz2
-import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +118,7 @@ class Stored:
             raise UnreadableImageError(self.path, f"{self.shape} voxels cannot be in {len(self.files)} files alike")
         return self.bytes // len(self.files)
 
-    def _seek(self, handle: io.BufferedIOBase, file: Path, each: int) -> None:
+    def _seek(self, handle: Any, file: Path, each: int) -> None:
         if self.offset < 0:
             handle.seek(max(0, file.stat().st_size - each))
             return
@@ -292,9 +291,7 @@ def _named(path: Path) -> Iterator[None]:
         raise UnreadableImageError(path, f"the voxels cannot be read ({str(error) or type(error).__name__})") from error
 
 
-def _fill(
-    path: Path, handle: io.BufferedIOBase, room: NDArray[np.uint8], encoding: Encoding, packed: int | None
-) -> None:
+def _fill(path: Path, handle: Any, room: NDArray[np.uint8], encoding: Encoding, packed: int | None) -> None:
     """Read bytes into a buffer that they have to fill to the last, checksums included."""
     if encoding == "raw":
         _fill_raw(path, handle, room)
@@ -319,7 +316,7 @@ def _fill(
         raise UnreadableImageError(path, f"{filled} bytes of voxels in the file; the header promises {room.size}")
 
 
-def _fill_raw(path: Path, handle: io.BufferedIOBase, room: NDArray[np.uint8]) -> None:
+def _fill_raw(path: Path, handle: Any, room: NDArray[np.uint8]) -> None:
     view = memoryview(room)
     filled = 0
     while filled < room.size:
