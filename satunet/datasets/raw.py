@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
 
+HIGHEST_ID = 2**31 - 1
+"""Label ids are signed integers of 32 bits where batches are made."""
+
 MODALITIES_FILE = "modalities.json"
 """Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
 
@@ -390,6 +393,8 @@ def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int |
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
             raise DatasetError(f"{file}: label {name!r} must be one id or a list of ids (integers ≥ 0), got {value!r}")
+        if max(values) > HIGHEST_ID:
+            raise DatasetError(f"{file}: label {name!r} has the id {max(values)}; allowed are ids up to {HIGHEST_ID}")
         if name.strip().lower() == "ignore" and len(values) == 1:
             ignore = values[0]
         elif list(values) != [0] and name.strip().lower() != "background":
