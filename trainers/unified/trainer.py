@@ -112,8 +112,8 @@ class SATTrainer(nnUNetTrainer):
         self.initial_lr = config.learning_rate
         self.weight_decay = config.weight_decay
         self.bad_steps.limit = config.bad_steps
-        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16
-        self.grad_scaler = torch.GradScaler("cuda") if half else None  # bfloat16 has the range of float32
+        half = precision_for(self.device, config.precision) is torch.float16
+        self.grad_scaler = torch.GradScaler(self.device.type) if half else None  # bfloat16 has the range of float32
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
