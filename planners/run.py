@@ -122,6 +122,11 @@ def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]
     return found
 
 
+def scans_of(fingerprints: Sequence[DatasetFingerprint]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Dataset and case → hash of each of its scans' voxels."""
+    return {(case.dataset, case.case): case.scans for f in fingerprints for case in f.cases}
+
+
 def fingerprint_datasets(
     dataset_names: Sequence[str], *, processes: int | Workers = 1
 ) -> tuple[list[DatasetFingerprint], JobSummary]:

@@ -21,7 +21,7 @@ from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.splits import unified_splits
+from satunet.preprocessing.splits import Folds, folds_of, unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
     ScanRecord,
@@ -44,6 +44,7 @@ def preprocess_datasets(
     dataset_names: Sequence[str],
     *,
     space: LabelSpace | None = None,
+    folds: Folds | None = None,
     processes: int | Workers = 1,
 ) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
@@ -55,13 +56,15 @@ def preprocess_datasets(
         plan: The unified plan.
         dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
         space: Label space of these datasets; built from them if not given.
+        folds: Their folds; found if not given.
         processes: Worker processes, or where else to run. Workers of a cluster must see the same folders.
 
     Returns:
         Scans done, already done and failed.
 
     Raises:
-        DatasetError: None of the datasets can be read, or none of their scans.
+        DatasetError: None of the datasets can be read, or none of their scans; a ``splits_final.json`` that cannot be
+            used, before anything is done.
         LabelSpaceError: Their labels contradict each other.
         UserError: Another job writes to the store now.
     """
@@ -81,6 +84,8 @@ def preprocess_datasets(
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
     if space is None or set(space.ids) != set(cases):
         space = build_label_space(datasets)
+    if folds is None or set(folds.by_dataset) != set(cases):
+        folds, _ = folds_of(datasets)
     jobs = [_Job(dataset=d, case=c, plan=plan, store=store) for d in datasets for c in cases[d.name]]
     with only_writer(store):
         scans = _run(jobs, summary, processes)
@@ -88,8 +93,9 @@ def preprocess_datasets(
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
     space.save(folder / "label_space.json")
-    identifiers = {name: [case.identifier for case in found] for name, found in cases.items()}
-    write_json(folder / "splits_final.json", unified_splits(scans, identifiers))
+    write_json(folder / "splits_final.json", unified_splits(scans, folds))
+    if folds.notes:
+        summary.note("splits", "; ".join(folds.notes))
     write_json(folder / "dataset.json", _dataset_json(plan, space, datasets, len(scans)))
     summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
     summary.save(folder / "preprocessing_summary.json")

@@ -23,7 +23,7 @@ from satunet.labels import LabelSpace
 from satunet.models.checkpoints import load_checkpoint, network_weights
 from satunet.models.folder import ModelFolder
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import ScanJob
+from satunet.prediction.inputs import Scan
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class UnifiedCompetitor:
     def predict(self, task: Task) -> dict[str, str]:
         """Every channel of every case is a scan; what is done is not done again."""
         jobs = [
-            ScanJob(path=path, name=task.scan_name(case.identifier, channel), modality=task.dataset.modalities[channel])
+            Scan(path=path, name=task.scan_name(case.identifier, channel), modality=task.dataset.modalities[channel])
             for case in task.cases
             for channel, path in enumerate(case.images)
         ]

@@ -41,6 +41,7 @@ class CaseFingerprint:
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
         label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
         cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are any.
+        scans: Hash of the voxels of each channel; empty for constant ones.
         source: Size and time of its files.
         digest: Hash of its files: what the cache goes by where only their times have changed.
     """
@@ -57,6 +58,7 @@ class CaseFingerprint:
     label_extents_mm: dict[int, Triple] = field(default_factory=dict)
     label_centroids_mm: dict[int, Triple] = field(default_factory=dict)
     cropped_voxels: dict[int, int] = field(default_factory=dict)
+    scans: tuple[str, ...] = ()
     source: str = ""
     digest: str = ""
 

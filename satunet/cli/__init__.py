@@ -41,6 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
     from satunet.cli.pretrain import Pretrain
+    from satunet.cli.prompts import Prompts
     from satunet.cli.train import Train
 
     commands: TypeAlias = (  # type: ignore[valid-type]
@@ -53,6 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Preprocess, subcommand("preprocess")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Prompts, subcommand("prompts")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Knowledge, subcommand("knowledge")]

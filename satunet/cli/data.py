@@ -109,13 +109,15 @@ class Labels:
 
     def run(self) -> int:
         """Print a row a class, what was found out about each dataset, and what a person should look at."""
+        from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
         from satunet.labels import build_label_space
-        from satunet.planners.run import known_fingerprints
+        from satunet.planners.run import known_fingerprints, scans_of
         from satunet.planners.unified.review import review_label_space
 
         names = dataset_names(self.datasets)
-        space = build_label_space([load_dataset(name) for name in names])
+        datasets = [load_dataset(name) for name in names]
+        space = build_label_space(datasets)
         fingerprints = known_fingerprints(names)
         findings = review_label_space(space, fingerprints)
         if self.json:
@@ -140,6 +142,10 @@ class Labels:
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
             print_rows(looks, f"{len(looks)} things look wrong")
+        cases = {d.name: [c.identifier for c in d.training_cases()] for d in datasets if d.has_scans}
+        people = find_people(datasets, cases, scans_of(fingerprints))
+        if people.findings:
+            print_rows([{"cases of one person": finding} for finding in people.findings], "Who is in several cases")
         unknown = len(names) - len(fingerprints)
         if unknown:
             sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")

@@ -13,15 +13,14 @@ import functools
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
+from satunet.compute.choices import Precision as Precision
 from satunet.errors import UserError
 
 if TYPE_CHECKING:  # torch takes a second to import, and commands name a Precision before they need one
     import torch
 
-Precision = Literal["auto", "bfloat16", "float16", "float32"]
-"""``auto`` is the rule of this module; the others are taken as given."""
 PRECISION_VARIABLE = "SATUNET_PRECISION"
 
 

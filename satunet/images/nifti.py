@@ -6,7 +6,6 @@ where the voxels are, :func:`doubts_of` says what is believed.
 
 from __future__ import annotations
 
-import colorsys
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import NotThreeDimensionalError, UnreadableImageError
 from satunet.geometry import Grid
+from satunet.images.colours import colours_of
 from satunet.images.stored import DEFLATE_MOST, grid_of, rounded
 
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -238,13 +238,14 @@ def _to_nifti(
 
 
 def _label_table(legend: Mapping[int, str]) -> bytes:
-    """Connectome Workbench's label table; colours go round the colour circle by the golden ratio."""
+    """Connectome Workbench's label table."""
     root = ElementTree.Element("CaretExtension")
     volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
     table = ElementTree.SubElement(volume, "LabelTable")
-    for number, (label, name) in enumerate(sorted({0: "background", **legend}.items())):
-        rgb = colorsys.hsv_to_rgb(number * 0.61803398875 % 1, 0.65, 0.95) if label else (0, 0, 0)
-        colours = {key: f"{value:.4f}" for key, value in zip(("Red", "Green", "Blue"), rgb, strict=True)}
+    named = sorted({0: "background", **legend}.items())
+    for (label, name), colour in zip(named, colours_of(name for _, name in named), strict=True):
+        rgb = colour if label else (0, 0, 0)
+        colours = {key: f"{value / 255:.4f}" for key, value in zip(("Red", "Green", "Blue"), rgb, strict=True)}
         entry = ElementTree.SubElement(table, "Label", {"Key": str(label), **colours, "Alpha": "1" if label else "0"})
         entry.text = name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"

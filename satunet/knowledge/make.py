@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ from satunet.knowledge.tree import KnowledgeTree
 
 if TYPE_CHECKING:
     from satunet.labels import LabelSpace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +92,21 @@ def build_tree(
 def default_tree_path() -> Path:
     """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
     return cache_dir() / "knowledge.jsonl.gz"
+
+
+def default_tree() -> KnowledgeTree | None:
+    """The tree in the default place; ``None`` if none was built, or, with a warning, if it cannot be read."""
+    path = default_tree_path()
+    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, changed: int) -> KnowledgeTree | None:
+    try:
+        return load_tree(path)
+    except KnowledgeError as error:
+        logger.warning("%s; prompts are read without it", error)
+        return None
 
 
 def load_or_build(path: Path | None = None) -> KnowledgeTree:

@@ -24,6 +24,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from satunet.compute import distributed
 from satunet.compute.devices import autocast_for, precision_for
+from satunet.datasets.raw import split_scan_id
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.progress import in_locale
 from satunet.models.checkpoints import load_checkpoint
@@ -294,7 +295,7 @@ class SATTrainer(nnUNetTrainer):
         return {
             "loss": float(loss.total.detach()),
             "dice": [
-                (scan.split("__")[0], float(values[b, k]))
+                (split_scan_id(scan)[0], float(values[b, k]))
                 for b, scan in enumerate(batch.scans)
                 for k in shown[b].nonzero().flatten().tolist()
             ],
