@@ -21,6 +21,7 @@ from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.planners.fingerprint.case import CaseFindings, analyze_case, file_digest, file_stamp
 from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint
+from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.fingerprint.readers import nnunet_reader
 
@@ -78,6 +79,9 @@ def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[Dat
             summary.failed(f"{name}/{identifier}", reason)
         return cached, summary
     fingerprint = _extract(dataset, cases, folder / CASES_FOLDER, summary, processes)
+    for doubt in dataset_doubts(dataset, cases):
+        logger.warning("%s: %s", name, doubt)
+        summary.note(f"headers of {name}", doubt)
     content = fingerprint.to_json()
     if "satunet" not in existing and len(existing.get("spacings", ())) == len(fingerprint.cases):
         content |= {key: existing[key] for key in _NNUNET_KEYS if key in existing}
@@ -150,8 +154,9 @@ def _extract(
         nnunet_channels=()
         if same
         else tuple(ChannelStatistics.of(theirs[channel], modality) for channel, modality in modalities),
+        channel_names=dataset.channel_names,
         failed=failed,
-        settings=_settings(dataset) + f"; modalities {', '.join(dataset.modalities)}",
+        settings=_all_settings(dataset),
     )
 
 
@@ -178,8 +183,7 @@ def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Ca
     """Whether no file of the dataset has changed since."""
     known = {c.case: c.source for c in fingerprint.cases}
     known |= {case: source for case, (source, _) in fingerprint.failed.items()}
-    settings = _settings(dataset) + f"; modalities {', '.join(dataset.modalities)}"
-    return fingerprint.settings == settings and known == {c.identifier: file_stamp(c) for c in cases}
+    return fingerprint.settings == _all_settings(dataset) and known == {c.identifier: file_stamp(c) for c in cases}
 
 
 def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -> CaseFindings | None:
@@ -228,7 +232,14 @@ def _settings(dataset: Dataset) -> str:
     """What of ``dataset.json`` a fingerprint's numbers depend on."""
     return (
         f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}, {dataset.ignore_label} ignored; "
-        f"reader {dataset.reader}"
+        f"reader {dataset.reader}" + ("; shapes trusted" if dataset.trust_shape else "")
+    )
+
+
+def _all_settings(dataset: Dataset) -> str:
+    """The same of a dataset, with what its channels are, which changes no number of a case."""
+    return (
+        f"{_settings(dataset)}; modalities {', '.join(dataset.modalities)}; channels {', '.join(dataset.channel_names)}"
     )
 
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from satunet.compute import distributed
 from satunet.compute.devices import pick_device
-from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import ModelError, UserError
 from satunet.jobs.files import atomic_folder, only_writer, read_json
 from satunet.jobs.progress import progress_bar
 from satunet.jobs.records import from_plain
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import load_checkpoint
-from satunet.models.results import last_checkpoint, model_folder
+from satunet.models.results import last_checkpoint
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
 from satunet.trainers.config import TrainingChoices, TrainingConfig
@@ -73,9 +73,9 @@ def run_training(
     """
     if continue_training and pretrained_weights is not None:
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
-    folder = preprocessed_dir() / dataset_name
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    model = model_folder(dataset_name, plan.plans_name, plan.configuration)
+    unified = UnifiedFolder(name=dataset_name)
+    plan = UnifiedPlan.load(unified.plan)
+    model = unified.results
     goes_on = (continue_training or only_validate) and last_checkpoint(model / f"fold_{fold}") is not None
     encoder = None
     if goes_on:
@@ -84,9 +84,9 @@ def run_training(
         plan, encoder = _as_pretrained(plan, pretrained_weights)
     with distributed.process_group(pick_device(device)) as own_device, _alone(model / f"fold_{fold}"):
         if not goes_on:
-            _refuse_another_plan(model, plan, LabelSpace.load(folder / "label_space.json"))
+            _refuse_another_plan(model, plan, LabelSpace.load(unified.label_space))
         plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
-        trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
+        trainer = SATTrainer(plans, plan.configuration, fold, read_json(unified.dataset_json), own_device)
         trainer.goes_on = goes_on
         trainer.configure(_resolved(config, trainer))
         if not goes_on:

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.jobs.files import read_json
 from satunet.jobs.records import load_json
@@ -86,13 +87,17 @@ class TrainingSetup:
 
     @classmethod
     def read(
-        cls, folder: Path, plan: UnifiedPlan, fold: int | str, *, text_encoder: Path | None = None
+        cls,
+        plan: UnifiedPlan,
+        fold: int | str,
+        *,
+        folder: UnifiedFolder | None = None,
+        text_encoder: Path | None = None,
     ) -> TrainingSetup:
         """Read what planning and preprocessing left, and encode the texts.
 
         Args:
-            folder: The unified dataset in ``nnUNet_preprocessed``.
-            plan: Its plan, perhaps with the network and text encoder of a model that training starts from.
+            plan: Unified plan, perhaps with the network and text encoder of a model that training starts from.
             fold: Number of the fold, or ``"all"``.
             text_encoder: Folder of an encoder that cannot be had by the plan's name for it.
 
@@ -101,8 +106,9 @@ class TrainingSetup:
             DatasetError: Nothing is preprocessed, or by another plan.
             UserError: The split has no such fold.
         """
-        space = LabelSpace.load(folder / "label_space.json")
-        store = open_store(folder, plan)
+        folder = plan.unified_folder
+        space = LabelSpace.load(folder.label_space)
+        store = open_store(folder.store, plan)
         encoder = load_text_encoder(str(text_encoder or plan.text_encoder))
         texts = [text for info in space.classes for text in text_variants(info)]
         bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=plan.text_encoder)
@@ -111,41 +117,42 @@ class TrainingSetup:
                 f"the text encoder {encoder.name!r} gives {bank.dim} values, the plan's network takes "
                 f"{plan.network.text_dim}"
             )
-        split = Split.of_fold(fold, store=store, space=space, file=folder / "splits_final.json")
+        split = Split.of_fold(fold, store=store, space=space, file=folder.splits)
         return cls(plan=plan, space=space, bank=bank, store=store, split=split)
 
     @classmethod
-    def of_run(cls, folder: Path, model: Path, fold: int | str) -> TrainingSetup:
+    def of_run(cls, folder: UnifiedFolder, fold: int | str) -> TrainingSetup:
         """What a run was begun with: its own plan, classes, texts and scans, whatever was planned since.
 
         Args:
-            folder: The unified dataset in ``nnUNet_preprocessed``.
-            model: The result folder.
+            folder: The unified dataset.
             fold: Number of the fold, or ``"all"``.
 
         Raises:
             ModelError: A file of the result folder is missing or damaged.
             DatasetError: The scans are preprocessed by another plan now, or are gone.
         """
-        plan, space, bank = read_description(model)
-        store = open_store(folder, plan)
+        plan, space, bank = read_description(folder.results)
+        store = open_store(folder.store, plan)
         missing = [text for info in space.classes for text in text_variants(info) if text not in bank]
         if missing:
-            raise ModelError(f"{model}: its text bank has no embedding of {missing[0]!r}; the run cannot go on")
-        return cls(plan=plan, space=space, bank=bank, store=store, split=_own_split(model / f"fold_{fold}", store))
+            raise ModelError(
+                f"{folder.results}: its text bank has no embedding of {missing[0]!r}; the run cannot go on"
+            )
+        return cls(plan=plan, space=space, bank=bank, store=store, split=_own_split(folder.model(fold), store))
 
 
 def open_store(folder: Path, plan: UnifiedPlan) -> ScanStore:
     """The preprocessed scans of a plan.
 
     Args:
-        folder: The unified dataset in ``nnUNet_preprocessed``.
+        folder: The unified dataset's store.
         plan: The plan to train by.
 
     Raises:
         DatasetError: There are none, or another plan made them.
     """
-    store = ScanStore(folder / plan.data_identifier)
+    store = ScanStore(folder)
     manifest = read_manifest(store.folder)
     if manifest is not None and manifest["plan"] != plan.content_hash():
         wanted = json.loads(json.dumps(plan.preprocessing()))

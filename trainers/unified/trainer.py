@@ -99,7 +99,6 @@ class SATTrainer(nnUNetTrainer):
         self.text_encoder_folder: Path | None = None
         """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
         self.model_folder = Path(str(self.output_folder_base))
-        self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
         self.configure(TrainingConfig())
 
     @property
@@ -128,11 +127,9 @@ class SATTrainer(nnUNetTrainer):
         self.batch_size = self.config.batch_size or self.plan.batch_size
         self.num_input_channels = 1
         if self.goes_on:
-            self.setup = TrainingSetup.of_run(self.unified_folder, self.model_folder, self.fold)
+            self.setup = TrainingSetup.of_run(self.plan.unified_folder, self.fold)
         else:
-            self.setup = TrainingSetup.read(
-                self.unified_folder, self.plan, self.fold, text_encoder=self.text_encoder_folder
-            )
+            self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
         if network.adapter is not None:
@@ -185,7 +182,7 @@ class SATTrainer(nnUNetTrainer):
                 model=self.model_folder,
                 fold=Path(str(self.output_folder)),
                 dataset_json=self.dataset_json,
-                fingerprint=self.unified_folder / "dataset_fingerprint.json",
+                fingerprint=self.plan.unified_folder.fingerprint,
                 goes_on=self.current_epoch > 0,
             )
             self.reporter.open(self.config, self.current_epoch)
