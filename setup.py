@@ -62,7 +62,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
-        "satunet.viewing": ["niivue/*"],
+        "satunet.viewing": ["niivue/*", "*.css", "*.js"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,
