@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets.memory import preprocessing_bytes
-from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, load_dataset, scan_id
 from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.images.image import read_image, read_label_map
@@ -68,8 +67,8 @@ def preprocess_datasets(
         LabelSpaceError: Their labels contradict each other.
         UserError: Another job writes to the store now.
     """
-    folder = preprocessed_dir() / plan.dataset_name
-    store = folder / plan.data_identifier
+    unified = plan.unified_folder
+    store = unified.store
     summary = JobSummary("preprocessing")
     cases: dict[str, tuple[Case, ...]] = {}
     datasets: list[Dataset] = []
@@ -92,13 +91,13 @@ def preprocess_datasets(
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
-    space.save(folder / "label_space.json")
-    write_json(folder / "splits_final.json", unified_splits(scans, folds))
+    space.save(unified.label_space)
+    write_json(unified.splits, unified_splits(scans, folds))
     if folds.notes:
         summary.note("splits", "; ".join(folds.notes))
-    write_json(folder / "dataset.json", _dataset_json(plan, space, datasets, len(scans)))
+    write_json(unified.dataset_json, _dataset_json(plan, space, datasets, len(scans)))
     summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
-    summary.save(folder / "preprocessing_summary.json")
+    summary.save(unified.folder / "preprocessing_summary.json")
     return summary
 
 

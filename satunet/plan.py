@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets.paths import UNIFIED_DATASET
+from satunet.datasets.unified import PLANS_NAME, UnifiedFolder
 from satunet.errors import PlanError
 from satunet.jobs.files import read_json, write_json
 from satunet.network.config import NetworkConfig
@@ -135,7 +136,7 @@ class UnifiedPlan:
     """
 
     dataset_name: str = UNIFIED_DATASET
-    plans_name: str = "satunetPlans"
+    plans_name: str = PLANS_NAME
     configuration: str = "3d_fullres"
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float]
@@ -210,9 +211,14 @@ class UnifiedPlan:
         return self.dataset_orientation.get(dataset_name or "", self.orientation)
 
     @property
+    def unified_folder(self) -> UnifiedFolder:
+        """Where everything that is made by this plan lies."""
+        return UnifiedFolder(name=self.dataset_name, plans_name=self.plans_name, configuration=self.configuration)
+
+    @property
     def data_identifier(self) -> str:
-        """Folder of the preprocessed scans, beside the plan."""
-        return f"{self.plans_name}_{self.configuration}"
+        """Name of the folder of the preprocessed scans, beside the plan."""
+        return self.unified_folder.store_name
 
     def preprocessing_of(self, dataset_name: str | None, modality: str, channel: int | None = None) -> dict[str, Any]:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""

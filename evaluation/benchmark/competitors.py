@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import DatasetError, ModelError, UserError
@@ -32,6 +32,7 @@ UNIFIED = "satunet"
 SPECIALIST = "nnU-Net"
 
 
+@runtime_checkable
 class Competitor(Protocol):
     """One column of a benchmark."""
 

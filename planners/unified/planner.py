@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.datasets.catalogue import load_catalogue
-from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import PlanError
 from satunet.jobs.files import write_json
 from satunet.network.config import NetworkConfig
@@ -97,9 +96,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
 
 def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
-    folder = preprocessed_dir() / plan.dataset_name
-    write_json(folder / "dataset_fingerprint.json", merge_fingerprints(fingerprints, plan.dataset_name).to_json())
-    file = folder / f"{plan.plans_name}.json"
+    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_json())
+    file = plan.unified_folder.plan
     plan.save(file)
     return file
 

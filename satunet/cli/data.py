@@ -92,8 +92,8 @@ def _present(name: str) -> dict[str, object]:
             "training_cases": len(dataset.training_cases()) if dataset.has_scans else 0,
             "test_cases": len(dataset.test_cases()),
         }
-        if problem:
-            row["note"] = problem
+        if notes := [*([problem] if problem else []), *dataset.remarks]:
+            row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
     return row
@@ -273,20 +273,20 @@ class Preprocess:
 
     def run(self) -> int:
         """Write the store of preprocessed scans, or check it."""
-        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
         from satunet.datasets.raw import override_modalities
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
         from satunet.preprocessing.verify import verify_store
 
-        folder = preprocessed_dir() / dataset_name_of(self.dataset)
-        plan = UnifiedPlan.load(folder / "satunetPlans.json")
-        setup_logging(folder / "plan_and_preprocess.log", verbose=self.verbose)
+        unified = UnifiedFolder.find(self.dataset)
+        plan = UnifiedPlan.load(unified.plan)
+        setup_logging(unified.folder / "plan_and_preprocess.log", verbose=self.verbose)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify:
-            summary = verify_store(folder / plan.data_identifier, plan=plan, processes=workers)
+            summary = verify_store(unified.store, plan=plan, processes=workers)
         else:
             override_modalities(self.modality)
             summary = preprocess_datasets(plan, plan.datasets, processes=workers)

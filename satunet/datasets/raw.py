@@ -65,6 +65,7 @@ class Dataset:
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
         source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
+        remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
     """
 
     id: int
@@ -78,6 +79,7 @@ class Dataset:
     description: str | None = None
     reader: str | None = None
     source: str | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -214,6 +216,7 @@ def read_dataset(folder: Path) -> Dataset:
         description=str(description) if description else None,
         reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
         source=str(source) if source else None,
+        remarks=_remarks(content["labels"]),
     )
 
 
@@ -349,6 +352,12 @@ def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tu
             f"got {content!r}"
         )
     return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
+
+
+def _remarks(labels: dict[str, Any]) -> tuple[str, ...]:
+    """Labels beside the background that have its id: nothing is learned of them."""
+    lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
+    return tuple(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost)
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import nibabel as nib
@@ -195,11 +195,11 @@ def _opened(path: Path) -> Any:
     return igzip.open(path, "rb")
 
 
-def _fill(file: IO[bytes], room: NDArray[np.uint8]) -> int:
+def _fill(file: Any, room: NDArray[np.uint8]) -> int:
     view = memoryview(room)
     filled = 0
     while filled < room.size:
-        count = file.readinto(view[filled : filled + _BLOCK])  # type: ignore[attr-defined]
+        count = file.readinto(view[filled : filled + _BLOCK])
         if not count:
             break
         filled += count

@@ -90,10 +90,10 @@ def default_model() -> Path:
     Raises:
         ModelError: It is not there; the message says what a model is and which are here.
     """
-    from satunet.models.results import model_folder
+    from satunet.datasets.unified import UnifiedFolder
 
     try:
-        folder = model_folder("Dataset900_Unified")
+        folder = UnifiedFolder().results
     except PathsNotSetError:
         raise ModelError(
             f"no model was named (-m), and nnUNet_results is not set; {WHAT_A_MODEL_IS}. {_here()}"

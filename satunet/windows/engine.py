@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ _SCREEN_BYTES = 256 << 20
 OnProgress = Callable[[int, int], object]
 
 
+@runtime_checkable
 class Network(Protocol):
     """What is asked of a network; :class:`~satunet.network.model.PromptedUNet` is one."""
 

@@ -120,6 +120,54 @@ def test_a_wrong_call_is_code_2(nnunet_env: Path, capfd: pytest.CaptureFixture[s
     assert "no images in this folder" in " ".join(capfd.readouterr().err.split())
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("predct", "predict"), ("plan-and-preproces", "plan_and_preprocess")])
+def test_a_mistyped_command_gets_the_nearest(typed: str, meant: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run([typed, "-d", "1"])
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert f"no command {typed!r}; did you mean {meant!r}?" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_mistyped_option_gets_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["predict", "-i", "x", "-o", "y", "-p", "liver", "--modalty", "ct"])
+    assert ended.value.code == 2
+    out = capfd.readouterr()
+    assert "--modality" in out.err + out.out
+
+
+def test_a_missing_model_says_what_a_model_is_and_which_are_here(
+    tmp_path: Path, nnunet_env: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii.gz").write_bytes(b"")
+    call = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-p", "liver"]
+    assert run(call) == 2
+    assert "no model was named (-m)" in capfd.readouterr().err
+    for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
+        folder.mkdir(parents=True)
+        for name in ("plans.json", "label_space.json"):
+            (folder / name).write_text("{}")
+    for more in ([], ["-m", str(tmp_path / "none")]):
+        assert run([*call, *more]) == 2
+        said = capfd.readouterr().err
+        assert "a model is a folder with plans.json" in said
+        assert "satunet train" in said
+        assert str(nnunet_env / "results" / "Dataset900_Unified" / "other") in said
+        assert "mine" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_logs_in_a_pipe_are_one_line_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    long = tmp_path / ("a" * 100) / ("b" * 100)
+    assert run(["info", str(long)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"ERROR    {long}:")
+
+
 def test_a_missing_variable_is_explained(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
     assert run(["datasets"]) == 2
