@@ -22,7 +22,7 @@ from satunet.conversion.classes import (
 from satunet.conversion.sources import MaskSource, load_array, open_nifti
 from satunet.errors import GridMismatchError, MissingFileError, UnexpectedLabelError, UnreadableImageError
 from satunet.geometry import Grid, reorient, same_grid
-from satunet.images.image import Image, image_ending, read_image, read_label_map, require_grid, unique_ids
+from satunet.images.image import Image, image_ending, not_whole, read_image, read_label_map, require_grid, unique_ids
 from satunet.images.nifti import nifti_affine
 
 
@@ -76,16 +76,7 @@ def fit(labels: Image, grid: Grid, *, trust_shape: bool = False) -> NDArray[Any]
     turned, turned_grid = reorient(labels.array, labels.grid, grid.orientation)
     if same_grid(turned_grid, grid):
         return turned
-    if trust_shape and labels.grid.shape == grid.shape:
-        return labels.array
-    try:
-        require_grid(labels, grid)
-    except GridMismatchError as error:
-        if labels.grid.shape != grid.shape:
-            raise
-        hint = "; --trust_shape takes masks of the scan's shape as lying on its grid"
-        raise GridMismatchError(error.path, error.reason + hint) from error
-    raise AssertionError("a grid that does not fit was found to fit")
+    return require_grid(labels, grid, trust_shape=trust_shape).array
 
 
 def _from_label_map(path: Path, order: tuple[str, ...], table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:
@@ -143,9 +134,9 @@ def _as_ids(array: NDArray[Any], path: Path, table: ClassTable) -> NDArray[np.un
         inside = array > (low + high) / 2 if high > low else np.full(array.shape, high > 0)
         return _one_class(inside, table)
     rounded = np.rint(array)
-    if not np.array_equal(rounded, array) or array.min() < 0:
+    if not_whole(rounded if array.dtype.kind in "iub" else array) is not None or rounded.min() < 0:
         raise UnexpectedLabelError(path, "the label map holds values that are not integers ≥ 0")
-    ids: NDArray[np.unsignedinteger[Any]] = rounded.astype(np.min_scalar_type(int(array.max())))
+    ids: NDArray[np.unsignedinteger[Any]] = rounded.astype(np.min_scalar_type(int(rounded.max())))
     return ids
 
 

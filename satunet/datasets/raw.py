@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -20,8 +21,14 @@ if TYPE_CHECKING:
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
 
+HIGHEST_ID = 2**31 - 1
+"""Label ids are signed integers of 32 bits where batches are made."""
+
 MODALITIES_FILE = "modalities.json"
 """Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
+
+TRUST_FILE = "trust_shape.json"
+"""Beside a dataset's fingerprint, where ``--trust_shape`` was given: its headers are wrong, its shapes are right."""
 
 _MODALITY_WORDS = {
     "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
@@ -65,6 +72,7 @@ class Dataset:
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
         source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
+        trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
         remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
     """
 
@@ -79,6 +87,7 @@ class Dataset:
     description: str | None = None
     reader: str | None = None
     source: str | None = None
+    trust_shape: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -150,6 +159,8 @@ def load_dataset(dataset: int | str) -> Dataset:
     if not folder.is_dir() and has_preprocessed:
         folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
     loaded = read_dataset(folder)
+    if has_preprocessed and (preprocessed_dir() / name / TRUST_FILE).is_file():
+        loaded = replace(loaded, trust_shape=True)
     file = preprocessed_dir() / name / MODALITIES_FILE if has_preprocessed else None
     if file is None or not file.is_file():
         return loaded
@@ -183,6 +194,18 @@ def override_modalities(texts: Iterable[str]) -> None:
         given = {str(channel): modality for channel, modality in enumerate(dataset.modalities)}
         given |= dict.fromkeys(map(str, channels), match["modality"].lower())
         write_json(preprocessed_dir() / dataset.name / MODALITIES_FILE, given)
+
+
+def trust_shapes(names: Iterable[str]) -> None:
+    """Say that the headers of datasets are wrong and their shapes right, for all that follows.
+
+    It is kept in ``nnUNet_preprocessed`` and not in the raw folder; who removes the file takes it back.
+
+    Raises:
+        DatasetNotFoundError: No such dataset.
+    """
+    for name in names:
+        write_json(preprocessed_dir() / load_dataset(name).name / TRUST_FILE, {"trust_shape": True})
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -293,20 +316,21 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
             faults.append(error)
             return None
 
+    on_grid = functools.partial(require_grid, trust_shape=dataset.trust_shape)
     grid = None
     for path in case.images:
         image = attempt(read_image, path)
         if image is not None and seen is not None:
             seen(image)
         if image is not None and grid is not None:
-            attempt(require_grid, image, grid)
+            attempt(on_grid, image, grid)
         grid = grid or (image.grid if image is not None else None)
     if case.label is not None:
         labels = attempt(read_label_map, case.label)
         if labels is not None:
             attempt(require_ids, labels, dataset.label_ids)
             if grid is not None:
-                attempt(require_grid, labels, grid)
+                attempt(on_grid, labels, grid)
     elif not case.images:
         faults.append(MissingFileError(dataset.folder, f"case {case.identifier} has no files"))
     return faults
@@ -369,6 +393,8 @@ def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int |
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
             raise DatasetError(f"{file}: label {name!r} must be one id or a list of ids (integers ≥ 0), got {value!r}")
+        if max(values) > HIGHEST_ID:
+            raise DatasetError(f"{file}: label {name!r} has the id {max(values)}; allowed are ids up to {HIGHEST_ID}")
         if name.strip().lower() == "ignore" and len(values) == 1:
             ignore = values[0]
         elif list(values) != [0] and name.strip().lower() != "background":

@@ -7,7 +7,7 @@ Arrays have the file's voxel axes (i, j, k), see :mod:`satunet.geometry`. What t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
     "header_doubts",
     "image_ending",
     "list_images",
+    "not_whole",
     "read_grid",
     "read_image",
     "read_label_map",
@@ -53,6 +54,8 @@ __all__ = [
     "write_volume",
 ]
 
+_ROUNDING = 1e-6
+"""Relative error of a whole number that was multiplied in single precision a few times."""
 _PIECE = 1 << 20
 """Voxels looked at in one go where temporary arrays would otherwise be as large as the volume."""
 
@@ -101,13 +104,20 @@ def read_image(path: Path) -> Image:
     return image
 
 
-def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None) -> Image:
+def read_label_map(
+    path: Path,
+    *,
+    allowed_ids: Collection[int] | None = None,
+    grid: Grid | None = None,
+    trust_shape: bool = False,
+) -> Image:
     """Read an integer label map.
 
     Args:
         path: The file.
         allowed_ids: Ids that may occur, without the background 0; ``None`` allows any that is not negative.
         grid: The grid the map must have: that of its scan.
+        trust_shape: Whether a map of that grid's shape lies on it, whatever its own header says.
 
     Returns:
         An image whose array has the smallest unsigned integer type that holds its ids.
@@ -119,15 +129,13 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
     """
     image = _read(path)
     if grid is not None:
-        require_grid(image, grid)
+        image = require_grid(image, grid, trust_shape=trust_shape)
     values = image.array
     if np.issubdtype(values.dtype, np.floating):
-        flat = values.ravel(order="K")
-        for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            odd = piece[~(np.rint(piece) == piece)]  # NaN is unequal to itself and is caught here as well
-            if odd.size:
-                raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd[0]}")
+        odd = not_whole(values)
+        if odd is not None:
+            raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd:.9g}")
+        values = np.rint(values)
     lowest, highest = (int(values.min()), int(values.max()))
     if lowest < 0:
         raise UnexpectedLabelError(path, f"the label map holds the negative id {lowest}")
@@ -138,16 +146,44 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
     return image
 
 
-def require_grid(image: Image, grid: Grid) -> None:
+def not_whole(values: NDArray[np.floating[Any]]) -> float | None:
+    """A value that is no whole number, or ``None`` if all are, as far as arithmetic in single precision can tell.
+
+    A header's scale of 0.1 is 0.100000001 there, and a label that is stored as 20 then reads 2.00000003.
+    """
+    flat = values.ravel(order="K")
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE].astype(np.float64)
+        off = np.abs(piece - np.rint(piece))
+        odd = piece[~(off <= np.minimum(_ROUNDING * np.maximum(1.0, np.abs(piece)), 0.01))]  # NaN is caught as well
+        if odd.size:
+            return float(odd[0])
+    return None
+
+
+def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Image:
     """Refuse an image that is on another grid than the scan it belongs to.
+
+    Args:
+        image: The image.
+        grid: The grid it must have.
+        trust_shape: Whether an image of that grid's shape lies on it, whatever its own header says.
+
+    Returns:
+        The image; where its header is not trusted, on ``grid``.
 
     Raises:
         GridMismatchError: Its grid is not ``grid``.
     """
-    if not same_grid(image.grid, grid):
-        raise GridMismatchError(
-            image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}"
-        )
+    if same_grid(image.grid, grid):
+        return image
+    alike = image.grid.shape == grid.shape
+    if trust_shape and alike:
+        return replace(image, grid=grid)
+    hint = "; --trust_shape takes files of one shape as lying on one grid" if alike else ""
+    raise GridMismatchError(
+        image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}{hint}"
+    )
 
 
 def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:

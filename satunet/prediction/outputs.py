@@ -21,7 +21,7 @@ import numpy as np
 
 from satunet.errors import SatunetError, UserError
 from satunet.images.image import write_label_map, write_volume
-from satunet.jobs.files import read_json, write_json, write_text
+from satunet.jobs.files import flush_to_disk, read_json, write_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.names import name_key, unique_names
 from satunet.jobs.records import from_plain, to_plain
@@ -169,6 +169,7 @@ class ScanResult:
             "prompts": entries,
             "files": {file.name: to_plain(FileState.of(file)) for file in self._written},
         }
+        flush_to_disk(self._written)  # the manifest promises them
         write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content)
 
     @cached_property

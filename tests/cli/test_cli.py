@@ -15,7 +15,8 @@ from satunet.trainers.config import TrainingConfig
 ROOT = Path(__file__).resolve().parents[2]
 PLANNING = {
     "--datasets", "-d", "--preset", "--gpu_memory", "--spacing", "--patch_size", "--batch_size", "--base_features",
-    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--verify_dataset_integrity",
+    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--trust_shape",
+    "--verify_dataset_integrity",
     "--specialists", "--processes", "-np", "--memory", "--scheduler", "--verbose",
 }  # fmt: skip
 OPTIONS = {
@@ -26,13 +27,13 @@ OPTIONS = {
         "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
     "fingerprint": {
-        "--datasets", "-d", "--modality", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
+        "--datasets", "-d", "--modality", "--trust_shape", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
         "--verbose",
     },
     "plan": {*PLANNING, "--specialist_planner"},
     "plan_and_preprocess": PLANNING,
     "preprocess": {
-        "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+        "--dataset", "-d", "--verify", "--modality", "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--continue", "--c",
