@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.pretrain import Pretrain
     from satunet.cli.prompts import Prompts
     from satunet.cli.train import Train
+    from satunet.cli.view import View
 
     commands: TypeAlias = (  # type: ignore[valid-type]
         Annotated[Datasets, subcommand("datasets")]
@@ -74,6 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Import, subcommand("import")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")]
+        | Annotated[View, subcommand("view")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )
