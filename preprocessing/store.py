@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from satunet.datasets.raw import scan_id, split_scan_id
 from satunet.errors import DatasetError
 from satunet.images.label_ids import dense_ids
-from satunet.jobs.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, flush_to_disk, read_json, write_json
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
@@ -189,6 +189,7 @@ def write_scan(
     described = {
         ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
     }
+    flush_to_disk(files[:3])  # the record promises them
     write_json(files[3], replace(record, files=described).to_json())
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
 

@@ -28,7 +28,6 @@ from satunet.labels import LabelSpace
 from satunet.network.backbone import Encoder, ResidualEncoder, UNet
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanStore
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.knowledge import shares as distributed
@@ -41,7 +40,7 @@ from satunet.trainers.knowledge.tower import TextTower
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import StepBatches
 from satunet.trainers.unified.batches.sampling import foreground_boxes
-from satunet.trainers.unified.setup import Split, TrainingSetup
+from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +307,7 @@ def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
     unified = UnifiedFolder(name=dataset_name)
     plan = UnifiedPlan.load(unified.plan)
     space = LabelSpace.load(unified.label_space)
-    store = ScanStore(unified.store)
+    store = open_store(unified.store, plan)
     split = Split.of_fold(fold, store=store, space=space, file=unified.splits)
     names = space.class_names
     bank = TextBank(
