@@ -117,9 +117,9 @@ class Speller:
 
 
 def _derived(word: str, of: str) -> bool:
-    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, or an e, is a slip."""
+    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, an e or an s is a slip."""
     ending = word.removeprefix(of)
-    return word.startswith(of) and ending not in ("e", of[-1])
+    return word.startswith(of) and ending not in ("e", "s", of[-1])
 
 
 def _compound(word: str) -> bool:
