@@ -64,7 +64,8 @@ class PromptReader:
         self._tree = tree
         self._names = load_names()
         self._index = ClassIndex(space)
-        self._groups = {read_name(word).key: group for word, group in self._names.group_of.items()}
+        named = [(read_name(word), group) for word, group in self._names.group_of.items()]
+        self._groups = {clause.key: (group, clause.plural) for clause, group in named}
 
     def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
         """What a prompt means: one match, or one for each class it stands for; see :meth:`interpret`."""
@@ -154,9 +155,9 @@ class PromptReader:
             return (found,)
         if any(w.startswith("range:") for w in clause.words):
             return self._range(clause)
-        group = self._groups.get(clause.key)
-        if group is not None:
-            return self._members(group)
+        name, plural = self._groups.get(clause.key, ("", False))
+        if name:  # one abdominal organ is not all of them
+            return self._members(name) if clause.plural or not plural else ()
         if clause.side is not None:
             return ()
         pair = self._index.sides(clause)
