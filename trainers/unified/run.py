@@ -96,8 +96,9 @@ def run_training(
         if continue_training or only_validate:
             finished = _go_on(trainer, only_validate=only_validate, expected=continue_training != "if_begun")
         if pretrained_weights is not None:
-            from satunet.trainers.unified.pretrained import start_from
+            from satunet.trainers.unified.pretrained import scans_seen, start_from
 
+            trainer.scans_seen = scans_seen(pretrained_weights)
             trainer.initialize()
             trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
         if not finished:

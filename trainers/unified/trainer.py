@@ -29,6 +29,7 @@ from satunet.errors import ModelError, SatunetError
 from satunet.jobs.progress import in_locale
 from satunet.models.checkpoints import load_checkpoint
 from satunet.models.results import begin_again, end_run
+from satunet.models.trained_scans import TrainedScans
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
@@ -94,6 +95,8 @@ class SATTrainer(nnUNetTrainer):
         self.on_step: Callable[[int, float], None] | None = None
         self.deadline: float | None = None
         """Time of the monotonic clock before which to stop at the end of an epoch."""
+        self.scans_seen = TrainedScans()
+        """Scans that the weights which training starts from have seen."""
         self.goes_on = False
         """Whether a run is gone on with, which keeps its own plan, classes, texts and scans."""
         self.text_encoder_folder: Path | None = None
@@ -184,6 +187,7 @@ class SATTrainer(nnUNetTrainer):
                 dataset_json=self.dataset_json,
                 fingerprint=self.plan.unified_folder.fingerprint,
                 goes_on=self.current_epoch > 0,
+                scans_seen=self.scans_seen,
             )
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
