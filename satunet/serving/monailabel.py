@@ -103,7 +103,7 @@ def router(desk: Desk) -> APIRouter:
         if len(files) != 1:
             raise UserError(f"a session takes one file, got {len(files)}; put a DICOM series into a .zip")
         name = secrets.token_urlsafe(12)
-        await images.bring(name, files[0])
+        await images.bring(name, files[0], private=True)
         return {"session_id": name, "session_info": {"name": name}}
 
     @routes.get("/session/{session}")
@@ -133,7 +133,7 @@ def router(desk: Desk) -> APIRouter:
         wanted = _prompts(params, model)
         temporary = secrets.token_urlsafe(12) if file is not None else None
         if file is not None and temporary is not None:
-            await images.bring(temporary, file)
+            await images.bring(temporary, file, private=True)
         try:
             scan = images.scan(temporary or session_id or image)
             job = await run_in_threadpool(desk.ask, scan.id, wanted, Outputs(combine=True))
@@ -152,15 +152,16 @@ class _Images:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._scans: dict[str, str] = {}
+        self._private: set[str] = set()
         self._lock = threading.Lock()
 
     @property
     def names(self) -> list[str]:
         with self._lock:
-            return sorted(self._scans)
+            return sorted(name for name in self._scans if name not in self._private)
 
-    async def bring(self, name: str, file: UploadFile) -> None:
-        """Take an upload under a name; what had that name is forgotten."""
+    async def bring(self, name: str, file: UploadFile, *, private: bool = False) -> None:
+        """Take an upload under a name; what had that name is forgotten. A private one is not listed."""
         desk = self._desk
         ending = ending_of(file.filename or "image.nii.gz")
         own, folder = desk.new_folder()
@@ -175,6 +176,7 @@ class _Images:
         with self._lock:
             before = self._scans.get(name)
             self._scans[name] = own
+            (self._private.add if private else self._private.discard)(name)
         if before is not None:
             self._forget(before)
 
@@ -194,6 +196,7 @@ class _Images:
         """Let go of an image."""
         with self._lock:
             own = self._scans.pop(name, None)
+            self._private.discard(name)
         if own is not None:
             self._forget(own)
 

@@ -212,5 +212,5 @@
     } catch (error) { problem(error); }
   }
 
-  nv.attachTo("canvas").then(hello);
+  nv.attachTo("canvas").then(hello).then(() => { document.documentElement.dataset.ready = "true"; });
 })();
