@@ -84,7 +84,7 @@ class Page:
     def open(self, file: Path) -> None:
         """Load a page and wait until it says that it is ready."""
         self._send("Page.navigate", {"url": file.resolve().as_uri()})
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while self.run("document.documentElement?.dataset.ready || ''") != "true":
             assert time.monotonic() < end, f"the page was not ready in time; it said {self.problems}"
             time.sleep(0.2)
