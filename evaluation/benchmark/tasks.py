@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from satunet.errors import DatasetError
 from satunet.jobs.files import read_json
 from satunet.labels import LabelSpace
 from satunet.labels.scored import Organs, ScoredClasses, classes_of_dataset
+from satunet.models.trained_scans import TrainedScans
 
 DATASET_FILE = "dataset.json"
 
@@ -34,7 +35,7 @@ class TrainedNetwork:
     fold: int | str
     space: LabelSpace
     dataset_name: str
-    trained: Container[str] = ()
+    trained: TrainedScans = field(default_factory=TrainedScans)
     parameters: int | None = None
     steps: int | None = None
     disk_bytes: int | None = None

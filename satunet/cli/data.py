@@ -44,11 +44,15 @@ class Datasets:
     def run(self) -> int:
         """Print a row a dataset; 1 if one cannot be read."""
         from satunet.datasets.catalogue import load_catalogue
-        from satunet.datasets.paths import all_dataset_names
+        from satunet.datasets.paths import all_dataset_names, other_folders
 
         catalogue = load_catalogue()
         rows = [_present(name) for name in all_dataset_names()]
-        here = {str(row["catalogue"]) for row in rows}
+        rows += [
+            {"dataset": name, "problem": "no dataset's name, so nothing reads it; expected is DatasetNNN_Name"}
+            for name in other_folders()
+        ]
+        here = {str(row.get("catalogue")) for row in rows}
         missing: list[dict[str, object]] = [
             {
                 "catalogue": record.name,
@@ -99,6 +103,8 @@ def _present(name: str) -> dict[str, object]:
             row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
+    except Exception as error:  # whatever is wrong with one dataset, the others are listed
+        row["problem"] = f"{type(error).__name__}: {error}"
     return row
 
 
@@ -115,6 +121,7 @@ class Labels:
         from satunet.datasets.paths import dataset_number
         from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
+        from satunet.jobs.records import to_plain
         from satunet.labels import build_label_space
         from satunet.planners.run import known_fingerprints, scans_of
         from satunet.planners.unified.review import review_label_space
@@ -126,7 +133,7 @@ class Labels:
         findings = review_label_space(space, fingerprints)
         if self.json:
             found = [finding.to_json() for finding in findings]
-            sys.stdout.write(json.dumps(space.to_json() | {"findings": found}, indent=1) + "\n")
+            sys.stdout.write(json.dumps(to_plain(space) | {"findings": found}, indent=1) + "\n")
             return 0
         rows: list[dict[str, object]] = [
             {

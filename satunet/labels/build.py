@@ -93,9 +93,9 @@ def catalogue_space() -> LabelSpace:
     )
 
 
-def listed_ids(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+def listed_ids(dataset: Dataset, catalogue: Catalogue) -> dict[str, tuple[int, ...]]:
     """Class → ids exactly as a dataset lists them: no rule applied, an organ without its lesions' ids."""
-    return _listed(dataset)[0]
+    return _listed(dataset, catalogue)[0]
 
 
 def class_of_name(name: str, catalogue: Catalogue) -> ClassInfo:

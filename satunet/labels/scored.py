@@ -122,7 +122,7 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
     space = build_label_space([dataset], catalogue)
     whole = space.ids[dataset.name]
     if organs == "listed":
-        ids = dict(sorted(listed_ids(dataset).items()))
+        ids = dict(sorted(listed_ids(dataset, catalogue).items()))
     else:
         published = catalogue_record(dataset, catalogue)[0] is not None
         ids = {name: whole[name] for name in sorted(whole) if published or space.info(name).source_names}

@@ -22,7 +22,7 @@ from satunet.models.folder import (
     ModelFolder,
     check_bank,
 )
-from satunet.models.trained_scans import TRAINED_SCANS_FILE, HashedNames
+from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank
 
@@ -39,7 +39,7 @@ def write_model(
     provenance: Mapping[str, Any] | None = None,
     fold: int | str = "all",
     text_encoder: Path | None = None,
-    trained: HashedNames | None = None,
+    trained: TrainedScans | None = None,
 ) -> ModelCard:
     """Write a model folder, whole.
 
@@ -139,5 +139,5 @@ def export_model(
         provenance=provenance,
         fold=model.fold,
         text_encoder=encoder,
-        trained=HashedNames.of_model(model.path, model.fold),
+        trained=TrainedScans.of_model(model.path, model.fold),
     )

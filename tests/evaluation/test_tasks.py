@@ -10,9 +10,11 @@ from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
 from satunet.evaluation.benchmark.tasks import make_task
+from satunet.images.content import voxel_digest
+from satunet.images.image import read_image
 from satunet.jobs.files import read_json, write_json
 from satunet.labels.scored import classes_of_dataset
-from satunet.models.trained_scans import HashedNames
+from satunet.models.trained_scans import TrainedScans
 
 from .conftest import NAMES, Stage, make_dataset
 
@@ -59,10 +61,19 @@ def test_a_split_that_changed_after_the_training_is_found(stage: Stage) -> None:
 
 def test_an_exported_model_is_not_scored_on_what_it_was_trained_on(stage: Stage) -> None:
     for case, refused in (("b", True), ("c", False)):
-        HashedNames.of([f"{NAMES[1]}__{case}__0000"]).save(stage.model / "trained_scans.json")
+        TrainedScans.of([f"{NAMES[1]}__{case}__0000"]).save(stage.model / "trained_scans.json")
         tables, summary = stage.run([NAMES[0], NAMES[1]])
         assert ("was trained on 1 of the 1 cases" in summary.failures.get(NAMES[1], "")) == refused
         assert [g.name for g in tables.datasets] == [NAMES[0]] + [NAMES[1]] * (not refused)
+
+
+def test_a_scan_of_another_name_is_known_by_its_voxels(stage: Stage) -> None:
+    (image,) = (c.images[0] for c in load_dataset(NAMES[1]).training_cases() if c.identifier == "b")
+    digest = voxel_digest(read_image(image))
+    for known, refused in ((digest, True), (digest[::-1], False)):
+        TrainedScans.of(["Dataset777_Another__x__0000"], [known]).save(stage.model / "trained_scans.json")
+        _, summary = stage.run([NAMES[0], NAMES[1]])
+        assert ("was trained on 1 of the 1 cases" in summary.failures.get(NAMES[1], "")) == refused
 
 
 def test_training_cases_are_scored_only_with_a_note(stage: Stage) -> None:

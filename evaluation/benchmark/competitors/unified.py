@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satunet.datasets.raw import Case
+from satunet.errors import SatunetError
 from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, read_object, record_run, size_of
 from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork, scans_of
+from satunet.images.content import voxel_digest
+from satunet.images.image import read_image
 from satunet.jobs.progress import JobSummary
 from satunet.models.folder import ModelFolder
-from satunet.models.trained_scans import HashedNames
+from satunet.models.trained_scans import TrainedScans
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import Scan
 from satunet.prediction.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 UNIFIED = "satunet"
 
@@ -82,10 +89,13 @@ class UnifiedCompetitor:
         return tuple(range(count)) if count > 1 else None
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Cases of which a scan is among those that the network's folder lists."""
+        """Cases of which a scan is among those that the network's folder lists, by name or by content."""
         trained = self.network(task.fold).trained
         cases = {*task.patients, *task.references}
-        return frozenset(case for case in cases if any(scan in trained for scan in scans_of(task.dataset, case)))
+        seen = {case for case in cases if any(scan in trained for scan in scans_of(task.dataset, case))}
+        if trained.voxels:
+            seen |= {c.identifier for c in task.cases if c.identifier not in seen and _shown(c, trained)}
+        return frozenset(seen)
 
     def predict(self, task: Task) -> dict[str, str]:
         """Every channel of every case is a scan; what is done is not done again."""
@@ -127,6 +137,17 @@ class UnifiedCompetitor:
         )
 
 
+def _shown(case: Case, trained: TrainedScans) -> bool:
+    """Whether a scan of a case has the voxels of one that was trained on."""
+    for path in case.images:
+        try:
+            if trained.shows(voxel_digest(read_image(path))):
+                return True
+        except SatunetError as error:  # it will fail when it is predicted, and be counted then
+            logger.warning("%s: nobody knows whether it was trained on (%s)", path, error)
+    return False
+
+
 def _facts(model: ModelFolder) -> TrainedNetwork:
     place = model.path / f"fold_{model.fold}"
     steps = read_object(place / "training_config.json").get("steps")
@@ -134,7 +155,7 @@ def _facts(model: ModelFolder) -> TrainedNetwork:
         fold=model.fold,
         space=model.space,
         dataset_name=model.plan.dataset_name,
-        trained=HashedNames.of_model(model.path, model.fold) or (),
+        trained=TrainedScans.of_model(model.path, model.fold) or TrainedScans(),
         parameters=sum(p.numel() for p in model.network.parameters()),
         steps=None if steps is None else int(steps),
         disk_bytes=size_of([*model.path.glob("*.*"), place / model.checkpoint]) or None,
