@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from satunet import __version__
 from satunet.errors import DiskFullError
@@ -26,19 +26,15 @@ from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.labels.containment import wholes_of
 from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.found import Found, PreparedScan
 from satunet.prediction.inputs import Scan, collect_scans
 from satunet.prediction.limits import require_memory, require_writable
+from satunet.prediction.manifests import MANIFEST_VERSION, why_not_done
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.outputs import (
-    MANIFEST_VERSION,
-    STATISTICS,
-    SUMMARY,
-    Protected,
-    ScanResult,
-    why_not_done,
-)
-from satunet.prediction.predictor import Found, Predictor, PreparedScan
+from satunet.prediction.outputs import ScanResult
+from satunet.prediction.places import STATISTICS, SUMMARY, Protected
+from satunet.prediction.predictor import Predictor
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
@@ -92,53 +88,75 @@ def predict_jobs(
     run = FolderRun.begin(jobs, output, predictor, inputs=inputs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = jobs[rank::world]
-    summary = JobSummary("prediction")
-    full: list[DiskFullError] = []
     with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar("Predicting", len(mine)))
+        tally = _Tally(advance=stack.enter_context(progress_bar("Predicting", len(mine))))
         closing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="finish"))
         writing = stack.enter_context(ThreadPoolExecutor(_WRITERS, thread_name_prefix="write"))
         behind, masks = threading.Semaphore(_WAITING_SCANS), threading.Semaphore(_WAITING_MASKS)
-        lock = threading.Lock()
-
-        def ended(job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
-            with lock:
-                if isinstance(error, DiskFullError):
-                    full.append(error)
-                elif error is not None:
-                    summary.failed(job.name, error)
-                else:
-                    (summary.skipped if skipped else summary.done)(job.name)
-                advance(note=job.name)
-
         clock = _Clock()
         for job, reading in _ahead(mine, run.prepare, stack):
-            if full:
+            if tally.full is not None:
                 break
             try:
                 with clock.idle():
                     prepared = reading.result()
                 if prepared is None:
-                    ended(job, skipped=True)
+                    tally.ended(job, skipped=True)
                     continue
                 result = run.result_of(prepared)
                 result.begin()
                 started = time.monotonic()
-                report = partial(_show_windows, advance, job.name, full)
-                pending = _find_and_write(run, result, writing, masks, report, clock)
+                pending = _find_and_write(run, result, writing, masks, partial(tally.windows, job), clock)
                 with clock.idle():
                     behind.acquire()
-                closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
+                closing.submit(_close, result, pending, started, tally).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
-                ended(job, error)
-    if full:
-        raise full[0]
+                tally.ended(job, error)
+    if tally.full is not None:
+        raise tally.full
+    summary = tally.summary
     if summary.done_items:
         summary.note("network busy", f"{clock.busy_percent:.0f} % of the time")
     file = output / (SUMMARY if world == 1 else SUMMARY.replace(".json", f"_{rank}.json"))
     run.protected.check(file)
     summary.save(file)
     return summary
+
+
+class _Tally:
+    """What became of each scan so far; several threads tell it.
+
+    Attributes:
+        summary: Of all scans.
+        full: The full disk that ended the run; nothing that is found after it could be kept.
+    """
+
+    def __init__(self, advance: Callable[..., None]) -> None:
+        self.summary = JobSummary("prediction")
+        self.full: DiskFullError | None = None
+        self._advance = advance
+        self._lock = threading.Lock()
+
+    def ended(self, job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
+        """Count a scan."""
+        with self._lock:
+            if isinstance(error, DiskFullError):
+                self.full = self.full or error
+            elif error is not None:
+                self.summary.failed(job.name, error)
+            else:
+                (self.summary.skipped if skipped else self.summary.done)(job.name)
+            self._advance(note=job.name)
+
+    def windows(self, job: ScanJob, done: int, total: int) -> None:
+        """Show how far a scan is.
+
+        Raises:
+            DiskFullError: The disk is full by now.
+        """
+        if self.full is not None:
+            raise self.full
+        self._advance(0, f"{job.name}: {done}/{total} windows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +174,18 @@ class Prepared:
     stamp: Stamp
 
 
+class ScanMemory(Protocol):
+    """Scans that are asked for again and again, as they were prepared."""
+
+    def get(self, scan: Scan) -> PreparedScan | None:
+        """The scan as it was prepared, if it still is what it was."""
+        ...
+
+    def put(self, scan: Scan, prepared: PreparedScan) -> None:
+        """Remember it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderRun:
     """What holds for all scans of a call.
@@ -164,15 +194,23 @@ class FolderRun:
         output: Where to write.
         predictor: With its model and options.
         protected: What no result may replace.
+        memory: Scans that earlier calls prepared, where there are several calls for one scan.
     """
 
     output: Path
     predictor: Predictor
     protected: Protected
+    memory: ScanMemory | None = None
 
     @classmethod
     def begin(
-        cls, jobs: Sequence[ScanJob], output: Path, predictor: Predictor, *, inputs: Iterable[Path] = ()
+        cls,
+        jobs: Sequence[ScanJob],
+        output: Path,
+        predictor: Predictor,
+        *,
+        inputs: Iterable[Path] = (),
+        memory: ScanMemory | None = None,
     ) -> FolderRun:
         """Refuse what cannot go well, before anything is computed.
 
@@ -182,7 +220,7 @@ class FolderRun:
         folders = [model.path for model in predictor.models]
         protected = protect(jobs, output, predictor.options, predictor.vocabulary, [*inputs, *folders])
         require_writable(output)
-        return cls(output=output, predictor=predictor, protected=protected)
+        return cls(output=output, predictor=predictor, protected=protected, memory=memory)
 
     def prepare(self, job: ScanJob) -> Prepared | None:
         """Read and preprocess a scan; ``None`` if it is done."""
@@ -197,12 +235,17 @@ class FolderRun:
             from satunet.prediction.dicom_objects.source import read_source
 
             read_source(job.scan.series)  # a series that cannot carry results is refused before any work
-        require_memory(job.scan, [model.plan for model in predictor.models])
+        before = None if self.memory is None else self.memory.get(job.scan)
+        if before is None:
+            require_memory(job.scan, [model.plan for model in predictor.models])
         stamp = Stamp.of(job.scan.files, combined)
-        image = job.scan.read()
+        image = job.scan.read() if before is None else before.image
         job = job.settled(predictor.vocabulary, image)
         assert job.modality is not None and job.matches is not None  # settled
-        return Prepared(job=job, scan=predictor.prepare(image, job.modality, job.matches), stamp=stamp)
+        scan = predictor.prepare(image, job.modality, job.matches, before=before)
+        if self.memory is not None:
+            self.memory.put(job.scan, scan)
+        return Prepared(job=job, scan=scan, stamp=stamp)
 
     def result_of(self, prepared: Prepared) -> ScanResult:
         """What will be written for a scan."""
@@ -285,8 +328,13 @@ def protect(
 _one_network = threading.Lock()
 
 
-def predict_one(run: FolderRun, job: ScanJob) -> bool:
+def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], bool | None] | None = None) -> bool:
     """Predict one scan; several threads may do so, of which one at a time uses the network.
+
+    Args:
+        run: What holds for all scans.
+        job: The scan, with everything decided.
+        on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
     Returns:
         Whether anything was to be done.
@@ -302,7 +350,7 @@ def predict_one(run: FolderRun, job: ScanJob) -> bool:
     started = time.monotonic()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
         with _one_network:
-            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS))
+            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS), on_progress)
         _finish(result, pending, started)
     return True
 
@@ -360,20 +408,14 @@ class _Clock:
         return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
-def _show_windows(advance: Any, name: str, full: Sequence[DiskFullError], done: int, total: int) -> None:
-    if full:
-        raise full[0]  # nothing that is found could be kept
-    advance(0, f"{name}: {done}/{total} windows")
-
-
-def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, ended: Any) -> None:
+def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, tally: _Tally) -> None:
     """Wait for a scan's masks and write its manifest."""
     try:
         _finish(result, pending, started)
     except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
-        ended(result.job, error)
+        tally.ended(result.job, error)
     else:
-        ended(result.job)
+        tally.ended(result.job)
 
 
 def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float) -> None:
