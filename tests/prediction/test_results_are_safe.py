@@ -77,6 +77,27 @@ def test_a_combined_map_never_replaces_a_scan(
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["a.nii.gz"]
 
 
+def test_label_maps_do_not_lie_among_scans(tmp_path: Path, combining: Predictor) -> None:
+    save(tmp_path / "a_0000.nii.gz")
+    with pytest.raises(UserError, match="the next run would take them for scans"):
+        predict_folder([tmp_path], tmp_path, combining, ["bright"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a_0000.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["../a", "..", "", "a/b", "a\\b", "/a"])
+def test_a_name_is_no_path(tmp_path: Path, predictor: Predictor, name: str) -> None:
+    file = save(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(UserError, match="is no name for results"):
+        predict_folder([Scan(path=file, name=name)], tmp_path / "out" / "deep", predictor, ["bright"])
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.nii.gz", "in"]
+
+
+def test_two_results_of_one_name_are_refused(tmp_path: Path, predictor: Predictor) -> None:
+    scans = [Scan(path=save(tmp_path / f"{name}.nii.gz"), name=name) for name in ("a", "A")]
+    with pytest.raises(UserError, match="2 scans would have results of one name, such as 'a'"):
+        predict_folder(scans, tmp_path / "out", predictor, ["bright"])
+
+
 def test_a_mask_never_replaces_another_scan(tmp_path: Path, predictor: Predictor) -> None:
     files = [save(tmp_path / "a.nii.gz"), save(tmp_path / "a" / "BRIGHT.nii.gz")]
     linked = tmp_path / "a" / "bright.nii.gz"
