@@ -31,12 +31,12 @@ from satunet.prediction.door import ScanJob, Vocabulary, resolve
 from satunet.prediction.found import Found, PreparedScan
 from satunet.prediction.inputs import Scan, collect_scans
 from satunet.prediction.limits import require_memory, require_writable
-from satunet.prediction.manifests import MANIFEST_VERSION, why_not_done
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.outputs import ScanResult
-from satunet.prediction.places import STATISTICS, SUMMARY, Protected
 from satunet.prediction.predictor import Predictor
+from satunet.prediction.results.manifests import MANIFEST_VERSION, why_not_done
+from satunet.prediction.results.outputs import ScanResult
+from satunet.prediction.results.places import STATISTICS, SUMMARY, Protected
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _WAITING_SCANS = 2
 def predict_folder(
     inputs: Sequence[Path | Scan], output: Path, predictor: Predictor, prompts: str | Iterable[str] | None
 ) -> JobSummary:
-    """Predict scans into a folder; :mod:`satunet.prediction.outputs` says what is written.
+    """Predict scans into a folder; :mod:`satunet.prediction.results.outputs` says what is written.
 
     Args:
         inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
