@@ -159,7 +159,7 @@ class Uneven:
             swapped: (n, units) 1 where a unit is swapped, else 0.
         """
         first, second = self._means(swapped), self._means(1 - swapped)
-        return np.nan_to_num(self._weight * (first - second))
+        return np.asarray(np.nan_to_num(self._weight * (first - second)), dtype=np.float64)
 
     def _means(self, swapped: NDArray[np.float64]) -> NDArray[np.float64]:
         sums, counts = (v[0].sum() + swapped @ (v[1] - v[0]) for v in (self._sums, self._counts))
