@@ -117,6 +117,9 @@ def test_a_mean_that_loses_all_its_values_differs_in_nothing() -> None:
     uneven = Uneven(1.0, np.array([[0.9, 0.0], [0.0, 0.0]]), np.array([[1.0, 0], [0, 0]]))
     assert uneven.differences(np.zeros((1, 2))).tolist() == [0.0]
     assert uneven.moves
+    sums = np.array([[0.5, 0.2], [0.5, 0.2]])
+    assert Uneven(1.0, sums, np.array([[1.0, 1], [2, 1]])).moves
+    assert not Uneven(1.0, sums, np.array([[1.0, 1], [1, 1]])).moves
 
 
 def test_students_interval() -> None:
