@@ -94,15 +94,15 @@ class FolderMasks:
     ) -> None:
         self.folder = folder if not (folder / SUBFOLDER).is_dir() else folder / SUBFOLDER
         self._references = references
-        self._files = _files_of(self.folder)
+        self._files, self._absent = _files_of(self.folder), _not_seen_in(self.folder)
         self._classes = classes
         self._held: tuple[str, NDArray[np.bool_]] | None = None
         self.grid = grid if grid is not None else self._first_grid()
         self._transposed = transposed
 
     def knows(self, name: str) -> bool:
-        """Whether there is a mask of the class, or of all its parts."""
-        return self._file(name) is not None or bool(self._parts(name))
+        """Whether there is a mask of the class or of all its parts, or the prediction says that it is not seen."""
+        return self._has(name) or bool(self._parts(name))
 
     def box(self, name: str) -> Box | None:
         """Bounding box of a class; ``None`` if it is absent; raises as :meth:`whole`."""
@@ -120,13 +120,13 @@ class FolderMasks:
         """
         if self._held is not None and self._held[0] == name:
             return self._held[1]
-        parts = (name,) if self._file(name) is not None else self._parts(name) or (name,)
+        parts = (name,) if self._has(name) else self._parts(name) or (name,)
         mask = self._read(parts[0])
         for part in parts[1:]:
             mask |= self._read(part)
         known = self._classes.by_name.get(name) if self._classes is not None else None
         for inside in known.excludes if known is not None else ():
-            if self._file(inside) is not None:
+            if self._has(inside):
                 mask &= ~self._read(inside)
         self._held = name, mask
         return mask
@@ -134,10 +134,13 @@ class FolderMasks:
     def _parts(self, name: str) -> tuple[str, ...]:
         if self._classes is None or name not in self._classes.by_name:
             return ()
-        return self._classes.parts_of(name, lambda part: self._file(part) is not None)
+        return self._classes.parts_of(name, self._has)
 
     def _read(self, name: str) -> NDArray[np.bool_]:
         path = self._file(name)
+        if path is None and self._has(name):
+            nothing: NDArray[np.bool_] = np.zeros(self.grid.shape, dtype=bool)
+            return nothing.T if self._transposed else nothing
         if path is None:
             missing = self.folder / f"{mask_file_name(name)}{IMAGE_ENDINGS[0]}"
             raise MissingFileError(missing, f"no mask of {name!r} was predicted")
@@ -145,6 +148,9 @@ class FolderMasks:
         array = read_label_map(path, grid=self.grid).array
         mask: NDArray[np.bool_] = array > 0
         return mask.T if self._transposed else mask
+
+    def _has(self, name: str) -> bool:
+        return self._file(name) is not None or bool({name, normalize_name(name).canonical} & self._absent)
 
     def _first_grid(self) -> Grid:
         for name in self._files:
@@ -271,6 +277,19 @@ def _files_of(folder: Path) -> dict[str, str]:
     return files
 
 
+def _not_seen_in(folder: Path) -> set[str]:
+    """Classes that a prediction looked for and did not see, in any spelling: they have no file."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return set()
+    try:
+        absent = [e for e in read_json(manifest)["prompts"] if e.get("seen") is False]
+        names = {str(e[key]) for e in absent for key in ("class", "prompt") if e.get(key)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
+    return names | ({normalize_name(name).canonical for name in names} - {""})
+
+
 def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
     """Class → ids of the legend beside a label map, if there is one: its prompts, and the classes these mean."""
     file = path.with_name(f"{strip_ending(path.name)}.json")
@@ -280,8 +299,12 @@ def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
         content: dict[str, Any] = read_json(file)
         legend: dict[str, tuple[int, ...]] = {str(name): (int(value),) for name, value in content["labels"].items()}
         for entry in content.get("prompts", []):
-            if entry.get("class") and entry.get("label"):
-                legend.setdefault(entry["class"], (int(entry["label"]),))
+            # A whole that parts lie over is the union of several labels; a class that is not seen has none.
+            for key in ("class", "prompt"):
+                if entry.get(key) and "labels" in entry:
+                    legend[str(entry[key])] = tuple(int(label) for label in entry["labels"])
+                elif entry.get(key) and entry.get("label"):
+                    legend.setdefault(str(entry[key]), (int(entry["label"]),))
         for name, ids in list(legend.items()):
             canonical = normalize_name(name).canonical
             if canonical:

@@ -37,14 +37,15 @@ if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 4
+MANIFEST_VERSION = 5
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.csv"
 SUMMARY = "prediction_summary.json"
 LOG = "predict.log"
 _PROBABILITY = "_probability"
+_SHOWN = 10
 _COLUMNS = (
-    "scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
+    "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
     "label", "note",
 )  # fmt: skip
 
@@ -134,8 +135,8 @@ class ScanResult:
             left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Found) -> None:
-        """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
-        if self.outputs.combine:
+        """Write the mask of a prompt, unless it is not seen or masks go into one label map; may run beside the others."""
+        if self.outputs.combine or not mask.voxels:
             return
         folder, name = self.output / self.job.name, self._names[position]
         file = self._place(folder / f"{name}{self.job.scan.ending}")
@@ -158,7 +159,8 @@ class ScanResult:
             content |= self._write_map(entries, masks)
         else:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
-                entry["file"] = None if mask is None else f"{name}{self.job.scan.ending}"
+                entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
+        _say_what_is_not_seen(self.job.name, entries)
         series = self.job.scan.series
         if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
             content["dicom"] = [file.name for file in self._write_dicom(series, masks)]
@@ -201,12 +203,26 @@ class ScanResult:
                 mean = float(image.array[mask.box][box == label].mean(dtype=np.float64)) if voxels else None
                 entry |= _amount(voxels, mean, image.grid.voxel_ml)
                 entry["covered_ml"] = round(covered * image.grid.voxel_ml, 4)
+        for label, (match, entry, mask) in enumerate(zip(self.matches, entries, masks, strict=True), start=1):
+            if mask is not None:  # ids whose union the class is in the map: its own, and those of parts over it
+                name = match.class_name
+                entry["labels"] = [
+                    other
+                    for other in legend
+                    if other == label or (name and (name in self._wholes_of(other) or name == self._class_of(other)))
+                ]
         file = self._place(self.output / f"{self.job.name}{self.job.scan.ending}")
         write_label_map(file, labels, like=image, legend=legend)
         return {
             "labels": {name: value for value, name in legend.items()},
             "overlap_rule": "a part lies over its whole; else the later prompt wins",
         }
+
+    def _class_of(self, label: int) -> str:
+        return self.matches[label - 1].class_name or ""
+
+    def _wholes_of(self, label: int) -> frozenset[str]:
+        return self.wholes.get(self._class_of(label), frozenset())
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
         from satunet.knowledge.make import default_tree
@@ -266,10 +282,19 @@ class ScanResult:
         if match.note:
             entry["note"] = match.note
         if mask is not None:
+            entry["seen"] = mask.voxels > 0
             entry |= _amount(mask.voxels, mask.mean_of(self.scan.image.array), self.scan.image.grid.voxel_ml)
             extent = mask.extent
             entry["box"] = None if extent is None else [[side.start, side.stop] for side in extent]
         return entry
+
+
+def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Absent is an answer: no mask, and the log says so."""
+    absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False]
+    if absent:
+        shown = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
+        logger.info("%s: not seen: %s", scan, shown)
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:

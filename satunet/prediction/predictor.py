@@ -250,15 +250,36 @@ class Predictor:
             masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
-    def prepare(self, image: Image, modality: str, matches: Sequence[PromptMatch]) -> PreparedScan:
+    def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
+        """The same models, their networks wrapped: in something that remembers what it has encoded, for example.
+
+        Args:
+            wrap: Network on the device → what is used in its place.
+        """
+        other = copy.copy(self)
+        other._groups = tuple(replace(g, networks=tuple(wrap(n) for n in g.networks)) for g in self._groups)
+        return other
+
+    def prepare(
+        self, image: Image, modality: str, matches: Sequence[PromptMatch], *, before: PreparedScan | None = None
+    ) -> PreparedScan:
         """Preprocess a scan for what will be looked for; needs no network, and may run beside one.
+
+        Args:
+            image: The scan.
+            modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
+            matches: What will be looked for.
+            before: The same scan as an earlier call gave it; what was preprocessed in its modality is used again.
 
         Raises:
             UserError: An unknown modality.
         """
         if modality not in MODALITIES:
             raise UserError(f"modality {modality!r}; allowed are {', '.join(MODALITIES)}")
-        scan = PreparedScan(image=image, modality=modality)
+        if before is not None and before.modality == modality:
+            scan = before
+        else:
+            scan = PreparedScan(image=image, modality=modality)
         for key in self._looks(scan, matches):
             self._view(scan, key)
         return scan
