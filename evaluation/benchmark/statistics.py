@@ -163,7 +163,8 @@ class Uneven:
 
     def _means(self, swapped: NDArray[np.float64]) -> NDArray[np.float64]:
         sums, counts = (v[0].sum() + swapped @ (v[1] - v[0]) for v in (self._sums, self._counts))
-        return np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
+        means: NDArray[np.float64] = np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
+        return means
 
 
 @functools.lru_cache(maxsize=4)

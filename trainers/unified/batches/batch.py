@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,9 +105,27 @@ class Batch:
             some_ignored=bool((labels < 0).any()),
         )
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most so many crops, in order."""
+        if size >= len(self.scans):
+            yield self
+            return
+        for start in range(0, len(self.scans), size):
+            part = slice(start, start + size)
+            labels = self.labels[part]
+            yield dataclasses.replace(
+                self,
+                **{name: getattr(self, name)[part] for name in ("image", "queries", "membership", "valid", "positive")},
+                labels=labels,
+                modality=self.modality[part],
+                names=self.names[part],
+                scans=self.scans[part],
+                some_ignored=self.some_ignored and bool((labels < 0).any()),
+            )
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, :attr:`valid` excepted."""
-        moved = {
+        moved: dict[str, Any] = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("image", "labels", "queries", "membership", "positive", "modality")
         }
@@ -114,7 +133,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; what torch's loader calls before a GPU takes it."""
-        pinned = {
+        pinned: dict[str, Any] = {
             name: value.pin_memory()
             for name in ("image", "labels", "queries", "membership", "valid", "positive", "modality")
             if isinstance(value := getattr(self, name), Tensor)
