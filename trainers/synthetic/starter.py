@@ -1,0 +1,209 @@
+"""What the starter model is trained on, how, and how long: the recipe behind ``scripts/train_starter``."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from satunet.datasets import Dataset, modality_of_channel, read_dataset
+from satunet.files import read_json
+from satunet.labels import LabelSpace, build_label_space
+from satunet.labels.names import normalize_name
+from satunet.network.config import NetworkConfig
+from satunet.plan import SAT_NORMALIZATION
+from satunet.trainers.synthetic import trunks
+from satunet.trainers.synthetic.crops import Deformation
+from satunet.trainers.synthetic.mixture import Group
+from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
+
+logger = logging.getLogger(__name__)
+
+HEADS, ABDOMENS, TRUNKS = "Dataset701_HeadLabelMaps", "Dataset702_AbdomenLabelMaps", "Dataset703_TrunkLabelMaps"
+
+HELD_OUT: Mapping[str, Sequence[str]] = {
+    "Dataset308_HeadNeckOAR_CT": ("kbp_060", "kbp_122"),
+    "Dataset317_SoftTissueSarcoma_PET": ("sts_003", "sts_018", "sts_041"),
+    "Dataset316_SoftTissueSarcoma_MR": ("sts_025",),
+    "Dataset305_FetalBrain_MR": ("fetal_SB_atlas_GA23_notoperated",),
+    "Dataset309_Hippocampus_MR": (
+        "hippocampus_001", "hippocampus_042", "hippocampus_088", "hippocampus_127", "hippocampus_163",
+        "hippocampus_199", "hippocampus_234", "hippocampus_277", "hippocampus_311",
+    ),
+}  # fmt: skip
+"""Patients whose scans are never trained on, in any of these datasets."""
+
+TRUNK_CLASSES = (
+    "aorta", "autochthon_left", "autochthon_right", "brain", "colon", "duodenum", "esophagus", "femur_left",
+    "femur_right", "gallbladder", "gluteus_maximus_left", "gluteus_maximus_right", "gluteus_medius_left",
+    "gluteus_medius_right", "heart", "hip_left", "hip_right", "humerus_left", "humerus_right", "iliopsoas_left",
+    "iliopsoas_right", "inferior_vena_cava", "kidney_left", "kidney_right", "liver", "lung_lower_lobe_left",
+    "lung_lower_lobe_right", "lung_middle_lobe_right", "lung_upper_lobe_left", "lung_upper_lobe_right", "pancreas",
+    "sacrum", "scapula_left", "scapula_right", "skull", "small_bowel", "spinal_cord", "spleen", "stomach", "trachea",
+    "urinary_bladder",
+)  # fmt: skip
+"""Structures of the trunk maps that are large enough for 3 mm, beside all vertebrae together."""
+
+ABDOMINAL = ("liver", "spleen", "left kidney", "right kidney", "pancreas", "stomach", "urinary bladder", "gallbladder")
+CEREBRAL = ("left hippocampus", "right thalamus", "left caudate nucleus", "lateral ventricle", "right putamen",
+            "left cerebral cortex")  # fmt: skip
+
+
+def network_config(text_dim: int) -> NetworkConfig:
+    """5.5 M parameters, light where the voxels are many."""
+    return NetworkConfig.auto(
+        features_per_stage=(16, 32, 64, 128, 192),
+        strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
+        kernel_sizes=((3, 3, 3),) * 5,
+        n_conv_per_stage=(1, 2, 2, 2, 2),
+        n_conv_per_stage_decoder=(2, 2, 2, 1),
+        text_dim=text_dim,
+    )
+
+
+def groups_of(data: Path) -> tuple[list[Group], LabelSpace]:
+    """The sources of the starter, and the label space of all of them.
+
+    Args:
+        data: Folder with ``nnUNet_raw``, ``more/nnUNet_raw`` and the folders of label maps.
+    """
+    datasets: list[Dataset] = []
+
+    def real(name: str, modality: str, only: str = "") -> list[Subject]:
+        folder = next(f for f in (data / "nnUNet_raw" / name, data / "more/nnUNet_raw" / name) if f.is_dir())
+        dataset = read_dataset(folder)
+        datasets.append(dataset)
+        held_out = HELD_OUT.get(name, ())
+        return [
+            read_subject(name, c.identifier, modality, c.images[0], c.label, SAT_NORMALIZATION[modality])
+            for c in dataset.training_cases()
+            if c.identifier not in held_out and c.label is not None and c.identifier.startswith(only)
+        ]
+
+    heads, head_set, head_names = _heads(data / "brain_label_maps")
+    abdomens, abdomen_set, abdomen_names = _abdomens(data / "abdomen_label_maps")
+    bodies, trunk_set, trunk_names = _trunks(data / "trunk_label_maps")
+    datasets += [head_set, abdomen_set, trunk_set]
+    gentle = Deformation(rotation_deg=7, stretch=0.07, warp=0.02)
+    groups = [
+        Group(
+            name="heads", share=0.40, kind="brain", subjects=heads, names=head_names, patch=(64, 64, 64),
+            spacing_mm=(1.2, 1.9), foreign=ABDOMINAL,
+            deformation=Deformation(rotation_deg=9, stretch=0.1, warp=0.035, mirror=True),
+        ),
+        Group(
+            name="hippocampus", share=0.17, subjects=real("Dataset309_Hippocampus_MR", "mri"), patch=(48, 64, 48),
+            spacing_mm=(0.95, 1.05), foreign=ABDOMINAL,
+            deformation=Deformation(rotation_deg=8, stretch=0.08, warp=0.025, mirror=True),
+        ),
+        Group(
+            name="head and neck", share=0.13, subjects=real("Dataset308_HeadNeckOAR_CT", "ct"), patch=(64, 64, 64),
+            spacing_mm=(2.8, 3.3), deformation=Deformation(rotation_deg=6, stretch=0.08, warp=0.02, mirror=True),
+            foreign=ABDOMINAL,
+        ),
+        Group(
+            name="abdomens", share=0.11, kind="trunk", subjects=abdomens, names=abdomen_names, patch=(64, 64, 64),
+            spacing_mm=(2.7, 3.4), deformation=gentle, foreign=CEREBRAL,
+        ),
+        Group(
+            name="trunks", share=0.05, kind="trunk", subjects=bodies, names=trunk_names, patch=(64, 64, 64),
+            spacing_mm=(2.7, 3.4), deformation=Deformation(rotation_deg=7, stretch=0.1, warp=0.03), foreign=CEREBRAL,
+        ),
+        Group(
+            name="sarcoma PET", share=0.06, subjects=real("Dataset317_SoftTissueSarcoma_PET", "pet"),
+            patch=(48, 48, 48), spacing_mm=(2.8, 3.3), foreign=(*ABDOMINAL, *CEREBRAL),
+            deformation=Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True),
+        ),
+        Group(
+            name="sarcoma CT and MR", share=0.02, patch=(48, 48, 48), spacing_mm=(2.8, 3.3),
+            subjects=real("Dataset315_SoftTissueSarcoma_CT", "ct") + real("Dataset316_SoftTissueSarcoma_MR", "mri"),
+            deformation=Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True), foreign=CEREBRAL,
+        ),
+        Group(
+            name="fetal brain", share=0.02, subjects=real("Dataset305_FetalBrain_MR", "mri", "fetal_SB_atlas"),
+            patch=(48, 64, 48), spacing_mm=(0.9, 1.2), foreign=ABDOMINAL,
+            deformation=Deformation(rotation_deg=12, stretch=0.12, warp=0.03, mirror=True),
+        ),
+        Group(
+            name="spine MR", share=0.02, patch=(48, 48, 48), spacing_mm=(1.3, 1.7),
+            subjects=real("Dataset319_SpinalCord_MR", "mri") + real("Dataset327_Vertebra_MR", "mri"),
+            deformation=Deformation(rotation_deg=12, stretch=0.1, warp=0.03),
+        ),
+        Group(
+            name="thorax CT", share=0.02, subjects=real("Dataset330_ThoraxCoarse_CT", "ct"), patch=(64, 64, 64),
+            spacing_mm=(2.8, 3.3), deformation=gentle, foreign=CEREBRAL,
+        ),
+    ]  # fmt: skip
+    space = build_label_space(datasets)
+    return groups, space
+
+
+def _dataset(name: str, modalities: Sequence[str], labels: Mapping[str, tuple[int, ...]]) -> Dataset:
+    return Dataset(
+        id=int(name[7:10]),
+        name=name,
+        folder=Path(name),
+        channel_names=tuple(modalities),
+        modalities=tuple(modalities),
+        labels=dict(labels),
+    )
+
+
+def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+    rows = list(csv.DictReader((folder / "labels.tsv").open(encoding="utf-8"), delimiter="\t"))
+    class_of = {int(r["id"]): int(r["class_id"]) for r in rows}
+    name_of = {int(r["class_id"]): r["class"] for r in rows if int(r["class_id"])}
+    table = np.zeros(max(class_of) + 1, np.int16)
+    for label, number in class_of.items():
+        table[label] = number
+    subjects = []
+    for file in sorted(folder.glob("*.nii.gz")):
+        tissues, spacing = read_ras(file)
+        case = file.name.partition(".")[0]
+        subjects.append(make_subject(HEADS, case, "mri", None, table[tissues], spacing, tissues=tissues))
+    names = {label: normalize_name(name_of[number]).base for label, number in class_of.items() if number}
+    return subjects, _dataset(HEADS, ("mri",), {n: (i,) for i, n in name_of.items()}), names
+
+
+def _abdomens(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+    names = _names(folder / "labels.tsv")
+    ids = {name: label for label, name in names.items()}
+    subjects = []
+    for file in sorted(folder.glob("*.nii.gz")):
+        full, (x, y, z) = read_ras(file)
+        organs, spacing = np.ascontiguousarray(full[::2, ::2]), (2 * x, 2 * y, z)
+        hull = trunks.hull_of_slices(organs > 0, spacing)
+        tissues = trunks.add_spine(organs, (ids["aorta"], ids["inferior vena cava"]), spacing)
+        tissues = trunks.add_lungs(tissues, ids["liver"], hull, spacing)
+        depth = trunks.depth_outside(trunks.hull_of_slices(tissues > 0, spacing), spacing)
+        case = file.name.partition(".")[0]
+        subjects.append(make_subject(ABDOMENS, case, "ct", None, organs, spacing, tissues=tissues, depth=depth))
+    painted = names | {trunks.BONE: "bone", trunks.CANAL: "spinal cord", trunks.AIR: "air", trunks.MUSCLE: "autochthon"}
+    return subjects, _dataset(ABDOMENS, ("ct", "mri"), {n: (i,) for n, i in ids.items()}), painted
+
+
+def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+    names = _names(folder / "labels.tsv")
+    ids = {name: label for label, name in names.items()}
+    classes = {name.replace("_", " "): (ids[name],) for name in TRUNK_CLASSES}
+    classes["vertebrae"] = tuple(sorted(i for name, i in ids.items() if name.startswith("vertebrae_")))
+    classes["ribs"] = tuple(sorted(i for name, i in ids.items() if name.startswith("rib_")))
+    known = {i for values in classes.values() for i in values}
+    subjects = []
+    for file in sorted(folder.glob("*.nii.gz")):
+        tissues, spacing = read_ras(file)
+        shown = set(np.unique(tissues).tolist())
+        depth = trunks.depth_outside(trunks.hull_of_slices(tissues > 0, spacing), spacing)
+        case = file.name.partition(".")[0]
+        # Every structure keeps its id; only those that are classes are asked for.
+        subjects.append(make_subject(TRUNKS, case, "ct", None, tissues, spacing, tissues=tissues, depth=depth))
+        logger.info("%s shows %d of %d structures", case, len(shown & known), len(known))
+    return subjects, _dataset(TRUNKS, ("ct", "mri"), classes), {i: n.replace("_", " ") for i, n in names.items()}
+
+
+def _names(file: Path) -> dict[int, str]:
+    rows: Iterable[Mapping[str, str]] = csv.DictReader(file.open(encoding="utf-8"), delimiter="\t")
+    return {int(r["id"]): r["name"] for r in rows}
