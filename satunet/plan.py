@@ -126,6 +126,10 @@ class UnifiedPlan:
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
+        class_spacings_mm: Class → the isotropic spacings it was trained at, finest first, where they are not
+            ``spacing_mm``; see :meth:`spacing_for`.
+        fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
+            trained with patches that fit.
     """
 
     dataset_name: str = UNIFIED_DATASET
@@ -143,6 +147,8 @@ class UnifiedPlan:
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
+    class_spacings_mm: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    fit_windows: bool = False
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
@@ -157,8 +163,37 @@ class UnifiedPlan:
             raise PlanError(
                 f"batch_size and queries_per_scan must be at least 1, got {self.batch_size}, {self.queries_per_scan}"
             )
+        for name, spacings in self.class_spacings_mm.items():
+            if not spacings or min(spacings) <= 0 or list(spacings) != sorted(set(spacings)):
+                raise PlanError(f"the spacings of {name!r} must be positive and rising, got {spacings}")
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
+
+    def spacing_for(self, class_name: str | None, extent_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Spacing at which to look for a class in a scan.
+
+        A class that was trained at several spacings is looked for at the finest one at which a single window holds the
+        scan, else at the coarsest: a crop around an organ is seen in detail, a whole head in one piece.
+
+        Args:
+            class_name: The class; ``None`` for words that name none.
+            extent_mm: Size of the scan along the plan's axes.
+        """
+        spacings = self.class_spacings_mm.get(class_name or "")
+        if not spacings:
+            return self.spacing_mm
+        holds = [s for s in spacings if all(e <= p * s for e, p in zip(extent_mm, self.patch_size, strict=True))]
+        chosen = min(holds, default=max(spacings))
+        return chosen, chosen, chosen
+
+    def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Voxels of a window in a preprocessed scan of this shape."""
+        if not self.fit_windows:
+            return self.patch_size
+        x, y, z = (
+            min(p, -(-n // d) * d) for n, p, d in zip(shape, self.patch_size, self.network.divisor, strict=True)
+        )
+        return x, y, z
 
     def normalization_of(self, modality: str) -> Normalization:
         """Normalisation of a modality; that of ``other`` if the plan does not name it."""
@@ -252,8 +287,18 @@ class UnifiedPlan:
                 "datasets": list(self.datasets),
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
+                **self._windows(),
             },
         }
+
+    def _windows(self) -> dict[str, Any]:
+        """What only some plans have; left out of the others' files."""
+        found: dict[str, Any] = {}
+        if self.class_spacings_mm:
+            found["class_spacings_mm"] = {name: list(values) for name, values in self.class_spacings_mm.items()}
+        if self.fit_windows:
+            found["fit_windows"] = True
+        return found
 
     @classmethod
     def from_nnunet(cls, content: dict[str, Any], *, source: Path | str = "plan") -> UnifiedPlan:
@@ -289,6 +334,10 @@ class UnifiedPlan:
                 datasets=tuple(ours["datasets"]),
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
+                class_spacings_mm={
+                    name: tuple(float(v) for v in values) for name, values in ours.get("class_spacings_mm", {}).items()
+                },
+                fit_windows=bool(ours.get("fit_windows", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):

@@ -142,7 +142,8 @@ class FolderRun:
         if not self.overwrite and is_done(self.output, job.name, self.outputs.combine, self._manifest(job)):
             return None
         named = self.modality or (job.modality if job.modality != "other" else None)
-        return self.predictor.prepare(job.read(), named)
+        matches = [m for p in job.prompts or self.prompts or () for m in self.matches.get(p, ())]
+        return self.predictor.prepare(job.read(), named, matches)
 
     def result_of(self, job: ScanJob, scan: PreparedScan) -> ScanResult:
         """What will be written for a scan."""

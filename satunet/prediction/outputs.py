@@ -22,10 +22,9 @@ from satunet.errors import UserError
 from satunet.files import mask_file_name, read_json, write_json, write_text
 from satunet.imageio import Image, write_label_map, write_volume
 from satunet.labels import PromptMatch
-from satunet.prediction.engine import Probability
 from satunet.prediction.inputs import ScanJob
 from satunet.prediction.masks import BoxedMask, restore_values
-from satunet.prediction.predictor import PreparedScan
+from satunet.prediction.predictor import Found, PreparedScan
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class ScanResult:
         for left_over in (self.output / self.job.name).glob(".tmp-*"):
             left_over.unlink(missing_ok=True)
 
-    def write_mask(self, position: int, mask: BoxedMask, found: Probability) -> None:
+    def write_mask(self, position: int, mask: BoxedMask, found: Found) -> None:
         """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
         if self.outputs.combine:
             return
@@ -92,7 +91,7 @@ class ScanResult:
         if self.outputs.probabilities:
             volume = np.zeros(mask.shape, dtype=np.uint8)
             near = (
-                restore_values(found.values.numpy(), found.box, self.scan.geometry)
+                restore_values(found.values.numpy(), found.box, found.geometry)
                 if found.values is not None
                 else None
             )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from satunet.datasets import MODALITIES
 from satunet.devices import Precision, pick_device
 from satunet.errors import PromptError, UserError
+from satunet.geometry import reorient
 from satunet.imageio import Image, as_image
 from satunet.knowledge.prompts import PromptReader
 from satunet.labels import PromptMatch
@@ -28,7 +29,7 @@ from satunet.prediction.engine import Probability, WindowedScan
 from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.prediction.model_folder import ModelFolder
 from satunet.prediction.postprocess import Postprocessing
-from satunet.preprocessing.transform import ScanGeometry, preprocess_image
+from satunet.preprocessing.transform import PreprocessedImage, ScanGeometry, preprocess_image
 from satunet.text import TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,25 @@ class PreparedScan:
         modality_from: How the modality was found out.
         volume: (X, Y, Z) float32 in the plan's orientation and spacing, normalised.
         geometry: The way back.
+        others: The same at other spacings that classes of the model are looked for at; filled when they are needed.
     """
 
     image: Image
     modality: str
     modality_from: str
     volume: NDArray[np.float32]
+    geometry: ScanGeometry
+    others: dict[tuple[float, float, float], PreprocessedImage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found(Probability):
+    """A prompt's probability, and the way from its grid to the scan's file.
+
+    Attributes:
+        geometry: Of the preprocessed scan that it was found in.
+    """
+
     geometry: ScanGeometry
 
 
@@ -188,7 +202,7 @@ class Predictor:
             matches = [PromptMatch(prompt=name, class_name=None, status="embedding") for name in prompts]
         else:
             matches = self.match(prompts)
-        scan = self.prepare(as_image(image), modality)
+        scan = self.prepare(as_image(image), modality, matches)
         masks: list[BoxedMask | None] = [
             None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
         ]
@@ -201,8 +215,15 @@ class Predictor:
             masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
-    def prepare(self, image: Image, modality: str | None = None) -> PreparedScan:
+    def prepare(
+        self, image: Image, modality: str | None = None, matches: Sequence[PromptMatch] | None = None
+    ) -> PreparedScan:
         """Preprocess a scan; needs no network, and may run beside one.
+
+        Args:
+            image: The scan.
+            modality: Its modality; guessed if not given.
+            matches: What will be looked for, if that is known: a model may see its classes at several spacings.
 
         Raises:
             UserError: An unknown modality.
@@ -210,10 +231,33 @@ class Predictor:
         chosen, how = (modality, "given") if modality else guess_modality(image, self.model.modalities)
         if chosen not in MODALITIES:
             raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
-        done = preprocess_image(image, modality=chosen, plan=self.model.plan)
+        spacing, *others = self._by_spacing(image, matches or ()) or [self.model.plan.spacing_mm]
+        done = self._preprocess(image, chosen, spacing)
         return PreparedScan(
-            image=image, modality=chosen, modality_from=how, volume=done.array[0], geometry=done.geometry
+            image=image,
+            modality=chosen,
+            modality_from=how,
+            volume=done.array[0],
+            geometry=done.geometry,
+            others={other: self._preprocess(image, chosen, other) for other in others},
         )
+
+    def _preprocess(self, image: Image, modality: str, spacing: tuple[float, float, float]) -> PreprocessedImage:
+        return preprocess_image(image, modality=modality, plan=replace(self.model.plan, spacing_mm=spacing))
+
+    def _by_spacing(
+        self, image: Image, matches: Sequence[PromptMatch]
+    ) -> dict[tuple[float, float, float], list[int]]:
+        """Spacing → positions of the prompts that are looked for at it; prompts that the model cannot know at none."""
+        plan = self.model.plan
+        turned = reorient(np.broadcast_to(np.uint8(0), image.grid.shape), image.grid, plan.orientation)[1]
+        x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+        found: dict[tuple[float, float, float], list[int]] = {}
+        for i, match in enumerate(matches):
+            if match.status != "unknown":
+                name = match.class_name or next((n for n, _ in match.nearest), None)
+                found.setdefault(plan.spacing_for(name, (x, y, z)), []).append(i)
+        return found
 
     def find(
         self,
@@ -222,7 +266,7 @@ class Predictor:
         *,
         embeddings: Mapping[str, NDArray[np.floating[Any]]] | None = None,
         on_progress: Callable[[int, int], bool | None] | None = None,
-    ) -> Iterator[tuple[int, Probability]]:
+    ) -> Iterator[tuple[int, Found]]:
         """Look for prompts in a scan.
 
         Yields:
@@ -232,20 +276,41 @@ class Predictor:
         Raises:
             PromptError: An embedding of another width, or cancelled.
         """
-        usable = [i for i, m in enumerate(matches) if m.status != "unknown"]
-        if not usable:
-            return
+        before = 0  # windows at spacings that are done
+        for spacing, usable in self._by_spacing(scan.image, matches).items():
+            total = 0
 
-        def report(done: int, total: int) -> None:
-            if on_progress is not None and on_progress(done, total) is False:
-                raise PromptError("cancelled")
+            def report(done: int, of: int) -> None:
+                nonlocal total
+                total = of
+                if on_progress is not None and on_progress(before + done, before + of) is False:  # noqa: B023
+                    raise PromptError("cancelled")
 
-        windows = WindowedScan(
+            volume, geometry = self._at(scan, spacing)
+            queries = self._queries([matches[i] for i in usable], embeddings or {})
+            for number, found in self._windows(volume, queries, scan.modality, report).probabilities():
+                yield usable[number], Found(box=found.box, values=found.values, geometry=geometry)
+            before += total
+
+    def _at(
+        self, scan: PreparedScan, spacing: tuple[float, float, float]
+    ) -> tuple[NDArray[np.float32], ScanGeometry]:
+        if scan.geometry.spacing_mm == spacing:
+            return scan.volume, scan.geometry
+        if spacing not in scan.others:
+            scan.others[spacing] = self._preprocess(scan.image, scan.modality, spacing)
+        return scan.others[spacing].array[0], scan.others[spacing].geometry
+
+    def _windows(
+        self, volume: NDArray[np.float32], queries: Tensor, modality: str, report: Callable[[int, int], None]
+    ) -> WindowedScan:
+        x, y, z = volume.shape
+        return WindowedScan(
             network=self.network,
-            volume=torch.from_numpy(scan.volume),
-            queries=self._queries([matches[i] for i in usable], embeddings or {}),
-            modality=MODALITIES.index(scan.modality),
-            patch=self.model.plan.patch_size,
+            volume=torch.from_numpy(volume),
+            queries=queries,
+            modality=MODALITIES.index(modality),
+            patch=self.model.plan.window_for((x, y, z)),
             overlap=self.overlap,
             device=self.device,
             precision=self.precision,
@@ -254,14 +319,12 @@ class Predictor:
             memory_bytes=int(self.memory_gb * 2**30),
             on_progress=report,
         )
-        for number, found in windows.probabilities():
-            yield usable[number], found
 
-    def restore(self, found: Probability, scan: PreparedScan) -> BoxedMask:
+    def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
         if found.values is None:
             return BoxedMask.empty(scan.image.grid.shape)
-        mask = restore_box(found.values.numpy(), found.box, scan.geometry)
+        mask = restore_box(found.values.numpy(), found.box, found.geometry)
         if self.postprocessing:
             x, y, z = (piece.start for piece in mask.box)
             return BoxedMask.of(self.postprocessing(mask.inside), (x, y, z), mask.shape)
