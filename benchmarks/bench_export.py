@@ -21,7 +21,7 @@ import numpy as np
 from common import compare, header, nnunet_case
 
 from satunet.geometry import Grid
-from satunet.imageio import Image, read_label_map, write_label_map
+from satunet.images.image import Image, read_label_map, write_label_map
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.prediction.masks import restore_box

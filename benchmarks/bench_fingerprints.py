@@ -42,8 +42,8 @@ def main() -> None:
 def run(names: list[str], preprocessed: Path) -> None:
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-    from satunet.planners.extraction import fingerprint_dataset
-    from satunet.planners.fingerprint import merge_fingerprints
+    from satunet.planners.fingerprint.dataset import merge_fingerprints
+    from satunet.planners.fingerprint.extraction import fingerprint_dataset
 
     def ours() -> None:
         for name in names:

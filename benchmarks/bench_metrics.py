@@ -22,8 +22,8 @@ from surface_distance import (
     compute_surface_distances,
 )
 
-from satunet.evaluation.metrics import score_label_maps
-from satunet.evaluation.rules import Rules
+from satunet.evaluation.scoring.metrics import score_label_maps
+from satunet.evaluation.scoring.rules import Rules
 
 SPACING = (1.0, 1.0, 2.0)
 

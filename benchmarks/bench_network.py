@@ -19,11 +19,11 @@ import torch
 from common import header
 from torch import Tensor
 
-from satunet.devices import cpu_has_bfloat16
+from satunet.compute.devices import cpu_has_bfloat16
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
+from satunet.network.cpu.fused import FusedUNet
 from satunet.network.engines import compiled_norm, compiler
-from satunet.network.fused import FusedUNet
 
 Run = Callable[[Tensor], object]
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
-from satunet.network.convolutions import Kernel
+from satunet.network.cpu.convolutions import Kernel
+from satunet.network.cpu.fused import FusedUNet
 from satunet.network.engines import compiled_norm, compiler
-from satunet.network.fused import FusedUNet
 
 
 def zeros(x: Tensor, outputs: int, extents: Sequence[int]) -> Tensor:

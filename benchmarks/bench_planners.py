@@ -43,7 +43,7 @@ def main() -> None:
 
 def run(names: list[str], sample: list[str], preprocessed: Path) -> None:
     started = time.perf_counter()
-    from satunet.planners.nnunet import plan_nnunet
+    from satunet.planners.specialist.nnunet import plan_nnunet
 
     taken = {}
     for name in names:

@@ -31,17 +31,17 @@ import torch
 from common import header, nnunet_case
 from torch import Tensor, nn
 
-from satunet.datasets import Dataset
+from satunet.datasets.raw import Dataset
 from satunet.geometry import Grid
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.labels import build_label_space
 from satunet.network.config import NetworkConfig
 from satunet.network.model import ImageFeatures, PromptedUNet, mask_logits
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.prediction import ModelFolder, Predictor
-from satunet.prediction.window import gaussian_weights, window_starts
 from satunet.preprocessing.transform import preprocess_image, restore
 from satunet.text import TextBank
+from satunet.windows.starts import gaussian_weights, window_starts
 
 STRUCTURES, UNIONS, PROMPTS = 120, 30, 497
 WIDTH = 64

@@ -30,7 +30,7 @@ def make_raw(raw: Path, classes: int, size: int) -> str:
     """A dataset of two noisy scans with ``classes`` boxes in rows and columns."""
     import nibabel as nib
 
-    from satunet.files import write_json
+    from satunet.jobs.files import write_json
 
     name = "Dataset001_Bench"
     rng = np.random.default_rng(0)
@@ -57,11 +57,11 @@ def make_raw(raw: Path, classes: int, size: int) -> str:
 
 def our_trainer(queries: int, workers: int = 0) -> Any:
     """A trainer that draws ``queries`` queries a patch, ready for steps."""
-    from satunet.files import read_json
-    from satunet.paths import preprocessed_dir
+    from satunet.datasets.paths import preprocessed_dir
+    from satunet.jobs.files import read_json
     from satunet.plan import UnifiedPlan
     from satunet.trainers.config import TrainingConfig
-    from satunet.trainers.sat_trainer import SATTrainer
+    from satunet.trainers.unified.trainer import SATTrainer
 
     folder = preprocessed_dir() / "Dataset900_Unified"
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
@@ -77,8 +77,8 @@ def our_trainer(queries: int, workers: int = 0) -> Any:
 
 def nnunet_trainer(plan: Any, classes: int) -> Any:
     """nnU-Net's trainer with the plan's backbone, patch and batch; its data set has ``classes`` classes."""
-    from satunet.paths import preprocessed_dir
-    from satunet.trainers.specialist import SpecialistTrainer
+    from satunet.datasets.paths import preprocessed_dir
+    from satunet.trainers.specialist.trainer import SpecialistTrainer
 
     plans = plan.to_nnunet() | {"continue_training": False}
     architecture = plans["configurations"][plan.configuration]["architecture"]
@@ -140,7 +140,7 @@ def interleaved(steps: dict[str, Any], rounds: int) -> dict[str, list[float]]:
 
 def loss_memory(queries: int, size: int) -> None:
     """Print the peak memory (MB) that the loss adds to a process that holds its inputs."""
-    from satunet.trainers.loss import prompted_loss
+    from satunet.trainers.unified.loss import prompted_loss
 
     maps = torch.randn(1, 32, size, size, size, requires_grad=True)
     labels = torch.randint(0, 50, (1, size, size, size))
@@ -232,7 +232,7 @@ def compare(root: Path, given: argparse.Namespace) -> None:
 
 
 def _precision(trainer: Any) -> str:
-    from satunet.devices import precision_for
+    from satunet.compute.devices import precision_for
 
     return str(precision_for(trainer.device, trainer.config.precision)).removeprefix("torch.")
 

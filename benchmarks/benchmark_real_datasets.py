@@ -31,7 +31,7 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
     """Plan, preprocess and train the nnU-Nets of some datasets."""
     from satunet.preprocessing.pipeline import plan_and_preprocess
     from satunet.trainers.config import TrainingConfig
-    from satunet.trainers.specialist import train_specialist
+    from satunet.trainers.specialist.trainer import train_specialist
 
     # Planned apart from the unified dataset, whose plan stays as it is.
     summary = plan_and_preprocess(
@@ -52,10 +52,10 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
 
 def benchmark(names: list[str], output: Path, *, specialists: bool, device: str, processes: int) -> int:
     """Score one network, the specialists there are, and the oracle boxes."""
-    from satunet.evaluation.medsam import MedSAMCompetitor
-    from satunet.evaluation.run_benchmark import Contest, run_benchmark
-    from satunet.progress import setup_logging
-    from satunet.trainers.run import model_folder
+    from satunet.evaluation.benchmark.medsam import MedSAMCompetitor
+    from satunet.evaluation.benchmark.run import Contest, run_benchmark
+    from satunet.jobs.progress import setup_logging
+    from satunet.models.results import model_folder
 
     setup_logging(output / "benchmark.log")
     boxes = MedSAMCompetitor(output=output / "predictions", boxes="oracle")
@@ -75,7 +75,7 @@ def benchmark(names: list[str], output: Path, *, specialists: bool, device: str,
 
 def main() -> int:
     """Run one of the steps."""
-    from satunet.paths import all_dataset_names, dataset_name_of
+    from satunet.datasets.paths import all_dataset_names, dataset_name_of
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("specialists", "benchmark"))

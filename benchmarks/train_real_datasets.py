@@ -69,11 +69,11 @@ def split_by_patient(cases: dict[str, list[str]], share: float = 0.2) -> dict[st
 
 def prepare(raw: Path, work: Path, processes: int) -> int:
     """Split, plan and preprocess."""
-    from satunet.datasets import load_dataset
-    from satunet.files import write_json
-    from satunet.paths import all_dataset_names
+    from satunet.datasets.paths import all_dataset_names
+    from satunet.datasets.raw import load_dataset
+    from satunet.jobs.files import write_json
+    from satunet.jobs.progress import setup_logging
     from satunet.preprocessing.pipeline import plan_and_preprocess
-    from satunet.progress import setup_logging
 
     _environment(work, raw)
     setup_logging(work / "prepare.log")
@@ -99,9 +99,9 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
 
 def train(work: Path, steps: int, minutes: float | None, device: str) -> int:
     """Train and validate, or go on with it."""
-    from satunet.progress import setup_logging
+    from satunet.jobs.progress import setup_logging
     from satunet.trainers.config import TrainingConfig
-    from satunet.trainers.run import run_training
+    from satunet.trainers.unified.run import run_training
 
     _environment(work)
     setup_logging(work / "train.log")
@@ -120,12 +120,12 @@ def report(work: Path, *, seen_too: bool) -> int:
     import torch
     from common import header
 
-    from satunet.files import read_json
+    from satunet.jobs.files import read_json
     from satunet.plan import UnifiedPlan
     from satunet.trainers.config import TrainingConfig
-    from satunet.trainers.sat_trainer import SATTrainer
-    from satunet.trainers.validation import score_scan, summarize
-    from satunet.trainers.watching import read_progress
+    from satunet.trainers.unified.trainer import SATTrainer
+    from satunet.trainers.unified.validation import score_scan, summarize
+    from satunet.trainers.unified.watching.statistics import read_progress
 
     _environment(work)
     folder = work / "nnUNet_preprocessed" / UNIFIED

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import DatasetError, UserError
-from satunet.files import read_json
-from satunet.parallel import Workers
-from satunet.paths import preprocessed_dir
-from satunet.planners.extraction import fingerprint_dataset
-from satunet.planners.fingerprint import DatasetFingerprint
-from satunet.progress import JobSummary
+from satunet.jobs.files import read_json
+from satunet.jobs.progress import JobSummary
+from satunet.jobs.workers import Workers
+from satunet.planners.fingerprint.dataset import DatasetFingerprint
+from satunet.planners.fingerprint.extraction import fingerprint_dataset
 
 
 def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from satunet.datasets import load_dataset
-from satunet.files import write_json
+from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.raw import load_dataset
+from satunet.jobs.files import write_json
+from satunet.jobs.progress import JobSummary
+from satunet.jobs.workers import Workers
 from satunet.labels import build_label_space
-from satunet.parallel import Workers
-from satunet.paths import preprocessed_dir
-from satunet.planners.impact import impact_of, summarize
-from satunet.planners.normalization import NormalizationSchemes
 from satunet.planners.run import fingerprint_datasets
-from satunet.planners.specialist import plan_specialist, preprocess_specialist
-from satunet.planners.unified import plan_unified, save_unified_plan
+from satunet.planners.specialist.planner import plan_specialist, preprocess_specialist
+from satunet.planners.unified.impact import impact_of, summarize
+from satunet.planners.unified.normalization import NormalizationSchemes
+from satunet.planners.unified.planner import plan_unified, save_unified_plan
 from satunet.preprocessing.run import preprocess_datasets
 from satunet.preprocessing.splits import share_folds
-from satunet.progress import JobSummary
 
 
 def plan_and_preprocess(
@@ -57,7 +57,7 @@ def plan_and_preprocess(
         processes: Worker processes, or where else to run.
         preprocess: Whether to preprocess after planning.
         specialists: Whether to plan each dataset's nnU-Net as well, and to preprocess for it.
-        specialist_planner: One of :data:`satunet.planners.nnunet.PLANNERS`.
+        specialist_planner: One of :data:`satunet.planners.specialist.nnunet.PLANNERS`.
 
     Returns:
         The summary of everything; its exit code is 1 if something failed.

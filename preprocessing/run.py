@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.datasets import Case, Dataset, load_dataset, scan_id
+from satunet.datasets.memory import preprocessing_bytes
+from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.raw import Case, Dataset, load_dataset, scan_id
 from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
-from satunet.files import only_writer, write_json
-from satunet.imageio import read_image, read_label_map
+from satunet.images.image import read_image, read_label_map
+from satunet.jobs.files import only_writer, write_json
+from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
-from satunet.memory import preprocessing_bytes
-from satunet.parallel import Workers
-from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.splits import unified_splits
 from satunet.preprocessing.store import (
@@ -34,7 +35,6 @@ from satunet.preprocessing.store import (
     write_scan,
 )
 from satunet.preprocessing.transform import preprocess_image, preprocess_labels
-from satunet.progress import JobSummary, run_parallel
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from satunet.datasets import split_scan_id
+from satunet.datasets.paths import preprocessed_dir, raw_dir
+from satunet.datasets.raw import split_scan_id
 from satunet.errors import DatasetError
-from satunet.files import read_json, write_json
-from satunet.paths import preprocessed_dir, raw_dir
+from satunet.jobs.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

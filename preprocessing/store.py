@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.datasets import scan_id, split_scan_id
+from satunet.datasets.raw import scan_id, split_scan_id
 from satunet.errors import DatasetError
-from satunet.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, read_json, write_json
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import GridMismatchError
 from satunet.geometry import Grid, reorient, same_grid
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.resampling import (
     Shape,

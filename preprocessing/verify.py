@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from satunet.datasets import Case, Dataset, check_case, check_dataset, load_dataset
+from satunet.datasets.memory import reading_bytes
+from satunet.datasets.raw import Case, Dataset, check_case, check_dataset, load_dataset
 from satunet.errors import DatasetError, UserError
-from satunet.files import read_json
-from satunet.memory import reading_bytes
-from satunet.parallel import Workers
+from satunet.jobs.files import read_json
+from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.workers import Workers
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import (
     STORE_VERSION,
@@ -21,7 +22,6 @@ from satunet.preprocessing.store import (
     read_manifest,
     scan_files,
 )
-from satunet.progress import JobSummary, run_parallel
 
 
 def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: int | Workers = 1) -> JobSummary:

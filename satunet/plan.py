@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satunet.datasets.paths import UNIFIED_DATASET
 from satunet.errors import PlanError
-from satunet.files import read_json, write_json
+from satunet.jobs.files import read_json, write_json
 from satunet.network.config import NetworkConfig
-from satunet.paths import UNIFIED_DATASET
 
 PLAN_VERSION = 1
 

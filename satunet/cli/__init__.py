@@ -84,7 +84,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"satunet {__version__}\n")
         return 0
     command = parse(arguments)
-    from satunet.progress import setup_logging
+    from satunet.jobs.progress import setup_logging
 
     setup_logging(verbose=command.verbose)
     try:

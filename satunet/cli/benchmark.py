@@ -12,8 +12,8 @@ from tyro.conf import arg
 from satunet.cli.options import DatasetIds, Device, Output, Processes, Verbose, dataset_names, default_processes
 
 if TYPE_CHECKING:
-    from satunet.evaluation.competitors import Competitor
-    from satunet.evaluation.rules import Rules
+    from satunet.evaluation.benchmark.competitors import Competitor
+    from satunet.evaluation.scoring.rules import Rules
 
 Tolerance = Annotated[float, arg(help="Tolerance of the normalised surface Dice, in mm.")]
 Tolerances = Annotated[
@@ -75,11 +75,11 @@ class Evaluate:
     def run(self) -> int:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
         from satunet.errors import UserError
-        from satunet.evaluation.class_lists import classes_in_file, classes_in_folders
-        from satunet.evaluation.evaluate import evaluate_cases, references_in
-        from satunet.evaluation.tables import print_evaluation
+        from satunet.evaluation.report.tables import print_evaluation
+        from satunet.evaluation.scoring.classes import classes_in_file, classes_in_folders
+        from satunet.evaluation.scoring.run import evaluate_cases, references_in
+        from satunet.jobs.progress import setup_logging
         from satunet.labels import normalize_name
-        from satunet.progress import setup_logging
 
         references = references_in(self.references)
         if not self.predictions.is_dir():  # before a log file makes it
@@ -120,7 +120,7 @@ def scoring_rules(
         UserError: A tolerance that is not CLASS=MM, or not a length.
     """
     from satunet.errors import UserError
-    from satunet.evaluation.rules import Rules, absence_policy
+    from satunet.evaluation.scoring.rules import Rules, absence_policy
     from satunet.labels import normalize_name
 
     own = {}
@@ -191,12 +191,12 @@ class Benchmark:
 
     def run(self) -> int:
         """Predict, score, compare; what is done already is not done again."""
-        from satunet.environment import quick_check
+        from satunet.cli.environment import quick_check
 
         quick_check()
-        from satunet.evaluation.run_benchmark import Contest, run_benchmark
-        from satunet.progress import setup_logging
-        from satunet.trainers.run import model_folder
+        from satunet.evaluation.benchmark.run import Contest, run_benchmark
+        from satunet.jobs.progress import setup_logging
+        from satunet.models.results import model_folder
 
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
         contest = Contest(
@@ -219,7 +219,7 @@ class Benchmark:
         return summary.exit_code
 
     def _medsam(self) -> list[Competitor]:
-        from satunet.evaluation.medsam import MedSAMCompetitor
+        from satunet.evaluation.benchmark.medsam import MedSAMCompetitor
 
         if self.medsam is None:
             return []

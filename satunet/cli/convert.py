@@ -63,10 +63,10 @@ class Convert:
     def run(self) -> int:
         """Convert one input after the other; 1 if something of one could not be converted."""
         from satunet.conversion import convert
+        from satunet.datasets.paths import raw_dir
         from satunet.errors import UserError
-        from satunet.parallel import Workers
-        from satunet.paths import raw_dir
-        from satunet.progress import JobSummary, setup_logging
+        from satunet.jobs.progress import JobSummary, setup_logging
+        from satunet.jobs.workers import Workers
 
         setup_logging(raw_dir() / ".conversion.log", verbose=self.verbose)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)

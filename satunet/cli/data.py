@@ -27,7 +27,7 @@ from satunet.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from satunet.parallel import Workers
+    from satunet.jobs.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Datasets:
 
     def run(self) -> int:
         """Print a row a dataset; 1 if one cannot be read."""
-        from satunet.catalogue import load_catalogue
-        from satunet.paths import all_dataset_names
+        from satunet.datasets.catalogue import load_catalogue
+        from satunet.datasets.paths import all_dataset_names
 
         catalogue = load_catalogue()
         rows = [_present(name) for name in all_dataset_names()]
@@ -82,8 +82,8 @@ class Datasets:
 
 def _present(name: str) -> dict[str, object]:
     """A dataset's row."""
-    from satunet.catalogue import load_catalogue
-    from satunet.datasets import load_dataset
+    from satunet.datasets.catalogue import load_catalogue
+    from satunet.datasets.raw import load_dataset
     from satunet.errors import UserError
     from satunet.labels.build import catalogue_record
 
@@ -116,10 +116,10 @@ class Labels:
 
     def run(self) -> int:
         """Print a row a class, what was found out about each dataset, and what a person should look at."""
-        from satunet.datasets import load_dataset
+        from satunet.datasets.raw import load_dataset
         from satunet.labels import build_label_space
-        from satunet.planners.review import review_label_space
         from satunet.planners.run import known_fingerprints
+        from satunet.planners.unified.review import review_label_space
 
         names = dataset_names(self.datasets)
         space = build_label_space([load_dataset(name) for name in names])
@@ -167,11 +167,11 @@ class Fingerprint:
 
     def run(self) -> int:
         """Write ``dataset_fingerprint.json`` of each dataset."""
-        from satunet.datasets import override_modalities
-        from satunet.parallel import Workers
-        from satunet.paths import preprocessed_dir
+        from satunet.datasets.paths import preprocessed_dir
+        from satunet.datasets.raw import override_modalities
+        from satunet.jobs.progress import setup_logging
+        from satunet.jobs.workers import Workers
         from satunet.planners.run import fingerprint_datasets
-        from satunet.progress import setup_logging
 
         names = dataset_names(self.datasets)
         setup_logging(preprocessed_dir() / "fingerprint.log", verbose=self.verbose)
@@ -212,11 +212,11 @@ class _Planning:
     verbose: Verbose = False
 
     def _run(self, *, preprocess: bool, specialists: bool, specialist_planner: str = "default") -> int:
-        from satunet.datasets import override_modalities
-        from satunet.parallel import Workers
-        from satunet.paths import preprocessed_dir
+        from satunet.datasets.paths import preprocessed_dir
+        from satunet.datasets.raw import override_modalities
+        from satunet.jobs.progress import setup_logging
+        from satunet.jobs.workers import Workers
         from satunet.preprocessing.pipeline import plan_and_preprocess
-        from satunet.progress import setup_logging
 
         names = dataset_names(self.datasets)
         setup_logging(preprocessed_dir() / self.name / "plan_and_preprocess.log", verbose=self.verbose)
@@ -287,13 +287,13 @@ class Preprocess:
 
     def run(self) -> int:
         """Write the store of preprocessed scans, or check it."""
-        from satunet.datasets import override_modalities
-        from satunet.parallel import Workers
-        from satunet.paths import dataset_name_of, preprocessed_dir
+        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
+        from satunet.datasets.raw import override_modalities
+        from satunet.jobs.progress import setup_logging
+        from satunet.jobs.workers import Workers
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
         from satunet.preprocessing.verify import verify_store
-        from satunet.progress import setup_logging
 
         folder = preprocessed_dir() / dataset_name_of(self.dataset)
         plan = UnifiedPlan.load(folder / "satunetPlans.json")

@@ -25,11 +25,11 @@ class Demo:
 
     def run(self) -> int:
         """Run all stages; a second run goes on where the first one stopped."""
-        from satunet.environment import quick_check
+        from satunet.cli.environment import quick_check
 
         quick_check()
         from satunet.demo.run import run_demo
-        from satunet.progress import setup_logging
+        from satunet.jobs.progress import setup_logging
 
         setup_logging(self.output / "demo.log", verbose=self.verbose)
         return run_demo(self.output, steps=self.steps, device=self.device, processes=self.processes)

@@ -16,7 +16,7 @@ class Doctor:
 
     def run(self) -> int:
         """Print a line a check; 1 if something must be repaired."""
-        from satunet.environment import check_environment
+        from satunet.cli.environment import check_environment
 
         issues = check_environment()
         for issue in issues:

@@ -81,8 +81,8 @@ class Build:
     def _space(self) -> tuple[LabelSpace | None, Path | None]:
         if self.dataset is None:
             return None, None
+        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
         from satunet.labels import LabelSpace
-        from satunet.paths import dataset_name_of, preprocessed_dir
         from satunet.plan import UnifiedPlan
 
         folder = preprocessed_dir() / dataset_name_of(self.dataset)
@@ -191,9 +191,9 @@ class Bank:
 
     def run(self) -> int:
         """Encode and write."""
-        from satunet.catalogue import load_catalogue
+        from satunet.datasets.catalogue import load_catalogue
         from satunet.errors import PromptError
-        from satunet.progress import progress_bar
+        from satunet.jobs.progress import progress_bar
         from satunet.text import TextBank, load_text_encoder
 
         texts = [*self.prompts]
@@ -234,8 +234,8 @@ class Encoders:
 
     def run(self) -> int:
         """Print it."""
-        from satunet.catalogue import load_catalogue
         from satunet.cli.data import print_rows
+        from satunet.datasets.catalogue import load_catalogue
         from satunet.text import load_text_encoder
 
         encoder = load_text_encoder(self.encoder)

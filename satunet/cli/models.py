@@ -40,8 +40,8 @@ class Import:
 
     def run(self) -> int:
         """Import; prints what ``satunet info`` prints."""
-        from satunet.environment import quick_check
-        from satunet.prediction.import_sat import import_sat
+        from satunet.cli.environment import quick_check
+        from satunet.models.import_sat import import_sat
 
         quick_check()
         import_sat(
@@ -69,8 +69,8 @@ class Export:
 
     def run(self) -> int:
         """Export; prints what ``satunet info`` prints."""
-        from satunet.environment import quick_check
-        from satunet.prediction.model_writing import export_model
+        from satunet.cli.environment import quick_check
+        from satunet.models.writing import export_model
 
         quick_check()
         export_model(
@@ -99,7 +99,7 @@ class Info:
 
     def run(self) -> int:
         """Print; a model that cannot be read is an error."""
-        from satunet.prediction.model_info import describe_model
+        from satunet.models.info import describe_model
 
         facts = describe_model(self.model, classes=self.classes, verify=self.verify)
         if self.json:

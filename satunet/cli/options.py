@@ -89,8 +89,8 @@ def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         DatasetNotFoundError: One is unknown, or ``nnUNet_raw`` has none at all.
     """
+    from satunet.datasets.paths import all_dataset_names, dataset_name_of, raw_dir
     from satunet.errors import DatasetNotFoundError
-    from satunet.paths import all_dataset_names, dataset_name_of, raw_dir
 
     if "all" not in datasets:
         return tuple(dict.fromkeys(dataset_name_of(d) for d in datasets))

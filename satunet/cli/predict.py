@@ -77,7 +77,7 @@ class Predict:
 
     def run(self) -> int:
         """Predict; a scan that cannot be used is counted, the others go on."""
-        from satunet.environment import quick_check
+        from satunet.cli.environment import quick_check
         from satunet.errors import PromptError, UserError
 
         quick_check()
@@ -86,13 +86,13 @@ class Predict:
         given = sum((bool(self.prompts), self.prompt_file is not None, self.all, self.pairs is not None))
         if given != 1:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
+        from satunet.jobs.progress import setup_logging
+        from satunet.models.results import model_folder
         from satunet.prediction.cluster import Recipe, predict_on_cluster
         from satunet.prediction.folder import predict_folder
         from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
         from satunet.prediction.outputs import Outputs, write_statistics
         from satunet.prediction.postprocess import Postprocessing
-        from satunet.progress import setup_logging
-        from satunet.trainers.run import model_folder
 
         # A wrong call should fail before the model is loaded.
         jobs = read_pairs(self.pairs) if self.pairs is not None else collect_scans(self.input)
@@ -163,7 +163,7 @@ def _all_known(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[
 def _show(predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None, modality: str | None) -> int:
     """What would be done; 1 if a scan cannot be used."""
     from satunet.cli.data import print_rows
-    from satunet.prediction.window import window_starts
+    from satunet.windows.starts import window_starts
 
     patch = predictor.model.plan.patch_size
     rows: list[dict[str, object]] = []

@@ -11,7 +11,7 @@ from satunet.cli.knowledge import TreeFile
 from satunet.cli.options import Continue, Device, Encoder, Fold, Output, Verbose, fold_of
 
 if TYPE_CHECKING:
-    from satunet.trainers.knowledge.config import PretrainConfig
+    from satunet.trainers.knowledge.options import PretrainConfig
 
 Rate = Annotated[float, arg(help="Peak learning rate.")]
 
@@ -34,12 +34,12 @@ class _Pretraining:
     verbose: Verbose = False
 
     def _log(self) -> None:
-        from satunet.progress import setup_logging
+        from satunet.jobs.progress import setup_logging
 
         setup_logging(self.output / "pretrain.log", verbose=self.verbose)
 
     def _config(self, **more: Any) -> PretrainConfig:
-        from satunet.trainers.knowledge.config import PretrainConfig
+        from satunet.trainers.knowledge.options import PretrainConfig
 
         return PretrainConfig(
             steps=self.steps,
@@ -68,7 +68,7 @@ class PretrainText(_Pretraining):
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
         from satunet.cli.data import print_rows
-        from satunet.files import read_json
+        from satunet.jobs.files import read_json
         from satunet.knowledge.make import load_or_build
         from satunet.trainers.knowledge.text import pretrain_text
 
@@ -90,8 +90,8 @@ class PretrainAtlas(_Pretraining):
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
+        from satunet.datasets.paths import dataset_name_of
         from satunet.knowledge.make import load_or_build
-        from satunet.paths import dataset_name_of
         from satunet.trainers.knowledge.atlas import pretrain_atlas
 
         self._log()

@@ -81,7 +81,7 @@ class Train:
 
     def run(self) -> int:
         """Train; every checkpoint is written whole, and the same command with ``--c`` goes on."""
-        from satunet.environment import quick_check
+        from satunet.cli.environment import quick_check
         from satunet.errors import UserError
 
         quick_check()
@@ -108,10 +108,11 @@ class Train:
     def _unified(self) -> int:
         import logging
 
-        from satunet.paths import dataset_name_of
-        from satunet.progress import setup_logging
-        from satunet.trainers import distributed
-        from satunet.trainers.run import model_folder, run_training
+        from satunet.compute import distributed
+        from satunet.datasets.paths import dataset_name_of
+        from satunet.jobs.progress import setup_logging
+        from satunet.models.results import model_folder
+        from satunet.trainers.unified.run import run_training
 
         name = dataset_name_of(self.dataset)
         fold = model_folder(name) / f"fold_{fold_of(self.fold)}"
@@ -143,8 +144,8 @@ class Train:
         return subprocess.run([*command, "-m", "satunet", *arguments], check=False).returncode
 
     def _submit(self) -> int:
-        from satunet.progress import setup_logging
-        from satunet.trainers.jobs import submit
+        from satunet.jobs.progress import setup_logging
+        from satunet.trainers.specialist.cluster import submit
 
         setup_logging(None, verbose=self.verbose)
         command = ["train", "--fold", self.fold, "--recipe", self.recipe, "--device", self.device, "--c"]
@@ -155,9 +156,9 @@ class Train:
         return submit(dataset_names(self.specialist), command, cluster=str(self.cluster), options=options)
 
     def _specialists(self) -> int:
-        from satunet.paths import results_dir
-        from satunet.progress import JobSummary, setup_logging
-        from satunet.trainers.specialist import train_specialist
+        from satunet.datasets.paths import results_dir
+        from satunet.jobs.progress import JobSummary, setup_logging
+        from satunet.trainers.specialist.trainer import train_specialist
 
         names = dataset_names(self.specialist)
         setup_logging(results_dir() / "specialists.log", verbose=self.verbose)

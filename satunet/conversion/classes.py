@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.catalogue import CatalogueRecord
-from satunet.imageio import unique_ids
+from satunet.datasets.catalogue import CatalogueRecord
+from satunet.images.image import unique_ids
 from satunet.labels.unions import canonical_names
 
 Combination = frozenset[str]

@@ -22,7 +22,7 @@ from satunet.conversion.classes import (
 from satunet.conversion.sources import MaskSource, load_array, open_nifti
 from satunet.errors import GridMismatchError, MissingFileError, UnexpectedLabelError, UnreadableImageError
 from satunet.geometry import Grid, reorient, same_grid
-from satunet.imageio import Image, image_ending, read_image, read_label_map, require_grid, unique_ids
+from satunet.images.image import Image, image_ending, read_image, read_label_map, require_grid, unique_ids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

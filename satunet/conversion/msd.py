@@ -12,10 +12,10 @@ from typing import Any
 
 from satunet.conversion.classes import plain_table
 from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset, open_nifti
-from satunet.datasets import modality_of_channel
+from satunet.datasets.raw import modality_of_channel
 from satunet.errors import ScanError, UserError
-from satunet.files import mask_file_name, read_json
-from satunet.imageio import strip_ending
+from satunet.images.image import strip_ending
+from satunet.jobs.files import mask_file_name, read_json
 
 
 def is_msd(folder: Path) -> bool:

@@ -26,14 +26,14 @@ from satunet.conversion.sources import (
     can_be_linked,
     read_source,
 )
+from satunet.datasets.memory import WORKER_BYTES
+from satunet.datasets.paths import raw_dir
 from satunet.errors import GridMismatchError, MissingFileError, UserError
-from satunet.files import atomic_path, only_writer, read_json, write_json
 from satunet.geometry import Grid, same_grid
-from satunet.imageio import read_grid, write_label_map, write_volume
-from satunet.memory import WORKER_BYTES
-from satunet.parallel import Workers
-from satunet.paths import raw_dir
-from satunet.progress import JobSummary, run_parallel
+from satunet.images.image import read_grid, write_label_map, write_volume
+from satunet.jobs.files import atomic_path, only_writer, read_json, write_json
+from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.workers import Workers
 
 LINKS = ("auto", "hard", "symbolic", "copy")
 """How files that stay as they are get into the dataset; ``auto`` takes the first of these that works."""

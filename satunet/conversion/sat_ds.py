@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from satunet.catalogue import CatalogueRecord, load_catalogue
 from satunet.conversion.classes import ClassTable, plain_table, published_table
 from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset
-from satunet.datasets import modality_of_channel
+from satunet.datasets.catalogue import CatalogueRecord, load_catalogue
+from satunet.datasets.raw import modality_of_channel
 from satunet.errors import DatasetError, UserError
-from satunet.files import mask_file_name, read_json
-from satunet.imageio import image_ending, strip_ending
+from satunet.images.image import image_ending, strip_ending
+from satunet.jobs.files import mask_file_name, read_json
 
 SEQUENCES = ("cases", "channels")
 """What the scans of one mask become: cases of their own, as in the published versions, or channels of one case."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from satunet.conversion.classes import plain_table
 from satunet.conversion.sources import ImageSource, MaskSource, NumberNeededError, SourceCase, SourceDataset
-from satunet.datasets import read_labels
-from satunet.dicom import Series, find_series
+from satunet.datasets.raw import read_labels
 from satunet.errors import UserError
-from satunet.files import mask_file_name
-from satunet.imageio import IMAGE_ENDINGS
+from satunet.images.dicom import Series, find_series
+from satunet.images.image import IMAGE_ENDINGS
+from satunet.jobs.files import mask_file_name
 
 
 def read_dicom(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from satunet.conversion.classes import ClassTable
 from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
-from satunet.imageio import Image, image_ending, read_grid, read_image
+from satunet.images.image import Image, image_ending, read_grid, read_image
 
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
@@ -94,7 +94,7 @@ class SourceDataset:
     Attributes:
         name: Its nnU-Net folder.
         channel_names: In order.
-        modalities: Modality of each channel, one of :data:`satunet.datasets.MODALITIES`.
+        modalities: Modality of each channel, one of :data:`satunet.datasets.raw.MODALITIES`.
         table: Its classes and their ids.
         cases: Its cases, in order.
         validation: Patients of the validation part of a split, if it has one.
@@ -220,7 +220,7 @@ def _read_array(source: ImageSource) -> Image:
 
 
 def _read_series(source: ImageSource) -> Image:
-    from satunet.dicom import find_series, read_series
+    from satunet.images.dicom import find_series, read_series
 
     found = [s for s in find_series(source.path) if source.series in (None, s.uid)]
     if len(found) != 1:

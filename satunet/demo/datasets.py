@@ -22,10 +22,10 @@ from scipy.ndimage import affine_transform, find_objects
 
 from satunet.demo.atlases import ATLASES, Atlas
 from satunet.errors import EnvironmentProblemError
-from satunet.files import read_json, write_json
 from satunet.geometry import Grid, reorient
-from satunet.imageio import write_label_map, write_volume
-from satunet.progress import track
+from satunet.images.image import write_label_map, write_volume
+from satunet.jobs.files import read_json, write_json
+from satunet.jobs.progress import track
 
 logger = logging.getLogger(__name__)
 

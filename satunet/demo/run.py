@@ -6,16 +6,16 @@ import logging
 import os
 from pathlib import Path
 
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.demo.datasets import make_demo_datasets
-from satunet.evaluation.run_benchmark import Contest, run_benchmark
+from satunet.evaluation.benchmark.run import Contest, run_benchmark
+from satunet.jobs.progress import JobSummary
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.predictor import Predictor
 from satunet.preprocessing.pipeline import plan_and_preprocess
-from satunet.progress import JobSummary
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.run import train_unified
-from satunet.trainers.specialist import train_specialist
+from satunet.trainers.specialist.trainer import train_specialist
+from satunet.trainers.unified.run import train_unified
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.files import write_json
 from satunet.geometry import Grid, reorient
-from satunet.imageio import write_label_map, write_volume
+from satunet.images.image import write_label_map, write_volume
+from satunet.jobs.files import write_json
 
 ORIENTATIONS = ("RAS", "LPS", "ASR", "LAS", "PIR")
 SPACING_MM = (3.0, 3.0, 4.0)

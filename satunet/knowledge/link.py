@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from satunet.files import write_text
+from satunet.jobs.files import write_text
 from satunet.knowledge.build import Imported
 from satunet.knowledge.concepts import split_side
 from satunet.knowledge.names import load_names

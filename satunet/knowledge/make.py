@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satunet.errors import KnowledgeError
+from satunet.jobs.cache import cache_dir
 from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.link import Link, add_links, link_classes
 from satunet.knowledge.sources.labelspace import import_catalogue, import_label_space, scans_by_class
@@ -16,7 +17,6 @@ from satunet.knowledge.sources.ontologies import import_ontology
 from satunet.knowledge.sources.table import import_table
 from satunet.knowledge.sources.umls import import_umls
 from satunet.knowledge.tree import KnowledgeTree
-from satunet.text.encoder import default_cache_dir
 
 if TYPE_CHECKING:
     from satunet.labels import LabelSpace
@@ -86,7 +86,7 @@ def build_tree(
 
 def default_tree_path() -> Path:
     """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
-    return default_cache_dir() / "knowledge.jsonl.gz"
+    return cache_dir() / "knowledge.jsonl.gz"
 
 
 def load_or_build(path: Path | None = None) -> KnowledgeTree:

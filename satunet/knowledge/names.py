@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from satunet.errors import KnowledgeError
-from satunet.files import read_json
+from satunet.jobs.files import read_json
 from satunet.knowledge.tree import name_key
 
 NAMES_VERSION = 1

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import KnowledgeError
-from satunet.files import atomic_path
+from satunet.jobs.files import atomic_path
 
 TREE_VERSION = 1
 

@@ -2,17 +2,14 @@
 
 from satunet.labels.build import build_label_space, listed_classes
 from satunet.labels.names import NormalizedName, normalize_name
-from satunet.labels.prompts import PromptMatch, match_prompt
 from satunet.labels.space import ClassInfo, LabelSpace, text_variants
 
 __all__ = [
     "ClassInfo",
     "LabelSpace",
     "NormalizedName",
-    "PromptMatch",
     "build_label_space",
     "listed_classes",
-    "match_prompt",
     "normalize_name",
     "text_variants",
 ]

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from satunet.catalogue import Catalogue, CatalogueRecord, load_catalogue
-from satunet.catalogue.records import contradictory_sides
-from satunet.datasets import MODALITIES, Dataset
+from satunet.datasets.catalogue import Catalogue, CatalogueRecord, contradictory_sides, load_catalogue
+from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import LabelSpaceError
 from satunet.labels.names import NormalizedName, normalize_name
 from satunet.labels.space import ClassInfo, LabelSpace

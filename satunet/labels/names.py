@@ -14,7 +14,7 @@ A canonical name is lower-case American English with the side in front: ``Hippoc
    spaces and results compare with the published ones.
 
 Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one; what the rules do not
-know stays apart, and prompts may be matched more freely (:mod:`satunet.labels.prompts`).
+know stays apart, and prompts may be matched more freely (:mod:`satunet.prompts.matching`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from satunet.catalogue import load_catalogue
+from satunet.datasets.catalogue import load_catalogue
 
 SIDES = ("left", "right")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import LabelSpaceError
-from satunet.files import read_json, write_json
+from satunet.jobs.files import read_json, write_json
 
 LABEL_SPACE_VERSION = 2
 

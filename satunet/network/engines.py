@@ -3,7 +3,7 @@
 ======== ========================================================= ============================================
 engine   what it does                                              where it is taken by ``auto``
 ======== ========================================================= ============================================
-fused    :mod:`satunet.network.fused`: no compiler needed          CPU
+fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU
 compile  fused, the last step of norms by ``torch.compile``        never: it has to be asked for
          (CPU); the whole backbone compiled, channels last (GPU)
 eager    the modules one by one, under autocast                    GPU
@@ -22,11 +22,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from satunet.devices import Precision, precision_for
+from satunet.compute.devices import Precision, precision_for
 from satunet.errors import UserError
 from satunet.network.backbone import UNet
-from satunet.network.fused import FusedUNet
-from satunet.network.norms import Norm, scale_
+from satunet.network.cpu.fused import FusedUNet
+from satunet.network.cpu.norms import Norm, scale_
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def accelerate(
         network: In evaluation mode. Networks without a backbone of ours are only moved.
         device: Where it will run.
         engine: See the module.
-        precision: As in :mod:`satunet.devices`.
+        precision: As in :mod:`satunet.compute.devices`.
         cache_dir: Where compiled kernels are kept; satunet's cache folder if not given.
 
     Raises:
@@ -101,11 +101,11 @@ def compiler() -> str | None:
 
 
 def compiled_norm(cache_dir: Path | None = None) -> Norm:
-    """:class:`satunet.network.norms.Norm`, compiled; if compiling fails, a warning and the one without.
+    """:class:`satunet.network.cpu.norms.Norm`, compiled; if compiling fails, a warning and the one without.
 
     Statistics stay torch's: they are as fast, and compiled code holds Python's lock, so that threads would wait.
     """
-    from satunet.text.encoder import default_cache_dir
+    from satunet.jobs.cache import cache_dir as default_cache_dir
 
     # Not in torch's own place, /tmp, where it is gone after a restart and compiled again.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
@@ -129,7 +129,7 @@ def compiled_norm(cache_dir: Path | None = None) -> Norm:
 
 
 def _scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float) -> None:
-    """:func:`satunet.network.norms.scale_`; one loop over memory once compiled."""
+    """:func:`satunet.network.cpu.norms.scale_`; one loop over memory once compiled."""
     normalized = rows.float() * scale + offset
     rows.copy_(torch.where(normalized > 0, normalized, normalized * negative_slope))
 

@@ -105,7 +105,7 @@ class PromptedUNet(nn.Module):
         Args:
             features: From :meth:`encode_image`.
             queries: (B, N, text_dim) text embeddings.
-            modality: (B,) indices into :data:`satunet.datasets.MODALITIES`; used by the adapter only.
+            modality: (B,) indices into :data:`satunet.datasets.raw.MODALITIES`; used by the adapter only.
 
         Returns:
             One (B, N, C_s + 1) embedding a scale for planned networks, whose last entry is the logit's bias, and

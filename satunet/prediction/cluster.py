@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.parallel import Workers
+from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.workers import Workers
+from satunet.models.folder import ModelFolder
 from satunet.prediction.folder import FolderRun, check_prompts, predict_one
 from satunet.prediction.inputs import ScanJob
-from satunet.prediction.model_folder import ModelFolder
 from satunet.prediction.outputs import Outputs
 from satunet.prediction.predictor import Predictor
-from satunet.progress import JobSummary, run_parallel
 
 _loading = threading.Lock()
 _loaded: dict[str, Predictor] = {}

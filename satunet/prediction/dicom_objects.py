@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.dicom import Series
 from satunet.errors import EnvironmentProblemError
-from satunet.files import atomic_path
+from satunet.images.dicom import Series
+from satunet.jobs.files import atomic_path
 from satunet.prediction.masks import BoxedMask
 
 NamedMasks = Sequence[tuple[str, BoxedMask]]

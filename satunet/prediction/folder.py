@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import PromptError
-from satunet.labels import PromptMatch
+from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.prediction.inputs import ScanJob, collect_scans
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.outputs import MANIFEST_VERSION, Outputs, ScanResult, is_done
 from satunet.prediction.predictor import Predictor, PreparedScan
-from satunet.progress import JobSummary, progress_bar
+from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
 

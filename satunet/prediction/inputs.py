@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.dicom import Series, find_series, read_series
 from satunet.errors import PromptError, UserError
-from satunet.imageio import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
+from satunet.images.dicom import Series, find_series, read_series
+from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class ScanJob:
         return ".nii.gz" if self.series is not None else image_ending(self.path) or ".nii.gz"
 
     def read(self) -> Image:
-        """The scan; raises as :func:`~satunet.imageio.read_image`."""
+        """The scan; raises as :func:`~satunet.images.image.read_image`."""
         return read_image(self.path) if self.series is None else read_series(self.series)
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from satunet.dicom import Series
 from satunet.errors import UserError
-from satunet.files import mask_file_name, read_json, write_json, write_text
-from satunet.imageio import Image, write_label_map, write_volume
-from satunet.labels import PromptMatch
+from satunet.images.dicom import Series
+from satunet.images.image import Image, write_label_map, write_volume
+from satunet.jobs.files import mask_file_name, read_json, write_json, write_text
 from satunet.prediction.inputs import ScanJob
 from satunet.prediction.masks import BoxedMask, restore_values
 from satunet.prediction.predictor import Found, PreparedScan
+from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
 

@@ -17,20 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satunet.datasets import MODALITIES
-from satunet.devices import Precision, pick_device
+from satunet.compute.devices import Precision, pick_device
+from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import reorient
-from satunet.imageio import Image, as_image
-from satunet.knowledge.prompts import PromptReader
-from satunet.labels import PromptMatch
+from satunet.images.image import Image, as_image
+from satunet.models.folder import ModelFolder
 from satunet.network.engines import Engine, accelerate
-from satunet.prediction.engine import Probability, WindowedScan
 from satunet.prediction.masks import BoxedMask, restore_box
-from satunet.prediction.model_folder import ModelFolder
 from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import PreprocessedImage, ScanGeometry, preprocess_image
+from satunet.prompts.matching import PromptMatch
+from satunet.prompts.reader import PromptReader
 from satunet.text import TextEncoder
+from satunet.windows.engine import Probability, WindowedScan
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class PreparedScan:
 
     Attributes:
         image: As it was given.
-        modality: One of :data:`~satunet.datasets.MODALITIES`.
+        modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
         modality_from: How the modality was found out.
         volume: (X, Y, Z) float32 in the plan's orientation and spacing, normalised.
         geometry: The way back.
@@ -107,7 +107,7 @@ class Predictor:
         model: The model, or its folder.
         device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
         overlap: Share of a window that its neighbour covers too.
-        precision: As in :mod:`satunet.devices`.
+        precision: As in :mod:`satunet.compute.devices`.
         engine: How to run the network, see :mod:`satunet.network.engines`.
         memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
             the same to the last voxel.
@@ -189,9 +189,9 @@ class Predictor:
 
         Args:
             image: A path; a satunet, nibabel or SimpleITK image; or (array, affine), see
-                :func:`satunet.imageio.as_image`.
+                :func:`satunet.images.image.as_image`.
             prompts: What to look for, in any wording; or name → embedding (D,) of the model's text encoder.
-            modality: One of :data:`~satunet.datasets.MODALITIES`; guessed if not given.
+            modality: One of :data:`~satunet.datasets.raw.MODALITIES`; guessed if not given.
             on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
         Raises:
@@ -364,7 +364,7 @@ def guess_modality(image: Image, known: Sequence[str]) -> tuple[str, str]:
     The file's name decides if it names one; a model of one modality leaves no choice; else Hounsfield units tell CT
     from MRI.
     """
-    from satunet.datasets import modality_of_channel
+    from satunet.datasets.raw import modality_of_channel
 
     if image.path is not None:
         named = modality_of_channel(image.path.name)

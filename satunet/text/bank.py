@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import ModelError, PromptError
-from satunet.files import atomic_path
+from satunet.jobs.files import atomic_path
 from satunet.text.encoder import Progress, TextEncoder
 
 

@@ -6,10 +6,8 @@ encoder is a subclass with one method; :func:`satunet.text.load_text_encoder` pi
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -71,7 +69,7 @@ class TextEncoder(ABC):
 
         Args:
             texts: Any number of texts.
-            modality: One of :data:`satunet.datasets.MODALITIES`; encoders without modality pay no heed to it.
+            modality: One of :data:`satunet.datasets.raw.MODALITIES`; encoders without modality pay no heed to it.
             on_progress: Called with (texts done, texts), those in the cache included.
 
         Returns:
@@ -110,14 +108,6 @@ class TextEncoder(ABC):
             return {}
         keys = {_cache_key(t, modality): t for t in texts}
         return {keys[k]: v for k, v in self._cache.get(self.fingerprint, list(keys)).items()}
-
-
-def default_cache_dir() -> Path:
-    """``SATUNET_CACHE``, or ``satunet`` in the user's cache folder."""
-    given = os.environ.get("SATUNET_CACHE")
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "satunet"
 
 
 def _cache_key(text: str, modality: str | None) -> str:

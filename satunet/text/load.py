@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from satunet.errors import EnvironmentProblemError
+from satunet.jobs.cache import cache_dir as default_cache_dir
 from satunet.text.cache import EmbeddingCache
-from satunet.text.encoder import TextEncoder, default_cache_dir
+from satunet.text.encoder import TextEncoder
 from satunet.text.transformer import TransformerEncoder, check_folder, parse_name
 
 DEFAULT_ENCODER = "minilm"

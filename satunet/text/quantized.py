@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import ModelError
-from satunet.files import atomic_path
+from satunet.jobs.files import atomic_path
 from satunet.text.transformer import TransformerEncoder, load_tokenizer, quiet_transformers
 
 WEIGHTS_FILE = "weights.int8.safetensors"

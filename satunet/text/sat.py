@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import ModelError
-from satunet.files import read_json, write_json
+from satunet.jobs.files import read_json, write_json
 from satunet.text.transformer import MAX_TOKENS, TransformerEncoder, pool, quiet_transformers
 
 SAT_ENCODER_FILE = "sat_text_encoder.json"

@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from satunet.catalogue import load_catalogue
 from satunet.conversion import convert, read_sat_ds
 from satunet.conversion.classes import published_table
-from satunet.datasets import load_dataset
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import load_dataset
 from satunet.labels import build_label_space
 from tests.conversion.layouts import AFFINE, SHAPE, boxes, read, row, save, scan, write_rows
 

@@ -16,11 +16,11 @@ import SimpleITK as sitk
 
 from satunet.cli import run
 from satunet.conversion import convert, is_msd, read_dicom, read_msd
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.errors import UserError
-from satunet.imageio import read_image, read_label_map
+from satunet.images.image import read_image, read_label_map
 from tests.conversion.layouts import AFFINE, boxes, read, row, save, scan, write_rows
-from tests.core.test_dicom import ARRAY, write_series
+from tests.images.test_dicom import ARRAY, write_series
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,7 +168,7 @@ def test_the_command_from_downloads_to_a_plan(nnunet_env: Path, source: Path) ->
 
 
 def read_image_of(folder: Path):  # type: ignore[no-untyped-def]
-    from satunet.dicom import find_series, read_series
+    from satunet.images.dicom import find_series, read_series
 
     return read_series(find_series(folder)[0])
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.catalogue import load_catalogue
 from satunet.conversion import convert, read_sat_ds
-from satunet.datasets import load_dataset
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import load_dataset
 from satunet.errors import UserError
 from satunet.labels import build_label_space
 from satunet.labels.build import catalogue_record

@@ -6,13 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from satunet.datasets import check_case, load_dataset
+from satunet.datasets.raw import check_case, load_dataset
 from satunet.demo import datasets as demo
 from satunet.demo.datasets import ATLASES, TEMPLATES, make_demo_datasets, resample_atlas
 from satunet.demo.synthetic import ORGANS, make_synthetic_datasets
 from satunet.errors import EnvironmentProblemError
 from satunet.geometry import Grid
-from satunet.imageio import read_image, read_label_map
+from satunet.images.image import read_image, read_label_map
 from satunet.labels import build_label_space, normalize_name
 
 

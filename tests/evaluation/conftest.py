@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-import satunet.prediction.specialist
-from satunet.datasets import load_dataset
+import satunet.evaluation.benchmark.specialist
+from satunet.datasets.raw import load_dataset
 from satunet.errors import ModelError
-from satunet.evaluation import competitors as module
-from satunet.evaluation import run_benchmark as module_run
-from satunet.evaluation.run_benchmark import Contest
-from satunet.files import mask_file_name, write_json
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark import run as module_run
+from satunet.evaluation.benchmark.run import Contest
 from satunet.geometry import Grid
-from satunet.imageio import read_label_map, write_label_map, write_volume
+from satunet.images.image import read_label_map, write_label_map, write_volume
+from satunet.jobs.files import mask_file_name, write_json
+from satunet.jobs.progress import JobSummary
 from satunet.labels import build_label_space
-from satunet.progress import JobSummary
 
 GRID = Grid(shape=(12, 10, 8), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
 NAMES = ("Dataset001_A", "Dataset002_B", "Dataset003_C")
@@ -94,7 +94,7 @@ def stage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return {}
 
     monkeypatch.setattr(module, "predict_folder", predict_folder)
-    monkeypatch.setattr(satunet.prediction.specialist, "predict_specialist", predict_specialist)
+    monkeypatch.setattr(satunet.evaluation.benchmark.specialist, "predict_specialist", predict_specialist)
     return SimpleNamespace(root=nnunet_env, calls=calls, model=nnunet_env / "results", space=space)
 
 
@@ -103,7 +103,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes most of the time and is tested elsewhere."""
     monkeypatch.setattr(module_run, "draw_cases", lambda cases: [])
     for chart in ("scatter", "dataset_bars", "class_bars", "bland_altman"):
-        monkeypatch.setattr(f"satunet.evaluation.charts.{chart}", lambda *args, **options: None)
+        monkeypatch.setattr(f"satunet.evaluation.report.charts.{chart}", lambda *args, **options: None)
 
 
 def contest(stage: SimpleNamespace, **options: Any) -> Contest:

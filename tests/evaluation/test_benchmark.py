@@ -13,14 +13,22 @@ import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
 
-from satunet.catalogue import load_catalogue
+from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import UserError
-from satunet.evaluation.benchmark import compare
-from satunet.evaluation.results import BenchmarkTables, Comparison, Cost, Facts
-from satunet.evaluation.rules import Rules
-from satunet.evaluation.scores import Evaluation, Row
-from satunet.evaluation.tables import amount, markdown, percent, print_table, probability, text_tables, write_tables
-from satunet.files import read_json
+from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost, Facts
+from satunet.evaluation.benchmark.statistics import compare
+from satunet.evaluation.report.tables import (
+    amount,
+    markdown,
+    percent,
+    print_table,
+    probability,
+    text_tables,
+    write_tables,
+)
+from satunet.evaluation.scoring.rules import Rules
+from satunet.evaluation.scoring.scores import Evaluation, Row
+from satunet.jobs.files import read_json
 
 NAN = math.nan
 

@@ -11,9 +11,9 @@ import pytest
 from satunet.cli import parse, run
 from satunet.cli.benchmark import Benchmark, scoring_rules
 from satunet.errors import UserError
-from satunet.files import read_json, write_json
 from satunet.geometry import Grid
-from satunet.imageio import write_label_map
+from satunet.images.image import write_label_map
+from satunet.jobs.files import read_json, write_json
 
 GRID = Grid(shape=(10, 8, 6), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
 LABELS = {"background": 0, "liver": 1, "liver tumour": 2}

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-import satunet.prediction.specialist
+import satunet.evaluation.benchmark.specialist
 from satunet.errors import UserError
-from satunet.evaluation import competitors as module
-from satunet.evaluation.run_benchmark import run_benchmark
-from satunet.files import read_json, write_json
-from satunet.imageio import read_label_map, write_label_map
-from satunet.trainers.specialist import specialist_folder
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark.run import run_benchmark
+from satunet.images.image import read_label_map, write_label_map
+from satunet.jobs.files import read_json, write_json
+from satunet.trainers.specialist.trainer import specialist_folder
 
 from .conftest import GRID, NAMES, contest
 
@@ -63,7 +63,7 @@ def test_a_competitor_has_the_memory_for_itself(stage: SimpleNamespace, monkeypa
 
     monkeypatch.setattr(module, "Predictor", Loaded)
     seen(module, "predict_folder")
-    seen(satunet.prediction.specialist, "predict_specialist")
+    seen(satunet.evaluation.benchmark.specialist, "predict_specialist")
     tables, _ = run_benchmark([*NAMES[:2]], contest(stage))
     assert held == [("predict_folder", True), ("predict_specialist", False)] * 2
     assert tables.costs["satunet"].parameters == 8

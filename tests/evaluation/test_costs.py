@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.evaluation.costs import Meter, free_memory, peak_memory, record_run, seconds_per_scan
+from satunet.evaluation.benchmark.costs import Meter, free_memory, peak_memory, record_run, seconds_per_scan
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read where Linux tells it")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from satunet.errors import DatasetError, UserError
-from satunet.evaluation.evaluate import evaluate_cases, references_in
-from satunet.evaluation.predictions import find_predictions
-from satunet.evaluation.rules import Rules, absence_policy
-from satunet.evaluation.scores import Evaluation, mean_of
-from satunet.evaluation.sources import class_names_in
-from satunet.files import mask_file_name, read_json, write_json
+from satunet.evaluation.scoring.predictions import find_predictions
+from satunet.evaluation.scoring.rules import Rules, absence_policy
+from satunet.evaluation.scoring.run import evaluate_cases, references_in
+from satunet.evaluation.scoring.scores import Evaluation, mean_of
+from satunet.evaluation.scoring.sources import class_names_in
 from satunet.geometry import Grid
-from satunet.imageio import write_label_map
+from satunet.images.image import write_label_map
+from satunet.jobs.files import mask_file_name, read_json, write_json
 
 SPACING = (2.0, 1.0, 1.0)
 GRID = Grid(shape=(8, 7, 6), affine=np.diag([*SPACING, 1.0]))
@@ -110,7 +110,7 @@ def truncated(path: Path) -> None:
 
 
 def not_integers(path: Path) -> None:
-    from satunet.imageio import write_volume
+    from satunet.images.image import write_volume
 
     write_volume(path, reference().astype(np.float32) * 0.4, like=GRID)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.errors import ModelError
-from satunet.evaluation.evaluate import evaluate_cases
-from satunet.evaluation.medsam import MedSAMCompetitor, load_sam, segment
-from satunet.evaluation.tasks import Task
-from satunet.files import read_json, write_json
+from satunet.evaluation.benchmark.medsam import MedSAMCompetitor, load_sam, segment
+from satunet.evaluation.benchmark.tasks import Task
+from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.geometry import Grid
-from satunet.imageio import Image, write_label_map, write_volume
+from satunet.images.image import Image, write_label_map, write_volume
+from satunet.jobs.files import read_json, write_json
 
 # LIP order: the axis of slices comes second, and every axis is turned round on the way.
 GRID = Grid(shape=(40, 6, 30), affine=np.array([[-1.0, 0, 0, 9], [0, 0, -1.0, 5], [0, -4.0, 0, 1], [0, 0, 0, 1]]))

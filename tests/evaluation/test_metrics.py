@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from satunet.errors import UserError
-from satunet.evaluation.lesions import count_lesions
-from satunet.evaluation.metrics import Scores, score_label_maps, score_masks
-from satunet.evaluation.rules import POLICIES, AbsencePolicy, Rules, absence_policy
+from satunet.evaluation.scoring.lesions import count_lesions
+from satunet.evaluation.scoring.metrics import Scores, score_label_maps, score_masks
+from satunet.evaluation.scoring.rules import POLICIES, AbsencePolicy, Rules, absence_policy
 
 MM = (1.0, 1.0, 1.0)
 masks = arrays(np.bool_, (5, 4, 6))

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.evaluation.benchmark import compare
-from satunet.evaluation.charts import bland_altman
-from satunet.evaluation.evaluate import evaluate_cases
-from satunet.evaluation.overlays import PANEL, Overlay, class_index_map, draw_overlay
-from satunet.evaluation.pictures import ReportCase, draw_cases
-from satunet.evaluation.report import report_html, report_markdown, write_report
-from satunet.evaluation.results import BenchmarkTables, Cost, Facts
-from satunet.evaluation.scores import Evaluation, Row
+from satunet.evaluation.benchmark.results import BenchmarkTables, Cost, Facts
+from satunet.evaluation.benchmark.statistics import compare
+from satunet.evaluation.report.charts import bland_altman
+from satunet.evaluation.report.overlays import PANEL, Overlay, class_index_map, draw_overlay
+from satunet.evaluation.report.page import report_html, report_markdown, write_report
+from satunet.evaluation.report.pictures import ReportCase, draw_cases
+from satunet.evaluation.scoring.run import evaluate_cases
+from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.geometry import Grid
-from satunet.imageio import Image, write_label_map, write_volume
+from satunet.images.image import Image, write_label_map, write_volume
 
 EVIL = "<script>alert(\"x\")</script> | $a_b$ & 'q' {{ 7*7 }}"
 
@@ -243,8 +243,8 @@ def test_cases_from_files(tmp_path: Path) -> None:
 
 def test_real_data(real_raw: Path, tmp_path: Path) -> None:
     """148 classes of a real brain against a copy moved by one voxel, as numbers and as a page."""
-    from satunet.datasets import read_dataset
-    from satunet.imageio import read_label_map
+    from satunet.datasets.raw import read_dataset
+    from satunet.images.image import read_label_map
 
     dataset = read_dataset(real_raw / "Dataset302_BrainRegions_MR")
     case = dataset.training_cases()[0]

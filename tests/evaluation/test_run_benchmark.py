@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satunet.evaluation import competitors as module
-from satunet.evaluation import evaluate as module_evaluate
-from satunet.evaluation import run_benchmark as module_run
-from satunet.evaluation.rules import Rules
-from satunet.evaluation.run_benchmark import run_benchmark
-from satunet.files import mask_file_name, read_json, write_json
-from satunet.imageio import read_label_map, write_label_map
-from satunet.progress import JobSummary
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark import run as module_run
+from satunet.evaluation.benchmark.run import run_benchmark
+from satunet.evaluation.scoring import run as module_evaluate
+from satunet.evaluation.scoring.rules import Rules
+from satunet.images.image import read_label_map, write_label_map
+from satunet.jobs.files import mask_file_name, read_json, write_json
+from satunet.jobs.progress import JobSummary
 
 from .conftest import GRID, NAMES, contest
 

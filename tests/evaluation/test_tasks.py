@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from satunet.catalogue import load_catalogue
-from satunet.datasets import load_dataset
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
-from satunet.evaluation import competitors as module
-from satunet.evaluation.run_benchmark import run_benchmark
-from satunet.evaluation.tasks import classes_to_score, make_task
-from satunet.files import read_json, write_json
-from satunet.prediction.trained_scans import HashedNames
+from satunet.evaluation.benchmark import competitors as module
+from satunet.evaluation.benchmark.run import run_benchmark
+from satunet.evaluation.benchmark.tasks import classes_to_score, make_task
+from satunet.jobs.files import read_json, write_json
+from satunet.models.trained_scans import HashedNames
 
 from .conftest import NAMES, contest, make_dataset
 

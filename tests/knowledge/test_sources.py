@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from satunet.catalogue import load_catalogue
+from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import KnowledgeError
 from satunet.knowledge import KnowledgeTree, Term, assemble
 from satunet.knowledge.make import Built, build_tree

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satunet.catalogue import Catalogue, load_catalogue
-from satunet.catalogue.records import simple_name
-from satunet.datasets import Dataset, read_dataset
+from satunet.datasets.catalogue import Catalogue, load_catalogue, simple_name
+from satunet.datasets.raw import Dataset, read_dataset
 from satunet.errors import LabelSpaceError
 from satunet.labels import LabelSpace, build_label_space, normalize_name
 from satunet.labels.unions import canonical_names, derive

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.datasets import Dataset, load_dataset
+from satunet.datasets.paths import all_dataset_names
+from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import LabelSpaceError
-from satunet.labels import LabelSpace, build_label_space, match_prompt, normalize_name, text_variants
-from satunet.paths import all_dataset_names
+from satunet.labels import LabelSpace, build_label_space, normalize_name, text_variants
+from satunet.prompts.matching import match_prompt
 
 
 def dataset(number: int, labels: dict[str, tuple[int, ...]], modality: str = "mri") -> Dataset:

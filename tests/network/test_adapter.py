@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from satunet.network import NetworkConfig
 from satunet.network.adapter import QueryAdapter
 from satunet.network.model import PromptedUNet
-from satunet.trainers.loss import prompted_loss
+from satunet.trainers.unified.loss import prompted_loss
 
 CONFIG = NetworkConfig.auto(
     features_per_stage=(8, 16, 32),

@@ -10,7 +10,7 @@ from torch import nn
 
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
-from satunet.planners.topology import backbone_parameters, feature_map_elements
+from satunet.planners.unified.topology import backbone_parameters, feature_map_elements
 
 CONFIG = NetworkConfig.auto(
     features_per_stage=(6, 8, 8, 12),

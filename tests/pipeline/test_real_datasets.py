@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 
 from .command_line import satunet
 

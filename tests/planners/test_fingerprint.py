@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import DatasetError, PlanError
 from satunet.geometry import Grid
-from satunet.planners.extraction import describe_labels, fingerprint_dataset
-from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint, merge_fingerprints
-from satunet.planners.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, merge_fingerprints
+from satunet.planners.fingerprint.extraction import describe_labels, fingerprint_dataset
+from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
 
 KEYS = ["mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from satunet.plan import UnifiedPlan
-from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint
-from satunet.planners.impact import impact_of, summarize
-from satunet.planners.intensities import CaseIntensities, ChannelStatistics
-from satunet.planners.topology import Width, plan_topology
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
+from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.unified.impact import impact_of, summarize
+from satunet.planners.unified.topology import Width, plan_topology
 
 CHANNEL = ChannelStatistics.of([CaseIntensities.of(np.arange(10.0), 10)], "ct")
 

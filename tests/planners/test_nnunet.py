@@ -21,7 +21,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from torch import nn
 
 from satunet.errors import PlanError
-from satunet.planners.nnunet import PLANNERS, PLANS, feature_map_size, plan_nnunet, planner_class
+from satunet.planners.specialist.nnunet import PLANNERS, PLANS, feature_map_size, plan_nnunet, planner_class
 
 PEERS = {
     "default": ExperimentPlanner,

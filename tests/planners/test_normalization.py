@@ -10,8 +10,8 @@ import pytest
 
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.plan import SAT_NORMALIZATION, Normalization
-from satunet.planners.normalization import plan_normalization
 from satunet.planners.run import fingerprint_datasets
+from satunet.planners.unified.normalization import plan_normalization
 
 
 def test_ct_goes_by_its_foreground_and_mri_by_each_scan(nnunet_env: Path) -> None:

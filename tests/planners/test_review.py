@@ -8,12 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from satunet.datasets import Dataset, load_dataset
+from satunet.datasets.raw import Dataset, load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.labels import build_label_space
-from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint
-from satunet.planners.review import review_label_space
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 from satunet.planners.run import fingerprint_datasets, known_fingerprints
+from satunet.planners.unified.review import review_label_space
 
 
 def _dataset(name: str, *labels: str) -> Dataset:

@@ -11,11 +11,11 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import PlanError
-from satunet.planners.extraction import fingerprint_dataset
-from satunet.planners.specialist import plan_specialist, preprocess_specialist
+from satunet.planners.fingerprint.extraction import fingerprint_dataset
+from satunet.planners.specialist.planner import plan_specialist, preprocess_specialist
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 from satunet.errors import PlanError
 from satunet.network.config import NetworkConfig
 from satunet.network.model import PromptedUNet
-from satunet.planners.topology import (
+from satunet.planners.unified.topology import (
     BYTES_PER_ELEMENT,
     GB,
     LOSS_CHUNK,

@@ -9,11 +9,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import PlanError
 from satunet.plan import UnifiedPlan
-from satunet.planners import unified
-from satunet.planners.fingerprint import CaseFingerprint, DatasetFingerprint
-from satunet.planners.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
+from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
-from satunet.planners.unified import plan_unified, save_unified_plan, weighted_quantile
+from satunet.planners.unified import planner as unified
+from satunet.planners.unified.planner import plan_unified, save_unified_plan, weighted_quantile
 
 CHANNEL = ChannelStatistics.of([CaseIntensities.of(np.arange(10.0), 10)], "ct")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from satunet.datasets import Dataset
+from satunet.datasets.raw import Dataset
 from satunet.labels import build_label_space
 from satunet.network.config import NetworkConfig
 from satunet.network.model import ImageFeatures, PromptedUNet

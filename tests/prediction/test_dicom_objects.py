@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 
-from satunet.dicom import find_series, read_series
+from satunet.images.dicom import find_series, read_series
 from satunet.prediction import dicom_objects
 from satunet.prediction.dicom_objects import outlines, write_segmentations, write_structure_set
 from satunet.prediction.masks import BoxedMask
-from tests.core.test_dicom import write_series
+from tests.images.test_dicom import write_series
 
 
 def boxed(mask: np.ndarray) -> BoxedMask:

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from satunet.errors import PromptError, UserError
-from satunet.files import read_json
+from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
@@ -201,7 +201,7 @@ def test_probabilities_agree_with_masks(tmp_path: Path, predictor: Predictor) ->
 
 def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Path, predictor: Predictor) -> None:
     highdicom = pytest.importorskip("highdicom")
-    from tests.core.test_dicom import write_series
+    from tests.images.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", modality="MR")
     options = {"outputs": Outputs(dicom_seg=True, rtstruct=True)}
@@ -223,7 +223,7 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
 
 
 def test_series_of_one_number_in_nested_folders_are_told_apart(tmp_path: Path) -> None:
-    from tests.core.test_dicom import write_series
+    from tests.images.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", uid="1.2.3", modality="MR")
     write_series(tmp_path / "other", uid="1.2.4", modality="MR")
@@ -250,7 +250,7 @@ def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
 def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
     tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satunet import imageformats
+    from satunet.images import formats as imageformats
 
     save(tmp_path / "in" / "a.nii.gz")
     save(tmp_path / "in" / "b.nii.gz")

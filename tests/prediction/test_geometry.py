@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from satunet.geometry import Grid, reorient
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.prediction import Predictor
 from tests.prediction.conftest import make_model
 

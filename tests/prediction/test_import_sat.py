@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from satunet.cli import run
-from satunet.datasets import MODALITIES
+from satunet.datasets.raw import MODALITIES
 from satunet.errors import ModelError, UserError
+from satunet.models.import_sat import import_sat
 from satunet.network import NetworkConfig
 from satunet.network.model import PromptedUNet
 from satunet.network.published import modality_rows
 from satunet.prediction import ModelFolder, Predictor
-from satunet.prediction.import_sat import import_sat
 
 from .published_sat import (
     TINY,

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from satunet.files import read_json
+from satunet.jobs.files import read_json
 from tests.prediction.conftest import write_model
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from satunet.geometry import Grid, reorient
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.plan import UnifiedPlan
 from satunet.prediction.masks import BoxedMask, restore_box
 from satunet.preprocessing.transform import preprocess_image, restore

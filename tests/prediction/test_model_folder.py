@@ -12,11 +12,11 @@ import torch
 
 from satunet.cli import run
 from satunet.errors import ModelError, UserError
+from satunet.models.info import describe_model
+from satunet.models.trained_scans import HashedNames
+from satunet.models.writing import export_model
 from satunet.network.model import PromptedUNet
 from satunet.prediction import ModelFolder
-from satunet.prediction.model_info import describe_model
-from satunet.prediction.model_writing import export_model
-from satunet.prediction.trained_scans import HashedNames
 
 from .conftest import NETWORK, make_model
 

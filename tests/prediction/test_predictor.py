@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from satunet.errors import ModelError, PromptError, UserError
 from satunet.geometry import Grid, reorient
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.predictor import guess_modality
-from satunet.prediction.window import gaussian_weights, window_starts
+from satunet.windows.starts import gaussian_weights, window_starts
 
 from .conftest import make_model
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from satunet.errors import ModelError
-from satunet.files import write_json
-from satunet.prediction.specialist import predict_specialist
+from satunet.evaluation.benchmark.specialist import predict_specialist
+from satunet.jobs.files import write_json
 
 
 class Killed(BaseException):

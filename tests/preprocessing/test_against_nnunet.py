@@ -18,10 +18,10 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from satunet.datasets import read_dataset
+from satunet.datasets.raw import read_dataset
 from satunet.errors import PlanError
 from satunet.geometry import Grid, reorient
-from satunet.imageio import Image, read_image, read_label_map
+from satunet.images.image import Image, read_image, read_label_map
 from satunet.network.config import NetworkConfig
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.transform import normalize, preprocess_image, preprocess_labels

@@ -13,7 +13,7 @@ import pytest
 
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import DiskFullError
-from satunet.files import atomic_path, write_json
+from satunet.jobs.files import atomic_path, write_json
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets

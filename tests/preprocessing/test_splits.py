@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from satunet.datasets import split_scan_id
+from satunet.datasets.raw import split_scan_id
 from satunet.errors import DatasetError
 from satunet.preprocessing.splits import share_folds, unified_splits
 

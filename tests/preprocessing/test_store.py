@@ -8,7 +8,7 @@ import pytest
 
 from satunet.errors import DatasetError
 from satunet.geometry import Grid
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import (

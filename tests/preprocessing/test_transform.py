@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from satunet.errors import GridMismatchError
 from satunet.geometry import Grid, reorient
-from satunet.imageio import Image
+from satunet.images.image import Image
 from satunet.network.config import NetworkConfig
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.transform import (

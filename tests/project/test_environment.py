@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from satunet import environment
-from satunet.environment import EnvironmentIssue, check_folders, check_nnunet, check_torch, quick_check
+from satunet.cli import environment
+from satunet.cli.environment import EnvironmentIssue, check_folders, check_nnunet, check_torch, quick_check
 from satunet.errors import EnvironmentProblemError
 
 GOOD = {"torch": "2.13.0+cpu", "nnunetv2": "2.8.1"}
@@ -75,7 +75,7 @@ def test_quick_check_refuses(installed: Installed, versions: dict[str, str], rec
 
 
 def test_quick_check_imports_nothing_heavy() -> None:
-    script = "import sys; from satunet.environment import quick_check; quick_check(); print(*sys.modules)"
+    script = "import sys; from satunet.cli.environment import quick_check; quick_check(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60, check=True)
     assert not {"torch", "torchvision", "numpy", "nnunetv2"}.intersection(done.stdout.split())
 
@@ -100,7 +100,7 @@ def test_torchvision_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
 
 def test_torch_that_cannot_be_imported(tmp_path: Path) -> None:
     broken(tmp_path, "torch", "raise OSError('libtorch_cpu.so: cannot open shared object file')")
-    script = "from satunet.environment import check_torch; print(*(i.message for i in check_torch()))"
+    script = "from satunet.cli.environment import check_torch; print(*(i.message for i in check_torch()))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, encoding="utf-8", env=environment, timeout=60

@@ -249,7 +249,7 @@ def test_a_damaged_eight_bit_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_encoder_knows_anatomy(tmp_path: Path) -> None:
-    from satunet.catalogue import load_catalogue
+    from satunet.datasets.catalogue import load_catalogue
 
     names = list(load_catalogue().class_names)
     encoder = load_text_encoder("anatomy", cache_dir=tmp_path)

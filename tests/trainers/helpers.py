@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from satunet.files import read_json
-from satunet.paths import preprocessed_dir, results_dir
+from satunet.datasets.paths import preprocessed_dir, results_dir
+from satunet.jobs.files import read_json
 from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.sat_trainer import SATTrainer
+from satunet.trainers.unified.trainer import SATTrainer
 
 NAME = "Dataset900_Unified"
 

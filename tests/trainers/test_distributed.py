@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from satunet.checkpoints import load_checkpoint
 from satunet.errors import UserError
+from satunet.models.checkpoints import load_checkpoint
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.loss import prompted_loss
-from satunet.trainers.run import run_training
+from satunet.trainers.unified.loss import prompted_loss
+from satunet.trainers.unified.run import run_training
 
 from .helpers import NAME, config, fold_folder, make_trainer, step_losses
 
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one(planned: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_parts_of_a_batch_are_the_batch(planned: Path, world_size: int) -> None:
-    from satunet.trainers.loading import StepBatches
+    from satunet.trainers.unified.batches.loading import StepBatches
 
     trainer = make_trainer(config(batch_size=4))
     trainer.initialize()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from satunet.errors import UserError
-from satunet.trainers import jobs
-from satunet.trainers.jobs import SpecialistJob, submit
+from satunet.trainers.specialist import cluster as jobs
+from satunet.trainers.specialist.cluster import SpecialistJob, submit
 
 pytest.importorskip("submitit")
 

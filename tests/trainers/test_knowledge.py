@@ -21,8 +21,8 @@ from satunet.knowledge.retrieval import measure
 from satunet.knowledge.tree import name_key
 from satunet.text import load_text_encoder
 from satunet.trainers.knowledge.atlas import masked_mean, pretrain_atlas
-from satunet.trainers.knowledge.config import PretrainConfig
 from satunet.trainers.knowledge.loss import contrastive_loss
+from satunet.trainers.knowledge.options import PretrainConfig
 from satunet.trainers.knowledge.pairs import PairSampler
 from satunet.trainers.knowledge.text import pretrain_text
 from satunet.trainers.knowledge.tower import TextTower
@@ -322,7 +322,7 @@ def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> Non
         "from pathlib import Path\n"
         "from satunet.knowledge import KnowledgeTree\n"
         "from satunet.trainers.knowledge.atlas import pretrain_atlas\n"
-        "from satunet.trainers.knowledge.config import PretrainConfig\n"
+        "from satunet.trainers.knowledge.options import PretrainConfig\n"
         f"pretrain_atlas({NAME!r}, KnowledgeTree.load(Path({str(tmp_path / 'tree.jsonl')!r})), "
         f"Path({str(tmp_path / 'two')!r}), encoder={start!r}, config={config!r}, device='cpu', fold='all')\n"
     )
@@ -384,12 +384,14 @@ def test_features_are_means_over_masks_at_every_resolution() -> None:
 def test_atlas_and_text_learn_from_each_other(
     planned: Path, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
+    from satunet.datasets.paths import preprocessed_dir
     from satunet.network.model import PromptedUNet
-    from satunet.paths import preprocessed_dir
     from satunet.plan import UnifiedPlan
-    from satunet.trainers.pretrained import start_from
+    from satunet.trainers.unified.pretrained import start_from
 
-    monkeypatch.setattr("satunet.devices.cpu_has_bfloat16", lambda: native)  # PyTorch emulates what is not there
+    monkeypatch.setattr(
+        "satunet.compute.devices.cpu_has_bfloat16", lambda: native
+    )  # PyTorch emulates what is not there
     config = settings(steps=6, batch=8, scans=2, learning_rate=1e-3)
     done = pretrain_atlas(NAME, small_tree(), tmp_path / "run", encoder=start, config=config, device="cpu", fold="all")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -410,8 +412,8 @@ def test_atlas_and_text_learn_from_each_other(
 
 def test_a_tree_of_the_users_classes_names_the_scans_that_show_them(planned: Path, tmp_path: Path) -> None:
     from satunet.cli import run
+    from satunet.datasets.paths import preprocessed_dir
     from satunet.labels import LabelSpace
-    from satunet.paths import preprocessed_dir
     from satunet.plan import UnifiedPlan
     from satunet.preprocessing.store import ScanStore
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from satunet.trainers import loss as module
-from satunet.trainers.loss import IGNORED, prompted_loss
+from satunet.trainers.unified import loss as module
+from satunet.trainers.unified.loss import IGNORED, prompted_loss
 
 
 class Inputs(NamedTuple):

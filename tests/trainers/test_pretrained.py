@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from satunet.checkpoints import load_checkpoint
+from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import ModelError, UserError
-from satunet.files import read_json, write_json
+from satunet.jobs.files import read_json, write_json
+from satunet.models.checkpoints import load_checkpoint
+from satunet.models.folder import ModelFolder
+from satunet.models.import_sat import import_sat
 from satunet.network.config import NetworkConfig
 from satunet.network.model import PromptedUNet
-from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
-from satunet.prediction.import_sat import import_sat
-from satunet.prediction.model_folder import ModelFolder
-from satunet.trainers.pretrained import read_weights, start_from
-from satunet.trainers.run import run_training
+from satunet.trainers.unified.pretrained import read_weights, start_from
+from satunet.trainers.unified.run import run_training
 from tests.prediction.published_sat import TINY, bert_folder, network_checkpoint, text_checkpoint
 
 from .helpers import NAME, config, fold_folder

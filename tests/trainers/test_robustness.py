@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from satunet.checkpoints import load_checkpoint
 from satunet.errors import SatunetError
+from satunet.models.checkpoints import load_checkpoint
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.trainers.checkpointing import write_checkpoint
-from satunet.trainers.faults import BadSteps, explain_memory, smaller_patch
+from satunet.trainers.unified.checkpointing import write_checkpoint
+from satunet.trainers.unified.faults import BadSteps, explain_memory, smaller_patch
 
 from .helpers import config, fold_folder, losses_of, make_trainer, step_losses
 
@@ -28,7 +28,7 @@ STEPS = 20
 RUN = f"""
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from tests.trainers.helpers import NAME, config
-from satunet.trainers.run import run_training
+from satunet.trainers.unified.run import run_training
 LocalLogger.plot_progress_png = lambda self, folder: None
 changed = config(steps={STEPS}, tensorboard=True)
 run_training(NAME, fold=0, config=changed, device="cpu", continue_training=True, validate=False)

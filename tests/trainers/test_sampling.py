@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satunet.datasets import Dataset
+from satunet.datasets.raw import Dataset
 from satunet.errors import DatasetError
 from satunet.labels import build_label_space
-from satunet.trainers.sampling import (
+from satunet.trainers.unified.batches.sampling import (
     centre_of_class,
     choose_queries,
     crop_start,
@@ -127,7 +127,7 @@ def test_repeats_of_the_published_recipe() -> None:
 
 
 def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: pytest.MonkeyPatch) -> None:
-    from satunet.trainers.loading import StepBatches
+    from satunet.trainers.unified.batches.loading import StepBatches
 
     trainer = make_trainer(config(queries_per_scan=2, batch_size=4))
     trainer.initialize()
@@ -151,9 +151,9 @@ def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: 
 
 
 def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) -> None:
-    from satunet.trainers.loading import StepBatches
-    from satunet.trainers.loss import IGNORED
-    from satunet.trainers.validation import score_scan
+    from satunet.trainers.unified.batches.loading import StepBatches
+    from satunet.trainers.unified.loss import IGNORED
+    from satunet.trainers.unified.validation import score_scan
 
     trainer = make_trainer(config(augment=False, batch_size=2))
     trainer.initialize()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from satunet.checkpoints import load_checkpoint, load_weights
+from satunet.datasets.paths import results_dir
 from satunet.errors import ModelError, UserError
-from satunet.files import read_json
-from satunet.paths import results_dir
+from satunet.jobs.files import read_json
+from satunet.models.checkpoints import load_checkpoint, load_weights
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.run import run_training, train_unified
-from satunet.trainers.sat_trainer import SATTrainer
+from satunet.trainers.unified.run import run_training, train_unified
+from satunet.trainers.unified.trainer import SATTrainer
 
 from .helpers import NAME, config, losses_of, make_trainer
 
@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_in_another_way_says_so(planned: Path) -> None:
 
 
 def test_batches_do_not_depend_on_workers(planned: Path) -> None:
-    from satunet.trainers.loading import batches
+    from satunet.trainers.unified.batches.loading import batches
 
     trainer = make_trainer(config())
     trainer.on_train_start()
@@ -166,7 +166,7 @@ def test_only_who_says_that_a_run_has_begun_is_told_that_it_has_not(
 
 
 def test_no_mirroring_and_labels_follow_the_image() -> None:
-    from satunet.trainers.augmentation import Augmentation
+    from satunet.trainers.unified.batches.augmentation import Augmentation
 
     augment = Augmentation((16, 16, 16))
     image = torch.zeros(1, 16, 16, 16)
@@ -180,7 +180,7 @@ def test_no_mirroring_and_labels_follow_the_image() -> None:
 
 
 def test_augmentation_is_a_function_of_its_generator() -> None:
-    from satunet.trainers.augmentation import Augmentation
+    from satunet.trainers.unified.batches.augmentation import Augmentation
 
     augment = Augmentation((8, 8, 8))
     image, labels = torch.rand(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.int32)

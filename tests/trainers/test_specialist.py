@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from satunet.checkpoints import load_checkpoint
-from satunet.datasets import load_dataset
+from satunet.datasets.raw import load_dataset
 from satunet.errors import PlanError
-from satunet.files import read_json
-from satunet.planners.specialist import plan_specialist, preprocess_specialist
+from satunet.jobs.files import read_json
+from satunet.models.checkpoints import load_checkpoint
+from satunet.planners.specialist.planner import plan_specialist, preprocess_specialist
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.specialist import SpecialistTrainer, specialist_folder, train_specialist
+from satunet.trainers.specialist.trainer import SpecialistTrainer, specialist_folder, train_specialist
 
 NAME = "Dataset902_SyntheticMRI"
 

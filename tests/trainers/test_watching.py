@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from satunet.files import read_json
-from satunet.trainers.pictures import prediction_figure
-from satunet.trainers.validation import count_voxels, summarize
-from satunet.trainers.watching import Statistics, read_progress
+from satunet.jobs.files import read_json
+from satunet.trainers.unified.validation import count_voxels, summarize
+from satunet.trainers.unified.watching.pictures import prediction_figure
+from satunet.trainers.unified.watching.statistics import Statistics, read_progress
 
 from .helpers import config, fold_folder, make_trainer
 
@@ -106,7 +106,7 @@ def test_the_final_validation_counts_voxels_of_whole_scans(planned: Path) -> Non
 
 
 def test_scans_that_were_trained_on_are_not_validated(planned: Path) -> None:
-    from satunet.files import write_json
+    from satunet.jobs.files import write_json
 
     trainer = make_trainer(config(steps=1, steps_per_epoch=1))
     trainer.initialize()
@@ -122,7 +122,7 @@ def test_scans_that_were_trained_on_are_not_validated(planned: Path) -> None:
 
 
 def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from satunet.trainers import validation
+    from satunet.trainers.unified import validation
 
     trainer = make_trainer(config(steps=1, steps_per_epoch=1))
     trainer.run_training()

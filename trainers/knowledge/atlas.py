@@ -18,30 +18,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from satunet.datasets import MODALITIES
-from satunet.devices import autocast_for, pick_device
+from satunet.compute.devices import autocast_for, pick_device
+from satunet.compute.distributed import process_group, rank, world_size
+from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.raw import MODALITIES
 from satunet.errors import DatasetError, UserError
-from satunet.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, read_json, write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.labels import LabelSpace
 from satunet.network.backbone import Encoder, ResidualEncoder, UNet
 from satunet.network.config import NetworkConfig
-from satunet.paths import preprocessed_dir
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import ScanStore
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.distributed import process_group, rank, world_size
-from satunet.trainers.knowledge import distributed
-from satunet.trainers.knowledge.config import PretrainConfig
+from satunet.trainers.knowledge import shares as distributed
 from satunet.trainers.knowledge.loss import contrastive_loss
+from satunet.trainers.knowledge.options import PretrainConfig
 from satunet.trainers.knowledge.pairs import PairSampler
 from satunet.trainers.knowledge.run import Run, measured, new_record, parameter_groups, set_learning_rate
 from satunet.trainers.knowledge.text import Temperature, TextStep, seed_step
 from satunet.trainers.knowledge.tower import TextTower
-from satunet.trainers.loading import StepBatches
-from satunet.trainers.sampling import foreground_boxes
+from satunet.trainers.unified.batches.loading import StepBatches
+from satunet.trainers.unified.batches.sampling import foreground_boxes
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from satunet.compute.distributed import rank
 from satunet.errors import ModelError, UserError
-from satunet.files import atomic_path
+from satunet.jobs.files import atomic_path
+from satunet.jobs.progress import progress_bar
 from satunet.knowledge.concepts import Concept
 from satunet.knowledge.retrieval import measure
 from satunet.knowledge.tree import KnowledgeTree
-from satunet.progress import progress_bar
 from satunet.text import TextEncoder
-from satunet.trainers.distributed import rank
-from satunet.trainers.knowledge.config import PretrainConfig
+from satunet.trainers.knowledge.options import PretrainConfig
 from satunet.trainers.knowledge.tower import TextTower
 
 logger = logging.getLogger(__name__)

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from satunet.devices import autocast_for, pick_device
+from satunet.compute.devices import autocast_for, pick_device
+from satunet.compute.distributed import process_group, rank
 from satunet.errors import KnowledgeError
-from satunet.files import write_json
+from satunet.jobs.files import write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.text import load_text_encoder
-from satunet.trainers.distributed import process_group, rank
-from satunet.trainers.knowledge import distributed
-from satunet.trainers.knowledge.config import PretrainConfig
+from satunet.trainers.knowledge import shares as distributed
 from satunet.trainers.knowledge.loss import contrastive_loss
+from satunet.trainers.knowledge.options import PretrainConfig
 from satunet.trainers.knowledge.pairs import Batch, PairSampler
 from satunet.trainers.knowledge.run import Run, measured, new_record, parameter_groups, set_learning_rate
 from satunet.trainers.knowledge.tower import TextTower

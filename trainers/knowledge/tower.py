@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from satunet.devices import Precision, autocast_for
+from satunet.compute.devices import Precision, autocast_for
 from satunet.errors import ModelError
-from satunet.files import make_readable, write_json
+from satunet.jobs.files import make_readable, write_json
 from satunet.text.encoder import TextEncoder
 from satunet.text.quantized import QuantizedEncoder
 from satunet.text.transformer import TransformerEncoder, embed, quiet_transformers

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satunet.datasets import MODALITIES
+from satunet.datasets.raw import MODALITIES
 from satunet.labels import LabelSpace, text_variants
 from satunet.labels.names import normalize_name
 from satunet.text import TextBank
-from satunet.trainers.loading import _collate
-from satunet.trainers.loss import IGNORED
-from satunet.trainers.sampling import Query, sample_rng
+from satunet.trainers.unified.batches.loading import _collate
+from satunet.trainers.unified.loss import IGNORED
+from satunet.trainers.unified.batches.sampling import Query, sample_rng
 from satunet.trainers.synthetic import painting, trunks
 from satunet.trainers.synthetic.crops import Deformation, crop_places, sample
 from satunet.trainers.synthetic.subjects import Subject

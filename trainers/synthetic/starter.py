@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from satunet.datasets import Dataset, modality_of_channel, read_dataset
-from satunet.files import read_json
+from satunet.datasets.raw import Dataset, read_dataset
 from satunet.labels import LabelSpace, build_label_space
 from satunet.labels.names import normalize_name
 from satunet.network.config import NetworkConfig

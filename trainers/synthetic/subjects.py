@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satunet.geometry import reorient
-from satunet.imageio import Image, read_image, read_label_map
+from satunet.images.image import Image, read_image, read_label_map
 from satunet.plan import Normalization
 from satunet.preprocessing.transform import nonzero_box, normalize, to_hounsfield
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from satunet.catalogue import load_catalogue
-from satunet.files import read_json
+from satunet.datasets.catalogue import load_catalogue
+from satunet.jobs.files import read_json
 from satunet.knowledge.build import Imported
 from satunet.knowledge.names import load_names
 from satunet.knowledge.tree import Source, Term, name_key

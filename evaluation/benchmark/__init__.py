@@ -1,0 +1,1 @@
+"""Competitors on the same cases, with statistics."""

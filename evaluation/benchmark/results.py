@@ -1,0 +1,199 @@
+"""What a benchmark found, in numbers: rows of its tables, comparisons, costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from satunet.evaluation.benchmark.bootstrap import Correction, Interval
+from satunet.evaluation.benchmark.published import PublishedMean
+from satunet.evaluation.scoring.scores import finite
+from satunet.jobs.files import write_json
+
+BENCHMARK_VERSION = 2
+Scores = dict[str, dict[str, float]]
+"""Competitor → metric → value; a competitor without a value has ``nan``."""
+Intervals = dict[str, dict[str, Interval]]
+"""Competitor → metric → 95 % interval, of the headline metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of what is scored.
+
+    Attributes:
+        lesions: Classes that are pathological.
+        regions: Class → body regions.
+        modalities: Dataset → modality.
+        external: Datasets that the unified network was not trained on.
+    """
+
+    lesions: Collection[str] = ()
+    regions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    modalities: Mapping[str, str] = field(default_factory=dict)
+    external: Collection[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a competitor costs; ``None`` is unknown.
+
+    Attributes:
+        models: Networks.
+        parameters: Weights of all networks together.
+        disk_bytes: Size of all model files together.
+        training_steps: Optimisation steps of all networks together.
+        seconds_per_scan: Time to predict one scan, mean.
+        memory_bytes: Most memory while predicting: of the GPU, or of the process where there is none.
+    """
+
+    models: int | None = None
+    parameters: int | None = None
+    disk_bytes: int | None = None
+    training_steps: int | None = None
+    seconds_per_scan: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class of one dataset.
+
+    Attributes:
+        dataset: The dataset.
+        class_name: The class.
+        lesion: Whether it is pathological.
+        external: Whether the unified network was not trained on the dataset.
+        modality: Of the dataset.
+        regions: Of the class.
+        scans: Scans that count, the most of any competitor.
+        scores: Means over scans.
+        intervals: Of the headline means.
+    """
+
+    dataset: str
+    class_name: str
+    lesion: bool
+    external: bool = False
+    modality: str = ""
+    regions: tuple[str, ...] = ()
+    scans: int
+    scores: Scores
+    intervals: Intervals = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """A mean over classes.
+
+    Attributes:
+        kind: ``"total"``, ``"external"``, ``"region"``, ``"modality"`` or ``"dataset"``.
+        name: A dataset, or a group of classes.
+        cases: Cases scored.
+        classes: Classes that the mean is over.
+        left_out: Classes of datasets that are in no mean, because some competitor has no score of them.
+        failures: Competitor → predictions that could not be used.
+        scores: The means over classes (macro).
+        micro: The means over every class of every case.
+        intervals: Of the headline means over classes.
+    """
+
+    kind: str
+    name: str
+    cases: int
+    classes: int
+    left_out: int
+    failures: dict[str, int]
+    scores: Scores
+    micro: Scores
+    intervals: Intervals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two competitors over pairs of values.
+
+    Attributes:
+        kind: ``"total"`` and ``"external"`` over classes of datasets, ``"dataset"`` and ``"class"`` over cases.
+        where: A dataset, ``dataset: class``, or the kind.
+        first: One competitor.
+        second: The other.
+        metric: ``"dsc"`` or ``"nsd"``.
+        pairs: How many pairs.
+        wins: Pairs in which the first is better.
+        ties: Pairs within the margin.
+        losses: Pairs in which the second is better.
+        difference: Mean of first minus second.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        p_value: Wilcoxon's signed-rank test; ``nan`` below six pairs, or without any difference.
+        p_adjusted: The same, adjusted for all tests of its family.
+    """
+
+    kind: str
+    where: str
+    first: str
+    second: str
+    metric: str
+    pairs: int
+    wins: int
+    ties: int
+    losses: int
+    difference: float
+    low: float = math.nan
+    high: float = math.nan
+    p_value: float
+    p_adjusted: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkTables:
+    """Everything that a benchmark's report says in numbers.
+
+    Attributes:
+        competitors: In the order of columns.
+        classes: By dataset and class.
+        datasets: By dataset.
+        totals: All classes, anatomy, lesions, then the same of external datasets; groups without a class are left out.
+        groups: By region and by modality.
+        comparisons: Every pair of competitors, in total, by dataset and by class.
+        costs: Competitor → cost, where known.
+        failures: Competitor → dataset → scan → reason.
+        missing: Competitor → datasets it has no evaluation of → reason.
+        waiting: What is not done yet; something here makes the results partial.
+        published: Means that were published for the same datasets and classes.
+        rules: How it was scored, as :meth:`satunet.evaluation.scoring.rules.Rules.to_json` says it.
+        correction: How p-values are adjusted.
+        notes: What a reader must know, a sentence each.
+    """
+
+    competitors: tuple[str, ...]
+    classes: tuple[ClassRow, ...]
+    datasets: tuple[GroupRow, ...]
+    totals: tuple[GroupRow, ...]
+    groups: tuple[GroupRow, ...] = ()
+    comparisons: tuple[Comparison, ...]
+    costs: dict[str, Cost] = field(default_factory=dict)
+    failures: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
+    published: tuple[PublishedMean, ...] = ()
+    rules: dict[str, Any]
+    correction: Correction = "holm"
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: Path) -> None:
+        """Write everything as one versioned JSON file; ``nan`` becomes ``null``."""
+        write_json(path, {"version": BENCHMARK_VERSION} | _without_nan(dataclasses.asdict(self)))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return finite(value)

@@ -1,0 +1,105 @@
+"""Prediction of a specialist nnU-Net by nnunetv2 itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satunet.compute.devices import autocast_for, pick_device
+from satunet.errors import ModelError, SatunetError
+from satunet.jobs.progress import prints_to_log
+from satunet.trainers.specialist.trainer import register, specialist_folder
+
+logger = logging.getLogger(__name__)
+
+
+def predict_specialist(
+    dataset_name: str,
+    cases: Sequence[tuple[str, Sequence[Path]]],
+    output: Path,
+    *,
+    fold: int | str = "all",
+    device: str = "auto",
+    model: Path | None = None,
+    while_predicting: AbstractContextManager[object] | None = None,
+) -> dict[str, str]:
+    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor, each whole; cases that are there stay.
+
+    One case that cannot be read or does not fit into memory never ends the others.
+
+    Args:
+        dataset_name: The specialist's dataset.
+        cases: (identifier, a file a channel).
+        output: Folder of the label maps.
+        fold: Fold of the specialist.
+        device: Where to compute.
+        model: Result folder of another nnU-Net of this dataset.
+        while_predicting: Entered when the network is loaded, left when all cases are done.
+
+    Returns:
+        Case → why it has no label map.
+
+    Raises:
+        ModelError: It is not trained, or not one case could be predicted.
+    """
+    folder = model or specialist_folder(dataset_name)
+    if not (folder / f"fold_{fold}" / "checkpoint_final.pth").is_file():
+        raise ModelError(f"{folder}: no finished training of fold {fold}; train it with 'satunet train --specialist'")
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    register()
+    where = pick_device(device)
+    output.mkdir(parents=True, exist_ok=True)
+    with prints_to_log(logger, "nnunetv2"), _precision(where):
+        predictor = nnUNetPredictor(
+            use_mirroring=False,
+            perform_everything_on_device=where.type == "cuda",
+            device=where,
+            allow_tqdm=False,
+        )
+        predictor.initialize_from_trained_model_folder(str(folder), (fold,))
+        with while_predicting or contextlib.nullcontext():
+            failures = _predict_each(predictor, cases, output)
+    for case, reason in failures.items():
+        logger.error("%s: %s", case, reason)
+    if failures and len(failures) == len(cases):
+        case, reason = next(iter(failures.items()))
+        raise ModelError(f"{folder}: none of {len(cases)} cases could be predicted; {case}: {reason}")
+    return failures
+
+
+def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
+    """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of one."""
+    for left_over in output.glob(".tmp-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    ending = str(predictor.dataset_json["file_ending"])
+    failures: dict[str, str] = {}
+    for case, images in cases:
+        if (output / f"{case}{ending}").is_file():
+            continue
+        try:
+            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output) as temporary:
+                predictor.predict_from_files_sequential(
+                    [[str(p) for p in images]],
+                    [str(Path(temporary) / case)],
+                    save_probabilities=False,
+                    overwrite=True,
+                )
+                for name in ("dataset.json", "plans.json", f"{case}{ending}"):
+                    (Path(temporary) / name).replace(output / name)
+        except Exception as error:  # nnunetv2 and its readers raise what they like
+            failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
+    return failures
+
+
+def _precision(device: torch.device) -> AbstractContextManager[object]:
+    # nnunetv2 leaves precision alone on a CPU; on CUDA it chooses its own.
+    return autocast_for(device) if device.type == "cpu" else contextlib.nullcontext()

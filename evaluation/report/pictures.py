@@ -1,0 +1,179 @@
+"""Pictures of scored cases: reads the scan, the reference and what each competitor predicted, and draws them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import MissingFileError, ScanError
+from satunet.evaluation.benchmark.tasks import Task, predicted_ids
+from satunet.evaluation.report.overlays import Overlay, class_index_map, draw_overlay
+from satunet.evaluation.report.tables import percent
+from satunet.evaluation.scoring.predictions import find_predictions
+from satunet.evaluation.scoring.scores import Evaluation, mean_of
+from satunet.evaluation.scoring.sources import FolderMasks, PredictedLabels
+from satunet.geometry import Grid
+from satunet.images.image import read_image, read_label_map
+from satunet.preprocessing.transform import to_hounsfield
+
+logger = logging.getLogger(__name__)
+
+ALL_PICTURES_BYTES = 6_000_000
+"""About what all pictures of a report take together; base64 adds a third."""
+
+Folders = Mapping[str, Callable[[Task], Path]]
+"""Competitor → where its predictions of a task are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCase:
+    """A scored case to show.
+
+    Attributes:
+        dataset: Its dataset.
+        case: Identifier.
+        image: The scan.
+        reference: Its label map.
+        classes: Class → ids in the reference.
+        predictions: Competitor → folder of predictions.
+        prediction_classes: Competitor → class → ids, where its label maps have ids of their own.
+        modality: Modality of the scan, if known.
+        notes: Competitor → a line to show below its name.
+        rank: What it is among the dataset's cases, such as ``"median"``.
+    """
+
+    dataset: str
+    case: str
+    image: Path
+    reference: Path
+    classes: Mapping[str, Sequence[int]]
+    predictions: Mapping[str, Path]
+    prediction_classes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    modality: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    rank: str = ""
+
+
+def cases_to_show(
+    results: Mapping[str, Evaluation], tasks: Sequence[Task], folders: Folders, *, few: bool
+) -> list[ReportCase]:
+    """The best, the median and the worst case of a dataset by the first competitor's DSC; with ``few``, the median."""
+    first = next(iter(results.values()))
+    by_case: dict[str, list[float]] = {}
+    for row in first.rows:
+        by_case.setdefault(row.case, []).append(row.dsc)
+    means = {case: mean_of(values) for case, values in by_case.items()}
+    ordered = sorted((c for c in means if means[c] == means[c]), key=lambda c: (means[c], c))
+    if not ordered:
+        return []
+    chosen = {"median": ordered[len(ordered) // 2]}
+    if not few:
+        chosen |= {"best": ordered[-1], "worst": ordered[0]}
+    shown: dict[str, str] = {}
+    for rank in ("median", "best", "worst"):
+        if rank in chosen and chosen[rank] not in shown.values():
+            shown[rank] = chosen[rank]
+    if len(shown) == 1:
+        shown = {"": next(iter(shown.values()))} if len(ordered) == 1 else shown
+    return [_report_case(case, rank, results, tasks, folders) for rank, case in shown.items()]
+
+
+def _report_case(
+    name: str, rank: str, results: Mapping[str, Evaluation], tasks: Sequence[Task], folders: Folders
+) -> ReportCase:
+    task = next(t for t in tasks if name in t.references)
+    case = next(c for c in task.cases if c.identifier == name)
+    notes = {}
+    for competitor, evaluation in results.items():
+        value = mean_of(r.dsc for r in evaluation.rows if r.case == name)
+        notes[competitor] = f"DSC {percent(value)}"
+    return ReportCase(
+        dataset=task.dataset.name,
+        case=name,
+        image=case.images[0],
+        reference=task.references[name],
+        classes=task.classes,
+        predictions={c: folders[c](task) for c in results},
+        prediction_classes={c: ids for c in results if (ids := predicted_ids(task, folders[c](task))) is not None},
+        modality=task.dataset.modalities[0],
+        notes=notes,
+        rank=rank,
+    )
+
+
+def draw_cases(cases: Sequence[ReportCase]) -> list[Overlay]:
+    """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty."""
+    pictures = sum(len(c.predictions) + 1 for c in cases)
+    most_bytes = max(10_000, min(60_000, ALL_PICTURES_BYTES // max(1, pictures)))
+    overlays = []
+    for case in cases:
+        try:
+            overlays.append(_draw(case, most_bytes))
+        except (ScanError, OSError, ValueError) as error:
+            logger.warning("no picture of %s, %s: %s", case.dataset, case.case, error)
+    return overlays
+
+
+def _draw(case: ReportCase, most_bytes: int) -> Overlay:
+    image = read_image(case.image)
+    if case.modality == "ct":
+        image = replace(image, array=to_hounsfield(image.array))
+    names = list(case.classes)
+    reference = read_label_map(case.reference, grid=image.grid).array
+    maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes, names)}
+    for competitor, folder in case.predictions.items():
+        try:
+            maps[competitor] = _predicted(folder, case, case.prediction_classes.get(competitor), names, image.grid)
+        except (ScanError, OSError) as error:
+            logger.info("no picture of %s, %s, by %s: %s", case.dataset, case.case, competitor, error)
+            maps[competitor] = None
+    return draw_overlay(
+        image,
+        maps,
+        names,
+        dataset=case.dataset,
+        case=case.case,
+        modality=case.modality,
+        notes=case.notes,
+        most_bytes=most_bytes,
+        rank=case.rank,
+    )
+
+
+def _predicted(
+    folder: Path, case: ReportCase, own: Mapping[str, tuple[int, ...]] | None, names: Sequence[str], grid: Grid
+) -> NDArray[np.uint16]:
+    found = find_predictions(folder, [case.case])[0][case.case]
+    if not found:
+        raise MissingFileError(folder, f"no prediction of {case.case}")
+    if not found[0].path.is_dir():
+        ids = {name: tuple(i) for name, i in (case.classes if own is None else own).items()}
+        labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=own is not None)
+        return _from_labels(labels.labels, labels.classes, names)
+    folder_of_masks = FolderMasks(found[0].path, grid)
+    masks = {}
+    for name in names:
+        try:
+            masks[name] = folder_of_masks.whole(name)
+        except ScanError:
+            continue  # a mask that is missing is told among the failures; the others are worth seeing
+    return class_index_map(masks, names, grid.shape)
+
+
+def _from_labels(
+    labels: NDArray[np.integer[Any]], classes: Mapping[str, Sequence[int]], names: Sequence[str]
+) -> NDArray[np.uint16]:
+    """Renumber a label map; where classes share ids, the one with fewer ids wins."""
+    highest = max(int(labels.max(initial=0)), *(i for ids in classes.values() for i in ids), 0)
+    table = np.zeros(highest + 1, dtype=np.uint16)
+    for name in sorted((n for n in names if n in classes), key=lambda n: -len(classes[n])):
+        table[list(classes[name])] = names.index(name) + 1
+    table[0] = 0
+    renumbered: NDArray[np.uint16] = table[labels]
+    return renumbered

@@ -1,0 +1,93 @@
+"""Finding what was predicted for a case.
+
+A prediction of the case ``C`` is one of
+
+- a label map ``C.nii.gz`` (or any other image ending), as nnU-Net writes it, with the ids of the reference or those
+  of a legend ``C.json`` beside it;
+- a folder ``C/`` with one mask a class, as ``satunet predict`` and TotalSegmentator write it.
+
+Instead of ``C`` the name may carry a channel, ``C_0000``, a dataset, ``Dataset003_X__C``, or both, as a scan's name
+does: ``Dataset003_X__C__0000``. A name that is a case's own is never read as another case's with a suffix. Several
+channels of a case are several scans, each scored; two predictions for one scan are an error, not a choice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from satunet.evaluation.scoring.sources import holds_masks
+from satunet.images.image import image_ending, strip_ending
+
+_DATASET = re.compile(r"^Dataset\d{3}_.+?__(?P<rest>.+)$")
+_CHANNEL = re.compile(r"^(?P<case>.+?)__?(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found for one scan.
+
+    Attributes:
+        case: The case it belongs to.
+        scan: Its own name.
+        channel: The channel that its name tells, if it does.
+        path: Label map or folder of masks.
+    """
+
+    case: str
+    scan: str
+    channel: int | None
+    path: Path
+
+
+def find_predictions(folder: Path, cases: Collection[str]) -> tuple[dict[str, list[Found]], list[Path]]:
+    """Predictions of cases.
+
+    Args:
+        folder: Where they are; it may be missing, which is no prediction at all.
+        cases: Names of the cases.
+
+    Returns:
+        Case → its predictions, by channel; and images and folders that belong to no case.
+    """
+    found: dict[str, list[Found]] = {case: [] for case in cases}
+    others = []
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    for path in entries:
+        if not path.is_dir() and image_ending(path) is None:
+            continue  # legends, summaries, logs
+        name = path.name if path.is_dir() else strip_ending(path.name)
+        case, channel = _belongs_to(name, cases)
+        if case is None:
+            if not path.is_dir() or holds_masks(path):  # a folder of results, say, is nothing to wonder about
+                others.append(path)
+        else:
+            found[case].append(Found(case=case, scan=name, channel=channel, path=path))
+    for scans in found.values():
+        scans.sort(key=lambda s: (s.channel is not None, s.channel or 0, s.scan))
+    return found, others
+
+
+def ambiguous(scans: Iterable[Found]) -> str | None:
+    """Why a case's predictions contradict each other, or ``None`` if each is of a scan of its own."""
+    scans = list(scans)
+    channels = [s.channel for s in scans]
+    if len(scans) > 1 and (None in channels or len(set(channels)) < len(channels)):
+        return f"several predictions of one scan: {', '.join(s.path.name for s in scans)}; allowed is one"
+    return None
+
+
+def _belongs_to(name: str, cases: Collection[str]) -> tuple[str | None, int | None]:
+    if name in cases:
+        return name, None
+    names = [name]
+    if match := _DATASET.match(name):
+        names.append(match["rest"])
+    for candidate in names:
+        if candidate in cases:
+            return candidate, None
+        if (match := _CHANNEL.match(candidate)) and match["case"] in cases:
+            return match["case"], int(match["channel"])
+    return None, None

@@ -1,0 +1,315 @@
+"""Score a folder of predictions against references.
+
+Nothing is scored only because it exists: a case without a usable prediction is a counted failure, and every class that
+its reference holds scores 0; classes that its reference does not hold are left out there, so that a failure is never
+rewarded for finding nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import DatasetError, ScanError, UserError
+from satunet.evaluation.scoring.metrics import Scores, score_class
+from satunet.evaluation.scoring.predictions import Found, ambiguous, find_predictions
+from satunet.evaluation.scoring.rules import Rules
+from satunet.evaluation.scoring.scores import Evaluation, Row
+from satunet.evaluation.scoring.sources import FolderMasks, LabelMapMasks, Masks, PredictedLabels, holds_masks
+from satunet.geometry import Grid
+from satunet.images.image import list_images, read_label_map, strip_ending
+from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+NOT_SCORED = "not scored"
+"""How the reason of a failure begins that is not the prediction's."""
+
+_BYTES_PER_VOXEL = 6
+"""Memory of scoring: two label maps of up to two bytes a voxel, and a class that fills them."""
+
+
+def evaluate_cases(
+    references: Mapping[str, Path],
+    predictions: Path,
+    classes: Mapping[str, Sequence[int]],
+    *,
+    prediction_classes: Mapping[str, Sequence[int]] | None = None,
+    channels: Collection[int] | None = None,
+    allowed_ids: Collection[int] | None = None,
+    ignore_id: int | None = None,
+    rules: Rules | None = None,
+    processes: int | Workers = 1,
+) -> tuple[Evaluation, JobSummary]:
+    """Score the predictions of some cases.
+
+    Args:
+        references: Case → label map, or folder with a mask a class; a class that a folder has no mask of was not
+            annotated there and is not scored.
+        predictions: Label maps or folders of masks; how they are matched to cases is told in
+            :mod:`satunet.evaluation.scoring.predictions`, where their ids come from in :mod:`satunet.evaluation.scoring.sources`.
+        classes: Class → ids whose union it is, in reference label maps; the ids may be empty for folders of masks.
+        prediction_classes: The same for predicted label maps; goes before a legend beside them.
+        channels: Channels that each case must have a prediction of; without it, one prediction is enough.
+        allowed_ids: Ids that a label map may hold; if not given, a prediction may hold those of the classes.
+        ignore_id: Reference id of voxels that nobody labelled.
+        rules: How to score.
+        processes: Worker processes, or where else to run.
+
+    Returns:
+        All scores, and what became of each scan: its exit code is 1 if a prediction was missing or could not be used.
+
+    Raises:
+        UserError: No classes or references, or no folder of predictions.
+    """
+    rules = rules or Rules()
+    if not classes:
+        raise UserError("no classes to evaluate were given")
+    if not references:
+        raise UserError("no reference label maps to evaluate against were given")
+    if not predictions.is_dir():
+        raise UserError(f"{predictions}: no such folder of predictions")
+    unknown = sorted({*rules.tolerances_mm, *rules.lesions} - set(classes))
+    if unknown:
+        logger.warning("tolerances or lesions were given of %s, which are no classes here", ", ".join(unknown))
+    started = time.monotonic()
+    found, others = find_predictions(predictions, references.keys())
+    if others:
+        logger.warning("%s: %d entries belong to no case, such as %s", predictions, len(others), others[0].name)
+    settings = _Settings(
+        classes={name: tuple(ids) for name, ids in classes.items()},
+        prediction_classes=None
+        if prediction_classes is None
+        else {name: tuple(ids) for name, ids in prediction_classes.items()},
+        allowed_ids=None if allowed_ids is None else tuple(allowed_ids),
+        ignore_id=ignore_id,
+        rules=rules,
+    )
+    tasks = [
+        _Task(case=case, reference=file, predictions=tuple(found[case]), folder=predictions,
+              channels=None if channels is None else tuple(channels), settings=settings)
+        for case, file in references.items()
+    ]  # fmt: skip
+    rows: dict[str, tuple[Row, ...]] = {}
+    failures: dict[str, str] = {}
+    for outcome in run_parallel(
+        _score_case, tasks, description="Scoring", processes=processes, key=lambda t: t.case, needs=_memory
+    ):
+        if outcome.result is None:
+            failures[outcome.item.case] = f"{NOT_SCORED}: {outcome.error}"
+        else:
+            rows[outcome.item.case], errors = outcome.result
+            failures |= errors
+    for scan, reason in failures.items():
+        logger.error("%s: %s", scan, reason)
+    evaluation = Evaluation(
+        rows=tuple(row for case in references for row in rows.get(case, ())),
+        classes=tuple(classes),
+        cases=tuple(references),
+        failures=dict(sorted(failures.items())),
+        rules=rules.to_json(),
+    )
+    summary = evaluation.job_summary()
+    summary.started = started
+    return evaluation, summary
+
+
+def references_in(folder: Path) -> dict[str, Path]:
+    """References of a folder: case → label map, or case → folder of masks where there are no label maps.
+
+    Raises:
+        DatasetError: No such folder, no references, or two label maps of one case.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder of reference label maps")
+    files: dict[str, Path] = {}
+    for path in list_images(folder):
+        case = strip_ending(path.name)
+        if case in files:
+            raise DatasetError(f"{folder}: two reference label maps of one case: {files[case].name}, {path.name}")
+        files[case] = path
+    if not files:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        files = {p.name: p for p in inside if holds_masks(p)}
+    if not files:
+        raise DatasetError(
+            f"{folder}: no references here; expected are label maps such as <case>.nii.gz, or a folder of masks a case"
+        )
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    classes: dict[str, tuple[int, ...]]
+    prediction_classes: dict[str, tuple[int, ...]] | None
+    allowed_ids: tuple[int, ...] | None
+    ignore_id: int | None
+    rules: Rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    case: str
+    reference: Path
+    predictions: tuple[Found, ...]
+    folder: Path
+    channels: tuple[int, ...] | None
+    settings: _Settings
+
+
+class _Reference:
+    """The reference of a case, and what every scan of the case needs of it.
+
+    NIfTI files keep a volume with the first axis next to each other in memory. Scores do not depend on the order of
+    axes, so it is taken with its axes in reverse, and everything runs along memory.
+    """
+
+    def __init__(self, path: Path, settings: _Settings) -> None:
+        self.masks: Masks
+        self.ignored: NDArray[np.bool_] | None = None
+        self.transposed = False
+        if path.is_dir():
+            self.masks = folder = FolderMasks(path)
+            self.grid: Grid = folder.grid
+        else:
+            image = read_label_map(path, allowed_ids=settings.allowed_ids)
+            self.grid = image.grid
+            self.transposed = not image.array.flags.c_contiguous
+            labels = image.array.T if self.transposed else image.array
+            self.masks = LabelMapMasks(labels, settings.classes)
+            if settings.ignore_id is not None:
+                self.ignored = labels == settings.ignore_id
+        self.ml = self.grid.voxel_ml
+        self.classes = [name for name in settings.classes if self.masks.knows(name)]
+        # The columns of an oblique affine have lengths such as 1.0000001 mm; at a tolerance of 1 mm that would turn a
+        # surface one voxel away from close to far.
+        x, y, z = (float(f"{s:.5g}") for s in self.grid.spacing_mm)
+        self.spacing_mm = (z, y, x) if self.transposed else (x, y, z)
+
+
+def _memory(task: _Task) -> int:
+    """Bytes that a case needs, from the header of its reference."""
+    from satunet.images.image import read_grid
+
+    path = task.reference
+    if path.is_dir():
+        return 0
+    return _BYTES_PER_VOXEL * math.prod(read_grid(path).shape)
+
+
+def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
+    """Rows and failures of one case; an error of the reference itself is raised."""
+    reference = _Reference(task.reference, task.settings)
+    rows: list[Row] = []
+    failures: dict[str, str] = {}
+    contradiction = ambiguous(task.predictions)
+    if contradiction is not None or not task.predictions:
+        reason = contradiction or f"no prediction in {task.folder}"
+        # As many rows as the case has scans: in a mean it weighs what it would have weighed.
+        missing = [task.case] if len(task.channels or ()) < 2 else [f"{task.case}_{c:04d}" for c in task.channels or ()]
+        every = [row for scan in missing for row in _failed_rows(task.case, scan, reference, task.settings, reason)]
+        return tuple(every), dict.fromkeys(missing, reason)
+    scans: list[tuple[str, Found | None]] = [(p.scan, p) for p in task.predictions]
+    there = {p.channel for p in task.predictions}
+    if task.channels is not None and None not in there:
+        scans += [(f"{task.case}_{c:04d}", None) for c in task.channels if c not in there]
+    for scan, found in scans:
+        try:
+            if found is None:
+                raise UserError(f"no prediction of this channel in {task.folder}")
+            scan_rows = _score_scan(found, reference, task.settings)
+        except Exception as error:  # whatever is wrong with a prediction, it counts as a failure and scores 0
+            failures[scan] = _reason(error)
+            scan_rows = _failed_rows(task.case, scan, reference, task.settings, failures[scan])
+        failures |= {f"{scan}: {r.class_name}": r.error for r in scan_rows if r.error and scan not in failures}
+        rows += scan_rows
+    return tuple(rows), failures
+
+
+def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
+    predicted = _predicted(found, reference, settings)
+    rows = []
+    for name in reference.classes:
+        try:
+            if not predicted.knows(name):
+                if isinstance(predicted, FolderMasks):
+                    predicted.whole(name)  # says which file is missing
+                raise ScanError(found.path, "the legend of the prediction does not list this class")
+            scores = score_class(
+                reference.masks, predicted, name, reference.spacing_mm, settings.rules, ignored=reference.ignored
+            )
+        except ScanError as error:
+            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
+        else:
+            rows.append(_row(found, name, scores, reference))
+    return rows
+
+
+def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Masks:
+    if found.path.is_dir():
+        return FolderMasks(found.path, reference.grid, transposed=reference.transposed)
+    fixed = settings.prediction_classes is not None
+    return PredictedLabels(
+        found.path,
+        reference.grid,
+        settings.prediction_classes if settings.prediction_classes is not None else settings.classes,
+        allowed_ids=None if fixed else settings.allowed_ids,
+        fixed=fixed,
+        transposed=reference.transposed,
+    )
+
+
+def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
+    lesions = scores.lesions
+    return Row(
+        case=found.case,
+        scan=found.scan,
+        class_name=name,
+        dsc=scores.dsc,
+        nsd=scores.nsd,
+        hd95_mm=scores.hd95_mm,
+        assd_mm=scores.assd_mm,
+        lesion_f1=scores.lesion_f1,
+        reference_ml=scores.reference_voxels * reference.ml,
+        prediction_ml=scores.prediction_voxels * reference.ml,
+        lesions=math.nan if lesions is None else lesions.reference,
+        lesions_found=math.nan if lesions is None else lesions.found,
+        lesions_predicted=math.nan if lesions is None else lesions.predicted,
+        lesions_false=math.nan if lesions is None else lesions.false,
+    )
+
+
+def _failed_rows(case: str, scan: str, reference: _Reference, settings: _Settings, reason: str) -> list[Row]:
+    return [_failed_row(case, scan, name, reference, settings, reason) for name in reference.classes]
+
+
+def _failed_row(case: str, scan: str, name: str, reference: _Reference, settings: _Settings, reason: str) -> Row:
+    box = reference.masks.box(name)
+    voxels = 0 if box is None else int(np.count_nonzero(reference.masks.mask(name, box)))
+    score = 0.0 if voxels else math.nan
+    distance = settings.rules.policy.distance_mm(voxels, 0) if voxels and settings.rules.distances else math.nan
+    return Row(
+        case=case,
+        scan=scan,
+        class_name=name,
+        dsc=score,
+        nsd=score,
+        hd95_mm=distance,
+        assd_mm=distance,
+        lesion_f1=score if name in settings.rules.lesions else math.nan,
+        reference_ml=voxels * reference.ml,
+        prediction_ml=0.0,
+        error=reason,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,319 @@
+"""Scores of a folder of predictions: rows, their means, and the files that hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import EnvironmentProblemError, UserError
+from satunet.evaluation.scoring.rules import Rules
+from satunet.jobs.files import atomic_path, read_json, write_json, write_text
+from satunet.jobs.progress import JobSummary
+
+EVALUATION_VERSION = 2
+"""Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
+HEADLINE = ("dsc", "nsd")
+"""What the field reports first."""
+METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1")
+LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm", "absolute_volume_error"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One class in one scan; a number that was left out, or not asked for, is ``nan``.
+
+    Attributes:
+        case: The case.
+        scan: Name of the prediction; the case's if there is none.
+        fold: Fold of the models, where there are several.
+        class_name: The class.
+        dsc: Dice similarity coefficient.
+        nsd: Normalised surface Dice.
+        hd95_mm: 95th percentile of the Hausdorff distance.
+        assd_mm: Average symmetric surface distance.
+        lesion_f1: Lesion-wise F1.
+        lesions: Lesions of the reference.
+        lesions_found: Those that were found.
+        lesions_predicted: Lesions of the prediction.
+        lesions_false: Those that are none.
+        reference_ml: Volume in the reference, in millilitres.
+        prediction_ml: Volume in the prediction, in millilitres.
+        error: Why there is no usable prediction; empty if there is one.
+    """
+
+    case: str
+    scan: str
+    fold: str = ""
+    class_name: str
+    dsc: float
+    nsd: float
+    hd95_mm: float = math.nan
+    assd_mm: float = math.nan
+    lesion_f1: float = math.nan
+    lesions: float = math.nan
+    lesions_found: float = math.nan
+    lesions_predicted: float = math.nan
+    lesions_false: float = math.nan
+    reference_ml: float
+    prediction_ml: float
+    error: str = ""
+
+    @property
+    def volume_error(self) -> float:
+        """(prediction - reference) / reference; ``nan`` where the reference has no volume."""
+        return (self.prediction_ml - self.reference_ml) / self.reference_ml if self.reference_ml > 0 else math.nan
+
+    @property
+    def absolute_volume_error(self) -> float:
+        """Its size without its sign."""
+        return abs(self.volume_error)
+
+    def metric(self, name: str) -> float:
+        """A score by name."""
+        return float(getattr(self, name))
+
+
+_TEXTS = ("case", "scan", "fold", "class_name", "error")
+_COLUMNS = tuple(f.name for f in fields(Row))
+_HEADINGS = {"class_name": "class"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A metric over the scans in which it counts; ``nan`` if there is none.
+
+    Attributes:
+        n: How many.
+        mean: Mean.
+        sd: Standard deviation, ``nan`` below two.
+        median: Median.
+        worst: The worst.
+    """
+
+    n: int
+    mean: float
+    sd: float
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSummary:
+    """One class over all scans of a folder.
+
+    Attributes:
+        class_name: The class.
+        scored: Scans that count.
+        present: Scans whose reference holds the class.
+        metrics: Metric → its spread.
+    """
+
+    class_name: str
+    scored: int
+    present: int
+    metrics: Mapping[str, Spread]
+
+    def metric(self, name: str) -> float:
+        """A mean by name."""
+        return self.metrics[name].mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Every score of a folder of predictions.
+
+    Attributes:
+        rows: A row a scan and class.
+        classes: The classes, in the order they were given.
+        cases: Names of the cases that were to be scored.
+        failures: Scan (or ``scan: class``) → why its prediction could not be used.
+        rules: How it was scored, as :meth:`Rules.to_json` says it.
+    """
+
+    rows: tuple[Row, ...]
+    classes: tuple[str, ...]
+    cases: tuple[str, ...]
+    failures: dict[str, str]
+    rules: dict[str, Any] = field(default_factory=lambda: Rules().to_json())
+
+    @cached_property
+    def class_summaries(self) -> tuple[ClassSummary, ...]:
+        """A summary a class, in the order of :attr:`classes`."""
+        by_class: dict[str, list[Row]] = {name: [] for name in self.classes}
+        for row in self.rows:
+            by_class[row.class_name].append(row)
+        return tuple(_summarise(name, rows) for name, rows in by_class.items())
+
+    def mean(self, metric: str) -> float:
+        """Mean over classes of the mean over scans; ``nan`` if nothing counts."""
+        return mean_of(s.metric(metric) for s in self.class_summaries)
+
+    def micro_mean(self, metric: str) -> float:
+        """Mean over all scans and classes alike; ``nan`` if nothing counts."""
+        return mean_of(row.metric(metric) for row in self.rows)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every prediction could be used, else 1."""
+        return 1 if self.failures else 0
+
+    def job_summary(self) -> JobSummary:
+        """The same as counts of cases, for the terminal."""
+        summary = JobSummary("evaluation")
+        failed = {key.split(":", 1)[0] for key in self.failures}
+        scans = dict.fromkeys(r.scan for r in self.rows)
+        summary.done_items += [s for s in scans if s not in failed]
+        summary.failures |= self.failures
+        return summary
+
+    def save(self, folder: Path, *, parquet: bool = False, extra: Mapping[str, Any] | None = None) -> None:
+        """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``.
+
+        Args:
+            folder: Where.
+            parquet: Also ``per_case.parquet``.
+            extra: More to keep in ``summary.json``.
+
+        Raises:
+            EnvironmentProblemError: Parquet without pyarrow.
+        """
+        columns = tuple(_HEADINGS.get(c, c) for c in _COLUMNS)
+        write_csv(folder / "per_case.csv", columns, [tuple(getattr(r, c) for c in _COLUMNS) for r in self.rows])
+        if parquet:
+            self._save_parquet(folder / "per_case.parquet")
+        parts = tuple(f.name for f in fields(Spread))
+        write_csv(
+            folder / "per_class.csv",
+            ("class", "scored", "present", *(_column(m, p) for m in METRICS for p in parts)),
+            [
+                (s.class_name, s.scored, s.present, *(getattr(s.metrics[m], p) for m in METRICS for p in parts))
+                for s in self.class_summaries
+            ],
+        )
+        content = {
+            "version": EVALUATION_VERSION,
+            "rules": self.rules,
+            "cases": list(self.cases),
+            "classes": list(self.classes),
+            "rows": len(self.rows),
+            "mean": {m: finite(self.mean(m)) for m in METRICS},
+            "micro_mean": {m: finite(self.micro_mean(m)) for m in METRICS},
+            "failures": self.failures,
+            "per_class": {
+                s.class_name: {
+                    "scored": s.scored,
+                    "present": s.present,
+                    **{_column(m, p): finite(getattr(s.metrics[m], p)) for m in METRICS for p in parts},
+                }
+                for s in self.class_summaries
+            },
+            **(extra or {}),
+        }
+        write_json(folder / "summary.json", content)  # last: a folder with it is complete
+
+    def _save_parquet(self, path: Path) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise EnvironmentProblemError("--parquet needs pyarrow: pip install 'satunet[parquet]'") from error
+        table = pyarrow.table({
+            _HEADINGS.get(c, c): pyarrow.array(
+                [getattr(r, c) for r in self.rows], pyarrow.string() if c in _TEXTS else pyarrow.float64()
+            )
+            for c in _COLUMNS
+        })  # fmt: skip
+        with atomic_path(path) as temporary:
+            parquet.write_table(table, temporary)
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: Not the results of an evaluation, or of another version.
+        """
+        try:
+            content = read_json(folder / "summary.json")
+            if content["version"] != EVALUATION_VERSION:
+                raise UserError(
+                    f"{folder}: evaluation version {content['version']!r}; this satunet reads {EVALUATION_VERSION}"
+                )
+            with (folder / "per_case.csv").open(encoding="utf-8", newline="") as stream:
+                rows = [_read_row(record) for record in csv.DictReader(stream)]
+            if len(rows) != content.get("rows", len(rows)):
+                raise ValueError(f"per_case.csv has {len(rows)} rows, written were {content['rows']}")
+            return cls(
+                rows=tuple(rows),
+                classes=tuple(content["classes"]),
+                cases=tuple(content["cases"]),
+                failures=dict(content["failures"]),
+                rules=dict(content["rules"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{folder}: not the results of an evaluation ({type(error).__name__}: {error})") from error
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of the numbers that are not ``nan``; ``nan`` if there is none."""
+    numbers = [float(v) for v in values if not math.isnan(v)]
+    return math.fsum(numbers) / len(numbers) if numbers else math.nan
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV file whole; numbers to their last digit, ``nan`` as an empty cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(v) for v in row] for row in rows)
+    write_text(path, stream.getvalue())
+
+
+def finite(value: Any) -> Any:
+    """``None`` for ``nan``, which JSON does not know."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _column(metric: str, part: str) -> str:
+    return metric if part == "mean" else f"{metric}_{part}"
+
+
+def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
+    spreads = {}
+    for metric in METRICS:
+        numbers = [v for r in rows if not math.isnan(v := r.metric(metric))]
+        worst = (max if metric in LOWER_IS_BETTER else min)(numbers, default=math.nan)
+        if metric == "volume_error":
+            worst = max(numbers, key=abs, default=math.nan)
+        spreads[metric] = Spread(
+            n=len(numbers),
+            mean=mean_of(numbers),
+            sd=statistics.stdev(numbers) if len(numbers) > 1 else math.nan,
+            median=statistics.median(numbers) if numbers else math.nan,
+            worst=worst,
+        )
+    present = sum(r.reference_ml > 0 for r in rows)
+    return ClassSummary(class_name=name, scored=spreads["dsc"].n, present=present, metrics=spreads)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _read_row(record: Mapping[str, str]) -> Row:
+    values: dict[str, Any] = {}
+    for column in _COLUMNS:
+        text = record[_HEADINGS.get(column, column)]
+        values[column] = text if column in _TEXTS else float(text) if text else math.nan
+    return Row(**values)

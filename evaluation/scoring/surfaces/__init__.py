@@ -1,0 +1,1 @@
+"""Surfaces of masks and distances between them."""

@@ -1,0 +1,1 @@
+"""One nnU-Net plan per dataset."""

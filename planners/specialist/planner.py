@@ -1,0 +1,100 @@
+"""Plans of the specialist nnU-Nets, and their preprocessing by nnunetv2 itself."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.raw import Dataset, load_dataset
+from satunet.errors import PlanError
+from satunet.images.image import read_grid
+from satunet.jobs.files import read_json, write_json
+from satunet.jobs.progress import prints_to_log
+from satunet.planners.specialist.nnunet import PLANS, plan_nnunet
+
+logger = logging.getLogger(__name__)
+
+CONFIGURATION = "3d_fullres"
+PLANS_NAME = PLANS["default"]
+
+
+def plan_specialist(
+    dataset: Dataset,
+    *,
+    gpu_memory_gb: float | None = None,
+    spacing_mm: tuple[float, float, float] | None = None,
+    base_features: int | None = None,
+    planner: str = "default",
+) -> None:
+    """Let nnunetv2's planner write its plans file, from the fingerprint that is there.
+
+    Args:
+        dataset: The dataset; its ``dataset_fingerprint.json`` must exist.
+        gpu_memory_gb: Memory to plan for; the planner's own (8 GB by default) if not given.
+        spacing_mm: Target spacing (R, A, S) instead of a planned one.
+        base_features: Features of the first stage instead of 32, for machines without a GPU.
+        planner: One of :data:`satunet.planners.specialist.nnunet.PLANNERS`.
+
+    Raises:
+        PlanError: nnU-Net makes no 3D configuration: the scans are single slices, or no patch fits the memory.
+    """
+    target = None
+    if spacing_mm is not None:
+        orientation = "RAS"
+        if dataset.has_scans:
+            orientation = read_grid(dataset.training_cases()[0].images[0]).orientation
+        target = _in_file_axes(spacing_mm, orientation)
+    plan = plan_nnunet(
+        dataset.name,
+        planner=planner,
+        gpu_memory_gb=gpu_memory_gb,
+        spacing_mm=target,
+        base_features=base_features,
+    )
+    if CONFIGURATION not in plan["configurations"]:
+        raise PlanError(f"{dataset.name}: nnU-Net plans no {CONFIGURATION} for single slices")
+
+
+def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
+    """Let nnunetv2 preprocess a dataset for its specialist, unless plan and scans are what they were.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    folder = preprocessed_dir() / name
+    state = _state(name)
+    marker = folder / f"{PLANS_NAME}_{CONFIGURATION}_made_from.json"
+    if marker.is_file() and read_json(marker) == state:
+        return False
+    marker.unlink(missing_ok=True)
+    with prints_to_log(logger, "nnunetv2"):
+        preprocess_dataset(
+            int(name[7:10]),
+            plans_identifier=PLANS_NAME,
+            configurations=(CONFIGURATION,),
+            num_processes=(max(1, processes),),
+            verbose=False,
+        )
+    write_json(marker, state)
+    return True
+
+
+def _state(name: str) -> dict[str, Any]:
+    """What nnU-Net's preprocessed scans depend on: the plan, and size and time of the files."""
+    plan = read_json(preprocessed_dir() / name / f"{PLANS_NAME}.json")
+    cases = load_dataset(name).training_cases()
+    files = [path for case in cases for path in (*case.images, case.label) if path is not None and path.is_file()]
+    return {
+        "configuration": plan["configurations"].get(CONFIGURATION),
+        "intensities": plan.get("foreground_intensity_properties_per_channel"),
+        "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+    }
+
+
+def _in_file_axes(spacing_mm: tuple[float, float, float], orientation: str) -> list[float]:
+    """Spacing along R, A, S → nnU-Net's order for a file of this orientation: its axes (k, j, i)."""
+    axis_of = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    return [float(spacing_mm[axis_of[letter]]) for letter in reversed(orientation)]

@@ -1,0 +1,122 @@
+"""What one plan for all costs each dataset: resolution, thin classes, structures larger than the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from satunet.plan import UnifiedPlan
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, Triple
+
+Ids = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impact:
+    """What a dataset gives up.
+
+    Attributes:
+        dataset: Name.
+        scans: Its scans.
+        spacing_mm: Median spacing along right, anterior, superior.
+        coarsening: By how much the plan's spacing is coarser along each axis; 1 where it is not.
+        thin: Classes that are thinner than a voxel of the plan along some axis, in the median over cases, with that
+            thickness in mm; thinnest first.
+        large: Classes that are longer than the patch along some axis, with the share that a patch covers there;
+            largest first.
+    """
+
+    dataset: str
+    scans: int
+    spacing_mm: Triple
+    coarsening: Triple
+    thin: tuple[tuple[str, float], ...] = ()
+    large: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def lost_resolution(self) -> float:
+        """Voxels of the dataset for one of the plan, where the plan is coarser."""
+        return float(np.prod(self.coarsening))
+
+
+def impact_of(
+    plan: UnifiedPlan, fingerprints: Iterable[DatasetFingerprint], labels: Mapping[str, Ids]
+) -> tuple[Impact, ...]:
+    """What the plan costs each dataset, hardest hit first.
+
+    Args:
+        plan: The plan.
+        fingerprints: Of its datasets. One that nnunetv2 made knows no label: its classes are left out.
+        labels: Dataset → class → label ids.
+    """
+    rows = [_impact(plan, fingerprint, labels.get(fingerprint.dataset, {})) for fingerprint in fingerprints]
+    return tuple(sorted(rows, key=lambda i: (-i.lost_resolution, -len(i.thin), -len(i.large), i.dataset)))
+
+
+def summarize(impacts: Sequence[Impact], *, most: int = 3) -> dict[str, str]:
+    """What suffers most, as sentences for the plan's explanation."""
+    sentences: dict[str, str] = {}
+    coarser = [i for i in impacts if i.lost_resolution > 1.5]
+    if coarser:
+        named = ", ".join(f"{i.dataset} ({_mm(i.spacing_mm)} mm, ×{i.lost_resolution:.1f})" for i in coarser[:most])
+        sentences["coarser"] = f"{len(coarser)} datasets lose resolution, most: {named}"
+    thin = sorted((i for i in impacts if i.thin), key=lambda i: -len(i.thin))
+    if thin:
+        named = ", ".join(f"{i.dataset} ({_named(i.thin, most)})" for i in thin[:most])
+        sentences["thin"] = (
+            f"{sum(len(i.thin) for i in thin)} classes are thinner than a voxel of the plan, most in {named}"
+        )
+    large = sorted((i for i in impacts if i.large), key=lambda i: i.large[0][1])
+    if large:
+        named = ", ".join(f"{i.large[0][0]} ({i.dataset}: {i.large[0][1]:.0%} of it)" for i in large[:most])
+        sentences["large"] = f"{sum(len(i.large) for i in large)} classes do not fit into a patch, least: {named}"
+    return sentences
+
+
+def _impact(plan: UnifiedPlan, fingerprint: DatasetFingerprint, labels: Ids) -> Impact:
+    axes = ["RLAPSI".index(letter) // 2 for letter in plan.orientation_of(fingerprint.dataset)]
+    target, patch = np.empty(3), np.empty(3)
+    target[axes], patch[axes] = plan.spacing_mm, plan.patch_size  # along right, anterior, superior
+    spacings = np.array([case.spacing_ras for case in fingerprint.cases])
+    median = np.median(spacings, axis=0)
+    x, y, z = (round(float(s), 3) for s in median)
+    a, b, c = (round(max(1.0, float(t / m)), 2) for t, m in zip(target, median, strict=True))
+    thin, large = [], []
+    for name, ids in labels.items():
+        extent = _extent(fingerprint.cases, ids)
+        if extent is None:
+            continue
+        if (extent < target).any():
+            thin.append((name, round(float(extent[extent < target].min()), 2)))
+        covered = float((patch * target / extent).min())
+        if covered < 1:
+            large.append((name, round(covered, 3)))
+    return Impact(
+        dataset=fingerprint.dataset,
+        scans=fingerprint.scans,
+        spacing_mm=(x, y, z),
+        coarsening=(a, b, c),
+        thin=tuple(sorted(thin, key=lambda t: t[1])),
+        large=tuple(sorted(large, key=lambda t: t[1])),
+    )
+
+
+def _extent(cases: Iterable[CaseFingerprint], ids: Sequence[int]) -> np.ndarray | None:
+    """Median over cases of the largest extent that one of the labels has; ``None`` if no case has any."""
+    found = []
+    for case in cases:
+        sizes = [case.label_extents_mm[n] for n in ids if n in case.label_extents_mm]
+        if sizes:
+            found.append(np.max(np.array(sizes), axis=0))
+    return np.median(np.array(found), axis=0) if found else None
+
+
+def _mm(values: Triple) -> str:
+    return " × ".join(f"{v:g}" for v in values)
+
+
+def _named(classes: Sequence[tuple[str, float]], most: int) -> str:
+    names = ", ".join(f"{name} {mm:g} mm" for name, mm in classes[:most])
+    return names + (f", and {len(classes) - most} more" if len(classes) > most else "")

@@ -1,0 +1,286 @@
+"""One plan for all datasets, and the reasons for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.paths import preprocessed_dir
+from satunet.errors import PlanError
+from satunet.jobs.files import write_json
+from satunet.network.config import NetworkConfig
+from satunet.plan import UnifiedPlan
+from satunet.planners.fingerprint.dataset import DatasetFingerprint, merge_fingerprints
+from satunet.planners.unified.normalization import NormalizationSchemes, plan_normalization
+from satunet.planners.unified.topology import LOSS_CHUNK, MIN_BATCH, Width, largest_batch, plan_topology
+
+ANISOTROPY = 3.0
+SAT_SPACING = (1.0, 1.0, 3.0)
+SAT_PATCH = (288, 288, 96)
+MAX_SHARE_OF_DATA = 0.05
+"""Share of all voxels that one batch may hold, as in nnU-Net."""
+_TEXT_DIM = {"minilm": 384}
+_BASE_FEATURES = ((40.0, 64), (4.0, 32), (0.0, 16))
+"""(GB from which on, features of the first stage)."""
+
+
+def plan_unified(
+    fingerprints: Sequence[DatasetFingerprint],
+    *,
+    preset: str = "auto",
+    gpu_memory_gb: float = 8.0,
+    spacing_mm: tuple[float, float, float] | None = None,
+    patch_size: tuple[int, int, int] | None = None,
+    batch_size: int | None = None,
+    base_features: int | None = None,
+    max_features: int | None = None,
+    queries_per_scan: int = LOSS_CHUNK,
+    dataset_name: str = "Dataset900_Unified",
+    text_encoder: str = "minilm",
+    normalization: NormalizationSchemes = "sat",
+    backbone: str = "plain",
+) -> UnifiedPlan:
+    """Plan one network for all datasets.
+
+    Every scan weighs 1/sqrt(scans of its dataset) × the catalogue's factor, as in training, so that a large dataset
+    does not decide alone.
+
+    Args:
+        fingerprints: Of the datasets.
+        preset: ``"auto"``, or SAT's ``"nano"`` or ``"pro"``.
+        gpu_memory_gb: GPU memory to plan for.
+        spacing_mm: Target spacing (R, A, S) instead of a planned one.
+        patch_size: Patch instead of a planned one; with ``auto`` rounded up to what the strides allow.
+        batch_size: Batch size instead of a planned one.
+        base_features: Features of the first stage instead of a planned number (``auto`` only).
+        max_features: Features of a stage at most instead of a planned number (``auto`` only).
+        queries_per_scan: Queries a patch, at most.
+        dataset_name: Name of the unified dataset.
+        text_encoder: Text encoder.
+        normalization: SAT's scheme or nnU-Net's.
+        backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"`` (``auto`` only).
+
+    Raises:
+        PlanError: No dataset, an unknown preset, values that make no plan, or a budget nothing fits.
+    """
+    _check(fingerprints, preset, gpu_memory_gb, spacing_mm, patch_size, (base_features, max_features))
+    if backbone not in ("plain", "residual") or (backbone != "plain" and preset != "auto"):
+        raise PlanError(
+            f"backbone {backbone!r} with the preset {preset!r}; allowed are plain and residual with auto, and plain"
+        )
+    text_dim = _text_dim(text_encoder)
+    records = {f.dataset: load_catalogue().by_name(f.dataset) for f in fingerprints}
+    factors = {name: record.weight for name, record in records.items() if record is not None}
+    weights = {f.dataset: f.scans**-0.5 * factors.get(f.dataset, 1.0) for f in fingerprints}
+    spacings, shapes, scan_weights = _scans(fingerprints, weights)
+    why: dict[str, str] = {}
+    spacing = _spacing(preset, spacing_mm, spacings, shapes, scan_weights, why)
+    if preset == "auto":
+        extents = shapes * spacings / np.array(spacing)
+        width = Width(
+            base_features=_base_features(base_features, gpu_memory_gb, why),
+            max_features=max_features,
+            text_dim=text_dim,
+            queries=queries_per_scan,
+            backbone=backbone,
+        )
+        network, patch = _auto(spacing, extents, scan_weights, gpu_memory_gb, width, patch_size, why)
+        batch = _batch(network, patch, batch_size, gpu_memory_gb, queries_per_scan, extents, why)
+    else:
+        network, patch, batch = _published(preset, patch_size, batch_size, text_dim, why)
+    why["queries"] = f"{queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
+    normalizations, why["normalisation"] = plan_normalization(fingerprints, normalization)
+    why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
+    raised = sorted(name for name, factor in factors.items() if factor != 1)
+    if raised:
+        why["weights"] += f"; times SAT's factor for {', '.join(raised)}"
+    orientation: dict[str, str] = {}
+    if preset != "auto":
+        # A network of SAT's weights expects what SAT was trained on; a planned one has every scan in one frame.
+        orientation = {n: r.orientation for n, r in records.items() if r is not None and r.orientation != "RAS"}
+    if orientation:
+        why["orientation"] = "RAS, and as SAT has them: " + ", ".join(
+            f"{n} {o}" for n, o in sorted(orientation.items())
+        )
+    names = tuple(sorted(f.dataset for f in fingerprints))
+    return UnifiedPlan(
+        dataset_name=dataset_name,
+        spacing_mm=spacing,
+        patch_size=patch,
+        batch_size=batch,
+        queries_per_scan=queries_per_scan,
+        normalization=normalizations,
+        network=network,
+        text_encoder=text_encoder,
+        datasets=names,
+        dataset_weights={name: weights[name] for name in names},
+        dataset_orientation=orientation,
+        explanation=why,
+    )
+
+
+def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
+    """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
+    folder = preprocessed_dir() / plan.dataset_name
+    write_json(folder / "dataset_fingerprint.json", merge_fingerprints(fingerprints, plan.dataset_name).to_json())
+    file = folder / f"{plan.plans_name}.json"
+    plan.save(file)
+    return file
+
+
+def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
+    """Smallest value whose cumulated weight reaches the share ``q`` of all weight."""
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(cumulated, q * cumulated[-1] * (1 - 1e-12))])
+
+
+def _scans(
+    fingerprints: Sequence[DatasetFingerprint], weights: dict[str, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    rows = [(c.spacing_ras, c.shape_ras, weights[f.dataset] * c.channels) for f in fingerprints for c in f.cases]
+    spacings, shapes, scan_weights = zip(*rows, strict=True)
+    return np.array(spacings, float), np.array(shapes, float), np.array(scan_weights, float)
+
+
+def _spacing(
+    preset: str,
+    given: tuple[float, float, float] | None,
+    spacings: NDArray[np.float64],
+    shapes: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    why: dict[str, str],
+) -> tuple[float, float, float]:
+    if given is not None:
+        why["spacing"] = f"{given} mm was given"
+        return given
+    if preset != "auto":
+        why["spacing"] = f"{SAT_SPACING} mm is what SAT-{preset.capitalize()} was trained at"
+        return SAT_SPACING
+    median = [weighted_quantile(spacings[:, a], weights, 0.5) for a in range(3)]
+    shape = [weighted_quantile(shapes[:, a], weights, 0.5) for a in range(3)]
+    reason = "median over scans, each weighing 1/sqrt(scans of its dataset)"
+    worst = int(np.argmax(median))
+    others = [a for a in range(3) if a != worst]
+    if median[worst] > ANISOTROPY * max(median[a] for a in others) and shape[worst] * ANISOTROPY < min(
+        shape[a] for a in others
+    ):
+        low = weighted_quantile(spacings[:, worst], weights, 0.1)
+        median[worst] = max(low, max(median[a] for a in others) + 1e-5)
+        reason += f"; axis {'RAS'[worst]} is anisotropic and takes the 10th percentile, as in nnU-Net"
+    x, y, z = (round(m, 4) for m in median)
+    why["spacing"] = f"{(x, y, z)} mm: {reason}"
+    return x, y, z
+
+
+def _check(
+    fingerprints: Sequence[DatasetFingerprint],
+    preset: str,
+    gpu_memory_gb: float,
+    spacing_mm: tuple[float, float, float] | None,
+    patch_size: tuple[int, int, int] | None,
+    features: tuple[int | None, int | None],
+) -> None:
+    if not fingerprints:
+        raise PlanError("a plan needs at least one dataset")
+    if preset not in ("auto", "nano", "pro"):
+        raise PlanError(f"preset {preset!r}; allowed are auto, nano, pro")
+    if features != (None, None) and preset != "auto":
+        raise PlanError(f"a number of features goes with the preset auto; {preset} is SAT's network as published")
+    if not gpu_memory_gb > 0:
+        raise PlanError(f"the GPU memory to plan for must be positive, got {gpu_memory_gb} GB")
+    if spacing_mm is not None and not min(spacing_mm) > 0:
+        raise PlanError(f"the spacing must be three positive numbers, got {spacing_mm}")
+    if patch_size is not None and min(patch_size) < 1:
+        raise PlanError(f"the patch must be three positive integers, got {patch_size}")
+
+
+def _base_features(given: int | None, gpu_memory_gb: float, why: dict[str, str]) -> int:
+    if given is not None:
+        why["features"] = f"{given} in the first stage was given"
+        return given
+    features = next(n for gb, n in _BASE_FEATURES if gpu_memory_gb >= gb)
+    reason = {64: "SAT-Nano's, from 40 GB on", 32: "nnU-Net's, from 4 GB on", 16: "half of nnU-Net's, below 4 GB"}
+    why["features"] = f"{features} in the first stage: {reason[features]}"
+    return features
+
+
+def _auto(
+    spacing: tuple[float, float, float],
+    extents: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    gpu_memory_gb: float,
+    width: Width,
+    patch_size: tuple[int, int, int] | None,
+    why: dict[str, str],
+) -> tuple[NetworkConfig, tuple[int, int, int]]:
+    """Network and patch; ``extents`` are the scans' shapes at the target spacing."""
+    median = [weighted_quantile(extents[:, a], weights, 0.5) for a in range(3)]
+    topology = plan_topology(spacing, median, width=width, gpu_memory_gb=gpu_memory_gb, patch_size=patch_size)
+    patch, network = topology.patch_size, topology.network
+    shape = tuple(round(m) for m in median)
+    if patch_size is None:
+        reason = f"is the largest that fits {gpu_memory_gb:g} GB, and no larger than the median scan, {shape}"
+        if any(p > n for p, n in zip(patch, shape, strict=True)):
+            reason += f", rounded up to what the strides {network.divisor} allow"
+    else:
+        reason = "was given" if patch == patch_size else f"is {patch_size} rounded up to the strides {network.divisor}"
+    why["patch"] = f"{patch} voxels {reason}"
+    why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
+    if network.backbone == "residual":
+        why["network"] += f"; residual encoder with {network.n_conv_per_stage} blocks, as nnU-Net's ResEnc planners"
+    return network, patch
+
+
+def _batch(
+    network: NetworkConfig,
+    patch: tuple[int, int, int],
+    given: int | None,
+    gpu_memory_gb: float,
+    queries: int,
+    extents: NDArray[np.float64],
+    why: dict[str, str],
+) -> int:
+    if given is not None:
+        why["batch"] = f"{given} was given"
+        return given
+    fitting = largest_batch(network, patch, gpu_memory_gb, queries)
+    share = round(MAX_SHARE_OF_DATA * float(np.prod(extents, axis=1).sum()) / float(np.prod(patch)))
+    batch = max(MIN_BATCH, min(fitting, share))
+    limit = "the memory takes" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data are"
+    why["batch"] = f"{batch}: what {limit}, at least {MIN_BATCH}"
+    return batch
+
+
+def _published(
+    preset: str,
+    patch_size: tuple[int, int, int] | None,
+    batch_size: int | None,
+    text_dim: int,
+    why: dict[str, str],
+) -> tuple[NetworkConfig, tuple[int, int, int], int]:
+    network = NetworkConfig.nano() if preset == "nano" else NetworkConfig.pro()
+    if text_dim == network.query_dim:
+        network = dataclasses.replace(network, adapter="modality")
+    else:
+        # Another text encoder than SAT's: its embeddings are projected to the width of SAT's queries.
+        network = dataclasses.replace(network, text_dim=text_dim, adapter="whitened_projection")
+    why["network"] = f"SAT-{preset.capitalize()} as published"
+    patch = patch_size or SAT_PATCH
+    why["patch"] = f"{patch} voxels " + ("was given" if patch_size else "as SAT predicts with")
+    batch = batch_size or (2 if preset == "nano" else 1)
+    why["batch"] = f"{batch} " + ("was given" if batch_size else "a GPU, as published")
+    return network, patch, batch
+
+
+def _text_dim(encoder: str) -> int:
+    if encoder in _TEXT_DIM:
+        return _TEXT_DIM[encoder]
+    from satunet.text import load_text_encoder
+
+    return load_text_encoder(encoder).dim

@@ -1,0 +1,235 @@
+"""What looks wrong in a label space: for a person to read before a network is trained on it.
+
+Nothing here changes the label space. A name that should be merged, a class that is another thing in another dataset,
+and a left that is right are all seen in numbers that fingerprints hold already: no scan is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from satunet.labels import LabelSpace, normalize_name
+from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
+
+SIMILAR_FROM = 88.0
+"""Similarity of two names, in percent of their letters, from which on they may be one name."""
+VOLUME_RATIO = 4.0
+"""Ratio of a class's median volumes in two datasets from which on it may be two structures."""
+# Words that tell structures apart, however alike the rest of their names is.
+_DISTINGUISHING = frozenset(
+    [
+        "left",
+        "right",
+        "anterior",
+        "posterior",
+        "superior",
+        "inferior",
+        "upper",
+        "lower",
+        "middle",
+        "medial",
+        "lateral",
+        "internal",
+        "external",
+        "minimus",
+        "medius",
+        "maximus",
+        "cervical",
+        "thoracic",
+        "lumbar",
+        "sacral",
+        "artery",
+        "vein",
+        "vena",
+        "aorta",
+        "tumor",
+        "cyst",
+        "cancer",
+        "lesion",
+        "nodule",
+        "edema",
+        "scar",
+        "lobe",
+        "cortex",
+        "white",
+        "grey",
+        "matter",
+        "cartilage",
+        "third",
+        "fourth",
+        "lateral",
+        "inner",
+        "outer",
+        "deep",
+        "glottis",
+        "supraglottis",
+        "common",
+        "tibia",
+        "femur",
+        "tibial",
+        "femoral",
+        "atrium",
+        "ventricle",
+        "long",
+        "short",
+        "transition",
+        "peripheral",
+        "ascending",
+        "descending",
+    ]
+)
+# Words that often stand beside a name without changing what it is.
+_OPTIONAL = frozenset(
+    [
+        "gland",
+        "nucleus",
+        "bone",
+        "muscle",
+        "organ",
+        "proper",
+        "structure",
+        "region",
+        "area",
+        "whole",
+        "body",
+        "of",
+        "the",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something a person should look at.
+
+    Attributes:
+        kind: ``"names"``, ``"volumes"``, ``"sides"`` or ``"unseen"``.
+        classes: Classes it is about.
+        datasets: Datasets it is about.
+        message: One sentence.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    datasets: tuple[str, ...]
+    message: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and texts."""
+        return asdict(self)
+
+
+def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint] = ()) -> list[Finding]:
+    """Everything about a label space that looks wrong.
+
+    Args:
+        space: The label space.
+        fingerprints: Of its datasets; those that are missing, or that nnunetv2 made, say nothing of labels.
+    """
+    known = [f for f in fingerprints if f.dataset in space.ids and any(c.label_voxels for c in f.cases)]
+    return [*_similar_names(space), *_sides(space, known), *_volumes(space, known), *_unseen(space, known)]
+
+
+def _similar_names(space: LabelSpace) -> Iterator[Finding]:
+    from rapidfuzz import fuzz, process
+
+    sorted_words = [" ".join(sorted(name.split())) for name in space.class_names]
+    similarity = process.cdist(sorted_words, sorted_words, scorer=fuzz.ratio, score_cutoff=SIMILAR_FROM)
+    words = [frozenset(name.split()) for name in space.class_names]
+    for i, name in enumerate(space.class_names):
+        for j in range(i + 1, len(words)):
+            only, others_only = words[i] - words[j], words[j] - words[i]
+            different = only | others_only
+            optional = different <= _OPTIONAL
+            if not optional and similarity[i, j] < SIMILAR_FROM:
+                continue
+            if different & _DISTINGUISHING or any(c.isdigit() for word in different for c in word):
+                continue
+            first, second = space.info(name), space.info(space.class_names[j])
+            # A dataset that lists both says itself that they differ.
+            if set(first.datasets) & set(second.datasets) or not (first.source_names and second.source_names):
+                continue
+            yield Finding(
+                kind="names",
+                classes=(first.name, second.name),
+                datasets=tuple(sorted({*first.datasets, *second.datasets})),
+                message=f"{first.name!r} and {second.name!r} may be one structure; no dataset lists both",
+            )
+
+
+def _sides(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
+    for fingerprint in fingerprints:
+        classes = space.ids[fingerprint.dataset]
+        for name in sorted(classes):
+            if "left" not in name.split():
+                continue
+            other = normalize_name(name.replace("left", "right")).canonical
+            if other not in classes:
+                continue
+            pairs = [(_centre(case, classes[name]), _centre(case, classes[other])) for case in fingerprint.cases]
+            shown = [(left, right) for left, right in pairs if left is not None and right is not None]
+            # Centroids are in RAS millimetres, which grow towards the patient's right.
+            wrong = sum(left >= right for left, right in shown)
+            if wrong:
+                yield Finding(
+                    kind="sides",
+                    classes=(name, other),
+                    datasets=(fingerprint.dataset,),
+                    message=f"{name!r} lies on the right of {other!r} in {wrong} of {len(shown)} cases",
+                )
+
+
+def _volumes(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
+    """One finding a pair of datasets: a field of view that cuts off organs does so for many at once."""
+    pairs: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for info in space.classes:
+        if info.lesion:
+            continue
+        medians = {}
+        for fingerprint in fingerprints:
+            ids = space.ids[fingerprint.dataset].get(info.name, ())
+            volumes = [v for case in fingerprint.cases if (v := _volume_ml(case, ids)) > 0]
+            if volumes:
+                medians[fingerprint.dataset] = float(np.median(volumes))
+        if len(medians) < 2:
+            continue
+        small, large = min(medians, key=medians.__getitem__), max(medians, key=medians.__getitem__)
+        if medians[large] >= VOLUME_RATIO * medians[small]:
+            pairs.setdefault((small, large), {})[info.name] = (medians[small], medians[large])
+    for (small, large), classes in sorted(pairs.items()):
+        named = "; ".join(f"{name} {a:.3g} and {b:.3g}" for name, (a, b) in classes.items())
+        yield Finding(
+            kind="volumes",
+            classes=tuple(classes),
+            datasets=(small, large),
+            message=f"median ml in {small} and {large}: {named}",
+        )
+
+
+def _unseen(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
+    for fingerprint in fingerprints:
+        seen = {label for case in fingerprint.cases for label, voxels in case.label_voxels.items() if voxels}
+        missing = tuple(name for name, ids in sorted(space.ids[fingerprint.dataset].items()) if not seen & set(ids))
+        if missing:
+            named = ", ".join(repr(name) for name in missing[:3]) + (" …" if len(missing) > 3 else "")
+            yield Finding(
+                kind="unseen",
+                classes=missing,
+                datasets=(fingerprint.dataset,),
+                message=f"{fingerprint.dataset} lists {named} ({len(missing)} in all), but no case has a voxel of it",
+            )
+
+
+def _centre(case: CaseFingerprint, ids: Sequence[int]) -> float | None:
+    """Position of a class along left → right in mm."""
+    weights = [case.label_voxels.get(i, 0) for i in ids if i in case.label_centroids_mm]
+    places = [case.label_centroids_mm[i][0] for i in ids if i in case.label_centroids_mm]
+    return float(np.average(places, weights=weights)) if places and sum(weights) else None
+
+
+def _volume_ml(case: CaseFingerprint, ids: Sequence[int]) -> float:
+    return sum(case.label_voxels.get(i, 0) for i in ids) * float(np.prod(case.spacing)) / 1000

@@ -1,0 +1,1 @@
+"""Where to compute: devices and precision, rank and world."""

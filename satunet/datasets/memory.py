@@ -1,0 +1,42 @@
+"""How much memory a case will need, from the headers of its files."""
+
+from __future__ import annotations
+
+import math
+
+from satunet.datasets.raw import Case
+from satunet.images.image import read_grid, voxel_bytes
+
+WORKER_BYTES = 250_000_000
+"""A worker with its libraries, before it has read a scan."""
+
+
+def reading_bytes(case: Case) -> int:
+    """Peak of memory that reading all files of a case and looking at them takes, worker included.
+
+    Raises:
+        ScanError: A header cannot be read.
+    """
+    voxels = math.prod(read_grid(case.images[0]).shape)
+    as_read = sum(voxel_bytes(path) for path in case.images)
+    # Beside the voxels: masks, and label ids as 64 bit integers while they are counted.
+    return int(WORKER_BYTES + voxels * (as_read + (voxel_bytes(case.label) if case.label else 0) + 16))
+
+
+def preprocessing_bytes(case: Case, spacing_mm: tuple[float, float, float]) -> int:
+    """Peak of memory that preprocessing a case takes, worker included; an upper bound, within a factor of two.
+
+    Args:
+        case: Its channels are preprocessed one after the other.
+        spacing_mm: Spacing wanted.
+
+    Raises:
+        ScanError: A header cannot be read.
+    """
+    grid = read_grid(case.images[0])
+    voxels = math.prod(grid.shape)
+    as_read = max(voxel_bytes(path) for path in case.images) + (voxel_bytes(case.label) + 1 if case.label else 0)
+    # The number of voxels wanted does not depend on the order of axes; cropping can only make it smaller.
+    wanted = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
+    # Normalised and half resampled beside what was read; percentiles take a copy more.
+    return int(WORKER_BYTES + voxels * (as_read + 8) + 12 * max(wanted, voxels / 4))

@@ -1,0 +1,352 @@
+"""nnU-Net v2 raw datasets: the folder, its ``dataset.json``, its cases and their scans."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from satunet.datasets.paths import dataset_name_of, preprocessed_dir, raw_dir
+from satunet.errors import DatasetError, MissingFileError, ScanError, UserError
+from satunet.jobs.files import read_json, write_json
+
+MODALITIES = ("ct", "mri", "us", "pet", "other")
+"""Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
+
+MODALITIES_FILE = "modalities.json"
+"""Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
+
+_MODALITY_WORDS = {
+    "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
+    "pet": {"pet", "suv", "fdg", "psma"},
+    "us": {"us", "ultrasound", "sonography", "echo"},
+    "mri": {
+        "mr", "mri", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1n", "t2", "t2w", "t2f", "t2s", "flair", "adc", "dwi", "dti",
+        "pd", "swi", "bssfp", "lge", "cine", "dixon", "mra", "mprage", "bold", "asl", "hbv", "tse", "spir", "vibe",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One subject-visit: a file a channel, and its label map if it has one.
+
+    Attributes:
+        identifier: Name without channel suffix and ending.
+        images: One path a channel, in channel order; a path may name a file that is missing.
+        label: The label map, or ``None`` for a case without a reference.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a dataset's ``dataset.json`` says.
+
+    Attributes:
+        id: Three-digit id of the folder's name.
+        name: Folder name, ``DatasetNNN_Name``.
+        folder: The folder in ``nnUNet_raw``.
+        channel_names: Names of the channels, in order.
+        modalities: The modality of each channel, one of :data:`MODALITIES`.
+        labels: Name → label ids whose union is that class; without background and ignore label.
+        ignore_label: Id of unlabelled voxels, if the dataset uses one.
+        file_ending: Ending of its files, such as ``".nii.gz"``.
+        description: Free text, if given.
+    """
+
+    id: int
+    name: str
+    folder: Path
+    channel_names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    labels: dict[str, tuple[int, ...]]
+    ignore_label: int | None = None
+    file_ending: str = ".nii.gz"
+    description: str | None = None
+
+    @property
+    def label_ids(self) -> frozenset[int]:
+        """Every id that may occur in its label maps, without background."""
+        ids = {i for values in self.labels.values() for i in values}
+        return frozenset(ids | ({self.ignore_label} if self.ignore_label is not None else set()))
+
+    @property
+    def has_scans(self) -> bool:
+        """Whether there are images or label maps to train on; plans are made without them, too."""
+        return any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
+
+    def training_cases(self) -> tuple[Case, ...]:
+        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, by name.
+
+        Raises:
+            DatasetError: The folder is missing or holds no image of this dataset's file ending.
+        """
+        cases = self._cases("imagesTr", "labelsTr", labels_required=True)
+        if not cases:
+            raise DatasetError(
+                f"{self.folder / 'imagesTr'}: no training images; "
+                f"expected are files such as <case>_0000{self.file_ending}"
+            )
+        return cases
+
+    def test_cases(self) -> tuple[Case, ...]:
+        """Cases of ``imagesTs``; ``label`` is set where ``labelsTs`` has a map. Empty if there are none."""
+        return self._cases("imagesTs", "labelsTs", labels_required=False)
+
+    def _cases(self, images: str, labels: str, *, labels_required: bool) -> tuple[Case, ...]:
+        folder = self.folder / images
+        pattern = re.compile(rf"^(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(self.file_ending)}$")
+        found = [m for p in folder.iterdir() if (m := pattern.match(p.name))] if folder.is_dir() else []
+        identifiers = {m["case"] for m in found if not m["case"].startswith(".")}
+        if labels_required and (self.folder / labels).is_dir():
+            # A label map without any image is a case with a missing channel, not a file to pass over.
+            identifiers |= {
+                p.name[: -len(self.file_ending)]
+                for p in (self.folder / labels).iterdir()
+                if p.name.endswith(self.file_ending) and not p.name.startswith(".")
+            }
+        cases = []
+        for identifier in sorted(identifiers):
+            label = self.folder / labels / f"{identifier}{self.file_ending}"
+            files = tuple(
+                folder / f"{identifier}_{channel:04d}{self.file_ending}" for channel in range(len(self.channel_names))
+            )
+            cases.append(
+                Case(identifier=identifier, images=files, label=label if labels_required or label.is_file() else None)
+            )
+        return tuple(cases)
+
+
+def load_dataset(dataset: int | str) -> Dataset:
+    """Read a raw dataset's ``dataset.json``.
+
+    Args:
+        dataset: Id (``301``, ``"301"``) or folder name.
+
+    Raises:
+        DatasetNotFoundError: No such dataset.
+        DatasetError: ``dataset.json`` is missing or malformed; the message says what is wrong.
+    """
+    name = dataset_name_of(dataset)
+    folder = raw_dir() / name
+    has_preprocessed = bool(os.environ.get("nnUNet_preprocessed"))
+    if not folder.is_dir() and has_preprocessed:
+        folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
+    loaded = read_dataset(folder)
+    file = preprocessed_dir() / name / MODALITIES_FILE if has_preprocessed else None
+    if file is None or not file.is_file():
+        return loaded
+    try:
+        return replace(loaded, modalities=_given_modalities(read_json(file), loaded.modalities, file))
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, DatasetError) else DatasetError(str(error)) from error
+
+
+def override_modalities(texts: Iterable[str]) -> None:
+    """Say what modality channels are, for all that follows; kept in ``nnUNet_preprocessed``, raw folders stay as are.
+
+    Args:
+        texts: ``"302=pet"`` for all channels of a dataset, ``"303:1=ct"`` for one, by id or name.
+
+    Raises:
+        UserError: A text that is not so, an unknown modality or a channel that the dataset does not have.
+        DatasetNotFoundError: No such dataset.
+    """
+    for text in texts:
+        match = re.match(r"^(?P<dataset>[^:=]+)(?::(?P<channel>\d+))?=(?P<modality>\w+)$", text.strip())
+        if match is None or match["modality"].lower() not in MODALITIES:
+            raise UserError(
+                f"modality {text!r}: expected is DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
+                f"out of {', '.join(MODALITIES)}"
+            )
+        dataset = load_dataset(match["dataset"])
+        channels = range(len(dataset.channel_names)) if match["channel"] is None else [int(match["channel"])]
+        if channels[-1] >= len(dataset.channel_names):
+            raise UserError(f"modality {text!r}: {dataset.name} has {len(dataset.channel_names)} channels, from 0 on")
+        given = {str(channel): modality for channel, modality in enumerate(dataset.modalities)}
+        given |= dict.fromkeys(map(str, channels), match["modality"].lower())
+        write_json(preprocessed_dir() / dataset.name / MODALITIES_FILE, given)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """As :func:`load_dataset`, for a folder given by path."""
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise DatasetError(f"{file}: missing; every nnU-Net dataset has one")
+    try:
+        content = read_json(file)
+    except (ValueError, OSError) as error:
+        raise DatasetError(str(error)) from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{file}: must hold a JSON object, got {type(content).__name__}")
+    channels = content.get("channel_names", content.get("modality"))
+    if not isinstance(channels, dict) or not channels:
+        raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
+    ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    labels, ignore = _labels(content.get("labels"), file)
+    match = re.match(r"^Dataset(\d{3})_", folder.name)
+    if match is None:
+        raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
+    description = content.get("description")
+    inferred = tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered)
+    return Dataset(
+        id=int(match[1]),
+        name=folder.name,
+        folder=folder,
+        channel_names=ordered,
+        modalities=_given_modalities(content.get("modalities", {}), inferred, file),
+        labels=labels,
+        ignore_label=ignore,
+        file_ending=str(content.get("file_ending", ".nii.gz")),
+        description=str(description) if description else None,
+    )
+
+
+def read_labels(file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Name → ids of a ``dataset.json``, without background and ignore label; and the id of the ignore label.
+
+    Raises:
+        DatasetError: The file is missing or malformed.
+    """
+    try:
+        return _labels(read_json(file)["labels"], file)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{file}: missing; give the dataset.json that names the label ids") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{file}: no labels can be read from it ({error})") from error
+
+
+def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
+    """Modality of a channel from its name: ``"T1w MRI"`` → ``"mri"``, ``"CT"`` → ``"ct"``.
+
+    Args:
+        channel_name: As ``dataset.json`` gives it.
+        hint: More text (dataset name, description) for names that say nothing, such as ``"0"`` or ``"image"``.
+
+    Returns:
+        One of :data:`MODALITIES`; ``"other"`` if neither text names a modality, or the hint names several.
+    """
+    for text in (channel_name, hint):
+        words = set(re.split(r"[^a-z0-9]+", text.lower()))
+        found = [modality for modality, known in _MODALITY_WORDS.items() if words & known]
+        if len(found) == 1:
+            return found[0]
+    return "other"
+
+
+def scan_id(dataset_name: str, case: str, channel: int) -> str:
+    """Name of a scan: one channel of a case of a dataset."""
+    return f"{dataset_name}__{case}__{channel:04d}"
+
+
+def split_scan_id(scan: str) -> tuple[str, str, int]:
+    """Dataset name, case and channel of a scan's name; the inverse of :func:`scan_id`."""
+    dataset_name, _, rest = scan.partition("__")
+    case, _, channel = rest.rpartition("__")
+    if not case or not channel.isdigit():
+        raise ValueError(f"{scan!r} is no scan name; expected is <dataset>__<case>__<channel>")
+    return dataset_name, case, int(channel)
+
+
+def check_case(dataset: Dataset, case: Case) -> list[ScanError]:
+    """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids."""
+    from satunet.images.image import read_image, read_label_map, require_grid, require_ids
+
+    faults: list[ScanError] = []
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ScanError as error:
+            faults.append(error)
+            return None
+
+    grid = None
+    for path in case.images:
+        image = attempt(read_image, path)
+        if image is not None and grid is not None:
+            attempt(require_grid, image, grid)
+        grid = grid or (image.grid if image is not None else None)
+    if case.label is not None:
+        labels = attempt(read_label_map, case.label)
+        if labels is not None:
+            attempt(require_ids, labels, dataset.label_ids)
+            if grid is not None:
+                attempt(require_grid, labels, grid)
+    elif not case.images:
+        faults.append(MissingFileError(dataset.folder, f"case {case.identifier} has no files"))
+    return faults
+
+
+def check_dataset(dataset: Dataset) -> list[str]:
+    """What is wrong with a dataset beside its scans: its ``dataset.json`` against the files, files of no case.
+
+    Raises:
+        DatasetError: It has no training cases.
+    """
+    faults: list[str] = []
+    cases = dataset.training_cases()
+    file = dataset.folder / "dataset.json"
+    announced = read_json(file).get("numTraining")
+    with_images = sum(any(path.is_file() for path in case.images) for case in cases)
+    if announced is not None and announced != with_images:
+        faults.append(f"{file}: numTraining is {announced!r}, imagesTr has {with_images} cases")
+    ids = sorted(dataset.label_ids)
+    if ids and ids != list(range(1, ids[-1] + 1)):
+        missing = sorted(set(range(1, ids[-1] + 1)) - set(ids))
+        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing[:10]}")
+    known = {path for case in cases for path in (*case.images, case.label)}
+    for name in ("imagesTr", "labelsTr"):
+        folder = dataset.folder / name
+        strays = (
+            [p.name for p in folder.iterdir() if p not in known and not p.name.startswith(".")]
+            if folder.is_dir()
+            else []
+        )
+        if strays:
+            faults.append(f"{folder}: {len(strays)} files belong to no case, such as {sorted(strays)[0]}")
+    return faults
+
+
+def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    """The inferred modality of each channel, with those that a file gives instead."""
+    if not isinstance(content, dict) or not all(
+        str(key).isdigit() and int(key) < len(inferred) and value in MODALITIES for key, value in content.items()
+    ):
+        raise DatasetError(
+            f"{file}: modalities must map channel numbers below {len(inferred)} to one of {', '.join(MODALITIES)}, "
+            f"got {content!r}"
+        )
+    return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
+
+
+def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    if not isinstance(content, dict) or not content:
+        raise DatasetError(f"{file}: 'labels' must map names to ids, got {content!r}")
+    labels: dict[str, tuple[int, ...]] = {}
+    ignore: int | None = None
+    for name, value in content.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+            raise DatasetError(f"{file}: label {name!r} must be one id or a list of ids (integers ≥ 0), got {value!r}")
+        if name.strip().lower() == "ignore" and len(values) == 1:
+            ignore = values[0]
+        elif list(values) != [0] and name.strip().lower() != "background":
+            labels[name] = tuple(sorted(set(values)))
+    single = sorted((values[0], name) for name, values in labels.items() if len(values) == 1)
+    for (label, name), (other_label, other) in itertools.pairwise(single):
+        if label == other_label:
+            raise DatasetError(f"{file}: labels {name!r} and {other!r} have the same id {label}; an id is one label")
+    if not labels:
+        raise DatasetError(f"{file}: 'labels' lists nothing but the background")
+    return labels, ignore

@@ -1,0 +1,1 @@
+"""One scan or label map and its grid; file formats; DICOM."""

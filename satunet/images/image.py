@@ -1,0 +1,292 @@
+"""Scans and label maps: what they have to be, whatever file or object they come from, and how results are written.
+
+Arrays have the file's voxel axes (i, j, k), see :mod:`satunet.geometry`. What the formats are like is known to
+:mod:`satunet.images.formats` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import GridMismatchError, NonFiniteImageError, UnexpectedLabelError
+from satunet.geometry import Grid, same_grid
+from satunet.images.formats import (
+    IMAGE_ENDINGS,
+    grid_of,
+    image_ending,
+    list_images,
+    native,
+    nifti_grid,
+    nifti_header,
+    read_grid,
+    read_voxels,
+    rounded,
+    sitk_grid,
+    strip_ending,
+    voxel_bytes,
+    write_file,
+)
+from satunet.jobs.files import atomic_path
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "Image",
+    "as_image",
+    "image_ending",
+    "list_images",
+    "read_grid",
+    "read_image",
+    "read_label_map",
+    "require_grid",
+    "require_ids",
+    "strip_ending",
+    "unique_ids",
+    "voxel_bytes",
+    "write_label_map",
+    "write_volume",
+]
+
+_PIECE = 1 << 20
+"""Voxels looked at in one go where temporary arrays would otherwise be as large as the volume."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Image:
+    """A volume with its place in space.
+
+    Attributes:
+        array: (X, Y, Z) in the file's voxel axes.
+        grid: Shape and affine.
+        path: The file it came from, if any.
+        header: The NIfTI header it came with, kept for writing results; ``None`` for other formats.
+    """
+
+    array: NDArray[Any]
+    grid: Grid
+    path: Path | None = None
+    header: nib.Nifti1Header | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise ValueError(f"the array's shape {self.array.shape} is not the grid's {self.grid.shape}")
+
+
+def read_image(path: Path) -> Image:
+    """Read a 3D scan; a trailing axis of size one is dropped.
+
+    Returns:
+        An image whose array has the file's data type in native byte order; integers with a scale become floating
+        point, those of 8 and 16 bits float32.
+
+    Raises:
+        MissingFileError: There is no such file.
+        UnreadableImageError: Unknown ending, no image, truncated, or a singular affine.
+        NotThreeDimensionalError: Not one 3D volume (2D, 4D, vector voxels).
+        NonFiniteImageError: NaN or infinite voxels.
+    """
+    image = _read(path, single_precision=True)
+    if np.issubdtype(image.array.dtype, np.floating):
+        flat = image.array.ravel(order="K")
+        good = sum(np.count_nonzero(np.isfinite(flat[i : i + _PIECE])) for i in range(0, flat.size, _PIECE))
+        bad = int(flat.size - good)
+        if bad:
+            raise NonFiniteImageError(path, f"{bad} of {image.array.size} voxels are NaN or infinite")
+    return image
+
+
+def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None) -> Image:
+    """Read an integer label map.
+
+    Args:
+        path: The file.
+        allowed_ids: Ids that may occur, without the background 0; ``None`` allows any that is not negative.
+        grid: The grid the map must have: that of its scan.
+
+    Returns:
+        An image whose array has the smallest unsigned integer type that holds its ids.
+
+    Raises:
+        MissingFileError, UnreadableImageError, NotThreeDimensionalError: As in :func:`read_image`.
+        GridMismatchError: Its grid is not ``grid``.
+        UnexpectedLabelError: Values that are not integers, negative, or not among ``allowed_ids``.
+    """
+    image = _read(path)
+    if grid is not None:
+        require_grid(image, grid)
+    values = image.array
+    if np.issubdtype(values.dtype, np.floating):
+        flat = values.ravel(order="K")
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            odd = piece[~(np.rint(piece) == piece)]  # NaN is unequal to itself and is caught here as well
+            if odd.size:
+                raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd[0]}")
+    lowest, highest = (int(values.min()), int(values.max()))
+    if lowest < 0:
+        raise UnexpectedLabelError(path, f"the label map holds the negative id {lowest}")
+    values = values.astype(np.min_scalar_type(highest), copy=False)
+    image = Image(array=values, grid=image.grid, path=image.path, header=image.header)
+    if allowed_ids is not None:
+        require_ids(image, allowed_ids)
+    return image
+
+
+def require_grid(image: Image, grid: Grid) -> None:
+    """Refuse an image that is on another grid than the scan it belongs to.
+
+    Raises:
+        GridMismatchError: Its grid is not ``grid``.
+    """
+    if not same_grid(image.grid, grid):
+        raise GridMismatchError(
+            image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}"
+        )
+
+
+def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:
+    """Refuse a label map with ids that its dataset does not list; 0 is always allowed.
+
+    Raises:
+        UnexpectedLabelError: An id is not among ``allowed_ids``.
+    """
+    extra = sorted(set(unique_ids(labels.array)) - {0} - {int(i) for i in allowed_ids})
+    if extra:
+        raise UnexpectedLabelError(
+            labels.path or "label map",
+            f"label ids {extra[:10]} are not listed in dataset.json; listed are {_ranges(allowed_ids)}",
+        )
+
+
+def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:
+    """Ids that occur in a label map, sorted; small ids are ticked off piece by piece instead of sorting voxels."""
+    if labels.dtype.kind != "u" or labels.dtype.itemsize > 2:
+        return [int(i) for i in np.unique(labels)]
+    seen = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
+    flat = labels.ravel(order="K")  # in the order of memory: no copy, whichever axis comes first in the file
+    for start in range(0, flat.size, _PIECE):
+        seen[flat[start : start + _PIECE]] = True
+    return [int(i) for i in np.flatnonzero(seen)]
+
+
+def as_image(given: Any) -> Image:
+    """An image of whatever holds one.
+
+    Args:
+        given: An :class:`Image`; a path; a nibabel image; a SimpleITK image; or a pair of an (X, Y, Z) array and its
+            4 × 4 affine, voxel index → RAS+ mm.
+
+    Raises:
+        ScanError: As in :func:`read_image`.
+        TypeError: None of these.
+    """
+    if isinstance(given, Image):
+        return given
+    if isinstance(given, (str, Path)):
+        return read_image(Path(given))
+    name = Path("<image in memory>")
+    if isinstance(given, nib.spatialimages.SpatialImage):
+        grid = nifti_grid(given, name)
+        array = native(np.asanyarray(given.dataobj)).reshape(grid.shape)
+        image = Image(array=array, grid=grid, header=nifti_header(given))
+    elif isinstance(given, tuple) and len(given) == 2:
+        array = np.asarray(given[0])
+        grid = grid_of(name, array.shape, np.asarray(given[1], dtype=np.float64))
+        image = Image(array=native(array).reshape(grid.shape), grid=grid)
+    elif hasattr(given, "GetDirection") and hasattr(given, "GetPixelIDValue"):
+        import SimpleITK as sitk
+
+        grid = sitk_grid(given, name)
+        image = Image(array=sitk.GetArrayFromImage(given).transpose().reshape(grid.shape), grid=grid)
+    else:
+        raise TypeError(
+            f"an image is a path, a satunet, nibabel or SimpleITK image, or (array, affine); got {type(given).__name__}"
+        )
+    if image.array.dtype.kind == "f" and not np.isfinite(image.array).all():
+        raise NonFiniteImageError(name, "some voxels are NaN or infinite")
+    return image
+
+
+def write_label_map(
+    path: Path, array: NDArray[Any], *, like: Image | Grid, legend: Mapping[int, str] | None = None
+) -> None:
+    """Write a mask or label map in the format that ``path``'s ending names; the file appears whole.
+
+    Args:
+        path: Destination; its ending is one of :data:`IMAGE_ENDINGS`.
+        array: (X, Y, Z), boolean or integer, on the grid of ``like``; stored in the smallest unsigned type.
+        like: The image (its grid and NIfTI header are kept) or the grid the array is on.
+        legend: Id → name, put into a NIfTI file as the label table (names and colours) that viewers of brain data
+            read; other formats have no place for it.
+
+    Raises:
+        ValueError: Another shape, negative ids, values that are no integers, or an unknown ending.
+    """
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iu" or (array.size and int(array.min()) < 0):
+        raise ValueError(f"{path}: a label map holds integers that are not negative, got {array.dtype}")
+    smallest = np.min_scalar_type(int(array.max(initial=0)))
+    write_volume(path, array.astype(smallest, copy=False), like=like, legend=legend)
+
+
+def write_volume(
+    path: Path,
+    array: NDArray[Any],
+    *,
+    like: Image | Grid,
+    slope: float = 1.0,
+    legend: Mapping[int, str] | None = None,
+) -> None:
+    """Write a volume of any numeric type on the grid of ``like``; see :func:`write_label_map`.
+
+    Args:
+        path: Destination.
+        array: (X, Y, Z).
+        like: The image or grid it is on.
+        slope: What a stored integer stands for; NIfTI says so in its header, other formats get float32.
+        legend: As in :func:`write_label_map`.
+    """
+    grid = like.grid if isinstance(like, Image) else like
+    if array.shape != grid.shape:
+        raise ValueError(f"{path}: the array's shape {array.shape} is not the grid's {grid.shape}")
+    ending = image_ending(path)
+    if ending is None:
+        raise ValueError(f"{path}: unknown image ending; allowed are {', '.join(IMAGE_ENDINGS)}")
+    header = like.header if isinstance(like, Image) else None
+    with atomic_path(path) as temporary:
+        write_file(temporary, array, grid, ending=ending, header=header, slope=slope, legend=legend)
+
+
+def _read(path: Path, *, single_precision: bool = False) -> Image:
+    array, grid, header = read_voxels(path, single_precision=single_precision)
+    return Image(array=array, grid=grid, path=Path(path), header=header)
+
+
+def _difference(received: Grid, expected: Grid) -> str:
+    if received.shape != expected.shape:
+        return f"its shape is {received.shape}, the image's {expected.shape}"
+    return (
+        f"same shape, but spacing {rounded(received.spacing_mm)} and origin {rounded(received.affine[:3, 3])} mm "
+        f"against {rounded(expected.spacing_mm)} and {rounded(expected.affine[:3, 3])} "
+        f"(orientation {received.orientation} against {expected.orientation})"
+    )
+
+
+def _ranges(ids: Collection[int]) -> str:
+    """Compact text of a set of ids: ``0-4, 7``."""
+    parts: list[str] = []
+    ordered = sorted({int(i) for i in ids})
+    start = 0
+    for end in range(len(ordered)):
+        if end + 1 == len(ordered) or ordered[end + 1] != ordered[end] + 1:
+            first, last = ordered[start], ordered[end]
+            parts.append(str(first) if first == last else f"{first}-{last}")
+            start = end + 1
+    return ", ".join(parts) or "none"

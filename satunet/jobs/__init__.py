@@ -1,0 +1,1 @@
+"""How long work is done: files that appear whole, workers, progress and its summary."""

@@ -1,0 +1,187 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from satunet.errors import DiskFullError, SatunetError, UserError
+
+_LITTLE = 1 << 20
+"""Bytes that are left where a disk is as good as full."""
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``final`` that is renamed to it when the block succeeds.
+
+    The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it,
+    and starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the
+    temporary file is removed and ``final`` is left as it was. The folder is made if needed.
+
+    Raises:
+        DiskFullError: There is no space left.
+    """
+    final = Path(final)
+    try:
+        with _atomic_path(final) as temporary:
+            yield temporary
+    except Exception as error:
+        if not isinstance(error, SatunetError) and _disk_is_full(error, final.parent):
+            raise DiskFullError(
+                f"{final}: no space left on the disk. What is done is kept; make room and start the same job again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _atomic_path(final: Path) -> Iterator[Path]:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    temporary.unlink()  # some writers (blosc2) refuse to write to a file that exists
+    try:
+        yield temporary
+        if temporary.is_file():
+            temporary.chmod(_usual_rights(0o666))
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files in a folder the rights that any new file has; some writers (safetensors) make theirs private."""
+    rights = _usual_rights(0o666)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(rights)
+
+
+def _usual_rights(mode: int) -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error comes from a full disk; libraries in C only say that they could not write."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    try:
+        return shutil.disk_usage(folder).free < _LITTLE
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``final`` that is renamed to it when the block succeeds, and removed if it fails.
+
+    Raises:
+        UserError: ``final`` exists already (an empty folder does not count).
+    """
+    final = Path(final)
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise UserError(f"{final}: is there already; remove it, or name another folder")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent))
+    temporary.chmod(_usual_rights(0o777))
+    try:
+        yield temporary
+        make_readable(temporary)
+        if final.is_dir():
+            final.rmdir()
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Be the one job that writes to a folder; what a killed one left half-written in it is removed first.
+
+    The lock goes with the process, however it ends. File systems without locks are used without.
+
+    Raises:
+        UserError: Another job writes there now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", blocking=False, mode=_usual_rights(0o666))
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
+    except (NotImplementedError, OSError) as error:
+        if not _has_no_locks(error):
+            raise
+    try:
+        for left_over in folder.glob(".tmp-*"):
+            left_over.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _has_no_locks(error: BaseException) -> bool:
+    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in (
+        errno.ENOSYS,
+        errno.ENOLCK,
+        errno.EOPNOTSUPP,
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood."""
+    write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not JSON, not in UTF-8, or nested too deeply; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark of byte order
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file: its text is not in UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a JSON file that can be used: it is nested too deeply") from error
+
+
+def mask_file_name(name: str) -> str:
+    """File name, without ending, of a prompt's mask: safe on every file system, and readable."""
+    safe = "".join(c if c.isalnum() or c in "+-." else "_" for c in name.strip())
+    return safe.strip(".") or "_"
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy here
+        return value.tolist()
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")

@@ -1,0 +1,255 @@
+"""Progress bars, logs and the summary of a long job; bars and tables come from rich."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import locale
+import logging
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from satunet.errors import DiskFullError, SatunetError
+from satunet.jobs.files import write_json
+from satunet.jobs.workers import Outcome, Workers, outcomes
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> None:
+    """Send satunet's log to the terminal, and to ``log_file`` as well if one is given.
+
+    Calling it again replaces the log file; records go to the file at level DEBUG whatever the terminal shows.
+    """
+    from rich.logging import RichHandler
+
+    root = logging.getLogger("satunet")
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    terminal = RichHandler(console=_console(), show_path=False, show_time=False, markup=False, rich_tracebacks=False)
+    terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.addHandler(terminal)
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        root.addHandler(to_file)
+
+
+@contextlib.contextmanager
+def prints_to_log(log: logging.Logger, source: str) -> Iterator[None]:
+    """What a library prints to stdout goes to a log at level DEBUG, so that progress bars stay whole.
+
+    Args:
+        log: Where to.
+        source: The library, named in front of each line.
+    """
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        for line in text.getvalue().splitlines():
+            if line.strip():
+                log.debug("%s: %s", source, line.rstrip())
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left.
+
+    Yields:
+        A function ``advance(steps=1, note="")``; ``note`` is shown behind the bar (a loss, a scan's name).
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    started = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    console = _console()
+    done = 0
+    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bars:
+        task = bars.add_task(description, total=total, rate="", note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += steps
+            seconds = max(time.monotonic() - started, 1e-9)
+            rate = f"{done / seconds:.1f}/s" if done > seconds else f"{seconds / max(done, 1):.1f} s each"
+            bars.update(task, advance=steps, rate=rate, note=note)
+
+        yield advance
+    if not console.is_terminal:
+        logger.info("%s: %d done in %.1f s", description, done, time.monotonic() - started)
+
+
+def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Go through ``iterable`` under a progress bar; without a terminal, one log line at the end."""
+    if total is None and isinstance(iterable, Collection):
+        total = len(iterable)
+    with progress_bar(description, total) as advance:
+        for item in iterable:
+            yield item
+            advance()
+
+
+def run_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    description: str,
+    processes: int | Workers = 1,
+    key: Callable[[Item], str] = str,
+    needs: Callable[[Item], int] | None = None,
+) -> Iterator[Outcome[Item, Result]]:
+    """Run ``function`` on every item in worker processes, under a progress bar; outcomes come as they end.
+
+    An error that ``function`` raises, and the death of a worker, end only the item they happened to.
+
+    Args:
+        function: A function that can be pickled; it runs in a fresh (spawned) process.
+        items: What to run it on.
+        description: Text of the progress bar.
+        processes: Worker processes, or where else to run; with 0 or 1, everything runs in this process.
+        key: Short name of an item, for the progress bar.
+        needs: Bytes of memory that an item will need; items run side by side as far as memory goes.
+
+    Yields:
+        One outcome an item, in the order in which they end.
+
+    Raises:
+        DiskFullError: An item found no space left to write to.
+    """
+    items = list(items)
+    with progress_bar(description, len(items)) as advance:
+        workers = processes if isinstance(processes, Workers) else Workers(processes=processes)
+        for outcome in outcomes(function, items, workers, needs):
+            if isinstance(outcome.error, DiskFullError):
+                raise outcome.error  # all that follow would fail as well, each with a reason that is none
+            advance(note=key(outcome.item))
+            yield outcome
+
+
+@dataclass
+class JobSummary:
+    """Counts and reasons of a job over many scans, and the exit code that follows.
+
+    Attributes:
+        name: What the job is, for headings and messages.
+    """
+
+    name: str
+    done_items: list[str] = field(default_factory=list)
+    skipped_items: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def done(self, item: str) -> None:
+        """Count an item as done."""
+        self.done_items.append(item)
+
+    def skipped(self, item: str) -> None:
+        """Count an item that needed no work."""
+        self.skipped_items.append(item)
+
+    def failed(self, item: str, error: BaseException | str) -> None:
+        """Count an item as failed and log why; the traceback of an unexpected error goes to the log file."""
+        reason = str(error) or type(error).__name__
+        if isinstance(error, BaseException) and not isinstance(error, SatunetError):
+            reason = f"{type(error).__name__}: {reason}"
+            logger.debug("%s failed", item, exc_info=error)
+        self.failures[item] = reason
+        logger.error("%s: %s", item, reason)
+
+    def note(self, key: str, value: str) -> None:
+        """Add a line to the summary."""
+        self.notes[key] = value
+
+    def include(self, other: JobSummary) -> None:
+        """Add another job's counts to this one's."""
+        self.done_items += other.done_items
+        self.skipped_items += other.skipped_items
+        self.failures |= other.failures
+        self.notes |= other.notes
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed, else 1."""
+        return 1 if self.failures else 0
+
+    def show(self) -> None:
+        """Print the summary as a table."""
+        from rich.table import Table
+
+        seconds = time.monotonic() - self.started
+        table = Table(title=self.name, title_justify="left", show_header=False)
+        table.add_row("done", str(len(self.done_items)))
+        table.add_row("already done", str(len(self.skipped_items)))
+        table.add_row("failed", str(len(self.failures)), style="red" if self.failures else None)
+        for key, value in self.notes.items():
+            table.add_row(key, value)
+        table.add_row("time", f"{seconds:.1f} s")
+        console = _console()
+        console.print(table)
+        for item, reason in self.failures.items():
+            console.print(f"failed: {item}: {reason}", style="red", markup=False, highlight=False)
+        logger.debug("%s: %s", self.name, self._content())
+
+    def save(self, path: Path) -> None:
+        """Write the summary as JSON."""
+        write_json(path, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "job": self.name,
+            "done": self.done_items,
+            "already_done": self.skipped_items,
+            "failed": self.failures,
+            "notes": self.notes,
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+
+
+_shared_console: list[Any] = []
+
+
+def _console() -> Any:
+    """One console on stderr, so that results on stdout stay clean for pipes."""
+    from rich.console import Console
+
+    if not _shared_console or _shared_console[0].file is not sys.stderr:
+        # Wide enough for paths where there is no terminal to ask.
+        _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)]
+    return _shared_console[0]
+
+
+def in_locale(value: object) -> str:
+    """A value's text in what the locale's encoding can say: nnU-Net's log file is opened with it."""
+    encoding = locale.getpreferredencoding(False)
+    return str(value).encode(encoding, "replace").decode(encoding)

@@ -1,0 +1,191 @@
+"""Versioned, typed records: frozen dataclasses as JSON files, and one clear error for whatever is wrong with one.
+
+A record is a dataclass. What a file holds is ``{"version": N}`` and its fields; types are checked on reading, field by
+field, by cattrs: a text where a number is expected is an error that names file and field, not a number. A class says
+its version, and how to read older ones, by two optional members:
+
+``RECORD_VERSION: ClassVar[int]``
+    Version that is written (1 if not given). A file of a newer version is refused.
+``upgrade(content: dict, version: int) -> dict``
+    Class method that turns the content of an older version into today's.
+
+Fields that a file lacks have the dataclass's default; fields that the class does not know are refused, because they
+mean that somebody else's file is read, or a newer one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from satunet.errors import SatunetError, UserError
+from satunet.jobs.files import read_json, write_json
+
+Record = TypeVar("Record")
+
+_SHOWN = 3  # faults of one file that are told
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """A record as plain values, with its version.
+
+    Args:
+        record: Instance of a dataclass.
+    """
+    return {"version": _version(type(record))} | _converter().unstructure(record)
+
+
+def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: type[SatunetError] = UserError) -> Record:
+    """The inverse of :func:`to_plain`.
+
+    Args:
+        content: What a JSON file holds.
+        cls: Dataclass to make.
+        source: Where the content comes from, for messages.
+        error: Class of the error to raise.
+
+    Raises:
+        SatunetError: ``error``, with the source, the version and the fields that are wrong.
+    """
+    what = _noun(cls)
+    if not isinstance(content, Mapping):
+        raise error(f"{source}: not {what}: expected is a JSON object, got {_kind(content)}")
+    fields = dict(content)
+    version = fields.pop("version", 1)
+    newest = _version(cls)
+    if type(version) is not int or version < 1:
+        raise error(f"{source}: not {what}: its version is {version!r}, expected is a number from 1 to {newest}")
+    if version > newest:
+        raise error(
+            f"{source}: {what} of version {version}; this satunet reads up to version {newest}, a newer one wrote it"
+        )
+    import cattrs
+
+    try:
+        if version < newest and hasattr(cls, "upgrade"):
+            fields = cls.upgrade(fields, version)
+        return _converter().structure(fields, cls)
+    except SatunetError as problem:  # a value that the record itself refuses
+        raise error(f"{source}: {problem}") from problem
+    except (cattrs.BaseValidationError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise error(f"{source}: not {what} of version {version}: {_faults(problem)}") from problem
+
+
+def save_record(path: Path, record: Any) -> None:
+    """Write a record, whole."""
+    write_json(path, to_plain(record))
+
+
+def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = UserError) -> Record:
+    """Read what :func:`save_record` wrote.
+
+    Raises:
+        SatunetError: ``error``: there is no such file, it cannot be read, or it is no such record; the message names it.
+    """
+    return from_plain(load_json(path, what=_noun(cls), error=error), cls, source=path, error=error)
+
+
+def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError] = UserError) -> Any:
+    """As :func:`satunet.jobs.files.read_json`, with one class of error for whatever is wrong.
+
+    Args:
+        path: The file.
+        what: What it should be, for messages.
+        error: Class of the error to raise.
+
+    Raises:
+        SatunetError: ``error``: no such file, not readable, another encoding, not JSON, nested too deeply.
+    """
+    try:
+        return read_json(path)
+    except FileNotFoundError as problem:
+        raise error(f"{path}: no such file; expected is {what}") from problem
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    except ValueError as problem:
+        raise error(str(problem)) from problem
+
+
+def _version(cls: type[Any]) -> int:
+    return int(getattr(cls, "RECORD_VERSION", 1))
+
+
+def _noun(cls: type[Any]) -> str:
+    """``ScanRecord`` → ``a scan record``."""
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in cls.__name__).strip()
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
+def _faults(problem: BaseException) -> str:
+    import cattrs
+
+    if isinstance(problem, RecursionError):
+        return "nested too deeply"
+    if isinstance(problem, cattrs.BaseValidationError):
+        told = [
+            t.replace(" @ $.", " in ").replace(" @ $", "")
+            for t in cattrs.transform_error(problem, format_exception=_told)
+        ]
+        more = f" (and {len(told) - _SHOWN} more)" if len(told) > _SHOWN else ""
+        return "; ".join(told[:_SHOWN]) + more
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _told(problem: BaseException, wanted: type[Any] | None) -> str:
+    import cattrs
+
+    if isinstance(problem, KeyError):
+        return f"{problem.args[0]!r} is missing"
+    if isinstance(problem, cattrs.ForbiddenExtraKeysError):
+        return f"{', '.join(sorted(problem.extra_fields))} not known to this version"
+    return str(problem) or type(problem).__name__
+
+
+@functools.cache
+def _converter() -> Any:
+    """Cattrs with strict plain types: nothing becomes a number or a text that was none."""
+    import cattrs
+    from cattrs.gen import make_dict_structure_fn
+
+    converter = cattrs.Converter(detailed_validation=True)
+
+    def exactly(kind: type[Any], *allowed: type[Any]) -> None:
+        def structure(value: Any, _: type[Any]) -> Any:
+            if type(value) not in allowed:
+                raise TypeError(f"expected is {_expected(kind)}, got {value!r:.80}")
+            return kind(value)
+
+        converter.register_structure_hook(kind, structure)
+
+    exactly(int, int)
+    exactly(float, float, int)
+    exactly(str, str)
+    exactly(bool, bool)
+    converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
+    converter.register_unstructure_hook(Path, str)
+    converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
+    converter.register_unstructure_hook(np.ndarray, lambda array: array.tolist())
+    converter.register_unstructure_hook(int, int)  # numbers of numpy, which JSON does not know
+    converter.register_unstructure_hook(float, float)
+    converter.register_unstructure_hook_func(
+        lambda t: getattr(t, "__origin__", t) in (set, frozenset), lambda values: sorted(values)
+    )
+    converter.register_structure_hook_factory(
+        dataclasses.is_dataclass,
+        lambda cls: make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True),
+    )
+    return converter
+
+
+def _expected(kind: type[Any]) -> str:
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]

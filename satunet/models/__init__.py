@@ -1,0 +1,1 @@
+"""A trained network as a folder: reading, writing, importing, describing."""

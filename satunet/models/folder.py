@@ -1,0 +1,291 @@
+"""A model on disk: one format for imported, trained and shipped models.
+
+A model folder::
+
+    model.json                what it is: hash of the weights, text encoder, licence, provenance
+    plans.json                the plan (nnU-Net's format)
+    label_space.json          the classes it knows
+    text_bank.safetensors     embeddings of their texts
+    weights.safetensors       the network
+    trained_scans.json        optional: digests of the scans it was trained on
+    text_encoder/             optional: the encoder, where it cannot be had by name
+
+A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
+accepted in its place; :mod:`satunet.models.writing` makes a model folder of one. A model folder can be moved, holds no pickle,
+and its weights are checked against their hash whenever it is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from satunet.datasets.raw import MODALITIES
+from satunet.errors import LabelSpaceError, ModelError, PlanError
+from satunet.jobs.files import read_json
+from satunet.labels import LabelSpace
+from satunet.models.checkpoints import hash_weights, load_checkpoint, load_weights, network_weights
+from satunet.network.model import PromptedUNet
+from satunet.plan import UnifiedPlan
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank, TextEncoder, load_text_encoder
+
+logger = logging.getLogger(__name__)
+
+MODEL_VERSION = 1
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a model besides plan, classes and weights: the content of ``model.json``.
+
+    Attributes:
+        name: A name for people.
+        weights_hash: :func:`~satunet.models.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
+        encoder_name: Name of the text encoder.
+        encoder_fingerprint: Hash of the text encoder.
+        licence: Of the weights; ``None`` if it was not stated.
+        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
+        fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
+    """
+
+    name: str
+    weights_hash: str
+    encoder_name: str
+    encoder_fingerprint: str
+    licence: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    fold: int | str = "all"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts and numbers."""
+        return {
+            "format": "satunet model",
+            "version": MODEL_VERSION,
+            "name": self.name,
+            "weights_hash": self.weights_hash,
+            "text_encoder": {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint},
+            "licence": self.licence,
+            "fold": self.fold,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> ModelCard:
+        """Read a ``model.json``.
+
+        Raises:
+            ModelError: It is not one, or one of another version.
+        """
+        try:
+            content = read_json(path)
+            if content["format"] != "satunet model" or content["version"] != MODEL_VERSION:
+                raise ModelError(
+                    f"{path}: format {content['format']!r} of version {content['version']!r}; this satunet reads "
+                    f"'satunet model' of version {MODEL_VERSION}"
+                )
+            return cls(
+                name=content["name"],
+                weights_hash=content["weights_hash"],
+                encoder_name=content["text_encoder"]["name"],
+                encoder_fingerprint=content["text_encoder"]["fingerprint"],
+                licence=content["licence"],
+                provenance=content["provenance"],
+                fold=content["fold"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{path}: not a satunet model ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFolder:
+    """A model, loaded.
+
+    Attributes:
+        path: The folder.
+        plan: What it was trained with.
+        space: Classes it knows.
+        bank: Embeddings of their texts.
+        network: In evaluation mode, on the CPU.
+        weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
+        fold: Which fold's weights.
+        checkpoint: Name of the weights' file.
+        card: What else is known; ``None`` for a result folder.
+    """
+
+    path: Path
+    plan: UnifiedPlan
+    space: LabelSpace
+    bank: TextBank
+    network: PromptedUNet
+    weights_hash: str
+    fold: int | str
+    checkpoint: str = DEFAULT_CHECKPOINT
+    card: ModelCard | None = None
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, fold: int | str | None = None, checkpoint: str = DEFAULT_CHECKPOINT
+    ) -> ModelFolder:
+        """Read a model folder, or a result folder of the unified trainer.
+
+        Args:
+            path: The folder.
+            fold: Of a result folder: which fold; if not given, ``all``, or the only one there.
+            checkpoint: Of a result folder: file in the fold's folder.
+
+        Raises:
+            ModelError: Something is missing, damaged, or does not belong together; nothing is loaded in part.
+        """
+        path = Path(path)
+        plan, space, bank = read_description(path)
+        if is_model_folder(path):
+            card = ModelCard.load(path / MODEL_FILE)
+            if fold is not None and str(fold) != str(card.fold):
+                raise ModelError(f"{path}: this model holds the weights of fold {card.fold}, asked for was {fold}")
+            chosen, file = card.fold, path / WEIGHTS_FILE
+            weights = read_safetensors(file)
+        else:
+            card = None
+            chosen, file = checkpoint_of(path, fold=fold, checkpoint=checkpoint)
+            weights = network_weights(load_checkpoint(file), source=file)
+        digest = hash_weights(weights)
+        if card is not None and digest != card.weights_hash:
+            raise ModelError(f"{file}: the weights are not those that {MODEL_FILE} names; the file is damaged")
+        with torch.device("meta"):  # no random numbers for weights that are about to be replaced
+            network = PromptedUNet(plan.network)
+        load_weights(network, weights, source=file)
+        network.eval()
+        network.deep_supervision = False
+        return cls(
+            path=path,
+            plan=plan,
+            space=space,
+            bank=bank,
+            network=network,
+            weights_hash=digest[:16],
+            fold=chosen,
+            checkpoint=file.name,
+            card=card,
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities it was trained on, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
+        known = {m for c in self.space.classes for m in c.modalities}
+        return tuple(m for m in MODALITIES if m in known)
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder for texts that are not in the bank: the folder's own if it has one, else the plan's by name.
+
+        Raises:
+            ModelError: It cannot be had, or is not the one that the bank was made with.
+        """
+        own = self.path / TEXT_ENCODER_FOLDER
+        if not own.is_dir():
+            return load_text_encoder(self.plan.text_encoder)
+        encoder = load_text_encoder(str(own))
+        if encoder.fingerprint != self.bank.encoder_fingerprint:
+            raise ModelError(
+                f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
+                f"with ({self.bank.encoder_fingerprint})"
+            )
+        return encoder
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether this is a model folder (and no result folder of the trainer)."""
+    return (path / MODEL_FILE).is_file()
+
+
+def read_description(path: Path) -> tuple[UnifiedPlan, LabelSpace, TextBank]:
+    """Plan, classes and texts of a model or result folder.
+
+    Raises:
+        ModelError: One is missing or damaged, or they are not of one model.
+    """
+    if not (path / "plans.json").is_file():
+        raise ModelError(
+            f"{path}: no model here; expected is a model folder ({MODEL_FILE}, plans.json, {WEIGHTS_FILE}) or a result "
+            "folder with plans.json and fold_<number>"
+        )
+    try:
+        plan = UnifiedPlan.load(path / "plans.json")
+        space = LabelSpace.load(path / "label_space.json")
+    except (PlanError, LabelSpaceError) as error:
+        raise ModelError(f"{path}: not a model of satunet: {error}") from error
+    bank = TextBank.load(path / "text_bank.safetensors")
+    check_bank(bank, plan, path)
+    return plan, space, bank
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ModelError: No such file, or truncated or otherwise damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except FileNotFoundError as error:
+        raise ModelError(f"{file}: no such file") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"{file}: truncated, or not a safetensors file ({error})") from error
+
+
+def checkpoint_of(path: Path, *, fold: int | str | None, checkpoint: str) -> tuple[int | str, Path]:
+    """Fold and checkpoint file of a result folder.
+
+    Raises:
+        ModelError: There is none, or the fold must be given.
+    """
+    chosen = fold if fold is not None else _only_fold(path)
+    file = path / f"fold_{chosen}" / checkpoint
+    if not file.is_file():
+        raise ModelError(f"{file}: no such checkpoint; there {_available(path)}")
+    return chosen, file
+
+
+def check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:
+    """Whether texts and plan are of one model.
+
+    Raises:
+        ModelError: They are not.
+    """
+    if bank.dim != plan.network.text_dim:
+        raise ModelError(
+            f"{path}: the text bank's embeddings have {bank.dim} values, the plan's network takes "
+            f"{plan.network.text_dim}; these files are not of one model"
+        )
+    if bank.encoder_name != plan.text_encoder:
+        raise ModelError(
+            f"{path}: the text bank was made with the encoder {bank.encoder_name!r}, the plan names "
+            f"{plan.text_encoder!r}; these files are not of one model"
+        )
+
+
+def _only_fold(path: Path) -> str:
+    folds = sorted(p.name[5:] for p in path.glob("fold_*") if p.is_dir())
+    if "all" in folds:
+        return "all"
+    if len(folds) == 1:
+        return folds[0]
+    raise ModelError(f"{path}: give the fold; there are {', '.join(folds) or 'none'}")
+
+
+def _available(path: Path) -> str:
+    found = sorted(str(p.relative_to(path)) for p in path.glob("fold_*/*.pth"))
+    return f"are {', '.join(found)}" if found else "is none in this model folder; is the training finished?"

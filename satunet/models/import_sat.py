@@ -1,0 +1,159 @@
+"""SAT's published checkpoints → a model folder.
+
+Nothing is taken in part: a tensor that is missing, unknown or of another shape ends the import with a list of what
+differs. Nothing in the files is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satunet.datasets.catalogue import Catalogue, load_catalogue
+from satunet.datasets.raw import MODALITIES, Dataset
+from satunet.errors import UserError
+from satunet.labels import LabelSpace, build_label_space, text_variants
+from satunet.models.checkpoints import load_checkpoint, load_weights
+from satunet.models.folder import ModelCard
+from satunet.models.writing import write_model
+from satunet.network.config import NetworkConfig
+from satunet.network.model import PromptedUNet
+from satunet.network.published import (
+    modality_rows,
+    network_state,
+    preset_of,
+    state_dict_of,
+    with_modality,
+)
+from satunet.plan import SAT_NORMALIZATION, UnifiedPlan
+from satunet.text import TextBank, load_text_encoder
+from satunet.text.sat import SAT_ARCHITECTURE, save_sat_encoder
+
+logger = logging.getLogger(__name__)
+
+SAT_SPACING_MM = (1.0, 1.0, 3.0)
+SAT_PATCH = (288, 288, 96)
+_ENCODER = "sat"
+
+
+def import_sat(
+    checkpoint: Path,
+    text_encoder: Path,
+    output: Path,
+    *,
+    text_architecture: str = SAT_ARCHITECTURE,
+    name: str | None = None,
+    licence: str | None = None,
+    presets: Sequence[NetworkConfig] | None = None,
+    patch_size: tuple[int, int, int] = SAT_PATCH,
+) -> ModelCard:
+    """Turn SAT's checkpoints into a model folder that prediction takes.
+
+    Args:
+        checkpoint: ``SAT_Nano.pth`` or ``SAT_Pro.pth``; which it is is seen from its shapes.
+        text_encoder: ``text_encoder.pth``, from the same download.
+        output: The model folder to write; it must not be there yet.
+        text_architecture: Hub name or folder with the configuration and tokenizer of the text encoder.
+        name: A name for people; "SAT-Nano" or "SAT-Pro" if not given.
+        licence: Of the weights, as their publishers state it.
+        presets: The networks it may be; SAT's two if not given.
+        patch_size: Windows to predict with.
+
+    Raises:
+        UserError: ``output`` is there already.
+        ModelError: A file that cannot be read, holds objects other than data, or does not fit; lists what differs.
+    """
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise UserError(f"{output}: is there already; remove it, or name another folder")
+    presets = presets or (NetworkConfig.nano(), NetworkConfig.pro())
+    state = state_dict_of(load_checkpoint(checkpoint), source=checkpoint)
+    config = preset_of(state, presets, source=checkpoint)
+    weights = network_state(state, source=checkpoint)
+    with torch.device("meta"):
+        load_weights(PromptedUNet(config), weights, source=checkpoint)
+    text_state = state_dict_of(load_checkpoint(text_encoder), source=text_encoder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as temporary:
+        folder = Path(temporary) / "text_encoder"
+        published = save_sat_encoder(text_state, folder, source=text_encoder, architecture=text_architecture)
+        rows, row_sources = modality_rows(published, MODALITIES)
+        weights = {k: v.to(torch.float32) for k, v in weights.items()} | {"adapter.modality_embedding.weight": rows}
+        plan, space = sat_plan(config, patch_size), sat_label_space()
+        encoder = load_text_encoder(str(folder))
+        texts = [text for info in space.classes for text in text_variants(info)]
+        bank = TextBank.build(encoder, texts)
+        bank = TextBank(
+            encoder_name=_ENCODER,
+            encoder_fingerprint=bank.encoder_fingerprint,
+            texts=bank.texts,
+            vectors=bank.vectors,
+        )
+        return write_model(
+            output,
+            plan=plan,
+            space=space,
+            bank=bank,
+            weights=weights,
+            name=name or f"SAT-{config.preset.capitalize()}",
+            licence=licence,
+            provenance={
+                "source": "SAT (arXiv 2312.17183), imported",
+                "checkpoint": _file(checkpoint),
+                "text_encoder": _file(text_encoder) | {"architecture": text_architecture},
+                "modality_embedding": row_sources,
+            },
+            text_encoder=folder,
+        )
+
+
+def sat_plan(config: NetworkConfig, patch_size: tuple[int, int, int] = SAT_PATCH) -> UnifiedPlan:
+    """How SAT was trained and predicts: spacing, orientation, intensities, datasets and their weights."""
+    records = load_catalogue().records
+    return UnifiedPlan(
+        dataset_name="SAT_DS",
+        spacing_mm=SAT_SPACING_MM,
+        patch_size=patch_size,
+        batch_size=2 if config.preset == "nano" else 1,
+        normalization=dict(SAT_NORMALIZATION),
+        network=with_modality(config),
+        text_encoder=_ENCODER,
+        datasets=tuple(sorted(r.folder for r in records)),
+        dataset_weights={r.folder: r.scans**-0.5 * r.weight for r in records},
+        dataset_orientation={r.folder: r.orientation for r in records if r.orientation != "RAS"},
+        explanation={
+            "network": f"SAT-{config.preset.capitalize()} as published",
+            "spacing": f"{SAT_SPACING_MM} mm is what SAT was trained at",
+            "patch": f"{patch_size} voxels" + (" as SAT predicts with" if patch_size == SAT_PATCH else " were given"),
+            "normalisation": "SAT's, by modality",
+        },
+    )
+
+
+def sat_label_space(catalogue: Catalogue | None = None) -> LabelSpace:
+    """The 498 classes and modalities of SAT-DS, from the catalogue: none of its datasets has to be there."""
+    datasets = [
+        Dataset(
+            id=record.id,
+            name=record.folder,
+            folder=Path(record.folder),
+            channel_names=record.channel_names or (record.modality,),
+            modalities=(record.modality,) * max(1, len(record.channel_names)),
+            labels={label: (number,) for label, number in record.labels.items()},
+        )
+        for record in (catalogue or load_catalogue()).records
+    ]
+    return build_label_space(datasets)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

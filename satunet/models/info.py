@@ -1,0 +1,151 @@
+"""What a model is, for people and programs, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from satunet.datasets.raw import MODALITIES
+from satunet.errors import ModelError
+from satunet.labels import LabelSpace
+from satunet.models.folder import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    ModelCard,
+    ModelFolder,
+    is_model_folder,
+    read_description,
+)
+from satunet.plan import UnifiedPlan
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank
+
+
+def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -> dict[str, Any]:
+    """Facts about a model or result folder, as plain values.
+
+    Args:
+        path: The folder.
+        classes: List the classes by modality.
+        verify: Load the weights, which checks them against the plan and, in a model folder, against their hash.
+
+    Raises:
+        ModelError: Not a model, or damaged.
+    """
+    plan, space, bank = read_description(path)
+    facts: dict[str, Any] = {"folder": str(path)}
+    if is_model_folder(path):
+        card = ModelCard.load(path / MODEL_FILE)
+        facts |= {"kind": "model folder", "name": card.name}
+        facts["weights"] = _weights(path / WEIGHTS_FILE) | {"hash": card.weights_hash, "fold": card.fold}
+        facts["licence"] = card.licence
+        facts["provenance"] = dict(card.provenance)
+    else:
+        facts |= {"kind": "result folder of a training", "name": plan.dataset_name}
+        facts["checkpoints"] = [
+            f"{file.relative_to(path)} ({file.stat().st_size / 2**20:.1f} MB)"
+            for file in sorted(path.glob("fold_*/*.pth"))
+        ]
+        facts["licence"] = None
+    if verify:
+        facts["verified"] = _verify(path)
+    facts["network"] = _network(plan)
+    facts["plan"] = _plan(plan)
+    facts["classes"] = _classes(space, listed=classes)
+    facts["text_encoder"] = _texts(path, bank)
+    return facts
+
+
+def _verify(path: Path) -> list[str]:
+    """Load the weights, of a result folder those of every checkpoint; a sentence each."""
+    if is_model_folder(path):
+        model = ModelFolder.load(path)
+        return [f"weights {model.weights_hash} fit the plan and are those that {MODEL_FILE} names"]
+    files = sorted(path.glob("fold_*/checkpoint_*.pth"))
+    if not files:
+        raise ModelError(f"{path}: no checkpoint to verify; is the training finished?")
+    found = []
+    for file in files:
+        model = ModelFolder.load(path, fold=file.parent.name.removeprefix("fold_"), checkpoint=file.name)
+        found.append(f"{file.relative_to(path)}: weights {model.weights_hash} fit the plan")
+    return found
+
+
+def _network(plan: UnifiedPlan) -> dict[str, Any]:
+    import torch
+
+    from satunet.network.model import PromptedUNet
+
+    config = plan.network
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in PromptedUNet(config).parameters())
+    return {
+        "preset": config.preset,
+        "backbone": config.backbone,
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "features_per_stage": list(config.features_per_stage),
+        "queries": f"{config.num_query_layers} layers of width {config.query_dim}, texts of {config.text_dim} values",
+    }
+
+
+def _plan(plan: UnifiedPlan) -> dict[str, Any]:
+    return {
+        "orientation": plan.orientation,
+        "spacing_mm": list(plan.spacing_mm),
+        "patch_size": list(plan.patch_size),
+        "normalization": {m: _scheme(plan, m) for m in plan.normalization},
+        "datasets": len(plan.datasets),
+    }
+
+
+def _scheme(plan: UnifiedPlan, modality: str) -> str:
+    n = plan.normalization_of(modality)
+    if n.unit_range:
+        return "scaled to [0, 1]"
+    parts = [f"clipped to {n.clip}"] if n.clip else []
+    parts += [f"clipped to percentiles {n.percentiles}"] if n.percentiles else []
+    parts.append(f"mean {n.mean:g}, std {n.std:g}" if n.mean is not None and n.std is not None else "z-score")
+    return ", ".join(parts) + (", of voxels that are not zero" if n.nonzero else "")
+
+
+def _classes(space: LabelSpace, *, listed: bool) -> dict[str, Any]:
+    counts = Counter(m for info in space.classes for m in info.modalities)
+    found: dict[str, Any] = {"count": len(space.classes), "lesions": sum(info.lesion for info in space.classes)}
+    for modality in MODALITIES:
+        if counts[modality] and listed:
+            found[modality] = [info.name for info in space.classes if modality in info.modalities]
+        elif counts[modality]:
+            found[modality] = counts[modality]
+    return found
+
+
+def _texts(path: Path, bank: TextBank) -> dict[str, Any]:
+    own = path / TEXT_ENCODER_FOLDER
+    return {
+        "name": bank.encoder_name,
+        "fingerprint": bank.encoder_fingerprint,
+        "in_the_folder": own.is_dir(),
+        "texts_in_the_bank": len(bank.texts),
+    }
+
+
+def _weights(file: Path) -> dict[str, Any]:
+    """Of a safetensors file, from its header alone.
+
+    Raises:
+        ModelError: No such file, or truncated.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, size)))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        kinds = sorted({entry["dtype"] for entry in header.values()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: truncated, or not a safetensors file ({error})") from error
+    if end != size:
+        raise ModelError(f"{file}: {size} bytes, {end} are expected; the file is truncated or damaged")
+    return {"file": file.name, "size": f"{size / 2**20:.1f} MB", "types": kinds}

@@ -1,0 +1,147 @@
+"""Model folders are written whole: from weights of any source, or from a trained result folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from satunet.jobs.files import atomic_folder, write_json
+from satunet.labels import LabelSpace
+from satunet.models.checkpoints import hash_weights, load_weights
+from satunet.models.folder import (
+    DEFAULT_CHECKPOINT,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    ModelCard,
+    ModelFolder,
+    check_bank,
+)
+from satunet.models.trained_scans import TRAINED_SCANS_FILE, HashedNames
+from satunet.network.model import PromptedUNet
+from satunet.plan import UnifiedPlan
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank
+
+
+def write_model(
+    output: Path,
+    *,
+    plan: UnifiedPlan,
+    space: LabelSpace,
+    bank: TextBank,
+    weights: Mapping[str, Tensor],
+    name: str,
+    licence: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    fold: int | str = "all",
+    text_encoder: Path | None = None,
+    trained: HashedNames | None = None,
+) -> ModelCard:
+    """Write a model folder, whole.
+
+    Args:
+        output: The folder; it must not be there yet.
+        plan: Its ``network`` is what the weights must fit.
+        space: Classes.
+        bank: Embeddings of their texts.
+        weights: Of the network.
+        name: A name for people.
+        licence: Of the weights.
+        provenance: Where they come from; version and date are added.
+        fold: Fold they were trained on.
+        text_encoder: Folder of the encoder to carry along.
+        trained: Scans it was trained on.
+
+    Raises:
+        UserError: The folder is there.
+        ModelError: Weights that do not fit the plan's network, a bank that does not fit the plan.
+    """
+    from safetensors.torch import save_file
+
+    from satunet import __version__
+
+    check_bank(bank, plan, output)
+    with torch.device("meta"):
+        network = PromptedUNet(plan.network)
+    load_weights(network, weights, source=output)
+    card = ModelCard(
+        name=name,
+        weights_hash=hash_weights(weights),
+        encoder_name=bank.encoder_name,
+        encoder_fingerprint=bank.encoder_fingerprint,
+        licence=licence,
+        fold=fold,
+        provenance={
+            "written_by": f"satunet {__version__}",
+            "date": datetime.date.today().isoformat(),
+            **(provenance or {}),
+        },
+    )
+    with atomic_folder(output) as folder:
+        plan.save(folder / "plans.json")
+        space.save(folder / "label_space.json")
+        bank.save(folder / "text_bank.safetensors")
+        save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
+        if text_encoder is not None:
+            shutil.copytree(text_encoder, folder / TEXT_ENCODER_FOLDER)
+        if trained is not None:
+            trained.save(folder / TRAINED_SCANS_FILE)
+        write_json(folder / MODEL_FILE, card.to_json())
+    return card
+
+
+def export_model(
+    source: Path | str,
+    output: Path | str,
+    *,
+    fold: int | str | None = None,
+    checkpoint: str = DEFAULT_CHECKPOINT,
+    name: str | None = None,
+    licence: str | None = None,
+) -> ModelCard:
+    """Make a model folder of a trained result folder: what prediction needs, without optimizer and log.
+
+    Args:
+        source: Result folder of the unified trainer (or a model folder, which is copied).
+        output: The model folder to write; it must not be there yet.
+        fold: As for :meth:`ModelFolder.load`.
+        checkpoint: As for :meth:`ModelFolder.load`.
+        name: A name for people; the dataset's if not given.
+        licence: Of the weights.
+
+    Raises:
+        UserError: ``output`` is there already.
+        ModelError: As :meth:`ModelFolder.load`.
+    """
+    model = ModelFolder.load(source, fold=fold, checkpoint=checkpoint)
+    provenance: dict[str, Any] = {"source": "trained by satunet", "datasets": list(model.plan.datasets)}
+    if model.card is not None:
+        provenance = dict(model.card.provenance)
+        licence, name = licence or model.card.licence, name or model.card.name
+    else:
+        provenance["checkpoint"] = f"fold_{model.fold}/{model.checkpoint}"
+        config = model.path / f"fold_{model.fold}" / "training_config.json"
+        if config.is_file():
+            provenance["training"] = json.loads(config.read_text(encoding="utf-8"))
+    own = model.path / TEXT_ENCODER_FOLDER
+    named = Path(model.plan.text_encoder).expanduser()
+    encoder = own if own.is_dir() else named if named.is_dir() else None
+    return write_model(
+        Path(output),
+        plan=model.plan,
+        space=model.space,
+        bank=model.bank,
+        weights=model.network.state_dict(),
+        name=name or model.plan.dataset_name,
+        licence=licence,
+        provenance=provenance,
+        fold=model.fold,
+        text_encoder=encoder,
+        trained=HashedNames.of_model(model.path, model.fold),
+    )

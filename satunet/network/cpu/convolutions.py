@@ -1,0 +1,171 @@
+"""Convolutions on a CPU, some planes at a time: oneDNN's own, and Winograd's along the first axis.
+
+Maps are (1, C, X, Y, Z) with channels last in memory, or (X, Y, Z, C), which is the same memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from satunet.network.cpu.team import onednn_is_arms, scratch
+
+logger = logging.getLogger(__name__)
+
+_trying = threading.Lock()
+
+Planes = tuple[int, int]
+"""First plane along X, and the one behind the last."""
+
+# F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
+_INPUT = torch.tensor(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    dtype=torch.float32,
+)
+_WEIGHT = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+_OUTPUT = torch.tensor(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
+)
+
+
+class Kernel:
+    """Weights of a convolution in oneDNN's own order, which would otherwise put them in order in every call.
+
+    Args:
+        weight: (O, C, ky, kz) or (O, C, kx, ky, kz), float32 or bfloat16.
+        bias: (O,), of the same type.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        last = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+        self.size = tuple(weight.shape[2:])
+        self.outputs = weight.shape[0]
+        self._weight = weight.contiguous(memory_format=last)
+        self._bias = bias
+        self._tried = False
+
+    def __call__(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+        """(N, C, …) → (N, O, …), channels last both; padding with zeros."""
+        if not self._tried:
+            with _trying:
+                if not self._tried:  # another thread was faster
+                    self._put_in_order(x, stride, padding)
+                    self._tried = True
+        if self._weight.is_mkldnn:
+            return self._by_onednn(self._weight, x, stride, padding)
+        convolution = torch.conv2d if x.ndim == 4 else torch.conv3d
+        return convolution(x, self._weight, self._bias, stride, padding)  # type: ignore[arg-type]
+
+    def _put_in_order(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
+        """As oneDNN wants the weights for ``x``; they stay as they are where it cannot compute with their type."""
+        if onednn_is_arms():
+            return  # its convolutions take the usual order
+        try:
+            ordered = torch.ops.mkldnn._reorder_convolution_weight(
+                self._weight, list(padding), list(stride), [1] * len(stride), 1, list(x.shape)
+            )
+            self._by_onednn(ordered, x, stride, padding)
+        except (AttributeError, RuntimeError) as error:
+            logger.debug("convolutions without oneDNN's order of weights: %s", str(error).partition("\n")[0])
+        else:
+            self._weight = ordered
+
+    def _by_onednn(self, weight: Tensor, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+        ones = [1] * len(stride)
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, self._bias, list(padding), list(stride), ones, 1, "none", [], ""
+        )
+        return result
+
+
+def transformed(weight: Tensor) -> list[Kernel]:
+    """The six kernels of :func:`winograd` for (O, C, 3, ky, kz)."""
+    parts = torch.einsum("ka,ocayz->kocyz", _WEIGHT, weight.double())
+    return [Kernel(part.float()) for part in parts]
+
+
+def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], planes: Planes, out: Tensor) -> None:
+    """Some planes of a convolution with a kernel of 3 along the first axis, stride 1, zero padding.
+
+    Args:
+        x: (X, Y, Z, C) float32, contiguous.
+        kernels: Six transformed, of two axes (:func:`transformed`).
+        padding: Of the last two axes; the first has 1.
+        planes: Which; the first is a multiple of 4.
+        out: (X, Y, Z, O), where they are written.
+    """
+    extent, y, z, inputs = x.shape
+    outputs = kernels[0].outputs
+    x, out = x.reshape(extent, -1), out.view(extent, -1)
+    starts = range(planes[0], planes[1], 4)
+    count = len(starts)
+    spread = scratch("input", 6, count, x.shape[1])
+    products = scratch("output", 6, count, out.shape[1])
+    for i, start in enumerate(starts):
+        low, high = max(0, start - 1), min(extent, start + 5)
+        torch.mm(_INPUT[:, low - start + 1 : high - start + 1], x[low:high], out=spread[:, i])
+    for k, kernel in enumerate(kernels):
+        image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
+        result = kernel(image, (1, 1), padding)
+        products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
+    for i, start in enumerate(starts):
+        wanted = min(4, planes[1] - start)
+        torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
+
+
+def direct(
+    x: Tensor, kernel: Kernel, stride: Sequence[int], padding: Sequence[int], planes: Planes, out: Tensor
+) -> None:
+    """Some planes of a convolution.
+
+    Args:
+        x: (1, C, X, Y, Z), channels last.
+        kernel: Of three axes.
+        stride: Of each axis.
+        padding: Of each axis, with zeros.
+        planes: Which.
+        out: (X', Y', Z', O), where they are written.
+    """
+    low = planes[0] * stride[0] - padding[0]
+    high = (planes[1] - 1) * stride[0] - padding[0] + kernel.size[0]
+    if planes == (0, len(out)):
+        part, along = x, padding[0]
+    else:
+        part, along = _planes_of(x, low, high), 0
+    result = kernel(part, stride, (along, *padding[1:]))
+    out[slice(*planes)].copy_(result[0].permute(1, 2, 3, 0))
+
+
+def _planes_of(x: Tensor, low: int, high: int) -> Tensor:
+    """Planes ``low`` to ``high`` of (1, C, X, Y, Z), with zeros in place of those that are not there."""
+    before, behind = max(0, -low), max(0, high - x.shape[2])
+    found = x[:, :, max(0, low) : high]
+    if not before and not behind:
+        return found
+    _, channels, _, y, z = x.shape
+    part = scratch("padded", high - low, y, z, channels, dtype=x.dtype)
+    part[:before].zero_()
+    part[before : len(part) - behind].copy_(found[0].permute(1, 2, 3, 0))
+    part[len(part) - behind :].zero_()
+    return part.permute(3, 0, 1, 2)[None]

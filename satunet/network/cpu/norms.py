@@ -1,0 +1,101 @@
+"""Instance norm and leaky ReLU of maps with channels last, as rows of (voxels, C), in pieces.
+
+The statistics of a piece are added up while it is in the cache; those of all pieces are put together in float64, in
+the order of the pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from satunet.network.cpu.team import scratch
+
+_GROUP = 16
+"""Voxels that are handled as one row of 16·C: operators start anew for every row, and sums get shorter."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Statistics of the rows of a piece, or of all.
+
+    Attributes:
+        count: Rows.
+        mean: (C,) float64.
+        deviation: (C,) float64, sum of the squared distances from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Moments:
+        """Of (voxels, C), float32 or bfloat16: torch's statistics of a batch norm, which takes the mean first."""
+        count, channels = rows.shape
+        groups = count // _GROUP
+        parts = []
+        if groups:
+            image = rows[: groups * _GROUP].view(1, groups, 1, _GROUP * channels).permute(0, 3, 1, 2)
+            # Running statistics, of which nothing is wanted, keep those of bfloat16 in float32.
+            unused = torch.zeros(2, _GROUP * channels, dtype=torch.float32, device="cpu")
+            mean, variance = torch.batch_norm_update_stats(image, unused[0], unused[1], 0.0)
+            means = mean.view(_GROUP, channels).double()
+            within = groups * variance.view(_GROUP, channels).double().sum(0)
+            centre = means.mean(0)
+            between = groups * (means - centre).square().sum(0)
+            parts.append(cls(count=groups * _GROUP, mean=centre, deviation=within + between))
+        if count % _GROUP:
+            rest = rows[groups * _GROUP :].double()
+            mean = rest.mean(0)
+            parts.append(cls(count=len(rest), mean=mean, deviation=(rest - mean).square().sum(0)))
+        return parts[0] if len(parts) == 1 else cls.together(parts)
+
+    @classmethod
+    def together(cls, parts: Sequence[Moments]) -> Moments:
+        """Of all parts (Chan, Golub & LeVeque 1979)."""
+        counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device="cpu")[:, None]
+        means = torch.stack([part.mean for part in parts])
+        count = int(counts.sum())
+        mean = (counts * means).sum(0) / count
+        between = (counts * (means - mean).square()).sum(0)
+        return cls(count=count, mean=mean, deviation=torch.stack([p.deviation for p in parts]).sum(0) + between)
+
+    def scale_and_offset(self, gain: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(C,) float32 each: what instance norm multiplies with, and adds."""
+        scale = gain / (self.deviation / self.count + eps).sqrt()
+        return scale.float(), (offset - self.mean * scale).float()
+
+
+def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
+    """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: a scale rounded to bfloat16 shifts whole maps."""
+    count, channels = rows.shape
+    wide = count // _GROUP * _GROUP
+    parts = [rows[:wide].view(-1, _GROUP * channels)] if wide else []
+    parts += [rows[wide:]] if count > wide else []
+    for part in parts:
+        repeats = part.shape[1] // channels
+        exact = part if part.dtype is torch.float32 else scratch("exact", *part.shape).copy_(part)
+        torch.addcmul(offset.repeat(repeats), exact, scale.repeat(repeats), out=exact)
+        if negative_slope is not None:
+            nn.functional.leaky_relu_(exact, negative_slope)
+        if exact is not part:
+            part.copy_(exact)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """How maps are normalised; an engine may have another way to do the same.
+
+    Attributes:
+        moments: As :meth:`Moments.of`, of a piece.
+        scale: As :func:`scale_`.
+        in_pieces: Whether ``scale`` is called for pieces by threads side by side, or for the whole map at once.
+    """
+
+    moments: Callable[[Tensor], Moments] = Moments.of
+    scale: Callable[[Tensor, Tensor, Tensor, float | None], None] = scale_
+    in_pieces: bool = True

@@ -1,0 +1,293 @@
+"""Sums of probabilities in blocks that exist only where a prompt's probability is not negligible.
+
+The windows go through a scan along one axis. Blocks are as thick as a layer across that axis: a layer is finished
+once no window to come touches it, and of a finished layer stays what lies in or beside a structure. So memory
+follows the volume of the structures found, whatever the number of prompts.
+
+Shapes: C features, V voxels of a block, P places (blocks) of a layer, N queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from satunet.windows.starts import Axes
+
+BLOCK: Axes = (16, 16, 8)
+VOXELS = int(np.prod(BLOCK))
+BLOCK_BYTES = 4 * VOXELS
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """Blocks over a volume.
+
+    Attributes:
+        shape: Of the volume.
+        sweep: Axis along which windows go and layers follow each other.
+    """
+
+    shape: Axes
+    sweep: int
+
+    @cached_property
+    def counts(self) -> Axes:
+        """Blocks along each axis; the last ones may reach beyond the volume."""
+        x, y, z = (-(-n // b) for n, b in zip(self.shape, BLOCK, strict=True))
+        return x, y, z
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return self.counts[self.sweep]
+
+    @property
+    def across(self) -> tuple[int, int]:
+        """The two axes that lie in a layer."""
+        first, second = (axis for axis in range(3) if axis != self.sweep)
+        return first, second
+
+    @property
+    def places(self) -> int:
+        """Blocks of a layer; their numbers run fastest along the second axis of :attr:`across`."""
+        first, second = self.across
+        return self.counts[first] * self.counts[second]
+
+    def layers_of(self, start: Axes, patch: Axes) -> range:
+        """Layers that a window touches."""
+        first, size = start[self.sweep], BLOCK[self.sweep]
+        return range(first // size, -(-(first + patch[self.sweep]) // size))
+
+    def places_of(self, start: Axes, patch: Axes) -> Tensor:
+        """Places that a window touches in each of its layers, (n,) int64."""
+        ranges = [torch.arange(start[a] // BLOCK[a], -(-(start[a] + patch[a]) // BLOCK[a])) for a in self.across]
+        return (ranges[0][:, None] * self.counts[self.across[1]] + ranges[1]).flatten()
+
+    def cut(self, window: Tensor, start: Axes, layer: int, *, repeat_edges: bool) -> Tensor:
+        """The blocks of a window's layer, in the order of :meth:`places_of`.
+
+        Args:
+            window: (C, x, y, z), values of the window.
+            start: First voxel of the window in the volume.
+            layer: One that the window touches.
+            repeat_edges: Fill voxels of a block that lie outside the window with the nearest inside; else with 0.
+
+        Returns:
+            (n, C, V).
+        """
+        patch = window.shape[1:]
+        widths: list[int] = []
+        for axis in range(3):
+            if axis == self.sweep:
+                low, high = layer * BLOCK[axis] - start[axis], (layer + 1) * BLOCK[axis] - start[axis]
+                before, after = max(0, -low), max(0, high - patch[axis])
+                first = max(0, low)
+                window = window.narrow(axis + 1, first, min(high, patch[axis]) - first)
+            else:
+                before, after = start[axis] % BLOCK[axis], -(start[axis] + patch[axis]) % BLOCK[axis]
+            widths = [before, after, *widths]  # torch pads the last axis first
+        if any(widths):
+            window = functional.pad(window[None], widths, mode="replicate" if repeat_edges else "constant")[0]
+        channels = window.shape[0]
+        split = [n for size, b in zip(window.shape[1:], BLOCK, strict=True) for n in (size // b, b)]
+        blocks = window.reshape(channels, *split).permute(1, 3, 5, 0, 2, 4, 6)
+        return blocks.reshape(-1, channels, VOXELS)
+
+    def coordinates(self, layer: int, places: Tensor) -> Tensor:
+        """(n,) places of a layer → (n, 3) block indices."""
+        second = self.counts[self.across[1]]
+        found = torch.empty(len(places), 3, dtype=torch.int64)
+        found[:, self.sweep] = layer
+        found[:, self.across[0]] = places // second
+        found[:, self.across[1]] = places % second
+        return found
+
+    def widened(self, marked: Tensor) -> Tensor:
+        """(n, layers, P) boolean → the same, with all neighbours of marked blocks marked as well."""
+        count, layers, _ = marked.shape
+        if count * layers == 0:
+            return marked
+        first, second = self.across
+        grid = marked.reshape(count, 1, layers, self.counts[first], self.counts[second])
+        return (functional.max_pool3d(grid.float(), 3, 1, 1) > 0).reshape(marked.shape)
+
+
+@dataclass(kw_only=True, eq=False)
+class Layer:
+    """Sums of a layer that windows still touch.
+
+    Attributes:
+        rows: (N, P) int32, row of each block in ``sums``; -1: there is none.
+        sums: (capacity, V) float32 weighted sums of probabilities.
+        used: Rows in use.
+    """
+
+    rows: Tensor
+    sums: Tensor
+    used: int = 0
+
+    @classmethod
+    def empty(cls, queries: int, places: int, device: torch.device) -> Layer:
+        """A layer without blocks."""
+        return cls(
+            rows=torch.full((queries, places), -1, dtype=torch.int32, device=device),
+            sums=torch.zeros(0, VOXELS, device=device),
+        )
+
+    def add(self, keys: Tensor, places: Tensor, values: Tensor) -> int:
+        """Add (n, V) to the blocks of n different pairs of query and place; the number of blocks that are new."""
+        rows = self.rows[keys, places]
+        fresh = rows < 0
+        count = int(fresh.sum())
+        if self.used + count > len(self.sums):
+            more = max(self.used + count, 2 * len(self.sums)) - len(self.sums)
+            self.sums = torch.cat((self.sums, self.sums.new_zeros(more, VOXELS)))
+        if count:
+            numbers = torch.arange(self.used, self.used + count, dtype=torch.int32, device=rows.device)
+            self.rows[keys[fresh], places[fresh]] = numbers
+            rows = self.rows[keys, places]
+            self.used += count
+        self.sums.index_add_(0, rows.long(), values)
+        return count
+
+    def drop(self, keys: Tensor) -> None:
+        """Give up the blocks of some queries."""
+        self.rows[keys] = -1
+        there = self.rows >= 0
+        kept = self.rows[there]
+        self.sums = self.sums[kept.long()]
+        self.used = len(kept)
+        self.rows[there] = torch.arange(self.used, dtype=torch.int32, device=kept.device)
+
+    def counts(self) -> Tensor:
+        """(N,) blocks of each query."""
+        return (self.rows >= 0).sum(1)
+
+    def means(self, weight: Tensor) -> FinishedLayer:
+        """Weighted means of all blocks, with the sum of weights (P, V); the sums are given up."""
+        keys, places = (self.rows >= 0).nonzero(as_tuple=True)
+        values = self.sums[self.rows[keys, places].long()]
+        self.sums = self.sums[:0]
+        values /= weight[places].clamp_min_(torch.finfo(torch.float32).tiny)
+        alive = torch.zeros_like(self.rows, dtype=torch.bool)
+        alive[keys, places] = (values > 0.5).any(1)
+        return FinishedLayer(keys=keys, places=places, values=values, alive=alive)
+
+
+@dataclass(kw_only=True, eq=False)
+class FinishedLayer:
+    """Probabilities of a layer.
+
+    Attributes:
+        keys: (n,) query of each block, ascending.
+        places: (n,) place of each block.
+        values: (n, V) float32.
+        alive: (N, P) boolean, whether a voxel of the block exceeds one half.
+    """
+
+    keys: Tensor
+    places: Tensor
+    values: Tensor
+    alive: Tensor
+
+    def keep(self, stays: Tensor) -> None:
+        """Give up the blocks that are not marked in (n,) booleans."""
+        self.keys, self.places, self.values = self.keys[stays], self.places[stays], self.values[stays]
+
+
+@dataclass(kw_only=True, eq=False)
+class Structures:
+    """What is kept of finished layers: blocks in and beside structures, on the CPU.
+
+    Layers come in their order; whether a block lies beside a structure is known when the next layer is there.
+
+    Attributes:
+        tiling: Of the volume.
+        active: (N,) boolean, queries whose blocks are kept.
+    """
+
+    tiling: Tiling
+    active: Tensor
+    _recent: list[FinishedLayer] = field(default_factory=list)
+    _next: int = 0
+    _kept: list[tuple[int, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks held."""
+        return sum(len(keys) for _, keys, *_ in self._kept) + sum(len(layer.keys) for layer in self._recent)
+
+    def counts(self) -> Tensor:
+        """(N,) blocks of each query."""
+        keys = [keys for _, keys, *_ in self._kept] + [layer.keys.cpu() for layer in self._recent]
+        return torch.bincount(torch.cat([torch.zeros(0, dtype=torch.int64), *keys]), minlength=len(self.active))
+
+    def append(self, layer: FinishedLayer) -> None:
+        """Take the next layer."""
+        self._recent.append(layer)
+        if len(self._recent) > 1:
+            self._keep(len(self._recent) - 2)
+        if len(self._recent) > 2:
+            del self._recent[0]
+
+    def close(self) -> None:
+        """There is no further layer."""
+        if self._recent:
+            self._keep(len(self._recent) - 1)
+        self._recent.clear()
+
+    def drop_inactive(self) -> None:
+        """Give up the blocks of queries that are no longer active."""
+        kept = []
+        for number, owner, places, values in self._kept:
+            stays = self.active[owner]
+            kept.append((number, owner[stays], places[stays], values[stays]))
+        self._kept = kept
+        for layer in self._recent:
+            layer.keep(self.active.to(layer.keys.device)[layer.keys])
+
+    def dense(self, key: int) -> tuple[Tensor, Axes] | None:
+        """Probabilities of a query in the box of its blocks and their neighbours, and the first voxel of that box."""
+        found, pieces = [], []
+        for number, owner, places, values in self._kept:
+            first, last = (int(i) for i in torch.searchsorted(owner, torch.tensor([key, key + 1])))
+            if last > first:
+                found.append(self.tiling.coordinates(number, places[first:last]))
+                pieces.append(values[first:last])
+        if not found:
+            return None
+        where = torch.cat(found)
+        low = (where.amin(0) - 1).clamp_min(0)
+        high = torch.minimum(where.amax(0) + 2, torch.tensor(self.tiling.counts))
+        sizes = (high - low).tolist()
+        grid = torch.zeros(*sizes, VOXELS)
+        grid[tuple((where - low).T)] = torch.cat(pieces)
+        volume = grid.reshape(*sizes, *BLOCK).permute(0, 3, 1, 4, 2, 5)
+        x, y, z = (int(n) * b for n, b in zip(low, BLOCK, strict=True))
+        return volume.reshape([n * b for n, b in zip(sizes, BLOCK, strict=True)]), (x, y, z)
+
+    def _keep(self, index: int) -> None:
+        """Keep of a recent layer what lies in or beside a structure of it and its neighbours."""
+        layer = self._recent[index]
+        around = torch.stack([other.alive for other in self._recent[max(0, index - 1) : index + 2]], dim=1)
+        wanted = self.tiling.widened(around.any(1, keepdim=True))[:, 0]
+        stays = wanted[layer.keys, layer.places]
+        if stays.any():
+            kept = (layer.keys[stays].cpu(), layer.places[stays].cpu(), layer.values[stays].cpu())
+            self._kept.append((self._next, *kept))
+        self._next += 1
+        layer.keep(stays & False)  # of this layer, only where structures are matters to the next
+
+
+def sweep_axis(starts: Sequence[Axes]) -> int:
+    """The axis along which windows have the most different places: layers across it are finished soonest."""
+    return max(range(3), key=lambda axis: len({start[axis] for start in starts}))

@@ -1,0 +1,407 @@
+"""Probabilities of many prompts in one preprocessed scan, in bounded memory, the same for any bound.
+
+The image is encoded once a window, and all prompts are decoded at once (that is small). What is as large as a volume
+is kept in the blocks of :mod:`satunet.windows.blocks`. Most prompts are absent from most blocks: their largest
+logit in each is found first, by matrix products whose results go nowhere else, and only the few pairs of block and
+prompt that are not negligible become float32 probabilities and sums.
+
+A block's probabilities in a window count as zero where none reaches :data:`NEGLIGIBLE`; a mean of windows is at most
+this much smaller for it. If even so the blocks of all prompts do not fit into the memory allowed (a network that is
+unsure of everything), the largest prompts are put off. Where they are positive in some window is known by then, and
+further passes over these windows alone sum them up, in groups that fit.
+
+Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
+sums them up, which encodes every window twice; half-precision sums, which round.
+
+Results do not depend on memory or grouping, to the last bit (with one window at a time): matrix products that count
+always have :data:`MASK_CHUNK` rows and whole blocks of voxels, because libraries choose other kernels, which round
+differently, for others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from satunet.compute.devices import Precision, autocast_for
+from satunet.network.model import ImageFeatures
+from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Box, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.starts import Axes, gaussian_weights, window_starts
+
+MASK_CHUNK = 8
+"""Prompts whose probabilities are computed at once in a block."""
+NEGLIGIBLE = 1e-3
+"""Probabilities of a block in a window count as zero if none of them is larger."""
+
+_LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
+_UNITS = 64
+"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts."""
+_SCREEN_BYTES = 256 << 20
+
+OnProgress = Callable[[int, int], object]
+
+
+class Network(Protocol):
+    """What is asked of a network; :class:`~satunet.network.model.PromptedUNet` is one."""
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """(B, 1, X, Y, Z) → features."""
+        ...
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(B, N, D) → (B, N, E) mask embeddings a scale, full resolution first."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probability:
+    """Where a prompt's probability may exceed one half.
+
+    Attributes:
+        box: Place in the preprocessed scan, one voxel wider than needed where the scan goes on: a linear
+            interpolation of the voxels inside reaches that far.
+        values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds one half.
+    """
+
+    box: Box
+    values: Tensor | None
+
+
+@dataclass(kw_only=True, eq=False)
+class WindowedScan:
+    """A scan, its windows and the queries to look for.
+
+    Attributes:
+        network: In evaluation mode, on ``device``.
+        volume: (X, Y, Z) float32, the preprocessed scan; padded with zeros to the patch if it is smaller.
+        queries: (N, D) float32 text embeddings.
+        modality: Index into :data:`satunet.datasets.raw.MODALITIES`.
+        patch: Of a window.
+        overlap: Share of a window that its neighbour covers too.
+        device: Where to compute and to keep the sums.
+        precision: Of the network; probabilities and sums are float32.
+        flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
+            1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
+        batch: Windows that go through the network at once.
+        memory_bytes: For the blocks of all prompts together; a single prompt may need more.
+        on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
+            An exception in it ends the prediction.
+    """
+
+    network: Network
+    volume: Tensor
+    queries: Tensor
+    modality: int
+    patch: Axes
+    overlap: float = 0.5
+    device: torch.device
+    precision: Precision = "auto"
+    flips: tuple[tuple[int, ...], ...] = ((),)
+    batch: int = 1
+    memory_bytes: int = 1 << 30
+    on_progress: OnProgress | None = None
+    _passes: int = 1
+    _done: int = 0
+
+    def __post_init__(self) -> None:
+        self.padded, self.inside = pad_to(self.volume, self.patch)
+        x, y, z = self.padded.shape
+        starts = window_starts((x, y, z), self.patch, self.overlap)
+        self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
+        self.starts = sorted(starts, key=lambda start: (start[self.tiling.sweep], start))
+        self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
+        self.queries = self.queries.to(self.device)
+
+    def probabilities(self) -> Iterator[tuple[int, Probability]]:
+        """Number of each query and its probability; those that take further passes come last."""
+        first = _Pass(scan=self, keys=torch.arange(len(self.queries)))
+        structures = first.run()
+        put_off = (~first.active).nonzero()[:, 0]
+        for k in first.active.nonzero()[:, 0].tolist():
+            yield k, self._probability(structures, k)
+        del structures
+        allowed = self.tiling.widened(first.positive[put_off.to(self.device)])
+        groups = _groups(allowed.sum((1, 2)).tolist(), self.memory_bytes // BLOCK_BYTES)
+        self._passes = 1 + len(groups)
+        for group in groups:
+            keys = put_off[group]
+            structures = _Pass(scan=self, keys=keys, allowed=allowed[torch.tensor(group)]).run()
+            for i, k in enumerate(keys.tolist()):
+                yield k, self._probability(structures, i)
+
+    def advance(self, windows: int = 1) -> None:
+        """Windows have been done."""
+        self._done += windows
+        if windows and self.on_progress is not None:
+            self.on_progress(self._done, self._passes * len(self.starts))
+
+    @torch.inference_mode()
+    def look(self, starts: Sequence[Axes], flip: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
+        axes = [axis - 3 for axis in flip]
+        crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
+        with autocast_for(self.device, self.precision):
+            features = self.network.encode_image(crops.flip(axes) if axes else crops)
+            modality = torch.full((len(starts),), self.modality, device=self.device)
+            several = self.queries[None].expand(len(starts), -1, -1)
+            embeddings = self.network.decode(features, several, modality)[0].float()
+        maps = features.maps[0]
+        return maps.flip(axes) if axes else maps, embeddings
+
+    def _probability(self, structures: Structures, key: int) -> Probability:
+        """A query's probability in the smallest box around what exceeds one half, and a voxel more."""
+        nothing = Probability(box=(slice(0, 0),) * 3, values=None)
+        found = structures.dense(key)
+        if found is None:
+            return nothing
+        values, start = found
+        x, y, z = (slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
+        box = _intersection((x, y, z), self.inside)
+        if box is None:
+            return nothing
+        values = values[_relative(box, (x, y, z))]
+        tight = _box_of(values > 0.5)
+        if tight is None:
+            return nothing
+        wide = _wider(tight, values.shape)
+        first = [b.start + w.start - i.start for b, w, i in zip(box, wide, self.inside, strict=True)]
+        x, y, z = (slice(f, f + w.stop - w.start) for f, w in zip(first, wide, strict=True))
+        return Probability(box=(x, y, z), values=values[wide].clone())
+
+    def _window(self, start: Axes) -> Box:
+        x, y, z = (slice(s, s + p) for s, p in zip(start, self.patch, strict=True))
+        return x, y, z
+
+
+@dataclass(kw_only=True, eq=False)
+class _Pass:
+    """One sweep of the windows through the scan.
+
+    Attributes:
+        scan: The scan.
+        keys: (n,) numbers of the queries it looks for.
+        allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
+        active: (N,) boolean on the CPU, queries that have not been put off.
+        positive: (N, layers, P) boolean, blocks in which a logit may be positive in some window.
+    """
+
+    scan: WindowedScan
+    keys: Tensor
+    allowed: Tensor | None = None
+    active: Tensor = field(init=False)
+    positive: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        tiling, count = self.scan.tiling, len(self.keys)
+        self.active = torch.ones(count, dtype=torch.bool)
+        self.positive = torch.zeros(count, tiling.layers, tiling.places, dtype=torch.bool, device=self.scan.device)
+        self._structures = Structures(tiling=tiling, active=self.active)
+        self._layers: dict[int, Layer] = {}
+        self._finished = 0
+
+    @torch.inference_mode()
+    def run(self) -> Structures:
+        """Go through the windows; what was found of the queries that are still active at the end."""
+        scan, keys = self.scan, self.keys.to(self.scan.device)
+        starts = [start for start in scan.starts if self._matters(start)]
+        scan.advance(len(scan.starts) - len(starts))
+        for first in range(0, len(starts), scan.batch):
+            several = starts[first : first + scan.batch]
+            self._finish(several[0][scan.tiling.sweep] // BLOCK[scan.tiling.sweep])
+            for flip in scan.flips:
+                for start, features, embeddings in zip(several, *scan.look(several, flip), strict=True):
+                    for number in scan.tiling.layers_of(start, scan.patch):
+                        self._add(number, start, features, embeddings[keys])
+                    del features  # large, and not needed while the next window is encoded
+            scan.advance(len(several))
+        self._finish(scan.tiling.layers)
+        self._structures.close()
+        return self._structures
+
+    def _matters(self, start: Axes) -> bool:
+        if self.allowed is None:
+            return True
+        layers = self.scan.tiling.layers_of(start, self.scan.patch)
+        places = self.scan.tiling.places_of(start, self.scan.patch).to(self.allowed.device)
+        return bool(self.allowed[:, layers.start : layers.stop, places].any())
+
+    def _finish(self, until: int) -> None:
+        """Turn the sums of layers that no window touches any more into probabilities."""
+        for number in range(self._finished, until):
+            layer = self._layers.pop(number, None) or self._new_layer()
+            self._structures.append(layer.means(self._weight(number)))
+        self._finished = max(self._finished, until)
+
+    def _new_layer(self) -> Layer:
+        return Layer.empty(len(self.keys), self.scan.tiling.places, self.scan.device)
+
+    def _weight(self, number: int) -> Tensor:
+        """(P, V) sum of all windows' weights."""
+        # Summed up in the order of the probabilities, not as a product of three profiles: a mean of values of at most
+        # one half is then at most one half to the last bit.
+        scan = self.scan
+        weight = torch.zeros(scan.tiling.places, VOXELS, device=self.scan.device)
+        for start in scan.starts:
+            if number in scan.tiling.layers_of(start, scan.patch):
+                places = scan.tiling.places_of(start, scan.patch).to(weight.device)
+                weight[places] += scan.tiling.cut(scan.gauss[None], start, number, repeat_edges=False)[:, 0]
+        return weight
+
+    def _add(self, number: int, start: Axes, features: Tensor, embeddings: Tensor) -> None:
+        """Add a look's probabilities in one layer."""
+        tiling, patch = self.scan.tiling, self.scan.patch
+        blocks = tiling.cut(features, start, number, repeat_edges=True)  # (n, C, V)
+        places = tiling.places_of(start, patch).to(blocks.device)
+        largest, error = _largest_logits(blocks, embeddings)
+        self.positive[:, number, places] |= largest > -error
+        wanted = (largest > _LEAST_LOGIT - error) & self.active.to(blocks.device)[:, None]
+        if self.allowed is not None:
+            wanted &= self.allowed[:, number, places]
+        if not wanted.any():
+            return
+        # exact: the number of looks is a power of two
+        weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
+        layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
+        units, keys = _units(wanted)
+        for first in range(0, len(units), _UNITS):
+            unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
+            logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
+            matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
+            owner = unit[:, None].expand_as(key)[matters]
+            layer.add(key[matters], places[owner], logits[matters].sigmoid_().mul_(weights[owner]))
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Put off the largest queries if there is not enough memory; groups of further passes are known to fit."""
+        if self.allowed is not None:
+            return
+        most = self.scan.memory_bytes // BLOCK_BYTES
+        used = self._structures.blocks + sum(layer.used for layer in self._layers.values())
+        if used <= most or int(self.active.sum()) <= 1:
+            return
+        counts = self._structures.counts() + sum(layer.counts().cpu() for layer in self._layers.values())
+        order = counts.argsort(descending=True, stable=True)[: int(self.active.sum()) - 1]
+        put_off = order[: int((used - counts[order].cumsum(0) > most // 2).sum()) + 1]
+        self.active[put_off] = False
+        for layer in self._layers.values():
+            layer.drop(put_off.to(layer.rows.device))
+        self._structures.drop_inactive()
+
+
+def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logit of each query in each block, and a bound of its error.
+
+    Args:
+        blocks: (n, C, V) features, in whatever precision the network computes.
+        embeddings: (N, C) or (N, C + 1) float32; the last is a bias.
+
+    Returns:
+        (N, n) float32 each.
+    """
+    count, channels = len(blocks), blocks.shape[1]
+    weights = embeddings[:, :channels].to(blocks.dtype)
+    largest = torch.empty(len(weights), count, device=blocks.device)
+    if blocks.device.type == "cpu":
+        # One block at a time: its logits stay in the cache, and are looked at there.
+        logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
+        for i, block in enumerate(blocks):
+            largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
+    else:
+        step = max(1, _SCREEN_BYTES // (len(weights) * VOXELS * blocks.element_size()))
+        for i in range(0, count, step):
+            largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
+    if embeddings.shape[1] > channels:
+        largest += embeddings[:, channels:]
+    # Rounding of the weights and of the result, and of the sum in float32.
+    longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
+    width = embeddings[:, :channels].norm(dim=1)
+    return largest, (torch.finfo(blocks.dtype).eps + 1e-5) * width[:, None] * longest + 1e-5
+
+
+def _units(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Share out pairs of query and block to units of one block and up to :data:`MASK_CHUNK` queries.
+
+    Args:
+        wanted: (N, n) boolean.
+
+    Returns:
+        (u,) block of each unit; (u, MASK_CHUNK) queries, -1 where there is none.
+    """
+    counts = wanted.sum(0)
+    block, query = wanted.T.nonzero(as_tuple=True)
+    rank = torch.arange(len(block), device=block.device) - (counts.cumsum(0) - counts)[block]
+    per_block = (counts + MASK_CHUNK - 1) // MASK_CHUNK
+    unit = (per_block.cumsum(0) - per_block)[block] + rank // MASK_CHUNK
+    units = torch.arange(len(counts), device=block.device).repeat_interleave(per_block)
+    keys = torch.full((len(units), MASK_CHUNK), -1, device=block.device)
+    keys[unit, rank % MASK_CHUNK] = query
+    return units, keys
+
+
+def _logits(blocks: Tensor, embeddings: Tensor) -> Tensor:
+    """(u, C, V) features and (u, MASK_CHUNK, C or C + 1) embeddings → (u, MASK_CHUNK, V)."""
+    channels = blocks.shape[1]
+    if embeddings.shape[2] > channels:
+        return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], blocks)
+    return torch.bmm(embeddings, blocks)
+
+
+def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
+    """Pad (X, Y, Z) with zeros to at least the patch, evenly; also where the volume is in the padded one.
+
+    Zero is the mean of a normalised scan, and what training crops have outside of a scan.
+    """
+    widths: list[int] = []
+    inside: list[slice] = []
+    for n, p in zip(volume.shape, patch, strict=True):
+        missing = max(0, p - n)
+        before = missing // 2
+        inside.append(slice(before, before + n))
+        widths = [before, missing - before, *widths]  # torch pads the last axis first
+    return torch.nn.functional.pad(volume, widths), (inside[0], inside[1], inside[2])
+
+
+def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Numbers of neighbours whose sizes are at most ``limit`` together, at least one a group."""
+    groups: list[list[int]] = []
+    used = 0
+    for k, size in enumerate(sizes):
+        if not groups or used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(k)
+        used += size
+    return groups
+
+
+def _box_of(mask: Tensor) -> Box | None:
+    """Smallest box around the true voxels of (X, Y, Z); ``None`` if there are none."""
+    plane = mask.any(dim=2)  # (X, Y)
+    rows = plane.any(dim=1).nonzero()
+    if len(rows) == 0:
+        return None
+    columns = plane.any(dim=0).nonzero()
+    x = slice(int(rows[0]), int(rows[-1]) + 1)
+    y = slice(int(columns[0]), int(columns[-1]) + 1)
+    depth = mask[x, y].any(dim=0).any(dim=0).nonzero()
+    return x, y, slice(int(depth[0]), int(depth[-1]) + 1)
+
+
+def _wider(box: Box, shape: Sequence[int]) -> Box:
+    x, y, z = (slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(box, shape, strict=True))
+    return x, y, z
+
+
+def _intersection(a: Box, b: Box) -> Box | None:
+    x, y, z = (slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return (x, y, z) if all(s.start < s.stop for s in (x, y, z)) else None
+
+
+def _relative(box: Box, to: Box) -> Box:
+    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, to, strict=True))
+    return x, y, z

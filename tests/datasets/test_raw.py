@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from satunet.datasets.paths import all_dataset_names, dataset_name_of, preprocessed_dir, raw_dir
+from satunet.datasets.raw import check_case, load_dataset, modality_of_channel, scan_id, split_scan_id
+from satunet.errors import DatasetError, DatasetNotFoundError, PathsNotSetError
+
+
+def make(folder: Path, **changes: object) -> Path:
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "kidneys": [2, 3], "ignore": 4},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    } | changes
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir()
+    return folder
+
+
+def save(path: Path, value: int = 0) -> None:
+    nib.save(nib.Nifti1Image(np.full((3, 3, 3), value, np.uint8), np.eye(4)), path)
+
+
+def test_a_dataset_json_is_understood(nnunet_env: Path) -> None:
+    folder = make(nnunet_env / "raw" / "Dataset007_X")
+    save(folder / "imagesTr" / "a_b_0000.nii.gz")
+    save(folder / "labelsTr" / "a_b.nii.gz", 3)
+    dataset = load_dataset("7")
+    assert dataset.modalities == ("ct",)
+    assert dataset.labels == {"liver": (1,), "kidneys": (2, 3)}
+    assert dataset.ignore_label == 4
+    assert dataset.label_ids == {1, 2, 3, 4}
+    (case,) = dataset.training_cases()
+    assert case.identifier == "a_b"
+    assert check_case(dataset, case) == []
+    assert dataset.test_cases() == ()
+
+
+def test_a_missing_channel_and_a_missing_label_are_named(nnunet_env: Path) -> None:
+    folder = make(nnunet_env / "raw" / "Dataset007_X", channel_names={"0": "T1", "1": "T2"})
+    save(folder / "imagesTr" / "a_0000.nii.gz")
+    save(folder / "labelsTr" / "b.nii.gz")
+    dataset = load_dataset(7)
+    faults = {c.identifier: [str(f) for f in check_case(dataset, c)] for c in dataset.training_cases()}
+    assert any("a_0001.nii.gz" in f for f in faults["a"])
+    assert any("labelsTr/a.nii.gz" in f for f in faults["a"])
+    assert len(faults["b"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"labels": {"background": 0}}, "nothing but the background"),
+        ({"labels": {"liver": "one"}}, "'liver' must be one id"),
+        ({"labels": []}, "'labels' must map"),
+        ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "'liver' and 'spleen' have the same id 1"),
+        ({"channel_names": {}}, "'channel_names' must map"),
+    ],
+)
+def test_a_malformed_dataset_json_says_what_is_wrong(nnunet_env: Path, changes: dict, reason: str) -> None:
+    make(nnunet_env / "raw" / "Dataset007_X", **changes)
+    with pytest.raises(DatasetError, match=reason):
+        load_dataset(7)
+
+
+def test_an_empty_folder_and_a_broken_json(nnunet_env: Path) -> None:
+    folder = make(nnunet_env / "raw" / "Dataset007_X")
+    with pytest.raises(DatasetError, match="no training images"):
+        load_dataset(7).training_cases()
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
+        load_dataset(7)
+
+
+def test_datasets_are_found_by_id_and_name(nnunet_env: Path) -> None:
+    make(nnunet_env / "raw" / "Dataset007_X")
+    make(nnunet_env / "raw" / "Dataset010_Y")
+    (nnunet_env / "raw" / "notes").mkdir()
+    assert all_dataset_names() == ("Dataset007_X", "Dataset010_Y")
+    assert dataset_name_of("007") == dataset_name_of(7) == dataset_name_of("Dataset007_X") == "Dataset007_X"
+    with pytest.raises(DatasetNotFoundError, match=r"id 8.*Dataset007_X, Dataset010_Y"):
+        dataset_name_of(8)
+    make(nnunet_env / "raw" / "Dataset007_Z")
+    with pytest.raises(DatasetNotFoundError, match="not unique"):
+        dataset_name_of(7)
+
+
+def test_missing_variables_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with pytest.raises(PathsNotSetError, match=r"nnUNet_raw is not set.*export nnUNet_raw="):
+        raw_dir()
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "none"))
+    with pytest.raises(PathsNotSetError, match="no folder"):
+        raw_dir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "file" / "x"))
+    with pytest.raises(PathsNotSetError, match="cannot be made"):
+        preprocessed_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("CT", "ct"),
+        ("T1w MRI", "mri"),
+        ("FLAIR", "mri"),
+        ("PET (SUV)", "pet"),
+        ("noNorm", "other"),
+        ("rescale_to_0_1", "other"),
+    ],
+)
+def test_modalities_by_channel_name(name: str, modality: str) -> None:
+    assert modality_of_channel(name) == modality
+
+
+def test_a_hint_helps_only_where_the_name_says_nothing() -> None:
+    assert modality_of_channel("0", hint="Dataset001_Abdomen CT") == "ct"
+    assert modality_of_channel("CT", hint="MRI and PET") == "ct"
+    assert modality_of_channel("0", hint="CT and MR") == "other"
+
+
+def test_scan_ids_are_invertible() -> None:
+    assert split_scan_id(scan_id("Dataset007_X", "a__b_1", 3)) == ("Dataset007_X", "a__b_1", 3)
+    with pytest.raises(ValueError, match="no scan name"):
+        split_scan_id("a_0000")
+
+
+def test_the_real_datasets_have_no_faults(real_raw: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(real_raw))
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    names = all_dataset_names()
+    assert len(names) == 27
+    cases = [(d, c) for d in map(load_dataset, names) for c in d.training_cases()]
+    assert len(cases) == 127
+    assert [f for d, c in cases for f in check_case(d, c)] == []

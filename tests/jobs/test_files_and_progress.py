@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from satunet.errors import MissingFileError, ScanError
+from satunet.jobs.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json
+from satunet.jobs.progress import JobSummary, prints_to_log, run_parallel
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "sub" / "a.txt"
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list((tmp_path / "sub").iterdir()) == []
+    with atomic_path(target) as temporary:
+        assert temporary.name.endswith("a.txt")
+        temporary.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_an_old_file_survives_a_failed_write(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(target, {"x": object()})
+    assert read_json(target) == {"x": 1}
+
+
+def test_new_files_have_the_rights_of_new_files(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    (tmp_path / "b").write_text("")
+    usual = (tmp_path / "b").stat().st_mode
+    assert (tmp_path / "a.json").stat().st_mode == usual
+    with atomic_path(tmp_path / "c.safetensors") as temporary:  # whose library makes it private
+        save_file({"a": np.zeros(3)}, temporary)
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "in").mkdir()
+        save_file({"a": np.zeros(3)}, folder / "in" / "d.safetensors")
+    assert (tmp_path / "c.safetensors").stat().st_mode == usual
+    assert (tmp_path / "folder" / "in" / "d.safetensors").stat().st_mode == usual
+    assert (tmp_path / "folder" / "in").stat().st_mode & 0o111
+
+
+def test_json_understands_numpy_and_says_which_file_is_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": np.float32(0.5), "b": np.arange(3), "c": (1, 2), "d": Path("x"), "e": {2, 1}})
+    assert read_json(tmp_path / "a.json") == {"a": 0.5, "b": [0, 1, 2], "c": [1, 2], "d": "x", "e": [1, 2]}
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(ValueError, match=r"b\.json"):
+        read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("name", ["left kidney", "../../etc/passwd", "a/b", "L5 (vertebra)", "Ü", "..", "C:\\x"])
+def test_mask_names_stay_in_their_folder(name: str) -> None:
+    safe = mask_file_name(name)
+    assert safe
+    assert "/" not in safe
+    assert "\\" not in safe
+    assert Path(f"/out/{safe}.nii.gz").resolve().parent == Path("/out")
+
+
+def work(item: int) -> int:
+    if item == 1:
+        raise MissingFileError(Path("scan.nii.gz"), "no such file")
+    if item == 2:
+        os._exit(9)  # as if killed for memory
+    return item * 10
+
+
+def test_a_dead_worker_and_an_error_end_only_their_items() -> None:
+    outcomes = {o.item: o for o in run_parallel(work, range(5), description="test", processes=2)}
+    assert {i: o.result for i, o in outcomes.items() if o.error is None} == {0: 0, 3: 30, 4: 40}
+    assert isinstance(outcomes[1].error, MissingFileError)
+    assert outcomes[1].error.path == Path("scan.nii.gz")
+    assert "exit code 9" in str(outcomes[2].error)
+
+
+def test_one_process_reports_errors_the_same_way() -> None:
+    outcomes = list(run_parallel(work, [0, 1], description="test", processes=1))
+    assert outcomes[0].result == 0
+    assert isinstance(outcomes[1].error, ScanError)
+
+
+def test_what_a_library_prints_is_in_the_log_also_when_it_fails(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def library() -> None:
+        print("one \n\n two")
+        raise OSError("gone")
+
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(OSError, match="gone"), prints_to_log(logging.getLogger("here"), "library"):
+        library()
+    assert caplog.messages == ["library: one", "library:  two"]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_summary_counts_and_sets_the_exit_code(tmp_path: Path) -> None:
+    summary = JobSummary("job")
+    summary.done("a")
+    summary.skipped("b")
+    assert summary.exit_code == 0
+    summary.failed("c", MissingFileError(Path("c.nii"), "no such file"))
+    assert summary.exit_code == 1
+    summary.show()
+    summary.save(tmp_path / "s.json")
+    content = read_json(tmp_path / "s.json")
+    assert content["done"] == ["a"]
+    assert content["failed"] == {"c": "c.nii: no such file"}

@@ -1,0 +1,91 @@
+"""The same job in worker processes and on a real Dask cluster of processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from satunet.demo.synthetic import make_synthetic_datasets
+from satunet.errors import UserError
+from satunet.jobs.workers import Workers, outcomes
+from satunet.network.config import NetworkConfig
+from satunet.plan import UnifiedPlan
+from satunet.preprocessing.run import preprocess_datasets
+
+
+def die_at_three(number: int) -> tuple[int, int]:
+    if number == 3:
+        os._exit(9)
+    if number == 4:
+        raise ValueError("four")
+    return number * number, os.getpid()
+
+
+def span(size: int) -> tuple[float, float]:
+    started = time.monotonic()
+    time.sleep(0.3)
+    return started, time.monotonic()
+
+
+def test_a_dead_worker_ends_its_item_alone() -> None:
+    found = {o.item: o for o in outcomes(die_at_three, list(range(6)), Workers(processes=2))}
+    assert {i: o.result[0] for i, o in found.items() if o.result} == {0: 0, 1: 1, 2: 4, 5: 25}
+    assert "the worker process died (exit code 9)" in str(found[3].error)
+    assert isinstance(found[4].error, ValueError)
+    assert os.getpid() not in {o.result[1] for o in found.values() if o.result}
+
+
+def test_large_items_do_not_meet() -> None:
+    workers = Workers(processes=2, memory_gb=1.0)
+    spans = {o.item: o.result for o in outcomes(span, [700, 701, 10, 2000], workers, needs=lambda n: n * 10**6)}
+    assert len(spans) == 4
+
+    def apart(a: int, b: int) -> bool:
+        return spans[a][1] <= spans[b][0] or spans[b][1] <= spans[a][0]
+
+    assert apart(700, 701)
+    assert all(apart(2000, other) for other in (700, 701, 10))
+
+
+def test_wrong_numbers_of_workers() -> None:
+    with pytest.raises(UserError, match="processes"):
+        Workers(processes=-1)
+    with pytest.raises(UserError, match="memory"):
+        Workers(memory_gb=0)
+
+
+@pytest.mark.slow
+def test_preprocessing_on_a_dask_cluster_writes_the_same_store(nnunet_env: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    network = NetworkConfig.auto(
+        features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
+    )
+    plan = UnifiedPlan(spacing_mm=(3.5, 3.5, 3.5), patch_size=(16, 16, 16), network=network)
+    names = make_synthetic_datasets(nnunet_env / "raw", cases=3)
+    (nnunet_env / "raw" / names[0] / "imagesTr" / "case_01_0000.nii.gz").write_bytes(b"bad")
+    store = nnunet_env / "preprocessed" / plan.dataset_name / plan.data_identifier
+
+    def content() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in store.iterdir() if p.name != ".lock"}
+
+    here = preprocess_datasets(plan, names, processes=0)
+    expected = content()
+    for path in store.iterdir():
+        path.unlink()
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        there = preprocess_datasets(plan, names, processes=Workers(scheduler=cluster.scheduler_address))
+    assert sorted(there.done_items) == sorted(here.done_items)
+    assert list(there.failures) == list(here.failures)
+    assert content() == expected
+    assert threading.active_count() < 50
+
+
+def test_a_scheduler_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("satunet.jobs.workers._CONNECT_SECONDS", 1)
+    with pytest.raises(UserError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
+        list(outcomes(span, [1], Workers(scheduler="tcp://127.0.0.1:1")))

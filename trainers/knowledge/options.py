@@ -1,0 +1,72 @@
+"""What a pre-training does, in numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from satunet.compute.devices import Precision
+from satunet.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of a pre-training.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Pairs of texts a step, over all processes.
+        scans: Crops of scans a step of stage 2, over all processes.
+        learning_rate: Peak; warmed up, then cosine to 0.
+        warmup: Share of the steps that warm up.
+        weight_decay: Of AdamW.
+        temperature: At the start; learned, its inverse at most 100.
+        frozen_layers: Lowest layers of the text encoder that stay as they are, the table of words with them.
+        hard: Concepts a group that are easily taken for each other.
+        max_tokens: Texts are cut behind so many tokens.
+        held_out: Share of base names that are kept out of training.
+        dropout: Whether the text encoder's own dropout is on.
+        seed: Of split, pairs and dropout.
+        checkpoint_every: Steps between checkpoints.
+        precision: Of both encoders; ``auto`` is bfloat16 where the device has it. The loss is float32 always.
+    """
+
+    steps: int = 1000
+    batch: int = 128
+    scans: int = 4
+    learning_rate: float = 2e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    temperature: float = 0.05
+    frozen_layers: int = 3
+    hard: int = 4
+    max_tokens: int = 40
+    held_out: float = 0.1
+    dropout: bool = True
+    seed: int = 0
+    checkpoint_every: int = 200
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 1),
+            ("batch", 2),
+            ("scans", 1),
+            ("hard", 1),
+            ("checkpoint_every", 1),
+            ("frozen_layers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1 or not 0 <= self.warmup <= 1:
+            raise UserError(f"held_out and warmup are shares, got {self.held_out}, {self.warmup}")
+        if self.learning_rate <= 0 or self.temperature <= 0:
+            raise UserError(f"learning_rate and temperature are positive, got {self.learning_rate}, {self.temperature}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then cosine to 0."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        done = (step - warm) / max(1, self.steps - warm)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,1 @@
+"""Training of one nnU-Net per dataset, by nnunetv2 itself."""

@@ -1,0 +1,242 @@
+"""Specialist nnU-Nets: one per dataset, planned, trained and predicted by nnunetv2 itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from satunet.compute.devices import autocast_for, pick_device
+from satunet.datasets.paths import preprocessed_dir
+from satunet.errors import PlanError
+from satunet.jobs.files import atomic_path, read_json, write_json
+from satunet.jobs.progress import in_locale, progress_bar
+from satunet.labels import normalize_name
+from satunet.models.results import last_checkpoint
+from satunet.planners.specialist.nnunet import PLANS
+from satunet.planners.specialist.planner import CONFIGURATION
+from satunet.trainers.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+STEPS_PER_EPOCH = 250
+DEFAULT_STEPS = 1000 * STEPS_PER_EPOCH
+VALIDATION_STEPS = 50
+
+
+class SpecialistTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written whole.
+
+    Losses, augmentation and network are nnU-Net's own, but for mirroring, which is left out where labels have sides: a
+    network that is shown mirrored brains cannot tell left from right. Optimizer and schedule are nnU-Net's unless
+    :attr:`recipe` says otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts
+    any of them, so a comparison over a few hundred steps gives the specialists those of the unified network.
+    """
+
+    on_step: Callable[[float], None] | None = None
+    recipe: TrainingConfig | None = None
+    _step = 0
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's, or AdamW at the recipe's learning rate."""
+        if self.recipe is None:
+            optimizer, scheduler = super().configure_optimizers()
+            return optimizer, scheduler
+        self.initial_lr, self.weight_decay = self.recipe.learning_rate, self.recipe.weight_decay
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, _EveryStep()
+
+    def set_budget(self, steps: int) -> None:
+        """Train for ``steps`` steps, in epochs of nnU-Net's 250, or of 50 where that would be less than four epochs."""
+        target = min(STEPS_PER_EPOCH if steps >= 4 * STEPS_PER_EPOCH else 50, steps)
+        # Epochs are equally long, so their number must divide the steps; a budget that only long epochs divide would
+        # go without checkpoints, and is rounded instead.
+        epochs = next(e for e in range(round(steps / target), 0, -1) if steps % e == 0)
+        if steps / epochs > 4 * target:
+            epochs = round(steps / target)
+        self.num_epochs = epochs
+        self.num_iterations_per_epoch = round(steps / epochs)
+        self.num_val_iterations_per_epoch = max(1, round(VALIDATION_STEPS * self.num_iterations_per_epoch / 1000))
+        self.save_every = 10
+
+    def _build_loss(self) -> Any:
+        """nnU-Net's; where it plans a network of two stages, the one output keeps its weight.
+
+        nnU-Net gives the lowest output of deep supervision no weight and scales the others to a sum of one: a single
+        output gets 0/0, and every loss is NaN.
+        """
+        with np.errstate(invalid="ignore"):
+            loss = super()._build_loss()
+        weights = getattr(loss, "weight_factors", None)
+        if weights is not None and not np.isfinite(weights).all():
+            loss.weight_factors = (1.0,) + (0.0,) * (len(weights) - 1)
+        return loss
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
+        """nnU-Net's; no mirroring if labels have sides, as in nnU-Net's own variant without mirroring."""
+        rotation, dummy_2d, patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if any({"left", "right"} & set(normalize_name(name).canonical.split()) for name in self.dataset_json["labels"]):
+            mirror_axes = ()
+            self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, patch, mirror_axes
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step; with a recipe, at the recipe's learning rate of this step."""
+        if self.recipe is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate_at(self._step)
+        self._step += 1
+        with self._autocast():
+            result: dict[str, Any] = super().train_step(batch)
+        if self.on_step is not None:
+            self.on_step(float(result["loss"]))
+        return result
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step."""
+        with self._autocast():
+            result: dict[str, Any] = super().validation_step(batch)
+        return result
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """On a CPU with native bfloat16, nnU-Net's float32 step runs in it; on other devices nnU-Net decides.
+
+        One context a step: autocast keeps the weights it cast until the outermost context ends, so a context around
+        the whole training would go on computing with the first step's weights.
+        """
+        return autocast_for(self.device) if self.device.type == "cpu" else contextlib.nullcontext()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, renamed into place when it is complete."""
+        if self.disable_checkpointing or self.local_rank != 0:
+            return
+        with atomic_path(Path(filename)) as temporary:
+            super().save_checkpoint(str(temporary))
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """To nnU-Net's log file, not to stdout."""
+        super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""
+
+
+class _EveryStep:
+    """In place of a scheduler: nnU-Net calls it once an epoch, the recipe sets the learning rate at every step."""
+
+    def step(self, epoch: int) -> None:
+        """Nothing."""
+
+
+def register() -> None:
+    """Let nnunetv2 find :class:`SpecialistTrainer` by name: it looks through the modules of its own trainers."""
+    setattr(importlib.import_module(nnUNetTrainer.__module__), SpecialistTrainer.__name__, SpecialistTrainer)
+
+
+def specialist_folder(dataset_name: str, planner: str = "default") -> Path:
+    """Result folder of a dataset's specialist, by the planner of its network."""
+    from satunet.datasets.paths import results_dir
+
+    return results_dir() / dataset_name / f"{SpecialistTrainer.__name__}__{PLANS[planner]}__{CONFIGURATION}"
+
+
+def train_specialist(
+    dataset_name: str,
+    *,
+    fold: int | str = 0,
+    steps: int | None = None,
+    recipe: TrainingConfig | None = None,
+    device: str = "auto",
+    continue_training: bool = False,
+    planner: str = "default",
+) -> Path:
+    """Train a dataset's nnU-Net, under a progress bar.
+
+    Args:
+        dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
+        fold: Number of the fold, or ``"all"``.
+        steps: Budget; that of ``recipe`` or nnU-Net's 250,000 if not given.
+        recipe: Optimizer and schedule to use instead of nnU-Net's.
+        device: Where to train.
+        continue_training: Go on from the last checkpoint, if there is one; a finished run is left as it is.
+        planner: Whose network, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they share the preprocessed scans.
+
+    Returns:
+        The result folder.
+
+    Raises:
+        PlanError: Not planned.
+    """
+    folder = preprocessed_dir() / dataset_name
+    plans_file = folder / f"{PLANS[planner]}.json"
+    if not plans_file.is_file():
+        how = (
+            "plan_and_preprocess --specialists"
+            if planner == "default"
+            else f"plan --specialists --specialist_planner {planner}"
+        )
+        raise PlanError(f"{plans_file}: no such plan; make it with 'satunet {how}'")
+    steps = steps or (recipe.steps if recipe is not None else DEFAULT_STEPS)
+    where = pick_device(device)
+    with _environment(where):
+        plans = read_json(plans_file) | {"continue_training": continue_training}
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = SpecialistTrainer(plans, CONFIGURATION, fold, read_json(folder / "dataset.json"), where)  # type: ignore[arg-type]
+        trainer.recipe = recipe
+        trainer.set_budget(steps)
+        output = Path(str(trainer.output_folder))
+        budget = trainer.num_epochs * trainer.num_iterations_per_epoch
+        found = last_checkpoint(output) if continue_training else None
+        if found is not None:
+            _say_another_budget(output, budget)
+            if found.name == "checkpoint_final.pth":
+                logger.info("%s is trained already", output)
+                return output.parent
+            trainer.load_checkpoint(str(found))
+            trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
+        own = recipe.to_json() if recipe is not None else "nnunet"
+        write_json(output / "training_config.json", {"steps": budget, "recipe": own})
+        with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
+            advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
+            trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
+            trainer.run_training()
+    return output.parent
+
+
+def _say_another_budget(output: Path, steps: int) -> None:
+    """A comparison on equal budgets must not find out from its table of costs."""
+    try:
+        before = read_json(output / "training_config.json")["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != steps:
+        logger.warning(
+            "%s was begun with a budget of %s steps, asked for are %d; without --c it is trained anew",
+            output,
+            before,
+            steps,
+        )
+
+
+@contextlib.contextmanager
+def _environment(device: torch.device) -> Iterator[None]:
+    """nnU-Net's settings are environment variables: on a CPU, its augmentation workers would fight with the network."""
+    wanted = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"} if device.type == "cpu" else {}
+    before = {key: os.environ.get(key) for key in wanted}
+    try:
+        for key, value in wanted.items():
+            os.environ.setdefault(key, value)
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)

@@ -1,0 +1,232 @@
+"""Which scan, which crop, which queries: a pure function of the seed, the step and the place in the batch.
+
+Nothing here depends on the number of workers or ranks, or on what was drawn before, so a resumed run sees exactly
+the samples an unbroken one would have seen.
+
+- A scan is drawn with the weight 1/sqrt(scans of its dataset) × the dataset's factor × its repeats, which are
+  round(max(1, labels / queries a crop) × product over axes of max(1, foreground / patch)) (SAT, arXiv 2312.17183).
+- Half of the crops are centred on a voxel of a class drawn from the scan, the others lie anywhere in the foreground,
+  the box of all labels.
+- Queries are the classes present in the crop, then classes that the dataset annotates and the crop does not show,
+  at most half as many. A class the dataset does not annotate is never a query: nobody knows where it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import DatasetError
+from satunet.jobs.files import read_json, write_json
+from satunet.labels import LabelSpace
+from satunet.preprocessing.store import ScanRecord, ScanStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A class asked for in a crop.
+
+    Attributes:
+        name: The class.
+        ids: Its label ids in the scan's dataset.
+        positive: Whether the crop shows it.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    positive: bool
+
+
+def sample_rng(seed: int, step: int, index: int, stream: int = 0) -> np.random.Generator:
+    """Generator of one sample; ``stream`` keeps training and validation apart."""
+    return np.random.default_rng([seed, stream, step, index])
+
+
+def scan_repeats(labels: int, extent: Sequence[int], patch: Sequence[int], limit: int) -> int:
+    """How often a scan is listed: large scans and scans of many classes need more crops to be seen once.
+
+    Args:
+        labels: Classes that its dataset annotates.
+        extent: (X, Y, Z) voxels of its foreground box.
+        patch: Of a crop.
+        limit: Queries a crop, at most.
+    """
+    factor = max(1.0, labels / limit)
+    for n, p in zip(extent, patch, strict=True):
+        factor *= max(1.0, n / p)
+    return round(factor)
+
+
+def scan_weights(
+    records: Sequence[ScanRecord], dataset_weights: Mapping[str, float], repeats: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """Probability of each scan.
+
+    Args:
+        records: The scans.
+        dataset_weights: The plan's: dataset → weight of each of its scans.
+        repeats: Of each scan, see :func:`scan_repeats`; 1 if not given.
+
+    Raises:
+        DatasetError: No scan, or one of a dataset that the plan does not weigh.
+    """
+    if not records:
+        raise DatasetError("there is no scan to train on in this fold")
+    unknown = sorted({r.dataset for r in records} - set(dataset_weights))
+    if unknown:
+        raise DatasetError(f"the plan has no 'dataset_weights' of {', '.join(unknown)}; plan again, or add them")
+    weights = np.array([dataset_weights[r.dataset] for r in records], dtype=np.float64)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise DatasetError("the plan's 'dataset_weights' must be numbers that are not negative, and not all zero")
+    if repeats is not None:
+        weights = weights * np.asarray(repeats, dtype=np.float64)
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
+
+
+Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""First voxel of a box, and the voxel after its last."""
+
+
+def foreground_box(record: ScanRecord, locations: Mapping[int, NDArray[np.int32]]) -> Foreground:
+    """Box of all labels, from the voxels that are stored of each; the whole scan if it shows none."""
+    places = [p for p in locations.values() if len(p)]
+    if not places:
+        return (0, 0, 0), record.shape
+    low = np.min([p.min(axis=0) for p in places], axis=0)
+    high = np.max([p.max(axis=0) for p in places], axis=0) + 1
+    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+
+
+def foreground_boxes(store: ScanStore) -> dict[str, Foreground]:
+    """Foreground box of every scan of a store that can be read; found once, then kept in a file of the store."""
+    file = store.folder / "foreground_boxes.json"
+    try:
+        known: dict[str, Any] = read_json(file)
+    except (OSError, ValueError):
+        known = {}
+    boxes: dict[str, Foreground] = {}
+    content: dict[str, Any] = {}
+    for scan in store.scan_ids:
+        record = store.record(scan)
+        source = record.files.get("_locations.npz", (0, ""))[1]
+        entry = known.get(scan)
+        if not (isinstance(entry, list) and len(entry) == 3 and entry[2] == source):
+            try:
+                entry = [*map(list, foreground_box(record, store.locations(scan))), source]
+            except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
+                logger.error("%s: its label locations cannot be read (%s)", scan, error)
+                continue
+        content[scan] = entry
+        (x, y, z), (u, v, w) = entry[0], entry[1]
+        boxes[scan] = ((x, y, z), (u, v, w))
+    if content != known:
+        with contextlib.suppress(OSError):  # a store that may only be read
+            write_json(file, content)
+    return boxes
+
+
+def crop_start(
+    shape: Sequence[int],
+    patch: Sequence[int],
+    rng: np.random.Generator,
+    centre: NDArray[np.int32] | None = None,
+    box: Foreground | None = None,
+) -> tuple[int, int, int]:
+    """First voxel of a crop; negative where the scan is smaller than the patch and lies centred in it.
+
+    Args:
+        shape: (X, Y, Z) of the scan.
+        patch: Of the crop.
+        rng: Generator.
+        centre: Voxel to centre on, as far as the scan's border allows; anywhere if not given.
+        box: Where a crop without a centre lies: inside this box, or around it where the box is smaller.
+    """
+    start = []
+    for axis, (n, p) in enumerate(zip(shape, patch, strict=True)):
+        if n <= p:
+            start.append(-((p - n) // 2))
+        elif centre is None:
+            low, high = (0, n - p) if box is None else sorted((box[0][axis], box[1][axis] - p))
+            start.append(int(rng.integers(max(0, low), min(n - p, high) + 1)))
+        else:
+            start.append(int(np.clip(int(centre[axis]) - p // 2, 0, n - p)))
+    x, y, z = start
+    return x, y, z
+
+
+def read_crop(array: Any, start: Sequence[int], patch: Sequence[int], fill: float = 0) -> NDArray[Any]:
+    """A crop of a lazy or plain (1, X, Y, Z) array; what lies outside is ``fill``.
+
+    Returns:
+        (X, Y, Z) of the patch.
+    """
+    shape = array.shape[1:]
+    inside = [slice(max(0, s), min(n, s + p)) for s, p, n in zip(start, patch, shape, strict=True)]
+    data: NDArray[Any] = np.asarray(array[(slice(0, 1), *inside)])[0]
+    if data.shape == tuple(patch):
+        return data
+    result: NDArray[Any] = np.full(tuple(patch), fill, dtype=data.dtype)
+    place = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
+    result[place] = data
+    return result
+
+
+def choose_queries(
+    space: LabelSpace,
+    dataset: str,
+    present: frozenset[int],
+    limit: int,
+    negative_share: float,
+    rng: np.random.Generator,
+) -> list[Query]:
+    """Queries of a crop.
+
+    Args:
+        space: The label space.
+        dataset: Dataset of the scan.
+        present: Label ids in the crop.
+        limit: Queries, at most.
+        negative_share: Negatives, at most, as a share of the positives; one if there is no positive.
+        rng: Generator.
+    """
+    positives: list[tuple[str, tuple[int, ...]]] = []
+    negatives: list[tuple[str, tuple[int, ...]]] = []
+    for name in space.classes_of(dataset):
+        ids = space.ids_of(dataset, name)
+        (positives if present.intersection(ids) else negatives).append((name, ids))
+    chosen = [Query(name=n, ids=i, positive=True) for n, i in _shuffled(positives, rng)[:limit]]
+    room = limit - len(chosen)
+    wanted = min(room, round(negative_share * len(chosen)) if chosen else 1)
+    return chosen + [Query(name=n, ids=i, positive=False) for n, i in _shuffled(negatives, rng)[:wanted]]
+
+
+def centre_of_class(
+    store: ScanStore, record: ScanRecord, space: LabelSpace, rng: np.random.Generator
+) -> NDArray[np.int32] | None:
+    """A voxel of a class drawn evenly from those the scan shows; ``None`` if it shows none."""
+    shown = [
+        ids
+        for name in space.classes_of(record.dataset)
+        if (ids := [i for i in space.ids_of(record.dataset, name) if i in record.label_voxels])
+    ]
+    if not shown:
+        return None
+    ids = shown[int(rng.integers(len(shown)))]
+    voxels = np.array([record.label_voxels[i] for i in ids], dtype=float)
+    label = ids[int(rng.choice(len(ids), p=voxels / voxels.sum()))]
+    places = store.locations(record.scan_id)[label]
+    place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
+    return place
+
+
+def _shuffled(items: list[Any], rng: np.random.Generator) -> list[Any]:
+    return [items[i] for i in rng.permutation(len(items))]

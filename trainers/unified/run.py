@@ -1,0 +1,197 @@
+"""Train the unified network from its plan."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from satunet.compute import distributed
+from satunet.compute.devices import pick_device
+from satunet.datasets.paths import preprocessed_dir
+from satunet.errors import UserError
+from satunet.jobs.files import atomic_folder, read_json
+from satunet.jobs.progress import progress_bar
+from satunet.models.results import last_checkpoint, model_folder
+from satunet.plan import UnifiedPlan
+from satunet.text import TEXT_ENCODER_FOLDER
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.trainer import SATTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_unified(dataset_name: str, **options: Any) -> Path:
+    """As :func:`run_training`, for callers that want the model folder alone."""
+    return run_training(dataset_name, **options).model_folder
+
+
+def run_training(
+    dataset_name: str,
+    *,
+    fold: int | str = 0,
+    config: TrainingConfig,
+    device: str = "auto",
+    continue_training: bool | Literal["if_begun"] = False,
+    pretrained_weights: Path | None = None,
+    minutes: float | None = None,
+    validate: bool = True,
+    only_validate: bool = False,
+) -> SATTrainer:
+    """Train, under a progress bar, then validate; as one of several processes if torchrun started this one.
+
+    Args:
+        dataset_name: The unified dataset, planned and preprocessed.
+        fold: Number of the fold, or ``"all"``.
+        config: How to train.
+        device: Where to train.
+        continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
+            starts, with a warning; ``"if_begun"`` says that this is expected.
+        pretrained_weights: What to start from, see :func:`satunet.trainers.unified.pretrained.read_weights`.
+        minutes: Stop at a checkpoint before so much time is over, for queues with a limit.
+        validate: Segment the fold's held-out scans at the end.
+        only_validate: Do nothing else; the run must be finished.
+
+    Returns:
+        The trainer; its ``model_folder`` and ``failed_scans`` are what most callers look at.
+
+    Raises:
+        UserError: Contradictory options, or nothing to validate.
+        PlanError, DatasetError: Not planned or not preprocessed.
+        ModelError: A checkpoint that cannot be used.
+    """
+    if continue_training and pretrained_weights is not None:
+        raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
+    folder = preprocessed_dir() / dataset_name
+    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    encoder = None
+    begun = _begun(plan, dataset_name, fold) if continue_training or only_validate else None
+    if pretrained_weights is not None:
+        plan, encoder = _as_pretrained(plan, pretrained_weights)
+    elif begun is not None:
+        plan, encoder = begun
+    with distributed.process_group(pick_device(device)) as own_device:
+        plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
+        trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
+        trainer.configure(config)
+        trainer.text_encoder_folder = _own_text_encoder(trainer, encoder) if begun is None else encoder
+        trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        finished = False
+        if continue_training or only_validate:
+            finished = _go_on(trainer, only_validate=only_validate, expected=continue_training != "if_begun")
+        if pretrained_weights is not None:
+            from satunet.trainers.unified.pretrained import start_from
+
+            trainer.initialize()
+            trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
+        if not finished:
+            try:
+                finished = _train(trainer, config)
+            finally:
+                trainer.leave_processes()
+        if finished and (validate or only_validate):
+            trainer.perform_actual_validation()
+        trainer.reporter.close()
+    return trainer
+
+
+def _begun(plan: UnifiedPlan, dataset_name: str, fold: int | str) -> tuple[UnifiedPlan, Path | None] | None:
+    """The plan with the network and text encoder that a run was begun with, and its own text encoder; ``None`` if there
+    is no run to go on with. Those of a run with pre-trained weights are not the plan's.
+    """
+    folder = model_folder(dataset_name, plan.plans_name, plan.configuration)
+    if last_checkpoint(folder / f"fold_{fold}") is None or not (folder / "plans.json").is_file():
+        return None
+    before = UnifiedPlan.load(folder / "plans.json")
+    encoder = folder / TEXT_ENCODER_FOLDER
+    plan = dataclasses.replace(plan, network=before.network, text_encoder=before.text_encoder)
+    return plan, encoder if encoder.is_dir() else None
+
+
+def _own_text_encoder(trainer: SATTrainer, source: Path | None) -> Path | None:
+    """The text encoder that a model brought, copied beside the network that starts from it; none beside any other."""
+    own = trainer.model_folder / TEXT_ENCODER_FOLDER
+    if distributed.rank() == 0:
+        shutil.rmtree(own, ignore_errors=True)
+        if source is not None:
+            with atomic_folder(own) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+    distributed.barrier()
+    return own if source is not None else None
+
+
+def _as_pretrained(plan: UnifiedPlan, path: Path) -> tuple[UnifiedPlan, Path | None]:
+    """The plan with the network and text encoder of the model that training starts from, if it is a whole model, and
+    the folder of that encoder, if the model carries it.
+
+    The preprocessed scans do not depend on the network, so a set that was planned on its own is fine-tuned without
+    planning again. Spacing and normalisation stay the plan's: a difference is said, not hidden.
+    """
+    from satunet.trainers.unified.pretrained import plan_beside, text_encoder_beside
+
+    theirs = plan_beside(path)
+    if theirs is None:
+        return plan, None
+    if any(p % d for p, d in zip(plan.patch_size, theirs.network.divisor, strict=True)):
+        raise UserError(
+            f"{path}: its network needs patches that are divisible by {theirs.network.divisor}, the plan's are "
+            f"{plan.patch_size}; plan again with another --patch_size, such as {theirs.patch_size}"
+        )
+    for what in ("spacing_mm", "orientation", "normalization"):
+        if getattr(plan, what) != getattr(theirs, what):
+            logger.warning(
+                "%s was trained with %s %s, the plan has %s", path, what, getattr(theirs, what), getattr(plan, what)
+            )
+    if plan.network != theirs.network:
+        logger.info("the network is that of %s", path)
+    plan = dataclasses.replace(plan, network=theirs.network, text_encoder=theirs.text_encoder)
+    return plan, text_encoder_beside(path)
+
+
+def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
+    """Load the last checkpoint, which is missed if it was expected; whether it is the final one."""
+    output = Path(str(trainer.output_folder))
+    final = output / "checkpoint_final.pth"
+    if only_validate and not final.is_file():
+        raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+    found = final if only_validate else last_checkpoint(output)
+    if found is None:
+        if expected:
+            logger.warning("there is no checkpoint in %s; starting from the beginning", output)
+        return False
+    trainer.load_checkpoint(found)
+    if found == final:
+        logger.info("%s is trained already", output)
+        if not only_validate and trainer.current_epoch < trainer.num_epochs:
+            logger.warning(
+                "%s: the run ended after epoch %d, it does not go on to %d; a new one can start from it with "
+                "-pretrained_weights",
+                output,
+                trainer.current_epoch,
+                trainer.num_epochs,
+            )
+        return True
+    logger.info("going on from %s at epoch %d", found, trainer.current_epoch)
+    return False
+
+
+def _train(trainer: SATTrainer, config: TrainingConfig) -> bool:
+    """Train; whether it came to the end."""
+    first = distributed.rank() == 0
+    with progress_bar("Training", config.steps) if first else contextlib.nullcontext(_no_bar) as advance:
+        advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
+        trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")
+        trainer.run_training()
+    if trainer.current_epoch < trainer.num_epochs:
+        logger.info("stopped in time after epoch %d of %d; go on with --c", trainer.current_epoch, trainer.num_epochs)
+        return False
+    logger.info("model: %s", trainer.model_folder)
+    return True
+
+
+def _no_bar(steps: int = 1, note: str = "") -> None:
+    """The first process shows the progress."""

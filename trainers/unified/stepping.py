@@ -1,0 +1,177 @@
+"""One step of the optimizer: loss, gradients, clipping, update; none where loss or gradients are not finite.
+
+Several processes share a step: its loss and gradients are those that one process would get of the whole batch.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from satunet.compute import distributed
+from satunet.compute.devices import autocast_for
+from satunet.network.model import PromptedUNet
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.loss import PromptedLoss, prompted_loss
+from satunet.trainers.unified.watching.statistics import StepClock
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        loss: Mean over the processes.
+        skipped: Whether it, or its gradients, were not finite; the weights are then as before.
+        suspects: Scans of a skipped step that may be the cause.
+        of_query: (B, K) losses of the queries of this process.
+    """
+
+    loss: float
+    skipped: bool
+    suspects: list[str]
+    of_query: Tensor
+
+
+class Stepper:
+    """Takes the steps of a training.
+
+    Args:
+        network: Whose weights learn.
+        optimizer: Of these weights.
+        scaler: Of float16's gradients; ``None`` in other precisions.
+        config: Learning rate, clipping, precision, seed.
+        device: Where the network is.
+
+    Attributes:
+        clock: Seconds of the parts of the last step.
+    """
+
+    def __init__(
+        self,
+        network: PromptedUNet,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.GradScaler | None,
+        config: TrainingConfig,
+        device: torch.device,
+    ) -> None:
+        self.network, self.optimizer, self.scaler = network, optimizer, scaler
+        self.config, self.device = config, device
+        self.clock = StepClock(device)
+        self._module: nn.Module = _Forward(network)
+        if distributed.world_size() > 1:
+            # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
+            self._module = DistributedDataParallel(
+                self._module,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                find_unused_parameters=True,
+            )
+
+    def take(self, batch: Mapping[str, Any], step: int) -> StepResult:
+        """One optimisation step.
+
+        Args:
+            batch: From the loader, see :class:`~satunet.trainers.unified.batches.loading.StepBatches`; ``data_seconds`` says how long
+                the step waited for it.
+            step: Its number, of which learning rate and dropout are functions.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(step)
+        # Dropout: the same after a resume, another one in every process.
+        torch.manual_seed(
+            int(np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)[0])
+        )
+        self.clock.start(batch.get("data_seconds", 0.0))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch)
+        self.clock.done("forward")
+        scaler = self.scaler
+        (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
+        self.clock.done("backward")
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        own = float(loss.total.detach())
+        value = distributed.total(own, self.device) / distributed.world_size()
+        # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle, unless
+        # it has come down so far that it is not the scale that makes them infinite.
+        searching = scaler is not None and scaler.get_scale() >= 1
+        skipped = not np.isfinite(value) or not (searching or bool(torch.isfinite(norm)))
+        suspects: list[str] = []
+        if skipped:
+            # Every process comes here in the same step: the norm of the gradients is that of all.
+            self.optimizer.zero_grad(set_to_none=True)
+            mine = batch["scans"] if np.isfinite(value) or not np.isfinite(own) else []
+            suspects = [scan for part in distributed.gather(mine) for scan in part]
+            if scaler is not None:
+                scaler.update()  # it has looked at these gradients, and would refuse those of the next step
+        elif scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+        self.clock.done("optimizer")
+        return StepResult(loss=value, skipped=skipped, suspects=suspects, of_query=loss.of_query)
+
+    def loss(self, batch: Mapping[str, Any], *, share_count: bool = True) -> PromptedLoss:
+        """The loss of a batch, or of this process's part of it.
+
+        Args:
+            batch: From the loader.
+            share_count: Whether the other processes have parts of the same batch, so that the mean of all losses, and
+                of their gradients, must be the mean over the queries of all.
+        """
+        b = {
+            k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) and k != "valid" else v
+            for k, v in batch.items()
+        }
+        count = None
+        if share_count and distributed.world_size() > 1:
+            everything = distributed.total(float(b["valid"].sum()), self.device)
+            count = max(1.0, everything) / distributed.world_size()
+        module = self._module if share_count else _Forward(self.network)
+        with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
+            maps, embeddings = module(b["data"], b["queries"], b["modality"])
+        chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
+        return prompted_loss(
+            maps,
+            embeddings,
+            b["labels"],
+            b["membership"],
+            b["valid"],
+            chunk=chunk,
+            count=count,
+            ignored=bool((batch["labels"] < 0).any()),
+        )
+
+    def leave_processes(self) -> None:
+        """Let go of DDP, before the process group ends.
+
+        Whoever drops the last reference to the group joins its threads. DDP would do so while it holds Python's lock,
+        which those threads need: now and then, a run would end but never exit.
+        """
+        if distributed.world_size() > 1:
+            self._module = nn.Identity()
+            gc.collect()
+
+
+class _Forward(nn.Module):
+    """Image and queries → feature maps and mask embeddings, in one call: DDP follows one ``forward`` a step."""
+
+    def __init__(self, network: PromptedUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, queries: Tensor, modality: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(B, 1, X, Y, Z), (B, K, D), (B,) → a map and an embedding a scale."""
+        features = self.network.encode_image(image)
+        return features.maps, self.network.decode(features, queries, modality)

@@ -1,0 +1,405 @@
+"""nnU-Net's trainer with text queries.
+
+``SATTrainer`` keeps what users of nnU-Net know: result folders, log, ``progress.png``, checkpoints with nnU-Net's
+keys, folds from ``splits_final.json``, a validation of whole scans at the end. It replaces what a fixed set of output
+channels needs: the network, the batches, the loss, and the learning rate, which changes every step.
+
+Every step is a function of the weights, the seed and its number. Nothing else is carried from step to step, so a run
+that goes on from a checkpoint is the run that was never interrupted, and several processes (DDP) together take the
+step that one would take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from satunet.compute import distributed
+from satunet.compute.devices import autocast_for, precision_for
+from satunet.errors import ModelError, SatunetError
+from satunet.jobs.files import read_json
+from satunet.jobs.progress import in_locale
+from satunet.labels import LabelSpace, text_variants
+from satunet.models.checkpoints import load_checkpoint
+from satunet.network.model import PromptedUNet
+from satunet.plan import UnifiedPlan
+from satunet.preprocessing.store import ScanStore
+from satunet.text import TextBank, load_text_encoder
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
+from satunet.trainers.unified.batches.sampling import foreground_boxes
+from satunet.trainers.unified.checkpointing import checkpoint_of, plain, restore, write_checkpoint, write_model_files
+from satunet.trainers.unified.faults import BadSteps, explain_memory
+from satunet.trainers.unified.stepping import Stepper
+from satunet.trainers.unified.watching.reporting import Reporter
+from satunet.trainers.unified.watching.statistics import Statistics, one_wandb_run
+
+logger = logging.getLogger(__name__)
+
+
+class SATTrainer(nnUNetTrainer):
+    """Trains a :class:`PromptedUNet` on a unified plan's store.
+
+    Args:
+        plans: The unified plan in nnU-Net's format.
+        configuration: Its configuration.
+        fold: Number of the fold, or ``"all"``.
+        dataset_json: The unified dataset's.
+        device: Where to train.
+    """
+
+    was_initialized: bool
+    current_epoch: int
+    _best_ema: float | None
+    network: Any
+    optimizer: Any
+    dataloader_train: Any
+    dataloader_val: Any
+    grad_scaler: Any
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        self.plan = UnifiedPlan.from_nnunet(plans)
+        with contextlib.redirect_stdout(io.StringIO()), one_wandb_run():  # the base class greets on stdout
+            super().__init__({"continue_training": False} | plans, configuration, fold, dataset_json, device)  # type: ignore[arg-type]
+        self.device = device  # with several processes, the base class takes the rank for the number of a GPU
+        self.save_every = 1
+        self.bad_steps = BadSteps()
+        self.reporter = Reporter(Path(str(self.output_folder)), self.logger)
+        self.stepper: Stepper | None = None
+        """Takes the steps, from :meth:`on_train_start` on."""
+        self.on_step: Callable[[int, float], None] | None = None
+        self.deadline: float | None = None
+        """Time of the monotonic clock before which to stop at the end of an epoch."""
+        self.text_encoder_folder: Path | None = None
+        """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
+        self.model_folder = Path(str(self.output_folder_base))
+        self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
+        self.configure(TrainingConfig())
+
+    @property
+    def failed_scans(self) -> dict[str, int]:
+        """Scans that could not be read and were replaced → how often."""
+        return self.reporter.failed_scans
+
+    def configure(self, config: TrainingConfig) -> None:
+        """Set how to train; nnU-Net's constructor takes no such thing, and subclasses must keep its signature."""
+        self.config = config
+        self.num_iterations_per_epoch = config.steps_per_epoch
+        self.num_epochs = -(-config.steps // config.steps_per_epoch)
+        self.num_val_iterations_per_epoch = config.validation_steps
+        self.initial_lr = config.learning_rate
+        self.weight_decay = config.weight_decay
+        self.bad_steps.limit = config.bad_steps
+        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16  # type: ignore[arg-type]
+        self.grad_scaler = torch.GradScaler("cuda") if half else None  # bfloat16 has the range of float32
+
+    # ---- set-up -------------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build the label space, texts, network, optimizer; called once, by whoever needs them first."""
+        if self.was_initialized:
+            raise SatunetError("the trainer is already initialised")
+        self.batch_size = self.config.batch_size or self.plan.batch_size
+        self.num_input_channels = 1
+        self.space = LabelSpace.load(self.unified_folder / "label_space.json")
+        self.store = ScanStore(Path(str(self.preprocessed_dataset_folder)))
+        encoder = load_text_encoder(str(self.text_encoder_folder or self.plan.text_encoder))
+        texts = [text for info in self.space.classes for text in text_variants(info)]
+        self.bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=self.plan.text_encoder)
+        if self.bank.dim != self.plan.network.text_dim:
+            raise ModelError(
+                f"the text encoder {encoder.name!r} gives {self.bank.dim} values, the plan's network takes "
+                f"{self.plan.network.text_dim}"
+            )
+        torch.manual_seed(self.config.seed)
+        network = PromptedUNet(self.plan.network)
+        if network.adapter is not None:
+            network.adapter.fit_whitening(torch.from_numpy(self.bank.matrix(self.space.class_names)))
+        self.network = network.to(self.device)
+        if self.device.type == "cpu":
+            # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
+            # less, though instance norm copies between layouts.
+            self.network = self.network.to(memory_format=torch.channels_last_3d)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        self.was_initialized = True
+
+    @staticmethod
+    def build_network_architecture(*args: Any, **kwargs: Any) -> torch.nn.Module:
+        """nnU-Net's predictor builds networks by output channels; a prompted network has none."""
+        raise ModelError("a text-prompted network is loaded by satunet's Predictor, not by nnU-Net's")
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """Optimizer of the recipe; the learning rate is set every step, so there is no scheduler."""
+        assert self.network is not None
+        parameters = self.network.parameters()
+        lr, decay = self.config.learning_rate, self.config.weight_decay
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr, momentum=0.99, nesterov=True, weight_decay=decay), None
+        return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.999), weight_decay=decay), None
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """All scales, or only full resolution."""
+        assert self.network is not None
+        self.network.deep_supervision = enabled
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Training and validation scans of the fold; with fold ``all``, every scan is both."""
+        known = [s for s in self.store.scan_ids if self.store.record(s).dataset in self.space.ids]
+        if self.fold == "all":
+            return known, known
+        folds = read_json(self.unified_folder / "splits_final.json")
+        if not isinstance(self.fold, int) or not 0 <= self.fold < len(folds):
+            raise ModelError(f"fold {self.fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
+        present = set(known)
+        train, val = ([s for s in folds[self.fold][part] if s in present] for part in ("train", "val"))
+        return train, val
+
+    def held_out(self) -> list[str]:
+        """Validation scans that are not trained on: the only case of a dataset is both."""
+        train, val = self.do_split()
+        trained = set(train)
+        return [scan for scan in val if scan not in trained]
+
+    def on_train_start(self) -> None:
+        """Make the data loaders and write what prediction needs beside the checkpoints."""
+        if not self.was_initialized:
+            self.initialize()
+        train, val = self.do_split()
+        self._make_loaders(train, val or train)
+        self.stepper = Stepper(self.network, self.optimizer, self.grad_scaler, self.config, self.device)
+        self.set_deep_supervision_enabled(True)
+        if distributed.rank() == 0:
+            write_model_files(self)
+            self.reporter.open(self.config, self.current_epoch)
+        self.print_to_log_file(
+            f"{len(train)} training and {len(val)} validation scans, {len(self.held_out())} of them held out, {len(self.space.classes)} classes, "
+            f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
+            f"{distributed.world_size()} processes with {worker_count(self.config, self.device)} workers each"
+        )
+
+    def _make_loaders(self, train: list[str], val: list[str]) -> None:
+        with distributed.first_process_first():
+            boxes = foreground_boxes(self.store)
+        workers = worker_count(self.config, self.device)
+        shared = (self.space, self.bank, self.plan, self.config)
+        self._train_data = StepBatches(
+            self.store,
+            train,
+            *shared,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            boxes=boxes,
+            cache_bytes=CACHE_BYTES // max(1, workers),
+        )
+        self._val_data = StepBatches(self.store, val, *shared, stream=1, boxes=boxes)
+        first = self.current_epoch * self.num_iterations_per_epoch
+        pin = self.device.type == "cuda"
+        self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
+        # The same patches at every epoch, shared by the processes; loaded ahead while the network still trains.
+        self._val_steps = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
+        order = [*self._val_steps] * (self.num_epochs - self.current_epoch)
+        self.dataloader_val = batches(self._val_data, order, min(workers, 2), pin_memory=pin)
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+
+    def run_training(self) -> None:
+        """Train from the current epoch to the last."""
+        self.on_train_start()
+        for _ in range(self.current_epoch, self.num_epochs):
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            done = self.current_epoch * self.num_iterations_per_epoch
+            outputs = []
+            for step in range(done, min(done + self.num_iterations_per_epoch, self.config.steps)):
+                waiting = time.perf_counter()
+                batch = next(self.dataloader_train) | {"step": step}
+                batch["data_seconds"] = time.perf_counter() - waiting
+                with explain_memory(self.plan, self.batch_size, distributed.world_size(), f"in step {step}"):
+                    outputs.append(self.train_step(batch))
+                if self.on_step is not None:
+                    self.on_step(step, float(outputs[-1]["loss"]))
+            self.on_train_epoch_end(outputs)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
+                self.on_validation_epoch_end(results)
+            self.on_epoch_end()
+            if self._out_of_time():
+                return
+        self.on_train_end()
+
+    def leave_processes(self) -> None:
+        """Let go of DDP, before the process group ends; see :meth:`Stepper.leave_processes`."""
+        if self.stepper is not None:
+            self.stepper.leave_processes()
+
+    def _out_of_time(self) -> bool:
+        """Whether another epoch would end after the deadline; the first process's clock decides for all."""
+        if self.deadline is None or self.current_epoch >= self.num_epochs:
+            return False
+        began, ended = (self.logger.get_value(f"epoch_{k}_timestamps", step=-1) for k in ("start", "end"))
+        return bool(distributed.gather(time.monotonic() + (ended - began) > self.deadline)[0])
+
+    def on_train_epoch_start(self) -> None:
+        """Switch to training and log the learning rate."""
+        assert self.network is not None
+        self.network.train()
+        self.reporter.statistics = Statistics()
+        step = self.current_epoch * self.num_iterations_per_epoch
+        self.logger.log("lrs", self.config.learning_rate_at(step), self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One optimisation step; one without finite loss and gradients is skipped, counted and reported."""
+        assert self.stepper is not None
+        self.reporter.unreadable(batch["failed"])
+        step = batch.get("step", 0)
+        result = self.stepper.take(batch, step)
+        value = result.loss
+        if result.skipped:
+            message = self.bad_steps.add(step, value, result.suspects)
+            self.print_to_log_file(message)
+            logger.warning("%s", message)
+            value = float("nan")
+        seconds = self.stepper.clock.seconds()
+        self.reporter.step(step, batch, result.of_query, value, self.config.learning_rate_at(step), seconds)
+        return {"loss": value}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log the mean loss of the steps that counted, and what else was counted."""
+        losses = [o["loss"] for o in train_outputs]
+        self.reporter.end_of_training(self.current_epoch, losses, self.bad_steps.count, self.device)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Loss and soft Dice of each positive query of a batch."""
+        assert self.stepper is not None
+        self.reporter.unreadable(batch["failed"])
+        loss = self.stepper.loss(batch, share_count=False)
+        shown = (batch["positive"] & batch["valid"]).cpu()
+        values = (1 - loss.dice).cpu()
+        return {
+            "loss": float(loss.total),
+            "dice": [
+                (scan.split("__")[0], float(values[b, k]))
+                for b, scan in enumerate(batch["scans"])
+                for k in shown[b].nonzero().flatten().tolist()
+            ],
+        }
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the loss and the mean soft Dice, of all and a dataset."""
+        self.reporter.end_of_validation(self.current_epoch, val_outputs, self.plan.datasets)
+
+    def on_epoch_end(self) -> None:
+        """Log, draw ``progress.png``, save the latest and the best checkpoint."""
+        epoch = self.current_epoch
+        self.logger.log("epoch_end_timestamps", time.time(), epoch)
+        last = {
+            k: self.logger.get_value(k, step=-1)
+            for k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice", "lrs")
+        }
+        self.print_to_log_file(
+            f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
+            f"mean soft Dice of positive queries {last['mean_fg_dice']:.4f}"
+        )
+        folder = Path(str(self.output_folder))
+        if epoch != self.num_epochs - 1:
+            self.save_checkpoint(folder / "checkpoint_latest.pth")
+        if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
+            self._best_ema = float(last["ema_fg_dice"])
+            self.save_checkpoint(folder / "checkpoint_best.pth")
+        if distributed.rank() == 0:
+            done = min((epoch + 1) * self.num_iterations_per_epoch, self.config.steps)
+            self.reporter.end_of_epoch(epoch, done, plain(last), self.bad_steps.count)
+            self._picture(epoch)
+        self.current_epoch += 1
+
+    def _picture(self, epoch: int) -> None:
+        """Of the first validation patch, the same at every epoch."""
+        if not self.config.tensorboard:
+            return
+        try:
+            batch = self._val_data[0]
+            with torch.no_grad(), autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
+                inputs = (batch[k][:1].to(self.device) for k in ("data", "queries", "modality"))
+                logits = self.network(*inputs)[0][0]
+            self.reporter.picture(epoch, batch, logits)
+        except Exception as error:  # a picture is not worth a run
+            logger.warning("no picture of epoch %d: %s", epoch, error)
+
+    def on_train_end(self) -> None:
+        """Save the final checkpoint and remove the latest."""
+        folder = Path(str(self.output_folder))
+        self.current_epoch -= 1  # the base class's checkpoints store the epoch to go on with
+        self.save_checkpoint(folder / "checkpoint_final.pth")
+        self.current_epoch += 1
+        if distributed.rank() == 0 and not self.disable_checkpointing:
+            (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
+        self.dataloader_train = self.dataloader_val = None
+        self.reporter.gather_failures()
+        for scan, count in sorted(self.failed_scans.items()):
+            self.print_to_log_file(f"{scan} could not be read {count} times")
+        distributed.barrier()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Segment the fold's held-out scans whole and write ``validation/summary.json``, in nnU-Net's form."""
+        from satunet.trainers.unified.validation import validate
+
+        if not self.was_initialized:
+            self.initialize()
+        scans = self.held_out()
+        if not scans:
+            self.print_to_log_file(f"fold {self.fold!r} holds no scan out: there is nothing to validate on")
+            return
+        summary = validate(self, scans)
+        if summary is not None:
+            self.reporter.unreadable([*summary["failed"]])
+            mean = summary["foreground_mean"]["Dice"]
+            self.logger.log_summary("final_val/foreground_dice", mean)
+            for dataset, found in summary["mean_per_dataset"].items():
+                self.logger.log_summary(f"final_val/{dataset}_dice", found["foreground_mean"]["Dice"])
+            self.print_to_log_file(f"Validation complete. Mean Validation Dice: {mean}")
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str | Path) -> None:
+        """Write a checkpoint whole, with nnU-Net's keys and nothing that needs unpickling of code."""
+        counted = self.reporter.state()
+        if distributed.rank() == 0 and not self.disable_checkpointing:
+            required = Path(filename).name == "checkpoint_final.pth"
+            write_checkpoint(Path(filename), checkpoint_of(self, counted), required=required)
+
+    def load_checkpoint(self, filename_or_checkpoint: str | Path | dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ModelError: It cannot be read, or its weights are not this network's.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        given = filename_or_checkpoint
+        if isinstance(given, dict):
+            restore(self, given, source="checkpoint")
+        else:
+            restore(self, load_checkpoint(Path(given)), source=Path(given))
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """To nnU-Net's log file as ever; to satunet's log instead of stdout."""
+        super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
+        if add_timestamp:
+            logger.debug("%s", " ".join(map(str, args)))

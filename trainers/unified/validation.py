@@ -1,0 +1,193 @@
+"""The validation at the end of a training: held-out scans, whole, by sliding windows, scored class by class.
+
+Scans and labels are those of the store, in the plan's orientation and spacing, so it needs no raw data and costs no
+resampling. ``satunet benchmark`` scores in the files' own grids, with surface distances, and is what to publish.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from satunet.compute import distributed
+from satunet.datasets.raw import MODALITIES, split_scan_id
+from satunet.jobs.files import read_json, write_json
+from satunet.models.checkpoints import hash_weights
+from satunet.windows.engine import WindowedScan
+
+if TYPE_CHECKING:
+    from satunet.trainers.unified.trainer import SATTrainer
+
+logger = logging.getLogger(__name__)
+
+Counts = dict[str, float]
+"""nnU-Net's metrics of a class in a case: Dice, IoU, TP, FP, FN, TN, n_pred, n_ref (voxels)."""
+
+
+def validate(trainer: SATTrainer, scans: Sequence[str]) -> dict[str, Any] | None:
+    """Segment scans with every class their dataset annotates; the processes of a distributed run share them.
+
+    A scan's result is kept as soon as it is there, so that an interrupted validation goes on where it stopped.
+
+    Args:
+        trainer: Initialised; its network is put into evaluation mode.
+        scans: Names in its store.
+
+    Returns:
+        The content of ``validation/summary.json``; ``None`` on all processes but the first.
+    """
+    folder = Path(str(trainer.output_folder)) / "validation"
+    trainer.network.eval()
+    deep = trainer.network.deep_supervision
+    trainer.set_deep_supervision_enabled(False)
+    weights = hash_weights(trainer.network.state_dict())[:16]
+    cases: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for scan in scans[distributed.rank() :: distributed.world_size()]:
+        file = folder / "scans" / f"{scan}.json"
+        try:
+            case = _known(file, weights)
+            if case is None:
+                case = {"scan": scan, "weights": weights, "metrics": score_scan(trainer, scan)}
+                write_json(file, case)
+            cases.append(case)
+            trainer.print_to_log_file(f"validated {scan}")
+        except Exception as error:  # one scan that cannot be read must not cost the validation of the others
+            failed[scan] = f"{type(error).__name__}: {error}"
+            logger.error("%s cannot be validated (%s)", scan, failed[scan])
+    trainer.set_deep_supervision_enabled(deep)
+    every = [case for part in distributed.gather(cases) for case in part]
+    failures = {k: v for part in distributed.gather(failed) for k, v in part.items()}
+    if distributed.rank() != 0:
+        return None
+    summary = summarize(sorted(every, key=lambda c: str(c["scan"])), failures)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def summarize(cases: Sequence[dict[str, Any]], failed: dict[str, str] | None = None) -> dict[str, Any]:
+    """nnU-Net's ``summary.json``, with the same means by dataset added.
+
+    As in nnU-Net a class that neither reference nor prediction shows has no Dice (NaN) and does not count; a class's
+    mean is over its cases, and the foreground mean over the classes.
+
+    Args:
+        cases: With ``scan`` and ``metrics`` (class → counts).
+        failed: Scan → why it has no result.
+    """
+    rows = [
+        {
+            "reference_file": f"{c['scan']}_seg.b2nd",
+            "prediction_file": None,  # masks are not kept; satunet predict writes them
+            "metrics": c["metrics"],
+        }
+        for c in cases
+    ]
+    by_dataset: dict[str, list[dict[str, Counts]]] = defaultdict(list)
+    for case in cases:
+        by_dataset[split_scan_id(case["scan"])[0]].append(case["metrics"])
+    everything = _means([m for many in by_dataset.values() for m in many])
+    return {
+        "metric_per_case": rows,
+        "mean": everything,
+        "foreground_mean": _mean_of(everything.values()),
+        "mean_per_dataset": {
+            dataset: {"scans": len(many), "mean": (means := _means(many)), "foreground_mean": _mean_of(means.values())}
+            for dataset, many in sorted(by_dataset.items())
+        },
+        "grid": "the plan's orientation and spacing",
+        "failed": failed or {},
+    }
+
+
+def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Counts:
+    """nnU-Net's metrics of a class in a case.
+
+    Args:
+        predicted: Voxels of the prediction.
+        reference: Voxels of the reference.
+        both: Voxels of both.
+        voxels: Of the scan.
+    """
+    union = predicted + reference - both
+    return {
+        "Dice": 2 * both / (predicted + reference) if union else math.nan,
+        "IoU": both / union if union else math.nan,
+        "FN": reference - both,
+        "FP": predicted - both,
+        "TN": voxels - union,
+        "TP": both,
+        "n_pred": predicted,
+        "n_ref": reference,
+    }
+
+
+def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
+    """Segment a scan of the trainer's store with every class its dataset annotates, and count what was labelled.
+
+    The network must be in evaluation mode, without deep supervision.
+    """
+    record = trainer.store.record(scan)
+    names = trainer.space.classes_of(record.dataset)
+    volume: NDArray[np.float32] = np.asarray(trainer.store.image(scan)[:])[0]
+    labels: NDArray[Any] = np.asarray(trainer.store.labels(scan)[:])[0]
+    known = labels != trainer.space.ignored.get(record.dataset, -1)
+    voxels = int(np.count_nonzero(known))
+    windows = WindowedScan(
+        network=trainer.network,
+        volume=torch.from_numpy(volume),
+        queries=torch.from_numpy(trainer.bank.matrix(names)),
+        modality=MODALITIES.index(record.modality),
+        patch=trainer.plan.patch_size,
+        device=trainer.device,
+        precision=trainer.config.precision,  # type: ignore[arg-type]
+    )
+    metrics = {}
+    for position, found in windows.probabilities():
+        name = names[position]
+        ids = trainer.space.ids_of(record.dataset, name)
+        reference = sum(record.label_voxels.get(i, 0) for i in ids)
+        predicted = both = 0
+        if found.values is not None:
+            mask = (found.values.numpy() > 0.5) & known[found.box]
+            predicted = int(mask.sum())
+            both = int((mask & np.isin(labels[found.box], ids)).sum())
+        metrics[name] = count_voxels(predicted, reference, both, voxels)
+    return {name: metrics[name] for name in names}  # prompts come when they are known
+
+
+def _known(file: Path, weights: str) -> dict[str, Any] | None:
+    """A scan's result of before, if it is of the same weights."""
+    try:
+        case: dict[str, Any] = read_json(file)
+    except (OSError, ValueError):
+        return None
+    return case if case.get("weights") == weights else None
+
+
+def _means(cases: Iterable[dict[str, Counts]]) -> dict[str, Counts]:
+    """Class → means over the cases that have a value."""
+    values: dict[str, list[Counts]] = defaultdict(list)
+    for metrics in cases:
+        for name, counts in metrics.items():
+            values[name].append(counts)
+    return {name: _mean_of(many) for name, many in sorted(values.items())}
+
+
+def _mean_of(many: Iterable[Counts]) -> Counts:
+    rows = list(many)
+    keys = rows[0].keys() if rows else ("Dice", "IoU")
+    return {key: _mean([row[key] for row in rows]) for key in keys}
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [v for v in values if v is not None and not math.isnan(v)]
+    return sum(present) / len(present) if present else math.nan

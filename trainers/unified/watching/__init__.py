@@ -1,0 +1,1 @@
+"""What is told about a training while it runs."""

@@ -1,0 +1,242 @@
+"""What a run tells about itself: time, losses by dataset and class, samples drawn; to TensorBoard and nnU-Net's loggers.
+
+nnU-Net's ``MetaLogger`` passes what it is told to a list of loggers (Weights & Biases, where ``nnUNet_wandb_enabled``
+is set). :class:`TensorBoardLogger` is one more of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satunet.compute import distributed
+from satunet.jobs.files import write_text
+
+PHASES = ("data", "forward", "backward", "optimizer")
+"""Parts of a step: waiting for the batch; network and loss; gradients; clipping and update."""
+
+
+class StepClock:
+    """Seconds of the parts of a step; on a GPU by its own events, so that nothing waits for them.
+
+    Args:
+        device: Where the step runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = []
+        self.data = 0.0
+
+    def start(self, data_seconds: float = 0.0) -> None:
+        """The step begins.
+
+        Args:
+            data_seconds: How long it waited for its batch.
+        """
+        self.data = data_seconds
+        self._marks = [("", self._now())]
+
+    def done(self, phase: str) -> None:
+        """A part of :data:`PHASES` has ended."""
+        self._marks.append((phase, self._now()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part; on a GPU this waits for the step to end."""
+        result = {"data": self.data}
+        if self._cuda:
+            torch.cuda.synchronize()
+        for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
+            result[phase] = before.elapsed_time(after) / 1e3 if self._cuda else after - before
+        return result
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """Sums over the steps of an epoch; those of several processes add up.
+
+    Attributes:
+        losses: What → (sum, number) of losses, where "what" is ``("dataset", name)`` or ``("class", name)``.
+        scans: Dataset → patches drawn.
+        queries: Queries asked.
+        patches: Patches seen.
+        seconds: Phase → seconds.
+        steps: Steps.
+    """
+
+    losses: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    scans: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    queries: int = 0
+    patches: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    steps: int = 0
+
+    def add(self, batch: Mapping[str, Any], of_query: torch.Tensor, seconds: Mapping[str, float] | None = None) -> None:
+        """Count a step.
+
+        Args:
+            batch: From :class:`~satunet.trainers.unified.batches.loading.StepBatches`.
+            of_query: (B, K) values of the queries, on the CPU.
+            seconds: Phase → seconds.
+        """
+        self.steps += 1
+        for b, (scan, names) in enumerate(zip(batch["scans"], batch["names"], strict=True)):
+            dataset = scan.split("__")[0]
+            self.scans[dataset] = self.scans.get(dataset, 0) + 1
+            self.patches += 1
+            self.queries += len(names)
+            values = of_query[b, : len(names)].tolist()
+            for name, value in zip(names, values, strict=True):
+                self._add(("dataset", dataset), value, 1)
+                self._add(("class", name), value, 1)
+        for phase, value in (seconds or {}).items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+
+    def _add(self, what: tuple[str, str], value: float, number: int) -> None:
+        before, counted = self.losses.get(what, (0.0, 0))
+        self.losses[what] = (before + value, counted + number)
+
+    def means(self, kind: str) -> dict[str, float]:
+        """Name → mean loss of its queries, of ``"dataset"`` or ``"class"``."""
+        return {name: total / n for (k, name), (total, n) in sorted(self.losses.items()) if k == kind and n}
+
+    @classmethod
+    def merged(cls, parts: Iterable[Statistics]) -> Statistics:
+        """The sums of several processes; steps and seconds are those of the first: they run side by side."""
+        first, *others = parts
+        result = cls(
+            losses=dict(first.losses),
+            scans=dict(first.scans),
+            queries=first.queries,
+            patches=first.patches,
+            seconds=dict(first.seconds),
+            steps=first.steps,
+        )
+        for other in others:
+            for what, (value, number) in other.losses.items():
+                result._add(what, value, number)
+            for dataset, number in other.scans.items():
+                result.scans[dataset] = result.scans.get(dataset, 0) + number
+            result.queries += other.queries
+            result.patches += other.patches
+        return result
+
+    def rates(self) -> dict[str, float]:
+        """Seconds a step by phase, and patches and queries a second."""
+        steps = max(1, self.steps)
+        result = {f"time/{phase}": self.seconds.get(phase, 0.0) / steps for phase in PHASES}
+        whole = sum(self.seconds.values())
+        if whole > 0:
+            result["throughput/patches_per_s"] = self.patches / whole
+            result["throughput/queries_per_s"] = self.queries / whole
+        return result
+
+
+class TensorBoardLogger:
+    """A logger for nnU-Net's ``MetaLogger`` that writes TensorBoard event files.
+
+    Args:
+        folder: Where to write.
+        steps_per_epoch: nnU-Net logs by epochs; the curves' axis is training steps.
+        first_step: Step the run goes on from; what an interrupted run wrote after it disappears from the curves.
+    """
+
+    def __init__(self, folder: Path, steps_per_epoch: int, first_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+        self.steps_per_epoch = steps_per_epoch
+
+    def update_config(self, config: dict[str, Any]) -> None:
+        """Show a configuration as text."""
+        for key, value in config.items():
+            text = json.dumps(value, indent=1, default=str)
+            self.writer.add_text(key, f"```\n{text[:20_000]}\n```")  # type: ignore[no-untyped-call]
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """A value of an epoch; texts and what is no number are left out."""
+        if isinstance(value, (int, float)) and value == value:
+            self.writer.add_scalar(key, value, (step + 1) * self.steps_per_epoch)  # type: ignore[no-untyped-call]
+
+    def log_step(self, values: Mapping[str, float], step: int) -> None:
+        """Values of a single training step."""
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+
+    def log_figure(self, key: str, figure: Any, epoch: int) -> None:
+        """A picture."""
+        self.writer.add_figure(key, figure, (epoch + 1) * self.steps_per_epoch)  # type: ignore[no-untyped-call]
+        self.writer.flush()  # type: ignore[no-untyped-call]
+
+    def log_summary(self, key: str, value: Any) -> None:
+        """A value of the whole run."""
+        if isinstance(value, (int, float)) and value == value:
+            self.writer.add_scalar(key, value, 0)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()  # type: ignore[no-untyped-call]
+
+
+class ProgressFile:
+    """A line of JSON an epoch, for scripts: ``progress.jsonl`` beside the checkpoints.
+
+    Args:
+        path: The file.
+        first_epoch: Epoch the run goes on from; lines of it and later ones are dropped.
+    """
+
+    def __init__(self, path: Path, first_epoch: int = 0) -> None:
+        self.path = path
+        kept = [line for line in read_progress(path) if line["epoch"] < first_epoch]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, epoch: int, values: Mapping[str, Any]) -> None:
+        """Add an epoch."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"epoch": epoch} | dict(values)) + "\n")
+
+
+def read_progress(path: Path) -> list[dict[str, Any]]:
+    """Lines of a :class:`ProgressFile`; a last line that a killed run did not finish is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@contextlib.contextmanager
+def one_wandb_run() -> Iterator[None]:
+    """nnU-Net's logger would open a run of Weights & Biases in every process; the first one's is enough."""
+    name = "nnUNet_wandb_enabled"
+    before = os.environ.get(name)
+    if distributed.rank() > 0:
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+        else:
+            os.environ.pop(name, None)
