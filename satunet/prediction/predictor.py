@@ -231,7 +231,7 @@ class Predictor:
         chosen, how = (modality, "given") if modality else guess_modality(image, self.model.modalities)
         if chosen not in MODALITIES:
             raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
-        spacing, *others = self._by_spacing(image, matches or ()) or [self.model.plan.spacing_mm]
+        spacing, *others = self._by_spacing(image, chosen, matches or ()) or [self.model.plan.spacing_mm]
         done = self._preprocess(image, chosen, spacing)
         return PreparedScan(
             image=image,
@@ -246,7 +246,7 @@ class Predictor:
         return preprocess_image(image, modality=modality, plan=replace(self.model.plan, spacing_mm=spacing))
 
     def _by_spacing(
-        self, image: Image, matches: Sequence[PromptMatch]
+        self, image: Image, modality: str, matches: Sequence[PromptMatch]
     ) -> dict[tuple[float, float, float], list[int]]:
         """Spacing → positions of the prompts that are looked for at it; prompts that the model cannot know at none."""
         plan = self.model.plan
@@ -256,7 +256,7 @@ class Predictor:
         for i, match in enumerate(matches):
             if match.status != "unknown":
                 name = match.class_name or next((n for n, _ in match.nearest), None)
-                found.setdefault(plan.spacing_for(name, (x, y, z)), []).append(i)
+                found.setdefault(plan.spacing_for(name, modality, (x, y, z)), []).append(i)
         return found
 
     def find(
@@ -277,7 +277,7 @@ class Predictor:
             PromptError: An embedding of another width, or cancelled.
         """
         before = 0  # windows at spacings that are done
-        for spacing, usable in self._by_spacing(scan.image, matches).items():
+        for spacing, usable in self._by_spacing(scan.image, scan.modality, matches).items():
             total = 0
 
             def report(done: int, of: int) -> None:

@@ -34,7 +34,7 @@ class Group:
 
     Attributes:
         name: For logs.
-        share: Of the steps.
+        share: Of the steps, at the beginning and at the end; in between it changes evenly.
         kind: ``"real"`` images, or painted ``"brain"`` or ``"trunk"``.
         subjects: The people.
         patch: Voxels of a crop.
@@ -44,10 +44,11 @@ class Group:
         foreign: Classes that none of the scans can show, asked for now and then.
         foreground_share: Share of crops that are centred on a class.
         names: Tissue id → name, of painted images.
+        predicted: Whether prediction looks for the group's classes at its spacing.
     """
 
     name: str
-    share: float
+    share: tuple[float, float]
     kind: Literal["real", "brain", "trunk"] = "real"
     subjects: Sequence[Subject]
     patch: Axes
@@ -57,6 +58,27 @@ class Group:
     foreign: Sequence[str] = ()
     foreground_share: float = 0.6
     names: Mapping[int, str] = field(default_factory=dict)
+    predicted: bool = True
+
+    @property
+    def typical_mm(self) -> float:
+        """Spacing in the middle of its range, to a tenth: what prediction takes."""
+        low, high = self.spacing_mm
+        return round((low * high) ** 0.5, 1)
+
+
+def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Modality → class → spacings at which the groups train it, finest first."""
+    found: dict[str, dict[str, set[float]]] = {}
+    for group in groups:
+        if not group.predicted:
+            continue
+        painted = {"brain": ("mri",), "trunk": ("ct", "mri")}.get(group.kind, ())
+        for person in group.subjects:
+            for modality in painted or (person.modality,):
+                for name in space.classes_of(person.dataset):
+                    found.setdefault(modality, {}).setdefault(name, set()).add(group.typical_mm)
+    return {m: {name: tuple(sorted(values)) for name, values in c.items()} for m, c in found.items()}
 
 
 class MixtureBatches:
@@ -66,6 +88,7 @@ class MixtureBatches:
         groups: The sources.
         space: Label space of all their datasets.
         bank: Embeddings of every wording.
+        steps: Of the training, over which the shares change.
         seed: Of everything.
         queries: Queries a crop that are shown, at most.
         negatives: Queries a crop that are not shown, at most.
@@ -77,21 +100,23 @@ class MixtureBatches:
         space: LabelSpace,
         bank: TextBank,
         *,
+        steps: int,
         seed: int = 0,
         queries: int = 32,
         negatives: int = 6,
     ) -> None:
         self.groups, self.space, self.bank, self.seed = groups, space, bank, seed
         self.queries, self.negatives = queries, negatives
-        shares = np.array([g.share for g in groups])
-        self.shares = shares / shares.sum()
+        self.steps = steps
         self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}
         self.swaps = {d: swapped_ids({n: i for n, i in space.ids[d].items() if space.info(n).source_names}) for d in space.ids}
 
     def group_of(self, step: int) -> Group:
         """Group of a step."""
         rng = np.random.default_rng([self.seed, 7, step])
-        return self.groups[int(rng.choice(len(self.groups), p=self.shares))]
+        done = step / max(1, self.steps)
+        shares = np.array([(1 - done) * g.share[0] + done * g.share[1] for g in self.groups])
+        return self.groups[int(rng.choice(len(self.groups), p=shares / shares.sum()))]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         group = self.group_of(step)

@@ -148,7 +148,7 @@ def brain_look(names: Mapping[int, str], size: int, rng: np.random.Generator) ->
         size: Number of ids.
         rng: Generator.
     """
-    kind = rng.choice(4, p=(0.5, 0.125, 0.125, 0.25))
+    kind = rng.choice(4, p=(0.7, 0.1, 0.1, 0.1))
     means = rng.uniform(0, 200, size)
     shared: dict[str, float] = {}
     jitter = rng.uniform(2, 9)

@@ -46,7 +46,7 @@ TRUNK_CLASSES = (
 )  # fmt: skip
 """Structures of the trunk maps that are large enough for 3 mm, beside all vertebrae together."""
 
-ABDOMINAL = ("liver", "spleen", "left kidney", "right kidney", "pancreas", "stomach", "urinary bladder", "gallbladder")
+BELOW = ("larynx", "esophagus", "left lung", "right lung", "mandible")
 CEREBRAL = ("left hippocampus", "right thalamus", "left caudate nucleus", "lateral ventricle", "right putamen",
             "left cerebral cortex")  # fmt: skip
 
@@ -63,11 +63,12 @@ def network_config(text_dim: int) -> NetworkConfig:
     )
 
 
-def groups_of(data: Path) -> tuple[list[Group], LabelSpace]:
+def groups_of(data: Path, *, trunk: bool = False) -> tuple[list[Group], LabelSpace]:
     """The sources of the starter, and the label space of all of them.
 
     Args:
         data: Folder with ``nnUNet_raw``, ``more/nnUNet_raw`` and the folders of label maps.
+        trunk: Whether to paint abdomens and trunks, too.
     """
     datasets: list[Dataset] = []
 
@@ -83,59 +84,64 @@ def groups_of(data: Path) -> tuple[list[Group], LabelSpace]:
         ]
 
     heads, head_set, head_names = _heads(data / "brain_label_maps")
-    abdomens, abdomen_set, abdomen_names = _abdomens(data / "abdomen_label_maps")
-    bodies, trunk_set, trunk_names = _trunks(data / "trunk_label_maps")
-    datasets += [head_set, abdomen_set, trunk_set]
+    datasets.append(head_set)
     gentle = Deformation(rotation_deg=7, stretch=0.07, warp=0.02)
+    head = Deformation(rotation_deg=9, stretch=0.1, warp=0.03, mirror=True)
+    tumour = Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True)
     groups = [
+        # Whole heads, first coarse and cheap: anatomy and words are learned there, outlines later.
         Group(
-            name="heads", share=0.40, kind="brain", subjects=heads, names=head_names, patch=(64, 64, 64),
-            spacing_mm=(1.2, 1.9), foreign=ABDOMINAL,
-            deformation=Deformation(rotation_deg=9, stretch=0.1, warp=0.035, mirror=True),
+            name="heads, coarse", share=(0.42, 0.08), kind="brain", subjects=heads, names=head_names,
+            patch=(48, 64, 48), spacing_mm=(2.6, 3.3), batch=2, deformation=head, foreign=BELOW,
+            foreground_share=0.2, predicted=False,
         ),
         Group(
-            name="hippocampus", share=0.17, subjects=real("Dataset309_Hippocampus_MR", "mri"), patch=(48, 64, 48),
-            spacing_mm=(0.95, 1.05), foreign=ABDOMINAL,
+            name="heads", share=(0.10, 0.44), kind="brain", subjects=heads, names=head_names, patch=(64, 80, 64),
+            spacing_mm=(1.9, 2.4), batch=1, deformation=head, foreign=BELOW, foreground_share=0.3,
+        ),
+        Group(
+            name="hippocampus", share=(0.20, 0.20), subjects=real("Dataset309_Hippocampus_MR", "mri"),
+            patch=(48, 64, 48), spacing_mm=(0.95, 1.05), foreign=BELOW,
             deformation=Deformation(rotation_deg=8, stretch=0.08, warp=0.025, mirror=True),
         ),
         Group(
-            name="head and neck", share=0.13, subjects=real("Dataset308_HeadNeckOAR_CT", "ct"), patch=(64, 64, 64),
-            spacing_mm=(2.8, 3.3), deformation=Deformation(rotation_deg=6, stretch=0.08, warp=0.02, mirror=True),
-            foreign=ABDOMINAL,
+            name="head and neck", share=(0.17, 0.17), subjects=real("Dataset308_HeadNeckOAR_CT", "ct"),
+            patch=(64, 64, 64), spacing_mm=(2.8, 3.3), batch=1, foreign=BELOW,
+            deformation=Deformation(rotation_deg=6, stretch=0.08, warp=0.02, mirror=True),
         ),
         Group(
-            name="abdomens", share=0.11, kind="trunk", subjects=abdomens, names=abdomen_names, patch=(64, 64, 64),
-            spacing_mm=(2.7, 3.4), deformation=gentle, foreign=CEREBRAL,
+            name="sarcoma PET", share=(0.05, 0.05), subjects=real("Dataset317_SoftTissueSarcoma_PET", "pet"),
+            patch=(48, 48, 48), spacing_mm=(2.8, 3.3), foreign=(*BELOW, *CEREBRAL), deformation=tumour,
         ),
         Group(
-            name="trunks", share=0.05, kind="trunk", subjects=bodies, names=trunk_names, patch=(64, 64, 64),
-            spacing_mm=(2.7, 3.4), deformation=Deformation(rotation_deg=7, stretch=0.1, warp=0.03), foreign=CEREBRAL,
+            name="fetal brain", share=(0.02, 0.02), subjects=real("Dataset305_FetalBrain_MR", "mri", "fetal_SB_atlas"),
+            patch=(48, 64, 48), spacing_mm=(1.3, 1.7), batch=1, foreign=BELOW, deformation=tumour,
         ),
         Group(
-            name="sarcoma PET", share=0.06, subjects=real("Dataset317_SoftTissueSarcoma_PET", "pet"),
-            patch=(48, 48, 48), spacing_mm=(2.8, 3.3), foreign=(*ABDOMINAL, *CEREBRAL),
-            deformation=Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True),
-        ),
-        Group(
-            name="sarcoma CT and MR", share=0.02, patch=(48, 48, 48), spacing_mm=(2.8, 3.3),
-            subjects=real("Dataset315_SoftTissueSarcoma_CT", "ct") + real("Dataset316_SoftTissueSarcoma_MR", "mri"),
-            deformation=Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True), foreign=CEREBRAL,
-        ),
-        Group(
-            name="fetal brain", share=0.02, subjects=real("Dataset305_FetalBrain_MR", "mri", "fetal_SB_atlas"),
-            patch=(48, 64, 48), spacing_mm=(0.9, 1.2), foreign=ABDOMINAL,
-            deformation=Deformation(rotation_deg=12, stretch=0.12, warp=0.03, mirror=True),
-        ),
-        Group(
-            name="spine MR", share=0.02, patch=(48, 48, 48), spacing_mm=(1.3, 1.7),
+            name="spine MR", share=(0.02, 0.02), patch=(48, 48, 48), spacing_mm=(1.3, 1.7), batch=1,
             subjects=real("Dataset319_SpinalCord_MR", "mri") + real("Dataset327_Vertebra_MR", "mri"),
             deformation=Deformation(rotation_deg=12, stretch=0.1, warp=0.03),
         ),
         Group(
-            name="thorax CT", share=0.02, subjects=real("Dataset330_ThoraxCoarse_CT", "ct"), patch=(64, 64, 64),
-            spacing_mm=(2.8, 3.3), deformation=gentle, foreign=CEREBRAL,
+            name="thorax CT", share=(0.02, 0.02), subjects=real("Dataset330_ThoraxCoarse_CT", "ct"),
+            patch=(64, 64, 64), spacing_mm=(2.8, 3.3), batch=1, deformation=gentle, foreign=CEREBRAL,
         ),
     ]  # fmt: skip
+    if trunk:
+        abdomens, abdomen_set, abdomen_names = _abdomens(data / "abdomen_label_maps")
+        bodies, trunk_set, trunk_names = _trunks(data / "trunk_label_maps")
+        datasets += [abdomen_set, trunk_set]
+        groups += [
+            Group(
+                name="abdomens", share=(0.20, 0.20), kind="trunk", subjects=abdomens, names=abdomen_names,
+                patch=(64, 64, 64), spacing_mm=(2.7, 3.4), batch=1, deformation=gentle, foreign=CEREBRAL,
+            ),
+            Group(
+                name="trunks", share=(0.06, 0.06), kind="trunk", subjects=bodies, names=trunk_names,
+                patch=(64, 64, 64), spacing_mm=(2.7, 3.4), batch=1, foreign=CEREBRAL,
+                deformation=Deformation(rotation_deg=7, stretch=0.1, warp=0.03),
+            ),
+        ]  # fmt: skip
     space = build_label_space(datasets)
     return groups, space
 
