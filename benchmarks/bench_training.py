@@ -189,23 +189,25 @@ def compare(root: Path, given: argparse.Namespace) -> None:
     for name in ("raw", "preprocessed", "results"):
         (root / name).mkdir()
         os.environ[f"nnUNet_{name}"] = str(root / name)
+    from satunet.planners.options import PlanOptions
     from satunet.preprocessing.pipeline import plan_and_preprocess
 
     most = max(QUERIES)
     name = make_raw(root / "raw", most, given.patch)
     patch = (given.patch,) * 3
     plan_and_preprocess(
-        [name], spacing_mm=(1, 1, 1), patch_size=patch, batch_size=2, base_features=given.features, gpu_memory_gb=8
+        [name],
+        PlanOptions(
+            spacing_mm=(1, 1, 1), patch_size=patch, batch_size=2, base_features=given.features, gpu_memory_gb=8
+        ),
     )
     ours = {queries: our_trainer(queries) for queries in QUERIES}
     plan = ours[most].plan
     # A batch whose crops show all classes: augmentation may zoom some out of it.
-    batches = {q: next(b for b in t.dataloader_train if int(b["valid"].sum()) == 2 * q) for q, t in ours.items()}
+    batches = {q: next(b for b in t.dataloader_train if int(b.valid.sum()) == 2 * q) for q, t in ours.items()}
     peers = {classes: nnunet_trainer(plan, classes) for classes in (given.classes, 2)}
     peer_batches = {classes: nnunet_batch(t, plan, classes) for classes, t in peers.items()}
-    steps: dict[str, Any] = {
-        f"satunet, {q} queries": lambda q=q: ours[q].train_step(batches[q] | {"step": 0}) for q in QUERIES
-    }
+    steps: dict[str, Any] = {f"satunet, {q} queries": lambda q=q: ours[q].train_step(batches[q]) for q in QUERIES}
     steps |= {f"nnU-Net, {c} classes": lambda c=c: peers[c].train_step(peer_batches[c]) for c in peers}
     times = {k: statistics.median(v) for k, v in interleaved(steps, given.rounds).items()}
     print(f"a step: batch {plan.batch_size}, patch {plan.patch_size}, features {plan.network.features_per_stage}, "

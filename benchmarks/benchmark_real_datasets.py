@@ -29,6 +29,7 @@ def use_folders(work: Path) -> None:
 
 def train_specialists(names: list[str], steps: int, spacing: float, device: str, processes: int) -> int:
     """Plan, preprocess and train the nnU-Nets of some datasets."""
+    from satunet.planners.options import PlanOptions
     from satunet.preprocessing.pipeline import plan_and_preprocess
     from satunet.trainers.config import TrainingConfig
     from satunet.trainers.specialist.trainer import train_specialist
@@ -36,11 +37,13 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
     # Planned apart from the unified dataset, whose plan stays as it is.
     summary = plan_and_preprocess(
         names,
-        unified_name="Dataset901_Specialists",
-        spacing_mm=(spacing,) * 3,
-        base_features=16,
-        gpu_memory_gb=2.0,
-        batch_size=2,
+        PlanOptions(
+            name="Dataset901_Specialists",
+            spacing_mm=(spacing,) * 3,
+            base_features=16,
+            gpu_memory_gb=2.0,
+            batch_size=2,
+        ),
         specialists=True,
         processes=processes,
     )

@@ -73,6 +73,7 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
     from satunet.datasets.raw import load_dataset
     from satunet.jobs.files import write_json
     from satunet.jobs.progress import setup_logging
+    from satunet.planners.options import PlanOptions
     from satunet.preprocessing.pipeline import plan_and_preprocess
 
     _environment(work, raw)
@@ -86,11 +87,7 @@ def prepare(raw: Path, work: Path, processes: int) -> int:
         write_json(work / "nnUNet_preprocessed" / dataset / "splits_final.json", [split])
     summary = plan_and_preprocess(
         names,
-        spacing_mm=SPACING_MM,
-        patch_size=PATCH,
-        batch_size=2,
-        base_features=16,
-        gpu_memory_gb=2.0,
+        PlanOptions(spacing_mm=SPACING_MM, patch_size=PATCH, batch_size=2, base_features=16, gpu_memory_gb=2.0),
         processes=processes,
     )
     summary.show()
@@ -121,6 +118,7 @@ def report(work: Path, *, seen_too: bool) -> int:
     from common import header
 
     from satunet.jobs.files import read_json
+    from satunet.jobs.records import load_record
     from satunet.plan import UnifiedPlan
     from satunet.trainers.config import TrainingConfig
     from satunet.trainers.unified.trainer import SATTrainer
@@ -134,18 +132,23 @@ def report(work: Path, *, seen_too: bool) -> int:
         plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu")
     )
     fold = Path(str(trainer.output_folder))
-    trainer.configure(TrainingConfig.from_json(read_json(fold / "training_config.json")))
+    trainer.configure(load_record(fold / "training_config.json", TrainingConfig))
     trainer.load_checkpoint(fold / "checkpoint_final.pth")
     held_out = read_json(fold / "validation" / "summary.json")["mean_per_dataset"]
     train, _ = trainer.do_split()
     trainer.network.eval()
     trainer.set_deep_supervision_enabled(False)
     alone = [scan for scan in train if seen_too and scan.split("__")[0] not in held_out]
-    seen = summarize([{"scan": scan, "metrics": score_scan(trainer, scan)} for scan in alone])["mean_per_dataset"]
+    seen = summarize(
+        [
+            {"scan": scan, "metrics": score_scan(trainer.setup, trainer.network, scan, device=trainer.device)}
+            for scan in alone
+        ]
+    )["mean_per_dataset"]
 
     header("torch", "nnunetv2")
     print(f"one network of {sum(p.numel() for p in trainer.network.parameters()) / 1e6:.2f} M parameters, "
-          f"{len(trainer.space.classes)} classes, patch {plan.patch_size} at {plan.spacing_mm} mm, batch "
+          f"{len(trainer.setup.space.classes)} classes, patch {plan.patch_size} at {plan.spacing_mm} mm, batch "
           f"{trainer.batch_size}, {trainer.config.steps} steps on {len(train)} scans")  # fmt: skip
     print("\nDice on whole scans, mean over classes (class means over scans); * nobody to hold out: seen in training")
     print(f"{'dataset':34} {'trained':>7} {'scored':>6} {'classes':>7} {'Dice':>6}   best class")

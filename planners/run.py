@@ -1,17 +1,114 @@
-"""Fingerprints of many datasets."""
+"""Planning: fingerprints of many datasets → one plan and label space for all, and one nnU-Net plan per dataset."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
-from satunet.jobs.files import read_json
+from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.workers import Workers
+from satunet.labels import LabelSpace, build_label_space
+from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import DatasetFingerprint
 from satunet.planners.fingerprint.extraction import fingerprint_dataset
+from satunet.planners.options import PlanOptions, SpecialistPlanner
+from satunet.planners.specialist.planner import plan_specialist
+from satunet.planners.unified.impact import impact_of, summarize
+from satunet.planners.unified.planner import plan_unified, save_unified_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What planning gives.
+
+    Attributes:
+        plan: The unified plan.
+        label_space: The classes of its datasets.
+        summary: Datasets and cases that could not be used, and why each value was chosen.
+    """
+
+    plan: UnifiedPlan
+    label_space: LabelSpace
+    summary: JobSummary
+
+
+def plan_datasets(
+    dataset_names: Sequence[str], options: PlanOptions | None = None, *, processes: int | Workers = 1
+) -> Planned:
+    """Plan one network for all datasets, and write plan, merged fingerprint, label space and impact.
+
+    A dataset that cannot be fingerprinted is counted as failed and left out of the plan.
+
+    Args:
+        dataset_names: Datasets in ``nnUNet_raw``; one whose fingerprint is known needs no scans.
+        options: What is given; everything else is planned.
+        processes: Worker processes, or where else to run.
+
+    Raises:
+        DatasetError: Not one dataset can be used.
+        PlanError: Nothing can be planned from what is given.
+        LabelSpaceError: The labels of the datasets contradict each other.
+    """
+    fingerprints, found = fingerprint_datasets(dataset_names, processes=processes)
+    plan = plan_unified(fingerprints, options)
+    datasets = [load_dataset(name) for name in plan.datasets]
+    space = build_label_space(datasets)
+    impacts = impact_of(plan, fingerprints, {dataset.name: dataset.labels for dataset in datasets})
+    explanation = plan.explanation | summarize(impacts)
+    if approximate := [f.dataset for f in fingerprints if f.approximate]:
+        explanation["approximate"] = (
+            f"{len(approximate)} fingerprints are nnU-Net's own: spacings and shapes are exact, percentiles of "
+            "intensities approximate, and what the plan does to their classes is not known"
+        )
+    plan = dataclasses.replace(plan, explanation=explanation)
+    file = save_unified_plan(plan, fingerprints)
+    write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
+    space.save(file.with_name("label_space.json"))
+    summary = JobSummary("plan", failures=found.failures, started=found.started)
+    for key, sentence in plan.explanation.items():
+        summary.note(key, sentence)
+    summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
+    summary.note("plan", str(file))
+    return Planned(plan=plan, label_space=space, summary=summary)
+
+
+def plan_specialists(plan: UnifiedPlan, options: PlanOptions, *, planner: SpecialistPlanner = "default") -> JobSummary:
+    """Let nnunetv2 plan each dataset's own nnU-Net, with what is given for the unified plan.
+
+    Args:
+        plan: The unified plan; its datasets have fingerprints.
+        options: Target spacing and features of the first stage hold for the specialists as well; so does the GPU
+            memory, but for planners with a memory of their own.
+        planner: nnU-Net's planner.
+
+    Returns:
+        ``<dataset> (specialist)``, planned or failed.
+    """
+    summary = JobSummary("plans of the specialists")
+    for name in plan.datasets:
+        try:
+            plan_specialist(
+                load_dataset(name),
+                gpu_memory_gb=options.gpu_memory_gb if planner == "default" else None,
+                spacing_mm=options.spacing_mm,
+                base_features=options.base_features,
+                planner=planner,
+            )
+            summary.done(specialist_of(name))
+        except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
+            summary.failed(specialist_of(name), error)
+    return summary
+
+
+def specialist_of(dataset_name: str) -> str:
+    """Name of a dataset's specialist in summaries."""
+    return f"{dataset_name} (specialist)"
 
 
 def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]:

@@ -39,7 +39,13 @@ from satunet.preprocessing.transform import preprocess_image, preprocess_labels
 logger = logging.getLogger(__name__)
 
 
-def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, processes: int | Workers = 1) -> JobSummary:
+def preprocess_datasets(
+    plan: UnifiedPlan,
+    dataset_names: Sequence[str],
+    *,
+    space: LabelSpace | None = None,
+    processes: int | Workers = 1,
+) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
 
     A scan whose inputs and plan are unchanged is not made again. A scan that cannot be used is counted with its
@@ -48,6 +54,7 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
     Args:
         plan: The unified plan.
         dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
+        space: Label space of these datasets; built from them if not given.
         processes: Worker processes, or where else to run. Workers of a cluster must see the same folders.
 
     Returns:
@@ -72,7 +79,8 @@ def preprocess_datasets(plan: UnifiedPlan, dataset_names: Sequence[str], *, proc
             summary.failed(name, error)
     if not datasets:
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
-    space = build_label_space(datasets)
+    if space is None or set(space.ids) != set(cases):
+        space = build_label_space(datasets)
     jobs = [_Job(dataset=d, case=c, plan=plan, store=store) for d in datasets for c in cases[d.name]]
     with only_writer(store):
         scans = _run(jobs, summary, processes)
@@ -157,7 +165,9 @@ class _Job:
         """All that a scan depends on beside its files."""
         modality = self.dataset.modalities[channel]
         values = self.plan.preprocessing_of(self.dataset.name, modality)
-        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), sorted(self.dataset.label_ids)
+        ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
+        ids = sorted(self.dataset.label_ids)
+        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored
 
     def stamp(self, channel: int) -> str:
         """Changes when anything may have changed: quick to tell."""
@@ -214,7 +224,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
     del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
-    voxels, locations = label_locations(ids[0])
+    voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)
     record = ScanRecord(
         dataset=dataset.name,
         case=case.identifier,

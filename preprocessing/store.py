@@ -23,12 +23,16 @@ from numpy.typing import NDArray
 
 from satunet.datasets.raw import scan_id, split_scan_id
 from satunet.errors import DatasetError
+from satunet.images.label_ids import dense_ids
 from satunet.jobs.files import atomic_path, read_json, write_json
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
 STORE_VERSION = 2
 LOCATIONS_PER_LABEL = 1000
+ANNOTATED = -1
+"""Stands for any voxel that somebody looked at, background included, among the locations of a scan of which parts are
+not labelled (nnU-Net's ``ignore``)."""
 _PIECE = 1 << 20
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
@@ -42,7 +46,7 @@ class ScanRecord:
         case: Identifier of its case.
         channel: Channel of the case.
         modality: Modality.
-        label_voxels: Label id → voxels of it, in the preprocessed scan.
+        label_voxels: Label id → voxels of it, in the preprocessed scan; the ignore label is none.
         geometry: Where it comes from.
         source: Hash of the input files, what the plan does to them, and the store's version.
         stamp: The same with sizes and times of the input files instead of their content: quick to compare.
@@ -149,7 +153,10 @@ class ScanStore:
         return open_array(self.folder / f"{scan}_seg.b2nd")
 
     def locations(self, scan: str) -> dict[int, NDArray[np.int32]]:
-        """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn."""
+        """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn.
+
+        Where parts of a scan are not labelled, there is an entry :data:`ANNOTATED` as well.
+        """
         return read_locations(self.folder / f"{scan}_locations.npz")
 
 
@@ -237,47 +244,57 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def label_locations(
-    labels: NDArray[np.unsignedinteger[Any]], seed: int = 0
+    labels: NDArray[np.unsignedinteger[Any]], *, ignored: int | None = None, seed: int = 0
 ) -> tuple[dict[int, int], dict[int, NDArray[np.int32]]]:
     """Voxel counts and some voxel indices of every label.
 
     Args:
         labels: (X, Y, Z).
-        seed: Of the draw.
+        ignored: Id of voxels that nobody labelled, if there are such; it is no label.
+        seed: Seed of the draw.
 
     Returns:
-        Label id → voxels; label id → (n, 3) indices, n ≤ :data:`LOCATIONS_PER_LABEL`.
+        Label id → voxels; label id, and :data:`ANNOTATED` if some are ignored → (n, 3) indices,
+        n ≤ :data:`LOCATIONS_PER_LABEL`.
     """
-    flat = labels.ravel()
-    pieces = range(0, flat.size, _PIECE)
-    counts = np.zeros(int(flat.max(initial=0)) + 1, dtype=np.int64)
-    for start in pieces:
+    ids, dense = dense_ids(labels)
+    flat = dense.ravel()
+    counts = np.zeros(len(ids), dtype=np.int64)
+    for start in range(0, flat.size, _PIECE):
         counts += np.bincount(flat[start : start + _PIECE], minlength=counts.size)
-    voxels = {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
+    voxels = {place: int(counts[place]) for place in np.flatnonzero(counts).tolist() if ids[place] not in (0, ignored)}
     rng = np.random.default_rng(seed)
     # Which of a label's voxels to take, in the order in which they come; then they are picked up in one walk.
-    ranks = {
-        value: np.arange(count)
-        if count <= LOCATIONS_PER_LABEL
-        else np.sort(rng.choice(count, LOCATIONS_PER_LABEL, replace=False))
-        for value, count in voxels.items()
-    }
-    found: dict[int, list[NDArray[np.intp]]] = {value: [] for value in voxels}
+    ranks = {place: _ranks(count, rng) for place, count in voxels.items()}
+    found: dict[int, list[NDArray[np.intp]]] = {place: [] for place in voxels}
     seen = dict.fromkeys(voxels, 0)
-    for start in pieces:
+    for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         foreground = np.flatnonzero(piece)
         order = foreground[np.argsort(piece[foreground], kind="stable")]
         present, starts, sizes = np.unique(piece[order], return_index=True, return_counts=True)
-        for value, first, size in zip(present.tolist(), starts.tolist(), sizes.tolist(), strict=True):
-            low, high = np.searchsorted(ranks[value], (seen[value], seen[value] + size))
-            found[value].append(start + order[first + ranks[value][low:high] - seen[value]])
-            seen[value] += size
+        for place, first, size in zip(present.tolist(), starts.tolist(), sizes.tolist(), strict=True):
+            if place not in voxels:
+                continue
+            low, high = np.searchsorted(ranks[place], (seen[place], seen[place] + size))
+            found[place].append(start + order[first + ranks[place][low:high] - seen[place]])
+            seen[place] += size
+    chosen = {ids[place]: np.concatenate(members) for place, members in found.items()}
+    if ignored is not None:
+        annotated = np.flatnonzero(labels.ravel() != ignored)
+        chosen[ANNOTATED] = annotated[_ranks(annotated.size, rng)]
     locations = {
-        value: np.stack(np.unravel_index(np.concatenate(members), labels.shape), axis=1).astype(np.int32)
-        for value, members in found.items()
+        label: np.stack(np.unravel_index(places, labels.shape), axis=1).astype(np.int32)
+        for label, places in chosen.items()
     }
-    return voxels, locations
+    return {ids[place]: count for place, count in voxels.items()}, locations
+
+
+def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Which of ``count`` things to take, sorted: at most :data:`LOCATIONS_PER_LABEL`."""
+    if count <= LOCATIONS_PER_LABEL:
+        return np.arange(count)
+    return np.sort(rng.choice(count, LOCATIONS_PER_LABEL, replace=False))
 
 
 def file_hash(path: Path) -> str:

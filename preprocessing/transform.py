@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import GridMismatchError
 from satunet.geometry import Grid, reorient, same_grid
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.resampling import (
@@ -203,20 +204,6 @@ def nonzero_box(volume: NDArray[Any]) -> Box:
             return (0, x), (0, y), (0, z)
         box.append((int(hits[0]), int(hits[-1]) + 1))
     return box[0], box[1], box[2]
-
-
-def to_hounsfield(volume: NDArray[Any]) -> NDArray[Any]:
-    """CT intensities in HU, also where a file stores HU + 1024 (unsigned DICOM values without their intercept).
-
-    Such a file has no negative voxel, and a good part of it lies where water and soft tissue then are, around 1024.
-    In HU these values are dense bone, which never comes without a negative voxel of fat or air beside it. Clipped to
-    [-500, 1000] HU as it is, such a scan would lose all soft tissue.
-    """
-    if volume.min() < 0:
-        return volume
-    positive = volume[volume > 0]
-    soft = np.count_nonzero((positive >= 850) & (positive <= 1200))
-    return volume.astype(np.float32) - 1024 if soft > 0.25 * max(1, positive.size) else volume
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:

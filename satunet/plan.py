@@ -126,6 +126,7 @@ class UnifiedPlan:
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
+        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
         class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
             not ``spacing_mm``; see :meth:`spacing_for`.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
@@ -147,6 +148,7 @@ class UnifiedPlan:
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
 
@@ -215,7 +217,7 @@ class UnifiedPlan:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": dataclasses.asdict(self.normalization_of(modality)),
         }
 
@@ -225,7 +227,7 @@ class UnifiedPlan:
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
-            "spacing_mm": list(self.spacing_mm),
+            "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
         }
 
@@ -290,6 +292,7 @@ class UnifiedPlan:
                 "datasets": list(self.datasets),
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
+                "options": self.options,
                 **self._windows(),
             },
         }
@@ -340,6 +343,7 @@ class UnifiedPlan:
                 datasets=tuple(ours["datasets"]),
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
+                options=dict(ours.get("options", {})),
                 class_spacings_mm={
                     modality: {name: tuple(float(v) for v in values) for name, values in classes.items()}
                     for modality, classes in ours.get("class_spacings_mm", {}).items()

@@ -69,9 +69,32 @@ def test_a_grid_refuses_affines_that_place_nothing(affine: np.ndarray) -> None:
 def test_same_grid_measures_the_far_corner() -> None:
     a = Grid(shape=(100, 100, 100), affine=np.eye(4))
     tilted = np.eye(4)
-    tilted[0, 1] = 1e-3  # nothing at the origin, 0.1 mm at the far corner
+    tilted[0, 1] = 2e-3  # nothing at the origin, 0.2 mm at the far corner
     assert not same_grid(a, Grid(shape=a.shape, affine=tilted))
-    assert same_grid(a, Grid(shape=a.shape, affine=tilted), tolerance_mm=0.2)
+    assert same_grid(a, Grid(shape=a.shape, affine=tilted), tolerance=0.21)
+
+
+@pytest.mark.parametrize("voxel_mm", [0.001, 0.7, 10.0])
+@pytest.mark.parametrize(("voxels", "same"), [(0.05, True), (0.15, False), (0.5, False)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_same_grid_counts_in_voxels(voxel_mm: float, voxels: float, same: bool, axis: int) -> None:
+    affine = np.diag([voxel_mm, voxel_mm, 5 * voxel_mm, 1])
+    moved = affine.copy()
+    moved[axis, 3] += voxels * affine[axis, axis]
+    assert same_grid(Grid(shape=(9, 9, 9), affine=affine), Grid(shape=(9, 9, 9), affine=moved)) is same
+
+
+def test_a_header_that_rounds_its_spacing_is_on_the_same_grid() -> None:
+    exact, rounded = np.diag([0.703125, 0.703125, 1.25, 1]), np.diag([0.7031, 0.7031, 1.25, 1])
+    assert same_grid(Grid(shape=(512, 512, 200), affine=exact), Grid(shape=(512, 512, 200), affine=rounded))
+
+
+def test_grids_of_any_unit_are_grids() -> None:
+    assert Grid(shape=(2, 2, 2), affine=np.diag([1e-4, 1e-4, 1e-4, 1])).spacing_mm == (1e-4, 1e-4, 1e-4)
+    flat = np.eye(4)
+    flat[:3, 2] = (1, 1e-6, 0)  # the third axis lies in the plane of the others
+    with pytest.raises(ValueError, match="affine"):
+        Grid(shape=(2, 2, 2), affine=flat)
 
 
 def test_reorient_refuses_a_code_that_is_none() -> None:
@@ -82,4 +105,4 @@ def test_reorient_refuses_a_code_that_is_none() -> None:
 
 def test_grid_json_round_trip() -> None:
     grid = Grid(shape=(2, 3, 4), affine=np.diag([1.5, 2, 3, 1]))
-    assert same_grid(Grid.from_json(grid.to_json()), grid, tolerance_mm=0)
+    assert same_grid(Grid.from_json(grid.to_json()), grid, tolerance=0)

@@ -1,15 +1,32 @@
-"""How to train, as plain data that is saved with the run."""
+"""How to train, as plain data that commands embed and that is saved with the run."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from tyro.conf import arg
+
+from satunet.compute.devices import Precision
 from satunet.errors import UserError
 
-CONFIG_VERSION = 1
+Recipe = Literal["sat", "nnunet", "short", "cpu"]
+
+_LEAST = {
+    "steps": 1,
+    "warmup_steps": 0,
+    "steps_per_epoch": 1,
+    "validation_steps": 0,
+    "batch_size": 1,
+    "queries_per_scan": 1,
+    "workers": 0,
+    "seed": 0,
+    "bad_steps": 0,
+    "weight_decay": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,62 +34,60 @@ class TrainingConfig:
     """Hyper-parameters of a training run.
 
     Attributes:
-        recipe: Where the values come from: ``"sat"`` (published), ``"nnunet"``, ``"short"``, ``"cpu"``.
-        optimizer: ``"adamw"`` or ``"sgd"`` (Nesterov, momentum 0.99).
-        schedule: ``"cosine"`` to zero or ``"poly"`` (exponent 0.9), after the warm-up.
-        learning_rate: Peak.
-        weight_decay: Of the optimizer.
+        recipe: Where values come from that are not given: 'sat' as published; 'nnunet' SGD with polynomial decay; 'short'
+            a few minutes, 'cpu' an hour or more, both for a CPU. Specialists are trained by nnU-Net's own unless it is
+            'short' or 'cpu'.
+        optimizer: Optimizer: AdamW, or SGD with Nesterov's momentum 0.99.
+        schedule: Course of the learning rate after the warm-up: cosine to zero, or polynomial with exponent 0.9.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay of the optimizer.
         steps: Training steps.
         warmup_steps: Steps of linear warm-up.
         steps_per_epoch: Steps between two validations and checkpoints.
-        validation_steps: Patches a validation.
-        batch_size: Patches a step, of all processes together; the plan's if ``None``.
-        queries_per_scan: Queries a patch, at most; the plan's if ``None``.
+        validation_steps: Batches of a validation.
+        batch_size: Patches per step, of all processes together; the plan's if not given.
+        queries_per_scan: Queries per patch, at most; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Negative queries, at most, as a share of the positive ones.
         augment: Whether to augment.
         text_variants: Whether to draw other wordings of a class.
         gradient_clip: Norm that gradients are clipped to.
-        precision: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``.
-        workers: Processes that load data; 0 loads between steps; ``None`` chooses.
-        seed: Of sampling, augmentation and initialisation.
+        precision: Data type of convolutions and matrix products; 'auto' takes the fastest that the device has.
+        workers: Processes that load data; 0 loads between steps; chosen by the machine if not given.
+        seed: Seed of sampling, augmentation and initialisation.
         bad_steps: Steps among the last 1000 that may be skipped because loss or gradients were not finite.
         tensorboard: Whether to write TensorBoard event files.
     """
 
-    recipe: str = "sat"
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
+    RECORD_VERSION: ClassVar[int] = 1
+
+    recipe: Recipe = "sat"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["cosine", "poly"] = "cosine"
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
-    steps: int = 200_000
+    steps: Annotated[int, arg(aliases=["--budget"])] = 200_000
     warmup_steps: int = 20_000
     steps_per_epoch: int = 250
     validation_steps: int = 50
     batch_size: int | None = None
-    queries_per_scan: int | None = None
+    queries_per_scan: Annotated[int | None, arg(name="queries")] = None
     foreground_share: float = 0.5
     negative_share: float = 0.5
     augment: bool = True
     text_variants: bool = True
     gradient_clip: float = 12.0
-    precision: str = "auto"
+    precision: Precision = "auto"
     workers: int | None = None
     seed: int = 0
     bad_steps: int = 20
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("optimizer", ("adamw", "sgd")),
-            ("schedule", ("cosine", "poly")),
-            ("precision", ("auto", "bfloat16", "float16", "float32")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"training: {name} {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
-        for name, least in (("steps", 1), ("steps_per_epoch", 1), ("bad_steps", 0), ("validation_steps", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"training: {name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"training: {name} must be at least {least}, got {value}")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training: {name} must be positive, got {getattr(self, name)}")
@@ -81,25 +96,20 @@ class TrainingConfig:
                 raise UserError(f"training: {name} must lie in [0, 1], got {getattr(self, name)}")
 
     @classmethod
-    def from_recipe(cls, recipe: str, **changes: Any) -> TrainingConfig:
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> TrainingConfig:
         """A recipe with some values changed; the warm-up keeps its share of the steps.
 
         Raises:
-            UserError: An unknown recipe or value.
+            UserError: A value that is not allowed.
         """
-        if recipe not in RECIPES:
-            raise UserError(f"training recipe {recipe!r}; allowed are {', '.join(RECIPES)}")
         base = RECIPES[recipe]
-        if "steps" in changes and "warmup_steps" not in changes:
-            steps = int(changes["steps"])
-            changes["warmup_steps"] = round(base.warmup_steps * steps / base.steps)
-            changes.setdefault("steps_per_epoch", min(base.steps_per_epoch, steps))
+        if "steps" in changes and changes["steps"] >= 1:
+            changes.setdefault("warmup_steps", round(base.warmup_steps * changes["steps"] / base.steps))
+            changes.setdefault("steps_per_epoch", min(base.steps_per_epoch, changes["steps"]))
         return dataclasses.replace(base, **changes)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        import math
-
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -107,25 +117,8 @@ class TrainingConfig:
             return float(self.learning_rate * max(0.0, 1 - done) ** 0.9)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"version": CONFIG_VERSION} | dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> TrainingConfig:
-        """The inverse of :meth:`to_json`; what an older version did not write has its default.
-
-        Raises:
-            UserError: A value that is not allowed, or one this version does not know.
-        """
-        values = {k: v for k, v in content.items() if k != "version"}
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise UserError(f"training configuration: {', '.join(unknown)} is not known to this version")
-        return cls(**values)
-
-
-RECIPES = {
+RECIPES: dict[Recipe, TrainingConfig] = {
     "sat": TrainingConfig(),
     "nnunet": TrainingConfig(
         recipe="nnunet",
@@ -159,3 +152,77 @@ RECIPES = {
 """``sat``: arXiv 2312.17183. ``nnunet``: nnU-Net's optimizer and schedule. ``short``: a few minutes, on a CPU. ``cpu``: an
 hour or more, of many datasets: at the learning rate of ``short``, a network of 27 of them was no better after 750 steps
 than after 50. All classes of a crop are asked for: a step with 256 queries takes 1.2 times as long as one with 32."""
+
+
+class _Choices:
+    """What a user chose of a :class:`TrainingConfig`; every other field is ``None``.
+
+    The fields of :class:`TrainingChoices` are made from those of :class:`TrainingConfig`: each is written down once.
+    """
+
+    if TYPE_CHECKING:
+        recipe: Recipe | None
+        steps: int | None
+
+    def given(self) -> dict[str, Any]:
+        """Field → value, of those that were chosen."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if value is not None}
+
+    def config(self, begun: TrainingConfig | None = None) -> TrainingConfig:
+        """How to train.
+
+        Args:
+            begun: Of the run to go on with: it keeps everything that was not chosen again.
+
+        Raises:
+            UserError: A value that is not allowed, or another recipe than the run was begun with.
+        """
+        given = self.given()
+        recipe = given.pop("recipe", None)
+        if begun is None:
+            return TrainingConfig.from_recipe(recipe or "sat", **given)
+        if recipe not in (None, begun.recipe):
+            raise UserError(
+                f"the run was begun with the recipe {begun.recipe!r} and cannot go on with {recipe!r}; leave --recipe "
+                "out, or start a new run from its weights with -pretrained_weights"
+            )
+        return dataclasses.replace(begun, **given)
+
+    def arguments(self) -> list[str]:
+        """The choices as options of ``satunet train``."""
+        named = {"queries_per_scan": "queries"}
+        return [part for k, v in self.given().items() for part in (f"--{named.get(k, k)}", str(v))]
+
+
+if TYPE_CHECKING:
+
+    class TrainingChoices(_Choices):
+        """See :class:`_Choices`."""
+
+        def __init__(self, **chosen: Any) -> None: ...
+
+else:
+
+    def _optional(hint: Any) -> Any:
+        """The hint with ``None`` allowed; what tyro reads of it stays outside."""
+        if typing.get_origin(hint) is Annotated:
+            base, *how = typing.get_args(hint)
+            return Annotated[(base | None, *how)]
+        return hint | None
+
+    TrainingChoices = dataclasses.make_dataclass(
+        "TrainingChoices",
+        [
+            (f.name, _optional(typing.get_type_hints(TrainingConfig, include_extras=True)[f.name]), None)
+            for f in dataclasses.fields(TrainingConfig)
+        ],
+        bases=(_Choices,),
+        frozen=True,
+        kw_only=True,
+    )
+    TrainingChoices.__doc__ = (TrainingConfig.__doc__ or "").replace(
+        "Hyper-parameters of a training run.",
+        "How to train. What is not given is the recipe's or, with --c, what the run was begun with.",
+    )
+    TrainingChoices.__module__ = __name__

@@ -31,10 +31,10 @@ from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.label_index import LabelIndex
 from satunet.geometry import reorient
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map, write_label_map
 from satunet.jobs.files import mask_file_name, write_json
 from satunet.prediction.outputs import MANIFEST
-from satunet.preprocessing.transform import to_hounsfield
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.scores import Evaluation, mean_of
 from satunet.evaluation.scoring.sources import FolderMasks, PredictedLabels
 from satunet.geometry import Grid
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import read_image, read_label_map
-from satunet.preprocessing.transform import to_hounsfield
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """What a dataset looks like, in numbers that can be merged.
 
-``dataset_fingerprint.json`` is nnU-Net's (spacings, shapes after cropping, foreground intensities; axes z, y, x of
-the file) and stays readable by nnunetv2; under the key ``"satunet"`` it holds what a union of datasets needs: for
-every case its spacing and shape in RAS and the voxels, extent and centroid of each label, for every channel moments
-and a quantile sketch of its foreground. The fingerprint of a union is computed from these without opening a scan
+``dataset_fingerprint.json`` is nnU-Net's (spacings, shapes after cropping, foreground intensities; axes and voxels as
+nnunetv2's reader has them) and stays readable by nnunetv2; under the key ``"satunet"`` it holds what a union of
+datasets needs: for every case its spacing and shape in RAS and the voxels, extent and centroid of each label, for
+every channel moments and a quantile sketch of its foreground, CT in Hounsfield units. The fingerprint of a union is computed from these without opening a scan
 again. A fingerprint that nnunetv2 made, or that was published, has none of this and merges approximately.
 """
 
@@ -19,7 +19,7 @@ from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import PlanError
 from satunet.planners.fingerprint.intensities import ChannelStatistics
 
-FINGERPRINT_VERSION = 3
+FINGERPRINT_VERSION = 4
 
 Triple = tuple[float, float, float]
 
@@ -32,14 +32,15 @@ class CaseFingerprint:
         dataset: Its dataset.
         case: Identifier.
         channels: Its channels: scans of the unified dataset.
-        spacing: Spacing in mm, (z, y, x) of the file, as nnU-Net has it.
-        shape_after_crop: Voxels inside the nonzero box of all channels, (z, y, x) of the file.
+        spacing: Spacing in mm, (z, y, x) as nnunetv2's reader has it.
+        shape_after_crop: Voxels inside the nonzero box of all channels, along the same axes.
         relative_size: Share of the volume that the crop keeps.
         spacing_ras: Spacing along right, anterior, superior.
         shape_ras: Voxels inside the nonzero box along right, anterior, superior.
-        label_voxels: Label id → voxels in the file.
+        label_voxels: Label id → voxels in the file; those that nobody labelled (nnU-Net's ``ignore``) are not listed.
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
         label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
+        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are any.
         source: Size and time of its files.
         digest: Hash of its files: what the cache goes by where only their times have changed.
     """
@@ -55,6 +56,7 @@ class CaseFingerprint:
     label_voxels: dict[int, int] = field(default_factory=dict)
     label_extents_mm: dict[int, Triple] = field(default_factory=dict)
     label_centroids_mm: dict[int, Triple] = field(default_factory=dict)
+    cropped_voxels: dict[int, int] = field(default_factory=dict)
     source: str = ""
     digest: str = ""
 
@@ -68,7 +70,8 @@ class CaseFingerprint:
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
         }
-        values["label_voxels"] = {int(key): int(value) for key, value in content["label_voxels"].items()}
+        for name in ("label_voxels", "cropped_voxels"):
+            values[name] = {int(key): int(value) for key, value in content[name].items()}
         for name in ("label_extents_mm", "label_centroids_mm"):
             values[name] = {int(key): tuple(value) for key, value in content[name].items()}
         return cls(**values)
@@ -81,7 +84,9 @@ class DatasetFingerprint:
     Attributes:
         dataset: Name.
         cases: Its cases that can be used.
-        channels: Statistics a channel; of a union: a modality.
+        channels: Statistics of each channel; of a union: of each modality.
+        nnunet_channels: The same of the foreground as nnunetv2 sees it, voxels as they are stored and the ignore label
+            among them; empty where there is no difference.
         failed: Case → (size and time of its files, why it cannot be used).
         settings: What of ``dataset.json`` the fingerprint depends on.
         approximate: Whether a part of it is nnU-Net's own, which merges approximately and knows no label.
@@ -90,6 +95,7 @@ class DatasetFingerprint:
     dataset: str
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelStatistics, ...]
+    nnunet_channels: tuple[ChannelStatistics, ...] = ()
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     settings: str = ""
     approximate: bool = False
@@ -105,7 +111,7 @@ class DatasetFingerprint:
             "spacings": [list(c.spacing) for c in self.cases],
             "shapes_after_crop": [list(c.shape_after_crop) for c in self.cases],
             "foreground_intensity_properties_per_channel": {
-                str(i): channel.to_nnunet() for i, channel in enumerate(self.channels)
+                str(i): channel.to_nnunet() for i, channel in enumerate(self.nnunet_channels or self.channels)
             },
             "median_relative_size_after_cropping": float(np.median([c.relative_size for c in self.cases])),
             "satunet": {
@@ -115,6 +121,7 @@ class DatasetFingerprint:
                 "approximate": self.approximate,
                 "cases": [case.to_json() for case in self.cases],
                 "channels": [channel.to_json() for channel in self.channels],
+                "nnunet_channels": [channel.to_json() for channel in self.nnunet_channels],
                 "failed": {case: list(why) for case, why in self.failed.items()},
             },
         }
@@ -135,6 +142,7 @@ class DatasetFingerprint:
             dataset=ours["dataset"],
             cases=tuple(CaseFingerprint.from_json(case) for case in ours["cases"]),
             channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["channels"]),
+            nnunet_channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["nnunet_channels"]),
             failed={case: (source, reason) for case, (source, reason) in ours["failed"].items()},
             settings=ours["settings"],
             approximate=bool(ours["approximate"]),

@@ -6,27 +6,23 @@ interrupted extraction goes on where it stopped, and a case that is added is the
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from satunet.datasets.memory import reading_bytes
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, load_dataset
-from satunet.errors import DatasetError, GridMismatchError, MissingFileError, PlanError
-from satunet.geometry import Grid, reorient, same_grid
-from satunet.images.image import read_image, read_label_map
+from satunet.errors import DatasetError, PlanError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
-from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint, Triple
+from satunet.planners.fingerprint.case import CaseFindings, analyze_case, file_digest, file_stamp
+from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.fingerprint.readers import nnunet_reader
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +38,11 @@ _NNUNET_KEYS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What is known of a case: numbers, or why there are none."""
-
-    fingerprint: CaseFingerprint | None = None
-    intensities: tuple[CaseIntensities | None, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Job:
     dataset: Dataset
     case: Case
     values: int
-    """Foreground voxels to keep for percentiles."""
+    reader: str | None
 
 
 def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[DatasetFingerprint, JobSummary]:
@@ -118,17 +105,19 @@ def _extract(
     dataset: Dataset, cases: Sequence[Case], cache: Path, summary: JobSummary, processes: int | Workers
 ) -> DatasetFingerprint:
     name = dataset.name
-    found: dict[str, _Found] = {}
+    found: dict[str, CaseFindings] = {}
+    reasons: dict[str, str] = {}
     todo = []
+    reader = nnunet_reader(dataset, cases)
     for case in cases:
-        known = _from_cache(cache, dataset, case)
+        known = _from_cache(cache, dataset, case, reader)
         if known is None:
             todo.append(case)
         else:
             found[case.identifier] = known
             summary.skipped(f"{name}/{case.identifier}")
     limit = min(_VALUES_PER_CASE, _VALUES_PER_DATASET // len(cases) + 1)
-    jobs = [_Job(dataset=dataset, case=case, values=limit) for case in todo]
+    jobs = [_Job(dataset=dataset, case=case, values=limit, reader=reader) for case in todo]
     for outcome in run_parallel(
         _analyze,
         jobs,
@@ -140,107 +129,34 @@ def _extract(
         case = outcome.item.case
         if outcome.result is not None:
             found[case.identifier] = outcome.result
-            _to_cache(cache, dataset, case, outcome.result)
+            _to_cache(cache, dataset, case, outcome.result, reader)
             summary.done(f"{name}/{case.identifier}")
         else:
             summary.failed(f"{name}/{case.identifier}", outcome.error or "no result")
-            found[case.identifier] = _Found(reason=summary.failures[f"{name}/{case.identifier}"])
-    by_name = {case.identifier: case for case in cases}
-    good = [(f.fingerprint, f.intensities) for _, f in sorted(found.items()) if f.fingerprint is not None]
-    failed = {case: (_source(by_name[case]), f.reason) for case, f in sorted(found.items()) if f.fingerprint is None}
-    if not good:
-        reason = next(iter(failed.values()))[1]
+            reasons[case.identifier] = summary.failures[f"{name}/{case.identifier}"]
+    failed = {c.identifier: (file_stamp(c), reasons[c.identifier]) for c in cases if c.identifier in reasons}
+    if not found:
+        reason = next(iter(reasons.values()))
         raise DatasetError(f"{name}: none of its {len(cases)} cases can be read; first reason: {reason}")
+    good = [findings for _, findings in sorted(found.items())]
+    modalities = list(enumerate(dataset.modalities))
+    ours = [[f.in_units(channel, modality) for f in good] for channel, modality in modalities]
+    theirs = [[f.nnunet[channel] for f in good] for channel, _ in modalities]
+    same = all(a is b for own, other in zip(ours, theirs, strict=True) for a, b in zip(own, other, strict=True))
     return DatasetFingerprint(
         dataset=name,
-        cases=tuple(case for case, _ in good),
-        channels=tuple(
-            ChannelStatistics.of([intensities[channel] for _, intensities in good], modality)
-            for channel, modality in enumerate(dataset.modalities)
-        ),
+        cases=tuple(f.fingerprint for f in good),
+        channels=tuple(ChannelStatistics.of(ours[channel], modality) for channel, modality in modalities),
+        nnunet_channels=()
+        if same
+        else tuple(ChannelStatistics.of(theirs[channel], modality) for channel, modality in modalities),
         failed=failed,
         settings=_settings(dataset) + f"; modalities {', '.join(dataset.modalities)}",
     )
 
 
-def _analyze(job: _Job) -> _Found:
-    dataset, case = job.dataset, job.case
-    if case.label is None:
-        raise MissingFileError(dataset.folder, f"case {case.identifier} has no label map")
-    source = _source(case)
-    images = [read_image(path) for path in case.images]
-    grid = images[0].grid
-    for image, path in zip(images, case.images, strict=True):
-        if not same_grid(image.grid, grid):
-            raise GridMismatchError(path, f"its grid is not that of {case.images[0].name}")
-    labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=grid)
-    nonzero = np.zeros(grid.shape, dtype=bool)
-    for image in images:
-        nonzero |= image.array != 0
-    box = _box(nonzero)
-    cropped = labels.array[box]
-    foreground = cropped > 0
-    intensities = tuple(CaseIntensities.of(image.array[box][foreground], job.values) for image in images)
-    x, y, z = cropped.shape
-    turned, ras = reorient(cropped, Grid(shape=(x, y, z), affine=grid.affine), "RAS")
-    i, j, k = grid.spacing_mm
-    voxels, extents, centroids = describe_labels(*reorient(labels.array, grid, "RAS"))
-    fingerprint = CaseFingerprint(
-        dataset=dataset.name,
-        case=case.identifier,
-        channels=len(images),
-        spacing=(k, j, i),
-        shape_after_crop=(z, y, x),
-        relative_size=cropped.size / labels.array.size,
-        spacing_ras=ras.spacing_mm,
-        shape_ras=(turned.shape[0], turned.shape[1], turned.shape[2]),
-        label_voxels=voxels,
-        label_extents_mm=extents,
-        label_centroids_mm=centroids,
-        source=source,
-        digest=_digest(case),
-    )
-    return _Found(fingerprint=fingerprint, intensities=intensities)
-
-
-def describe_labels(
-    labels: NDArray[np.integer[Any]], grid: Grid
-) -> tuple[dict[int, int], dict[int, Triple], dict[int, Triple]]:
-    """Voxels, extent in mm and centroid in mm of every label.
-
-    Args:
-        labels: (X, Y, Z), 0 is background.
-        grid: Its grid; extents are along its axes, centroids in its world coordinates.
-    """
-    from scipy.ndimage import find_objects
-
-    voxels: dict[int, int] = {}
-    extents: dict[int, Triple] = {}
-    centroids: dict[int, Triple] = {}
-    ids = [int(n) for n in np.flatnonzero(np.bincount(labels.ravel())) if n]
-    boxes = find_objects(labels.astype(np.int32, copy=False))
-    spacing = grid.spacing_mm
-    for n in ids:
-        box = boxes[n - 1]
-        inside = labels[box] == n
-        centre = np.ones(4)
-        count = 0
-        for axis in range(3):
-            profile = inside.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
-            count = int(profile.sum())
-            centre[axis] = box[axis].start + float(profile @ np.arange(profile.size)) / count
-        x, y, z = (grid.affine @ centre)[:3]
-        voxels[n] = count
-        i, j, k = ((s.stop - s.start) * mm for s, mm in zip(box, spacing, strict=True))
-        extents[n] = (round(i, 3), round(j, 3), round(k, 3))
-        centroids[n] = (round(float(x), 3), round(float(y), 3), round(float(z), 3))
-    return voxels, extents, centroids
-
-
-def _box(nonzero: Any) -> tuple[slice, ...]:
-    """Smallest box around what is true; everything if nothing is."""
-    hits = [np.flatnonzero(nonzero.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return tuple(slice(int(h[0]), int(h[-1]) + 1) if h.size else slice(None) for h in hits)
+def _analyze(job: _Job) -> CaseFindings:
+    return analyze_case(job.dataset, job.case, values=job.values, reader=job.reader)
 
 
 def _existing(file: Path) -> dict[str, Any]:
@@ -263,64 +179,59 @@ def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Ca
     known = {c.case: c.source for c in fingerprint.cases}
     known |= {case: source for case, (source, _) in fingerprint.failed.items()}
     settings = _settings(dataset) + f"; modalities {', '.join(dataset.modalities)}"
-    return fingerprint.settings == settings and known == {c.identifier: _source(c) for c in cases}
+    return fingerprint.settings == settings and known == {c.identifier: file_stamp(c) for c in cases}
 
 
-def _from_cache(cache: Path, dataset: Dataset, case: Case) -> _Found | None:
+def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -> CaseFindings | None:
     """What was found in a case, if its files are what they were; their times may differ if their content does not."""
     content = _existing(cache / f"{case.identifier}.json")
     try:
-        if content["version"] != FINGERPRINT_VERSION or content["settings"] != _settings(dataset):
+        if content["version"] != FINGERPRINT_VERSION or content["settings"] != _case_settings(dataset, reader):
             return None
         fingerprint = CaseFingerprint.from_json(content["fingerprint"])
-        source = _source(case)
+        source = file_stamp(case)
         if fingerprint.source != source:
-            if _sizes(fingerprint.source) != _sizes(source) or fingerprint.digest != _digest(case):
+            if _sizes(fingerprint.source) != _sizes(source) or fingerprint.digest != file_digest(case):
                 return None
             fingerprint = replace(fingerprint, source=source)
-        intensities = tuple(c if c is None else CaseIntensities.from_json(c) for c in content["channels"])
+        intensities = _intensities(content["channels"])
+        nnunet = intensities if content["nnunet"] is None else _intensities(content["nnunet"])
+        offsets = tuple(float(value) for value in content["offsets"])
     except (KeyError, TypeError, ValueError, OSError):
         return None
-    return _Found(fingerprint=fingerprint, intensities=intensities)
+    return CaseFindings(fingerprint=fingerprint, intensities=intensities, nnunet=nnunet, offsets=offsets)
 
 
-def _to_cache(cache: Path, dataset: Dataset, case: Case, found: _Found) -> None:
-    if found.fingerprint is None:
-        return
+def _to_cache(cache: Path, dataset: Dataset, case: Case, found: CaseFindings, reader: str | None) -> None:
     content: Mapping[str, Any] = {
         "version": FINGERPRINT_VERSION,
-        "settings": _settings(dataset),
+        "settings": _case_settings(dataset, reader),
         "fingerprint": found.fingerprint.to_json(),
         "channels": [c if c is None else c.to_json() for c in found.intensities],
+        "offsets": list(found.offsets),
+        "nnunet": None
+        if found.nnunet is found.intensities
+        else [c if c is None else c.to_json() for c in found.nnunet],
     }
     write_json(cache / f"{case.identifier}.json", content)
 
 
-def _source(case: Case) -> str:
-    """Size and time of a case's files."""
-    parts = []
-    for path in (*case.images, case.label):
-        stat = path.stat() if path is not None and path.is_file() else None
-        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}" if stat else "missing")
-    return ",".join(parts)
+def _intensities(content: Sequence[Any]) -> tuple[CaseIntensities | None, ...]:
+    return tuple(c if c is None else CaseIntensities.from_json(c) for c in content)
 
 
 def _sizes(source: str) -> list[str]:
     return [part.partition(":")[0] for part in source.split(",")]
 
 
-def _digest(case: Case) -> str:
-    """Hash of the bytes of a case's files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in (*case.images, case.label):
-        if path is not None:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            digest.update(b"|")
-    return digest.hexdigest()
-
-
 def _settings(dataset: Dataset) -> str:
-    """What of ``dataset.json`` a case's numbers depend on."""
-    return f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}"
+    """What of ``dataset.json`` a fingerprint's numbers depend on."""
+    return (
+        f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}, {dataset.ignore_label} ignored; "
+        f"reader {dataset.reader}"
+    )
+
+
+def _case_settings(dataset: Dataset, reader: str | None) -> str:
+    """The same of a case, with nnunetv2's reader."""
+    return f"{_settings(dataset)}, found to be {reader}"

@@ -62,6 +62,16 @@ class CaseIntensities:
             quantiles=np.quantile(kept, RANKS).astype(np.float32),
         )
 
+    def shifted(self, offset: float) -> CaseIntensities:
+        """The same foreground with ``offset`` added to every voxel."""
+        return CaseIntensities(
+            mean=self.mean + offset,
+            mean_square=self.mean_square + 2 * offset * self.mean + offset**2,
+            minimum=self.minimum + offset,
+            maximum=self.maximum + offset,
+            quantiles=(self.quantiles.astype(np.float64) + offset).astype(np.float32),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Numbers, and the quantile function as text."""
         return {

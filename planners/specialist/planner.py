@@ -11,6 +11,7 @@ from satunet.errors import PlanError
 from satunet.images.image import read_grid
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import prints_to_log
+from satunet.planners.fingerprint.readers import nnunet_axes, nnunet_reader
 from satunet.planners.specialist.nnunet import PLANS, plan_nnunet
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,7 @@ def plan_specialist(
     """
     target = None
     if spacing_mm is not None:
-        orientation = "RAS"
-        if dataset.has_scans:
-            orientation = read_grid(dataset.training_cases()[0].images[0]).orientation
-        target = _in_file_axes(spacing_mm, orientation)
+        target = _in_nnunets_axes(spacing_mm, dataset)
     plan = plan_nnunet(
         dataset.name,
         planner=planner,
@@ -94,7 +92,11 @@ def _state(name: str) -> dict[str, Any]:
     }
 
 
-def _in_file_axes(spacing_mm: tuple[float, float, float], orientation: str) -> list[float]:
-    """Spacing along R, A, S → nnU-Net's order for a file of this orientation: its axes (k, j, i)."""
-    axis_of = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-    return [float(spacing_mm[axis_of[letter]]) for letter in reversed(orientation)]
+def _in_nnunets_axes(spacing_mm: tuple[float, float, float], dataset: Dataset) -> list[float]:
+    """Spacing along R, A, S → along the axes of nnunetv2's reader, for files as the first one."""
+    if not dataset.has_scans:
+        return [float(s) for s in reversed(spacing_mm)]
+    cases = dataset.training_cases()
+    grid = read_grid(cases[0].images[0])
+    _, axes = nnunet_axes(cases[0].images[0], grid, nnunet_reader(dataset, cases))
+    return [float(spacing_mm["RLAPSI".index(grid.orientation[axis]) // 2]) for axis in axes]

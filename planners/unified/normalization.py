@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from satunet.plan import SAT_NORMALIZATION, Normalization
 from satunet.planners.fingerprint.dataset import DatasetFingerprint, merge_fingerprints
-
-NormalizationSchemes = Literal["sat", "nnunet"]
+from satunet.planners.options import NormalizationSchemes
 
 CUT_OUT_BELOW = 0.75
 """Median share of a volume inside its nonzero box below which nnU-Net takes scans for cut out."""

@@ -16,8 +16,9 @@ from satunet.jobs.files import write_json
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import DatasetFingerprint, merge_fingerprints
-from satunet.planners.unified.normalization import NormalizationSchemes, plan_normalization
-from satunet.planners.unified.topology import LOSS_CHUNK, MIN_BATCH, Width, largest_batch, plan_topology
+from satunet.planners.options import LOSS_CHUNK, PlanOptions
+from satunet.planners.unified.normalization import plan_normalization
+from satunet.planners.unified.topology import MIN_BATCH, Width, largest_batch, plan_topology
 
 ANISOTROPY = 3.0
 SAT_SPACING = (1.0, 1.0, 3.0)
@@ -29,22 +30,7 @@ _BASE_FEATURES = ((40.0, 64), (4.0, 32), (0.0, 16))
 """(GB from which on, features of the first stage)."""
 
 
-def plan_unified(
-    fingerprints: Sequence[DatasetFingerprint],
-    *,
-    preset: str = "auto",
-    gpu_memory_gb: float = 8.0,
-    spacing_mm: tuple[float, float, float] | None = None,
-    patch_size: tuple[int, int, int] | None = None,
-    batch_size: int | None = None,
-    base_features: int | None = None,
-    max_features: int | None = None,
-    queries_per_scan: int = LOSS_CHUNK,
-    dataset_name: str = "Dataset900_Unified",
-    text_encoder: str = "minilm",
-    normalization: NormalizationSchemes = "sat",
-    backbone: str = "plain",
-) -> UnifiedPlan:
+def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOptions | None = None) -> UnifiedPlan:
     """Plan one network for all datasets.
 
     Every scan weighs 1/sqrt(scans of its dataset) × the catalogue's factor, as in training, so that a large dataset
@@ -52,55 +38,37 @@ def plan_unified(
 
     Args:
         fingerprints: Of the datasets.
-        preset: ``"auto"``, or SAT's ``"nano"`` or ``"pro"``.
-        gpu_memory_gb: GPU memory to plan for.
-        spacing_mm: Target spacing (R, A, S) instead of a planned one.
-        patch_size: Patch instead of a planned one; with ``auto`` rounded up to what the strides allow.
-        batch_size: Batch size instead of a planned one.
-        base_features: Features of the first stage instead of a planned number (``auto`` only).
-        max_features: Features of a stage at most instead of a planned number (``auto`` only).
-        queries_per_scan: Queries a patch, at most.
-        dataset_name: Name of the unified dataset.
-        text_encoder: Text encoder.
-        normalization: SAT's scheme or nnU-Net's.
-        backbone: ``"plain"``, or nnU-Net's residual encoder, ``"residual"`` (``auto`` only).
+        options: What is given; everything else is planned.
 
     Raises:
-        PlanError: No dataset, an unknown preset, values that make no plan, or a budget nothing fits.
+        PlanError: No dataset, values that make no plan, or a budget that nothing fits.
     """
-    _check(fingerprints, preset, gpu_memory_gb, spacing_mm, patch_size, (base_features, max_features))
-    if backbone not in ("plain", "residual") or (backbone != "plain" and preset != "auto"):
-        raise PlanError(
-            f"backbone {backbone!r} with the preset {preset!r}; allowed are plain and residual with auto, and plain"
-        )
-    text_dim = _text_dim(text_encoder)
+    options = PlanOptions() if options is None else options
+    if not fingerprints:
+        raise PlanError("a plan needs at least one dataset")
+    text_dim = _text_dim(options.text_encoder)
     records = {f.dataset: load_catalogue().by_name(f.dataset) for f in fingerprints}
     factors = {name: record.weight for name, record in records.items() if record is not None}
     weights = {f.dataset: f.scans**-0.5 * factors.get(f.dataset, 1.0) for f in fingerprints}
     spacings, shapes, scan_weights = _scans(fingerprints, weights)
     why: dict[str, str] = {}
-    spacing = _spacing(preset, spacing_mm, spacings, shapes, scan_weights, why)
-    if preset == "auto":
+    spacing = _spacing(options, spacings, shapes, scan_weights, why)
+    if options.preset == "auto":
         extents = shapes * spacings / np.array(spacing)
-        width = Width(
-            base_features=_base_features(base_features, gpu_memory_gb, why),
-            max_features=max_features,
-            text_dim=text_dim,
-            queries=queries_per_scan,
-            backbone=backbone,
-        )
-        network, patch = _auto(spacing, extents, scan_weights, gpu_memory_gb, width, patch_size, why)
-        batch = _batch(network, patch, batch_size, gpu_memory_gb, queries_per_scan, extents, why)
+        network, patch = _auto(options, spacing, extents, scan_weights, text_dim, why)
+        batch = _batch(options, network, patch, extents, why)
     else:
-        network, patch, batch = _published(preset, patch_size, batch_size, text_dim, why)
-    why["queries"] = f"{queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
-    normalizations, why["normalisation"] = plan_normalization(fingerprints, normalization)
+        network, patch, batch = _published(options, text_dim, why)
+    why["queries"] = (
+        f"{options.queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
+    )
+    normalizations, why["normalisation"] = plan_normalization(fingerprints, options.normalization)
     why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
     raised = sorted(name for name, factor in factors.items() if factor != 1)
     if raised:
         why["weights"] += f"; times SAT's factor for {', '.join(raised)}"
     orientation: dict[str, str] = {}
-    if preset != "auto":
+    if options.preset != "auto":
         # A network of SAT's weights expects what SAT was trained on; a planned one has every scan in one frame.
         orientation = {n: r.orientation for n, r in records.items() if r is not None and r.orientation != "RAS"}
     if orientation:
@@ -109,18 +77,19 @@ def plan_unified(
         )
     names = tuple(sorted(f.dataset for f in fingerprints))
     return UnifiedPlan(
-        dataset_name=dataset_name,
+        dataset_name=options.name,
         spacing_mm=spacing,
         patch_size=patch,
         batch_size=batch,
-        queries_per_scan=queries_per_scan,
+        queries_per_scan=options.queries_per_scan,
         normalization=normalizations,
         network=network,
-        text_encoder=text_encoder,
+        text_encoder=options.text_encoder,
         datasets=names,
         dataset_weights={name: weights[name] for name in names},
         dataset_orientation=orientation,
         explanation=why,
+        options=options.to_json(),
     )
 
 
@@ -149,18 +118,17 @@ def _scans(
 
 
 def _spacing(
-    preset: str,
-    given: tuple[float, float, float] | None,
+    options: PlanOptions,
     spacings: NDArray[np.float64],
     shapes: NDArray[np.float64],
     weights: NDArray[np.float64],
     why: dict[str, str],
 ) -> tuple[float, float, float]:
-    if given is not None:
-        why["spacing"] = f"{given} mm was given"
-        return given
-    if preset != "auto":
-        why["spacing"] = f"{SAT_SPACING} mm is what SAT-{preset.capitalize()} was trained at"
+    if options.spacing_mm is not None:
+        why["spacing"] = f"{options.spacing_mm} mm was given"
+        return options.spacing_mm
+    if options.preset != "auto":
+        why["spacing"] = f"{SAT_SPACING} mm is what SAT-{options.preset.capitalize()} was trained at"
         return SAT_SPACING
     median = [weighted_quantile(spacings[:, a], weights, 0.5) for a in range(3)]
     shape = [weighted_quantile(shapes[:, a], weights, 0.5) for a in range(3)]
@@ -178,48 +146,33 @@ def _spacing(
     return x, y, z
 
 
-def _check(
-    fingerprints: Sequence[DatasetFingerprint],
-    preset: str,
-    gpu_memory_gb: float,
-    spacing_mm: tuple[float, float, float] | None,
-    patch_size: tuple[int, int, int] | None,
-    features: tuple[int | None, int | None],
-) -> None:
-    if not fingerprints:
-        raise PlanError("a plan needs at least one dataset")
-    if preset not in ("auto", "nano", "pro"):
-        raise PlanError(f"preset {preset!r}; allowed are auto, nano, pro")
-    if features != (None, None) and preset != "auto":
-        raise PlanError(f"a number of features goes with the preset auto; {preset} is SAT's network as published")
-    if not gpu_memory_gb > 0:
-        raise PlanError(f"the GPU memory to plan for must be positive, got {gpu_memory_gb} GB")
-    if spacing_mm is not None and not min(spacing_mm) > 0:
-        raise PlanError(f"the spacing must be three positive numbers, got {spacing_mm}")
-    if patch_size is not None and min(patch_size) < 1:
-        raise PlanError(f"the patch must be three positive integers, got {patch_size}")
-
-
-def _base_features(given: int | None, gpu_memory_gb: float, why: dict[str, str]) -> int:
-    if given is not None:
-        why["features"] = f"{given} in the first stage was given"
-        return given
-    features = next(n for gb, n in _BASE_FEATURES if gpu_memory_gb >= gb)
+def _base_features(options: PlanOptions, why: dict[str, str]) -> int:
+    if options.base_features is not None:
+        why["features"] = f"{options.base_features} in the first stage was given"
+        return options.base_features
+    features = next(n for gb, n in _BASE_FEATURES if options.gpu_memory_gb >= gb)
     reason = {64: "SAT-Nano's, from 40 GB on", 32: "nnU-Net's, from 4 GB on", 16: "half of nnU-Net's, below 4 GB"}
     why["features"] = f"{features} in the first stage: {reason[features]}"
     return features
 
 
 def _auto(
+    options: PlanOptions,
     spacing: tuple[float, float, float],
     extents: NDArray[np.float64],
     weights: NDArray[np.float64],
-    gpu_memory_gb: float,
-    width: Width,
-    patch_size: tuple[int, int, int] | None,
+    text_dim: int,
     why: dict[str, str],
 ) -> tuple[NetworkConfig, tuple[int, int, int]]:
     """Network and patch; ``extents`` are the scans' shapes at the target spacing."""
+    width = Width(
+        base_features=_base_features(options, why),
+        max_features=options.max_features,
+        text_dim=text_dim,
+        queries=options.queries_per_scan,
+        backbone=options.backbone,
+    )
+    gpu_memory_gb, patch_size = options.gpu_memory_gb, options.patch_size
     median = [weighted_quantile(extents[:, a], weights, 0.5) for a in range(3)]
     topology = plan_topology(spacing, median, width=width, gpu_memory_gb=gpu_memory_gb, patch_size=patch_size)
     patch, network = topology.patch_size, topology.network
@@ -238,18 +191,16 @@ def _auto(
 
 
 def _batch(
+    options: PlanOptions,
     network: NetworkConfig,
     patch: tuple[int, int, int],
-    given: int | None,
-    gpu_memory_gb: float,
-    queries: int,
     extents: NDArray[np.float64],
     why: dict[str, str],
 ) -> int:
-    if given is not None:
-        why["batch"] = f"{given} was given"
-        return given
-    fitting = largest_batch(network, patch, gpu_memory_gb, queries)
+    if options.batch_size is not None:
+        why["batch"] = f"{options.batch_size} was given"
+        return options.batch_size
+    fitting = largest_batch(network, patch, options.gpu_memory_gb, options.queries_per_scan)
     share = round(MAX_SHARE_OF_DATA * float(np.prod(extents, axis=1).sum()) / float(np.prod(patch)))
     batch = max(MIN_BATCH, min(fitting, share))
     limit = "the memory takes" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data are"
@@ -258,12 +209,9 @@ def _batch(
 
 
 def _published(
-    preset: str,
-    patch_size: tuple[int, int, int] | None,
-    batch_size: int | None,
-    text_dim: int,
-    why: dict[str, str],
+    options: PlanOptions, text_dim: int, why: dict[str, str]
 ) -> tuple[NetworkConfig, tuple[int, int, int], int]:
+    preset, patch_size, batch_size = options.preset, options.patch_size, options.batch_size
     network = NetworkConfig.nano() if preset == "nano" else NetworkConfig.pro()
     if text_dim == network.query_dim:
         network = dataclasses.replace(network, adapter="modality")

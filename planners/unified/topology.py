@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import PlanError
 from satunet.network.config import Axes, NetworkConfig
+from satunet.planners.options import LOSS_CHUNK
 
 GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000
@@ -27,8 +28,6 @@ BYTES_PER_ELEMENT = 8 * GB / (2 * REFERENCE_ELEMENTS)
 BYTES_PER_PARAMETER = 16
 MIN_BATCH = 2
 MIN_FEATURE_MAP = 4
-LOSS_CHUNK = 32
-"""Queries whose logits exist at once."""
 _MAX_FEATURES = 320
 
 

@@ -6,25 +6,22 @@ import json
 import logging
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.cli.options import (
     DatasetIds,
-    Encoder,
-    GpuMemory,
     Memory,
     Modalities,
-    Preset,
     Processes,
     Scheduler,
-    Spacing,
     Verbose,
     VerifyIntegrity,
     dataset_names,
     default_processes,
 )
+from satunet.planners.options import PlanOptions, SpecialistPlanner
 
 if TYPE_CHECKING:
     from satunet.jobs.workers import Workers
@@ -32,11 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Json = Annotated[bool, arg(help="Print JSON instead of a table.")]
-UnifiedId = Annotated[str, arg(metavar="ID", help="Name of the unified dataset that the plan makes.")]
 Specialists = Annotated[bool, arg(help="Plan and preprocess one nnU-Net per dataset as well.")]
-PatchSize = Annotated[
-    tuple[int, int, int] | None, arg(help="Patch in voxels (right, anterior, superior); planned if not given.")
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,21 +182,7 @@ class _Planning:
     """Options of everything that plans."""
 
     datasets: DatasetIds
-    preset: Preset = "auto"
-    gpu_memory: GpuMemory = 8.0
-    spacing: Spacing = None
-    patch_size: PatchSize = None
-    batch_size: Annotated[int | None, arg(help="Patches a training step; planned if not given.")] = None
-    base_features: Annotated[int | None, arg(help="Features of the first stage; planned if not given.")] = None
-    backbone: Annotated[
-        Literal["plain", "residual"],
-        arg(help="Plain U-Net, or nnU-Net's residual encoder: slower, often better (preset 'auto' only)."),
-    ] = "plain"
-    normalization: Annotated[
-        Literal["sat", "nnunet"], arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
-    ] = "sat"
-    text_encoder: Encoder = "minilm"
-    name: UnifiedId = "Dataset900_Unified"
+    plan: OmitArgPrefixes[PlanOptions] = field(default_factory=PlanOptions)
     modality: Modalities = ()
     verify_dataset_integrity: VerifyIntegrity = False
     processes: Processes = field(default_factory=default_processes)
@@ -211,38 +190,20 @@ class _Planning:
     scheduler: Scheduler = None
     verbose: Verbose = False
 
-    def _run(self, *, preprocess: bool, specialists: bool, specialist_planner: str = "default") -> int:
+    def _prepared(self) -> tuple[tuple[str, ...], Workers] | None:
+        """Names of the datasets and where to work; ``None`` if files are faulty and that was asked."""
         from satunet.datasets.paths import preprocessed_dir
         from satunet.datasets.raw import override_modalities
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
-        from satunet.preprocessing.pipeline import plan_and_preprocess
 
         names = dataset_names(self.datasets)
-        setup_logging(preprocessed_dir() / self.name / "plan_and_preprocess.log", verbose=self.verbose)
+        setup_logging(preprocessed_dir() / self.plan.name / "plan_and_preprocess.log", verbose=self.verbose)
         override_modalities(self.modality)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify_dataset_integrity and not _are_whole(names, workers):
-            return 1
-        summary = plan_and_preprocess(
-            names,
-            preset=self.preset,
-            gpu_memory_gb=self.gpu_memory,
-            spacing_mm=self.spacing,
-            patch_size=self.patch_size,
-            batch_size=self.batch_size,
-            base_features=self.base_features,
-            backbone=self.backbone,
-            normalization=self.normalization,
-            text_encoder=self.text_encoder,
-            unified_name=self.name,
-            processes=workers,
-            preprocess=preprocess,
-            specialists=specialists,
-            specialist_planner=specialist_planner,
-        )
-        summary.show()
-        return summary.exit_code
+            return None
+        return names, workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +212,7 @@ class Plan(_Planning):
 
     specialists: Annotated[bool, arg(help="Plan one nnU-Net per dataset as well.")] = False
     specialist_planner: Annotated[
-        Literal["default", "resenc_m", "resenc_l", "resenc_xl"],
+        SpecialistPlanner,
         arg(
             help="nnU-Net's planner of the specialists; 'satunet train' takes the same option, nnUNetv2_train the plan."
         ),
@@ -259,7 +220,16 @@ class Plan(_Planning):
 
     def run(self) -> int:
         """Write ``satunetPlans.json``, and nnU-Net's plans files."""
-        return self._run(preprocess=False, specialists=self.specialists, specialist_planner=self.specialist_planner)
+        from satunet.planners.run import plan_datasets, plan_specialists
+
+        if (prepared := self._prepared()) is None:
+            return 1
+        names, workers = prepared
+        planned = plan_datasets(names, self.plan, processes=workers)
+        if self.specialists:
+            planned.summary.include(plan_specialists(planned.plan, self.plan, planner=self.specialist_planner))
+        planned.summary.show()
+        return planned.summary.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +240,14 @@ class PlanAndPreprocess(_Planning):
 
     def run(self) -> int:
         """Do all steps; what is up to date is not done again."""
-        return self._run(preprocess=True, specialists=self.specialists)
+        from satunet.preprocessing.pipeline import plan_and_preprocess
+
+        if (prepared := self._prepared()) is None:
+            return 1
+        names, workers = prepared
+        summary = plan_and_preprocess(names, self.plan, specialists=self.specialists, processes=workers)
+        summary.show()
+        return summary.exit_code
 
 
 @dataclass(frozen=True, kw_only=True)

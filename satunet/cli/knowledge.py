@@ -48,6 +48,7 @@ class Build:
     def run(self) -> int:
         """Build, write tree and links, and show what is in it."""
         from satunet.cli.data import print_rows
+        from satunet.knowledge import save_tree
         from satunet.knowledge.link import write_review
         from satunet.knowledge.make import build_tree, default_tree_path
 
@@ -63,7 +64,7 @@ class Build:
             licence=self.licence,
             lenient=self.lenient,
         )
-        built.tree.save(output)
+        save_tree(built.tree, output)
         review = output.with_name(output.name.split(".")[0] + "_links.tsv")
         write_review(list(built.links), built.tree, review)
         _show_info(built.tree, str(output))

@@ -42,11 +42,6 @@ Engine = Annotated[
 ]
 Output = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")]
 Verbose = Annotated[bool, arg(help="Show details of the log on the terminal; a log file always has them.")]
-Preset = Annotated[
-    Literal["auto", "nano", "pro"],
-    arg(help="'auto' lets the planner choose; 'nano' and 'pro' are SAT's published networks, spacing and patch."),
-]
-GpuMemory = Annotated[float, arg(help="GPU memory to plan for, in GB.")]
 Encoder = Annotated[
     str,
     arg(
@@ -54,10 +49,6 @@ Encoder = Annotated[
         metavar="NAME",
         help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
     ),
-]
-Spacing = Annotated[
-    tuple[float, float, float] | None,
-    arg(help="Target spacing in mm (right, anterior, superior); planned if not given."),
 ]
 
 

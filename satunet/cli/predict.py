@@ -47,6 +47,9 @@ class Predict:
     rtstruct: Annotated[
         bool, arg(help="Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).")
     ] = False
+    binary_seg: Annotated[
+        bool, arg(help="Segments of the DICOM Segmentation as binary frames, for readers without label maps.")
+    ] = False
     statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
     largest_component: Annotated[bool, arg(help="Keep the largest connected component of each mask.")] = False
     fill_holes: Annotated[bool, arg(help="Fill the closed cavities of each mask.")] = False
@@ -101,6 +104,7 @@ class Predict:
             probabilities=self.probabilities,
             dicom_seg=self.dicom_seg,
             rtstruct=self.rtstruct,
+            binary_seg=self.binary_seg,
         )
         prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
         setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Annotated, TypeAlias
 
-from tyro.conf import arg, subcommand
+from tyro.conf import OmitArgPrefixes, arg, subcommand
 
 from satunet.cli.knowledge import TreeFile
 from satunet.cli.options import Continue, Device, Encoder, Fold, Output, Verbose, fold_of
-
-if TYPE_CHECKING:
-    from satunet.trainers.knowledge.options import PretrainConfig
-
-Rate = Annotated[float, arg(help="Peak learning rate.")]
+from satunet.trainers.knowledge.options import AtlasConfig, PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +19,6 @@ class _Pretraining:
     output: Output
     tree: TreeFile = None
     encoder: Encoder = "minilm"
-    steps: Annotated[int, arg(help="Optimizer steps.")] = 1000
-    batch: Annotated[int, arg(help="Pairs of texts a step, over all processes.")] = 128
-    learning_rate: Rate = 2e-4
-    frozen_layers: Annotated[int, arg(help="Lowest layers of the text encoder that stay as they are.")] = 3
-    held_out: Annotated[float, arg(help="Share of the names that are kept out of training, to measure with.")] = 0.1
-    seed: Annotated[int, arg(help="Seed of split, pairs and dropout.")] = 0
     continue_: Continue = False
     device: Device = "auto"
     verbose: Verbose = False
@@ -38,32 +28,12 @@ class _Pretraining:
 
         setup_logging(self.output / "pretrain.log", verbose=self.verbose)
 
-    def _config(self, **more: Any) -> PretrainConfig:
-        from satunet.trainers.knowledge.options import PretrainConfig
-
-        return PretrainConfig(
-            steps=self.steps,
-            batch=self.batch,
-            learning_rate=self.learning_rate,
-            frozen_layers=self.frozen_layers,
-            held_out=self.held_out,
-            seed=self.seed,
-            **more,
-        )
-
-    def _where(self) -> dict[str, Any]:
-        """What both stages take besides their data and settings."""
-        return {
-            "encoder": self.encoder,
-            "device": self.device,
-            "continue_training": self.continue_,
-            "tree_file": self.tree,
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainText(_Pretraining):
     """Stage 1: a text encoder learns the knowledge tree; retrieval of held-out terms is measured before and after."""
+
+    config: Annotated[PretrainConfig, OmitArgPrefixes] = field(default_factory=PretrainConfig)
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
@@ -73,7 +43,15 @@ class PretrainText(_Pretraining):
         from satunet.trainers.knowledge.text import pretrain_text
 
         self._log()
-        folder = pretrain_text(load_or_build(self.tree), self.output, config=self._config(), **self._where())
+        folder = pretrain_text(
+            load_or_build(self.tree),
+            self.output,
+            encoder=self.encoder,
+            config=self.config,
+            device=self.device,
+            continue_training=self.continue_,
+            tree_file=self.tree,
+        )
         measures = read_json(self.output / "measures.json")
         print_rows(_rows(measures), f"Terms kept out of training; the encoder is {folder}")
         return 0
@@ -85,8 +63,7 @@ class PretrainAtlas(_Pretraining):
 
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
     fold: Fold = "0"
-    scans: Annotated[int, arg(help="Scans a step, over all processes.")] = 4
-    learning_rate: Rate = 1e-4
+    config: Annotated[AtlasConfig, OmitArgPrefixes] = field(default_factory=AtlasConfig)
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
@@ -100,8 +77,11 @@ class PretrainAtlas(_Pretraining):
             load_or_build(self.tree),
             self.output,
             fold=fold_of(self.fold),
-            config=self._config(scans=self.scans),
-            **self._where(),
+            encoder=self.encoder,
+            config=self.config,
+            device=self.device,
+            continue_training=self.continue_,
+            tree_file=self.tree,
         )
         print(f"text encoder: {done.encoder}\nimage encoder, for satunet train -pretrained_weights: {done.weights}")
         return 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.cli.options import Continue, Device, Fold, Verbose, dataset_names, fold_of
-
-if TYPE_CHECKING:
-    from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import TrainingChoices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +29,7 @@ class Train:
     specialist_planner: Annotated[
         Literal["default", "resenc_m", "resenc_l", "resenc_xl"], arg(help="Whose plan the specialists are trained by.")
     ] = "default"
-    recipe: Annotated[
-        Literal["sat", "nnunet", "short", "cpu"],
-        arg(
-            help="'sat': as published; 'nnunet': SGD with polynomial decay; 'short': a few minutes, 'cpu': an hour or more, both for a CPU. Specialists are trained by nnU-Net's own unless it is one of these two."
-        ),
-    ] = "sat"
-    steps: Annotated[int | None, arg(aliases=["--budget"], help="Training steps; the recipe's if not given.")] = None
-    learning_rate: Annotated[float | None, arg(help="Peak learning rate; the recipe's if not given.")] = None
-    batch_size: Annotated[int | None, arg(help="Patches a step; the plan's if not given.")] = None
-    queries: Annotated[int | None, arg(help="Queries a patch, at most; the plan's if not given.")] = None
-    workers: Annotated[int | None, arg(help="Processes that load data; chosen by the machine if not given.")] = None
-    precision: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        arg(help="What convolutions and matrix products are computed in; 'auto' takes the fastest the device has."),
-    ] = "auto"
-    seed: Annotated[int, arg(help="Seed of sampling, augmentation and initialisation.")] = 0
+    config: Annotated[TrainingChoices, OmitArgPrefixes] = field(default_factory=TrainingChoices)
     continue_: Continue = False
     val: Annotated[bool, arg(help="Only validate: segment the fold's held-out scans with the finished network.")] = (
         False
@@ -91,20 +74,6 @@ class Train:
             raise UserError("--cluster submits specialists; start the unified network in a job of its own")
         return self._several_processes() if self.num_gpus > 1 else self._unified()
 
-    def _recipe(self) -> TrainingConfig:
-        from satunet.trainers.config import TrainingConfig
-
-        given = {
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
-            "queries_per_scan": self.queries,
-            "workers": self.workers,
-            "precision": self.precision,
-            "seed": self.seed,
-        }
-        return TrainingConfig.from_recipe(self.recipe, **{k: v for k, v in given.items() if v is not None})
-
     def _unified(self) -> int:
         import logging
 
@@ -122,7 +91,7 @@ class Train:
         trainer = run_training(
             name,
             fold=fold_of(self.fold),
-            config=self._recipe(),
+            config=self.config,
             device=self.device,
             continue_training=self.continue_,
             pretrained_weights=self.pretrained_weights,
@@ -148,10 +117,8 @@ class Train:
         from satunet.trainers.specialist.cluster import submit
 
         setup_logging(None, verbose=self.verbose)
-        command = ["train", "--fold", self.fold, "--recipe", self.recipe, "--device", self.device, "--c"]
+        command = ["train", "--fold", self.fold, *self.config.arguments(), "--device", self.device, "--c"]
         command += ["--specialist_planner", self.specialist_planner]
-        if self.steps is not None:
-            command += ["--steps", str(self.steps)]
         options = dict(_key_value(text) for text in self.cluster_options)
         return submit(dataset_names(self.specialist), command, cluster=str(self.cluster), options=options)
 
@@ -168,8 +135,8 @@ class Train:
                 train_specialist(
                     name,
                     fold=fold_of(self.fold),
-                    steps=self.steps,
-                    recipe=self._recipe() if self.recipe in ("short", "cpu") else None,
+                    steps=self.config.steps,
+                    recipe=self.config.config() if self.config.recipe in ("short", "cpu") else None,
                     device=self.device,
                     continue_training=self.continue_ or "all" in self.specialist,
                     planner=self.specialist_planner,

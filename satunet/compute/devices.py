@@ -11,11 +11,12 @@ import contextlib
 import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from satunet.errors import UserError
+
+if TYPE_CHECKING:  # torch takes a second to import, and commands name a Precision before they need one
+    import torch
 
 Precision = Literal["auto", "bfloat16", "float16", "float32"]
 """``auto`` is the rule of this module; the others are taken as given."""
@@ -27,6 +28,8 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         UserError: A name torch does not know, or a device that is not here.
     """
+    import torch
+
     if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     try:
@@ -46,6 +49,8 @@ def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
     Raises:
         UserError: A precision that is not in :data:`Precision`.
     """
+    import torch
+
     if amp not in ("auto", "bfloat16", "float16", "float32"):
         raise UserError(f"precision {amp!r}; allowed are auto, bfloat16, float16, float32")
     if amp != "auto":
@@ -60,6 +65,8 @@ def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
 
 def autocast_for(device: torch.device, amp: Precision = "auto") -> AbstractContextManager[object]:
     """Context in which the network runs on ``device``: autocast to :func:`precision_for`, none for float32."""
+    import torch
+
     dtype = precision_for(device, amp)
     if dtype is torch.float32:
         # Not enabled=False: an autocast around this one is the caller's wish and stays.
@@ -79,9 +86,13 @@ def cpu_has_bfloat16() -> bool:
 
 
 def _has_mps() -> bool:
+    import torch
+
     return bool(torch.backends.mps.is_available())
 
 
 def _cuda_devices() -> str:
+    import torch
+
     count = torch.cuda.device_count()
     return f"{count} CUDA device{'' if count == 1 else 's'}"

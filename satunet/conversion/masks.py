@@ -23,6 +23,7 @@ from satunet.conversion.sources import MaskSource, load_array, open_nifti
 from satunet.errors import GridMismatchError, MissingFileError, UnexpectedLabelError, UnreadableImageError
 from satunet.geometry import Grid, reorient, same_grid
 from satunet.images.image import Image, image_ending, read_image, read_label_map, require_grid, unique_ids
+from satunet.images.nifti import nifti_affine
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +158,7 @@ def _from_stack(path: Path, loaded: Any, table: ClassTable, grid: Grid, trust_sh
         )
     first = fitting[0]
     x, y, z = shape[1:] if first else shape[:3]
-    own = Grid(shape=(x, y, z), affine=np.asarray(loaded.affine, dtype=np.float64))
+    own = Grid(shape=(x, y, z), affine=nifti_affine(loaded))
     combiner = Combiner()
     numbers = combiner.start(own.shape)
     try:

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from satunet.conversion.classes import ClassTable
 from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
+from satunet.images import nifti
 from satunet.images.image import Image, image_ending, read_grid, read_image
 
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -144,10 +144,7 @@ def open_nifti(path: Path) -> Any:
     """
     if not path.is_file():
         raise MissingFileError(path, "no such file")
-    try:
-        return nib.load(path, keep_file_open=True)
-    except Exception as error:  # nibabel raises what it likes
-        raise UnreadableImageError(path, f"not a readable NIfTI image ({error})") from error
+    return nifti.open_nifti(path, keep_open=True)
 
 
 def read_source(source: ImageSource) -> Image:
@@ -178,7 +175,7 @@ def read_source(source: ImageSource) -> Image:
     except Exception as error:  # zlib, gzip, OSError, EOFError: a truncated file has many faces
         raise UnreadableImageError(path, f"the voxels cannot be read ({error})") from error
     x, y, z = array.shape
-    grid = Grid(shape=(x, y, z), affine=np.asarray(loaded.affine, dtype=np.float64))
+    grid = Grid(shape=(x, y, z), affine=nifti.nifti_affine(loaded))
     return Image(array=array, grid=grid, path=path)
 
 

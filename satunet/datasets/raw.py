@@ -60,6 +60,7 @@ class Dataset:
         ignore_label: Id of unlabelled voxels, if the dataset uses one.
         file_ending: Ending of its files, such as ``".nii.gz"``.
         description: Free text, if given.
+        reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
     """
 
     id: int
@@ -71,6 +72,7 @@ class Dataset:
     ignore_label: int | None = None
     file_ending: str = ".nii.gz"
     description: str | None = None
+    reader: str | None = None
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -207,6 +209,7 @@ def read_dataset(folder: Path) -> Dataset:
         ignore_label=ignore,
         file_ending=str(content.get("file_ending", ".nii.gz")),
         description=str(description) if description else None,
+        reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
     )
 
 

@@ -10,6 +10,7 @@ from satunet.datasets.raw import load_dataset
 from satunet.demo.datasets import make_demo_datasets
 from satunet.evaluation.benchmark.run import Contest, run_benchmark
 from satunet.jobs.progress import JobSummary
+from satunet.planners.options import PlanOptions
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.predictor import Predictor
 from satunet.preprocessing.pipeline import plan_and_preprocess
@@ -56,10 +57,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     _announce(2, "one plan and label space for all three, and nnU-Net's own plan for each")
     prepared = plan_and_preprocess(
         names,
-        spacing_mm=SPACING_MM,
-        gpu_memory_gb=GPU_MEMORY_GB,
-        base_features=BASE_FEATURES,
-        batch_size=2,
+        PlanOptions(spacing_mm=SPACING_MM, gpu_memory_gb=GPU_MEMORY_GB, base_features=BASE_FEATURES, batch_size=2),
         specialists=True,
         processes=processes,
     )

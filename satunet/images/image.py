@@ -19,26 +19,26 @@ from satunet.errors import GridMismatchError, NonFiniteImageError, UnexpectedLab
 from satunet.geometry import Grid, same_grid
 from satunet.images.formats import (
     IMAGE_ENDINGS,
-    grid_of,
+    header_doubts,
     image_ending,
     list_images,
     native,
-    nifti_grid,
-    nifti_header,
     read_grid,
     read_voxels,
-    rounded,
     sitk_grid,
     strip_ending,
     voxel_bytes,
     write_file,
 )
+from satunet.images.nifti import nifti_grid, nifti_header
+from satunet.images.stored import grid_of, rounded
 from satunet.jobs.files import atomic_path
 
 __all__ = [
     "IMAGE_ENDINGS",
     "Image",
     "as_image",
+    "header_doubts",
     "image_ending",
     "list_images",
     "read_grid",

@@ -177,6 +177,7 @@ def _converter() -> Any:
     converter.register_unstructure_hook(np.ndarray, lambda array: array.tolist())
     converter.register_unstructure_hook(int, int)  # numbers of numpy, which JSON does not know
     converter.register_unstructure_hook(float, float)
+    converter.register_unstructure_hook(bool, bool)  # a kind of int to Python, which would write 1
     converter.register_unstructure_hook_func(
         lambda t: getattr(t, "__origin__", t) in (set, frozenset), lambda values: sorted(values)
     )

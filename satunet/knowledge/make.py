@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satunet.errors import KnowledgeError
 from satunet.jobs.cache import cache_dir
 from satunet.knowledge.build import Imported, assemble
+from satunet.knowledge.file import load_tree
 from satunet.knowledge.link import Link, add_links, link_classes
 from satunet.knowledge.sources.labelspace import import_catalogue, import_label_space, scans_by_class
 from satunet.knowledge.sources.obo import import_obo
@@ -20,6 +23,8 @@ from satunet.knowledge.tree import KnowledgeTree
 
 if TYPE_CHECKING:
     from satunet.labels import LabelSpace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +94,21 @@ def default_tree_path() -> Path:
     return cache_dir() / "knowledge.jsonl.gz"
 
 
+def default_tree() -> KnowledgeTree | None:
+    """The tree in the default place; ``None`` if none was built, or, with a warning, if it cannot be read."""
+    path = default_tree_path()
+    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, changed: int) -> KnowledgeTree | None:
+    try:
+        return load_tree(path)
+    except KnowledgeError as error:
+        logger.warning("%s; prompts are read without it", error)
+        return None
+
+
 def load_or_build(path: Path | None = None) -> KnowledgeTree:
     """A tree from a file; without one, from the default place; without that, of the classes of SAT-DS alone.
 
@@ -96,7 +116,7 @@ def load_or_build(path: Path | None = None) -> KnowledgeTree:
         KnowledgeError: The file cannot be used.
     """
     if path is not None:
-        return KnowledgeTree.load(path)
+        return load_tree(path)
     if default_tree_path().is_file():
-        return KnowledgeTree.load(default_tree_path())
+        return load_tree(default_tree_path())
     return build_tree(ontologies=()).tree

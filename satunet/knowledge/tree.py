@@ -1,35 +1,19 @@
 """The knowledge tree: terms, what they are called, and how they hang together.
 
-A tree is one file of JSON lines, packed if its name ends in ``.gz``. The first line is the header::
-
-    {"satunet_knowledge": 1, "sources": [{"name": …, "version": …, "licence": …, "url": …}]}
-
-and every other line is a term::
-
-    {"id": "UBERON:0002113", "name": "kidney", "synonyms": […], "definition": "…", "source": "UBERON",
-     "ids": […], "datasets": […], "scans": […], "relations": {"part_of": ["UBERON:0000916"]}}
-
-``datasets`` and ``scans`` are those that show a class of the label space. A relation's name says how the term stands
-to the other: :data:`HIERARCHY` are those that lead from a thing to what it is or belongs to.
+A relation's name says how the term stands to the other: :data:`HIERARCHY` are those that lead from a thing to what it is
+or belongs to. :mod:`satunet.knowledge.file` reads and writes trees.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from satunet.errors import KnowledgeError
-from satunet.jobs.files import atomic_path
-
-TREE_VERSION = 1
 
 HIERARCHY = ("is_a", "part_of", "within", "left_variant_of", "right_variant_of", "variant_of", "lesion_of")
 """``within``: a kind or a part of it; some sources do not tell which. ``variant_of``: a level, a piece or a stretch."""
@@ -229,85 +213,9 @@ class KnowledgeTree:
             found.setdefault(relation.tail, []).append(relation)
         return found
 
-    # ---- the file -----------------------------------------------------------------------------------------------
-
-    def save(self, path: Path) -> None:
-        """Write the file, whole; packed if its name ends in ``.gz``, byte for byte the same for the same tree."""
-        with atomic_path(path) as temporary, temporary.open("wb") as raw:
-            packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else raw
-            for line in self._lines():
-                packed.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-            if packed is not raw:
-                packed.close()
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        yield {"satunet_knowledge": TREE_VERSION, "sources": [asdict(s) for s in self.sources]}
-        for term in self.terms.values():
-            line = {k: v for k, v in asdict(term).items() if v}
-            relations: dict[str, list[str]] = {}
-            for relation in self.relations_of(term.id):
-                relations.setdefault(relation.kind, []).append(relation.tail)
-            yield {**line, "relations": relations} if relations else line
-
-    @classmethod
-    def load(cls, path: Path) -> KnowledgeTree:
-        """Read the file and check it.
-
-        Raises:
-            KnowledgeError: No such file, not a knowledge tree, or one that contradicts itself; the message has the line.
-        """
-        from satunet.knowledge.build import Imported, assemble
-
-        imported = Imported(sources=[])
-        for number, line in _read_lines(path):
-            where = f"{path}, line {number}"
-            if not isinstance(line, dict):
-                raise KnowledgeError(f"{where}: expected is a JSON object, got a {type(line).__name__}")
-            if not imported.sources:
-                imported.sources = _read_header(line, where)
-                continue
-            relations = line.pop("relations", {})
-            try:
-                values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
-                term = Term(**values)
-                pairs = [(kind, tail) for kind, tails in relations.items() for tail in tails]
-            except (TypeError, AttributeError) as error:
-                raise KnowledgeError(f"{where}: not a term ({error})") from error
-            imported.add(term, where)
-            for kind, tail in pairs:
-                imported.relate(term.id, kind, tail, where)
-        if not imported.sources:
-            raise KnowledgeError(f"{path}: empty; expected is a knowledge tree")
-        return assemble([imported]).tree
-
 
 def name_key(name: str) -> str:
     """Names that differ in case, accents, hyphens, brackets or apostrophes alone have one key."""
     plain = unicodedata.normalize("NFKD", name.lower())
     plain = "".join(c for c in plain if not unicodedata.combining(c)).replace("'s ", " ").replace("’s ", " ")
     return " ".join(re.sub(r"[\W_]+", " ", plain).split())
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield number, json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise KnowledgeError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise KnowledgeError(f"{path}, line {number}: not JSON ({error})") from error
-    except (OSError, EOFError) as error:
-        raise KnowledgeError(f"{path}: cannot be read as a knowledge tree ({error})") from error
-
-
-def _read_header(line: dict[str, Any], where: str) -> list[Source]:
-    version = line.get("satunet_knowledge")
-    if version != TREE_VERSION:
-        raise KnowledgeError(f"{where}: knowledge tree version {version!r}; this satunet reads version {TREE_VERSION}")
-    try:
-        return [Source(**s) for s in line["sources"]]
-    except (KeyError, TypeError) as error:
-        raise KnowledgeError(f"{where}: not the header of a knowledge tree ({error})") from error

@@ -8,6 +8,8 @@ from satunet.datasets.paths import results_dir
 from satunet.errors import ModelError
 from satunet.jobs.files import read_json
 
+CONFIG_FILE = "training_config.json"
+"""How a fold was trained."""
 SPLIT_FILE = "split.json"
 """Scans that a fold was trained and validated on; ``splits_final.json`` may change after."""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from satunet.errors import PromptError
 from satunet.jobs.progress import JobSummary, progress_bar
+from satunet.prediction.dicom_objects.source import read_source
 from satunet.prediction.inputs import ScanJob, collect_scans
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.outputs import MANIFEST_VERSION, Outputs, ScanResult, is_done
@@ -141,6 +142,8 @@ class FolderRun:
         """Read and preprocess a scan; ``None`` if it is done."""
         if not self.overwrite and is_done(self.output, job.name, self.outputs.combine, self._manifest(job)):
             return None
+        if job.series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
+            read_source(job.series)  # a series that cannot carry results is refused before any work
         named = self.modality or (job.modality if job.modality != "other" else None)
         matches = [m for p in job.prompts or self.prompts or () for m in self.matches.get(p, ())]
         return self.predictor.prepare(job.read(), named, matches)

@@ -44,12 +44,14 @@ class Outputs:
             exceeds one half.
         dicom_seg: A DICOM Segmentation beside the masks of a DICOM series.
         rtstruct: An RT Structure Set beside the masks of a DICOM series.
+        binary_seg: The Segmentation is never a label map.
     """
 
     combine: bool = False
     probabilities: bool = False
     dicom_seg: bool = False
     rtstruct: bool = False
+    binary_seg: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:
@@ -128,17 +130,22 @@ class ScanResult:
         write_json(manifest_file(self.output, self.job.name, self.outputs.combine), content)
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
-        from satunet.prediction.dicom_objects import write_segmentations, write_structure_set
+        from satunet.knowledge.make import default_tree
+        from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
-        named = [(m.prompt, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+        found = [(m, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
+        named = [(m.prompt, mask) for m, mask in found]
+        classes = [m.class_name for m, _ in found]
         folder = self.output if self.outputs.combine else self.output / self.job.name
         start = f"{self.job.name}_" if self.outputs.combine else ""
         files = []
         if self.outputs.dicom_seg:
-            files += write_segmentations(folder / f"{start}segmentation.dcm", series, named)
+            kind: Kind = "binary" if self.outputs.binary_seg else "auto"
+            file = folder / f"{start}segmentation.dcm"
+            files += write_segmentations(file, series, named, classes=classes, kind=kind, tree=default_tree())
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
-            write_structure_set(files[-1], series, named)
+            write_structure_set(files[-1], series, named, classes=classes, tree=default_tree())
         return files
 
     def _file_names(self) -> list[str]:

@@ -14,22 +14,16 @@ The steps, the first that finds something wins:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
-from satunet.errors import KnowledgeError
 from satunet.knowledge.concepts import split_side
-from satunet.knowledge.make import default_tree_path
+from satunet.knowledge.make import default_tree
 from satunet.knowledge.names import load_names
 from satunet.knowledge.sources.labelspace import PREFIX, import_label_space
 from satunet.knowledge.tree import SAME, KnowledgeTree, name_key
 from satunet.labels import LabelSpace, normalize_name
 from satunet.prompts.matching import Encoder, PromptMatch, match_prompt, same_but_for_spelling
-
-logger = logging.getLogger(__name__)
 
 
 class PromptReader:
@@ -89,7 +83,7 @@ class PromptReader:
 
     def _by_tree(self, prompt: str) -> PromptMatch | None:
         """A class that the tree says is the same thing, with the prompt's own side."""
-        tree = self._tree or _default_tree()
+        tree = self._tree or default_tree()
         if tree is None:
             return None
         side, base = split_side(prompt)
@@ -200,17 +194,3 @@ def _synonyms_of(space: LabelSpace) -> dict[str, str]:
 
 def _singular(words: str) -> str:
     return words[:-1] if words.endswith("s") and not words.endswith(("ss", "us", "is")) else words
-
-
-def _default_tree() -> KnowledgeTree | None:
-    path = default_tree_path()
-    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, changed: int) -> KnowledgeTree | None:
-    try:
-        return KnowledgeTree.load(path)
-    except KnowledgeError as error:
-        logger.warning("%s; prompts are read without it", error)
-        return None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from satunet.cli import parse, run
+from satunet.trainers.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
+PLANNING = {
+    "--datasets", "-d", "--preset", "--gpu_memory", "--spacing", "--patch_size", "--batch_size", "--base_features",
+    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--verify_dataset_integrity",
+    "--specialists", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+}  # fmt: skip
 OPTIONS = {
     "datasets": {"--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
@@ -18,18 +25,25 @@ OPTIONS = {
         "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
         "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
+    "fingerprint": {
+        "--datasets", "-d", "--modality", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
+        "--verbose",
+    },
+    "plan": {*PLANNING, "--specialist_planner"},
+    "plan_and_preprocess": PLANNING,
     "preprocess": {
         "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
     "train": {
-        "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--recipe", "--steps", "--budget", "--learning_rate",
-        "--batch_size", "--queries", "--workers", "--seed", "--continue", "--c", "--pretrained_weights",
-        "-pretrained_weights", "--precision", "--val", "--minutes", "--num_gpus", "-num_gpus", "--cluster",
-        "--cluster_options", "--device", "-device", "--verbose",
+        "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--continue", "--c",
+        "--pretrained_weights", "-pretrained_weights", "--val", "--minutes", "--num_gpus", "-num_gpus", "--cluster",
+        "--cluster_options", "--device", "-device", "--verbose", "--budget", *(
+            f"--{'queries' if f.name == 'queries_per_scan' else f.name}" for f in dataclasses.fields(TrainingConfig)
+        ),
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
-        "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--scheduler", "--statistics", "--largest_component",
+        "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--device", "-device", "--verbose",
     },
@@ -56,8 +70,9 @@ OPTIONS = {
     "knowledge show": {"--tree", "-t", "--verbose"},
     "text bank": {"--output", "-o", "--prompts", "-p", "--prompt_file", "--classes", "--encoder", "-e", "--verbose"},
     "pretrain text": {
-        "--output", "-o", "--tree", "-t", "--encoder", "-e", "--steps", "--batch", "--learning_rate", "--frozen_layers",
-        "--held_out", "--seed", "--continue", "--c", "--device", "-device", "--verbose",
+        "--output", "-o", "--tree", "-t", "--encoder", "-e", "--steps", "--batch", "--learning_rate", "--warmup",
+        "--weight_decay", "--temperature", "--frozen_layers", "--hard", "--max_tokens", "--held_out", "--no_dropout",
+        "--seed", "--checkpoint_every", "--precision", "--continue", "--c", "--device", "-device", "--verbose",
     },
     "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip

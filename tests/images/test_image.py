@@ -47,7 +47,7 @@ def test_label_maps_round_trip_in_every_format(tmp_path: Path, ending: str) -> N
     read = read_label_map(tmp_path / f"a{ending}", grid=GRID)
     assert read.array.dtype == np.uint16
     assert np.array_equal(read.array, labels)
-    assert same_grid(read_grid(tmp_path / f"a{ending}"), GRID, tolerance_mm=1e-4)
+    assert same_grid(read_grid(tmp_path / f"a{ending}"), GRID, tolerance=1e-4)
 
 
 def test_formats_agree_with_simpleitk_on_where_a_voxel_is(tmp_path: Path) -> None:

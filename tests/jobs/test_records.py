@@ -33,6 +33,8 @@ class Example:
     known: frozenset[str] = frozenset()
     folder: Path | None = None
     share: float = 0.5
+    strict: bool = True
+    lenient: bool | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0:

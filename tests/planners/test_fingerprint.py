@@ -16,8 +16,9 @@ from satunet.datasets.raw import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import DatasetError, PlanError
 from satunet.geometry import Grid
+from satunet.planners.fingerprint.case import describe_labels
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, merge_fingerprints
-from satunet.planners.fingerprint.extraction import describe_labels, fingerprint_dataset
+from satunet.planners.fingerprint.extraction import fingerprint_dataset
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.run import fingerprint_datasets
 

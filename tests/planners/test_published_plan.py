@@ -10,9 +10,8 @@ import pytest
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.labels import LabelSpace
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.pipeline import plan_and_preprocess
-
-GIVEN = {"preprocess": False, "specialists": False, "processes": 0}
+from satunet.planners.options import PlanOptions, Preset
+from satunet.planners.run import plan_datasets, plan_specialists
 
 
 @pytest.fixture
@@ -29,8 +28,7 @@ def published(shared_dir: Path, nnunet_env: Path) -> tuple[str, ...]:
 def test_the_72_are_planned_without_a_scan_and_a_73rd_is_the_only_one_read(
     published: tuple[str, ...], nnunet_env: Path
 ) -> None:
-    summary = plan_and_preprocess(published, **GIVEN)
-    assert summary.exit_code == 0
+    assert plan_datasets(published).summary.exit_code == 0
     folder = nnunet_env / "preprocessed" / "Dataset900_Unified"
     plan = UnifiedPlan.load(folder / "satunetPlans.json")
     assert plan.datasets == published
@@ -41,7 +39,7 @@ def test_the_72_are_planned_without_a_scan_and_a_73rd_is_the_only_one_read(
     before = {n: (nnunet_env / "preprocessed" / n / "dataset_fingerprint.json").stat().st_mtime_ns for n in published}
 
     added = make_synthetic_datasets(nnunet_env / "raw", cases=2)[0]
-    assert plan_and_preprocess((*published, added), **GIVEN).exit_code == 0
+    assert plan_datasets((*published, added)).summary.exit_code == 0
     after = UnifiedPlan.load(folder / "satunetPlans.json")
     assert after.datasets == (*published, added)
     assert "72 fingerprints are nnU-Net's own" in after.explanation["approximate"]
@@ -50,17 +48,16 @@ def test_the_72_are_planned_without_a_scan_and_a_73rd_is_the_only_one_read(
 
 
 def test_specialists_of_the_72_are_planned_without_a_scan(published: tuple[str, ...], nnunet_env: Path) -> None:
-    given = GIVEN | {"specialists": True}
-    assert plan_and_preprocess(published, **given).exit_code == 0
-    assert plan_and_preprocess(published[:3], specialist_planner="resenc_m", **given).exit_code == 0
+    assert plan_specialists(plan_datasets(published).plan, PlanOptions()).exit_code == 0
+    assert plan_specialists(plan_datasets(published[:3]).plan, PlanOptions(), planner="resenc_m").exit_code == 0
     folder = nnunet_env / "preprocessed"
     assert all((folder / name / "nnUNetPlans.json").is_file() for name in published)
     assert [p.parent.name for p in sorted(folder.glob("*/nnUNetResEncUNetMPlans.json"))] == list(published[:3])
 
 
 @pytest.mark.parametrize("preset", ["nano", "pro"])
-def test_sats_presets_plan_the_72(published: tuple[str, ...], nnunet_env: Path, preset: str) -> None:
-    assert plan_and_preprocess(published, preset=preset, **GIVEN).exit_code == 0
+def test_sats_presets_plan_the_72(published: tuple[str, ...], nnunet_env: Path, preset: Preset) -> None:
+    assert plan_datasets(published, PlanOptions(preset=preset)).summary.exit_code == 0
     plan = UnifiedPlan.load(nnunet_env / "preprocessed" / "Dataset900_Unified" / "satunetPlans.json")
     assert plan.spacing_mm == (1.0, 1.0, 3.0)
     assert plan.dataset_orientation == {

@@ -11,6 +11,7 @@ from satunet.errors import PlanError
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
+from satunet.planners.options import PlanOptions
 from satunet.planners.run import fingerprint_datasets
 from satunet.planners.unified import planner as unified
 from satunet.planners.unified.planner import plan_unified, save_unified_plan, weighted_quantile
@@ -65,7 +66,7 @@ def test_anisotropic_data_take_nnunets_tenth_percentile() -> None:
 
 @pytest.mark.parametrize(("preset", "batch"), [("nano", 2), ("pro", 1)])
 def test_presets_are_sats(preset: str, batch: int) -> None:
-    plan = plan_unified([ABDOMEN], preset=preset, text_encoder="minilm")
+    plan = plan_unified([ABDOMEN], PlanOptions(preset=preset, text_encoder="minilm"))
     assert plan.spacing_mm == (1.0, 1.0, 3.0)
     assert plan.patch_size == (288, 288, 96)
     assert plan.batch_size == batch
@@ -75,13 +76,28 @@ def test_presets_are_sats(preset: str, batch: int) -> None:
 
 def test_given_values_are_taken_and_said_to_be() -> None:
     plan = plan_unified(
-        [ABDOMEN], spacing_mm=(2, 2, 2), patch_size=(56, 64, 56), batch_size=3, base_features=12, max_features=40,
-        queries_per_scan=7,
-    )  # fmt: skip
+        [ABDOMEN],
+        PlanOptions(
+            spacing_mm=(2, 2, 2),
+            patch_size=(56, 64, 56),
+            batch_size=3,
+            base_features=12,
+            max_features=40,
+            queries_per_scan=7,
+        ),
+    )
     assert (plan.spacing_mm, plan.patch_size, plan.batch_size, plan.queries_per_scan) == ((2, 2, 2), (56, 64, 56), 3, 7)
     assert plan.network.features_per_stage == (12, 24, 40, 40)
     for key in ("spacing", "patch", "batch", "features"):
         assert "given" in plan.explanation[key], key
+
+
+def test_a_plan_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    options = PlanOptions(spacing_mm=(2, 2, 2), base_features=12)
+    plan_unified([ABDOMEN], options).save(tmp_path / "plan.json")
+    assert PlanOptions.from_json(UnifiedPlan.load(tmp_path / "plan.json").options) == options
+    with pytest.raises(PlanError, match="magic"):
+        PlanOptions.from_json({"magic": 1})
 
 
 def test_every_value_is_explained() -> None:
@@ -94,22 +110,24 @@ def test_every_value_is_explained() -> None:
 
 @pytest.mark.parametrize("memory", [0.5, 1.0, 2.0])
 def test_a_small_budget_gives_a_small_network(memory: float) -> None:
-    plan = plan_unified([ABDOMEN], gpu_memory_gb=memory)
+    plan = plan_unified([ABDOMEN], PlanOptions(gpu_memory_gb=memory))
     assert plan.network.features_per_stage[0] == 16
     assert np.prod(plan.patch_size) <= 112**3 * memory
     assert plan.batch_size >= 2
 
 
 def test_a_batch_holds_at_most_five_percent_of_the_data() -> None:
-    plan = plan_unified([dataset("Dataset001_X", 30, (1, 1, 1), (32, 32, 32))], gpu_memory_gb=80)
+    plan = plan_unified([dataset("Dataset001_X", 30, (1, 1, 1), (32, 32, 32))], PlanOptions(gpu_memory_gb=80))
     assert plan.batch_size == 2
-    plan = plan_unified([dataset("Dataset001_X", 200, (1, 1, 1), (32, 32, 32))], gpu_memory_gb=80)
+    plan = plan_unified([dataset("Dataset001_X", 200, (1, 1, 1), (32, 32, 32))], PlanOptions(gpu_memory_gb=80))
     assert plan.batch_size == 10
     assert "5%" in plan.explanation["batch"]
 
 
 def test_sats_orientations_are_kept() -> None:
-    plan = plan_unified([ABDOMEN, dataset("Dataset002_VerSe", 5, (1, 1, 1), (200, 200, 300))], preset="pro")
+    plan = plan_unified(
+        [ABDOMEN, dataset("Dataset002_VerSe", 5, (1, 1, 1), (200, 200, 300))], PlanOptions(preset="pro")
+    )
     assert plan.orientation_of("Dataset002_VerSe") == "ASR"
     assert plan.orientation_of("Dataset001_Abdomen") == "RAS"
 
@@ -130,14 +148,14 @@ def test_sats_orientations_are_kept() -> None:
 )
 def test_what_makes_no_plan_is_refused(values: dict[str, object], reason: str) -> None:
     with pytest.raises(PlanError, match=reason):
-        plan_unified([ABDOMEN], **values)  # type: ignore[arg-type]
+        plan_unified([ABDOMEN], PlanOptions(**values))  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="at least one dataset"):
         plan_unified([])
 
 
 def test_the_saved_plan_is_read_by_satunet_and_by_nnunetv2(nnunet_env: Path) -> None:
     fingerprints, _ = fingerprint_datasets(make_synthetic_datasets(nnunet_env / "raw", cases=2))
-    plan = plan_unified(fingerprints, gpu_memory_gb=1)
+    plan = plan_unified(fingerprints, PlanOptions(gpu_memory_gb=1))
     file = save_unified_plan(plan, fingerprints)
     assert file == nnunet_env / "preprocessed" / "Dataset900_Unified" / "satunetPlans.json"
     assert UnifiedPlan.load(file) == plan
@@ -170,13 +188,13 @@ def test_known_datasets_have_sats_factor_and_only_sats_networks_its_orientations
     assert plan.dataset_weights == pytest.approx({"Dataset070_VerSe": 1 / 10, "Dataset025_DAPAtlas": 3 / 20})
     assert plan.dataset_orientation == {}
     assert "Dataset025_DAPAtlas" in plan.explanation["weights"]
-    nano = plan_unified(known, preset="nano")
+    nano = plan_unified(known, PlanOptions(preset="nano"))
     assert nano.dataset_orientation == {"Dataset070_VerSe": "ASR"}
     assert "VerSe ASR" in nano.explanation["orientation"]
 
 
 def test_a_residual_encoder_is_planned_and_costs_patch(tmp_path: Path) -> None:
-    plain, residual = (plan_unified([ABDOMEN], backbone=b) for b in ("plain", "residual"))
+    plain, residual = (plan_unified([ABDOMEN], PlanOptions(backbone=b)) for b in ("plain", "residual"))
     assert residual.network.backbone == "residual"
     assert residual.network.n_conv_per_stage[:4] == (1, 3, 4, 6)
     assert "residual encoder" in residual.explanation["network"]
@@ -184,10 +202,10 @@ def test_a_residual_encoder_is_planned_and_costs_patch(tmp_path: Path) -> None:
     residual.save(tmp_path / "plan.json")
     assert UnifiedPlan.load(tmp_path / "plan.json") == residual
     with pytest.raises(PlanError, match="backbone 'residual' with the preset 'nano'"):
-        plan_unified([ABDOMEN], preset="nano", backbone="residual")
+        plan_unified([ABDOMEN], PlanOptions(preset="nano", backbone="residual"))
 
 
 def test_a_preset_with_sats_width_of_texts_learns_the_modality(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(unified._TEXT_DIM, "sat", 768)
-    assert plan_unified([ABDOMEN], preset="nano", text_encoder="sat").network.adapter == "modality"
-    assert plan_unified([ABDOMEN], preset="nano").network.adapter == "whitened_projection"
+    assert plan_unified([ABDOMEN], PlanOptions(preset="nano", text_encoder="sat")).network.adapter == "modality"
+    assert plan_unified([ABDOMEN], PlanOptions(preset="nano")).network.adapter == "whitened_projection"

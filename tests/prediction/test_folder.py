@@ -212,7 +212,7 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     mask = nib.load(folder / "bright.nii.gz")
     image = predictor.predict(collect_scans([tmp_path / "in"])[0].read(), ["bright"])
     assert np.array_equal(np.asarray(mask.dataobj) > 0, image.masks[0].mask)
-    assert highdicom.seg.segread(str(folder / "segmentation.dcm")).SegmentSequence[0].SegmentLabel == "bright"
+    assert highdicom.seg.segread(str(folder / "segmentation.dcm")).SegmentSequence[-1].SegmentLabel == "bright"
     assert read_json(folder / "manifest.json")["dicom"] == ["segmentation.dcm", "structures.dcm"]
     assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options).skipped_items
     (folder / "structures.dcm").unlink()

@@ -16,6 +16,7 @@ from satunet.errors import DatasetError
 from satunet.labels import LabelSpace
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
+from satunet.planners.options import PlanOptions
 from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.preprocessing.run import preprocess_datasets
 from satunet.preprocessing.store import ScanStore
@@ -167,7 +168,9 @@ def test_every_bad_case_is_named_and_the_rest_is_done(nnunet_env: Path, processe
     shutil.copytree(nnunet_env / "raw" / good, empty)
     shutil.rmtree(empty / "imagesTr")
     shutil.rmtree(empty / "labelsTr")
-    summary = plan_and_preprocess([name, good, empty.name], spacing_mm=(4, 4, 4), gpu_memory_gb=1, processes=processes)
+    summary = plan_and_preprocess(
+        [name, good, empty.name], PlanOptions(spacing_mm=(4, 4, 4), gpu_memory_gb=1), processes=processes
+    )
     assert summary.exit_code == 1
     assert len(summary.done_items) == 8 + 1
     found = dict(summary.failures)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from satunet.demo.synthetic import make_synthetic_datasets
+from satunet.planners.options import PlanOptions
 from satunet.preprocessing.pipeline import plan_and_preprocess
 
 
@@ -19,7 +20,8 @@ def planned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             environment.setenv(f"nnUNet_{name}", str(root / name))
         names = make_synthetic_datasets(root / "raw", cases=2)
         summary = plan_and_preprocess(
-            names, spacing_mm=(4, 4, 4), patch_size=(16, 16, 16), batch_size=2, base_features=4, gpu_memory_gb=1
+            names,
+            PlanOptions(spacing_mm=(4, 4, 4), patch_size=(16, 16, 16), batch_size=2, base_features=4, gpu_memory_gb=1),
         )
     assert summary.exit_code == 0
     return root

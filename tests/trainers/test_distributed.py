@@ -55,13 +55,13 @@ def test_parts_of_a_batch_are_the_batch(planned: Path, world_size: int) -> None:
 
     trainer = make_trainer(config(batch_size=4))
     trainer.initialize()
-    shared = (trainer.store, trainer.do_split()[0], trainer.space, trainer.bank, trainer.plan, trainer.config)
+    shared = (trainer.setup, trainer.do_split()[0], trainer.config)
     whole = StepBatches(*shared)[3]
     parts = [StepBatches(*shared, rank=r, world_size=world_size)[3] for r in range(world_size)]
     for rank, part in enumerate(parts):
-        assert part["scans"] == whole["scans"][rank::world_size]
-        assert part["names"] == whole["names"][rank::world_size]
-        assert torch.equal(part["data"], whole["data"][rank::world_size])
+        assert part.scans == whole.scans[rank::world_size]
+        assert part.names == whole.names[rank::world_size]
+        assert torch.equal(part.image, whole.image[rank::world_size])
     with pytest.raises(UserError, match=r"--batch_size 5"):
         StepBatches(*shared, rank=4, world_size=5)
 

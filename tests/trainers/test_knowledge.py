@@ -8,13 +8,14 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from satunet.errors import KnowledgeError, ModelError, UserError
-from satunet.knowledge import KnowledgeTree, Source, Term, assemble
+from satunet.knowledge import KnowledgeTree, Source, Term, assemble, load_tree, save_tree
 from satunet.knowledge.build import Imported
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.retrieval import measure
@@ -22,7 +23,7 @@ from satunet.knowledge.tree import name_key
 from satunet.text import load_text_encoder
 from satunet.trainers.knowledge.atlas import masked_mean, pretrain_atlas
 from satunet.trainers.knowledge.loss import contrastive_loss
-from satunet.trainers.knowledge.options import PretrainConfig
+from satunet.trainers.knowledge.options import AtlasConfig, PretrainConfig
 from satunet.trainers.knowledge.pairs import PairSampler
 from satunet.trainers.knowledge.text import pretrain_text
 from satunet.trainers.knowledge.tower import TextTower
@@ -93,7 +94,7 @@ def start(tmp_path: Path) -> str:
     return str(tiny_encoder(tmp_path / "start"))
 
 
-def settings(**changes: object) -> PretrainConfig:
+def settings(kind: type[PretrainConfig] = PretrainConfig, **changes: object) -> Any:
     values = {
         "steps": 6,
         "batch": 16,
@@ -102,7 +103,7 @@ def settings(**changes: object) -> PretrainConfig:
         "held_out": 0.2,
         "checkpoint_every": 3,
     }
-    return PretrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return kind(**{**values, **changes})  # type: ignore[arg-type]
 
 
 # ---- the loss ---------------------------------------------------------------------------------------------------
@@ -313,17 +314,17 @@ def test_a_run_that_goes_on_is_the_unbroken_one(start: str, tmp_path: Path, monk
 @pytest.mark.slow
 def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> None:
     """torchrun with gloo, on stage 2, which takes steps of stage 1 as well; shares of texts and scans are unequal."""
-    small_tree().save(tmp_path / "tree.jsonl")
+    save_tree(small_tree(), tmp_path / "tree.jsonl")
     # In float32: two processes of bfloat16 differ by its rounding.
-    config = settings(batch=5, scans=3, steps=3, dropout=False, learning_rate=1e-3, precision="float32")
+    config = settings(AtlasConfig, batch=5, scans=3, steps=3, dropout=False, learning_rate=1e-3, precision="float32")
     pretrain_atlas(NAME, small_tree(), tmp_path / "one", encoder=start, config=config, device="cpu", fold="all")
     script = tmp_path / "two.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from satunet.knowledge import KnowledgeTree\n"
+        "from satunet.knowledge import load_tree\n"
         "from satunet.trainers.knowledge.atlas import pretrain_atlas\n"
-        "from satunet.trainers.knowledge.options import PretrainConfig\n"
-        f"pretrain_atlas({NAME!r}, KnowledgeTree.load(Path({str(tmp_path / 'tree.jsonl')!r})), "
+        "from satunet.trainers.knowledge.options import AtlasConfig\n"
+        f"pretrain_atlas({NAME!r}, load_tree(Path({str(tmp_path / 'tree.jsonl')!r})), "
         f"Path({str(tmp_path / 'two')!r}), encoder={start!r}, config={config!r}, device='cpu', fold='all')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -392,7 +393,7 @@ def test_atlas_and_text_learn_from_each_other(
     monkeypatch.setattr(
         "satunet.compute.devices.cpu_has_bfloat16", lambda: native
     )  # PyTorch emulates what is not there
-    config = settings(steps=6, batch=8, scans=2, learning_rate=1e-3)
+    config = settings(AtlasConfig, steps=6, batch=8, scans=2, learning_rate=1e-3)
     done = pretrain_atlas(NAME, small_tree(), tmp_path / "run", encoder=start, config=config, device="cpu", fold="all")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert {"step", "atlas", "text", "learning_rate"} == set(lines[-1])
@@ -419,7 +420,7 @@ def test_a_tree_of_the_users_classes_names_the_scans_that_show_them(planned: Pat
 
     file = tmp_path / "tree.jsonl"
     assert run(["knowledge", "build", "-d", "900", "--ontologies", "none", "-o", str(file)]) == 0
-    tree = KnowledgeTree.load(file)
+    tree = load_tree(file)
     folder = preprocessed_dir() / NAME
     space = LabelSpace.load(folder / "label_space.json")
     store = ScanStore(folder / UnifiedPlan.load(folder / "satunetPlans.json").data_identifier)

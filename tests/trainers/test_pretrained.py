@@ -136,7 +136,7 @@ def test_fine_tuning_of_imported_weights_of_sat_goes_on_and_predicts(planned: Pa
     options: dict[str, Any] = {"fold": 0, "config": config(steps=4), "device": "cpu", "validate": False}
     tuned = run_training(NAME, pretrained_weights=planned / "model", minutes=1e-9, **options)
     assert tuned.current_epoch == 1  # stopped in time
-    assert tuned.bank.encoder_fingerprint == sat.encoder_fingerprint
+    assert tuned.setup.bank.encoder_fingerprint == sat.encoder_fingerprint
     (planned / "model").rename(planned / "gone")
     whole = run_training(NAME, continue_training=True, **options)
     assert whole.plan.network == tuned.plan.network
@@ -146,4 +146,4 @@ def test_fine_tuning_of_imported_weights_of_sat_goes_on_and_predicts(planned: Pa
     # A run from scratch has the plan's network and encoder again, and no other encoder beside it.
     fresh = run_training(NAME, **options)
     assert fresh.plan.text_encoder == UnifiedPlan.load(preprocessed_dir() / NAME / "satunetPlans.json").text_encoder
-    assert ModelFolder.load(fresh.model_folder).text_encoder().fingerprint == fresh.bank.encoder_fingerprint
+    assert ModelFolder.load(fresh.model_folder).text_encoder().fingerprint == fresh.setup.bank.encoder_fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
@@ -98,13 +99,13 @@ def test_gradients_that_are_not_finite_are_skipped_too(planned: Path) -> None:
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     weight = next(trainer.network.parameters())
     hook = weight.register_hook(lambda gradient: gradient * torch.inf)
-    assert np.isnan(trainer.train_step(batch | {"step": 7})["loss"])
+    assert np.isnan(trainer.train_step(batch, 7)["loss"])
     hook.remove()
     assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
     assert not trainer.optimizer.state, "the optimizer has not seen them"
     log = Path(str(trainer.log_file)).read_text()
-    assert "step 7" in log and "gradients are not finite" in log and batch["scans"][0] in log
-    assert np.isfinite(trainer.train_step(batch | {"step": 8})["loss"])
+    assert "step 7" in log and "gradients are not finite" in log and batch.scans[0] in log
+    assert np.isfinite(trainer.train_step(batch, 8)["loss"])
 
 
 def test_float16_goes_on_after_a_loss_that_is_not_finite(planned: Path) -> None:
@@ -113,11 +114,11 @@ def test_float16_goes_on_after_a_loss_that_is_not_finite(planned: Path) -> None:
     trainer.on_train_epoch_start()
     scaler = trainer.stepper.scaler = torch.GradScaler("cpu", init_scale=1024.0)
     batch = next(trainer.dataloader_train)
-    broken = batch | {"data": batch["data"] * torch.nan}
-    assert np.isnan(trainer.train_step(broken | {"step": 0})["loss"])
+    broken = dataclasses.replace(batch, image=batch.image * torch.nan)
+    assert np.isnan(trainer.train_step(broken, 0)["loss"])
     assert scaler.get_scale() == 512
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-    assert np.isfinite(trainer.train_step(batch | {"step": 1})["loss"])
+    assert np.isfinite(trainer.train_step(batch, 1)["loss"])
     assert any(not torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
 
 
@@ -130,7 +131,7 @@ def test_gradients_that_are_infinite_at_any_scale_are_counted(planned: Path) -> 
     next(trainer.network.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     counts = []
     for step in range(4):  # at the scales 2, 1, 1/2, 1/4
-        trainer.train_step(batch | {"step": step})
+        trainer.train_step(batch, step)
         counts.append(trainer.bad_steps.count)
     assert counts == [0, 0, 1, 2]  # the scaler looks for a scale first
 

@@ -5,12 +5,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satunet.datasets.raw import Dataset
 from satunet.errors import DatasetError
 from satunet.labels import build_label_space
+from satunet.trainers.unified.batches.batch import Sample
 from satunet.trainers.unified.batches.sampling import (
     centre_of_class,
     choose_queries,
@@ -126,25 +128,32 @@ def test_repeats_of_the_published_recipe() -> None:
     assert scan_repeats(1, (144, 96, 40), (96, 96, 96), 32) == 2  # round(1.5) is even in Python, as in SAT's code
 
 
+def sample_of(scan: str) -> Sample:
+    """A crop of which only the scan counts."""
+    nothing = torch.zeros(1, 1, 1)
+    return Sample(
+        image=nothing, labels=nothing, embeddings=np.zeros((0, 1), np.float32), queries=(), modality=0, scan=scan
+    )
+
+
 def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: pytest.MonkeyPatch) -> None:
     from satunet.trainers.unified.batches.loading import StepBatches
 
     trainer = make_trainer(config(queries_per_scan=2, batch_size=4))
     trainer.initialize()
-    scans = trainer.store.scan_ids
-    boxes = foreground_boxes(trainer.store)
-    shared = (trainer.store, scans, trainer.space, trainer.bank, trainer.plan, trainer.config)
-    data = StepBatches(*shared, boxes=boxes)
+    scans = trainer.setup.store.scan_ids
+    boxes = foreground_boxes(trainer.setup.store)
+    data = StepBatches(trainer.setup, scans, trainer.config, boxes=boxes)
     expected = {}
     for scan in scans:  # the formula, from label maps and the raw number of scans
         dataset = scan.split("__")[0]
-        places = np.argwhere(np.asarray(trainer.store.labels(scan)[:])[0])
+        places = np.argwhere(np.asarray(trainer.setup.store.labels(scan)[:])[0])
         extent = places.max(0) + 1 - places.min(0)
-        repeats = round(max(1, len(trainer.space.classes_of(dataset)) / 2) * np.maximum(1, extent / 16).prod())
+        repeats = round(max(1, len(trainer.setup.space.classes_of(dataset)) / 2) * np.maximum(1, extent / 16).prod())
         expected[scan] = repeats / np.sqrt(sum(s.startswith(dataset) for s in scans))
     assert len({round(v, 6) for v in expected.values()}) > 1, "a formula that makes no difference tests nothing"
-    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng: {"scan": record.scan_id})
-    draws = Counter(data._sample(step, index)["scan"] for step in range(2000) for index in range(4))
+    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng: sample_of(record.scan_id))
+    draws = Counter(data._sample(step, index).scan for step in range(2000) for index in range(4))
     total = sum(expected.values())
     chi_square = sum((draws[s] - 8000 * v / total) ** 2 / (8000 * v / total) for s, v in expected.items())
     assert chi_square < 30  # 99.9 % of a chi-square of 5 degrees of freedom lie below 20.5
@@ -157,26 +166,27 @@ def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) 
 
     trainer = make_trainer(config(augment=False, batch_size=2))
     trainer.initialize()
-    scan = trainer.store.scan_ids[0]
-    dataset = trainer.store.record(scan).dataset
-    other = next(i for i in trainer.store.record(scan).label_voxels)  # as if this id were "ignore"
-    names = {n: i for n, i in trainer.space.ids[dataset].items() if other not in i}
-    trainer.space = dataclasses.replace(
-        trainer.space, ids=trainer.space.ids | {dataset: names}, ignored={dataset: other}
+    scan = trainer.setup.store.scan_ids[0]
+    dataset = trainer.setup.store.record(scan).dataset
+    other = next(i for i in trainer.setup.store.record(scan).label_voxels)  # as if this id were "ignore"
+    names = {n: i for n, i in trainer.setup.space.ids[dataset].items() if other not in i}
+    space = dataclasses.replace(
+        trainer.setup.space, ids=trainer.setup.space.ids | {dataset: names}, ignored={dataset: other}
     )
-    data = StepBatches(trainer.store, [scan], trainer.space, trainer.bank, trainer.plan, trainer.config)
+    setup = dataclasses.replace(trainer.setup, space=space)
+    data = StepBatches(setup, [scan], trainer.config)
     batch = data[0]
-    assert (batch["labels"] == IGNORED).any()
-    assert not (batch["labels"] == other).any()
-    counts = next(iter(score_scan(trainer, scan).values()))
-    labels = np.asarray(trainer.store.labels(scan)[:])
+    assert (batch.labels == IGNORED).any()
+    assert not (batch.labels == other).any()
+    counts = next(iter(score_scan(setup, trainer.network, scan, device=torch.device("cpu")).values()))
+    labels = np.asarray(trainer.setup.store.labels(scan)[:])
     assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == (labels != other).sum()
 
 
 def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) -> None:
     trainer = make_trainer(config())
     trainer.initialize()
-    store, space = trainer.store, trainer.space
+    store, space = trainer.setup.store, trainer.setup.space
     boxes = foreground_boxes(store)
     scan = store.scan_ids[-1]
     record = store.record(scan)
@@ -204,11 +214,11 @@ def test_boxes_are_kept_and_follow_the_store(planned, monkeypatch: pytest.Monkey
 
     trainer = make_trainer(config())
     trainer.initialize()
-    found = foreground_boxes(trainer.store)
+    found = foreground_boxes(trainer.setup.store)
     asked: list[str] = []
     locations = ScanStore.locations
     monkeypatch.setattr(ScanStore, "locations", lambda self, scan: (asked.append(scan), locations(self, scan))[1])
-    again = ScanStore(trainer.store.folder)
+    again = ScanStore(trainer.setup.store.folder)
     assert foreground_boxes(again) == found
     assert asked == []
     victim = again.scan_ids[0]

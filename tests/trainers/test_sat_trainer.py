@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ import torch
 
 from satunet.datasets.paths import results_dir
 from satunet.errors import ModelError, UserError
-from satunet.jobs.files import read_json
+from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import load_record, save_record
 from satunet.models.checkpoints import load_checkpoint, load_weights
-from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import TrainingChoices, TrainingConfig
 from satunet.trainers.unified.run import run_training, train_unified
 from satunet.trainers.unified.trainer import SATTrainer
 
@@ -80,7 +82,7 @@ def test_a_scan_that_cannot_be_read_is_replaced_and_counted(planned: Path, caplo
     trainer = make_trainer(config())
     trainer.initialize()
     victim = trainer.do_split()[0][0]
-    (trainer.store.folder / f"{victim}.b2nd").write_bytes(b"damaged")
+    (trainer.setup.store.folder / f"{victim}.b2nd").write_bytes(b"damaged")
     losses = losses_of(trainer)
     assert np.isfinite(losses).all()
     assert trainer.failed_scans.get(victim, 0) > 0
@@ -91,11 +93,11 @@ def test_a_loss_that_is_not_finite_is_skipped_and_reported(planned: Path) -> Non
     trainer.on_train_start()
     batch = next(trainer.dataloader_train)
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-    result = trainer.train_step(batch | {"data": torch.full_like(batch["data"], torch.nan), "step": 0})
+    result = trainer.train_step(dataclasses.replace(batch, image=torch.full_like(batch.image, torch.nan)))
     assert np.isnan(result["loss"])
     assert trainer.bad_steps.count == 1
     assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
-    assert batch["scans"][0] in Path(trainer.log_file).read_text()
+    assert batch.scans[0] in Path(trainer.log_file).read_text()
 
 
 def test_a_run_that_goes_on_in_another_way_says_so(planned: Path) -> None:
@@ -117,9 +119,9 @@ def test_batches_do_not_depend_on_workers(planned: Path) -> None:
     here = list(batches(trainer._train_data, range(3), 0))
     there = list(batches(trainer._train_data, range(3), 2))
     for a, b in zip(here, there, strict=True):
-        assert a["names"] == b["names"]
-        assert torch.equal(a["data"], b["data"])
-        assert torch.equal(a["membership"], b["membership"])
+        assert a.names == b.names
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.membership, b.membership)
 
 
 def test_checkpoints_are_strict(planned: Path, tmp_path: Path) -> None:
@@ -194,11 +196,52 @@ def test_augmentation_is_a_function_of_its_generator() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"optimizer": "lion"}, "adamw, sgd"), ({"steps": 0}, "at least 1"), ({"negative_share": 2.0}, r"\[0, 1\]")],
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"negative_share": 2.0}, r"\[0, 1\]"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"queries_per_scan": 0}, "queries_per_scan must be at least 1, got 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+    ],
 )
 def test_wrong_values_are_refused(changes: dict, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         config(**changes)
+
+
+def test_a_saved_configuration_with_a_wrong_value_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "training_config.json"
+    save_record(file, config())
+    assert load_record(file, TrainingConfig) == config()
+    write_json(file, read_json(file) | {"optimizer": "lion"})
+    with pytest.raises(UserError, match=r"training_config\.json.*optimizer"):
+        load_record(file, TrainingConfig)
+
+
+def test_choices_change_what_they_name_and_nothing_else() -> None:
+    assert TrainingChoices().config() == TrainingConfig()
+    begun = TrainingChoices(recipe="short", steps=100, seed=7).config()
+    assert begun == TrainingConfig.from_recipe("short", steps=100, seed=7)
+    assert TrainingChoices().config(begun) == begun
+    assert TrainingChoices(recipe="short", workers=0).config(begun) == dataclasses.replace(begun, workers=0)
+    with pytest.raises(UserError, match="begun with the recipe 'short' and cannot go on with 'sat'"):
+        TrainingChoices(recipe="sat").config(begun)
+    chosen = {f.name for f in dataclasses.fields(TrainingChoices)}
+    assert chosen == {f.name for f in dataclasses.fields(TrainingConfig)}
+
+
+def test_a_run_goes_on_with_its_own_settings(planned: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = dataclasses.asdict(config(steps=4, seed=5)) | {"recipe": "short"}
+    first = run_training(NAME, config=TrainingChoices(**values), device="cpu", validate=False, minutes=1e-9)
+    assert first.current_epoch == 1
+    again = run_training(
+        NAME, config=TrainingChoices(bad_steps=3), device="cpu", validate=False, continue_training=True
+    )
+    assert again.config == dataclasses.replace(first.config, bad_steps=3)
+    assert again.current_epoch == 2
+    assert "from here on: bad_steps 3 instead of 20" in caplog.text
 
 
 def test_learning_rates_of_the_recipes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from satunet.jobs.files import read_json
+from satunet.trainers.unified.setup import Split
 from satunet.trainers.unified.validation import count_voxels, summarize
 from satunet.trainers.unified.watching.pictures import prediction_figure
 from satunet.trainers.unified.watching.statistics import Statistics, read_progress
@@ -68,10 +70,10 @@ def test_other_loggers_of_nnunet_hear_the_same(planned: Path) -> None:
 
 
 def test_sums_of_processes_add_up() -> None:
-    batch = {"scans": ["A__x__0", "B__y__0"], "names": [["liver", "spleen"], ["liver"]]}
+    scans, names = ["A__x__0", "B__y__0"], [["liver", "spleen"], ["liver"]]
     one, two = Statistics(), Statistics()
-    one.add(batch, torch.tensor([[1.0, 2.0], [3.0, 0.0]]), {"forward": 2.0, "data": 2.0})
-    two.add({"scans": ["A__x__0"], "names": [["liver"]]}, torch.tensor([[6.0]]), {"forward": 2.0, "data": 2.0})
+    one.add(scans, names, torch.tensor([[1.0, 2.0], [3.0, 0.0]]), {"forward": 2.0, "data": 2.0})
+    two.add(["A__x__0"], [["liver"]], torch.tensor([[6.0]]), {"forward": 2.0, "data": 2.0})
     both = Statistics.merged([one, two])
     assert both.means("dataset") == {"A": 3.0, "B": 3.0}
     assert both.means("class") == {"liver": pytest.approx(10 / 3), "spleen": 2.0}
@@ -90,11 +92,11 @@ def test_the_final_validation_counts_voxels_of_whole_scans(planned: Path) -> Non
     seen = 0
     for case in summary["metric_per_case"]:
         scan = case["reference_file"].removesuffix("_seg.b2nd")
-        labels = np.asarray(trainer.store.labels(scan)[:])[0]
-        dataset = trainer.store.record(scan).dataset
-        assert set(case["metrics"]) == set(trainer.space.classes_of(dataset))
+        labels = np.asarray(trainer.setup.store.labels(scan)[:])[0]
+        dataset = trainer.setup.store.record(scan).dataset
+        assert set(case["metrics"]) == set(trainer.setup.space.classes_of(dataset))
         for name, counts in case["metrics"].items():
-            reference = np.isin(labels, trainer.space.ids_of(dataset, name))
+            reference = np.isin(labels, trainer.setup.space.ids_of(dataset, name))
             assert counts["n_ref"] == counts["TP"] + counts["FN"] == reference.sum()
             assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == labels.size
             seen += counts["n_pred"]
@@ -113,8 +115,10 @@ def test_scans_that_were_trained_on_are_not_validated(planned: Path) -> None:
     train, val = trainer.do_split()
     file = trainer.unified_folder / "splits_final.json"
     write_json(file, [{"train": train, "val": [*val, train[0]]}])
-    assert trainer.held_out() == val
+    shared = {"store": trainer.setup.store, "space": trainer.setup.space, "file": file}
+    assert Split.of_fold(0, **shared).held_out == tuple(val)
     write_json(file, [{"train": train, "val": [train[0]]}])
+    trainer = make_trainer(config(steps=1, steps_per_epoch=1))
     trainer.run_training()
     trainer.perform_actual_validation()
     assert not (fold_folder() / "validation").exists()
@@ -129,10 +133,17 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     scans = trainer.do_split()[1]
     asked: list[str] = []
     score = validation.score_scan
-    monkeypatch.setattr(validation, "score_scan", lambda t, scan: (asked.append(scan), score(t, scan))[1])
-    validation.validate(trainer, scans[:1])
-    (trainer.store.folder / f"{scans[1]}.b2nd").write_bytes(b"damaged")
-    summary = validation.validate(trainer, scans)
+    monkeypatch.setattr(
+        validation, "score_scan", lambda s, n, scan, **how: (asked.append(scan), score(s, n, scan, **how))[1]
+    )
+    folder = fold_folder() / "validation"
+
+    def validate(names: list[str]) -> dict | None:
+        return validation.validate(trainer.setup, trainer.network, names, folder, device=torch.device("cpu"))
+
+    validate(scans[:1])
+    (trainer.setup.store.folder / f"{scans[1]}.b2nd").write_bytes(b"damaged")
+    summary = validate(scans)
     assert asked == scans
     assert summary is not None
     assert list(summary["failed"]) == [scans[1]]
@@ -140,7 +151,7 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     trainer.perform_actual_validation()
     assert trainer.failed_scans == {scans[1]: 1}  # so that the command ends with code 1
     batch = trainer._val_data[0]
-    trainer.validation_step(batch | {"failed": [scans[0]]})
+    trainer.validation_step(dataclasses.replace(batch, failed=(scans[0],)))
     assert set(trainer.failed_scans) == set(scans)
 
 

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ from satunet.compute.devices import autocast_for, pick_device
 from satunet.compute.distributed import process_group, rank, world_size
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import MODALITIES
-from satunet.errors import DatasetError, UserError
-from satunet.jobs.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.labels import LabelSpace
@@ -35,13 +33,15 @@ from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.knowledge import shares as distributed
 from satunet.trainers.knowledge.loss import contrastive_loss
-from satunet.trainers.knowledge.options import PretrainConfig
+from satunet.trainers.knowledge.options import AtlasConfig
 from satunet.trainers.knowledge.pairs import PairSampler
 from satunet.trainers.knowledge.run import Run, measured, new_record, parameter_groups, set_learning_rate
 from satunet.trainers.knowledge.text import Temperature, TextStep, seed_step
 from satunet.trainers.knowledge.tower import TextTower
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import StepBatches
 from satunet.trainers.unified.batches.sampling import foreground_boxes
+from satunet.trainers.unified.setup import Split, TrainingSetup
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def pretrain_atlas(
     *,
     encoder: str = "minilm",
     fold: int | str = 0,
-    config: PretrainConfig | None = None,
+    config: AtlasConfig | None = None,
     device: str = "auto",
     continue_training: bool = False,
     tree_file: Path | None = None,
@@ -153,12 +153,9 @@ def pretrain_atlas(
         UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
         PlanError, DatasetError: Not planned or not preprocessed.
     """
-    config = config or PretrainConfig()
-    folder = preprocessed_dir() / dataset_name
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    space = LabelSpace.load(folder / "label_space.json")
-    store = ScanStore(folder / plan.data_identifier)
-    train, held = _split(folder, store, space, fold)
+    config = config or AtlasConfig()
+    setup = _setup(dataset_name, fold)
+    space, split = setup.space, setup.split
     with process_group(pick_device(device)) as where:
         concepts = read_concepts(tree, held_out=config.held_out, seed=config.seed)
         start = load_text_encoder(encoder)
@@ -170,7 +167,7 @@ def pretrain_atlas(
             dropout=config.dropout,
             precision=config.precision,
         ).to(where)
-        atlas = AtlasTower(plan.network, start.dim).to(where)
+        atlas = AtlasTower(setup.plan.network, start.dim).to(where)
         modules: dict[str, nn.Module] = {
             "tower": tower,
             "atlas": atlas,
@@ -180,13 +177,13 @@ def pretrain_atlas(
         groups = [g for m in modules.values() for g in parameter_groups(m, config.weight_decay)]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
         record = new_record("atlas", start, config, tree, concepts, tree_file)
-        record |= {"dataset": dataset_name, "fold": fold, "scans": len(train), "classes": len(space.classes)}
+        record |= {"dataset": dataset_name, "fold": fold, "scans": len(split.train), "classes": len(space.classes)}
         run = Run(output, modules, optimizer, record, config)
         run.begin(continue_training)
         sampler = PairSampler(concepts, batch=config.batch, hard=config.hard, seed=config.seed)
         text_step = TextStep(tower, modules["temperature"], sampler, optimizer, config)  # type: ignore[arg-type]
-        step = _AtlasStep(modules, optimizer, _batches(store, train, space, plan, config), space, config)
-        checked = _batches(store, held, space, plan, config, stream=1)
+        step = _AtlasStep(modules, optimizer, _batches(setup, split.train, config), space, config)
+        checked = _batches(setup, split.val or split.train, config, measuring=True)
         if "before" not in record:
             record["before"] = measured(tower, concepts)
             record["atlas_before"] = step.accuracy(checked)
@@ -210,7 +207,7 @@ class _AtlasStep:
         optimizer: torch.optim.Optimizer,
         batches: StepBatches,
         space: LabelSpace,
-        config: PretrainConfig,
+        config: AtlasConfig,
     ) -> None:
         self.tower: TextTower = modules["tower"]  # type: ignore[assignment]
         self.atlas: AtlasTower = modules["atlas"]  # type: ignore[assignment]
@@ -269,25 +266,25 @@ class _AtlasStep:
         return {"classes_seen": len(right), "first_answer_right": float(np.mean(right)) if right else None}
 
 
-def _classes(batch: dict[str, Any], space: LabelSpace, device: torch.device) -> _Classes:
+def _classes(batch: Batch, space: LabelSpace, device: torch.device) -> _Classes:
     """Masks of the classes that crops show, as the loader drew them."""
     masks: list[Tensor] = []
     names: list[str] = []
     modality: list[int] = []
     kept: list[int] = []
-    for b, drawn in enumerate(batch["names"]):
-        shown = [k for k in range(len(drawn)) if batch["positive"][b, k]]
-        found = batch["membership"][b, shown][:, batch["labels"][b].long()]  # (n, X, Y, Z)
+    for b, drawn in enumerate(batch.names):
+        shown = [k for k in range(len(drawn)) if batch.positive[b, k]]
+        found = batch.membership[b, shown][:, batch.labels[b].long()]  # (n, X, Y, Z)
         present = found.flatten(1).any(1) if shown else torch.zeros(0, dtype=torch.bool)
         if not bool(present.any()):
             continue
         kept.append(b)
         masks.append(found[present].to(device))
         names += [drawn[k] for k, there in zip(shown, present, strict=True) if there]
-        modality += [int(batch["modality"][b])] * int(present.sum())
+        modality += [int(batch.modality[b])] * int(present.sum())
     ids = [space.index(n) * len(MODALITIES) + m for n, m in zip(names, modality, strict=True)]
     return _Classes(
-        image=batch["data"][kept].to(device),
+        image=batch.image[kept].to(device),
         masks=masks,
         names=names,
         modality=torch.tensor(modality, dtype=torch.long, device=device),
@@ -296,35 +293,28 @@ def _classes(batch: dict[str, Any], space: LabelSpace, device: torch.device) -> 
 
 
 def _batches(
-    store: ScanStore,
-    scans: Sequence[str],
-    space: LabelSpace,
-    plan: UnifiedPlan,
-    config: PretrainConfig,
-    stream: int = 0,
+    setup: TrainingSetup, scans: Sequence[str], config: AtlasConfig, *, measuring: bool = False
 ) -> StepBatches:
-    """The segmentation trainer's own crops, without its embeddings: texts are encoded anew in every step."""
+    """The segmentation trainer's own crops."""
+    given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)
+    boxes = foreground_boxes(setup.store)
+    if measuring:  # one process's work: it takes whole batches
+        return StepBatches(setup, scans, given, stream=1, boxes=boxes)
+    return StepBatches(setup, scans, given, rank=rank(), world_size=world_size(), boxes=boxes)
+
+
+def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
+    """That of the segmentation trainer, without its embeddings: texts are encoded anew in every step."""
+    folder = preprocessed_dir() / dataset_name
+    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    space = LabelSpace.load(folder / "label_space.json")
+    store = ScanStore(folder / plan.data_identifier)
+    split = Split.of_fold(fold, store=store, space=space, file=folder / "splits_final.json")
     names = space.class_names
     bank = TextBank(
         encoder_name="none", encoder_fingerprint="none", texts=names, vectors=np.zeros((len(names), 1), np.float32)
     )
-    # Measuring is one process's work: it takes whole batches.
-    place = {"rank": rank(), "world_size": world_size()} if stream == 0 else {}
-    given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)
-    return StepBatches(store, scans, space, bank, plan, given, stream, boxes=foreground_boxes(store), **place)
-
-
-def _split(folder: Path, store: ScanStore, space: LabelSpace, fold: int | str) -> tuple[list[str], list[str]]:
-    known = [s for s in store.scan_ids if store.record(s).dataset in space.ids]
-    if not known:
-        raise DatasetError(f"{store.folder}: no scan of the datasets in the label space")
-    if fold == "all":
-        return known, known
-    folds = read_json(folder / "splits_final.json")
-    if not isinstance(fold, int) or not 0 <= fold < len(folds):
-        raise UserError(f"fold {fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
-    train, held = ([s for s in folds[fold][part] if s in set(known)] for part in ("train", "val"))
-    return train, held or train
+    return TrainingSetup(plan=plan, space=space, bank=bank, store=store, split=split)
 
 
 def _save_image_encoder(encoder: Encoder | ResidualEncoder, path: Path) -> None:

@@ -15,25 +15,23 @@ class PretrainConfig:
 
     Attributes:
         steps: Optimizer steps.
-        batch: Pairs of texts a step, over all processes.
-        scans: Crops of scans a step of stage 2, over all processes.
-        learning_rate: Peak; warmed up, then cosine to 0.
+        batch: Pairs of texts per step, over all processes.
+        learning_rate: Peak learning rate; warmed up, then cosine to 0.
         warmup: Share of the steps that warm up.
-        weight_decay: Of AdamW.
-        temperature: At the start; learned, its inverse at most 100.
+        weight_decay: Weight decay of AdamW.
+        temperature: Temperature of the contrastive loss at the start; it is learned, its inverse at most 100.
         frozen_layers: Lowest layers of the text encoder that stay as they are, the table of words with them.
-        hard: Concepts a group that are easily taken for each other.
-        max_tokens: Texts are cut behind so many tokens.
-        held_out: Share of base names that are kept out of training.
+        hard: Concepts per group that are easily taken for each other.
+        max_tokens: Tokens of a text that are read, at most.
+        held_out: Share of the names that are kept out of training, to measure with.
         dropout: Whether the text encoder's own dropout is on.
-        seed: Of split, pairs and dropout.
+        seed: Seed of split, pairs and dropout.
         checkpoint_every: Steps between checkpoints.
-        precision: Of both encoders; ``auto`` is bfloat16 where the device has it. The loss is float32 always.
+        precision: Data type of both encoders; 'auto' is bfloat16 where the device has it. The loss is float32 always.
     """
 
     steps: int = 1000
     batch: int = 128
-    scans: int = 4
     learning_rate: float = 2e-4
     warmup: float = 0.1
     weight_decay: float = 0.01
@@ -51,7 +49,6 @@ class PretrainConfig:
         for name, least in (
             ("steps", 1),
             ("batch", 2),
-            ("scans", 1),
             ("hard", 1),
             ("checkpoint_every", 1),
             ("frozen_layers", 0),
@@ -70,3 +67,21 @@ class PretrainConfig:
             return self.learning_rate * (step + 1) / warm
         done = (step - warm) / max(1, self.steps - warm)
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasConfig(PretrainConfig):
+    """Settings of stage 2.
+
+    Attributes:
+        scans: Crops of scans per step, over all processes.
+        learning_rate: Peak learning rate; warmed up, then cosine to 0.
+    """
+
+    scans: int = 4
+    learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scans < 1:
+            raise UserError(f"scans must be at least 1, got {self.scans}")

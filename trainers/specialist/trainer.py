@@ -20,6 +20,7 @@ from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import PlanError
 from satunet.jobs.files import atomic_path, read_json, write_json
 from satunet.jobs.progress import in_locale, progress_bar
+from satunet.jobs.records import to_plain
 from satunet.labels import normalize_name
 from satunet.models.results import last_checkpoint
 from satunet.planners.specialist.nnunet import PLANS
@@ -203,7 +204,7 @@ def train_specialist(
                 return output.parent
             trainer.load_checkpoint(str(found))
             trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
-        own = recipe.to_json() if recipe is not None else "nnunet"
+        own = to_plain(recipe) if recipe is not None else "nnunet"
         write_json(output / "training_config.json", {"steps": budget, "recipe": own})
         with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)

@@ -5,103 +5,153 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.files import atomic_path, write_json
+from satunet.jobs.records import save_record, to_plain
 from satunet.models.checkpoints import load_weights, network_weights
-from satunet.models.results import SPLIT_FILE, trained_scans
-
-if TYPE_CHECKING:
-    from satunet.trainers.unified.trainer import SATTrainer
+from satunet.models.results import CONFIG_FILE, SPLIT_FILE, trained_scans
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.faults import BadSteps
+from satunet.trainers.unified.setup import TrainingSetup
+from satunet.trainers.unified.watching.reporting import Reporter
 
 logger = logging.getLogger(__name__)
 
 
-def checkpoint_of(trainer: SATTrainer, counted: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunState:
+    """What changes while a run trains, and what it goes on from.
+
+    Attributes:
+        network: The network.
+        optimizer: Optimizer of its weights.
+        scaler: Scaler of float16's gradients; ``None`` in other precisions.
+        log: nnU-Net's logger.
+        bad_steps: Steps that were skipped.
+        reporter: Scans drawn, and scans that could not be read.
+        epochs_done: Epochs that are over.
+        best_ema: Best moving average of the soft Dice so far; ``None`` before the first epoch.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.GradScaler | None
+    log: Any
+    bad_steps: BadSteps
+    reporter: Reporter
+    epochs_done: int
+    best_ema: float | None
+
+
+def checkpoint_of(
+    state: RunState,
+    config: TrainingConfig,
+    *,
+    counted: Mapping[str, Any],
+    trainer_name: str,
+    made_by: Mapping[str, Any],
+) -> dict[str, Any]:
     """A checkpoint with nnU-Net's keys, of plain values and tensors.
 
     Args:
-        trainer: After an epoch.
-        counted: Of its reporter, over all processes.
+        state: After an epoch.
+        config: How it was trained.
+        counted: What :meth:`Reporter.state` gave, over all processes.
+        trainer_name: Class of the trainer, which nnU-Net's tools look for.
+        made_by: nnU-Net's ``init_args``.
     """
-    scaler = trainer.grad_scaler
     return {
-        "network_weights": trainer.network.state_dict(),
-        "optimizer_state": trainer.optimizer.state_dict(),
-        "grad_scaler_state": scaler.state_dict() if scaler is not None else None,
-        "logging": plain(trainer.logger.get_checkpoint()),
-        "_best_ema": trainer._best_ema,
-        "current_epoch": trainer.current_epoch + 1,
-        "init_args": {
-            "configuration": trainer.configuration_name,
-            "fold": trainer.fold,
-            "device": str(trainer.device),
-        },
-        "trainer_name": type(trainer).__name__,
+        "network_weights": state.network.state_dict(),
+        "optimizer_state": state.optimizer.state_dict(),
+        "grad_scaler_state": state.scaler.state_dict() if state.scaler is not None else None,
+        "logging": plain(state.log.get_checkpoint()),
+        "_best_ema": state.best_ema,
+        "current_epoch": state.epochs_done,
+        "init_args": dict(made_by),
+        "trainer_name": trainer_name,
         "inference_allowed_mirroring_axes": None,
-        "satunet": {"training_config": trainer.config.to_json(), "bad_steps": trainer.bad_steps.to_json()} | counted,
+        "satunet": {"training_config": to_plain(config), "bad_steps": state.bad_steps.to_json()} | dict(counted),
     }
 
 
-def restore(trainer: SATTrainer, content: dict[str, Any], *, source: Path | str) -> None:
-    """Set a trainer to where it was when it wrote a checkpoint.
+def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) -> RunState:
+    """Set the parts of a run to where they were when it wrote a checkpoint.
+
+    Returns:
+        The same parts, with the epochs done and the best value so far.
 
     Raises:
         ModelError: The weights are not this network's, or a part that a run goes on from is missing.
     """
-    load_weights(trainer.network, network_weights(content, source=source), source=source)
+    load_weights(state.network, network_weights(content, source=source), source=source)
     try:
-        trainer.optimizer.load_state_dict(content["optimizer_state"])
-        trainer.current_epoch = content["current_epoch"]
-        trainer.logger.load_checkpoint(content["logging"])
-        trainer._best_ema = content["_best_ema"]
+        state.optimizer.load_state_dict(content["optimizer_state"])
+        state.log.load_checkpoint(content["logging"])
         scaler_state = content["grad_scaler_state"]
+        restored = replace(state, epochs_done=content["current_epoch"], best_ema=content["_best_ema"])
     except (KeyError, ValueError) as error:
         raise ModelError(
             f"{source}: weights alone, or of another optimizer: a run cannot go on from it ({error}); start a new one "
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
-    _say_differences(trainer, ours.get("training_config", {}), source)
-    trainer.bad_steps.load(ours.get("bad_steps"))
-    trainer.reporter.load(ours)
-    if trainer.grad_scaler is not None and scaler_state is not None:
-        trainer.grad_scaler.load_state_dict(scaler_state)
+    state.bad_steps.load(ours.get("bad_steps"))
+    state.reporter.load(ours)
+    if state.scaler is not None and scaler_state is not None:
+        state.scaler.load_state_dict(scaler_state)
+    return restored
 
 
-def _say_differences(trainer: SATTrainer, before: dict[str, Any], source: Path | str) -> None:
-    """A run that goes on in another way than it began is allowed, and said."""
-    now = trainer.config.to_json()
-    other = [
+def differences(config: TrainingConfig, content: Mapping[str, Any]) -> str:
+    """How a configuration differs from the one that a checkpoint was written with; empty if it does not."""
+    before, now = content.get("satunet", {}).get("training_config", {}), to_plain(config)
+    return ", ".join(
         f"{k} {now[k]!r} instead of {before[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]
-    ]
-    if other:
-        message = f"{source} was written with another configuration; from here on: {', '.join(other)}"
-        trainer.print_to_log_file(message)
-        logger.warning("%s", message)
+    )
 
 
-def write_model_files(trainer: SATTrainer) -> None:
-    """Plan, label space, texts and configuration, beside the folds."""
-    folder, fold = trainer.model_folder, Path(str(trainer.output_folder))
+def write_model_files(
+    setup: TrainingSetup,
+    config: TrainingConfig,
+    *,
+    model: Path,
+    fold: Path,
+    dataset_json: Mapping[str, Any],
+    fingerprint: Path,
+    goes_on: bool,
+) -> None:
+    """Plan, label space, texts and configuration, beside the folds.
+
+    Args:
+        setup: What the network is trained with.
+        config: How.
+        model: The model's folder.
+        fold: The fold's folder in it.
+        dataset_json: The unified dataset's.
+        fingerprint: The unified dataset's fingerprint, which may not be there.
+        goes_on: Whether the run was begun before: the scans it has seen stay written down.
+    """
     fold.mkdir(parents=True, exist_ok=True)
-    trainer.plan.save(folder / "plans.json")
-    write_json(folder / "dataset.json", trainer.dataset_json)
-    trainer.space.save(folder / "label_space.json")
-    trainer.bank.save(folder / "text_bank.safetensors")
-    write_json(fold / "training_config.json", trainer.config.to_json())
-    train, val = trainer.do_split()
-    if trainer.current_epoch:  # splits may have changed since it began
+    setup.plan.save(model / "plans.json")
+    write_json(model / "dataset.json", dataset_json)
+    setup.space.save(model / "label_space.json")
+    setup.bank.save(model / "text_bank.safetensors")
+    save_record(fold / CONFIG_FILE, config)
+    train = list(setup.split.train)
+    if goes_on:  # splits may have changed since it began
         train = sorted({*train, *trained_scans(fold)})
-    write_json(fold / SPLIT_FILE, {"train": train, "val": val})
-    fingerprint = trainer.unified_folder / "dataset_fingerprint.json"
+    write_json(fold / SPLIT_FILE, {"train": train, "val": list(setup.split.val)})
     if fingerprint.is_file():
-        shutil.copyfile(fingerprint, folder / "dataset_fingerprint.json")
+        shutil.copyfile(fingerprint, model / "dataset_fingerprint.json")
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> bool:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from satunet.compute import distributed
 from satunet.compute.devices import pick_device
 from satunet.datasets.paths import preprocessed_dir
-from satunet.errors import UserError
+from satunet.errors import ModelError, UserError
 from satunet.jobs.files import atomic_folder, read_json
 from satunet.jobs.progress import progress_bar
-from satunet.models.results import last_checkpoint, model_folder
+from satunet.jobs.records import load_record
+from satunet.models.results import CONFIG_FILE, last_checkpoint, model_folder
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
-from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import TrainingChoices, TrainingConfig
 from satunet.trainers.unified.trainer import SATTrainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def run_training(
     dataset_name: str,
     *,
     fold: int | str = 0,
-    config: TrainingConfig,
+    config: TrainingConfig | TrainingChoices,
     device: str = "auto",
     continue_training: bool | Literal["if_begun"] = False,
     pretrained_weights: Path | None = None,
@@ -47,7 +48,8 @@ def run_training(
     Args:
         dataset_name: The unified dataset, planned and preprocessed.
         fold: Number of the fold, or ``"all"``.
-        config: How to train.
+        config: How to train. Of choices, a run that goes on takes those that were made, and keeps what it was begun
+            with for the rest; a whole configuration is taken as it is.
         device: Where to train.
         continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
             starts, with a warning; ``"if_begun"`` says that this is expected.
@@ -77,7 +79,7 @@ def run_training(
     with distributed.process_group(pick_device(device)) as own_device:
         plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
         trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
-        trainer.configure(config)
+        trainer.configure(_resolved(config, trainer, goes_on=begun is not None))
         trainer.text_encoder_folder = _own_text_encoder(trainer, encoder) if begun is None else encoder
         trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         finished = False
@@ -90,13 +92,22 @@ def run_training(
             trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
         if not finished:
             try:
-                finished = _train(trainer, config)
+                finished = _train(trainer)
             finally:
                 trainer.leave_processes()
         if finished and (validate or only_validate):
             trainer.perform_actual_validation()
         trainer.reporter.close()
     return trainer
+
+
+def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer, *, goes_on: bool) -> TrainingConfig:
+    """The whole configuration: of choices, with what the run was begun with for the rest."""
+    if isinstance(config, TrainingConfig):
+        return config
+    file = Path(str(trainer.output_folder)) / CONFIG_FILE
+    before = load_record(file, TrainingConfig, error=ModelError) if goes_on and file.is_file() else None
+    return config.config(before)
 
 
 def _begun(plan: UnifiedPlan, dataset_name: str, fold: int | str) -> tuple[UnifiedPlan, Path | None] | None:
@@ -179,10 +190,10 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
     return False
 
 
-def _train(trainer: SATTrainer, config: TrainingConfig) -> bool:
+def _train(trainer: SATTrainer) -> bool:
     """Train; whether it came to the end."""
     first = distributed.rank() == 0
-    with progress_bar("Training", config.steps) if first else contextlib.nullcontext(_no_bar) as advance:
+    with progress_bar("Training", trainer.config.steps) if first else contextlib.nullcontext(_no_bar) as advance:
         advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
         trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")
         trainer.run_training()

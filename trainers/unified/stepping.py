@@ -6,9 +6,7 @@ Several processes share a step: its loss and gradients are those that one proces
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from satunet.compute import distributed
 from satunet.compute.devices import autocast_for
 from satunet.network.model import PromptedUNet
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.loss import PromptedLoss, prompted_loss
 from satunet.trainers.unified.watching.statistics import StepClock
 
@@ -74,13 +73,13 @@ class Stepper:
                 find_unused_parameters=True,
             )
 
-    def take(self, batch: Mapping[str, Any], step: int) -> StepResult:
+    def take(self, batch: Batch, step: int, data_seconds: float = 0.0) -> StepResult:
         """One optimisation step.
 
         Args:
-            batch: From the loader, see :class:`~satunet.trainers.unified.batches.loading.StepBatches`; ``data_seconds`` says how long
-                the step waited for it.
+            batch: From the loader.
             step: Its number, of which learning rate and dropout are functions.
+            data_seconds: How long the step waited for its batch.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
@@ -88,7 +87,7 @@ class Stepper:
         torch.manual_seed(
             int(np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)[0])
         )
-        self.clock.start(batch.get("data_seconds", 0.0))
+        self.clock.start(data_seconds)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         self.clock.done("forward")
@@ -108,7 +107,7 @@ class Stepper:
         if skipped:
             # Every process comes here in the same step: the norm of the gradients is that of all.
             self.optimizer.zero_grad(set_to_none=True)
-            mine = batch["scans"] if np.isfinite(value) or not np.isfinite(own) else []
+            mine = batch.scans if np.isfinite(value) or not np.isfinite(own) else ()
             suspects = [scan for part in distributed.gather(mine) for scan in part]
             if scaler is not None:
                 scaler.update()  # it has looked at these gradients, and would refuse those of the next step
@@ -120,7 +119,7 @@ class Stepper:
         self.clock.done("optimizer")
         return StepResult(loss=value, skipped=skipped, suspects=suspects, of_query=loss.of_query)
 
-    def loss(self, batch: Mapping[str, Any], *, share_count: bool = True) -> PromptedLoss:
+    def loss(self, batch: Batch, *, share_count: bool = True) -> PromptedLoss:
         """The loss of a batch, or of this process's part of it.
 
         Args:
@@ -128,27 +127,24 @@ class Stepper:
             share_count: Whether the other processes have parts of the same batch, so that the mean of all losses, and
                 of their gradients, must be the mean over the queries of all.
         """
-        b = {
-            k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) and k != "valid" else v
-            for k, v in batch.items()
-        }
+        b = batch.to(self.device)
         count = None
         if share_count and distributed.world_size() > 1:
-            everything = distributed.total(float(b["valid"].sum()), self.device)
+            everything = distributed.total(float(b.valid.sum()), self.device)
             count = max(1.0, everything) / distributed.world_size()
         module = self._module if share_count else _Forward(self.network)
-        with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
-            maps, embeddings = module(b["data"], b["queries"], b["modality"])
+        with autocast_for(self.device, self.config.precision):
+            maps, embeddings = module(b.image, b.queries, b.modality)
         chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
         return prompted_loss(
             maps,
             embeddings,
-            b["labels"],
-            b["membership"],
-            b["valid"],
+            b.labels,
+            b.membership,
+            b.valid,
             chunk=chunk,
             count=count,
-            ignored=bool((batch["labels"] < 0).any()),
+            ignored=b.some_ignored,
         )
 
     def leave_processes(self) -> None:

@@ -12,7 +12,6 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import time
@@ -26,20 +25,27 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from satunet.compute import distributed
 from satunet.compute.devices import autocast_for, precision_for
 from satunet.errors import ModelError, SatunetError
-from satunet.jobs.files import read_json
 from satunet.jobs.progress import in_locale
-from satunet.labels import LabelSpace, text_variants
 from satunet.models.checkpoints import load_checkpoint
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanStore
-from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
 from satunet.trainers.unified.batches.sampling import foreground_boxes
-from satunet.trainers.unified.checkpointing import checkpoint_of, plain, restore, write_checkpoint, write_model_files
+from satunet.trainers.unified.checkpointing import (
+    RunState,
+    checkpoint_of,
+    differences,
+    plain,
+    restore,
+    write_checkpoint,
+    write_model_files,
+)
 from satunet.trainers.unified.faults import BadSteps, explain_memory
+from satunet.trainers.unified.setup import TrainingSetup
 from satunet.trainers.unified.stepping import Stepper
+from satunet.trainers.unified.validation import validate
 from satunet.trainers.unified.watching.reporting import Reporter
 from satunet.trainers.unified.watching.statistics import Statistics, one_wandb_run
 
@@ -106,7 +112,7 @@ class SATTrainer(nnUNetTrainer):
         self.initial_lr = config.learning_rate
         self.weight_decay = config.weight_decay
         self.bad_steps.limit = config.bad_steps
-        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16  # type: ignore[arg-type]
+        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16
         self.grad_scaler = torch.GradScaler("cuda") if half else None  # bfloat16 has the range of float32
 
     # ---- set-up -------------------------------------------------------------------------------------------------
@@ -117,20 +123,13 @@ class SATTrainer(nnUNetTrainer):
             raise SatunetError("the trainer is already initialised")
         self.batch_size = self.config.batch_size or self.plan.batch_size
         self.num_input_channels = 1
-        self.space = LabelSpace.load(self.unified_folder / "label_space.json")
-        self.store = ScanStore(Path(str(self.preprocessed_dataset_folder)))
-        encoder = load_text_encoder(str(self.text_encoder_folder or self.plan.text_encoder))
-        texts = [text for info in self.space.classes for text in text_variants(info)]
-        self.bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=self.plan.text_encoder)
-        if self.bank.dim != self.plan.network.text_dim:
-            raise ModelError(
-                f"the text encoder {encoder.name!r} gives {self.bank.dim} values, the plan's network takes "
-                f"{self.plan.network.text_dim}"
-            )
+        self.setup = TrainingSetup.read(
+            self.unified_folder, self.plan, self.fold, text_encoder=self.text_encoder_folder
+        )
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
         if network.adapter is not None:
-            network.adapter.fit_whitening(torch.from_numpy(self.bank.matrix(self.space.class_names)))
+            network.adapter.fit_whitening(torch.from_numpy(self.setup.bank.matrix(self.setup.space.class_names)))
         self.network = network.to(self.device)
         if self.device.type == "cpu":
             # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
@@ -160,54 +159,49 @@ class SATTrainer(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Training and validation scans of the fold; with fold ``all``, every scan is both."""
-        known = [s for s in self.store.scan_ids if self.store.record(s).dataset in self.space.ids]
-        if self.fold == "all":
-            return known, known
-        folds = read_json(self.unified_folder / "splits_final.json")
-        if not isinstance(self.fold, int) or not 0 <= self.fold < len(folds):
-            raise ModelError(f"fold {self.fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
-        present = set(known)
-        train, val = ([s for s in folds[self.fold][part] if s in present] for part in ("train", "val"))
-        return train, val
-
-    def held_out(self) -> list[str]:
-        """Validation scans that are not trained on: the only case of a dataset is both."""
-        train, val = self.do_split()
-        trained = set(train)
-        return [scan for scan in val if scan not in trained]
+        return [*self.setup.split.train], [*self.setup.split.val]
 
     def on_train_start(self) -> None:
         """Make the data loaders and write what prediction needs beside the checkpoints."""
         if not self.was_initialized:
             self.initialize()
-        train, val = self.do_split()
-        self._make_loaders(train, val or train)
+        split = self.setup.split
+        self._make_loaders()
         self.stepper = Stepper(self.network, self.optimizer, self.grad_scaler, self.config, self.device)
         self.set_deep_supervision_enabled(True)
         if distributed.rank() == 0:
-            write_model_files(self)
+            write_model_files(
+                self.setup,
+                self.config,
+                model=self.model_folder,
+                fold=Path(str(self.output_folder)),
+                dataset_json=self.dataset_json,
+                fingerprint=self.unified_folder / "dataset_fingerprint.json",
+                goes_on=self.current_epoch > 0,
+            )
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
-            f"{len(train)} training and {len(val)} validation scans, {len(self.held_out())} of them held out, {len(self.space.classes)} classes, "
+            f"{len(split.train)} training and {len(split.val)} validation scans, {len(split.held_out)} of them held "
+            f"out, {len(self.setup.space.classes)} classes, "
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{distributed.world_size()} processes with {worker_count(self.config, self.device)} workers each"
         )
 
-    def _make_loaders(self, train: list[str], val: list[str]) -> None:
+    def _make_loaders(self) -> None:
         with distributed.first_process_first():
-            boxes = foreground_boxes(self.store)
+            boxes = foreground_boxes(self.setup.store)
         workers = worker_count(self.config, self.device)
-        shared = (self.space, self.bank, self.plan, self.config)
+        split = self.setup.split
         self._train_data = StepBatches(
-            self.store,
-            train,
-            *shared,
+            self.setup,
+            split.train,
+            self.config,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             boxes=boxes,
             cache_bytes=CACHE_BYTES // max(1, workers),
         )
-        self._val_data = StepBatches(self.store, val, *shared, stream=1, boxes=boxes)
+        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1, boxes=boxes)
         first = self.current_epoch * self.num_iterations_per_epoch
         pin = self.device.type == "cuda"
         self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
@@ -228,10 +222,10 @@ class SATTrainer(nnUNetTrainer):
             outputs = []
             for step in range(done, min(done + self.num_iterations_per_epoch, self.config.steps)):
                 waiting = time.perf_counter()
-                batch = next(self.dataloader_train) | {"step": step}
-                batch["data_seconds"] = time.perf_counter() - waiting
+                batch = next(self.dataloader_train)
+                waited = time.perf_counter() - waiting
                 with explain_memory(self.plan, self.batch_size, distributed.world_size(), f"in step {step}"):
-                    outputs.append(self.train_step(batch))
+                    outputs.append(self.train_step(batch, step, waited))
                 if self.on_step is not None:
                     self.on_step(step, float(outputs[-1]["loss"]))
             self.on_train_epoch_end(outputs)
@@ -264,12 +258,17 @@ class SATTrainer(nnUNetTrainer):
         step = self.current_epoch * self.num_iterations_per_epoch
         self.logger.log("lrs", self.config.learning_rate_at(step), self.current_epoch)
 
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One optimisation step; one without finite loss and gradients is skipped, counted and reported."""
+    def train_step(self, batch: Batch, step: int = 0, data_seconds: float = 0.0) -> dict[str, Any]:
+        """One optimisation step; one without finite loss and gradients is skipped, counted and reported.
+
+        Args:
+            batch: From the loader.
+            step: Its number.
+            data_seconds: How long the step waited for its batch.
+        """
         assert self.stepper is not None
-        self.reporter.unreadable(batch["failed"])
-        step = batch.get("step", 0)
-        result = self.stepper.take(batch, step)
+        self.reporter.unreadable(batch.failed)
+        result = self.stepper.take(batch, step, data_seconds)
         value = result.loss
         if result.skipped:
             message = self.bad_steps.add(step, value, result.suspects)
@@ -285,18 +284,18 @@ class SATTrainer(nnUNetTrainer):
         losses = [o["loss"] for o in train_outputs]
         self.reporter.end_of_training(self.current_epoch, losses, self.bad_steps.count, self.device)
 
-    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def validation_step(self, batch: Batch) -> dict[str, Any]:
         """Loss and soft Dice of each positive query of a batch."""
         assert self.stepper is not None
-        self.reporter.unreadable(batch["failed"])
+        self.reporter.unreadable(batch.failed)
         loss = self.stepper.loss(batch, share_count=False)
-        shown = (batch["positive"] & batch["valid"]).cpu()
+        shown = (batch.positive & batch.valid).cpu()
         values = (1 - loss.dice).cpu()
         return {
-            "loss": float(loss.total),
+            "loss": float(loss.total.detach()),
             "dice": [
                 (scan.split("__")[0], float(values[b, k]))
-                for b, scan in enumerate(batch["scans"])
+                for b, scan in enumerate(batch.scans)
                 for k in shown[b].nonzero().flatten().tolist()
             ],
         }
@@ -335,8 +334,8 @@ class SATTrainer(nnUNetTrainer):
             return
         try:
             batch = self._val_data[0]
-            with torch.no_grad(), autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
-                inputs = (batch[k][:1].to(self.device) for k in ("data", "queries", "modality"))
+            with torch.no_grad(), autocast_for(self.device, self.config.precision):
+                inputs = (v[:1].to(self.device) for v in (batch.image, batch.queries, batch.modality))
                 logits = self.network(*inputs)[0][0]
             self.reporter.picture(epoch, batch, logits)
         except Exception as error:  # a picture is not worth a run
@@ -358,15 +357,20 @@ class SATTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Segment the fold's held-out scans whole and write ``validation/summary.json``, in nnU-Net's form."""
-        from satunet.trainers.unified.validation import validate
-
         if not self.was_initialized:
             self.initialize()
-        scans = self.held_out()
+        scans = self.setup.split.held_out
         if not scans:
             self.print_to_log_file(f"fold {self.fold!r} holds no scan out: there is nothing to validate on")
             return
-        summary = validate(self, scans)
+        summary = validate(
+            self.setup,
+            self.network,
+            scans,
+            Path(str(self.output_folder)) / "validation",
+            device=self.device,
+            precision=self.config.precision,
+        )
         if summary is not None:
             self.reporter.unreadable([*summary["failed"]])
             mean = summary["foreground_mean"]["Dice"]
@@ -382,7 +386,18 @@ class SATTrainer(nnUNetTrainer):
         counted = self.reporter.state()
         if distributed.rank() == 0 and not self.disable_checkpointing:
             required = Path(filename).name == "checkpoint_final.pth"
-            write_checkpoint(Path(filename), checkpoint_of(self, counted), required=required)
+            content = checkpoint_of(
+                self._state(self.current_epoch + 1),
+                self.config,
+                counted=counted,
+                trainer_name=type(self).__name__,
+                made_by={
+                    "configuration": self.configuration_name,
+                    "fold": self.fold,
+                    "device": str(self.device),
+                },
+            )
+            write_checkpoint(Path(filename), content, required=required)
 
     def load_checkpoint(self, filename_or_checkpoint: str | Path | dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -393,10 +408,26 @@ class SATTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         given = filename_or_checkpoint
-        if isinstance(given, dict):
-            restore(self, given, source="checkpoint")
-        else:
-            restore(self, load_checkpoint(Path(given)), source=Path(given))
+        source, content = ("checkpoint", given) if isinstance(given, dict) else (given, load_checkpoint(Path(given)))
+        restored = restore(self._state(self.current_epoch), content, source=source)
+        self.current_epoch, self._best_ema = restored.epochs_done, restored.best_ema
+        other = differences(self.config, content)
+        if other:  # a run that goes on in another way than it began is allowed, and said
+            message = f"{source} was written with another configuration; from here on: {other}"
+            self.print_to_log_file(message)
+            logger.warning("%s", message)
+
+    def _state(self, epochs_done: int) -> RunState:
+        return RunState(
+            network=self.network,
+            optimizer=self.optimizer,
+            scaler=self.grad_scaler,
+            log=self.logger,
+            bad_steps=self.bad_steps,
+            reporter=self.reporter,
+            epochs_done=epochs_done,
+            best_ema=self._best_ema,
+        )
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """To nnU-Net's log file as ever; to satunet's log instead of stdout."""

@@ -11,20 +11,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from satunet.compute import distributed
+from satunet.compute.devices import Precision
 from satunet.datasets.raw import MODALITIES, split_scan_id
 from satunet.jobs.files import read_json, write_json
 from satunet.models.checkpoints import hash_weights
+from satunet.network.model import PromptedUNet
+from satunet.trainers.unified.setup import TrainingSetup
 from satunet.windows.engine import WindowedScan
-
-if TYPE_CHECKING:
-    from satunet.trainers.unified.trainer import SATTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +32,33 @@ Counts = dict[str, float]
 """nnU-Net's metrics of a class in a case: Dice, IoU, TP, FP, FN, TN, n_pred, n_ref (voxels)."""
 
 
-def validate(trainer: SATTrainer, scans: Sequence[str]) -> dict[str, Any] | None:
+def validate(
+    setup: TrainingSetup,
+    network: PromptedUNet,
+    scans: Sequence[str],
+    folder: Path,
+    *,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> dict[str, Any] | None:
     """Segment scans with every class their dataset annotates; the processes of a distributed run share them.
 
     A scan's result is kept as soon as it is there, so that an interrupted validation goes on where it stopped.
 
     Args:
-        trainer: Initialised; its network is put into evaluation mode.
-        scans: Names in its store.
+        setup: Scans, classes and their embeddings.
+        network: Trained; it is put into evaluation mode.
+        scans: Names in the store.
+        folder: Where ``summary.json`` is written.
+        device: Where the network is.
+        precision: What to compute in.
 
     Returns:
         The content of ``validation/summary.json``; ``None`` on all processes but the first.
     """
-    folder = Path(str(trainer.output_folder)) / "validation"
-    trainer.network.eval()
-    deep = trainer.network.deep_supervision
-    trainer.set_deep_supervision_enabled(False)
-    weights = hash_weights(trainer.network.state_dict())[:16]
+    network.eval()
+    deep, network.deep_supervision = network.deep_supervision, False
+    weights = hash_weights(network.state_dict())[:16]
     cases: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for scan in scans[distributed.rank() :: distributed.world_size()]:
@@ -56,14 +66,15 @@ def validate(trainer: SATTrainer, scans: Sequence[str]) -> dict[str, Any] | None
         try:
             case = _known(file, weights)
             if case is None:
-                case = {"scan": scan, "weights": weights, "metrics": score_scan(trainer, scan)}
+                metrics = score_scan(setup, network, scan, device=device, precision=precision)
+                case = {"scan": scan, "weights": weights, "metrics": metrics}
                 write_json(file, case)
             cases.append(case)
-            trainer.print_to_log_file(f"validated {scan}")
+            logger.debug("validated %s", scan)
         except Exception as error:  # one scan that cannot be read must not cost the validation of the others
             failed[scan] = f"{type(error).__name__}: {error}"
             logger.error("%s cannot be validated (%s)", scan, failed[scan])
-    trainer.set_deep_supervision_enabled(deep)
+    network.deep_supervision = deep
     every = [case for part in distributed.gather(cases) for case in part]
     failures = {k: v for part in distributed.gather(failed) for k, v in part.items()}
     if distributed.rank() != 0:
@@ -130,30 +141,32 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
     }
 
 
-def score_scan(trainer: SATTrainer, scan: str) -> dict[str, Counts]:
-    """Segment a scan of the trainer's store with every class its dataset annotates, and count what was labelled.
+def score_scan(
+    setup: TrainingSetup, network: PromptedUNet, scan: str, *, device: torch.device, precision: Precision = "auto"
+) -> dict[str, Counts]:
+    """Segment a scan of the store with every class its dataset annotates, and count what was labelled.
 
     The network must be in evaluation mode, without deep supervision.
     """
-    record = trainer.store.record(scan)
-    names = trainer.space.classes_of(record.dataset)
-    volume: NDArray[np.float32] = np.asarray(trainer.store.image(scan)[:])[0]
-    labels: NDArray[Any] = np.asarray(trainer.store.labels(scan)[:])[0]
-    known = labels != trainer.space.ignored.get(record.dataset, -1)
+    record = setup.store.record(scan)
+    names = setup.space.classes_of(record.dataset)
+    volume: NDArray[np.float32] = np.asarray(setup.store.image(scan)[:])[0]
+    labels: NDArray[Any] = np.asarray(setup.store.labels(scan)[:])[0]
+    known = labels != setup.space.ignored.get(record.dataset, -1)
     voxels = int(np.count_nonzero(known))
     windows = WindowedScan(
-        network=trainer.network,
+        network=network,
         volume=torch.from_numpy(volume),
-        queries=torch.from_numpy(trainer.bank.matrix(names)),
+        queries=torch.from_numpy(setup.bank.matrix(names)),
         modality=MODALITIES.index(record.modality),
-        patch=trainer.plan.patch_size,
-        device=trainer.device,
-        precision=trainer.config.precision,  # type: ignore[arg-type]
+        patch=setup.plan.patch_size,
+        device=device,
+        precision=precision,
     )
     metrics = {}
     for position, found in windows.probabilities():
         name = names[position]
-        ids = trainer.space.ids_of(record.dataset, name)
+        ids = setup.space.ids_of(record.dataset, name)
         reference = sum(record.label_voxels.get(i, 0) for i in ids)
         predicted = both = 0
         if found.values is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections import OrderedDict
@@ -11,20 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import DatasetError, UserError
-from satunet.labels import LabelSpace, text_variants
-from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanRecord, ScanStore
-from satunet.text import TextBank
+from satunet.labels import text_variants
+from satunet.preprocessing.store import ScanRecord
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.augmentation import Augmentation
+from satunet.trainers.unified.batches.batch import Batch, Sample
 from satunet.trainers.unified.batches.sampling import (
     Foreground,
     Query,
+    annotated_centre,
     centre_of_class,
     choose_queries,
     crop_start,
@@ -34,6 +34,7 @@ from satunet.trainers.unified.batches.sampling import (
     scan_weights,
 )
 from satunet.trainers.unified.loss import IGNORED
+from satunet.trainers.unified.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +43,12 @@ CACHE_BYTES = 1 << 30
 _MAX_FAILURES = 20
 
 
-class StepBatches(Dataset[dict[str, Any]]):
+class StepBatches(Dataset[Batch]):
     """Step → batch, always the same one.
 
-    A batch holds ``data`` (B, 1, X, Y, Z) float32, ``labels`` (B, X, Y, Z) int32 with
-    :data:`~satunet.trainers.unified.loss.IGNORED` where nobody labelled, ``queries`` (B, K, D) float32,
-    ``membership`` (B, K, L) bool, ``valid`` and ``positive`` (B, K) bool, ``modality`` (B,) int64, ``names`` (lists
-    of class names), ``scans`` and ``failed`` (scans that could not be read and were replaced).
-
     Args:
-        store: Preprocessed scans.
-        scans: Those of the fold.
-        space: Label space.
-        bank: Embeddings of every variant of every class.
-        plan: Patch size and dataset weights.
+        setup: Scans, classes, their embeddings and the plan.
+        scans: Those to draw from.
         config: Batch, queries, augmentation, seed.
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
         rank: Which of the batch's places this process fills: ``rank``, ``rank + world_size``, …
@@ -64,35 +57,29 @@ class StepBatches(Dataset[dict[str, Any]]):
         cache_bytes: Decompressed scans that are kept, at most.
 
     Raises:
-        UserError: Fewer patches a batch than processes.
+        UserError: Fewer patches per batch than processes.
     """
 
     def __init__(
         self,
-        store: ScanStore,
+        setup: TrainingSetup,
         scans: Sequence[str],
-        space: LabelSpace,
-        bank: TextBank,
-        plan: UnifiedPlan,
         config: TrainingConfig,
-        stream: int = 0,
         *,
+        stream: int = 0,
         rank: int = 0,
         world_size: int = 1,
         boxes: Mapping[str, Foreground] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.store = store
-        self.space = space
-        self.bank = bank
-        self.plan = plan
+        self.store, self.space, self.bank, self.plan = setup.store, setup.space, setup.bank, setup.plan
         self.config = config
         self.stream = stream
-        self.records = [store.record(scan) for scan in scans]
+        self.records = [self.store.record(scan) for scan in scans]
         self.boxes = dict(boxes or {})
-        self.batch_size = config.batch_size or plan.batch_size
-        self.limit = config.queries_per_scan or plan.queries_per_scan
-        self.weights = scan_weights(self.records, plan.dataset_weights, [self._repeats(r) for r in self.records])
+        self.batch_size = config.batch_size or self.plan.batch_size
+        self.limit = config.queries_per_scan or self.plan.queries_per_scan
+        self.weights = scan_weights(self.records, self.plan.dataset_weights, [self._repeats(r) for r in self.records])
         self.places = range(rank, self.batch_size, world_size)
         self.cache_bytes = cache_bytes
         if not self.places:
@@ -100,29 +87,28 @@ class StepBatches(Dataset[dict[str, Any]]):
                 f"{world_size} processes share batches of {self.batch_size} patches; give --batch_size {world_size} "
                 "or a multiple of it (the batch size is that of all processes together)"
             )
-        self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}
-        self._augmentation = Augmentation(plan.patch_size) if config.augment and stream == 0 else None
+        self.variants = {c.name: [v for v in text_variants(c) if v in self.bank] for c in self.space.classes}
+        self._augmentation = Augmentation(self.plan.patch_size) if config.augment and stream == 0 else None
         self._cache: OrderedDict[str, tuple[NDArray[Any], NDArray[Any]]] = OrderedDict()
 
     def __len__(self) -> int:
         return self.config.steps
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        samples = [self._sample(step, index) for index in self.places]
-        return _collate(samples)
+    def __getitem__(self, step: int) -> Batch:
+        return Batch.of([self._sample(step, index) for index in self.places])
 
     def _repeats(self, record: ScanRecord) -> int:
         low, high = self.boxes.get(record.scan_id, ((0, 0, 0), record.shape))
         extent = [b - a for a, b in zip(low, high, strict=True)]
         return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.patch_size, self.limit)
 
-    def _sample(self, step: int, index: int) -> dict[str, Any]:
+    def _sample(self, step: int, index: int) -> Sample:
         rng = sample_rng(self.config.seed, step, index, self.stream)
         failed: list[str] = []
         while True:
             record = self.records[int(rng.choice(len(self.records), p=self.weights))]
             try:
-                return self._crop(record, rng) | {"failed": failed}
+                return dataclasses.replace(self._crop(record, rng), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
                 failed.append(record.scan_id)
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan_id,
@@ -132,11 +118,13 @@ class StepBatches(Dataset[dict[str, Any]]):
                         f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan_id}"
                     ) from error
 
-    def _crop(self, record: ScanRecord, rng: np.random.Generator) -> dict[str, Any]:
+    def _crop(self, record: ScanRecord, rng: np.random.Generator) -> Sample:
         patch = self.plan.patch_size
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
+        if centre is None and record.dataset in self.space.ignored:
+            centre = annotated_centre(self.store, record, rng)
         start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan_id))
         image_array, label_array = self._arrays(record.scan_id)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
@@ -148,14 +136,14 @@ class StepBatches(Dataset[dict[str, Any]]):
         present = frozenset(torch.unique(labels).tolist()) - {0, IGNORED}
         queries = choose_queries(self.space, record.dataset, present, self.limit, self.config.negative_share, rng)
         texts = [self._wording(query, rng) for query in queries]
-        return {
-            "data": image,
-            "labels": labels[0],
-            "queries": torch.from_numpy(self.bank.matrix(texts)),
-            "members": queries,
-            "modality": MODALITIES.index(record.modality),
-            "scan": record.scan_id,
-        }
+        return Sample(
+            image=image,
+            labels=labels[0],
+            embeddings=self.bank.matrix(texts),
+            queries=queries,
+            modality=MODALITIES.index(record.modality),
+            scan=record.scan_id,
+        )
 
     def _wording(self, query: Query, rng: np.random.Generator) -> str:
         variants = self.variants[query.name]
@@ -178,11 +166,9 @@ class StepBatches(Dataset[dict[str, Any]]):
         return arrays
 
 
-def batches(
-    dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_memory: bool = False
-) -> Iterator[dict[str, Any]]:
+def batches(dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_memory: bool = False) -> Iterator[Batch]:
     """Batches of ``steps``, in order, loaded in ``workers`` processes (0: in this one)."""
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,
@@ -201,34 +187,3 @@ def worker_count(config: TrainingConfig, device: torch.device) -> int:
     # Without a GPU the cores are busy with the network itself.
     share = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 0 if device.type == "cpu" else max(2, min(12, share - 1))
-
-
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    count = max(len(s["members"]) for s in samples)
-    ids = max(
-        [0, *(int(s["labels"].max()) for s in samples), *(i for s in samples for q in s["members"] for i in q.ids)]
-    )
-    size = len(samples)
-    width = samples[0]["queries"].shape[1]
-    queries: Tensor = torch.zeros(size, count, width)
-    membership = torch.zeros(size, count, ids + 1, dtype=torch.bool)
-    valid = torch.zeros(size, count, dtype=torch.bool)
-    positive = torch.zeros(size, count, dtype=torch.bool)
-    for b, sample in enumerate(samples):
-        queries[b, : len(sample["members"])] = sample["queries"]
-        for k, query in enumerate(sample["members"]):
-            membership[b, k, list(query.ids)] = True
-            valid[b, k] = True
-            positive[b, k] = query.positive
-    return {
-        "data": torch.stack([s["data"] for s in samples]),
-        "labels": torch.stack([s["labels"] for s in samples]),
-        "queries": queries,
-        "membership": membership,
-        "valid": valid,
-        "positive": positive,
-        "modality": torch.tensor([s["modality"] for s in samples]),
-        "names": [[q.name for q in s["members"]] for s in samples],
-        "scans": [s["scan"] for s in samples],
-        "failed": [f for s in samples for f in s["failed"]],
-    }

@@ -6,7 +6,8 @@ the samples an unbroken one would have seen.
 - A scan is drawn with the weight 1/sqrt(scans of its dataset) × the dataset's factor × its repeats, which are
   round(max(1, labels / queries a crop) × product over axes of max(1, foreground / patch)) (SAT, arXiv 2312.17183).
 - Half of the crops are centred on a voxel of a class drawn from the scan, the others lie anywhere in the foreground,
-  the box of all labels.
+  the box of all labels; in a scan of which parts are not labelled (nnU-Net's ``ignore``), they are centred on a voxel
+  that somebody looked at, as nnU-Net does.
 - Queries are the classes present in the crop, then classes that the dataset annotates and the crop does not show,
   at most half as many. A class the dataset does not annotate is never a query: nobody knows where it is.
 """
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json, write_json
 from satunet.labels import LabelSpace
-from satunet.preprocessing.store import ScanRecord, ScanStore
+from satunet.preprocessing.store import ANNOTATED, ScanRecord, ScanStore
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 def foreground_box(record: ScanRecord, locations: Mapping[int, NDArray[np.int32]]) -> Foreground:
     """Box of all labels, from the voxels that are stored of each; the whole scan if it shows none."""
-    places = [p for p in locations.values() if len(p)]
+    places = [p for label, p in locations.items() if len(p) and label != ANNOTATED]
     if not places:
         return (0, 0, 0), record.shape
     low = np.min([p.min(axis=0) for p in places], axis=0)
@@ -224,6 +225,15 @@ def centre_of_class(
     voxels = np.array([record.label_voxels[i] for i in ids], dtype=float)
     label = ids[int(rng.choice(len(ids), p=voxels / voxels.sum()))]
     places = store.locations(record.scan_id)[label]
+    place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
+    return place
+
+
+def annotated_centre(store: ScanStore, record: ScanRecord, rng: np.random.Generator) -> NDArray[np.int32] | None:
+    """A voxel that somebody looked at, of a scan of which parts are not labelled; ``None`` for another scan."""
+    places = store.locations(record.scan_id).get(ANNOTATED)
+    if places is None or not len(places):
+        return None
     place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
     return place
 

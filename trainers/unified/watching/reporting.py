@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from satunet.compute import distributed
+from satunet.jobs.records import to_plain
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.watching.statistics import ProgressFile, Statistics, TensorBoardLogger
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Reporter:
             self.tensorboard = TensorBoardLogger(self.folder / "tensorboard", config.steps_per_epoch, first)
             self.log.loggers.append(self.tensorboard)
         for listening in self.log.loggers:
-            listening.update_config({"training_config": config.to_json()})
+            listening.update_config({"training_config": to_plain(config)})
 
     def close(self) -> None:
         """Write what the loggers still hold."""
@@ -69,7 +71,7 @@ class Reporter:
             self.failed_scans[scan] = self.failed_scans.get(scan, 0) + 1
 
     def step(
-        self, step: int, batch: Mapping[str, Any], of_query: Tensor, loss: float, rate: float, seconds: dict[str, float]
+        self, step: int, batch: Batch, of_query: Tensor, loss: float, rate: float, seconds: dict[str, float]
     ) -> None:
         """Count a training step.
 
@@ -82,7 +84,7 @@ class Reporter:
             seconds: Phase → seconds.
         """
         if np.isfinite(loss):
-            self.statistics.add(batch, of_query.cpu(), seconds)
+            self.statistics.add(batch.scans, batch.names, of_query.cpu(), seconds)
         if self.tensorboard is not None:
             values = {"train/loss": loss, "train/learning_rate": rate}
             self.tensorboard.log_step(values | {f"step_time/{k}": v for k, v in seconds.items()}, step)
@@ -145,7 +147,7 @@ class Reporter:
         except Exception as error:  # a full disk, or a curve that matplotlib cannot draw
             logger.warning("the progress of epoch %d was not written: %s", epoch, error)
 
-    def picture(self, epoch: int, batch: Mapping[str, Any], logits: Tensor) -> None:
+    def picture(self, epoch: int, batch: Batch, logits: Tensor) -> None:
         """Prediction beside labels, of the first patch of a batch: ``prediction.png`` and TensorBoard.
 
         Args:
@@ -155,14 +157,14 @@ class Reporter:
         """
         from satunet.trainers.unified.watching.pictures import prediction_figure
 
-        names = batch["names"][0]
-        reference = batch["membership"][0, : len(names)][:, batch["labels"][0].long().clamp(min=0)]
+        names = batch.names[0]
+        reference = batch.membership[0, : len(names)][:, batch.labels[0].long().clamp(min=0)]
         figure = prediction_figure(
-            batch["data"][0, 0].numpy(),
+            batch.image[0, 0].numpy(),
             reference.numpy(),
             (logits[: len(names)] > 0).cpu().numpy(),
             names,
-            f"{batch['scans'][0]}, epoch {epoch}",
+            f"{batch.scans[0]}, epoch {epoch}",
         )
         figure.savefig(self.folder / "prediction.png", dpi=110)
         if self.tensorboard is not None:

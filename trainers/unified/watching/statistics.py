@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,22 +87,29 @@ class Statistics:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 0
 
-    def add(self, batch: Mapping[str, Any], of_query: torch.Tensor, seconds: Mapping[str, float] | None = None) -> None:
+    def add(
+        self,
+        scans: Sequence[str],
+        names: Sequence[Sequence[str]],
+        of_query: torch.Tensor,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         """Count a step.
 
         Args:
-            batch: From :class:`~satunet.trainers.unified.batches.loading.StepBatches`.
+            scans: Names of the scans of the step's crops.
+            names: Classes asked for, crop by crop.
             of_query: (B, K) values of the queries, on the CPU.
             seconds: Phase → seconds.
         """
         self.steps += 1
-        for b, (scan, names) in enumerate(zip(batch["scans"], batch["names"], strict=True)):
+        for b, (scan, asked) in enumerate(zip(scans, names, strict=True)):
             dataset = scan.split("__")[0]
             self.scans[dataset] = self.scans.get(dataset, 0) + 1
             self.patches += 1
-            self.queries += len(names)
-            values = of_query[b, : len(names)].tolist()
-            for name, value in zip(names, values, strict=True):
+            self.queries += len(asked)
+            values = of_query[b, : len(asked)].tolist()
+            for name, value in zip(asked, values, strict=True):
                 self._add(("dataset", dataset), value, 1)
                 self._add(("class", name), value, 1)
         for phase, value in (seconds or {}).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,43 +12,84 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 
+from satunet.images.colours import colour_of
 from satunet.images.dicom import find_series, read_series
-from satunet.prediction import dicom_objects
-from satunet.prediction.dicom_objects import outlines, write_segmentations, write_structure_set
-from satunet.prediction.masks import BoxedMask
+from satunet.images.image import Image
+from satunet.prediction.dicom_objects import outlines, segmentation, write_segmentations, write_structure_set
 from tests.images.test_dicom import write_series
+from tests.prediction.dicom_objects.archives import boxed
 
 
-def boxed(mask: np.ndarray) -> BoxedMask:
-    """In the smallest box, as the predictor gives it."""
-    if not mask.any():
-        return BoxedMask.empty(mask.shape)
-    places = np.argwhere(mask)
-    low, high = places.min(0), places.max(0) + 1
-    inside = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return BoxedMask.of(inside, tuple(int(v) for v in low), mask.shape)
-
-
-def test_masks_come_back_from_a_segmentation_object(tmp_path: Path) -> None:
+def read_back(file: Path, image: Image) -> dict[str, np.ndarray]:
+    """Label → mask on the image's grid, by positions alone."""
     highdicom = pytest.importorskip("highdicom")
+    found = highdicom.seg.segread(str(file))
+    names = {d.SegmentNumber: d.SegmentLabel for d in found.SegmentSequence if d.SegmentNumber}
+    masks = {name: np.zeros(image.grid.shape, bool) for name in names.values()}
+    for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, np.atleast_3d(found.pixel_array), strict=True):
+        place = [*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0] * np.array([-1, -1, 1, 1])
+        k = round(np.linalg.solve(image.grid.affine, place)[2])
+        if found.SegmentationType == "LABELMAP":
+            for number, name in names.items():
+                masks[name][:, :, k] = number == pixels.T
+        else:
+            number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            masks[names[number]][:, :, k] = pixels.T > 0
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("overlap", "kind", "expected"),
+    [(False, "auto", "LABELMAP"), (True, "auto", "BINARY"), (False, "binary", "BINARY")],
+)
+def test_masks_come_back_from_a_segmentation_object(
+    tmp_path: Path, overlap: bool, kind: Literal["auto", "binary"], expected: str
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
     write_series(tmp_path / "ct")
     (series,) = find_series(tmp_path)
     image = read_series(series)
-    masks = [("liver", image.array > 0), ("nothing", image.array > 5000), ("left kidney", image.array < -500)]
-    files = write_segmentations(tmp_path / "seg.dcm", series, [(name, boxed(mask)) for name, mask in masks])
-    assert files == [tmp_path / "seg.dcm"]
-    found = highdicom.seg.segread(str(tmp_path / "seg.dcm"))
-    assert [d.SegmentLabel for d in found.SegmentSequence] == ["liver", "left kidney"]
-    wanted = {1: masks[0][1], 2: masks[2][1]}
-    written = {1: np.zeros_like(wanted[1]), 2: np.zeros_like(wanted[2])}
-    for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True):
-        place = [*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0] * np.array([-1, -1, 1, 1])
-        k = round(np.linalg.solve(image.grid.affine, place)[2])
-        written[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber][:, :, k] = pixels.T > 0
-    for number, mask in wanted.items():
-        assert np.array_equal(written[number], mask)
+    masks = {
+        "liver": image.array > 0,
+        "nothing": image.array > 5000,
+        "left kidney": image.array < (200 if overlap else -500),
+    }
+    named = [(name, boxed(mask)) for name, mask in masks.items()]
+    assert write_segmentations(tmp_path / "seg.dcm", series, named, kind=kind) == [tmp_path / "seg.dcm"]
+    assert pydicom.dcmread(tmp_path / "seg.dcm").SegmentationType == expected
+    found = read_back(tmp_path / "seg.dcm", image)
+    assert list(found) == ["liver", "left kidney"]
+    for name, mask in found.items():
+        assert np.array_equal(mask, masks[name])
     # The object itself is no image to segment.
     assert [s.uid for s in find_series(tmp_path)] == [series.uid]
+
+
+def test_segments_say_what_they_are(tmp_path: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    write_series(tmp_path / "ct")
+    (series,) = find_series(tmp_path)
+    mask = boxed(read_series(series).array > 0)
+    names = ["liver", "my right kidney cyst\\seen", "nephros " * 20, "left kidney"]
+    classes = [None, "right kidney cyst", "left kidney", None]
+    write_segmentations(tmp_path / "seg.dcm", series, [(n, mask) for n in names], classes=classes)
+    first, second, third, fourth = highdicom.seg.segread(str(tmp_path / "seg.dcm")).SegmentSequence
+    assert (first.segmented_property_category.meaning, first.segmented_property_type.meaning) == (
+        "Anatomical Structure", "Liver",
+    )  # fmt: skip
+    assert second.SegmentLabel == "my right kidney cyst/seen"
+    assert second.segmented_property_category.meaning == "Morphologically Abnormal Structure"
+    (region,) = second.AnatomicRegionSequence
+    assert region.CodeMeaning == "Kidney"
+    assert region.AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
+    assert len(third.SegmentLabel) <= 64
+    (kind,) = third.SegmentedPropertyTypeCodeSequence
+    assert (kind.CodeMeaning, kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("Kidney", "Left")
+    colours = [
+        highdicom.color.CIELabColor.from_dicom_value(d.RecommendedDisplayCIELabValue).to_rgb() for d in (first, fourth)
+    ]
+    for found, name in zip(colours, ("liver", "left kidney"), strict=True):
+        assert np.abs(np.subtract(found, colour_of(name))).max() <= 2
 
 
 def test_many_masks_go_to_several_segmentation_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +97,7 @@ def test_many_masks_go_to_several_segmentation_objects(tmp_path: Path, monkeypat
     write_series(tmp_path / "ct")
     (series,) = find_series(tmp_path)
     mask = boxed(read_series(series).array > 0)
-    monkeypatch.setattr(dicom_objects, "_FRAMES_BYTES", 2 * int(np.prod(mask.shape)))
+    monkeypatch.setattr(segmentation, "_FRAMES_BYTES", 2 * int(np.prod(mask.shape)))
     files = write_segmentations(tmp_path / "seg.dcm", series, [(str(k), mask) for k in range(5)])
     assert [file.name for file in files] == ["seg.dcm", "seg_2.dcm", "seg_3.dcm"]
     labels = [d.SegmentLabel for file in files for d in highdicom.seg.segread(str(file)).SegmentSequence]

@@ -1,0 +1,183 @@
+"""What one case looks like: its grid, its foreground intensities, its labels; and how nnunetv2 sees it.
+
+Two readers of one file need not agree. nnunetv2 takes voxels as they are stored and every label above zero for
+foreground, in the axes of the reader that ``dataset.json`` names; satunet takes CT in Hounsfield units whatever the
+file adds to them, leaves out what nobody labelled, and has its axes in RAS. Both are found here, in one reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.datasets.raw import Case, Dataset
+from satunet.errors import GridMismatchError, MissingFileError
+from satunet.geometry import Grid, reorient, same_grid
+from satunet.images.hounsfield import hounsfield_offset
+from satunet.images.image import Image, read_image, read_label_map
+from satunet.images.label_ids import dense_ids
+from satunet.planners.fingerprint.dataset import CaseFingerprint, Triple
+from satunet.planners.fingerprint.intensities import CaseIntensities
+from satunet.planners.fingerprint.readers import nnunet_axes
+
+Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFindings:
+    """Numbers of a case.
+
+    Attributes:
+        fingerprint: Its grid and labels.
+        intensities: Annotated foreground of each channel, as it is stored; ``None`` where there is none.
+        nnunet: Foreground of each channel as nnunetv2 sees it, voxels that nobody labelled included.
+        offsets: What each channel, if it is CT, is above HU.
+    """
+
+    fingerprint: CaseFingerprint
+    intensities: tuple[CaseIntensities | None, ...]
+    nnunet: tuple[CaseIntensities | None, ...]
+    offsets: tuple[float, ...]
+
+    def in_units(self, channel: int, modality: str) -> CaseIntensities | None:
+        """Annotated foreground of a channel, CT in HU."""
+        found, offset = self.intensities[channel], self.offsets[channel]
+        return found.shifted(-offset) if found is not None and modality == "ct" and offset else found
+
+
+def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | None) -> CaseFindings:
+    """Read a case and describe it.
+
+    Args:
+        dataset: Its dataset.
+        case: The case; it must have a label map.
+        values: Foreground voxels of each channel to keep for percentiles.
+        reader: nnunetv2's reader of the dataset, by class name; ``None`` if nnunetv2 cannot read it.
+
+    Raises:
+        ScanError: A file is missing, unreadable, on another grid than the first channel, or has unlisted label ids.
+    """
+    if case.label is None:
+        raise MissingFileError(dataset.folder, f"case {case.identifier} has no label map")
+    source = file_stamp(case)
+    images = [read_image(path) for path in case.images]
+    grid = images[0].grid
+    for image, path in zip(images, case.images, strict=True):
+        if not same_grid(image.grid, grid):
+            raise GridMismatchError(path, f"its grid is not that of {case.images[0].name}")
+    labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=grid)
+    box = _nonzero_box(images)
+    cropped = labels.array[box]
+    foreground = cropped > 0
+    annotated = foreground & (cropped != dataset.ignore_label)
+    voxels_of = [image.array[box] for image in images]
+    intensities = tuple(CaseIntensities.of(voxels[annotated], values) for voxels in voxels_of)
+    nnunet = intensities
+    if dataset.ignore_label is not None:
+        nnunet = tuple(CaseIntensities.of(voxels[foreground], values) for voxels in voxels_of)
+    x, y, z = cropped.shape
+    turned, ras = reorient(cropped, Grid(shape=(x, y, z), affine=grid.affine), "RAS")
+    spacing, axes = nnunet_axes(case.images[0], grid, reader)
+    known = _without(labels.array, dataset.ignore_label)
+    voxels, extents, centroids = describe_labels(*reorient(known, grid, "RAS"))
+    inside = count_labels(known[box])
+    fingerprint = CaseFingerprint(
+        dataset=dataset.name,
+        case=case.identifier,
+        channels=len(images),
+        spacing=spacing,
+        shape_after_crop=(cropped.shape[axes[0]], cropped.shape[axes[1]], cropped.shape[axes[2]]),
+        relative_size=cropped.size / labels.array.size,
+        spacing_ras=ras.spacing_mm,
+        shape_ras=(turned.shape[0], turned.shape[1], turned.shape[2]),
+        label_voxels=voxels,
+        label_extents_mm=extents,
+        label_centroids_mm=centroids,
+        cropped_voxels={n: lost for n, count in voxels.items() if (lost := count - inside.get(n, 0))},
+        source=source,
+        digest=file_digest(case),
+    )
+    offsets = tuple(hounsfield_offset(voxels) for voxels in voxels_of)
+    return CaseFindings(fingerprint=fingerprint, intensities=intensities, nnunet=nnunet, offsets=offsets)
+
+
+def describe_labels(
+    labels: NDArray[np.integer[Any]], grid: Grid
+) -> tuple[dict[int, int], dict[int, Triple], dict[int, Triple]]:
+    """Voxels, extent in mm and centroid in mm of every label.
+
+    Args:
+        labels: (X, Y, Z), 0 is background.
+        grid: Its grid; extents are along its axes, centroids in its world coordinates.
+    """
+    from scipy.ndimage import find_objects
+
+    voxels: dict[int, int] = {}
+    extents: dict[int, Triple] = {}
+    centroids: dict[int, Triple] = {}
+    ids, dense = dense_ids(labels)
+    boxes = find_objects(dense.astype(np.int32, copy=False))
+    spacing = grid.spacing_mm
+    for place, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        n = ids[place]
+        inside = dense[box] == place
+        centre = np.ones(4)
+        count = 0
+        for axis in range(3):
+            profile = inside.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
+            count = int(profile.sum())
+            centre[axis] = box[axis].start + float(profile @ np.arange(profile.size)) / count
+        x, y, z = (grid.affine @ centre)[:3]
+        voxels[n] = count
+        i, j, k = ((s.stop - s.start) * mm for s, mm in zip(box, spacing, strict=True))
+        extents[n] = (round(i, 3), round(j, 3), round(k, 3))
+        centroids[n] = (round(float(x), 3), round(float(y), 3), round(float(z), 3))
+    return voxels, extents, centroids
+
+
+def count_labels(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
+    """Id → voxels, without background."""
+    ids, dense = dense_ids(labels)
+    return {ids[place]: int(n) for place, n in enumerate(np.bincount(dense.ravel())) if n and ids[place]}
+
+
+def file_stamp(case: Case) -> str:
+    """Size and time of a case's files."""
+    parts = []
+    for path in (*case.images, case.label):
+        stat = path.stat() if path is not None and path.is_file() else None
+        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}" if stat else "missing")
+    return ",".join(parts)
+
+
+def file_digest(case: Case) -> str:
+    """Hash of the bytes of a case's files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in (*case.images, case.label):
+        if path is not None:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _without(labels: NDArray[Any], ignore_label: int | None) -> NDArray[Any]:
+    return labels if ignore_label is None else np.where(labels == ignore_label, labels.dtype.type(0), labels)
+
+
+def _nonzero_box(images: Sequence[Image]) -> Slices:
+    """Smallest box around the voxels that are not zero in some channel; everything if there are none."""
+    nonzero = np.zeros(images[0].grid.shape, dtype=bool)
+    for image in images:
+        nonzero |= image.array != 0
+    hits = [np.flatnonzero(nonzero.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    i, j, k = (slice(int(h[0]), int(h[-1]) + 1) if h.size else slice(None) for h in hits)
+    return i, j, k

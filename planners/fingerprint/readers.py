@@ -1,0 +1,80 @@
+"""How nnunetv2 reads a dataset's files: which of its readers it takes, in which axes, with which spacing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+
+from satunet.datasets.raw import Case, Dataset
+from satunet.geometry import Grid
+from satunet.images.image import image_ending
+from satunet.jobs.progress import prints_to_log
+
+logger = logging.getLogger(__name__)
+
+Triple = tuple[float, float, float]
+
+REORIENTING = "NibabelIOWithReorient"
+"""nnunetv2's reader that turns a file to RAS; the others keep its axes."""
+
+
+def nnunet_reader(dataset: Dataset, cases: Sequence[Case]) -> str | None:
+    """Class of nnunetv2's reader for a dataset, as nnunetv2 chooses it; ``None`` if it has none for these files."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    example = next((str(case.images[0]) for case in cases if case.images[0].is_file()), None)
+    content = {"file_ending": dataset.file_ending}
+    if dataset.reader is not None:
+        content["overwrite_image_reader_writer"] = dataset.reader
+    # It prints a traceback for each reader that cannot read the example.
+    with prints_to_log(logger, "nnunetv2"), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return str(determine_reader_writer_from_dataset_json(content, example, verbose=False).__name__)
+        except Exception as error:  # it raises what it likes, and None.__name__ is an AttributeError
+            logger.debug("%s: nnunetv2 has no reader (%s)", dataset.name, error)
+            return None
+
+
+def nnunet_axes(path: Path, grid: Grid, reader: str | None) -> tuple[Triple, tuple[int, int, int]]:
+    """Spacing as nnunetv2's reader gives it, and which of the file's axes (i, j, k) are nnU-Net's (z, y, x).
+
+    Args:
+        path: An image.
+        grid: Its grid.
+        reader: Name of the reader's class.
+    """
+    if reader == REORIENTING:
+        # (right, anterior, superior) behind each other, then reversed as every reader of nnunetv2 does
+        letters = ["RLAPSI".index(letter) // 2 for letter in grid.orientation]
+        axes = (letters.index(2), letters.index(1), letters.index(0))
+    else:
+        axes = (2, 1, 0)
+    stored = _stored_spacing(path, grid, reader) or grid.spacing_mm
+    z, y, x = (float(stored[axis]) for axis in axes)
+    return (z, y, x), axes
+
+
+def _stored_spacing(path: Path, grid: Grid, reader: str | None) -> Sequence[float] | None:
+    """Spacing along the file's axes as nnunetv2's reader takes it, where that is not the affine's."""
+    if image_ending(path) not in (".nii", ".nii.gz") or reader is None:
+        return None
+    if reader == "SimpleITKIO":
+        import SimpleITK as sitk
+
+        header = sitk.ImageFileReader()
+        header.SetFileName(str(path))
+        try:
+            header.ReadImageInformation()
+        except RuntimeError:
+            return None
+        spacing: tuple[float, ...] = header.GetSpacing()
+        return spacing[:3]
+    if reader == REORIENTING and grid.orientation != "RAS":
+        return None  # nibabel writes the affine's spacing into the header of what it turns
+    zooms = nib.load(path).header.get_zooms()  # type: ignore[attr-defined]
+    return [float(z) for z in zooms[:3]]

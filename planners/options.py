@@ -1,0 +1,109 @@
+"""What a user may choose of a plan: on the command line, in Python, and kept with the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from tyro.conf import Fixed, Suppress, arg
+
+from satunet.datasets.paths import UNIFIED_DATASET
+from satunet.errors import PlanError
+
+Preset = Literal["auto", "nano", "pro"]
+Backbone = Literal["plain", "residual"]
+NormalizationSchemes = Literal["sat", "nnunet"]
+SpecialistPlanner = Literal["default", "resenc_m", "resenc_l", "resenc_xl"]
+
+LOSS_CHUNK = 32
+"""Queries whose logits exist at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Values to plan with; those that are ``None`` are planned.
+
+    Attributes:
+        preset: ``"auto"``, or SAT's networks as published, ``"nano"`` and ``"pro"``.
+        gpu_memory_gb: GPU memory to plan for.
+        spacing_mm: Target spacing along right, anterior, superior; the specialists take it as well.
+        patch_size: Patch in voxels; with ``auto`` rounded up to what the strides allow.
+        batch_size: Patches per training step.
+        base_features: Features of the first stage (``auto`` only); the specialists take it as well.
+        max_features: Features of a stage at most (``auto`` only).
+        queries_per_scan: Queries per patch at most.
+        backbone: Plain U-Net or nnU-Net's residual encoder (``auto`` only).
+        normalization: SAT's intensity scheme, or nnU-Net's applied to the union of datasets.
+        text_encoder: Name of the text encoder, see :func:`satunet.text.load_text_encoder`.
+        name: Folder of the unified dataset in ``nnUNet_preprocessed``.
+
+    Raises:
+        PlanError: Values that make no plan.
+    """
+
+    preset: Annotated[
+        Preset,
+        arg(help="'auto' lets the planner choose; 'nano' and 'pro' are SAT's published networks, spacing and patch."),
+    ] = "auto"
+    gpu_memory_gb: Annotated[float, arg(name="gpu_memory", help="GPU memory to plan for, in GB.")] = 8.0
+    spacing_mm: Annotated[
+        tuple[float, float, float] | None,
+        arg(name="spacing", help="Target spacing in mm (right, anterior, superior); planned if not given."),
+    ] = None
+    patch_size: Annotated[
+        tuple[int, int, int] | None, arg(help="Patch in voxels (right, anterior, superior); planned if not given.")
+    ] = None
+    batch_size: Annotated[int | None, arg(help="Patches per training step; planned if not given.")] = None
+    base_features: Annotated[int | None, arg(help="Features of the first stage; planned if not given.")] = None
+    max_features: Annotated[int | None, Fixed, Suppress] = None
+    queries_per_scan: Annotated[int, Fixed, Suppress] = LOSS_CHUNK
+    backbone: Annotated[
+        Backbone, arg(help="Plain U-Net, or nnU-Net's residual encoder: slower, often better (preset 'auto' only).")
+    ] = "plain"
+    normalization: Annotated[
+        NormalizationSchemes, arg(help="SAT's intensity scheme, or nnU-Net's applied to the union of datasets.")
+    ] = "sat"
+    text_encoder: Annotated[
+        str,
+        arg(
+            aliases=["-e"],
+            metavar="NAME",
+            help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
+        ),
+    ] = "minilm"
+    name: Annotated[str, arg(metavar="ID", help="Name of the unified dataset that the plan makes.")] = UNIFIED_DATASET
+
+    def __post_init__(self) -> None:
+        for field, choices in (("preset", Preset), ("backbone", Backbone), ("normalization", NormalizationSchemes)):
+            if getattr(self, field) not in get_args(choices):
+                allowed = ", ".join(get_args(choices))
+                raise PlanError(f"{field} {getattr(self, field)!r}; allowed are {allowed}")
+        if self.preset != "auto" and self.backbone != "plain":
+            raise PlanError(f"backbone {self.backbone!r} with the preset {self.preset!r}; it goes with auto alone")
+        if self.preset != "auto" and (self.base_features, self.max_features) != (None, None):
+            raise PlanError(
+                f"a number of features goes with the preset auto; {self.preset} is SAT's network as published"
+            )
+        if not self.gpu_memory_gb > 0:
+            raise PlanError(f"the GPU memory to plan for must be positive, got {self.gpu_memory_gb} GB")
+        if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
+            raise PlanError(f"the spacing must be three positive numbers, got {self.spacing_mm}")
+        if self.patch_size is not None and min(self.patch_size) < 1:
+            raise PlanError(f"the patch must be three positive integers, got {self.patch_size}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain texts, lists and numbers, as a plan keeps them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PlanOptions:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            PlanError: An unknown option, or values that make no plan.
+        """
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        except TypeError as error:
+            raise PlanError(f"no options of a plan: {error}") from error

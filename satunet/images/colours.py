@@ -1,0 +1,82 @@
+"""One colour for each structure, the same in DICOM objects, label maps, pictures, viewers and reports.
+
+The classes of SAT-DS have colours of a table (``colours.tsv``): as far apart in CIELAB as structures are that one
+dataset shows together; sides of one hue, the left one lighter; saturated reds and oranges for lesions alone. Every
+other name has a colour made from its letters, of another hue range than lesions.
+
+Rejected: colours by position in a list, for then a structure changes its colour with what else was asked for.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+Colour: TypeAlias = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+_NEAR = 40.0
+"""Distance in RGB below which two colours of one legend are taken for one."""
+
+
+def colour_of(name: str) -> Colour:
+    """The colour of a structure; case, underscores and doubled spaces do not matter."""
+    key = _key(name)
+    return _table().get(key) or _made_up(key, 0)
+
+
+def colours_of(names: Iterable[str]) -> list[Colour]:
+    """Colours of structures that are shown together.
+
+    A name that is not in the table and whose colour is near an earlier one's gets another, as far as there are any.
+    """
+    table, chosen = _table(), list[Colour]()
+    for key in map(_key, names):
+        colour = table.get(key) or _made_up(key, 0)
+        for attempt in range(1, 12):
+            if key in table or all(_distance(colour, other) > _NEAR for other in chosen):
+                break
+            colour = _made_up(key, attempt)
+        chosen.append(colour)
+    return chosen
+
+
+def css(colour: Colour) -> str:
+    """``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Colour]:
+    with (Path(__file__).parent / "colours.tsv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row["class"]: _from_css(row["colour"]) for row in rows}
+
+
+def _from_css(text: str) -> Colour:
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _key(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
+
+
+def _made_up(key: str, attempt: int) -> Colour:
+    """Hue by the letters without the side, yellow to magenta; the left side is lighter."""
+    words = key.split()
+    side = next((w for w in words if w in ("left", "right")), None)
+    base = " ".join(w for w in words if w != side)
+    digest = hashlib.sha256(f"{attempt} {base}".encode()).digest()
+    hue = (62 + 270 * int.from_bytes(digest[:4], "big") / 2**32) / 360
+    light = {"left": 0.68, "right": 0.42, None: 0.55}[side]
+    red, green, blue = colorsys.hls_to_rgb(hue, light, 0.5 + 0.3 * digest[4] / 255)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _distance(a: Colour, b: Colour) -> float:
+    return float(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5)

@@ -1,0 +1,334 @@
+"""Voxels as a file stores them, for the formats that satunet reads itself (MetaImage, NRRD, NIfTI).
+
+A header is read by its format's module, in Python, and says what the file must hold; here that promise is checked
+against the file before any memory is taken, and the voxels are unpacked. Compressed voxels are verified by the checksum
+at their end, so that a damaged file is an error and no other image.
+
+Rejected: reading MetaImage and NRRD with SimpleITK. Its headers are parsed by C code that a wrong number crashes or
+hangs, and with it every scan of a job.
+"""
+
+from __future__ import annotations
+
+import bz2
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError
+from satunet.geometry import Grid
+
+Encoding = Literal["raw", "zlib", "gzip", "bzip2", "text", "hex"]
+
+DEFLATE_MOST = 1032
+"""Bytes that a byte of a deflate stream unpacks to at most, by the format's design."""
+MOST_AXES = 16
+_MOST_HEADER = 4 << 20
+"""Bytes of a header that are looked at; Slicer's longest descriptions of segments are a tenth of it."""
+_BLOCK = 1 << 20
+_FARTHEST_MM = 1e7
+_WIDEST_MM = 1e4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a header says of the voxels.
+
+    Attributes:
+        path: The file with the header, which errors name.
+        shape: Sizes of the axes, the fastest first.
+        affine: 4 × 4 float64, voxel index → RAS+ mm, for the first three axes.
+        dtype: Type of a voxel, with its byte order.
+        encoding: How the bytes are packed.
+        files: The files that hold them, one after another; each is packed by itself.
+        offset: Bytes before the voxels in each file; ``-1`` says that raw voxels end with the file.
+        lines: Lines to skip before ``offset`` counts.
+        packed: Bytes of the packed voxels, where the header says so.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    dtype: np.dtype[Any]
+    encoding: Encoding
+    files: tuple[Path, ...]
+    offset: int = 0
+    lines: int = 0
+    packed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= MOST_AXES or any(n < 1 for n in self.shape):
+            raise UnreadableImageError(
+                self.path, f"the header gives the sizes {self.shape}; allowed are 1 to {MOST_AXES} numbers above 0"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all voxels, unpacked."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def grid(self) -> Grid:
+        """Shape and affine; raises as :func:`grid_of`."""
+        return grid_of(self.path, self.shape, self.affine)
+
+    def check_sizes(self) -> None:
+        """Compare what the header promises with the size of its files; nothing is read.
+
+        Raises:
+            MissingFileError: A file that the header names is not there.
+            UnreadableImageError: A file is too short or too long.
+        """
+        each = self._bytes_of_each()
+        for file in self.files:
+            if not file.is_file():
+                raise MissingFileError(self.path, f"its voxels are in {file.name}, and there is no such file")
+            there = file.stat().st_size - max(self.offset, 0)
+            _check_size(self.path, self.encoding, there, each, self.dtype.itemsize, skips=self.lines or self.offset < 0)
+
+    def read(self) -> NDArray[Any]:
+        """The voxels.
+
+        Returns:
+            (X, Y, Z, …) in the header's byte order and Fortran order.
+
+        Raises:
+            MissingFileError, UnreadableImageError: As in :meth:`check_sizes`; or the voxels are damaged.
+        """
+        self.check_sizes()
+        each = self._bytes_of_each()
+        if self.encoding in ("text", "hex"):
+            values = np.concatenate([self._written_out(file, each) for file in self.files])
+        else:
+            buffer = _room(self.path, self.bytes)
+            for number, file in enumerate(self.files):
+                with file.open("rb") as handle, _named(self.path):
+                    self._seek(handle, file, each)
+                    _fill(self.path, handle, buffer[number * each : (number + 1) * each], self.encoding, self.packed)
+            values = buffer.view(self.dtype)
+        return values.reshape(self.shape, order="F")
+
+    def _bytes_of_each(self) -> int:
+        if not self.files or self.bytes % len(self.files):
+            raise UnreadableImageError(self.path, f"{self.shape} voxels cannot be in {len(self.files)} files alike")
+        return self.bytes // len(self.files)
+
+    def _seek(self, handle: IO[bytes], file: Path, each: int) -> None:
+        if self.offset < 0:
+            handle.seek(max(0, file.stat().st_size - each))
+            return
+        # An offset without lines is that of the header's end; with lines it counts behind them.
+        if self.lines:
+            for _ in range(self.lines):
+                if not handle.readline(_BLOCK):
+                    raise UnreadableImageError(
+                        self.path, f"the header says to skip {self.lines} lines; there are fewer"
+                    )
+            handle.seek(self.offset, 1)
+        else:
+            handle.seek(self.offset)
+
+    def _written_out(self, file: Path, each: int) -> NDArray[Any]:
+        with file.open("rb") as handle:
+            self._seek(handle, file, each)
+            content = handle.read()
+        count = each // self.dtype.itemsize
+        try:
+            if self.encoding == "hex":
+                values = np.frombuffer(bytes.fromhex(content.decode("ascii")), dtype=self.dtype)
+            else:
+                words = content.decode("ascii").replace(",", " ").split()
+                read = np.array(words, dtype=np.float64 if self.dtype.kind == "f" else object)
+                values = (read if self.dtype.kind == "f" else np.array([int(w) for w in words])).astype(self.dtype)
+        except (ValueError, OverflowError) as error:
+            raise UnreadableImageError(self.path, f"the voxels cannot be read ({error})") from error
+        if values.size != count:
+            raise UnreadableImageError(self.path, f"{values.size} voxels in the file; the header says {count}")
+        return values
+
+
+def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Grid:
+    """A grid, of a shape whose trailing axes of size one do not count.
+
+    Args:
+        path: The file, for errors.
+        shape: Of the array.
+        affine: 4 × 4, voxel index → RAS+ mm.
+
+    Raises:
+        NotThreeDimensionalError: Not three axes.
+        UnreadableImageError: A singular affine, or one that puts voxels outside of any scanner.
+    """
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise NotThreeDimensionalError(path, f"the image has the shape {shape}; allowed is one volume with three axes")
+    try:
+        grid = Grid(shape=(shape[0], shape[1], shape[2]), affine=affine)
+    except ValueError as error:
+        raise UnreadableImageError(path, str(error)) from error
+    if max(grid.spacing_mm) > _WIDEST_MM or np.abs(grid.affine[:3, 3]).max() > _FARTHEST_MM:
+        raise UnreadableImageError(
+            path,
+            f"the header gives voxels of {rounded(grid.spacing_mm)} mm at {rounded(grid.affine[:3, 3])} mm; allowed are "
+            f"voxels up to {_WIDEST_MM:g} mm within {_FARTHEST_MM:g} mm of the origin",
+        )
+    return grid
+
+
+def inside_folder(path: Path, name: str) -> Path:
+    """The file that a header names for its voxels, which has to lie in the header's folder or below.
+
+    Raises:
+        UnreadableImageError: It lies elsewhere; a header must not make voxels of any file of the machine.
+        MissingFileError: There is no such file, or it is none (a device, a pipe).
+    """
+    folder = path.parent
+    file = folder / name
+    try:
+        # A link to a header is not the header: its voxels may be beside either.
+        homes = {folder.resolve(), path.resolve().parent}
+        within = any(file.resolve().is_relative_to(home) for home in homes)
+        regular = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnreadableImageError(path, f"its voxels are in {name[:200]!r}, which is no file's name") from error
+    if not within:
+        raise UnreadableImageError(
+            path, f"its voxels are in {name[:200]!r}; allowed are files in the header's own folder"
+        )
+    if not regular:
+        raise MissingFileError(path, f"its voxels are in {name[:200]!r}; there is no such file beside it")
+    return file
+
+
+def header_bytes(path: Path) -> bytes:
+    """The beginning of a file, in which its header ends."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_HEADER)
+    except OSError as error:
+        raise UnreadableImageError(path, f"cannot be read ({error.strerror})") from error
+
+
+def integers(path: Path, key: str, text: str, *, count: int | None = None) -> tuple[int, ...]:
+    """Whole numbers of a header.
+
+    Raises:
+        UnreadableImageError: Something else, or another number of them.
+    """
+    words = text.split()
+    try:
+        values = tuple(int(word) for word in words[:64])
+    except ValueError as error:
+        raise _not_numbers(path, key, text, "whole numbers") from error
+    if len(words) > 64 or (count is not None and len(words) != count) or not values:
+        raise _not_numbers(path, key, text, f"{count or 'some'} whole numbers")
+    return values
+
+
+def numbers(path: Path, key: str, text: str, *, count: int) -> NDArray[np.float64]:
+    """Finite numbers of a header.
+
+    Raises:
+        UnreadableImageError: Something else, or another number of them.
+    """
+    words = text.split()
+    try:
+        values = np.array([float(word) for word in words[: count + 1]], dtype=np.float64)
+    except ValueError as error:
+        raise _not_numbers(path, key, text, f"{count} numbers") from error
+    if len(words) != count or not np.isfinite(values).all() or np.abs(values).max(initial=0) > 1e30:
+        raise _not_numbers(path, key, text, f"{count} finite numbers")
+    return values
+
+
+def rounded(values: Any) -> tuple[float, ...]:
+    """Millimetres, for a message: four significant digits."""
+    return tuple(float(f"{float(v):.4g}") for v in values)
+
+
+def _not_numbers(path: Path, key: str, text: str, allowed: str) -> UnreadableImageError:
+    return UnreadableImageError(path, f"the header's {key} is {text[:80]!r}; expected are {allowed}")
+
+
+def _check_size(path: Path, encoding: Encoding, there: int, wanted: int, itemsize: int, *, skips: bool | int) -> None:
+    """Whether so many bytes can hold the voxels; raises :class:`~satunet.errors.UnreadableImageError`."""
+    if encoding == "raw":
+        wrong = there < wanted if skips else there != wanted
+    elif encoding in ("zlib", "gzip"):
+        wrong = there * DEFLATE_MOST < wanted
+    elif encoding == "hex":
+        wrong = there < 2 * wanted
+    elif encoding == "text":
+        wrong = there + 1 < 2 * (wanted // itemsize)
+    else:
+        wrong = there < 1  # a short bzip2 stream may be long: it is unpacked block by block
+    if wrong:
+        packed = "" if encoding == "raw" else f" ({encoding})"
+        raise UnreadableImageError(
+            path, f"the voxels take {max(there, 0)} bytes{packed} in the file; the header promises {wanted} unpacked"
+        )
+
+
+def _room(path: Path, size: int) -> NDArray[np.uint8]:
+    try:
+        return np.empty(size, dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UnreadableImageError(path, f"its {size} bytes of voxels do not fit into memory") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading and unpacking as those of the file."""
+    try:
+        yield
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # zlib.error, isal_zlib.error, OSError, EOFError: a damaged file has many faces
+        raise UnreadableImageError(path, f"the voxels cannot be read ({str(error) or type(error).__name__})") from error
+
+
+def _fill(path: Path, handle: IO[bytes], room: NDArray[np.uint8], encoding: Encoding, packed: int | None) -> None:
+    """Read bytes into a buffer that they have to fill to the last, checksums included."""
+    if encoding == "raw":
+        _fill_raw(path, handle, room)
+        return
+    unpack = _unpacker(encoding)
+    filled, left = 0, packed
+    while not unpack.eof:
+        block = handle.read(_BLOCK if left is None else min(_BLOCK, left))
+        if not block:
+            raise UnreadableImageError(path, "the packed voxels end early: the file is truncated")
+        left = None if left is None else left - len(block)
+        while block or (filled < room.size and not unpack.eof and not getattr(unpack, "needs_input", True)):
+            piece = unpack.decompress(block, max_length=min(room.size - filled, 16 * _BLOCK) + 1)
+            if len(piece) > room.size - filled:
+                raise UnreadableImageError(path, f"more voxels in the file than the header says ({room.size} bytes)")
+            room[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            filled += len(piece)
+            block = getattr(unpack, "unconsumed_tail", b"")
+            if unpack.eof:
+                break
+    if filled != room.size:
+        raise UnreadableImageError(path, f"{filled} bytes of voxels in the file; the header promises {room.size}")
+
+
+def _fill_raw(path: Path, handle: IO[bytes], room: NDArray[np.uint8]) -> None:
+    view = memoryview(room)
+    filled = 0
+    while filled < room.size:
+        count = handle.readinto(view[filled : filled + 64 * _BLOCK])  # type: ignore[attr-defined]
+        if not count:
+            raise UnreadableImageError(path, f"{filled} bytes of voxels in the file; the header promises {room.size}")
+        filled += count
+
+
+def _unpacker(encoding: Encoding) -> Any:
+    if encoding == "bzip2":
+        return bz2.BZ2Decompressor()
+    from isal import isal_zlib
+
+    return isal_zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)

@@ -1,0 +1,165 @@
+"""What a result was made of, and whether it still is: the one answer to "is this done already?".
+
+A :class:`Stamp` keeps the input files of a result (place, size, times, content hash) and what they were combined with
+(plan, weights, options, versions: plain values). Later, the same question with today's files and values gives ``None``
+or the reason why the result is stale.
+
+What counts is content. Place and times only save reading a file again: the same resolved path, size, modification time
+and change time mean that it was not touched, unless it was written so shortly before the stamp that a later write could
+carry the same time (the "racy" files of git). Everything else is decided by the content hash: a folder that was moved
+or copied stays fresh, another patient's scan under the same name does not, nor one that was put there with its old
+modification time. Change times (``st_ctime``) cannot be set by tools that preserve modification times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import MissingFileError
+
+RACY_NS = 2_000_000_000
+"""Nanoseconds before a stamp within which times tell nothing: file systems keep them in steps of up to two seconds."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileState:
+    """A file as it was.
+
+    Attributes:
+        path: Resolved path.
+        size: Size in bytes.
+        time_ns: Modification time, nanoseconds since the epoch.
+        change_ns: Change time of content or rights, nanoseconds since the epoch.
+        sha256: Hash of the content.
+        seen_ns: When it was looked at, nanoseconds since the epoch.
+    """
+
+    path: str
+    size: int
+    time_ns: int
+    change_ns: int
+    sha256: str
+    seen_ns: int
+
+    @classmethod
+    def of(cls, path: Path, *, sha256: str | None = None) -> FileState:
+        """State of a file as it is now.
+
+        Args:
+            path: The file.
+            sha256: Hash of its content where the caller has just read it.
+
+        Raises:
+            MissingFileError: It is not there, or it is no regular file.
+        """
+        seen = time.time_ns()
+        try:
+            if not path.is_file():
+                raise MissingFileError(path, "no such file" if not path.exists() else "is no regular file")
+            status = path.stat()
+            digest = sha256 or content_hash(path)
+        except OSError as error:
+            raise MissingFileError(path, f"cannot be read ({error.strerror or error})") from error
+        return cls(
+            path=str(path.resolve()),
+            size=status.st_size,
+            time_ns=status.st_mtime_ns,
+            change_ns=status.st_ctime_ns,
+            sha256=digest,
+            seen_ns=seen,
+        )
+
+    def is_of(self, path: Path) -> bool:
+        """Whether the file at ``path`` holds what this one did; it is read only where times do not tell."""
+        try:
+            if not path.is_file():
+                return False
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return self._untouched(path, status) or content_hash(path) == self.sha256
+        except OSError:
+            return False
+
+    def _untouched(self, path: Path, status: Any) -> bool:
+        same = (status.st_mtime_ns, status.st_ctime_ns) == (self.time_ns, self.change_ns)
+        settled = max(self.time_ns, self.change_ns) < self.seen_ns - RACY_NS
+        return same and settled and str(path.resolve()) == self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What a result was made of; a record (:mod:`satunet.jobs.records`).
+
+    Attributes:
+        files: Input files, in order.
+        combined: What they were combined with, name → plain value.
+    """
+
+    files: tuple[FileState, ...] = ()
+    combined: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None) -> Stamp:
+        """The stamp of what is there now.
+
+        Args:
+            files: Input files; data files behind a header belong to them.
+            combined: Name → plain value (what JSON holds).
+
+        Raises:
+            MissingFileError: A file is not there.
+        """
+        return cls(files=tuple(FileState.of(file) for file in files), combined=_plain(combined or {}))
+
+    def why_stale(self, files: Sequence[Path], combined: Mapping[str, Any] | None = None) -> str | None:
+        """Reason why a result with this stamp is not that of these files and values; ``None`` if it is.
+
+        Args:
+            files: As for :meth:`of`.
+            combined: As for :meth:`of`.
+        """
+        now = _plain(combined or {})
+        changed = [name for name in sorted({*now, *self.combined}) if now.get(name) != self.combined.get(name)]
+        if changed:
+            return f"made with another {', '.join(changed)}"
+        if len(files) != len(self.files):
+            return f"made of {len(self.files)} files, there are {len(files)} now"
+        return next(
+            (f"{file} is not what it was made of" for file, was in zip(files, self.files, strict=True)
+             if not was.is_of(file)),
+            None,
+        )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """Hash of contents and values: equal for equal inputs, wherever they lie."""
+        parts = [[file.sha256 for file in self.files], self.combined]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they will be when they were saved and read: tuples are lists, keys are texts."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(values), sort_keys=True))
+    return plain

@@ -1,0 +1,53 @@
+"""Outlines of masks, along the borders of pixels.
+
+Contours come from scikit-image at the border of voxels, so that the voxels whose centres lie inside a contour are those of
+the mask. Rejected: rt-utils, whose contours run through the centres of the outermost voxels, half a voxel inside the mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def outlines(plane: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Closed outlines of a plane's true pixels, along the borders of pixels.
+
+    Args:
+        plane: (I, J).
+
+    Returns:
+        (n, 2) points (i, j) of each outline, the last not repeating the first; a hole is part of the outline around
+        it, joined by a channel that is passed once in each direction.
+    """
+    from skimage.measure import approximate_polygon, find_contours, points_in_poly
+
+    # Inside a pixel of the padded plane, connectivity as of pixels that share an edge: outlines never cross.
+    found = [approximate_polygon(c, 1e-6)[:-1] - 1 for c in find_contours(np.pad(plane, 1).astype(np.float32), 0.5)]
+    outer = [points for points in found if _area(points) > 0]
+    for hole in (points for points in found if _area(points) < 0):
+        around = [k for k, points in enumerate(outer) if points_in_poly(hole[:1], points)[0]]
+        k = min(around, key=lambda k: abs(_area(outer[k])))
+        a, b = _channel(outer[k], hole)
+        outer[k] = np.concatenate((outer[k][: a + 1], hole[b:], hole[: b + 1], outer[k][a:]))
+    return outer
+
+
+def _channel(outer: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[int, int]:
+    """The nearest points of two outlines with no centre of a pixel on the line between them: it would be on the border."""
+    distance = ((outer[:, None] - hole[None]) ** 2).sum(2)
+    order = distance.argsort(axis=None, kind="stable")
+    for nearest in order:
+        a, b = (int(i) for i in np.unravel_index(nearest, distance.shape))
+        share = np.linspace(0, 1, 2 + int(20 * np.sqrt(distance[a, b])))[:, None]
+        line = outer[a] * (1 - share) + hole[b] * share
+        if np.linalg.norm(line - np.rint(line), axis=1).min() > 0.1:
+            return a, b
+    a, b = (int(i) for i in np.unravel_index(order[0], distance.shape))
+    return a, b
+
+
+def _area(points: NDArray[np.float64]) -> float:
+    """Signed area, positive where the inside is on the side of an outer outline."""
+    i, j = points.T
+    return float((np.roll(i, -1) * j - i * np.roll(j, -1)).sum() / 2)
