@@ -61,6 +61,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
+        "satunet.models": ["starter/*"],
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from satunet.prediction import Predictor
     from satunet.prediction.inputs import ScanJob
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class Predict:
     ] = None
     output: Output
     model: Annotated[
-        Path | None, arg(aliases=["-m"], metavar="FOLDER", help="Model folder; that of dataset 900 if not given.")
+        Path | None, arg(aliases=["-m"], metavar="MODEL", help="Model folder, or 'starter', which comes with satunet; if not given, your own of dataset 900, else 'starter'.")
     ] = None
     prompts: Annotated[
         tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help='What to segment: "liver" "left kidney".')
@@ -90,7 +94,7 @@ class Predict:
         if given != 1:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
         from satunet.jobs.progress import setup_logging
-        from satunet.models.results import model_folder
+        from satunet.models.shipped import default_model, resolve_model
         from satunet.prediction.cluster import Recipe, predict_on_cluster
         from satunet.prediction.folder import predict_folder
         from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
@@ -108,7 +112,9 @@ class Predict:
         )
         prompts = None if self.all or self.pairs else self.prompts or read_prompts(self.prompt_file or Path())
         setup_logging(None if self.dry_run else self.output / "predict.log", verbose=self.verbose)
-        folder = self.model or model_folder("Dataset900_Unified")
+        folder, said = (resolve_model(self.model), "") if self.model is not None else default_model()
+        if said:
+            logger.info("%s", said)
         recipe = Recipe(
             model=folder,
             fold=self.fold,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from satunet.models.folder import (
     DEFAULT_CHECKPOINT,
     MODEL_FILE,
     WEIGHTS_FILE,
+    ClassScore,
     ModelCard,
     ModelFolder,
+    Source,
     check_bank,
 )
 from satunet.models.trained_scans import TRAINED_SCANS_FILE, HashedNames
@@ -42,6 +44,8 @@ def write_model(
     fold: int | str = "all",
     text_encoder: Path | None = None,
     trained: HashedNames | None = None,
+    scores: Sequence[ClassScore] = (),
+    sources: Sequence[Source] = (),
 ) -> ModelCard:
     """Write a model folder, whole.
 
@@ -57,6 +61,8 @@ def write_model(
         fold: Fold they were trained on.
         text_encoder: Folder of the encoder to carry along.
         trained: Scans it was trained on.
+        scores: What it can do, on scans it was not trained on.
+        sources: What it was trained on.
 
     Raises:
         UserError: The folder is there.
@@ -77,6 +83,8 @@ def write_model(
         encoder_fingerprint=bank.encoder_fingerprint,
         licence=licence,
         fold=fold,
+        scores=tuple(scores),
+        sources=tuple(sources),
         provenance={
             "written_by": f"satunet {__version__}",
             "date": datetime.date.today().isoformat(),
@@ -144,4 +152,6 @@ def export_model(
         fold=model.fold,
         text_encoder=encoder,
         trained=HashedNames.of_model(model.path, model.fold),
+        scores=model.card.scores if model.card else (),
+        sources=model.card.sources if model.card else (),
     )

@@ -161,7 +161,10 @@ class FolderRun:
         if missing:
             self.matches.update(by_prompt(self.predictor.match(missing)))
         # Two prompts may stand for one class; its mask is written once.
-        found = list({m.prompt: m for p in wanted for m in self.matches[p]}.values())
+        matches = self.predictor.offered([m for p in wanted for m in self.matches[p]], scan.modality)
+        for match in (m for m in matches if m.status == "unknown" and m.note):
+            logger.info("%s: %s", job.name, match.note)
+        found = list({m.prompt: m for m in matches}.values())
         how = scan.modality_from
         if self.modality is None and job.modality == scan.modality and how == "given":
             how = "DICOM header" if job.series is not None else "list of scans"

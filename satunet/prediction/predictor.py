@@ -173,6 +173,33 @@ class Predictor:
             found += matches
         return found
 
+    def offered(self, matches: Sequence[PromptMatch], modality: str) -> list[PromptMatch]:
+        """Matches as they are for a scan of a modality: a model with scores draws only what it has scores for.
+
+        Args:
+            matches: From :meth:`match`.
+            modality: Of the scan.
+
+        Returns:
+            The same matches; those that are refused are ``"unknown"``, with a note that says why.
+        """
+        scores = self.model.card.scores if self.model.card is not None else ()
+        if not scores:
+            return list(matches)
+        earned = {(s.class_name, s.modality) for s in scores}
+        found = []
+        for match in matches:
+            name = match.class_name
+            if match.status == "similar":
+                note = f"{match.prompt!r} is none of the model's classes"
+                match = replace(match, status="unknown", note=note)
+            elif match.status == "known" and (name, modality) not in earned:
+                others = ", ".join(sorted(m for n, m in earned if n == name))
+                note = f"{name!r} has no score in {modality}, and is not drawn there; it has in {others or 'none'}"
+                match = replace(match, status="unknown", note=note)
+            found.append(match)
+        return found
+
     @cached_property
     def _reader(self) -> PromptReader:
         return PromptReader(self.model.space)
@@ -203,6 +230,7 @@ class Predictor:
         else:
             matches = self.match(prompts)
         scan = self.prepare(as_image(image), modality, matches)
+        matches = self.offered(matches, scan.modality)
         masks: list[BoxedMask | None] = [
             None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
         ]

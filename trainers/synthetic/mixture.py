@@ -18,7 +18,7 @@ from satunet.datasets.raw import MODALITIES
 from satunet.labels import LabelSpace, text_variants
 from satunet.labels.names import normalize_name
 from satunet.text import TextBank
-from satunet.trainers.unified.batches.loading import _collate
+from satunet.trainers.unified.batches.batch import Batch, Sample
 from satunet.trainers.unified.loss import IGNORED
 from satunet.trainers.unified.batches.sampling import Query, sample_rng
 from satunet.trainers.synthetic import painting, trunks
@@ -82,7 +82,7 @@ def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict
 
 
 class MixtureBatches:
-    """Step → batch, as :class:`satunet.trainers.loading.StepBatches` has them.
+    """Step → batch.
 
     Args:
         groups: The sources.
@@ -118,11 +118,12 @@ class MixtureBatches:
         shares = np.array([(1 - done) * g.share[0] + done * g.share[1] for g in self.groups])
         return self.groups[int(rng.choice(len(self.groups), p=shares / shares.sum()))]
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> Batch:
         group = self.group_of(step)
-        return _collate([self._sample(group, step, index) for index in range(group.batch)]) | {"group": group.name}
+        return Batch.of([self.sample(group, step, index) for index in range(group.batch)])
 
-    def _sample(self, group: Group, step: int, index: int) -> dict[str, Any]:
+    def sample(self, group: Group, step: int, index: int) -> Sample:
+        """One crop of a step and what is asked of it."""
         rng = sample_rng(self.seed, step, index)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         datasets = sorted({s.dataset for s in group.subjects})
@@ -131,15 +132,14 @@ class MixtureBatches:
         person = people[int(rng.integers(len(people)))]
         image, labels, modality = self.crop(group, person, rng, generator)
         queries = self._queries(group, person.dataset, frozenset(torch.unique(labels).tolist()) - {0, IGNORED}, rng)
-        return {
-            "data": image[None],
-            "labels": labels.int(),
-            "queries": torch.from_numpy(self.bank.matrix([self._wording(q.name, rng) for q in queries])),
-            "members": queries,
-            "modality": MODALITIES.index(modality),
-            "scan": f"{person.dataset}__{person.case}",
-            "failed": [],
-        }
+        return Sample(
+            image=image[None],
+            labels=labels.int(),
+            embeddings=self.bank.matrix([self._wording(q.name, rng) for q in queries]),
+            queries=queries,
+            modality=MODALITIES.index(modality),
+            scan=f"{person.dataset}__{person.case}",
+        )
 
     def crop(
         self, group: Group, person: Subject, rng: np.random.Generator, generator: torch.Generator

@@ -7,14 +7,12 @@ texts and features together in fewer steps, for a few thousand dot products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from satunet.compute.devices import autocast_for
+from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.loss import PromptedLoss, prompted_loss
 from satunet.trainers.unified.stepping import Stepper
 
@@ -24,18 +22,16 @@ VOXEL_WEIGHT = 0.3
 class MixtureStepper(Stepper):
     """Steps of the mask loss and the voxel loss together, in one process."""
 
-    def loss(self, batch: Mapping[str, Any], *, share_count: bool = True) -> PromptedLoss:
-        """The loss of a batch, see :class:`~satunet.trainers.synthetic.mixture.MixtureBatches`."""
-        b = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        with autocast_for(self.device, self.config.precision):  # type: ignore[arg-type]
-            features = self.network.encode_image(b["data"])
-            embeddings = self.network.decode(features, b["queries"], b["modality"])
-        ignored = bool((batch["labels"] < 0).any())
+    def loss(self, batch: Batch, *, share_count: bool = True) -> PromptedLoss:
+        """The loss of a batch."""
+        b = batch.to(self.device)
+        with autocast_for(self.device, self.config.precision):
+            features = self.network.encode_image(b.image)
+            embeddings = self.network.decode(features, b.queries, b.modality)
         masks = prompted_loss(
-            features.maps, embeddings, b["labels"], b["membership"], batch["valid"], chunk=16, ignored=ignored
+            features.maps, embeddings, b.labels, b.membership, b.valid, chunk=16, ignored=b.some_ignored
         )
-        shown = b["positive"] & b["valid"]
-        voxels = voxel_loss(features.maps[0], embeddings[0], b["labels"], b["membership"], shown)
+        voxels = voxel_loss(features.maps[0], embeddings[0], b.labels, b.membership, b.positive)
         return PromptedLoss(masks.total + VOXEL_WEIGHT * voxels, masks.of_query, masks.dice)
 
 
