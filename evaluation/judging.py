@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from satunet.datasets.raw import Dataset
+from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.evaluation.scoring.metrics import score_masks
 from satunet.evaluation.scoring.rules import Rules
 from satunet.images.image import read_image, read_label_map
-from satunet.labels import build_label_space
+from satunet.labels import LabelSpace, build_label_space
+from satunet.models.folder import ClassScore
 from satunet.prediction.predictor import Prediction, Predictor
 
 logger = logging.getLogger(__name__)
@@ -119,3 +120,60 @@ def means(rows: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
         }
         for dataset, classes in sorted(found.items())
     }
+
+
+def earned(
+    rows: Sequence[Judged], trained_on: Collection[str], least: float = 0.5
+) -> tuple[list[ClassScore], dict[str, float]]:
+    """Which classes a model may offer: those with a mean DSC of at least ``least`` over all scans that show them.
+
+    Args:
+        rows: From :func:`judge`.
+        trained_on: Datasets that other scans of were trained on.
+        least: Mean DSC that a class must reach, modality by modality.
+
+    Returns:
+        A score for each earned class, modality and dataset; and ``"class (modality)"`` → mean DSC of the others.
+    """
+    every: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    for row in rows:
+        if row.reference_ml > 0:
+            every[row.class_name, row.modality].append(row)
+    scores: list[ClassScore] = []
+    missed: dict[str, float] = {}
+    for (name, modality), several in sorted(every.items()):
+        mean = float(np.mean([r.dsc for r in several]))
+        if mean < least:
+            missed[f"{name} ({modality})"] = round(mean, 3)
+            continue
+        for dataset in sorted({r.dataset for r in several}):
+            own = [r for r in several if r.dataset == dataset]
+            scores.append(
+                ClassScore(
+                    class_name=name,
+                    modality=modality,
+                    dsc=round(float(np.mean([r.dsc for r in own])), 4),
+                    nsd=round(float(np.mean([r.nsd for r in own])), 4),
+                    scans=len(own),
+                    dataset=dataset,
+                    kept_out=dataset in trained_on,
+                )
+            )
+    return scores, missed
+
+
+def offered_space(space: LabelSpace, scores: Collection[ClassScore]) -> LabelSpace:
+    """The label space of the classes that have scores, with the modalities in which they have them."""
+    modalities: dict[str, set[str]] = defaultdict(set)
+    for score in scores:
+        modalities[score.class_name].add(score.modality)
+    classes = tuple(
+        replace(info, modalities=tuple(m for m in MODALITIES if m in modalities[info.name]))
+        for info in space.classes
+        if info.name in modalities
+    )
+    ids = {
+        dataset: {name: values for name, values in own.items() if name in modalities}
+        for dataset, own in space.ids.items()
+    }
+    return LabelSpace(classes=classes, ids={d: own for d, own in ids.items() if own})

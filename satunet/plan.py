@@ -195,9 +195,7 @@ class UnifiedPlan:
         """Voxels of a window in a preprocessed scan of this shape."""
         if not self.fit_windows:
             return self.patch_size
-        x, y, z = (
-            min(p, -(-n // d) * d) for n, p, d in zip(shape, self.patch_size, self.network.divisor, strict=True)
-        )
+        x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(shape, self.patch_size, self.network.divisor, strict=True))
         return x, y, z
 
     def normalization_of(self, modality: str) -> Normalization:

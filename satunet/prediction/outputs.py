@@ -92,11 +92,7 @@ class ScanResult:
         write_label_map(folder / f"{name}{self.job.ending}", mask.full, like=self.scan.image)
         if self.outputs.probabilities:
             volume = np.zeros(mask.shape, dtype=np.uint8)
-            near = (
-                restore_values(found.values.numpy(), found.box, found.geometry)
-                if found.values is not None
-                else None
-            )
+            near = restore_values(found.values.numpy(), found.box, found.geometry) if found.values is not None else None
             if near is not None:
                 values, start = near
                 place = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))

@@ -320,9 +320,7 @@ class Predictor:
                 yield usable[number], Found(box=found.box, values=found.values, geometry=geometry)
             before += total
 
-    def _at(
-        self, scan: PreparedScan, spacing: tuple[float, float, float]
-    ) -> tuple[NDArray[np.float32], ScanGeometry]:
+    def _at(self, scan: PreparedScan, spacing: tuple[float, float, float]) -> tuple[NDArray[np.float32], ScanGeometry]:
         if scan.geometry.spacing_mm == spacing:
             return scan.volume, scan.geometry
         if spacing not in scan.others:

@@ -18,12 +18,12 @@ from satunet.datasets.raw import MODALITIES
 from satunet.labels import LabelSpace, text_variants
 from satunet.labels.names import normalize_name
 from satunet.text import TextBank
-from satunet.trainers.unified.batches.batch import Batch, Sample
-from satunet.trainers.unified.loss import IGNORED
-from satunet.trainers.unified.batches.sampling import Query, sample_rng
 from satunet.trainers.synthetic import painting, trunks
 from satunet.trainers.synthetic.crops import Deformation, crop_places, sample
 from satunet.trainers.synthetic.subjects import Subject
+from satunet.trainers.unified.batches.batch import Batch, Sample
+from satunet.trainers.unified.batches.sampling import Query, sample_rng
+from satunet.trainers.unified.loss import IGNORED
 
 Axes = tuple[int, int, int]
 
@@ -109,7 +109,9 @@ class MixtureBatches:
         self.queries, self.negatives = queries, negatives
         self.steps = steps
         self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}
-        self.swaps = {d: swapped_ids({n: i for n, i in space.ids[d].items() if space.info(n).source_names}) for d in space.ids}
+        self.swaps = {
+            d: swapped_ids({n: i for n, i in space.ids[d].items() if space.info(n).source_names}) for d in space.ids
+        }
 
     def group_of(self, step: int) -> Group:
         """Group of a step."""
@@ -276,9 +278,7 @@ def _standard(image: Tensor, rng: np.random.Generator) -> Tensor:
     return image * float(np.exp(rng.normal(0, 0.2))) + float(rng.normal(0, 0.2))
 
 
-def _vary(
-    image: Tensor, known: Tensor, rng: np.random.Generator, generator: torch.Generator, modality: str
-) -> Tensor:
+def _vary(image: Tensor, known: Tensor, rng: np.random.Generator, generator: torch.Generator, modality: str) -> Tensor:
     """A real image under another scanner: gamma, field, blur, noise; outside of the scan it stays 0."""
     strength = 0.6
     if rng.random() < 0.8:

@@ -240,7 +240,9 @@ def mr_look(names: Mapping[int, str], size: int, fillers: Sequence[int], rng: np
     means = rng.uniform(10, 200, size)
     shared: dict[str, float] = {}
     for label, name in names.items():
-        kind = next((w for w in ("kidney", "adrenal", "vertebrae", "rib", "gluteus", "hip", "femur") if w in name), name)
+        kind = next(
+            (w for w in ("kidney", "adrenal", "vertebrae", "rib", "gluteus", "hip", "femur") if w in name), name
+        )
         means[label] = shared.setdefault(kind, rng.uniform(10, 200)) + rng.normal(0, 3)
         if any(word in name for word in ("lung", "trachea", "air")):
             means[label] = rng.uniform(0, 20)

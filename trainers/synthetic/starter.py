@@ -12,11 +12,14 @@ import numpy as np
 from satunet.datasets.raw import Dataset, read_dataset
 from satunet.labels import LabelSpace, build_label_space
 from satunet.labels.names import normalize_name
+from satunet.models.folder import Source
 from satunet.network.config import NetworkConfig
-from satunet.plan import SAT_NORMALIZATION
+from satunet.plan import SAT_NORMALIZATION, UnifiedPlan
+from satunet.text import TextBank
+from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic import trunks
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group
+from satunet.trainers.synthetic.mixture import Group, class_spacings
 from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
 
 logger = logging.getLogger(__name__)
@@ -73,8 +76,7 @@ def groups_of(data: Path, *, trunk: bool = False) -> tuple[list[Group], LabelSpa
     datasets: list[Dataset] = []
 
     def real(name: str, modality: str, only: str = "") -> list[Subject]:
-        folder = next(f for f in (data / "nnUNet_raw" / name, data / "more/nnUNet_raw" / name) if f.is_dir())
-        dataset = read_dataset(folder)
+        dataset = find_dataset(data, name)
         datasets.append(dataset)
         held_out = HELD_OUT.get(name, ())
         return [
@@ -212,3 +214,125 @@ def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
 def _names(file: Path) -> dict[int, str]:
     rows: Iterable[Mapping[str, str]] = csv.DictReader(file.open(encoding="utf-8"), delimiter="\t")
     return {int(r["id"]): r["name"] for r in rows}
+
+
+SOURCES = (
+    Source(
+        name="SynthSeg label maps",
+        what="20 label maps of heads, 1 mm; images are painted",
+        licence="Apache-2.0",
+        address="github.com/BBillot/SynthSeg, data/training_label_maps",
+    ),
+    Source(
+        name="Medical Segmentation Decathlon, hippocampus (part)",
+        what="35 MRI scans with labels",
+        licence="CC BY-SA 4.0 (the Decathlon's; the repository states none)",
+        address="github.com/udacity/nd320-c3-3d-imaging-starter, data/TrainingSet",
+    ),
+    Source(
+        name="OpenKBP (part)",
+        what="6 CT scans of head and neck with labels",
+        licence="MIT",
+        address="github.com/ababier/open-kbp, provided-data",
+    ),
+    Source(
+        name="IBSI validation, soft-tissue sarcoma (part)",
+        what="9 FDG-PET scans with labels",
+        licence="CC BY 3.0",
+        address="github.com/theibsi/data_sets, ibsi_validation",
+    ),
+    Source(
+        name="Spina bifida fetal brain atlas (Fidon 2021; part)",
+        what="2 MRI templates with labels",
+        licence="CC0 1.0",
+        address="github.com/LucasFidon/trustworthy-ai-fetal-brain-segmentation, data/fetal_brain_atlases/fetal_SB_atlas*",
+    ),
+    Source(
+        name="Spinal Cord Toolbox, testing data",
+        what="2 MRI scans of a spinal cord with labels",
+        licence="MIT",
+        address="github.com/spinalcordtoolbox/sct_testing_data, t1, t2",
+    ),
+    Source(
+        name="TPTBox, sample",
+        what="1 MRI scan of three vertebrae with labels",
+        licence="Apache-2.0",
+        address="github.com/Hendrik-code/TPTBox, TPTBox/tests/sample_mri",
+    ),
+    Source(
+        name="Chest Imaging Platform, testing data",
+        what="1 CT scan of a thorax with labels",
+        licence="Chest Imaging Platform agreement (BSD-style)",
+        address="github.com/acil-bwh/ChestImagingPlatform, Testing/Data/Input",
+    ),
+)
+"""What the weights come from; every row permits weights to be shared."""
+
+JUDGES = (
+    "Dataset301_AbdomenOrgans_MR", "Dataset302_BrainRegions_MR", "Dataset305_FetalBrain_MR",
+    "Dataset306_FreeSurfer_MR", "Dataset308_HeadNeckOAR_CT", "Dataset309_Hippocampus_MR", "Dataset312_LungLobes_MR",
+    "Dataset317_SoftTissueSarcoma_PET", "Dataset320_Spleen_CT", "Dataset322_Subcortical_MR", "Dataset323_Thorax_CT",
+    "Dataset324_TotalSegmentator_CT", "Dataset325_TotalSegmentator_MR", "Dataset326_Vertebra_CT",
+)  # fmt: skip
+"""Datasets whose scans decide what the starter offers: held-out patients of those in :data:`HELD_OUT`, all scans of the
+others, none of which is trained on."""
+
+
+def find_dataset(data: Path, name: str) -> Dataset:
+    """A dataset in the data folder."""
+    folders = (data / "nnUNet_raw" / name, data / "more" / "nnUNet_raw" / name)
+    return read_dataset(next((folder for folder in folders if folder.is_dir()), folders[0]))
+
+
+def judges(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
+    """The datasets of :data:`JUDGES`, each with the cases that may judge; ``None`` for all."""
+    return [(find_dataset(data, name), HELD_OUT.get(name)) for name in JUDGES]
+
+
+STEPS = 5400
+LICENCE = "CC BY-SA 4.0"
+"""The strictest of the sources'."""
+ABOUT = """
+A text-prompted network for a first look, small enough to come with the package. It was trained on one core of a CPU in
+about an hour and a half. **It is for research, not for patients.**
+
+- MRI of heads of any contrast, with or without a skull: deep grey matter, ventricles, cortex, white matter, cerebellum. It
+  never saw a head: its images were painted from label maps (Billot et al. 2023, arXiv 2107.09559).
+- MRI crops around a hippocampus at about 1 mm: its anterior and posterior part.
+- CT of head and neck: organs at risk.
+- FDG-PET of limbs, cropped around a soft-tissue sarcoma: the tumour.
+
+It draws only the classes below, each in the modalities listed; any other prompt gives no mask. Scores are means over few
+scans, of few places. It was not tested on children, on large lesions or after surgery. The parts of the hippocampus are for
+crops: in a whole head, ask for the hippocampus.
+"""
+
+
+def training_config(steps: int = STEPS) -> TrainingConfig:
+    """Hyper-parameters of the starter."""
+    return TrainingConfig(
+        recipe="cpu",
+        learning_rate=1.5e-3,
+        steps=steps,
+        warmup_steps=100,
+        gradient_clip=2.0,
+        precision="bfloat16",
+        batch_size=2,
+    )
+
+
+def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> UnifiedPlan:
+    """The plan of the starter: what prediction needs to know."""
+    return UnifiedPlan(
+        dataset_name="Dataset900_Starter",
+        spacing_mm=(2.1, 2.1, 2.1),
+        patch_size=(64, 80, 64),
+        network=network_config(bank.dim),
+        text_encoder=bank.encoder_name,
+        datasets=tuple(sorted(space.ids)),
+        class_spacings_mm=class_spacings(groups, space),
+        fit_windows=True,
+        explanation={
+            "starter": "made by scripts/train_starter from several sources, each with its own spacing and patch"
+        },
+    )

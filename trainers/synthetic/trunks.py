@@ -83,7 +83,9 @@ def add_spine(
     return result
 
 
-def add_lungs(tissues: NDArray[np.int64], liver: int, hull: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.int64]:
+def add_lungs(
+    tissues: NDArray[np.int64], liver: int, hull: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> NDArray[np.int64]:
     """Put lungs around the dome of the liver: what is free, inside the hull and higher than 35 mm under its top."""
     slices = np.flatnonzero((tissues == liver).any((0, 1)))
     if not len(slices):

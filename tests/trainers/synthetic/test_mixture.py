@@ -1,5 +1,7 @@
 """Several sources in one training."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,6 @@ from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spac
 from satunet.trainers.synthetic.subjects import make_subject
 from satunet.trainers.synthetic.voxels import voxel_loss
 from satunet.trainers.unified.loss import IGNORED
-from pathlib import Path
 
 HEADS, ORGANS = "Dataset701_Heads", "Dataset702_Organs"
 

@@ -13,9 +13,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_every_structure_has_the_mean_and_spread_of_its_look():
-    look = painting.Look(
-        means=np.array([0, 50, 100, 150], np.float32), spreads=np.array([0, 1, 2, 3], np.float32)
-    )
+    look = painting.Look(means=np.array([0, 50, 100, 150], np.float32), spreads=np.array([0, 1, 2, 3], np.float32))
     image = painting.paint(IDS, look, generator())
     for label in range(4):
         values = image[label == IDS]
