@@ -208,7 +208,7 @@ class MixtureBatches:
             if rng.random() < 0.5:  # with the water around the brain, or most of it
                 beyond |= (tissues == 24) & (painting.smooth_regions(tissues.shape, 2, 6, generator) == 0)
             image = image.masked_fill(beyond, 0.0)
-        image = painting.spoil(image, rng, generator)
+        image = painting.spoil(image, rng, generator, strength=0.5)
         if stripped:
             image = image.masked_fill(beyond, 0.0)
         return _standard(image, rng)

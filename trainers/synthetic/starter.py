@@ -88,7 +88,7 @@ def groups_of(data: Path, *, trunk: bool = False) -> tuple[list[Group], LabelSpa
     heads, head_set, head_names = _heads(data / "brain_label_maps")
     datasets.append(head_set)
     gentle = Deformation(rotation_deg=7, stretch=0.07, warp=0.02)
-    head = Deformation(rotation_deg=9, stretch=0.1, warp=0.03, mirror=True)
+    head = Deformation(rotation_deg=6, stretch=0.07, warp=0.025, mirror=True)
     tumour = Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True)
     groups = [
         # Whole heads, first coarse and cheap: anatomy and words are learned there, outlines later.
