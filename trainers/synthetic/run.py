@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satunet.jobs.files import write_json
+from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace, text_variants
 from satunet.network.config import NetworkConfig
 from satunet.network.model import PromptedUNet
@@ -89,7 +89,7 @@ def train_mixture(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         logger.info("going on at step %d", state["step"])
-    write_json(work / "training_config.json", config.to_json())
+    save_record(work / "training_config.json", config)
     data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
     stepper = MixtureStepper(model, optimizer, None, config, torch.device("cpu"))
     model.train()
