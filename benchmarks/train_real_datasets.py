@@ -17,7 +17,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-UNIFIED = "Dataset900_Unified"
+from satunet.datasets.paths import UNIFIED_DATASET as UNIFIED
+
 SPACING_MM = (3.0, 3.0, 3.0)
 PATCH = (48, 48, 48)
 PATIENTS = (
@@ -117,6 +118,7 @@ def report(work: Path, *, seen_too: bool) -> int:
     import torch
     from common import header
 
+    from satunet.datasets.unified import UnifiedFolder
     from satunet.jobs.files import read_json
     from satunet.jobs.records import load_record
     from satunet.plan import UnifiedPlan
@@ -127,7 +129,7 @@ def report(work: Path, *, seen_too: bool) -> int:
 
     _environment(work)
     folder = work / "nnUNet_preprocessed" / UNIFIED
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    plan = UnifiedPlan.load(UnifiedFolder(name=UNIFIED).plan)
     trainer = SATTrainer(
         plan.to_nnunet(), plan.configuration, 0, read_json(folder / "dataset.json"), torch.device("cpu")
     )

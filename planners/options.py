@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +16,8 @@ Preset = Literal["auto", "nano", "pro"]
 Backbone = Literal["plain", "residual"]
 NormalizationSchemes = Literal["sat", "nnunet"]
 SpecialistPlanner = Literal["default", "resenc_m", "resenc_l", "resenc_xl"]
+
+_UNIFIED_NAME = re.compile(r"^Dataset\d{3}_[A-Za-z0-9_.\-]+$")
 
 LOSS_CHUNK = 32
 """Queries whose logits exist at once."""
@@ -89,6 +92,11 @@ class PlanOptions:
             raise PlanError(f"the GPU memory to plan for must be positive, got {self.gpu_memory_gb} GB")
         if self.spacing_mm is not None and not min(self.spacing_mm) > 0:
             raise PlanError(f"the spacing must be three positive numbers, got {self.spacing_mm}")
+        if not _UNIFIED_NAME.match(self.name):
+            raise PlanError(
+                f"name {self.name!r}: a unified dataset is named DatasetNNN_Name, three digits, then letters, digits, "
+                "'_', '-' and '.', as nnU-Net names datasets"
+            )
         if self.patch_size is not None and min(self.patch_size) < 1:
             raise PlanError(f"the patch must be three positive integers, got {self.patch_size}")
 

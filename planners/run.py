@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.paths import all_dataset_names, dataset_number, preprocessed_dir
 from satunet.datasets.raw import load_dataset
-from satunet.errors import DatasetError, UserError
+from satunet.errors import DatasetError, PlanError, UserError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.workers import Workers
@@ -51,10 +51,12 @@ def plan_datasets(
         processes: Worker processes, or where else to run.
 
     Raises:
-        DatasetError: Not one dataset can be used.
-        PlanError: Nothing can be planned from what is given.
+        DatasetError: Not one dataset can be used, or one is a unified dataset itself.
+        PlanError: Nothing can be planned from what is given, or the name is another dataset's.
         LabelSpaceError: The labels of the datasets contradict each other.
     """
+    options = PlanOptions() if options is None else options
+    require_apart(options.name, dataset_names)
     fingerprints, found = fingerprint_datasets(dataset_names, processes=processes)
     plan = plan_unified(fingerprints, options)
     datasets = [load_dataset(name) for name in plan.datasets]
@@ -68,14 +70,42 @@ def plan_datasets(
         )
     plan = dataclasses.replace(plan, explanation=explanation)
     file = save_unified_plan(plan, fingerprints)
-    write_json(file.with_name(f"{plan.plans_name}_impact.json"), list(impacts))
-    space.save(file.with_name("label_space.json"))
+    write_json(plan.unified_folder.impact, list(impacts))
+    space.save(plan.unified_folder.label_space)
     summary = JobSummary("plan", failures=found.failures, started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
     summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
     summary.note("plan", str(file))
     return Planned(plan=plan, label_space=space, summary=summary)
+
+
+def require_apart(name: str, dataset_names: Sequence[str]) -> None:
+    """See that a unified dataset is none of nnU-Net's: its files would be written over those of a dataset.
+
+    Args:
+        name: Name of the unified dataset.
+        dataset_names: Datasets that it is made of.
+
+    Raises:
+        PlanError: The name, or its number, is a raw dataset's, or that of a dataset that nnU-Net planned.
+        DatasetError: One of the datasets is unified itself.
+    """
+    for other in all_dataset_names():
+        if dataset_number(other) == dataset_number(name):
+            raise PlanError(
+                f"name {name!r}: {other} in nnUNet_raw has the number {dataset_number(name)}; a unified dataset needs one "
+                "of its own"
+            )
+    for other in (name, *dataset_names):
+        folder = preprocessed_dir() / other
+        unified = (folder / "satunetPlans.json").is_file()
+        if other == name and not unified and (folder / "dataset_fingerprint.json").is_file():
+            raise PlanError(f"name {name!r}: {folder} holds the fingerprint of a dataset, which a plan would replace")
+        if other != name and unified:
+            raise DatasetError(f"{other} is a unified dataset; give the datasets that it is made of")
+    if name in dataset_names:
+        raise PlanError(f"name {name!r}: a unified dataset cannot be made of itself")
 
 
 def plan_specialists(plan: UnifiedPlan, options: PlanOptions, *, planner: SpecialistPlanner = "default") -> JobSummary:
@@ -120,6 +150,11 @@ def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]
                 DatasetFingerprint.from_json(read_json(preprocessed_dir() / name / "dataset_fingerprint.json"))
             )
     return found
+
+
+def scans_of(fingerprints: Sequence[DatasetFingerprint]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Dataset and case → hash of each of its scans' voxels."""
+    return {(case.dataset, case.case): case.scans for f in fingerprints for case in f.cases}
 
 
 def fingerprint_datasets(

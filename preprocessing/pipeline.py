@@ -12,7 +12,7 @@ from satunet.planners.options import PlanOptions
 from satunet.planners.run import plan_datasets, plan_specialists, specialist_of
 from satunet.planners.specialist.planner import preprocess_specialist
 from satunet.preprocessing.run import preprocess_datasets
-from satunet.preprocessing.splits import share_folds
+from satunet.preprocessing.splits import Folds, folds_of, share_folds
 
 
 def plan_and_preprocess(
@@ -39,21 +39,26 @@ def plan_and_preprocess(
     # Bad cases are found again by preprocessing, which names their scans; datasets without a plan are not.
     failures = {item: reason for item, reason in found.failures.items() if "/" not in item}
     summary = JobSummary("plan_and_preprocess", failures=failures, notes=dict(found.notes), started=found.started)
-    summary.include(preprocess_datasets(plan, plan.datasets, space=planned.label_space, processes=processes))
+    folds, people = folds_of([load_dataset(name) for name in plan.datasets])
+    if people.findings:
+        summary.note("people", "; ".join(people.findings))
+    summary.include(
+        preprocess_datasets(plan, plan.datasets, space=planned.label_space, folds=folds, processes=processes)
+    )
     if specialists:
         plans = plan_specialists(plan, options)
         summary.failures |= plans.failures
         here = processes.processes if isinstance(processes, Workers) else processes
         for name in plan.datasets:
             if specialist_of(name) not in plans.failures:
-                _preprocess_specialist(name, summary, here)
+                _preprocess_specialist(name, folds, summary, here)
     summary.save(preprocessed_dir() / plan.dataset_name / "summary.json")
     return summary
 
 
-def _preprocess_specialist(name: str, summary: JobSummary, processes: int) -> None:
+def _preprocess_specialist(name: str, folds: Folds, summary: JobSummary, processes: int) -> None:
     try:
-        share_folds(name, [case.identifier for case in load_dataset(name).training_cases()])
+        share_folds(name, folds)
         made = preprocess_specialist(name, processes=processes)
         (summary.done if made else summary.skipped)(specialist_of(name))
     except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets.memory import preprocessing_bytes
-from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, load_dataset, scan_id
 from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.images.image import read_image, read_label_map
@@ -21,7 +20,7 @@ from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.splits import unified_splits
+from satunet.preprocessing.splits import Folds, folds_of, unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
     ScanRecord,
@@ -44,6 +43,7 @@ def preprocess_datasets(
     dataset_names: Sequence[str],
     *,
     space: LabelSpace | None = None,
+    folds: Folds | None = None,
     processes: int | Workers = 1,
 ) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
@@ -55,18 +55,20 @@ def preprocess_datasets(
         plan: The unified plan.
         dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
         space: Label space of these datasets; built from them if not given.
+        folds: Their folds; found if not given.
         processes: Worker processes, or where else to run. Workers of a cluster must see the same folders.
 
     Returns:
         Scans done, already done and failed.
 
     Raises:
-        DatasetError: None of the datasets can be read, or none of their scans.
+        DatasetError: None of the datasets can be read, or none of their scans; a ``splits_final.json`` that cannot be
+            used, before anything is done.
         LabelSpaceError: Their labels contradict each other.
         UserError: Another job writes to the store now.
     """
-    folder = preprocessed_dir() / plan.dataset_name
-    store = folder / plan.data_identifier
+    unified = plan.unified_folder
+    store = unified.store
     summary = JobSummary("preprocessing")
     cases: dict[str, tuple[Case, ...]] = {}
     datasets: list[Dataset] = []
@@ -81,18 +83,21 @@ def preprocess_datasets(
         raise DatasetError(f"none of the datasets {list(dataset_names)} can be used: {summary.failures}")
     if space is None or set(space.ids) != set(cases):
         space = build_label_space(datasets)
+    if folds is None or set(folds.by_dataset) != set(cases):
+        folds, _ = folds_of(datasets)
     jobs = [_Job(dataset=d, case=c, plan=plan, store=store) for d in datasets for c in cases[d.name]]
     with only_writer(store):
         scans = _run(jobs, summary, processes)
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
-    space.save(folder / "label_space.json")
-    identifiers = {name: [case.identifier for case in found] for name, found in cases.items()}
-    write_json(folder / "splits_final.json", unified_splits(scans, identifiers))
-    write_json(folder / "dataset.json", _dataset_json(plan, space, datasets, len(scans)))
+    space.save(unified.label_space)
+    write_json(unified.splits, unified_splits(scans, folds))
+    if folds.notes:
+        summary.note("splits", "; ".join(folds.notes))
+    write_json(unified.dataset_json, _dataset_json(plan, space, datasets, len(scans)))
     summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
-    summary.save(folder / "preprocessing_summary.json")
+    summary.save(unified.folder / "preprocessing_summary.json")
     return summary
 
 
@@ -164,7 +169,7 @@ class _Job:
     def made_by(self, channel: int) -> tuple[object, ...]:
         """All that a scan depends on beside its files."""
         modality = self.dataset.modalities[channel]
-        values = self.plan.preprocessing_of(self.dataset.name, modality)
+        values = self.plan.preprocessing_of(self.dataset.name, modality, channel)
         ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
         ids = sorted(self.dataset.label_ids)
         return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored
@@ -221,7 +226,13 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     modality = dataset.modalities[channel]
     image = read_image(path)
     labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid)
-    prepared = preprocess_image(image, modality=modality, plan=plan, orientation=plan.orientation_of(dataset.name))
+    prepared = preprocess_image(
+        image,
+        modality=modality,
+        plan=plan,
+        orientation=plan.orientation_of(dataset.name),
+        normalization=plan.normalization_of(modality, dataset.name, channel),
+    )
     del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)

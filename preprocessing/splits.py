@@ -1,92 +1,280 @@
-"""Folds of the unified dataset."""
+"""Folds: who is trained on and who validates, by person and over all datasets.
+
+A dataset's own ``splits_final.json`` counts (in ``nnUNet_raw``, where conversions put published splits, else in
+``nnUNet_preprocessed``, where nnunetv2 keeps its own); without one, five or more persons are split as nnU-Net splits
+cases, two to four by leaving one out in turn, and a single person trains and validates. What a split says of a person
+in one dataset holds in all: nobody who validates in a fold is trained on in it, whatever dataset the scan is of. The
+specialists get the same folds.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from satunet.datasets.paths import preprocessed_dir, raw_dir
-from satunet.datasets.raw import split_scan_id
+from satunet.datasets.people import CaseName, People, find_people
+from satunet.datasets.raw import Dataset, split_scan_id
 from satunet.errors import DatasetError
+from satunet.images.image import strip_ending
 from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import load_json
+from satunet.planners.run import known_fingerprints, scans_of
 
 logger = logging.getLogger(__name__)
 
 FOLDS = 5
+_CHANNEL = re.compile(r"_\d{4}$")
+
+Fold = dict[str, list[str]]
+"""Names under ``"train"`` and ``"val"``."""
 
 
-def unified_splits(
-    scans: Sequence[str], cases: Mapping[str, Sequence[str]] | None = None
-) -> list[dict[str, list[str]]]:
-    """Five folds over scans, made dataset by dataset, the channels of a case together.
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """Folds of the cases of several datasets.
 
-    A dataset's own ``splits_final.json`` (in ``nnUNet_raw``, where conversions put published splits, else in
-    ``nnUNet_preprocessed``) is taken over; cases that it does not name are trained on. Without one, five or more cases
-    are split as nnU-Net does; two to four by leaving one out in turn; a single case trains and validates.
+    Attributes:
+        by_dataset: Dataset → its folds; every dataset has the same number.
+        alone: Datasets of a single person, whose specialists train and validate on that person.
+        notes: What a user should know, a sentence each.
+    """
 
-    Args:
-        scans: Preprocessed scans.
-        cases: Dataset → all of its cases, so that a case that failed does not move the others to other folds; those
-            of ``scans`` if not given.
+    by_dataset: Mapping[str, Sequence[Fold]]
+    alone: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
-    Returns:
-        Folds with scan names under ``"train"`` and ``"val"``.
+
+def folds_of(datasets: Sequence[Dataset]) -> tuple[Folds, People]:
+    """Folds of raw datasets, and who is on several of their cases, as far as names and fingerprints tell.
 
     Raises:
-        DatasetError: A dataset's ``splits_final.json`` is malformed.
+        DatasetError: A ``splits_final.json`` or ``patients.json`` cannot be used, or a dataset has no case.
     """
-    by_case: dict[str, dict[str, list[str]]] = {}
+    cases = {dataset.name: [case.identifier for case in dataset.training_cases()] for dataset in datasets}
+    people = find_people(datasets, cases, scans_of(known_fingerprints(list(cases))))
+    return case_folds(cases, people), people
+
+
+def case_folds(cases: Mapping[str, Sequence[str]], people: People | None = None) -> Folds:
+    """Split the cases of datasets.
+
+    Args:
+        cases: Dataset → all of its cases, also those that cannot be used: they must not move others to other folds.
+        people: Cases that are of one person; every case is another one's if not given.
+
+    Raises:
+        DatasetError: A dataset's ``splits_final.json`` is malformed, or names nothing that the dataset has.
+    """
+    people = People() if people is None else people
+    persons = {d: _by_person(d, names, people) for d, names in cases.items() if names}
+    notes: list[str] = []
+    given = {d: found for d in sorted(persons) if (found := _given(d, sorted(cases[d]), notes)) is not None}
+    count = max([FOLDS, *(len(folds) for folds in given.values())])
+    validating = _Validating(count)
+    for dataset, folds in given.items():
+        if len(persons[dataset]) == 1:
+            continue  # trained and validated on, which says nothing of other datasets
+        for fold in range(count):
+            chosen = set(folds[fold % len(folds)]["val"])
+            validating.add(fold, {p for p, members in persons[dataset].items() if chosen & set(members)})
+        validating.known |= set(persons[dataset])
+    # Datasets of many persons first: who is in a small one as well validates there when it is their turn.
+    others = sorted(set(persons) - set(given), key=lambda d: (-len(persons[d]), d))
+    for dataset in others:
+        _validate_in_turn(list(persons[dataset]), validating)
+    result = {}
+    for dataset, members in sorted(persons.items()):
+        if dataset in given:
+            result[dataset] = _without_validating(dataset, given[dataset], members, validating, notes)
+        else:
+            result[dataset] = [_fold_of(members, validating.in_fold[fold]) for fold in range(count)]
+    alone = frozenset(d for d, members in persons.items() if len(members) == 1)
+    return Folds(by_dataset=result, alone=alone, notes=tuple(notes))
+
+
+def unified_splits(scans: Sequence[str], folds: Folds) -> list[Fold]:
+    """Folds over preprocessed scans, the channels of a case together.
+
+    Args:
+        scans: Names of the scans.
+        folds: Folds of the cases of their datasets.
+    """
+    present: dict[CaseName, list[str]] = {}
     for scan in sorted(scans):
         dataset, case, _ = split_scan_id(scan)
-        by_case.setdefault(dataset, {}).setdefault(case, []).append(scan)
-    folds: list[dict[str, list[str]]] = [{"train": [], "val": []} for _ in range(FOLDS)]
-    for dataset, present in sorted(by_case.items()):
-        every = sorted({*present, *(cases or {}).get(dataset, ())})
-        for fold, split in zip(folds, _case_splits(dataset, every), strict=True):
+        present.setdefault((dataset, case), []).append(scan)
+    count = max((len(own) for own in folds.by_dataset.values()), default=FOLDS)
+    result: list[Fold] = [{"train": [], "val": []} for _ in range(count)]
+    for dataset, own in sorted(folds.by_dataset.items()):
+        for fold, split in zip(result, own, strict=True):
             for part in ("train", "val"):
-                fold[part] += [scan for case in split[part] for scan in present.get(case, ())]
+                fold[part] += [scan for case in split[part] for scan in present.get((dataset, case), ())]
+    return result
+
+
+def share_folds(dataset: str, folds: Folds) -> None:
+    """Give a dataset's specialist the folds of the unified network, so that neither is scored on what it was taught.
+
+    nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``. Without a person to validate on, it
+    would not come to its end: the specialist of a single person validates on that person.
+    """
+    own = preprocessed_dir() / dataset / "splits_final.json"
+    content = [dict(fold) for fold in folds.by_dataset[dataset]]
+    if dataset in folds.alone:
+        every = sorted({case for fold in content for part in fold.values() for case in part})
+        content = [{"train": every, "val": every}] * len(content)
+    try:
+        if read_json(own) == content:
+            return
+    except (OSError, ValueError):
+        pass
+    write_json(own, content)
+
+
+@dataclass
+class _Validating:
+    """Who validates in which fold."""
+
+    count: int
+    known: set[CaseName] = field(default_factory=set)
+    """Persons of whom it is said already, by another dataset."""
+
+    def __post_init__(self) -> None:
+        self.in_fold: list[set[CaseName]] = [set() for _ in range(self.count)]
+
+    def add(self, fold: int, persons: set[CaseName]) -> None:
+        self.in_fold[fold] |= persons
+
+
+def _by_person(dataset: str, cases: Sequence[str], people: People) -> dict[CaseName, list[str]]:
+    found: dict[CaseName, list[str]] = {}
+    for case in sorted(cases):
+        found.setdefault(people.of(dataset, case), []).append(case)
+    return found
+
+
+def _validate_in_turn(persons: list[CaseName], validating: _Validating) -> None:
+    """Let the persons of a dataset without a split validate: each once, and somebody in every fold."""
+    if len(persons) == 1:
+        return  # of one person, nothing can be held out; where another dataset says when, it is said already
+    new = [person for person in persons if person not in validating.known]
+    here = [len(in_fold.intersection(persons)) for in_fold in validating.in_fold]
+    if len(new) == len(persons) >= FOLDS:
+        from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+        # nnunetv2 shuffles places, not names: persons with one case each get the folds that it gives their cases.
+        places = [f"{number:09d}" for number in range(len(persons))]
+        splits = generate_crossval_split(places, seed=12345, n_splits=FOLDS)
+        for fold in range(validating.count):
+            validating.add(fold, {persons[int(place)] for place in splits[fold % FOLDS]["val"]})
+    else:
+        for person in new:
+            fold = here.index(min(here))
+            validating.add(fold, {person})
+            here[fold] += 1
+        for fold, number in enumerate(here):
+            if not number:
+                validating.add(fold, {persons[fold % len(persons)]})
+    validating.known |= set(persons)
+
+
+def _fold_of(members: Mapping[CaseName, Sequence[str]], validating: set[CaseName]) -> Fold:
+    if len(members) == 1 and not set(members) & validating:
+        (cases,) = members.values()
+        return {"train": list(cases), "val": list(cases)}
+    return {
+        "train": sorted(case for person, cases in members.items() if person not in validating for case in cases),
+        "val": sorted(case for person, cases in members.items() if person in validating for case in cases),
+    }
+
+
+def _without_validating(
+    dataset: str,
+    given: Sequence[Fold],
+    members: Mapping[CaseName, Sequence[str]],
+    validating: _Validating,
+    notes: list[str],
+) -> list[Fold]:
+    """A dataset's own folds, without the training cases of persons who validate."""
+    person_of = {case: person for person, cases in members.items() for case in cases}
+    result: list[Fold] = []
+    left_out: set[str] = set()
+    for fold in range(validating.count):
+        own = given[fold % len(given)]
+        if len(members) == 1:
+            result.append({part: list(own[part]) for part in ("train", "val")})
+            continue
+        train = [case for case in own["train"] if person_of[case] not in validating.in_fold[fold]]
+        left_out |= set(own["train"]) - set(train)
+        result.append({"train": train, "val": list(own["val"])})
+    if left_out:
+        notes.append(
+            f"{dataset}: {len(left_out)} cases, such as {min(left_out)}, are of persons who validate in a fold in which "
+            "its splits_final.json trains on them; they are left out of that fold's training"
+        )
+    return result
+
+
+def _given(dataset: str, cases: list[str], notes: list[str]) -> list[Fold] | None:
+    """The folds of a dataset's own ``splits_final.json``, if it has one."""
+    for folder in (raw_dir(), preprocessed_dir()):
+        file = folder / dataset / "splits_final.json"
+        if file.is_file():
+            return _read(file, dataset, cases, notes)
+    return None
+
+
+def _read(file: Path, dataset: str, cases: list[str], notes: list[str]) -> list[Fold]:
+    content: Any = load_json(file, what="a list of folds", error=DatasetError)
+    if not isinstance(content, list) or not content or not all(map(_is_fold, content)):
+        raise DatasetError(f"{file}: must be a list of folds, each with lists of cases under 'train' and 'val'")
+    known, unknown = set(cases), set()
+    folds: list[Fold] = []
+    unnamed: set[str] = set()
+    for number, fold in enumerate(content):
+        split: Fold = {}
+        for part in ("train", "val"):
+            names = dict.fromkeys(_case_of(str(name), known) for name in fold[part])
+            unknown |= set(names) - known
+            split[part] = [name for name in names if name in known]
+            if names and not split[part]:
+                raise DatasetError(
+                    f"{file}: none of the {len(names)} cases that fold {number} lists under {part!r} is in {dataset}, "
+                    f"such as {next(iter(names))!r}; it has {', '.join(cases[:3])}{' …' if len(cases) > 3 else ''}"
+                )
+        both = sorted(set(split["train"]) & set(split["val"]))
+        if both and len(cases) > 1:
+            raise DatasetError(
+                f"{file}: fold {number} lists {len(both)} cases under 'train' and under 'val', such as {both[0]!r}; "
+                "allowed is one of them"
+            )
+        named = {*split["train"], *split["val"]}
+        more = [case for case in cases if case not in named]
+        unnamed |= set(more)
+        folds.append({"train": split["train"] + more, "val": split["val"]})
+    if unknown:
+        notes.append(f"{file} names {len(unknown)} cases that {dataset} does not have, such as {min(unknown)}")
+    if unnamed:
+        notes.append(f"{file} does not name {len(unnamed)} cases, such as {min(unnamed)}; they are trained on")
+    if any(not fold["val"] for fold in folds):
+        notes.append(f"{file}: a fold has no validation case")
+    if len(folds) not in (1, FOLDS):
+        notes.append(f"{file} has {len(folds)} folds; with fewer than others they are repeated in turn")
     return folds
 
 
-def share_folds(dataset: str, cases: Sequence[str]) -> None:
-    """Give a dataset's specialist the folds of the unified network, so that neither is scored on what it was taught.
-
-    nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``; a file there that agrees stays as it is.
-
-    Raises:
-        DatasetError: The dataset's ``splits_final.json`` is malformed.
-    """
-    own = preprocessed_dir() / dataset / "splits_final.json"
-    if (raw_dir() / dataset / "splits_final.json").is_file() or not own.is_file():
-        write_json(own, _case_splits(dataset, sorted(cases)))
+def _is_fold(fold: Any) -> bool:
+    return isinstance(fold, dict) and all(isinstance(fold.get(part), list) for part in ("train", "val"))
 
 
-def _case_splits(dataset: str, cases: list[str]) -> list[dict[str, list[str]]]:
-    for file in (raw_dir() / dataset / "splits_final.json", preprocessed_dir() / dataset / "splits_final.json"):
-        if file.is_file():
-            return _given(file, dataset, cases)
-    if len(cases) >= FOLDS:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-        splits: list[dict[str, list[str]]] = generate_crossval_split(cases, seed=12345, n_splits=FOLDS)
-        return [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in splits]
-    if len(cases) == 1:
-        return [{"train": cases, "val": cases}] * FOLDS
-    held_out = [cases[i % len(cases)] for i in range(FOLDS)]
-    return [{"train": [c for c in cases if c != out], "val": [out]} for out in held_out]
-
-
-def _given(file: Path, dataset: str, cases: list[str]) -> list[dict[str, list[str]]]:
-    content: Any = read_json(file)
-    if not isinstance(content, list) or not content or not all({"train", "val"} <= set(s) for s in content):
-        raise DatasetError(f"{file}: must be a list of folds, each with 'train' and 'val'")
-    folds = [content[i % len(content)] for i in range(FOLDS)]
-    unnamed = [[c for c in cases if c not in {*fold["train"], *fold["val"]}] for fold in folds]
-    if any(unnamed):
-        logger.warning("%s does not name %d cases of %s; they are trained on", file, len(unnamed[0]), dataset)
-    return [
-        {"train": [*map(str, fold["train"]), *more], "val": list(map(str, fold["val"]))}
-        for fold, more in zip(folds, unnamed, strict=True)
-    ]
+def _case_of(name: str, known: set[str]) -> str:
+    """A case by its name, or by the name of one of its files."""
+    if name in known:
+        return name
+    bare = strip_ending(name)
+    return bare if bare in known else _CHANNEL.sub("", bare)

@@ -113,7 +113,12 @@ class PreprocessedImage:
 
 
 def preprocess_image(
-    image: Image, *, modality: str, plan: UnifiedPlan, orientation: str | None = None
+    image: Image,
+    *,
+    modality: str,
+    plan: UnifiedPlan,
+    orientation: str | None = None,
+    normalization: Normalization | None = None,
 ) -> PreprocessedImage:
     """Turn, crop, resample and normalise a scan.
 
@@ -122,7 +127,9 @@ def preprocess_image(
         modality: Its modality; decides the normalisation.
         plan: Spacing and normalisations.
         orientation: Orientation to turn to; the plan's if not given.
+        normalization: That of the scan's channel; the modality's if not given.
     """
+    normalization = normalization or plan.normalization_of(modality)
     orientation = orientation or plan.orientation
     volume, turned = reorient(image.array, image.grid, orientation)
     crop = nonzero_box(volume)
@@ -133,7 +140,7 @@ def preprocess_image(
     if modality == "ct":
         volume = to_hounsfield(volume)
     # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
-    array = resample_image(normalize(volume, plan.normalization_of(modality)), shape, spacing, plan.spacing_mm)
+    array = resample_image(normalize(volume, normalization), shape, spacing, plan.spacing_mm)
     geometry = ScanGeometry(
         original=image.grid,
         orientation=orientation,

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satunet.datasets.memory import reading_bytes
+from satunet.datasets.people import find_people
 from satunet.datasets.raw import Case, Dataset, check_case, check_dataset, load_dataset
 from satunet.errors import DatasetError, UserError
+from satunet.images.content import voxel_digest
 from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
@@ -113,7 +115,8 @@ def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 
         processes: Worker processes, or where else to run.
 
     Returns:
-        Cases without a fault, and datasets and cases with one, each with all that is wrong with it.
+        Cases without a fault, and datasets and cases with one, each with all that is wrong with it; as a note, who is on
+        several cases.
     """
     summary = JobSummary("integrity of datasets")
     jobs: list[_RawCase] = []
@@ -128,8 +131,9 @@ def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 
         if faults:
             summary.failed(name, "; ".join(faults))
         jobs += [_RawCase(dataset=dataset, case=case) for case in cases]
+    scans: dict[tuple[str, str], list[str]] = {}
     for outcome in run_parallel(
-        _faults_of_case,
+        _look_at,
         jobs,
         description="Checking",
         processes=processes,
@@ -138,12 +142,28 @@ def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 
     ):
         job = outcome.item
         item = f"{job.dataset.name}/{job.case.identifier}"
-        found = outcome.result if outcome.result is not None else [str(outcome.error)]
+        found, digests = outcome.result if outcome.result is not None else ([str(outcome.error)], [])
+        scans[job.dataset.name, job.case.identifier] = digests
         if found:
             summary.failed(item, "; ".join(found))
         else:
             summary.done(item)
+    _tell_people(jobs, scans, summary)
     return summary
+
+
+def _tell_people(jobs: list[_RawCase], scans: dict[tuple[str, str], list[str]], summary: JobSummary) -> None:
+    datasets = {job.dataset.name: job.dataset for job in jobs}
+    cases: dict[str, list[str]] = {name: [] for name in datasets}
+    for job in jobs:
+        cases[job.dataset.name].append(job.case.identifier)
+    try:
+        people = find_people(datasets.values(), cases, scans)
+    except DatasetError as error:
+        summary.failed("patients.json", error)
+        return
+    if people.findings:
+        summary.note("people", "; ".join(people.findings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,5 +172,8 @@ class _RawCase:
     case: Case
 
 
-def _faults_of_case(job: _RawCase) -> list[str]:
-    return [str(fault) for fault in check_case(job.dataset, job.case)]
+def _look_at(job: _RawCase) -> tuple[list[str], list[str]]:
+    """Faults of a case, and hashes of its scans' voxels."""
+    scans: list[str] = []
+    faults = check_case(job.dataset, job.case, lambda image: scans.append(voxel_digest(image)))
+    return [str(fault) for fault in faults], scans

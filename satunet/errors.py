@@ -19,7 +19,8 @@
     │   ├── NonFiniteImageError
     │   ├── GridMismatchError
     │   ├── UnexpectedLabelError
-    │   └── MissingFileError
+    │   ├── MissingFileError
+    │   └── ScanTooLargeError
     └── EnvironmentProblemError (RuntimeError)   the installation cannot do what was asked
         └── DiskFullError              no space to write to: nothing that follows could be kept either
 
@@ -115,6 +116,10 @@ class UnexpectedLabelError(ScanError):
 
 class MissingFileError(ScanError):
     """A file that a case needs does not exist: a channel or a label map."""
+
+
+class ScanTooLargeError(ScanError):
+    """Looking at the scan would take more memory than there is."""
 
 
 class EnvironmentProblemError(SatunetError, RuntimeError):

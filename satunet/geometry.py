@@ -19,6 +19,8 @@ import nibabel.orientations as nio
 import numpy as np
 from numpy.typing import NDArray
 
+from satunet.types import Box, Mask
+
 SAME_PLACE = 0.1
 """Voxels by which grids that are one may differ: what rounded headers add up to over 500 voxels, and a fifth of the
 half voxel by which a wrong convention moves an image."""
@@ -128,3 +130,21 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
     affine = grid.affine @ nio.inv_ornt_aff(transform, grid.shape)
     i, j, k = turned.shape[-3:]
     return turned, Grid(shape=(i, j, k), affine=affine)
+
+
+def box_of(mask: Mask) -> Box | None:
+    """Smallest box around the true voxels of a mask.
+
+    Args:
+        mask: (X, Y, Z) truth values.
+
+    Returns:
+        ``None`` if no voxel is true.
+    """
+    spans = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        occupied = np.flatnonzero(mask.any(axis=others))
+        if not len(occupied):
+            return None
+        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return spans[0], spans[1], spans[2]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets.paths import UNIFIED_DATASET
+from satunet.datasets.unified import PLANS_NAME, UnifiedFolder
 from satunet.errors import PlanError
 from satunet.jobs.files import read_json, write_json
 from satunet.network.config import NetworkConfig
@@ -120,21 +121,22 @@ class UnifiedPlan:
         batch_size: Patches a training step.
         queries_per_scan: Queries a patch, at most.
         normalization: Modality → normalisation.
+        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's modality.
         network: The network.
         text_encoder: Name or folder of the text encoder.
         datasets: Names of the datasets the plan was made for.
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
-        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
         class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
             not ``spacing_mm``; see :meth:`spacing_for`.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
+        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
     dataset_name: str = UNIFIED_DATASET
-    plans_name: str = "satunetPlans"
+    plans_name: str = PLANS_NAME
     configuration: str = "3d_fullres"
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float]
@@ -142,15 +144,16 @@ class UnifiedPlan:
     batch_size: int = 2
     queries_per_scan: int = 32
     normalization: dict[str, Normalization] = field(default_factory=lambda: dict(SAT_NORMALIZATION))
+    channel_normalization: dict[str, Normalization] = field(default_factory=dict)
     network: NetworkConfig
     text_encoder: str = "minilm"
     datasets: tuple[str, ...] = ()
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
     class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
@@ -198,8 +201,12 @@ class UnifiedPlan:
         x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(shape, self.patch_size, self.network.divisor, strict=True))
         return x, y, z
 
-    def normalization_of(self, modality: str) -> Normalization:
-        """Normalisation of a modality; that of ``other`` if the plan does not name it."""
+    def normalization_of(
+        self, modality: str, dataset_name: str | None = None, channel: int | None = None
+    ) -> Normalization:
+        """Normalisation of a modality, that of ``other`` if the plan does not name it; or that of a dataset's channel."""
+        if own := self.channel_normalization.get(f"{dataset_name}:{channel}"):
+            return own
         return self.normalization.get(modality, self.normalization["other"])
 
     def orientation_of(self, dataset_name: str | None) -> str:
@@ -207,26 +214,33 @@ class UnifiedPlan:
         return self.dataset_orientation.get(dataset_name or "", self.orientation)
 
     @property
-    def data_identifier(self) -> str:
-        """Folder of the preprocessed scans, beside the plan."""
-        return f"{self.plans_name}_{self.configuration}"
+    def unified_folder(self) -> UnifiedFolder:
+        """Where everything that is made by this plan lies."""
+        return UnifiedFolder(name=self.dataset_name, plans_name=self.plans_name, configuration=self.configuration)
 
-    def preprocessing_of(self, dataset_name: str | None, modality: str) -> dict[str, Any]:
+    @property
+    def data_identifier(self) -> str:
+        """Name of the folder of the preprocessed scans, beside the plan."""
+        return self.unified_folder.store_name
+
+    def preprocessing_of(self, dataset_name: str | None, modality: str, channel: int | None = None) -> dict[str, Any]:
         """Every value that the preprocessed scans of a dataset and modality depend on: a change makes them stale."""
         return {
             "orientation": self.orientation_of(dataset_name),
             "spacing_mm": [float(s) for s in self.spacing_mm],
-            "normalization": dataclasses.asdict(self.normalization_of(modality)),
+            "normalization": dataclasses.asdict(self.normalization_of(modality, dataset_name, channel)),
         }
 
     def preprocessing(self) -> dict[str, Any]:
         """Every value that any preprocessed scan depends on."""
+        channels = {where: dataclasses.asdict(n) for where, n in sorted(self.channel_normalization.items())}
         return {
             "version": PLAN_VERSION,
             "orientation": self.orientation,
             "dataset_orientation": dict(sorted(self.dataset_orientation.items())),
             "spacing_mm": [float(s) for s in self.spacing_mm],
             "normalization": {m: dataclasses.asdict(n) for m, n in sorted(self.normalization.items())},
+            **({"channel_normalization": channels} if channels else {}),
         }
 
     def content_hash(self) -> str:
@@ -285,13 +299,14 @@ class UnifiedPlan:
                 "dataset_orientation": self.dataset_orientation,
                 "queries_per_scan": self.queries_per_scan,
                 "normalization": {m: dataclasses.asdict(n) for m, n in self.normalization.items()},
+                "channel_normalization": {c: dataclasses.asdict(n) for c, n in self.channel_normalization.items()},
                 "network": network.to_json(),
                 "text_encoder": self.text_encoder,
                 "datasets": list(self.datasets),
                 "dataset_weights": self.dataset_weights,
                 "explanation": self.explanation,
-                "options": self.options,
                 **self._windows(),
+                "options": self.options,
             },
         }
 
@@ -336,17 +351,18 @@ class UnifiedPlan:
                 batch_size=int(configuration["batch_size"]),
                 queries_per_scan=int(ours["queries_per_scan"]),
                 normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
+                channel_normalization={c: _normalization(n) for c, n in ours.get("channel_normalization", {}).items()},
                 network=NetworkConfig.from_json(ours["network"]),
                 text_encoder=ours["text_encoder"],
                 datasets=tuple(ours["datasets"]),
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
-                options=dict(ours.get("options", {})),
                 class_spacings_mm={
                     modality: {name: tuple(float(v) for v in values) for name, values in classes.items()}
                     for modality, classes in ours.get("class_spacings_mm", {}).items()
                 },
                 fit_windows=bool(ours.get("fit_windows", False)),
+                options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, PlanError):

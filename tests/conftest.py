@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import tests.typechecking  # noqa: F401  pytest's --jaxtyping-packages names it, and imports its package alone
+
 # The same examples in every run, so that a red run has its cause in the change; `--hypothesis-profile=default` explores.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satunet.geometry import Grid, reorient, same_grid
+from satunet.geometry import Grid, box_of, reorient, same_grid
 
 ORIENTATIONS = [
     "".join(letters) for axes in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*axes)
@@ -106,3 +106,19 @@ def test_reorient_refuses_a_code_that_is_none() -> None:
 def test_grid_json_round_trip() -> None:
     grid = Grid(shape=(2, 3, 4), affine=np.diag([1.5, 2, 3, 1]))
     assert same_grid(Grid.from_json(grid.to_json()), grid, tolerance=0)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 6)] * 3), max_size=5))
+def test_the_box_of_a_mask_holds_all_its_voxels_and_touches_them_on_every_side(
+    places: list[tuple[int, int, int]],
+) -> None:
+    mask = np.zeros((7, 7, 7), dtype=bool)
+    for place in places:
+        mask[place] = True
+    box = box_of(mask)
+    if not places:
+        assert box is None
+        return
+    assert box is not None
+    for axis, part in enumerate(box):
+        assert (part.start, part.stop) == (min(p[axis] for p in places), max(p[axis] for p in places) + 1)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import DatasetError, ModelError, UserError
@@ -23,7 +23,7 @@ from satunet.labels import LabelSpace
 from satunet.models.checkpoints import load_checkpoint, network_weights
 from satunet.models.folder import ModelFolder
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import ScanJob
+from satunet.prediction.inputs import Scan
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ UNIFIED = "satunet"
 SPECIALIST = "nnU-Net"
 
 
+@runtime_checkable
 class Competitor(Protocol):
     """One column of a benchmark."""
 
@@ -147,7 +148,7 @@ class UnifiedCompetitor:
     def predict(self, task: Task) -> dict[str, str]:
         """Every channel of every case is a scan; what is done is not done again."""
         jobs = [
-            ScanJob(path=path, name=task.scan_name(case.identifier, channel), modality=task.dataset.modalities[channel])
+            Scan(path=path, name=task.scan_name(case.identifier, channel), modality=task.dataset.modalities[channel])
             for case in task.cases
             for channel, path in enumerate(case.images)
         ]

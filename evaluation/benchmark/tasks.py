@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from satunet.datasets.catalogue import load_catalogue
-from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json
 from satunet.labels import LabelSpace, build_label_space
@@ -154,7 +154,7 @@ def _scans(dataset: Dataset, case: Case) -> set[str]:
 def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[str]:
     if fold == "all":
         return [c.identifier for c in dataset.training_cases()]
-    file = preprocessed_dir() / unified / "splits_final.json"
+    file = UnifiedFolder(name=unified).splits
     try:
         split = read_json(file)[int(fold)]
         scans, trained = set(split["val"]), set(split["train"])

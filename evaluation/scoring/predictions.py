@@ -21,7 +21,7 @@ from pathlib import Path
 from satunet.evaluation.scoring.sources import holds_masks
 from satunet.images.image import image_ending, strip_ending
 
-_DATASET = re.compile(r"^Dataset\d{3}_.+?__(?P<rest>.+)$")
+_DATASET = re.compile(r"^Dataset\d{3,}_.+?__(?P<rest>.+)$")
 _CHANNEL = re.compile(r"^(?P<case>.+?)__?(?P<channel>\d{4})$")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ SUBFOLDER = "segmentations"
 """Where TotalSegmentator's cases keep their masks."""
 
 
+@runtime_checkable
 class Masks(Protocol):
     """Masks of classes on one grid."""
 

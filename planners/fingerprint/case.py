@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from satunet.datasets.raw import Case, Dataset
 from satunet.errors import GridMismatchError, MissingFileError
 from satunet.geometry import Grid, reorient, same_grid
+from satunet.images.content import voxel_digest
 from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.images.label_ids import dense_ids
@@ -99,6 +100,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
         label_extents_mm=extents,
         label_centroids_mm=centroids,
         cropped_voxels={n: lost for n, count in voxels.items() if (lost := count - inside.get(n, 0))},
+        scans=tuple(voxel_digest(image) for image in images),
         source=source,
         digest=file_digest(case),
     )

@@ -19,7 +19,7 @@ from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import PlanError
 from satunet.planners.fingerprint.intensities import ChannelStatistics
 
-FINGERPRINT_VERSION = 4
+FINGERPRINT_VERSION = 5
 
 Triple = tuple[float, float, float]
 
@@ -41,6 +41,7 @@ class CaseFingerprint:
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
         label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
         cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are any.
+        scans: Hash of the voxels of each channel; empty for constant ones.
         source: Size and time of its files.
         digest: Hash of its files: what the cache goes by where only their times have changed.
     """
@@ -57,6 +58,7 @@ class CaseFingerprint:
     label_extents_mm: dict[int, Triple] = field(default_factory=dict)
     label_centroids_mm: dict[int, Triple] = field(default_factory=dict)
     cropped_voxels: dict[int, int] = field(default_factory=dict)
+    scans: tuple[str, ...] = ()
     source: str = ""
     digest: str = ""
 
@@ -87,6 +89,7 @@ class DatasetFingerprint:
         channels: Statistics of each channel; of a union: of each modality.
         nnunet_channels: The same of the foreground as nnunetv2 sees it, voxels as they are stored and the ignore label
             among them; empty where there is no difference.
+        channel_names: What ``dataset.json`` calls the channels; of a union: nothing.
         failed: Case → (size and time of its files, why it cannot be used).
         settings: What of ``dataset.json`` the fingerprint depends on.
         approximate: Whether a part of it is nnU-Net's own, which merges approximately and knows no label.
@@ -96,6 +99,7 @@ class DatasetFingerprint:
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelStatistics, ...]
     nnunet_channels: tuple[ChannelStatistics, ...] = ()
+    channel_names: tuple[str, ...] = ()
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     settings: str = ""
     approximate: bool = False
@@ -122,6 +126,7 @@ class DatasetFingerprint:
                 "cases": [case.to_json() for case in self.cases],
                 "channels": [channel.to_json() for channel in self.channels],
                 "nnunet_channels": [channel.to_json() for channel in self.nnunet_channels],
+                "channel_names": list(self.channel_names),
                 "failed": {case: list(why) for case, why in self.failed.items()},
             },
         }
@@ -143,6 +148,7 @@ class DatasetFingerprint:
             cases=tuple(CaseFingerprint.from_json(case) for case in ours["cases"]),
             channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["channels"]),
             nnunet_channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["nnunet_channels"]),
+            channel_names=tuple(ours["channel_names"]),
             failed={case: (source, reason) for case, (source, reason) in ours["failed"].items()},
             settings=ours["settings"],
             approximate=bool(ours["approximate"]),
@@ -189,7 +195,13 @@ class DatasetFingerprint:
             raise PlanError(
                 f"{dataset.name}: not a fingerprint of nnU-Net ({type(error).__name__}: {error})"
             ) from error
-        return cls(dataset=dataset.name, cases=cases, channels=channels, approximate=True)
+        return cls(
+            dataset=dataset.name,
+            cases=cases,
+            channels=channels,
+            channel_names=dataset.channel_names,
+            approximate=True,
+        )
 
 
 def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "union") -> DatasetFingerprint:

@@ -150,8 +150,9 @@ def _extract(
         nnunet_channels=()
         if same
         else tuple(ChannelStatistics.of(theirs[channel], modality) for channel, modality in modalities),
+        channel_names=dataset.channel_names,
         failed=failed,
-        settings=_settings(dataset) + f"; modalities {', '.join(dataset.modalities)}",
+        settings=_all_settings(dataset),
     )
 
 
@@ -178,8 +179,7 @@ def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Ca
     """Whether no file of the dataset has changed since."""
     known = {c.case: c.source for c in fingerprint.cases}
     known |= {case: source for case, (source, _) in fingerprint.failed.items()}
-    settings = _settings(dataset) + f"; modalities {', '.join(dataset.modalities)}"
-    return fingerprint.settings == settings and known == {c.identifier: file_stamp(c) for c in cases}
+    return fingerprint.settings == _all_settings(dataset) and known == {c.identifier: file_stamp(c) for c in cases}
 
 
 def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -> CaseFindings | None:
@@ -229,6 +229,13 @@ def _settings(dataset: Dataset) -> str:
     return (
         f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}, {dataset.ignore_label} ignored; "
         f"reader {dataset.reader}"
+    )
+
+
+def _all_settings(dataset: Dataset) -> str:
+    """The same of a dataset, with what its channels are, which changes no number of a case."""
+    return (
+        f"{_settings(dataset)}; modalities {', '.join(dataset.modalities)}; channels {', '.join(dataset.channel_names)}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.paths import dataset_number, preprocessed_dir
 from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import PlanError
 from satunet.images.image import read_grid
@@ -70,7 +70,7 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
     marker.unlink(missing_ok=True)
     with prints_to_log(logger, "nnunetv2"):
         preprocess_dataset(
-            int(name[7:10]),
+            dataset_number(name),
             plans_identifier=PLANS_NAME,
             configurations=(CONFIGURATION,),
             num_processes=(max(1, processes),),

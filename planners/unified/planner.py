@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.datasets.catalogue import load_catalogue
-from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import PlanError
 from satunet.jobs.files import write_json
 from satunet.network.config import NetworkConfig
@@ -62,7 +61,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
     why["queries"] = (
         f"{options.queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
     )
-    normalizations, why["normalisation"] = plan_normalization(fingerprints, options.normalization)
+    schemes = plan_normalization(fingerprints, options.normalization)
+    why["normalisation"] = schemes.why
     why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
     raised = sorted(name for name, factor in factors.items() if factor != 1)
     if raised:
@@ -82,7 +82,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         patch_size=patch,
         batch_size=batch,
         queries_per_scan=options.queries_per_scan,
-        normalization=normalizations,
+        normalization=schemes.by_modality,
+        channel_normalization=schemes.by_channel,
         network=network,
         text_encoder=options.text_encoder,
         datasets=names,
@@ -95,9 +96,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
 
 def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
-    folder = preprocessed_dir() / plan.dataset_name
-    write_json(folder / "dataset_fingerprint.json", merge_fingerprints(fingerprints, plan.dataset_name).to_json())
-    file = folder / f"{plan.plans_name}.json"
+    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_json())
+    file = plan.unified_folder.plan
     plan.save(file)
     return file
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 
 from satunet.errors import EnvironmentProblemError, ScanError, UserError
 
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Command(Protocol):
     """What the command line asks of a command."""
 
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
     from satunet.cli.pretrain import Pretrain
+    from satunet.cli.prompts import Prompts
     from satunet.cli.train import Train
 
     commands: TypeAlias = (  # type: ignore[valid-type]
@@ -53,6 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Preprocess, subcommand("preprocess")]
         | Annotated[Train, subcommand("train")]
         | Annotated[Predict, subcommand("predict")]
+        | Annotated[Prompts, subcommand("prompts")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Knowledge, subcommand("knowledge")]

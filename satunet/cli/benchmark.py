@@ -194,13 +194,13 @@ class Benchmark:
         from satunet.cli.environment import quick_check
 
         quick_check()
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.evaluation.benchmark.run import Contest, run_benchmark
         from satunet.jobs.progress import setup_logging
-        from satunet.models.results import model_folder
 
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
         contest = Contest(
-            model=self.model or model_folder("Dataset900_Unified"),
+            model=self.model or UnifiedFolder().results,
             output=self.output,
             folds=tuple(int(f) if f.isdigit() else f for f in self.folds) or (None,),
             specialists=self.specialists,

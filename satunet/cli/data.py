@@ -109,13 +109,16 @@ class Labels:
 
     def run(self) -> int:
         """Print a row a class, what was found out about each dataset, and what a person should look at."""
+        from satunet.datasets.paths import dataset_number
+        from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
         from satunet.labels import build_label_space
-        from satunet.planners.run import known_fingerprints
+        from satunet.planners.run import known_fingerprints, scans_of
         from satunet.planners.unified.review import review_label_space
 
         names = dataset_names(self.datasets)
-        space = build_label_space([load_dataset(name) for name in names])
+        datasets = [load_dataset(name) for name in names]
+        space = build_label_space(datasets)
         fingerprints = known_fingerprints(names)
         findings = review_label_space(space, fingerprints)
         if self.json:
@@ -125,7 +128,7 @@ class Labels:
         rows: list[dict[str, object]] = [
             {
                 "class": info.name + (" (lesion)" if info.lesion else ""),
-                "datasets": sorted(int(name[7:10]) for name in info.datasets),
+                "datasets": sorted(dataset_number(name) for name in info.datasets),
                 "modalities": info.modalities,
                 "regions": info.regions,
                 "names in the datasets": info.source_names,
@@ -140,6 +143,10 @@ class Labels:
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
             print_rows(looks, f"{len(looks)} things look wrong")
+        cases = {d.name: [c.identifier for c in d.training_cases()] for d in datasets if d.has_scans}
+        people = find_people(datasets, cases, scans_of(fingerprints))
+        if people.findings:
+            print_rows([{"cases of one person": finding} for finding in people.findings], "Who is in several cases")
         unknown = len(names) - len(fingerprints)
         if unknown:
             sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")
@@ -196,8 +203,10 @@ class _Planning:
         from satunet.datasets.raw import override_modalities
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
+        from satunet.planners.run import require_apart
 
         names = dataset_names(self.datasets)
+        require_apart(self.plan.name, names)
         setup_logging(preprocessed_dir() / self.plan.name / "plan_and_preprocess.log", verbose=self.verbose)
         override_modalities(self.modality)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
@@ -264,20 +273,20 @@ class Preprocess:
 
     def run(self) -> int:
         """Write the store of preprocessed scans, or check it."""
-        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
         from satunet.datasets.raw import override_modalities
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
         from satunet.preprocessing.verify import verify_store
 
-        folder = preprocessed_dir() / dataset_name_of(self.dataset)
-        plan = UnifiedPlan.load(folder / "satunetPlans.json")
-        setup_logging(folder / "plan_and_preprocess.log", verbose=self.verbose)
+        unified = UnifiedFolder.find(self.dataset)
+        plan = UnifiedPlan.load(unified.plan)
+        setup_logging(unified.folder / "plan_and_preprocess.log", verbose=self.verbose)
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify:
-            summary = verify_store(folder / plan.data_identifier, plan=plan, processes=workers)
+            summary = verify_store(unified.store, plan=plan, processes=workers)
         else:
             override_modalities(self.modality)
             summary = preprocess_datasets(plan, plan.datasets, processes=workers)

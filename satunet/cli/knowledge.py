@@ -82,14 +82,12 @@ class Build:
     def _space(self) -> tuple[LabelSpace | None, Path | None]:
         if self.dataset is None:
             return None, None
-        from satunet.datasets.paths import dataset_name_of, preprocessed_dir
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.labels import LabelSpace
-        from satunet.plan import UnifiedPlan
 
-        folder = preprocessed_dir() / dataset_name_of(self.dataset)
-        space = LabelSpace.load(folder / "label_space.json")
-        store = folder / UnifiedPlan.load(folder / "satunetPlans.json").data_identifier
-        return space, store if store.is_dir() else None
+        unified = UnifiedFolder.find(self.dataset)
+        space = LabelSpace.load(unified.label_space)
+        return space, unified.store if unified.store.is_dir() else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,12 +79,12 @@ class Train:
 
         from satunet.compute import distributed
         from satunet.datasets.paths import dataset_name_of
+        from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
-        from satunet.models.results import model_folder
         from satunet.trainers.unified.run import run_training
 
         name = dataset_name_of(self.dataset)
-        fold = model_folder(name) / f"fold_{fold_of(self.fold)}"
+        fold = UnifiedFolder(name=name).model(fold_of(self.fold))
         setup_logging(fold / distributed.log_name(), verbose=self.verbose)
         if not distributed.first():
             logging.getLogger("satunet").handlers[0].setLevel(logging.ERROR)  # the terminal; its log file has it all

@@ -11,15 +11,13 @@ import contextlib
 import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from satunet.compute.choices import Precision as Precision
 from satunet.errors import UserError
 
 if TYPE_CHECKING:  # torch takes a second to import, and commands name a Precision before they need one
     import torch
-
-Precision = Literal["auto", "bfloat16", "float16", "float32"]
-"""``auto`` is the rule of this module; the others are taken as given."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

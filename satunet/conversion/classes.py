@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.datasets.catalogue import CatalogueRecord
 from satunet.images.image import unique_ids
+from satunet.images.label_ids import dense_ids
 from satunet.labels.unions import canonical_names
 
 Combination = frozenset[str]
@@ -183,12 +184,10 @@ def other_ids(
     labels: NDArray[np.unsignedinteger[Any]], stored_ids: Mapping[int, int]
 ) -> NDArray[np.unsignedinteger[Any]]:
     """A label map with other ids; ids without one keep theirs."""
-    present = unique_ids(labels)
-    mapped = {i: stored_ids.get(i, i) for i in present}
+    mapped = {i: stored_ids.get(i, i) for i in unique_ids(labels)}
     if all(before == after for before, after in mapped.items()):
         return labels
-    table = np.zeros(max(present, default=0) + 1, dtype=np.min_scalar_type(max(mapped.values(), default=0)))
-    for before, after in mapped.items():
-        table[before] = after
-    result: NDArray[np.unsignedinteger[Any]] = table[labels]
+    ids, places = dense_ids(labels)
+    table = np.array([mapped.get(i, 0) for i in ids], dtype=np.min_scalar_type(max(mapped.values())))
+    result: NDArray[np.unsignedinteger[Any]] = table[places]
     return result

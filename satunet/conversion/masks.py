@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ def read_classes(mask: MaskSource, table: ClassTable, grid: Grid, *, trust_shape
     if image_ending(path) in (".nii", ".nii.gz"):
         loaded = open_nifti(path)
         if any(n != 1 for n in loaded.shape[3:]):
-            return _from_stack(path, loaded, table, grid, trust_shape)
-    return _from_label_map(path, table, grid, trust_shape)
+            return _from_stack(path, loaded, mask.order or table.names, table, grid, trust_shape)
+    return _from_label_map(path, mask.order, table, grid, trust_shape)
 
 
 def fit(labels: Image, grid: Grid, *, trust_shape: bool = False) -> NDArray[Any]:
@@ -88,7 +88,9 @@ def fit(labels: Image, grid: Grid, *, trust_shape: bool = False) -> NDArray[Any]
     raise AssertionError("a grid that does not fit was found to fit")
 
 
-def _from_label_map(path: Path, table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:
+def _from_label_map(path: Path, order: tuple[str, ...], table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:
+    if order and not table.fixed:
+        table = _own_ids(order, table)
     if path.suffix == ".npy":
         array = load_array(path)
         array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
@@ -110,6 +112,15 @@ def _from_label_map(path: Path, table: ClassTable, grid: Grid, trust_shape: bool
     ids = _with_ids_of_table(fitted, path, table)
     unchanged = as_stored and ids is image.array and same_grid(image.grid, grid)
     return LabelMap(array=np.ascontiguousarray(ids) if not unchanged else ids, unchanged=unchanged)
+
+
+def _own_ids(order: tuple[str, ...], table: ClassTable) -> ClassTable:
+    """The table for a case whose ids 1, 2, 3 … are the classes that it lists itself, in its own order."""
+    stored = {place: table.labels[name] for place, name in enumerate(order, start=1)}
+    if all(before == after for before, after in stored.items()) and len(stored) == len(table.labels):
+        return table
+    labels = {name: table.labels[name] for name in order}
+    return replace(table, labels=labels, stored_ids=stored)
 
 
 def _with_ids_of_table(array: NDArray[Any], path: Path, table: ClassTable) -> NDArray[np.unsignedinteger[Any]]:
@@ -143,17 +154,19 @@ def _one_class(inside: NDArray[np.bool_], table: ClassTable) -> NDArray[np.unsig
     return ids
 
 
-def _from_stack(path: Path, loaded: Any, table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:
+def _from_stack(
+    path: Path, loaded: Any, names: tuple[str, ...], table: ClassTable, grid: Grid, trust_shape: bool
+) -> LabelMap:
     """A four-dimensional file: SAT-DS puts the axis of the masks first, everyone else last."""
     shape = tuple(loaded.shape)
     if len(shape) != 4:
         raise GridMismatchError(path, f"a stack of masks has four axes, got the shape {shape}")
     sides = [first for first in (True, False) if sorted(shape[1:] if first else shape[:3]) == sorted(grid.shape)]
-    fitting = [first for first in sides if (shape[0] if first else shape[3]) <= len(table.names)]
+    fitting = [first for first in sides if (shape[0] if first else shape[3]) <= len(names)]
     if not fitting:
         raise GridMismatchError(
             path,
-            f"the stack has the shape {shape}; expected is {grid.shape} with at most {len(table.names)} masks before "
+            f"the stack has the shape {shape}; expected is {grid.shape} with at most {len(names)} masks before "
             "or behind it",
         )
     first = fitting[0]
@@ -162,7 +175,7 @@ def _from_stack(path: Path, loaded: Any, table: ClassTable, grid: Grid, trust_sh
     combiner = Combiner()
     numbers = combiner.start(own.shape)
     try:
-        for slab, name, inside in masks_of_stack(loaded.dataobj, table.names, first):
+        for slab, name, inside in masks_of_stack(loaded.dataobj, names, first):
             combiner.add(numbers[:, :, slab], name, inside)
     except (OSError, EOFError, ValueError) as error:
         raise UnreadableImageError(path, f"the voxels cannot be read ({error})") from error

@@ -28,6 +28,7 @@ from satunet.conversion.sources import (
 )
 from satunet.datasets.memory import WORKER_BYTES
 from satunet.datasets.paths import raw_dir
+from satunet.datasets.people import PATIENTS_FILE
 from satunet.errors import GridMismatchError, MissingFileError, UserError
 from satunet.geometry import Grid, same_grid
 from satunet.images.image import read_grid, write_label_map, write_volume
@@ -321,6 +322,10 @@ def _write_dataset(folder: Path, source: SourceDataset, table: ClassTable, made:
         own = [ids if isinstance(ids, list) else [ids] for name, ids in labels.items() if name != "background"]
         content["regions_class_order"] = [ids[0] for ids in own]
     write_json(folder / "dataset.json", content)
+    cases = [case for case in source.cases if case.identifier in made]
+    if any(case.patient != case.identifier for case in cases):
+        prefix = f"{source.origin}: " if source.origin else ""
+        write_json(folder / PATIENTS_FILE, {case.identifier: f"{prefix}{case.patient}" for case in cases})
     splits = _splits(training, source.validation)
     if splits is None:
         (folder / "splits_final.json").unlink(missing_ok=True)

@@ -80,7 +80,7 @@ def read_sat_ds(
     root = root or _root_of(rows, jsonl)
     kept, test, validation, notes = _split(rows, split, jsonl)
     pattern = record.patient if record else ".+"
-    notes |= _shared_patients(kept, test, pattern)
+    notes |= _shared_patients(kept, test, pattern) | _other_labels(kept)
     groups = _groups(kept, sequences, jsonl)
     channels = _channels(groups, record, jsonl)
     modalities = _modalities(groups, jsonl)
@@ -99,6 +99,7 @@ def read_sat_ds(
         table=table,
         cases=tuple(cases),
         validation=frozenset(_patient(row, pattern) for row in kept if row.patient in validation),
+        origin=record.link if record else dataset,
         description=f"{dataset}, from {jsonl.name}",
         # The published specialists were planned on scans turned to RAS.
         extra={"overwrite_image_reader_writer": "NibabelIOWithReorient"} if record else {},
@@ -157,6 +158,20 @@ def _row(content: dict[str, Any], number: int) -> _Row:
 def _table(rows: Sequence[_Row], record: CatalogueRecord | None) -> ClassTable:
     names = tuple(dict.fromkeys(name for row in rows for name in row.labels))
     return plain_table(names) if record is None else published_table(names, record)
+
+
+def _other_labels(rows: Sequence[_Row]) -> dict[str, str]:
+    """A note where rows list only some of the classes: what they do not list is background in their label maps."""
+    every = {name for row in rows for name in row.labels}
+    partial = [row for row in rows if set(row.labels) != every]
+    if not partial:
+        return {}
+    missing = sorted(every - set(partial[0].labels))
+    return {
+        "labels": f"{len(partial)} of {len(rows)} rows list only some of the {len(every)} classes, row "
+        f"{partial[0].number} not {missing[0]!r}: in them, the others count as absent. Where they are not annotated, "
+        "put rows with the same classes into one file, each a dataset of its own"
+    }
 
 
 def _root_of(rows: Sequence[_Row], jsonl: Path) -> Path:
@@ -342,7 +357,7 @@ def _mask(row: _Row, root: Path) -> MaskSource | None:
         return MaskSource(paths=tuple(root / str(p) for p in row.mask), names=row.labels[: len(row.mask)])
     path = root / str(row.mask)
     if not row.packed and not path.is_dir():
-        return MaskSource(paths=(path,))
+        return MaskSource(paths=(path,), order=row.labels)
     if not path.is_dir():
         return MaskSource(paths=(path,), names=row.labels[:1])  # what is missing is said when it is read
     paths: list[Path] = []

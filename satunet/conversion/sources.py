@@ -15,6 +15,7 @@ from satunet.conversion.classes import ClassTable
 from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
 from satunet.images import nifti
+from satunet.images.dicom import Series, read_series
 from satunet.images.image import Image, image_ending, read_grid, read_image
 
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -34,23 +35,21 @@ class ImageSource:
     Attributes:
         path: An image file, a ``.npy`` array, or a folder with DICOM files.
         volume: Which volume of a four-dimensional file.
-        series: UID of the DICOM series, where a folder has several.
+        dicom: The series, if it is one of DICOM.
         orientation: Of a ``.npy`` array, which has none of its own.
         spacing_mm: Of a ``.npy`` array.
     """
 
     path: Path
     volume: int | None = None
-    series: str | None = None
+    dicom: Series | None = None
     orientation: str = "RAS"
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that the scan is read from."""
-        if self.path.is_dir():
-            return tuple(sorted(p for p in self.path.iterdir() if p.is_file()))
-        return (self.path,)
+        return self.dicom.files if self.dicom is not None else (self.path,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +57,16 @@ class MaskSource:
     """Where the classes of a case are.
 
     Attributes:
-        paths: A label map or a stack of masks; or a mask a class, named by ``names``.
-        names: Class of each mask, where there is one a class.
+        paths: A label map or a stack of masks; or one mask per class, named by ``names``.
+        names: Class of each mask, where there is one per class.
+        order: Classes of a stack's masks, or of the ids 1, 2, 3 … of a label map, as the case itself lists them; those
+            of the whole dataset where it does not.
         boxes: For masks cut to their boxes (``.npy``): (i1, j1, k1, i2, j2, k2) of each.
     """
 
     paths: tuple[Path, ...]
     names: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
 
 
@@ -98,6 +100,8 @@ class SourceDataset:
         table: Its classes and their ids.
         cases: Its cases, in order.
         validation: Patients of the validation part of a split, if it has one.
+        origin: Where its patients' names are from: the same name elsewhere is another person. Empty where names hold
+            everywhere, as those of a hospital do.
         description: Free text.
         extra: More entries of its ``dataset.json``.
         notes: What a user should know: rows that a split leaves out, and the like.
@@ -110,6 +114,7 @@ class SourceDataset:
     table: ClassTable
     cases: tuple[SourceCase, ...]
     validation: frozenset[str] = frozenset()
+    origin: str = ""
     description: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -159,8 +164,8 @@ def read_source(source: ImageSource) -> Image:
     path = source.path
     if not path.exists():
         raise MissingFileError(path, "no such file or folder")
-    if path.is_dir():
-        return _read_series(source)
+    if source.dicom is not None:
+        return read_series(source.dicom)
     if path.suffix == ".npy":
         return _read_array(source)
     if source.volume is None:
@@ -214,12 +219,3 @@ def _read_array(source: ImageSource) -> Image:
         raise NotThreeDimensionalError(source.path, f"the array has the shape {array.shape}; allowed are three axes")
     grid = array_grid(array.shape, source.orientation, source.spacing_mm)
     return Image(array=array, grid=grid, path=source.path)
-
-
-def _read_series(source: ImageSource) -> Image:
-    from satunet.images.dicom import find_series, read_series
-
-    found = [s for s in find_series(source.path) if source.series in (None, s.uid)]
-    if len(found) != 1:
-        raise UnreadableImageError(source.path, f"{len(found)} DICOM series in this folder; expected is one")
-    return read_series(found[0])

@@ -156,7 +156,7 @@ class Catalogue:
 
     def by_name(self, dataset_name: str) -> CatalogueRecord | None:
         """The record that has a dataset's name (``Dataset003_AMOS22CT``, ``AMOS22_CT``), whatever its number."""
-        return self._by_name.get(simple_name(re.sub(r"^Dataset\d{3}_", "", dataset_name)))
+        return self._by_name.get(simple_name(re.sub(r"^Dataset\d{3,}_", "", dataset_name)))
 
     @cached_property
     def _by_name(self) -> dict[str, CatalogueRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from satunet.datasets.raw import Case
+from satunet.geometry import Grid
 from satunet.images.image import read_grid, voxel_bytes
 
 WORKER_BYTES = 250_000_000
@@ -33,10 +34,20 @@ def preprocessing_bytes(case: Case, spacing_mm: tuple[float, float, float]) -> i
     Raises:
         ScanError: A header cannot be read.
     """
-    grid = read_grid(case.images[0])
-    voxels = math.prod(grid.shape)
     as_read = max(voxel_bytes(path) for path in case.images) + (voxel_bytes(case.label) + 1 if case.label else 0)
+    return WORKER_BYTES + scan_bytes(read_grid(case.images[0]), as_read, spacing_mm)
+
+
+def scan_bytes(grid: Grid, as_read: int, spacing_mm: tuple[float, float, float]) -> int:
+    """Peak of memory that reading and preprocessing one scan takes; an upper bound, within a factor of two.
+
+    Args:
+        grid: Of the scan.
+        as_read: Bytes of a voxel as it is read.
+        spacing_mm: Spacing wanted.
+    """
+    voxels = math.prod(grid.shape)
     # The number of voxels wanted does not depend on the order of axes; cropping can only make it smaller.
     wanted = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
     # Normalised and half resampled beside what was read; percentiles take a copy more.
-    return int(WORKER_BYTES + voxels * (as_read + 8) + 12 * max(wanted, voxels / 4))
+    return int(voxels * (as_read + 8) + 12 * max(wanted, voxels / 4))

@@ -19,7 +19,7 @@ _PURPOSE = {
     "nnUNet_preprocessed": "the folder for plans and preprocessed scans",
     "nnUNet_results": "the folder for trained models",
 }
-_DATASET_NAME = re.compile(r"^Dataset(\d{3})_[\w.\-]+$")
+_DATASET_NAME = re.compile(r"^Dataset(\d{3,})_.+$")
 
 
 def raw_dir() -> Path:
@@ -54,7 +54,20 @@ def results_dir() -> Path:
 
 def all_dataset_names() -> tuple[str, ...]:
     """Names of all raw datasets, in the order of their ids; the unified dataset has no raw folder and is not here."""
-    return tuple(sorted(p.name for p in raw_dir().iterdir() if p.is_dir() and _DATASET_NAME.match(p.name)))
+    names = [p.name for p in raw_dir().iterdir() if p.is_dir() and _DATASET_NAME.match(p.name)]
+    return tuple(sorted(names, key=lambda name: (dataset_number(name), name)))
+
+
+def dataset_number(name: str) -> int:
+    """Number of a dataset's folder: 3 of ``Dataset003_AMOS22CT``.
+
+    Raises:
+        DatasetNotFoundError: No name of a dataset.
+    """
+    match = _DATASET_NAME.match(name)
+    if match is None:
+        raise DatasetNotFoundError(f"{name!r}: a dataset's folder is named DatasetNNN_Name, with three digits or more")
+    return int(match[1])
 
 
 def dataset_name_of(dataset: int | str) -> str:
@@ -75,7 +88,7 @@ def dataset_name_of(dataset: int | str) -> str:
     known = ", ".join(sorted(names)) or "none"
     if not text.isdigit():
         raise DatasetNotFoundError(f"no dataset {text!r} in nnUNet_raw ({raw_dir()}); present: {known}")
-    found = sorted(name for name in names if int(name[7:10]) == int(text))
+    found = sorted(name for name in names if dataset_number(name) == int(text))
     if not found:
         raise DatasetNotFoundError(f"no dataset with id {int(text)} in nnUNet_raw ({raw_dir()}); present: {known}")
     if len(found) > 1:

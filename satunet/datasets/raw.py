@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from satunet.datasets.paths import dataset_name_of, preprocessed_dir, raw_dir
+from satunet.datasets.paths import dataset_name_of, dataset_number, preprocessed_dir, raw_dir
 from satunet.errors import DatasetError, MissingFileError, ScanError, UserError
 from satunet.jobs.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from satunet.images.image import Image
 
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
@@ -51,7 +54,7 @@ class Dataset:
     """What a dataset's ``dataset.json`` says.
 
     Attributes:
-        id: Three-digit id of the folder's name.
+        id: Number in the folder's name.
         name: Folder name, ``DatasetNNN_Name``.
         folder: The folder in ``nnUNet_raw``.
         channel_names: Names of the channels, in order.
@@ -61,6 +64,7 @@ class Dataset:
         file_ending: Ending of its files, such as ``".nii.gz"``.
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
+        source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
     """
 
     id: int
@@ -73,6 +77,7 @@ class Dataset:
     file_ending: str = ".nii.gz"
     description: str | None = None
     reader: str | None = None
+    source: str | None = None
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -194,13 +199,11 @@ def read_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
     ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
     labels, ignore = _labels(content.get("labels"), file)
-    match = re.match(r"^Dataset(\d{3})_", folder.name)
-    if match is None:
-        raise DatasetError(f"{folder}: a dataset folder is named DatasetNNN_Name")
     description = content.get("description")
+    source = content.get("source") or content.get("reference")
     inferred = tuple(modality_of_channel(c, hint=f"{folder.name} {description or ''}") for c in ordered)
     return Dataset(
-        id=int(match[1]),
+        id=dataset_number(folder.name),
         name=folder.name,
         folder=folder,
         channel_names=ordered,
@@ -210,6 +213,7 @@ def read_dataset(folder: Path) -> Dataset:
         file_ending=str(content.get("file_ending", ".nii.gz")),
         description=str(description) if description else None,
         reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
+        source=str(source) if source else None,
     )
 
 
@@ -248,8 +252,8 @@ def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
 
 
 def scan_id(dataset_name: str, case: str, channel: int) -> str:
-    """Name of a scan: one channel of a case of a dataset."""
-    return f"{dataset_name}__{case}__{channel:04d}"
+    """Name of a scan: one channel of a case of a dataset; :func:`split_scan_id` takes it apart, whatever the names."""
+    return f"{_quoted(dataset_name)}__{case}__{channel:04d}"
 
 
 def split_scan_id(scan: str) -> tuple[str, str, int]:
@@ -258,11 +262,23 @@ def split_scan_id(scan: str) -> tuple[str, str, int]:
     case, _, channel = rest.rpartition("__")
     if not case or not channel.isdigit():
         raise ValueError(f"{scan!r} is no scan name; expected is <dataset>__<case>__<channel>")
-    return dataset_name, case, int(channel)
+    return dataset_name.replace("%5F", "_").replace("%25", "%"), case, int(channel)
 
 
-def check_case(dataset: Dataset, case: Case) -> list[ScanError]:
-    """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids."""
+def _quoted(dataset_name: str) -> str:
+    """A dataset's name without the two underscores that end it in a scan's name, as they would be in an address."""
+    quoted = dataset_name.replace("%", "%25").replace("__", "_%5F")
+    return f"{quoted[:-1]}%5F" if quoted.endswith("_") else quoted
+
+
+def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | None = None) -> list[ScanError]:
+    """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids.
+
+    Args:
+        dataset: Its dataset.
+        case: The case.
+        seen: Called with every image that can be read.
+    """
     from satunet.images.image import read_image, read_label_map, require_grid, require_ids
 
     faults: list[ScanError] = []
@@ -277,6 +293,8 @@ def check_case(dataset: Dataset, case: Case) -> list[ScanError]:
     grid = None
     for path in case.images:
         image = attempt(read_image, path)
+        if image is not None and seen is not None:
+            seen(image)
         if image is not None and grid is not None:
             attempt(require_grid, image, grid)
         grid = grid or (image.grid if image is not None else None)

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from satunet.datasets.paths import UNIFIED_DATASET
 from satunet.datasets.raw import load_dataset
 from satunet.demo.datasets import make_demo_datasets
 from satunet.evaluation.benchmark.run import Contest, run_benchmark
@@ -65,7 +66,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     summary.include(prepared)
     _announce(3, f"one text-prompted network for all classes, {steps} steps")
     config = TrainingConfig.from_recipe("short", steps=steps)
-    model = train_unified("Dataset900_Unified", fold="all", config=config, device=device, continue_training="if_begun")
+    model = train_unified(UNIFIED_DATASET, fold="all", config=config, device=device, continue_training="if_begun")
     _announce(4, f"a specialist nnU-Net per dataset, trained by nnunetv2, {steps} steps each")
     for name in names:
         train_specialist(name, fold="all", recipe=config, device=device, continue_training=True)

@@ -60,6 +60,16 @@ def read_grid(path: Path) -> Grid:
     return stored.grid()
 
 
+def image_files(path: Path) -> tuple[Path, ...]:
+    """All files that an image is read from: the header's, and those that it names for its voxels.
+
+    Raises:
+        MissingFileError, UnreadableImageError: As in :func:`read_grid`.
+    """
+    path = _existing(path)
+    return (path,) if _is_nifti(path) else tuple(dict.fromkeys((path, *_header(path).files)))
+
+
 def header_doubts(path: Path) -> tuple[str, ...]:
     """What an image's header leaves open about where its voxels are, and what is believed; a sentence each.
 

@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 
 from satunet.errors import DiskFullError, SatunetError, UserError
+from satunet.jobs.names import safe_name
 
 _LITTLE = 1 << 20
 """Bytes that are left where a disk is as good as full."""
@@ -170,9 +171,8 @@ def read_json(path: Path) -> Any:
 
 
 def mask_file_name(name: str) -> str:
-    """File name, without ending, of a prompt's mask: safe on every file system, and readable."""
-    safe = "".join(c if c.isalnum() or c in "+-." else "_" for c in name.strip())
-    return safe.strip(".") or "_"
+    """File name, without ending, of a prompt's mask; see :mod:`satunet.jobs.names`."""
+    return safe_name(name)
 
 
 def _to_json(value: Any) -> Any:

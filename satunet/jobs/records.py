@@ -37,7 +37,8 @@ def to_plain(record: Any) -> dict[str, Any]:
     Args:
         record: Instance of a dataclass.
     """
-    return {"version": _version(type(record))} | _converter().unstructure(record)
+    fields: dict[str, Any] = _converter().unstructure(record)
+    return {"version": _version(type(record))} | fields
 
 
 def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: type[SatunetError] = UserError) -> Record:
@@ -67,9 +68,11 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
     import cattrs
 
     try:
-        if version < newest and hasattr(cls, "upgrade"):
-            fields = cls.upgrade(fields, version)
-        return _converter().structure(fields, cls)
+        upgrade = getattr(cls, "upgrade", None)
+        if version < newest and upgrade is not None:
+            fields = upgrade(fields, version)
+        record: Record = _converter().structure(fields, cls)
+        return record
     except SatunetError as problem:  # a value that the record itself refuses
         raise error(f"{source}: {problem}") from problem
     except (cattrs.BaseValidationError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:

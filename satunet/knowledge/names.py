@@ -1,4 +1,4 @@
-"""Our own small table of names: synonyms, adjectives, words of other languages, and groups of classes.
+"""Our own small table of names: synonyms, words of other languages, and groups of classes.
 
 ``names.json`` is written for satunet and needs no other source. Its keys are classes as the label space calls them.
 """
@@ -14,7 +14,7 @@ from satunet.errors import KnowledgeError
 from satunet.jobs.files import read_json
 from satunet.knowledge.tree import name_key
 
-NAMES_VERSION = 1
+NAMES_VERSION = 2
 _FILE = Path(__file__).parent / "names.json"
 LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "nl": "Dutch", "pt": "Portuguese",
              "la": "Latin"}  # fmt: skip
@@ -26,7 +26,6 @@ class Names:
 
     Attributes:
         synonyms: Class → other English names.
-        adjectives: Adjective → the structure it is of.
         foreign: Class → language → words.
         foreign_sides: Side → words.
         groups: Group → classes, as they may be called in a label space.
@@ -34,7 +33,6 @@ class Names:
     """
 
     synonyms: Mapping[str, tuple[str, ...]]
-    adjectives: Mapping[str, str]
     foreign: Mapping[str, Mapping[str, tuple[str, ...]]]
     foreign_sides: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, tuple[str, ...]]
@@ -80,7 +78,6 @@ def load_names(path: Path = _FILE) -> Names:
             raise KnowledgeError(f"{path}: version {content.get('version')!r}; this satunet reads {NAMES_VERSION}")
         return Names(
             synonyms={k: tuple(v) for k, v in content["synonyms"].items()},
-            adjectives=content["adjectives"],
             foreign={k: {c: tuple(w) for c, w in v.items()} for k, v in content["foreign"].items()},
             foreign_sides={k: tuple(v) for k, v in content["foreign_sides"].items()},
             groups={k: tuple(v) for k, v in content["groups"].items()},

@@ -6,6 +6,8 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from satunet.datasets.catalogue import Catalogue, CatalogueRecord, contradictory_sides, load_catalogue
 from satunet.datasets.raw import MODALITIES, Dataset
@@ -72,6 +74,22 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
     classes = tuple(_info(drafts[name], catalogue) for name in sorted(drafts))
     ignored = {d.name: d.ignore_label for d in datasets if d.ignore_label is not None}
     return LabelSpace(classes=classes, ids=ids, notes=notes, ignored=ignored)
+
+
+@lru_cache(maxsize=1)
+def catalogue_space() -> LabelSpace:
+    """The label space of all 72 datasets of SAT-DS, which need not be there."""
+    return build_label_space(
+        Dataset(
+            id=record.id,
+            name=record.folder,
+            folder=Path(record.folder),
+            channel_names=record.channel_names,
+            modalities=(record.modality,) * len(record.channel_names),
+            labels={name: (value,) for name, value in record.labels.items()},
+        )
+        for record in load_catalogue().records
+    )
 
 
 def listed_classes(dataset: Dataset, catalogue: Catalogue | None = None) -> dict[str, tuple[int, ...]]:

@@ -74,7 +74,9 @@ _PHRASES = {
     "middle lung lobe": "lung middle lobe", "intervertebral discs": "intervertebral disc",
 }  # fmt: skip
 
-_FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided", "hand", "whole", "entire"}
+_FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided"}
+_WHOLE = {"whole", "entire"}
+_LESION_HEADS = {"tumor", "lesion", "cancer", "carcinoma", "neoplasm", "mass", "edema"}
 
 # Structures whose name includes a side: the left atrium is not the atrium's left copy.
 _INTRINSIC = re.compile(
@@ -155,15 +157,20 @@ def _key(text: str) -> tuple[str | None, str]:
 
 def _base(words: list[str]) -> str:
     words = [w for word in words for w in _WORDS.get(word, word).split()]
-    return _vertebra(" ".join(_phrases([w for w in words if w not in _FILLERS] or words)))
+    # "on the left hand side" says nothing of a hand; "bones of the hand" does.
+    words = [w for w, after in zip(words, [*words, ""][1:], strict=True) if (w, after) != ("hand", "side")]
+    # The whole liver is the liver; the whole tumor is more than the tumor (edema and necrosis are of it).
+    idle = _FILLERS if _LESION_HEADS & set(words) else _FILLERS | _WHOLE
+    return _vertebra(" ".join(_phrases([w for w in words if w not in idle] or words)))
 
 
 def _words(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKD", text)
     plain = "".join(c for c in plain if not unicodedata.combining(c))
-    plain = re.sub(r"[^\w\s]|_", " ", plain)
+    plain = re.sub(r"[^\w\s]|_", " ", plain.replace("&", " and ").replace("+", " and "))
     tokens = plain.split()
-    if len(tokens) >= 3 and tokens[0].lower() in SIDES:
+    shouted = all(t.isupper() for t in tokens if t.isalpha())
+    if len(tokens) >= 3 and tokens[0].lower() in SIDES and not shouted:
         # Only mixed-case short forms right behind the side, which spell out initials of what follows.
         short, rest = tokens[1], "".join(tokens[2:]).lower()
         if _REDUNDANT_ABBREVIATION.match(short) and sum(c.isupper() for c in short) >= 1 and len(short) <= 6:

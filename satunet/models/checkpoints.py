@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from satunet.errors import ModelError
+from satunet.network.config import NetworkConfig
+from satunet.network.model import PromptedUNet
 
 _SHOWN = 8  # names of keys in a message; a wrong checkpoint has hundreds
 
@@ -103,6 +106,24 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: P
         network.load_state_dict({k: w.detach().to(types[k]) for k, w in weights.items()}, strict=True, assign=True)
     else:
         network.load_state_dict(dict(weights), strict=True)
+
+
+def empty_network(config: NetworkConfig) -> PromptedUNet:
+    """A network whose weights have shapes and no values, for :func:`load_weights` to fill; made in no time."""
+    with torch.device("meta"), _NoRandomNumbers():
+        return PromptedUNet(config)
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves out initialisations: on the device ``meta`` they do nothing but import torch's compiler, for a second."""
+
+    _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The tensor itself for what would fill it."""
+        return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:

@@ -17,20 +17,29 @@ and its weights are checked against their hash whenever it is loaded.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
 from satunet.jobs.files import read_json
 from satunet.labels import LabelSpace
-from satunet.models.checkpoints import hash_weights, load_checkpoint, load_weights, network_weights
+from satunet.models.checkpoints import (
+    empty_network,
+    hash_weights,
+    load_checkpoint,
+    load_weights,
+    network_weights,
+)
 from satunet.models.shipped import resolve_model
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
@@ -160,18 +169,14 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModelFolder:
-    """A model, loaded.
+class ModelDescription:
+    """What a model is and can be asked for, without its weights.
 
     Attributes:
         path: The folder.
         plan: What it was trained with.
         space: Classes it knows.
         bank: Embeddings of their texts.
-        network: In evaluation mode, on the CPU.
-        weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
-        fold: Which fold's weights.
-        checkpoint: Name of the weights' file.
         card: What else is known; ``None`` for a result folder.
     """
 
@@ -179,11 +184,71 @@ class ModelFolder:
     plan: UnifiedPlan
     space: LabelSpace
     bank: TextBank
+    card: ModelCard | None = None
+
+    @classmethod
+    def read(cls, path: Path | str) -> ModelDescription:
+        """Read plan, classes and texts of a model or result folder.
+
+        Raises:
+            ModelError: Something is missing, damaged, or does not belong together.
+        """
+        path = resolve_model(path)
+        plan, space, bank = read_description(path)
+        card = ModelCard.load(path / MODEL_FILE) if is_model_folder(path) else None
+        return ModelDescription(path=path, plan=plan, space=space, bank=bank, card=card)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities it was trained on, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
+        known = {m for c in self.space.classes for m in c.modalities}
+        return tuple(m for m in MODALITIES if m in known)
+
+    def text_encoder(self) -> TextEncoder:
+        """The encoder for texts that are not in the bank: the folder's own if it has one, else the plan's by name.
+
+        Raises:
+            ModelError: It cannot be had, or is not the one that the bank was made with.
+        """
+        own = self.path / TEXT_ENCODER_FOLDER
+        if not own.is_dir():
+            return load_text_encoder(self.plan.text_encoder)
+        encoder = load_text_encoder(str(own))
+        if encoder.fingerprint != self.bank.encoder_fingerprint:
+            raise ModelError(
+                f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
+                f"with ({self.bank.encoder_fingerprint})"
+            )
+        return encoder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFolder(ModelDescription):
+    """A model, loaded.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
+        fold: Which fold's weights.
+        checkpoint: Name of the weights' file.
+    """
+
     network: PromptedUNet
     weights_hash: str
     fold: int | str
     checkpoint: str = DEFAULT_CHECKPOINT
-    card: ModelCard | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a result of this model depends on, as short hashes: weights, plan, texts."""
+        plan = json.dumps(self.plan.to_nnunet(), sort_keys=True, default=str)
+        texts = hashlib.sha256("\n".join(self.bank.texts).encode())
+        texts.update(np.ascontiguousarray(self.bank.vectors).tobytes())
+        return {
+            "weights": self.weights_hash,
+            "plan": hashlib.sha256(plan.encode()).hexdigest()[:16],
+            "texts": texts.hexdigest()[:16],
+        }
 
     @classmethod
     def load(
@@ -214,8 +279,7 @@ class ModelFolder:
         digest = hash_weights(weights)
         if card is not None and digest != card.weights_hash:
             raise ModelError(f"{file}: the weights are not those that {MODEL_FILE} names; the file is damaged")
-        with torch.device("meta"):  # no random numbers for weights that are about to be replaced
-            network = PromptedUNet(plan.network)
+        network = empty_network(plan.network)
         load_weights(network, weights, source=file)
         network.eval()
         network.deep_supervision = False
@@ -230,29 +294,6 @@ class ModelFolder:
             checkpoint=file.name,
             card=card,
         )
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities it was trained on, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
-        known = {m for c in self.space.classes for m in c.modalities}
-        return tuple(m for m in MODALITIES if m in known)
-
-    def text_encoder(self) -> TextEncoder:
-        """The encoder for texts that are not in the bank: the folder's own if it has one, else the plan's by name.
-
-        Raises:
-            ModelError: It cannot be had, or is not the one that the bank was made with.
-        """
-        own = self.path / TEXT_ENCODER_FOLDER
-        if not own.is_dir():
-            return load_text_encoder(self.plan.text_encoder)
-        encoder = load_text_encoder(str(own))
-        if encoder.fingerprint != self.bank.encoder_fingerprint:
-            raise ModelError(
-                f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
-                f"with ({self.bank.encoder_fingerprint})"
-            )
-        return encoder
 
 
 def is_model_folder(path: Path) -> bool:

@@ -19,11 +19,10 @@ from satunet.datasets.catalogue import Catalogue, load_catalogue
 from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import UserError
 from satunet.labels import LabelSpace, build_label_space, text_variants
-from satunet.models.checkpoints import load_checkpoint, load_weights
+from satunet.models.checkpoints import empty_network, load_checkpoint, load_weights
 from satunet.models.folder import ModelCard
 from satunet.models.writing import write_model
 from satunet.network.config import NetworkConfig
-from satunet.network.model import PromptedUNet
 from satunet.network.published import (
     modality_rows,
     network_state,
@@ -75,8 +74,7 @@ def import_sat(
     state = state_dict_of(load_checkpoint(checkpoint), source=checkpoint)
     config = preset_of(state, presets, source=checkpoint)
     weights = network_state(state, source=checkpoint)
-    with torch.device("meta"):
-        load_weights(PromptedUNet(config), weights, source=checkpoint)
+    load_weights(empty_network(config), weights, source=checkpoint)
     text_state = state_dict_of(load_checkpoint(text_encoder), source=text_encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as temporary:

@@ -86,13 +86,10 @@ def _verify(path: Path) -> list[str]:
 
 
 def _network(plan: UnifiedPlan) -> dict[str, Any]:
-    import torch
-
-    from satunet.network.model import PromptedUNet
+    from satunet.models.checkpoints import empty_network
 
     config = plan.network
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in PromptedUNet(config).parameters())
+    parameters = sum(p.numel() for p in empty_network(config).parameters())
     return {
         "preset": config.preset,
         "backbone": config.backbone,

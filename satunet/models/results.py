@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from satunet.datasets.paths import results_dir
 from satunet.errors import ModelError
 from satunet.jobs.files import read_json
 
@@ -12,11 +11,6 @@ CONFIG_FILE = "training_config.json"
 """How a fold was trained."""
 SPLIT_FILE = "split.json"
 """Scans that a fold was trained and validated on; ``splits_final.json`` may change after."""
-
-
-def model_folder(dataset_name: str, plans_name: str = "satunetPlans", configuration: str = "3d_fullres") -> Path:
-    """Folder in ``nnUNet_results`` where the trainer puts a unified network."""
-    return results_dir() / dataset_name / f"SATTrainer__{plans_name}__{configuration}"
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from satunet.jobs.files import atomic_folder, write_json
 from satunet.labels import LabelSpace
-from satunet.models.checkpoints import hash_weights, load_weights
+from satunet.models.checkpoints import empty_network, hash_weights, load_weights
 from satunet.models.folder import (
     DEFAULT_CHECKPOINT,
     MODEL_FILE,
@@ -26,7 +25,6 @@ from satunet.models.folder import (
     check_bank,
 )
 from satunet.models.trained_scans import TRAINED_SCANS_FILE, HashedNames
-from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank
 
@@ -73,9 +71,7 @@ def write_model(
     from satunet import __version__
 
     check_bank(bank, plan, output)
-    with torch.device("meta"):
-        network = PromptedUNet(plan.network)
-    load_weights(network, weights, source=output)
+    load_weights(empty_network(plan.network), weights, source=output)
     card = ModelCard(
         name=name,
         weights_hash=hash_weights(weights),

@@ -17,11 +17,12 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from satunet.compute.choices import Engine as Engine
 from satunet.compute.devices import Precision, precision_for
 from satunet.errors import UserError
 from satunet.network.backbone import UNet
@@ -30,7 +31,6 @@ from satunet.network.cpu.norms import Norm, scale_
 
 logger = logging.getLogger(__name__)
 
-Engine = Literal["auto", "eager", "fused", "compile"]
 _ROWS_AT_ONCE = 1 << 14
 """Voxels that are scaled at once where compiled code failed: what is computed in float32 beside them stays small."""
 

@@ -1,6 +1,29 @@
 """Prediction: a model, scans and prompts → masks in each scan's own grid."""
 
-from satunet.models.folder import ModelFolder
-from satunet.prediction.predictor import Prediction, Predictor
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-__all__ = ["ModelFolder", "Prediction", "Predictor"]
+if _TYPE_CHECKING:
+    from satunet.models.folder import ModelFolder as ModelFolder
+    from satunet.prediction.options import Outputs as Outputs
+    from satunet.prediction.options import PredictOptions as PredictOptions
+    from satunet.prediction.postprocess import Postprocessing as Postprocessing
+    from satunet.prediction.predictor import Prediction as Prediction
+    from satunet.prediction.predictor import Predictor as Predictor
+
+_PLACES = {
+    "ModelFolder": "satunet.models.folder",
+    "Outputs": "satunet.prediction.options",
+    "Postprocessing": "satunet.prediction.postprocess",
+    "PredictOptions": "satunet.prediction.options",
+    "Prediction": "satunet.prediction.predictor",
+    "Predictor": "satunet.prediction.predictor",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A part, imported when it is asked for: a command that only shows its options needs no torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)

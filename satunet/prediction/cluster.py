@@ -1,89 +1,64 @@
-"""Prediction on a Dask cluster: every worker loads the model once and takes scan after scan.
+"""Prediction on a Dask cluster: every worker loads the models once and takes scan after scan.
 
-Scans, model and output must have the same paths on all machines. A worker with several threads reads and writes
-beside the network, which takes one scan at a time; a worker a GPU is started with ``CUDA_VISIBLE_DEVICES``.
+Scans, models and output must have the same paths on all machines. A worker with several threads reads and writes
+beside the network, which takes one scan at a time; a worker per GPU is started with ``CUDA_VISIBLE_DEVICES``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
-from satunet.models.folder import ModelFolder
-from satunet.prediction.folder import FolderRun, check_prompts, predict_one
-from satunet.prediction.inputs import ScanJob
-from satunet.prediction.outputs import Outputs
+from satunet.models.choice import ModelChoice
+from satunet.prediction.door import ScanJob, Vocabulary
+from satunet.prediction.folder import FolderRun, predict_one, protect
+from satunet.prediction.limits import require_writable
+from satunet.prediction.options import PredictOptions
+from satunet.prediction.outputs import SUMMARY, Protected
 from satunet.prediction.predictor import Predictor
 
 _loading = threading.Lock()
 _loaded: dict[str, Predictor] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to make a predictor, wherever it is needed.
-
-    Attributes:
-        model: The model's folder.
-        fold: As in :meth:`ModelFolder.load`.
-        checkpoint: As in :meth:`ModelFolder.load`.
-        options: Further arguments of :class:`Predictor`.
-    """
-
-    model: Path
-    fold: str | None = None
-    checkpoint: str = "checkpoint_final.pth"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def make(self) -> Predictor:
-        """Load the model; raises as :meth:`ModelFolder.load`."""
-        return Predictor(ModelFolder.load(self.model, fold=self.fold, checkpoint=self.checkpoint), **self.options)
-
-
 def predict_on_cluster(
     jobs: Sequence[ScanJob],
     output: Path,
-    recipe: Recipe,
-    prompts: Sequence[str] | None,
+    choice: ModelChoice,
+    options: PredictOptions,
     *,
     scheduler: str,
-    modality: str | None = None,
-    outputs: Outputs | None = None,
-    overwrite: bool = False,
+    inputs: Iterable[Path] = (),
 ) -> JobSummary:
-    """As :func:`~satunet.prediction.folder.predict_folder`, on the workers of a Dask scheduler.
+    """As :func:`~satunet.prediction.folder.predict_jobs`, on the workers of a Dask scheduler.
 
     Args:
-        jobs: Scans.
+        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
         output: Where to write.
-        recipe: The predictor.
-        prompts: As in ``predict_folder``.
+        choice: The models.
+        options: How to predict.
         scheduler: Its address, ``tcp://host:8786``.
-        modality: As in ``predict_folder``.
-        outputs: As in ``predict_folder``.
-        overwrite: As in ``predict_folder``.
+        inputs: Other files that no result may replace, such as lists of prompts.
 
     Raises:
-        ModelError: The model cannot be loaded here.
-        UserError: The cluster cannot be reached.
+        ModelError: The models cannot be used.
+        UserError: The cluster cannot be reached, or results cannot be written.
+        DiskFullError: There is no space left.
     """
-    absolute = replace(recipe, model=recipe.model.resolve())
-    # Wrong prompts and models are known before a worker is asked.
-    check_prompts(absolute.make(), jobs, prompts)
+    absolute = replace(choice, model=tuple(folder.resolve() for folder in choice.folders))
+    vocabulary = Vocabulary.of(absolute.describe())
+    jobs = [_absolute(job) for job in jobs]
     work = _Work(
-        recipe=absolute,
+        choice=absolute,
         output=output.resolve(),
-        prompts=None if prompts is None else tuple(dict.fromkeys(prompts)),
-        modality=modality,
-        outputs=outputs or Outputs(),
-        overwrite=overwrite,
+        options=options,
+        protected=protect(jobs, output, options, vocabulary, [*inputs, *absolute.folders]),
     )
-    jobs = [replace(job, path=job.path.resolve()) for job in jobs]
+    require_writable(output)
     summary = JobSummary("prediction")
     workers = Workers(scheduler=scheduler)
     for outcome in run_parallel(work, jobs, description="Predicting", processes=workers, key=lambda job: job.name):
@@ -91,7 +66,7 @@ def predict_on_cluster(
             summary.failed(outcome.item.name, outcome.error)
         else:
             (summary.done if outcome.result else summary.skipped)(outcome.item.name)
-    summary.save(output / "prediction_summary.json")
+    summary.save(output / SUMMARY)
     return summary
 
 
@@ -99,30 +74,29 @@ def predict_on_cluster(
 class _Work:
     """What a worker does with a scan; it is sent there."""
 
-    recipe: Recipe
+    choice: ModelChoice
     output: Path
-    prompts: tuple[str, ...] | None
-    modality: str | None
-    outputs: Outputs
-    overwrite: bool
+    options: PredictOptions
+    protected: Protected
 
     def __call__(self, job: ScanJob) -> bool:
         """Predict a scan; ``False`` if it was done already."""
-        run = FolderRun(
-            output=self.output,
-            predictor=_predictor(self.recipe),
-            prompts=self.prompts,
-            modality=self.modality,
-            outputs=self.outputs,
-            overwrite=self.overwrite,
-        )
-        return predict_one(run, job)
+        predictor = _predictor(self.choice, self.options)
+        return predict_one(FolderRun(output=self.output, predictor=predictor, protected=self.protected), job)
 
 
-def _predictor(recipe: Recipe) -> Predictor:
-    key = repr(recipe)
+def _predictor(choice: ModelChoice, options: PredictOptions) -> Predictor:
+    key = repr((choice, options))
     with _loading:
         if key not in _loaded:
             _loaded.clear()  # one model at a time
-            _loaded[key] = recipe.make()
+            _loaded[key] = Predictor(choice.load(), options)
         return _loaded[key]
+
+
+def _absolute(job: ScanJob) -> ScanJob:
+    """The same job, wherever a worker was started."""
+    scan, series = job.scan, job.scan.series
+    if series is not None:
+        series = replace(series, files=tuple(file.resolve() for file in series.files))
+    return replace(job, scan=replace(scan, path=scan.path.resolve(), series=series))

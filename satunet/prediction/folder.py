@@ -11,21 +11,35 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from satunet.errors import PromptError
+from satunet import __version__
+from satunet.errors import DiskFullError
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, progress_bar
+from satunet.jobs.records import to_plain
+from satunet.labels.containment import wholes_of
 from satunet.prediction.dicom_objects.source import read_source
-from satunet.prediction.inputs import ScanJob, collect_scans
+from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.inputs import Scan, collect_scans
+from satunet.prediction.limits import require_memory, require_writable
 from satunet.prediction.masks import BoxedMask
-from satunet.prediction.outputs import MANIFEST_VERSION, Outputs, ScanResult, is_done
-from satunet.prediction.predictor import Predictor, PreparedScan
+from satunet.prediction.options import PredictOptions
+from satunet.prediction.outputs import (
+    MANIFEST_VERSION,
+    STATISTICS,
+    SUMMARY,
+    Protected,
+    ScanResult,
+    why_not_done,
+)
+from satunet.prediction.predictor import Found, Predictor, PreparedScan
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
@@ -36,47 +50,51 @@ _WAITING_SCANS = 2
 
 
 def predict_folder(
-    inputs: Sequence[Path | ScanJob],
-    output: Path,
-    predictor: Predictor,
-    prompts: Sequence[str] | None,
-    *,
-    modality: str | None = None,
-    outputs: Outputs | None = None,
-    overwrite: bool = False,
+    inputs: Sequence[Path | Scan], output: Path, predictor: Predictor, prompts: str | Iterable[str] | None
 ) -> JobSummary:
     """Predict scans into a folder; :mod:`satunet.prediction.outputs` says what is written.
-
-    Started by ``torchrun``, every process takes its share of the scans.
 
     Args:
         inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
         output: Where to write.
-        predictor: With its model.
+        predictor: With its model and options.
         prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
             the scan's modality.
-        modality: Of all scans; a scan's own, or guessed, if not given.
-        outputs: What to write; a mask a prompt if not given.
-        overwrite: Predict scans again that are done already.
 
     Returns:
         What became of each scan.
 
     Raises:
         PromptError: Prompts that cannot be used.
-        UserError: A folder without scans, or two scans of one name.
+        UserError: A folder without scans, a result that would replace an input, or a folder that cannot be written to.
+        DiskFullError: There is no space left; nothing that follows could be kept either.
     """
-    jobs = [job for job in inputs if isinstance(job, ScanJob)]
-    paths = [path for path in inputs if not isinstance(path, ScanJob)]
-    jobs += collect_scans(paths) if paths or not jobs else []
-    run = FolderRun(
-        output=output, predictor=predictor, prompts=None if prompts is None else tuple(dict.fromkeys(prompts)),
-        modality=modality, outputs=outputs or Outputs(), overwrite=overwrite,
-    )  # fmt: skip
-    run.matches.update(check_prompts(predictor, jobs, run.prompts))
+    scans = [scan for scan in inputs if isinstance(scan, Scan)]
+    paths = [path for path in inputs if not isinstance(path, Scan)]
+    scans += collect_scans(paths) if paths or not scans else []
+    jobs = resolve(scans, prompts, predictor.vocabulary, predictor.options)
+    return predict_jobs(jobs, output, predictor)
+
+
+def predict_jobs(
+    jobs: Sequence[ScanJob], output: Path, predictor: Predictor, *, inputs: Iterable[Path] = ()
+) -> JobSummary:
+    """Predict scans of which everything is decided; started by ``torchrun``, every process takes its share.
+
+    Args:
+        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
+        output: Where to write.
+        predictor: With its model and options.
+        inputs: Other files that no result may replace, such as lists of prompts.
+
+    Raises:
+        UserError, DiskFullError: As :func:`predict_folder`.
+    """
+    run = FolderRun.begin(jobs, output, predictor, inputs=inputs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = jobs[rank::world]
     summary = JobSummary("prediction")
+    full: list[DiskFullError] = []
     with ExitStack() as stack:
         advance = stack.enter_context(progress_bar("Predicting", len(mine)))
         closing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="finish"))
@@ -86,7 +104,9 @@ def predict_folder(
 
         def ended(job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
             with lock:
-                if error is not None:
+                if isinstance(error, DiskFullError):
+                    full.append(error)
+                elif error is not None:
                     summary.failed(job.name, error)
                 else:
                     (summary.skipped if skipped else summary.done)(job.name)
@@ -94,26 +114,47 @@ def predict_folder(
 
         clock = _Clock()
         for job, reading in _ahead(mine, run.prepare, stack):
+            if full:
+                break
             try:
                 with clock.idle():
-                    scan = reading.result()
-                if scan is None:
+                    prepared = reading.result()
+                if prepared is None:
                     ended(job, skipped=True)
                     continue
-                result = run.result_of(job, scan)
+                result = run.result_of(prepared)
                 result.begin()
                 started = time.monotonic()
-                report = partial(_show_windows, advance, job.name)
+                report = partial(_show_windows, advance, job.name, full)
                 pending = _find_and_write(run, result, writing, masks, report, clock)
                 with clock.idle():
                     behind.acquire()
                 closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
                 ended(job, error)
+    if full:
+        raise full[0]
     if summary.done_items:
         summary.note("network busy", f"{clock.busy_percent:.0f} % of the time")
-    summary.save(output / ("prediction_summary.json" if world == 1 else f"prediction_summary_{rank}.json"))
+    file = output / (SUMMARY if world == 1 else SUMMARY.replace(".json", f"_{rank}.json"))
+    run.protected.check(file)
+    summary.save(file)
     return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job that the network can begin with.
+
+    Attributes:
+        job: With everything decided.
+        scan: Preprocessed.
+        stamp: What it is made of.
+    """
+
+    job: ScanJob
+    scan: PreparedScan
+    stamp: Stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,105 +163,122 @@ class FolderRun:
 
     Attributes:
         output: Where to write.
-        predictor: With its model.
-        prompts: Of scans without prompts of their own; ``None``: every class.
-        modality: Of all scans.
-        outputs: What to write.
-        overwrite: Whether to predict scans again that are done.
-        matches: What prompts mean, as far as it is known already.
+        predictor: With its model and options.
+        protected: What no result may replace.
     """
 
     output: Path
     predictor: Predictor
-    prompts: tuple[str, ...] | None
-    modality: str | None
-    outputs: Outputs
-    overwrite: bool
-    matches: dict[str, list[PromptMatch]] = field(default_factory=dict)
+    protected: Protected
 
-    def prepare(self, job: ScanJob) -> PreparedScan | None:
+    @classmethod
+    def begin(
+        cls, jobs: Sequence[ScanJob], output: Path, predictor: Predictor, *, inputs: Iterable[Path] = ()
+    ) -> FolderRun:
+        """Refuse what cannot go well, before anything is computed.
+
+        Raises:
+            UserError: A result would replace an input, or the folder cannot be written to.
+        """
+        folders = [model.path for model in predictor.models]
+        protected = protect(jobs, output, predictor.options, predictor.vocabulary, [*inputs, *folders])
+        require_writable(output)
+        return cls(output=output, predictor=predictor, protected=protected)
+
+    def prepare(self, job: ScanJob) -> Prepared | None:
         """Read and preprocess a scan; ``None`` if it is done."""
-        if not self.overwrite and is_done(self.output, job.name, self.outputs.combine, self._manifest(job)):
+        predictor = self.predictor
+        combined = self.combined(job)
+        reason = why_not_done(self.output, job, predictor.options.outputs, combined)
+        if reason is None and not predictor.options.overwrite:
             return None
-        if job.series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
-            read_source(job.series)  # a series that cannot carry results is refused before any work
-        named = self.modality or (job.modality if job.modality != "other" else None)
-        matches = [m for p in job.prompts or self.prompts or () for m in self.matches.get(p, ())]
-        return self.predictor.prepare(job.read(), named, matches)
+        logger.debug("%s: %s", job.name, reason or "done already, and predicted again as asked")
+        outputs = predictor.options.outputs
+        if job.scan.series is not None and (outputs.dicom_seg or outputs.rtstruct):
+            read_source(job.scan.series)  # a series that cannot carry results is refused before any work
+        require_memory(job.scan, [model.plan for model in predictor.models])
+        stamp = Stamp.of(job.scan.files, combined)
+        image = job.scan.read()
+        job = job.settled(predictor.vocabulary, image)
+        assert job.modality is not None and job.matches is not None  # settled
+        return Prepared(job=job, scan=predictor.prepare(image, job.modality, job.matches), stamp=stamp)
 
-    def result_of(self, job: ScanJob, scan: PreparedScan) -> ScanResult:
+    def result_of(self, prepared: Prepared) -> ScanResult:
         """What will be written for a scan."""
-        wanted = job.prompts or self.prompts
-        if wanted is None:
-            model = self.predictor.model
-            wanted = tuple(c.name for c in model.space.classes if scan.modality in c.modalities)
-            if not wanted:
-                known = ", ".join(model.modalities)
-                raise PromptError(f"the model knows no class for the modality {scan.modality!r}; it knows {known}")
-        missing = [p for p in wanted if p not in self.matches]
-        if missing:
-            self.matches.update(by_prompt(self.predictor.match(missing)))
-        # Two prompts may stand for one class; its mask is written once.
-        matches = self.predictor.offered([m for p in wanted for m in self.matches[p]], scan.modality)
-        for match in (m for m in matches if m.status == "unknown" and m.note):
-            logger.info("%s: %s", job.name, match.note)
-        found = list({m.prompt: m for m in matches}.values())
-        how = scan.modality_from
-        if self.modality is None and job.modality == scan.modality and how == "given":
-            how = "DICOM header" if job.series is not None else "list of scans"
-        logger.info("%s: taken as %s (%s), %d prompts", job.name, scan.modality, how, len(wanted))
+        job, options = prepared.job, self.predictor.options
+        logger.info(
+            "%s: taken as %s (%s), %d prompts", job.name, job.modality, job.modality_from, len(job.matches or ())
+        )
+        guesses = [m.class_name for m in job.matches or () if m.note.endswith("is a guess")]
+        if guesses:
+            shown = ", ".join(map(str, guesses[:5])) + (f" and {len(guesses) - 5} more" if len(guesses) > 5 else "")
+            logger.warning(
+                "%s: the model never learned %s from %s scans; masks are guesses", job.name, shown, job.modality
+            )
         manifest = {
             "version": MANIFEST_VERSION,
             "scan": job.name,
-            "modality": scan.modality,
-            "modality_from": how,
-            "model": str(self.predictor.model.path),
-            **self._manifest(job),
+            "source": str(job.scan.path),
+            "modality": job.modality,
+            "modality_from": job.modality_from,
+            "requested": None if job.requested is None else list(job.requested),
+            "model": [str(model.path) for model in self.predictor.models],
+            "weights": "+".join(model.weights_hash for model in self.predictor.models),
+            "options": asdict(options),
+            "stamp": to_plain(prepared.stamp),
         }
         return ScanResult(
-            output=self.output, job=job, scan=scan, matches=found, outputs=self.outputs, manifest=manifest
+            output=self.output,
+            job=job,
+            scan=prepared.scan,
+            outputs=options.outputs,
+            manifest=manifest,
+            wholes=self.wholes,
+            protected=self.protected,
         )
 
-    def write(self, result: ScanResult, position: int, found: Any) -> BoxedMask:
+    def write(self, result: ScanResult, position: int, found: Found) -> BoxedMask:
         """Restore and write one mask."""
         mask = self.predictor.restore(found, result.scan)
         result.write_mask(position, mask, found)
         return mask
 
-    def _manifest(self, job: ScanJob) -> dict[str, Any]:
-        """What a result depends on."""
-        wanted = job.prompts or self.prompts
+    def combined(self, job: ScanJob) -> dict[str, Any]:
+        """What a scan's result depends on besides the scan."""
+        options = self.predictor.options
         return {
-            "source": str(job.path),
-            "weights": self.predictor.model.weights_hash,
-            "settings": self.predictor.settings,
-            "outputs": asdict(self.outputs),
-            "requested": list(wanted) if wanted is not None else None,
+            "models": [model.identity for model in self.predictor.models],
+            "prompts": None if job.requested is None else list(job.requested),
+            "modality": job.modality,
+            "overlap": options.window_overlap,
+            "mirror": options.mirror,
+            "postprocessing": asdict(options.postprocessing),
+            "outputs": asdict(options.outputs),
+            "version": __version__,
         }
 
+    @cached_property
+    def wholes(self) -> dict[str, frozenset[str]]:
+        """Class → classes that it is part of; needed for combined label maps alone."""
+        return wholes_of(self.predictor.vocabulary.space) if self.predictor.options.outputs.combine else {}
 
-def check_prompts(
-    predictor: Predictor, jobs: Sequence[ScanJob], prompts: Sequence[str] | None
-) -> dict[str, list[PromptMatch]]:
-    """What all prompts mean; says once which of them name no class.
+
+def protect(
+    jobs: Sequence[ScanJob], output: Path, options: PredictOptions, vocabulary: Vocabulary, inputs: Iterable[Path]
+) -> Protected:
+    """What the results of jobs must not replace: their scans, and files and folders besides.
 
     Raises:
-        PromptError: Prompts that cannot be used.
+        UserError: They would.
     """
-    every = dict.fromkeys(p for own in (prompts, *(job.prompts for job in jobs)) for p in own or ())
-    if prompts is not None and not prompts:
-        raise PromptError("no prompt was given")
-    found = predictor.match(list(every)) if every else []
-    _report(found)
-    return by_prompt(found)
-
-
-def by_prompt(matches: Sequence[PromptMatch]) -> dict[str, list[PromptMatch]]:
-    """What was typed → its matches."""
-    found: dict[str, list[PromptMatch]] = {}
-    for match in matches:
-        found.setdefault(match.expanded_from or match.prompt, []).append(match)
-    return found
+    besides = [file for given in inputs for file in ([given] if not given.is_dir() else given.rglob("*"))]
+    protected = Protected.of([*(file for job in jobs for file in job.scan.files), *besides])
+    every = [PromptMatch(prompt=n, class_name=n, status="known") for n in vocabulary.space.class_names]
+    for job in jobs:
+        protected.check_scan(output, job, options.outputs, every if job.matches is None else job.matches)
+    for name in (SUMMARY, STATISTICS):
+        protected.check(output / name)
+    return protected
 
 
 _one_network = threading.Lock()
@@ -235,10 +293,10 @@ def predict_one(run: FolderRun, job: ScanJob) -> bool:
     Raises:
         Exception: Whatever is wrong with the scan.
     """
-    scan = run.prepare(job)
-    if scan is None:
+    prepared = run.prepare(job)
+    if prepared is None:
         return False
-    result = run.result_of(job, scan)
+    result = run.result_of(prepared)
     result.begin()
     started = time.monotonic()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
@@ -269,7 +327,7 @@ def _find_and_write(
 
 def _ahead(
     jobs: Sequence[ScanJob], prepare: Any, stack: ExitStack
-) -> Iterator[tuple[ScanJob, Future[PreparedScan | None]]]:
+) -> Iterator[tuple[ScanJob, Future[Prepared | None]]]:
     """Jobs with their preparation, which runs one job ahead."""
     reading = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="read"))
     upcoming = [(job, reading.submit(prepare, job)) for job in jobs[:1]]
@@ -301,7 +359,9 @@ class _Clock:
         return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
-def _show_windows(advance: Any, name: str, done: int, total: int) -> None:
+def _show_windows(advance: Any, name: str, full: Sequence[DiskFullError], done: int, total: int) -> None:
+    if full:
+        raise full[0]  # nothing that is found could be kept
     advance(0, f"{name}: {done}/{total} windows")
 
 
@@ -320,20 +380,3 @@ def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], st
     for position, future in pending:
         masks[position] = future.result()
     result.finish(masks, time.monotonic() - started)
-
-
-def _report(matches: Sequence[PromptMatch]) -> None:
-    """Say once what prompts mean that name no class, or several."""
-    for prompt, found in by_prompt(matches).items():
-        if found[0].expanded_from is not None:
-            logger.info("prompt %r stands for %s", prompt, ", ".join(m.prompt for m in found))
-            continue
-        match = found[0]
-        near = ", ".join(f"{name} ({value:.2f})" for name, value in match.nearest)
-        if match.status == "similar":
-            logger.warning("prompt %r names no class of the model; segmented by its wording; nearest: %s", prompt, near)
-        elif match.status == "unknown":
-            why = match.note or f"nothing the model knows; nearest: {near or 'none'}"
-            logger.warning("prompt %r: %s; no mask is written", prompt, why)
-        elif match.note:
-            logger.info("prompt %s", match.note)

@@ -1,21 +1,33 @@
-"""What to predict: scans of files, folders and DICOM series, and the prompts of each."""
+"""What a user named: scans of files, folders and DICOM series, and the prompts of each.
+
+:mod:`satunet.prediction.door` decides what becomes of it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from satunet.errors import PromptError, UserError
+from satunet.datasets.raw import MODALITIES, modality_of_channel
+from satunet.errors import PromptError, ScanError, UserError
 from satunet.images.dicom import Series, find_series, read_series
+from satunet.images.formats import image_files
 from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
+from satunet.jobs.names import name_key, safe_name, unique_names
+
+_OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
+              *(f"prediction_summary_{rank}" for rank in range(64)))  # fmt: skip
+"""Names that no scan's results may have: other files of the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanJob:
-    """One scan to predict.
+class Scan:
+    """One scan, as it was named.
 
     Attributes:
         path: Its file, or the folder of its DICOM series.
@@ -36,25 +48,39 @@ class ScanJob:
         """Ending of the results' files: the scan's own, NIfTI for DICOM."""
         return ".nii.gz" if self.series is not None else image_ending(self.path) or ".nii.gz"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files it is read from, voxels behind a header included; of a file that is no image, that file."""
+        if self.series is not None:
+            return self.series.files
+        try:
+            return image_files(self.path)
+        except ScanError:
+            return (self.path,)
+
     def read(self) -> Image:
         """The scan; raises as :func:`~satunet.images.image.read_image`."""
         return read_image(self.path) if self.series is None else read_series(self.series)
 
 
-def collect_scans(inputs: Sequence[Path]) -> list[ScanJob]:
+def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
     """Scans of files and folders; a folder without images is searched for DICOM series, also in the folders in it.
 
-    nnU-Net's channel suffix ``_0000`` is left out of a result's name where that keeps the names apart.
+    nnU-Net's channel suffix ``_0000`` is left out of a result's name where that keeps the names apart. Files of one
+    name are told apart by the folders above them; a file that is named twice is one scan.
 
     Raises:
-        UserError: A folder without images and series, or two scans of one name.
+        UserError: A folder without images and series, or one that cannot be listed.
     """
-    jobs: list[ScanJob] = []
+    jobs: list[Scan] = []
     for given in inputs:
         if not given.is_dir():
             jobs.append(_of_file(given))  # a file that is missing or no image is that scan's failure, not the job's
             continue
-        images = [_of_file(path) for path in list_images(given)]
+        try:
+            images = [_of_file(path) for path in list_images(given)]
+        except OSError as error:
+            raise UserError(f"{given}: the folder cannot be listed ({error.strerror})") from error
         found = images or _told_apart([_of_series(series, given) for series in find_series(given)])
         if not found:
             raise UserError(
@@ -66,7 +92,7 @@ def collect_scans(inputs: Sequence[Path]) -> list[ScanJob]:
     return _named(jobs)
 
 
-def read_pairs(file: Path) -> list[ScanJob]:
+def read_pairs(file: Path) -> list[Scan]:
     """Scans with prompts of their own, of a JSON list or of JSON lines: ``{"image": …, "prompts": [...]}``.
 
     ``modality`` may be given too. Paths are relative to the file. The keys of SAT's jsonl files (``label``) are
@@ -76,10 +102,10 @@ def read_pairs(file: Path) -> list[ScanJob]:
         UserError: Not such a file; the message names the line or entry.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as a list of images and prompts ({error})") from error
-    jobs: list[ScanJob] = []
+    jobs: list[Scan] = []
     for where, entry in _entries(text, file):
         prompts = entry.get("prompts", entry.get("label")) if isinstance(entry, dict) else None
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
@@ -89,13 +115,25 @@ def read_pairs(file: Path) -> list[ScanJob]:
         if not isinstance(entry.get("image"), str):
             raise UserError(f"{file}, {where}: 'image' must be a path, got {entry.get('image')!r}")
         path = file.parent / entry["image"]
-        modality = str(entry["modality"]).lower() if entry.get("modality") else None
+        modality = _modality_of(entry, where, file)
         scans = collect_scans([path]) if path.is_dir() else [_of_file(path)]
         own = tuple(dict.fromkeys(prompts))
         jobs += [replace(scan, prompts=own, modality=modality or scan.modality) for scan in scans]
     if not jobs:
         raise UserError(f"{file}: no images in it")
     return _named(jobs)
+
+
+def as_prompts(prompts: str | Iterable[str]) -> tuple[str, ...]:
+    """Prompts: one text is one prompt, not its letters, and a generator is read once.
+
+    Raises:
+        PromptError: None at all, or one that is no text or an empty one.
+    """
+    every = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if not every or not all(isinstance(p, str) and p.strip() for p in every):
+        raise PromptError(f"prompts must be texts that are not empty, at least one, got {list(every)}")
+    return every
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
@@ -105,7 +143,7 @@ def read_prompts(file: Path) -> tuple[str, ...]:
         PromptError: No such file, or nothing in it.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{file}: cannot be read as a text file of prompts ({error})") from error
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
@@ -114,34 +152,87 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     return prompts
 
 
-def _of_file(path: Path) -> ScanJob:
-    return ScanJob(path=path, name=strip_ending(path.name))
+def _of_file(path: Path) -> Scan:
+    return Scan(path=path, name=strip_ending(path.name))
 
 
-def _of_series(series: Series, root: Path) -> ScanJob:
-    where = "_".join(series.folder.relative_to(root).parts) or series.patient or root.name
+def _of_series(series: Series, root: Path) -> Scan:
+    where = "_".join(series.folder.relative_to(root).parts) or series.patient or root.resolve().name
     name = "_".join(part for part in (where, series.number) if part)
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    return ScanJob(path=series.folder, name=safe, modality=series.modality, series=series)
+    return Scan(path=series.folder, name=name, modality=series.modality, series=series)
 
 
-def _told_apart(jobs: list[ScanJob]) -> list[ScanJob]:
+def _told_apart(scans: list[Scan]) -> list[Scan]:
     """Series of one folder may have one number, or none: their UIDs tell them apart."""
-    names = [job.name for job in jobs]
+    names = [scan.name for scan in scans]
     return [
-        replace(job, name=f"{job.name}_{job.series.uid}") if job.series and names.count(job.name) > 1 else job
-        for job in jobs
+        replace(scan, name=f"{scan.name}_{scan.series.uid}") if scan.series and names.count(scan.name) > 1 else scan
+        for scan in scans
     ]
 
 
-def _named(jobs: list[ScanJob]) -> list[ScanJob]:
-    full = [job.name for job in jobs]
+def _named(scans: list[Scan]) -> list[Scan]:
+    """The same scans, each once, with names that no two results share on any file system."""
+    scans = _each_once(scans)
+    full = [scan.name for scan in scans]
     short = [n[:-5] if len(n) > 5 and n[-5] == "_" and n[-4:].isdigit() else n for n in full]
-    names = [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise UserError(f"several inputs would give results of the same name: {', '.join(twice[:5])}")
-    return [replace(job, name=name) for job, name in zip(jobs, names, strict=True)]
+    alike = Counter(name_key(safe_name(name)) for name in short)
+    names = [s if alike[name_key(safe_name(s))] == 1 else f for s, f in zip(short, full, strict=True)]
+    names = _with_folders(scans, names)
+    return [replace(scan, name=name) for scan, name in zip(scans, unique_names(names, taken=_OUR_FILES), strict=True)]
+
+
+def _each_once(scans: list[Scan]) -> list[Scan]:
+    """A scan that was named twice is predicted once, for all its prompts."""
+    found: dict[tuple[Path, str], Scan] = {}
+    for scan in scans:
+        key = scan.path.resolve(), scan.series.uid if scan.series is not None else ""
+        before = found.get(key)
+        if before is None:
+            found[key] = scan
+        elif before.prompts is not None and scan.prompts is not None:
+            found[key] = replace(before, prompts=tuple(dict.fromkeys((*before.prompts, *scan.prompts))))
+    return list(found.values())
+
+
+def _last(parts: list[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    return [own[max(0, len(own) - count) :] for own in parts]
+
+
+def _differ(parts: list[tuple[str, ...]]) -> bool:
+    return len({name_key("_".join(own)) for own in parts}) == len(parts)
+
+
+def _with_folders(scans: list[Scan], names: list[str]) -> list[str]:
+    """Names, with as many of the folders above in front as it takes to tell files of one name apart."""
+    alike: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        alike.setdefault(name_key(safe_name(name)), []).append(i)
+    for same in alike.values():
+        if len(same) == 1:
+            continue
+        above = [scans[i].path.resolve().parts[1:-1] for i in same]
+        fronts = next((f for f in map(partial(_last, above), range(1, max(map(len, above)) + 1)) if _differ(f)), None)
+        if fronts is None:
+            continue
+        for i, front in zip(same, fronts, strict=True):
+            names[i] = "_".join((*front, names[i]))
+    # Of one folder: only the format tells them apart.
+    twice = Counter(name_key(safe_name(name)) for name in names)
+    return [
+        name if twice[name_key(safe_name(name))] == 1 else f"{name}{scan.ending.replace('.', '_')}"
+        for scan, name in zip(scans, names, strict=True)
+    ]
+
+
+def _modality_of(entry: dict[str, Any], where: str, file: Path) -> str | None:
+    given = entry.get("modality")
+    if given is None or given == "":
+        return None
+    found = modality_of_channel(str(given))
+    if found == "other" and str(given).lower() != "other":
+        raise UserError(f"{file}, {where}: modality {given!r}; allowed are {', '.join(MODALITIES)}")
+    return found
 
 
 def _entries(text: str, file: Path) -> list[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 ``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, or with ``combine`` one label map
 ``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without it is done
-again.
+again. It holds the stamp of what the result was made of, and the state of every file that was written.
 """
 
 from __future__ import annotations
@@ -10,52 +10,82 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from satunet.errors import UserError
+from satunet.errors import SatunetError, UserError
 from satunet.images.dicom import Series
-from satunet.images.image import Image, write_label_map, write_volume
-from satunet.jobs.files import mask_file_name, read_json, write_json, write_text
-from satunet.prediction.inputs import ScanJob
-from satunet.prediction.masks import BoxedMask, restore_values
+from satunet.images.image import write_label_map, write_volume
+from satunet.jobs.files import read_json, write_json, write_text
+from satunet.jobs.fresh import FileState, Stamp
+from satunet.jobs.names import name_key, unique_names
+from satunet.jobs.records import from_plain, to_plain
+from satunet.prediction.door import ScanJob
+from satunet.prediction.masks import BoxedMask
+from satunet.prediction.options import Outputs
+from satunet.prediction.painting import paint
 from satunet.prediction.predictor import Found, PreparedScan
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.csv"
-_COLUMNS = ("scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "modality", "file", "label")
+SUMMARY = "prediction_summary.json"
+LOG = "predict.log"
+_PROBABILITY = "_probability"
+_COLUMNS = (
+    "scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
+    "label", "note",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What to write.
+class Protected:
+    """Files that no output may replace: scans, lists, models, whatever name leads to them.
 
     Attributes:
-        combine: One label map a scan; where masks overlap, the later prompt wins.
-        probabilities: Probabilities beside the masks, as 0 … 255 with a slope of 1/255; zero where no voxel near
-            exceeds one half.
-        dicom_seg: A DICOM Segmentation beside the masks of a DICOM series.
-        rtstruct: An RT Structure Set beside the masks of a DICOM series.
-        binary_seg: The Segmentation is never a label map.
+        identities: Device and inode of each file.
     """
 
-    combine: bool = False
-    probabilities: bool = False
-    dicom_seg: bool = False
-    rtstruct: bool = False
-    binary_seg: bool = False
+    identities: frozenset[tuple[int, int]] = frozenset()
 
-    def __post_init__(self) -> None:
-        if self.combine and self.probabilities:
-            raise UserError("probabilities go with a mask a prompt, not with one combined label map")
+    @classmethod
+    def of(cls, files: Iterable[Path]) -> Protected:
+        """The files that are there; links lead to what they are of."""
+        return cls(identities=frozenset(i for i in map(_identity, files) if i is not None))
+
+    def check(self, path: Path) -> None:
+        """Refuse an output that would replace one of them.
+
+        Raises:
+            UserError: It would.
+        """
+        if _identity(path) in self.identities:
+            raise UserError(f"{path}: this result would replace an input; name another folder for the results (-o)")
+
+    def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
+        """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
+        self.check(manifest_file(output, job.name, outputs.combine))
+        if outputs.combine:
+            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm"):
+                self.check(output / f"{job.name}{ending}")
+            return
+        folder = output / job.name
+        if not folder.is_dir():
+            self.check(folder)
+            return
+        names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", _PROBABILITY)}
+        for file in folder.iterdir():
+            if name_key(file.name) in names or file.suffix.lower() == ".dcm":
+                self.check(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +94,40 @@ class ScanResult:
 
     Attributes:
         output: Folder of all results.
-        job: The scan.
+        job: The scan, with everything decided.
         scan: Read and prepared.
-        matches: Its prompts.
         outputs: What to write.
         manifest: What the manifest says besides.
+        wholes: Class → classes that it is part of, for combined label maps.
+        protected: What may not be replaced.
     """
 
     output: Path
     job: ScanJob
     scan: PreparedScan
-    matches: Sequence[PromptMatch]
     outputs: Outputs
     manifest: Mapping[str, Any]
+    wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    protected: Protected = Protected()
+    _written: list[Path] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def matches(self) -> tuple[PromptMatch, ...]:
+        """What is looked for."""
+        return self.job.matches or ()
 
     def begin(self) -> None:
-        """Take back an earlier manifest: from now on, the scan is not done. What a killed run left is removed."""
-        manifest_file(self.output, self.job.name, self.outputs.combine).unlink(missing_ok=True)
+        """Take back an earlier manifest, and the files it names: from now on, the scan is not done.
+
+        What a killed run left half-written is removed, too.
+        """
+        manifest = manifest_file(self.output, self.job.name, self.outputs.combine)
+        if _is_foreign(manifest):
+            raise UserError(f"{manifest}: is there already and is no result of satunet; name another folder (-o)")
+        for file in [*_files_of(manifest), manifest]:
+            self.protected.check(file)
+            file.unlink(missing_ok=True)
         for left_over in (self.output / self.job.name).glob(".tmp-*"):
             left_over.unlink(missing_ok=True)
 
@@ -88,42 +135,73 @@ class ScanResult:
         """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
         if self.outputs.combine:
             return
-        folder, name = self.output / self.job.name, self._file_names()[position]
-        write_label_map(folder / f"{name}{self.job.ending}", mask.full, like=self.scan.image)
+        folder, name = self.output / self.job.name, self._names[position]
+        file = self._place(folder / f"{name}{self.job.scan.ending}")
+        write_label_map(file, mask.full, like=self.scan.image)
         if self.outputs.probabilities:
             volume = np.zeros(mask.shape, dtype=np.uint8)
-            near = restore_values(found.values.numpy(), found.box, found.geometry) if found.values is not None else None
+            near = found.restored()
             if near is not None:
                 values, start = near
                 place = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
                 volume[place] = np.rint(values.clip(0, 1) * 255)
-            file = folder / f"{name}_probability{self.job.ending}"
+            file = self._place(folder / f"{name}{_PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
 
     def finish(self, masks: Sequence[BoxedMask | None], seconds: float) -> None:
         """Write what takes all masks, and the manifest."""
-        entries = [_describe(m, mask, self.scan.image) for m, mask in zip(self.matches, masks, strict=True)]
+        entries = [self._describe(m, mask) for m, mask in zip(self.matches, masks, strict=True)]
         content = dict(self.manifest)
         if self.outputs.combine:
-            labels = np.zeros(self.scan.image.grid.shape, dtype=np.uint16)
-            for value, (entry, mask) in enumerate(zip(entries, masks, strict=True), start=1):
-                if mask is not None:
-                    labels[mask.box][mask.inside] = value
-                    entry["label"] = value
-            legend = {entry["label"]: str(entry["prompt"]) for entry in entries if "label" in entry}
-            file = self.output / f"{self.job.name}{self.job.ending}"
-            write_label_map(file, labels, like=self.scan.image, legend=legend)
-            content |= {
-                "labels": {name: value for value, name in legend.items()},
-                "overlap_rule": "the later prompt wins",
-            }
+            content |= self._write_map(entries, masks)
         else:
-            for entry, mask, name in zip(entries, masks, self._file_names(), strict=True):
-                entry["file"] = None if mask is None else f"{name}{self.job.ending}"
-        if self.job.series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
-            content["dicom"] = [file.name for file in self._write_dicom(self.job.series, masks)]
-        content |= {"seconds": round(seconds, 2), "prompts": entries}
-        write_json(manifest_file(self.output, self.job.name, self.outputs.combine), content)
+            for entry, mask, name in zip(entries, masks, self._names, strict=True):
+                entry["file"] = None if mask is None else f"{name}{self.job.scan.ending}"
+        series = self.job.scan.series
+        if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
+            content["dicom"] = [file.name for file in self._write_dicom(series, masks)]
+        content |= {
+            "seconds": round(seconds, 2),
+            "prompts": entries,
+            "files": {file.name: to_plain(FileState.of(file)) for file in self._written},
+        }
+        write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return mask_names(self.matches)
+
+    def _place(self, file: Path) -> Path:
+        """A file that is about to be written."""
+        self.protected.check(file)
+        with self._lock:
+            self._written.append(file)
+        return file
+
+    def _write_map(self, entries: list[dict[str, Any]], masks: Sequence[BoxedMask | None]) -> dict[str, Any]:
+        """One label map; entries are told what of their masks it shows."""
+        image = self.scan.image
+        labels, shown = paint([m.class_name or "" for m in self.matches], masks, self.wholes, image.grid.shape)
+        legend = {}
+        for label, (entry, mask) in enumerate(zip(entries, masks, strict=True), start=1):
+            if mask is None:
+                continue
+            voxels = shown.get(label, 0)
+            covered = mask.voxels - voxels
+            if voxels:
+                legend[label] = str(entry["prompt"])
+                entry["label"] = label
+            if covered:
+                box = labels[mask.box]
+                mean = float(image.array[mask.box][box == label].mean(dtype=np.float64)) if voxels else None
+                entry |= _amount(voxels, mean, image.grid.voxel_ml)
+                entry["covered_ml"] = round(covered * image.grid.voxel_ml, 4)
+        file = self._place(self.output / f"{self.job.name}{self.job.scan.ending}")
+        write_label_map(file, labels, like=image, legend=legend)
+        return {
+            "labels": {name: value for value, name in legend.items()},
+            "overlap_rule": "a part lies over its whole; else the later prompt wins",
+        }
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
         from satunet.knowledge.make import default_tree
@@ -138,23 +216,36 @@ class ScanResult:
         if self.outputs.dicom_seg:
             kind: Kind = "binary" if self.outputs.binary_seg else "auto"
             file = folder / f"{start}segmentation.dcm"
+            self.protected.check(file)
             files += write_segmentations(file, series, named, classes=classes, kind=kind, tree=default_tree())
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
+            self.protected.check(files[-1])
             write_structure_set(files[-1], series, named, classes=classes, tree=default_tree())
+        self._written.extend(files)
         return files
 
-    def _file_names(self) -> list[str]:
-        """File names without ending; "a/b" and "a:b" would share one and are told apart."""
-        names: list[str] = []
-        used: set[str] = set()
-        for match in self.matches:
-            name = mask_file_name(match.prompt)
-            while name.lower() in used:
-                name += "_"
-            used.add(name.lower())
-            names.append(name)
-        return names
+    def _describe(self, match: PromptMatch, mask: BoxedMask | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "prompt": match.prompt,
+            "class": match.class_name,
+            "status": match.status,
+            "similarity": match.similarity,
+            "nearest": [list(n) for n in match.nearest],
+            "file": None,
+        }
+        if match.expanded_from is not None:
+            entry["expanded_from"] = match.expanded_from
+        if match.note:
+            entry["note"] = match.note
+        if mask is not None:
+            entry |= _amount(mask.voxels, mask.mean_of(self.scan.image.array), self.scan.image.grid.voxel_ml)
+        return entry
+
+
+def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
+    """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
+    return unique_names([match.prompt for match in matches], suffixes=("", _PROBABILITY))
 
 
 def manifest_file(output: Path, name: str, combine: bool) -> Path:
@@ -162,20 +253,37 @@ def manifest_file(output: Path, name: str, combine: bool) -> Path:
     return output / f"{name}.json" if combine else output / name / MANIFEST
 
 
-def is_done(output: Path, name: str, combine: bool, wanted: Mapping[str, Any]) -> bool:
-    """Whether the scan's manifest is there with the values wanted, and the files it names exist."""
-    file = manifest_file(output, name, combine)
+def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
+    """Reason why a scan has to be predicted; ``None`` if its result is there, whole, and of this scan and call.
+
+    Args:
+        output: Folder of all results.
+        job: The scan.
+        outputs: What is to be written.
+        combined: What the scan is combined with, as in the stamp.
+    """
+    file = manifest_file(output, job.name, outputs.combine)
+    if not file.is_file():
+        return "no result yet"
     try:
         content = read_json(file)
-        files = [file.parent / e["file"] for e in content["prompts"] if e.get("file")]
-        files += [file.parent / name for name in content.get("dicom", ())]
-        return all(content[key] == value for key, value in wanted.items()) and all(f.is_file() for f in files)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        if content["version"] != MANIFEST_VERSION:
+            return "written by another version"
+        stale = from_plain(content["stamp"], Stamp, source=file).why_stale(job.scan.files, combined)
+        if stale is not None:
+            return stale
+        wanted = [e["file"] for e in content["prompts"] if e.get("file")]
+        missing = [name for name in wanted if name not in content["files"]]
+        for name, state in content["files"].items():
+            if not from_plain(state, FileState, source=file).is_of(file.parent / name):
+                return f"{file.parent / name} is missing or damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
+        return f"{file} is damaged ({type(error).__name__})"
+    return f"{missing[0]} is missing" if missing else None
 
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
-    """One row a scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
+    """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -185,29 +293,48 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
         except (OSError, ValueError):
             continue  # a scan that failed has no rows
         for entry in content["prompts"]:
-            writer.writerow({"scan": name, "modality": content["modality"], **entry})
+            writer.writerow({"scan": name, "modality": content["modality"], **_plain_cells(entry)})
     write_text(output / STATISTICS, text.getvalue())
     return output / STATISTICS
 
 
-def _describe(match: PromptMatch, mask: BoxedMask | None, image: Image) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "prompt": match.prompt,
-        "class": match.class_name,
-        "status": match.status,
-        "similarity": match.similarity,
-        "nearest": [list(n) for n in match.nearest],
-        "file": None,
+def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells that no spreadsheet takes for a formula."""
+    return {
+        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+        for key, value in entry.items()
     }
-    if match.expanded_from is not None:
-        entry["expanded_from"] = match.expanded_from
-    if match.note:
-        entry["note"] = match.note
-    if mask is not None:
-        voxels, mean = mask.voxels, mask.mean_of(image.array)
-        entry |= {
-            "voxels": voxels,
-            "volume_ml": round(voxels * image.grid.voxel_ml, 4),
-            "mean_intensity": None if mean is None else round(mean, 4),
-        }
-    return entry
+
+
+def _is_foreign(manifest: Path) -> bool:
+    """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
+    try:
+        content = read_json(manifest)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not (isinstance(content, dict) and "prompts" in content)
+
+
+def _files_of(manifest: Path) -> list[Path]:
+    """Files that a manifest names, none that lies elsewhere."""
+    try:
+        names = read_json(manifest)["files"]
+        return [manifest.parent / name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def _amount(voxels: int, mean: float | None, voxel_ml: float) -> dict[str, Any]:
+    return {
+        "voxels": voxels,
+        "volume_ml": round(voxels * voxel_ml, 4),
+        "mean_intensity": None if mean is None else round(mean, 4),
+    }
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

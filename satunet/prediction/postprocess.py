@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # commands show these options in their help, without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +15,8 @@ class Postprocessing:
     """Corrections of every mask.
 
     Attributes:
-        largest_component: Keep the largest connected component (26 neighbours) alone.
-        fill_holes: Fill cavities that are closed on all sides.
+        largest_component: Keep the largest connected component of each mask (26 neighbours).
+        fill_holes: Fill the closed cavities of each mask.
     """
 
     largest_component: bool = False
@@ -25,6 +27,8 @@ class Postprocessing:
 
     def __call__(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(X, Y, Z) boolean → the same shape; a mask without a voxel stays as it is."""
+        import numpy as np
+
         if not mask.any():
             return mask
         if self.largest_component:

@@ -1,12 +1,18 @@
 """Masks of prompts in one scan: prompts become queries, the engine finds their probabilities, and each goes back to
 the file's grid inside its own box.
+
+A predictor has one model or several. Models that see a scan the same way (folds of a training) share its preprocessing
+and its windows, and the engine averages their probabilities; those of other models are averaged in the scan's own grid
+(:mod:`satunet.prediction.mean`).
 """
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -17,22 +23,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from satunet.compute.devices import Precision, pick_device
+from satunet.compute.devices import pick_device
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import reorient
 from satunet.images.image import Image, as_image
 from satunet.models.folder import ModelFolder
-from satunet.network.engines import Engine, accelerate
-from satunet.prediction.masks import BoxedMask, restore_box
-from satunet.prediction.postprocess import Postprocessing
-from satunet.preprocessing.transform import PreprocessedImage, ScanGeometry, preprocess_image
+from satunet.network.engines import accelerate
+from satunet.plan import UnifiedPlan
+from satunet.prediction.door import Vocabulary
+from satunet.prediction.masks import BoxedMask, restore_values
+from satunet.prediction.mean import Values, ValuesInFile
+from satunet.prediction.modality import modality_of
+from satunet.prediction.options import PredictOptions
+from satunet.preprocessing.transform import ScanGeometry, preprocess_image
 from satunet.prompts.matching import PromptMatch
-from satunet.prompts.reader import PromptReader
 from satunet.text import TextEncoder
-from satunet.windows.engine import Probability, WindowedScan
+from satunet.windows.engine import Member, Probability, WindowedScan
+from satunet.windows.starts import window_starts
 
 logger = logging.getLogger(__name__)
+
+Spacing = tuple[float, float, float]
+Embeddings = Mapping[str, NDArray[np.floating[Any]]]
+OnProgress = Callable[[int, int], bool | None]
+
+SHARED_LEVEL = 2e-3
+"""Probability from which on a model's opinion counts in a mean with other models; a mean is at most this much smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +77,7 @@ class Prediction:
     Attributes:
         image: The scan.
         modality: Modality it was taken for.
-        masks: One a prompt, in the order of the prompts; one a class for a prompt that stands for several.
+        masks: One per prompt, in the order of the prompts; one per class for a prompt that stands for several.
     """
 
     image: Image
@@ -69,172 +86,163 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """A scan as some of the models see it.
+
+    Attributes:
+        volume: (X, Y, Z) float32 in the plan's orientation and the spacing asked for, normalised.
+        geometry: The way back.
+        patch: Voxels of a window.
+    """
+
+    volume: NDArray[np.float32]
+    geometry: ScanGeometry
+    patch: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedScan:
-    """A scan that the network can look at.
+    """A scan that the networks can look at.
 
     Attributes:
         image: As it was given.
         modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-        modality_from: How the modality was found out.
-        volume: (X, Y, Z) float32 in the plan's orientation and spacing, normalised.
-        geometry: The way back.
-        others: The same at other spacings that classes of the model are looked for at; filled when they are needed.
+        views: Number of a group of models and spacing → what they see; filled when it is needed.
     """
 
     image: Image
     modality: str
-    modality_from: str
-    volume: NDArray[np.float32]
-    geometry: ScanGeometry
-    others: dict[tuple[float, float, float], PreprocessedImage] = field(default_factory=dict)
+    views: dict[tuple[int, Spacing], View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Found(Probability):
-    """A prompt's probability, and the way from its grid to the scan's file.
+class Found:
+    """A prompt's probability, and the way to the scan's file.
 
     Attributes:
-        geometry: Of the preprocessed scan that it was found in.
+        probability: In a view's grid; ``None`` where ``in_file`` has it.
+        geometry: Of that view.
+        in_file: In the grid of the file.
     """
 
-    geometry: ScanGeometry
+    probability: Probability | None = None
+    geometry: ScanGeometry | None = None
+    in_file: ValuesInFile | None = None
+
+    def restored(self) -> ValuesInFile | None:
+        """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
+        if self.probability is None or self.geometry is None:
+            return self.in_file
+        if self.probability.values is None:
+            return None
+        return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """Models that see scans in the same way.
+
+    Attributes:
+        models: The models.
+        networks: Theirs, on the device.
+    """
+
+    models: tuple[ModelFolder, ...]
+    networks: tuple[Any, ...]
+
+    @property
+    def plan(self) -> UnifiedPlan:
+        return self.models[0].plan
 
 
 class Predictor:
-    """Predicts with one model.
+    """Predicts with one model, or with several together.
 
     Args:
-        model: The model, or its folder.
-        device: ``auto``, ``cuda``, ``mps`` or ``cpu``.
-        overlap: Share of a window that its neighbour covers too.
-        precision: As in :mod:`satunet.compute.devices`.
-        engine: How to run the network, see :mod:`satunet.network.engines`.
-        memory_gb: Memory for the probabilities of prompts; with less, the image is looked at more often, and the masks are
-            the same to the last voxel.
-        mirror: Look at every window mirrored as well, along all axes that keep left and right apart, and average.
-        batch: Windows that go through the network at once.
-        postprocessing: Of every mask.
+        model: The model or its folder; or several, whose probabilities are averaged. Where models know different
+            classes, a class is the mean of those that know it.
+        options: How to predict.
+        changes: Fields of :class:`~satunet.prediction.options.PredictOptions` that differ from ``options``.
     """
 
     def __init__(
         self,
-        model: ModelFolder | Path | str,
-        *,
-        device: str = "auto",
-        overlap: float = 0.5,
-        precision: Precision = "auto",
-        engine: Engine = "auto",
-        memory_gb: float = 2.0,
-        mirror: bool = False,
-        batch: int = 1,
-        postprocessing: Postprocessing | None = None,
+        model: ModelFolder | Path | str | Sequence[ModelFolder | Path | str],
+        options: PredictOptions | None = None,
+        **changes: Any,
     ) -> None:
-        if not 0 <= overlap < 1:
-            raise UserError(f"overlap must lie in [0, 1), got {overlap}")
-        if batch < 1:
-            raise UserError(f"batch must be at least 1, got {batch}")
-        self.model = model if isinstance(model, ModelFolder) else ModelFolder.load(Path(model))
-        self.device = pick_device(device)
-        self.overlap = overlap
-        self.precision = precision
-        self.memory_gb = memory_gb
-        self.mirror = mirror
-        self.batch = batch
-        self.postprocessing = postprocessing or Postprocessing()
-        self.network: Any = accelerate(self.model.network, self.device, engine=engine, precision=precision)
+        self.options = replace(options or PredictOptions(), **changes)
+        several = [model] if isinstance(model, (ModelFolder, Path, str)) else list(model)
+        if not several:
+            raise UserError("no model was given")
+        self.models = tuple(m if isinstance(m, ModelFolder) else ModelFolder.load(Path(m)) for m in several)
+        self.device = pick_device(_own_device(self.options.device))
+        self._groups = self._grouped()
+        self.vocabulary = Vocabulary.of(self.models)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What a result depends on, besides scan, prompts and weights."""
-        return {"overlap": self.overlap, "mirror": self.mirror, **asdict(self.postprocessing)}
+    def model(self) -> ModelFolder:
+        """The model, or the first of several."""
+        return self.models[0]
 
-    @cached_property
+    @property
+    def network(self) -> Any:
+        """Network of the first model, on the device."""
+        return self._groups[0].networks[0]
+
+    @property
     def encoder(self) -> TextEncoder:
         """The text encoder, for texts that are not in the model's bank."""
-        return self.model.text_encoder()
+        return self.vocabulary.encoder
 
-    def match(self, prompts: Sequence[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; the text encoder is asked only for those that nothing else explains.
-
-        Returns:
-            In order, one match a prompt; a prompt that stands for several classes ("kidneys", "abdominal organs") gives
-            one for each, with the prompt in ``expanded_from``.
-
-        Raises:
-            PromptError: No prompt, or an empty one.
-        """
-        if not prompts or any(not p.strip() for p in prompts):
-            raise PromptError(f"prompts must be texts that are not empty, got {list(prompts)}")
-        found: list[PromptMatch] = []
-        for prompt in prompts:
-            matches = self._reader.read(prompt)
-            if matches[0].status == "unknown" and not matches[0].note:
-                matches = self._reader.read(prompt, self.encoder)
-            found += matches
-        return found
-
-    def offered(self, matches: Sequence[PromptMatch], modality: str) -> list[PromptMatch]:
-        """Matches as they are for a scan of a modality: a model with scores draws only what it has scores for.
+    def changed(self, **changes: Any) -> Predictor:
+        """The same models, with other options; where and in which precision they run stays as it is.
 
         Args:
-            matches: From :meth:`match`.
-            modality: Of the scan.
-
-        Returns:
-            The same matches; those that are refused are ``"unknown"``, with a note that says why.
+            changes: Fields of :class:`~satunet.prediction.options.PredictOptions`.
         """
-        scores = self.model.card.scores if self.model.card is not None else ()
-        if not scores:
-            return list(matches)
-        earned = {(s.class_name, s.modality) for s in scores}
-        found = []
-        for match in matches:
-            name = match.class_name
-            if match.status == "similar":
-                note = f"{match.prompt!r} is none of the model's classes"
-                match = replace(match, status="unknown", note=note)
-            elif match.status == "known" and (name, modality) not in earned:
-                others = ", ".join(sorted(m for n, m in earned if n == name))
-                note = f"{name!r} has no score in {modality}, and is not drawn there; it has in {others or 'none'}"
-                match = replace(match, status="unknown", note=note)
-            found.append(match)
-        return found
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
 
-    @cached_property
-    def _reader(self) -> PromptReader:
-        return PromptReader(self.model.space)
+    def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
+        """What prompts mean to the model; see :meth:`satunet.prediction.door.Vocabulary.match`."""
+        return self.vocabulary.match(prompts)
 
     def predict(
         self,
         image: Any,
-        prompts: Sequence[str] | Mapping[str, NDArray[np.floating[Any]]],
+        prompts: str | Iterable[str] | Embeddings,
         *,
         modality: str | None = None,
-        on_progress: Callable[[int, int], bool | None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Prediction:
         """Segment a scan.
 
         Args:
             image: A path; a satunet, nibabel or SimpleITK image; or (array, affine), see
                 :func:`satunet.images.image.as_image`.
-            prompts: What to look for, in any wording; or name → embedding (D,) of the model's text encoder.
-            modality: One of :data:`~satunet.datasets.raw.MODALITIES`; guessed if not given.
+            prompts: What to look for, in any wording: one text or several; or name → embedding (D,) of the model's
+                text encoder.
+            modality: One of :data:`~satunet.datasets.raw.MODALITIES`; that of the options, or guessed, if not given.
             on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
         Raises:
             PromptError: No usable prompt, an embedding of another width, or cancelled.
             ScanError: The file cannot be used.
         """
+        embeddings = prompts if isinstance(prompts, Mapping) else None
         if isinstance(prompts, Mapping):
             matches = [PromptMatch(prompt=name, class_name=None, status="embedding") for name in prompts]
         else:
             matches = self.match(prompts)
-        scan = self.prepare(as_image(image), modality, matches)
-        matches = self.offered(matches, scan.modality)
+        loaded = as_image(image)
+        modality = modality or self.options.modality or modality_of(loaded, self.vocabulary.modalities)[0]
+        matches = [self.vocabulary.offered(match, modality) for match in matches]
+        scan = self.prepare(loaded, modality, matches)
         masks: list[BoxedMask | None] = [
             None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
         ]
-        embeddings = prompts if isinstance(prompts, Mapping) else None
         for i, found in self.find(scan, matches, embeddings=embeddings, on_progress=on_progress):
             masks[i] = self.restore(found, scan)
         return Prediction(
@@ -243,57 +251,32 @@ class Predictor:
             masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
-    def prepare(
-        self, image: Image, modality: str | None = None, matches: Sequence[PromptMatch] | None = None
-    ) -> PreparedScan:
-        """Preprocess a scan; needs no network, and may run beside one.
-
-        Args:
-            image: The scan.
-            modality: Its modality; guessed if not given.
-            matches: What will be looked for, if that is known: a model may see its classes at several spacings.
+    def prepare(self, image: Image, modality: str, matches: Sequence[PromptMatch]) -> PreparedScan:
+        """Preprocess a scan for what will be looked for; needs no network, and may run beside one.
 
         Raises:
             UserError: An unknown modality.
         """
-        chosen, how = (modality, "given") if modality else guess_modality(image, self.model.modalities)
-        if chosen not in MODALITIES:
-            raise UserError(f"modality {chosen!r}; allowed are {', '.join(MODALITIES)}")
-        spacing, *others = self._by_spacing(image, chosen, matches or ()) or [self.model.plan.spacing_mm]
-        done = self._preprocess(image, chosen, spacing)
-        return PreparedScan(
-            image=image,
-            modality=chosen,
-            modality_from=how,
-            volume=done.array[0],
-            geometry=done.geometry,
-            others={other: self._preprocess(image, chosen, other) for other in others},
+        if modality not in MODALITIES:
+            raise UserError(f"modality {modality!r}; allowed are {', '.join(MODALITIES)}")
+        scan = PreparedScan(image=image, modality=modality)
+        for key in self._looks(scan, matches):
+            self._view(scan, key)
+        return scan
+
+    def windows(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> int:
+        """Windows that the networks will look at."""
+        return sum(
+            self._count(self._view(scan, key)) * len(self._groups[key[0]].models) for key in self._looks(scan, matches)
         )
-
-    def _preprocess(self, image: Image, modality: str, spacing: tuple[float, float, float]) -> PreprocessedImage:
-        return preprocess_image(image, modality=modality, plan=replace(self.model.plan, spacing_mm=spacing))
-
-    def _by_spacing(
-        self, image: Image, modality: str, matches: Sequence[PromptMatch]
-    ) -> dict[tuple[float, float, float], list[int]]:
-        """Spacing → positions of the prompts that are looked for at it; prompts that the model cannot know at none."""
-        plan = self.model.plan
-        turned = reorient(np.broadcast_to(np.uint8(0), image.grid.shape), image.grid, plan.orientation)[1]
-        x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
-        found: dict[tuple[float, float, float], list[int]] = {}
-        for i, match in enumerate(matches):
-            if match.status != "unknown":
-                name = match.class_name or next((n for n, _ in match.nearest), None)
-                found.setdefault(plan.spacing_for(name, modality, (x, y, z)), []).append(i)
-        return found
 
     def find(
         self,
         scan: PreparedScan,
         matches: Sequence[PromptMatch],
         *,
-        embeddings: Mapping[str, NDArray[np.floating[Any]]] | None = None,
-        on_progress: Callable[[int, int], bool | None] | None = None,
+        embeddings: Embeddings | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[tuple[int, Found]]:
         """Look for prompts in a scan.
 
@@ -304,65 +287,144 @@ class Predictor:
         Raises:
             PromptError: An embedding of another width, or cancelled.
         """
-        before = 0  # windows at spacings that are done
-        for spacing, usable in self._by_spacing(scan.image, scan.modality, matches).items():
-            total = 0
-
-            def report(done: int, of: int) -> None:
-                nonlocal total
-                total = of
-                if on_progress is not None and on_progress(before + done, before + of) is False:  # noqa: B023
-                    raise PromptError("cancelled")
-
-            volume, geometry = self._at(scan, spacing)
-            queries = self._queries([matches[i] for i in usable], embeddings or {})
-            for number, found in self._windows(volume, queries, scan.modality, report).probabilities():
-                yield usable[number], Found(box=found.box, values=found.values, geometry=geometry)
-            before += total
-
-    def _at(self, scan: PreparedScan, spacing: tuple[float, float, float]) -> tuple[NDArray[np.float32], ScanGeometry]:
-        if scan.geometry.spacing_mm == spacing:
-            return scan.volume, scan.geometry
-        if spacing not in scan.others:
-            scan.others[spacing] = self._preprocess(scan.image, scan.modality, spacing)
-        return scan.others[spacing].array[0], scan.others[spacing].geometry
-
-    def _windows(
-        self, volume: NDArray[np.float32], queries: Tensor, modality: str, report: Callable[[int, int], None]
-    ) -> WindowedScan:
-        x, y, z = volume.shape
-        return WindowedScan(
-            network=self.network,
-            volume=torch.from_numpy(volume),
-            queries=queries,
-            modality=MODALITIES.index(modality),
-            patch=self.model.plan.window_for((x, y, z)),
-            overlap=self.overlap,
-            device=self.device,
-            precision=self.precision,
-            flips=self._flips(),
-            batch=self.batch,
-            memory_bytes=int(self.memory_gb * 2**30),
-            on_progress=report,
-        )
+        looks = self._looks(scan, matches)
+        progress = _Progress(on_progress, sum(self._count(self._view(scan, key)) for key in looks))
+        shares = [sum(i in positions for positions in looks.values()) for i in range(len(matches))]
+        voters = {
+            i: sum(len(self._voters(group, matches[i], scan.modality)) for group in self._groups)
+            for i, count in enumerate(shares)
+            if count > 1
+        }
+        with Values(memory_bytes=self._memory_bytes) as sums:
+            for key, positions in looks.items():
+                view, group = self._view(scan, key), self._groups[key[0]]
+                windows = self._windows(group, view, [matches[i] for i in positions], scan.modality, embeddings or {})
+                windows.on_progress = progress.next_look(self._count(view))
+                windows.level = SHARED_LEVEL if any(i in voters for i in positions) else 0.5
+                for number, probability in windows.probabilities():
+                    i = positions[number]
+                    found = Found(probability=probability, geometry=view.geometry)
+                    if i not in voters:
+                        yield i, found
+                        continue
+                    share = len(self._voters(group, matches[i], scan.modality)) / voters[i]
+                    sums.add(i, found.restored(), share)
+                    shares[i] -= 1
+                    if shares[i] == 0:
+                        yield i, Found(in_file=sums.take(i))
 
     def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
-        if found.values is None:
+        restored = found.restored()
+        if restored is None:
             return BoxedMask.empty(scan.image.grid.shape)
-        mask = restore_box(found.values.numpy(), found.box, found.geometry)
-        if self.postprocessing:
-            x, y, z = (piece.start for piece in mask.box)
-            return BoxedMask.of(self.postprocessing(mask.inside), (x, y, z), mask.shape)
+        values, start = restored
+        mask = BoxedMask.of(values > 0.5, start, scan.image.grid.shape)
+        if self.options.postprocessing:
+            return BoxedMask.of(self.options.postprocessing(mask.inside), start, mask.shape)
         return mask
 
-    def _queries(self, matches: Sequence[PromptMatch], embeddings: Mapping[str, NDArray[np.floating[Any]]]) -> Tensor:
+    @property
+    def _memory_bytes(self) -> int:
+        return int(self.options.memory_gb * 2**30)
+
+    def _grouped(self) -> tuple[_Group, ...]:
+        alike: dict[str, list[ModelFolder]] = {}
+        for model in self.models:
+            plan = model.plan
+            key = (plan.orientation, plan.spacing_mm, plan.patch_size, plan.normalization, plan.class_spacings_mm,
+                   plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
+            alike.setdefault(repr(key), []).append(model)
+        engine, precision = self.options.engine, self.options.precision
+        return tuple(
+            _Group(
+                models=tuple(models),
+                networks=tuple(accelerate(m.network, self.device, engine=engine, precision=precision) for m in models),
+            )
+            for models in alike.values()
+        )
+
+    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[tuple[int, Spacing], list[int]]:
+        """Group of models and spacing → positions of the prompts that it is asked."""
+        looks: dict[tuple[int, Spacing], list[int]] = {}
+        for number, group in enumerate(self._groups):
+            grid = scan.image.grid
+            turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, group.plan.orientation)[1]
+            x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+            for i, match in enumerate(matches):
+                if match.status != "unknown" and self._voters(group, match, scan.modality):
+                    name = match.class_name or next((n for n, _ in match.nearest), None)
+                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, (x, y, z))), []).append(i)
+        return looks
+
+    def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
+        """Models of a group that a prompt is asked of.
+
+        Words that name no class are asked of all. A class is asked of those that were trained on it in the scan's
+        modality, or where none was, of those that know it at all.
+        """
+        if match.class_name is None:
+            return list(range(len(group.models)))
+        name = match.class_name
+        trained = any(name in m.space and modality in m.space.info(name).modalities for m in self.models)
+        return [
+            i
+            for i, model in enumerate(group.models)
+            if name in model.space and (not trained or modality in model.space.info(name).modalities)
+        ]
+
+    def _view(self, scan: PreparedScan, key: tuple[int, Spacing]) -> View:
+        if key not in scan.views:
+            number, spacing = key
+            plan = self._groups[number].plan
+            done = preprocess_image(scan.image, modality=scan.modality, plan=replace(plan, spacing_mm=spacing))
+            x, y, z = done.array.shape[1:]
+            patch = plan.window_for((x, y, z))
+            scan.views[key] = View(volume=done.array[0], geometry=done.geometry, patch=patch)
+        return scan.views[key]
+
+    def _count(self, view: View) -> int:
+        shape = [max(n, p) for n, p in zip(view.volume.shape, view.patch, strict=True)]
+        return len(window_starts(shape, view.patch, self.options.window_overlap))
+
+    def _windows(
+        self, group: _Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
+    ) -> WindowedScan:
+        voters = [self._voters(group, match, modality) for match in matches]
+        first, *others = (
+            Member(
+                network=network,
+                queries=self._queries(model, matches, embeddings),
+                asked=torch.tensor([i in own for own in voters]),
+            )
+            for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
+        )
+        return WindowedScan(
+            network=first.network,
+            queries=first.queries,
+            asked=first.asked,
+            others=others,
+            volume=torch.from_numpy(view.volume),
+            modality=MODALITIES.index(modality),
+            patch=view.patch,
+            overlap=self.options.window_overlap,
+            device=self.device,
+            precision=self.options.precision,
+            flips=self._flips(group.plan),
+            batch=self.options.batch,
+            memory_bytes=self._memory_bytes,
+        )
+
+    def _queries(self, model: ModelFolder, matches: Sequence[PromptMatch], embeddings: Embeddings) -> Tensor:
         """(N, D) embeddings: the one given, else the class's own for a known prompt, the prompt's otherwise."""
-        bank = self.model.bank
+        bank = model.bank
         texts = [m.class_name or " ".join(m.prompt.lower().split()) for m in matches]
+        # What a model is not asked needs no embedding of its own.
+        texts = [bank.texts[0] if m.class_name and m.class_name not in model.space else t
+                 for m, t in zip(matches, texts, strict=True)]  # fmt: skip
         missing = [t for m, t in zip(matches, texts, strict=True) if m.prompt not in embeddings and t not in bank]
         missing = list(dict.fromkeys(missing))
-        fresh = dict(zip(missing, self.encoder.encode(missing), strict=True)) if missing else {}
+        fresh = dict(zip(missing, self._encoder_of(model).encode(missing), strict=True)) if missing else {}
         rows = []
         for match, text in zip(matches, texts, strict=True):
             if match.prompt in embeddings:
@@ -376,28 +438,49 @@ class Predictor:
             rows.append(row)
         return torch.from_numpy(np.stack(rows))
 
-    def _flips(self) -> tuple[tuple[int, ...], ...]:
-        if not self.mirror:
+    def _encoder_of(self, model: ModelFolder) -> TextEncoder:
+        if model is self.model:
+            return self.encoder
+        number = next(i for i, other in enumerate(self.models) if other is model)
+        if number not in self._other_encoders:
+            self._other_encoders[number] = model.text_encoder()
+        return self._other_encoders[number]
+
+    @cached_property
+    def _other_encoders(self) -> dict[int, TextEncoder]:
+        return {}
+
+    def _flips(self, plan: UnifiedPlan) -> tuple[tuple[int, ...], ...]:
+        if not self.options.mirror:
             return ((),)
-        side = next(axis for axis, letter in enumerate(self.model.plan.orientation) if letter in "LR")
-        axes = [axis for axis in range(3) if not (self.model.space.has_sides and axis == side)]
+        side = next(axis for axis, letter in enumerate(plan.orientation) if letter in "LR")
+        axes = [axis for axis in range(3) if not (self.vocabulary.space.has_sides and axis == side)]
         return tuple(flip for count in range(len(axes) + 1) for flip in combinations(axes, count))
 
 
-def guess_modality(image: Image, known: Sequence[str]) -> tuple[str, str]:
-    """Modality of a scan, and how it was found out.
+class _Progress:
+    """Windows of all looks at a scan, as one count."""
 
-    The file's name decides if it names one; a model of one modality leaves no choice; else Hounsfield units tell CT
-    from MRI.
-    """
-    from satunet.datasets.raw import modality_of_channel
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self._report = on_progress
+        self._total = total
+        self._before = 0
 
-    if image.path is not None:
-        named = modality_of_channel(image.path.name)
-        if named != "other" and named in known:
-            return named, "file name"
-    if len(known) == 1:
-        return known[0], "the model knows no other"
-    looks_ct = float(image.array.min()) <= -500 and "ct" in known
-    guess = "ct" if looks_ct else "mri" if "mri" in known else known[0]
-    return guess, "intensities"
+    def next_look(self, windows: int) -> Callable[[int, int], None]:
+        """Function for a look that begins now."""
+        before = self._before
+        self._before += windows
+
+        def advance(done: int, of: int) -> None:
+            if self._report is not None and self._report(before + done, self._total + of - windows) is False:
+                raise PromptError("cancelled")
+
+        return advance
+
+
+def _own_device(device: str) -> str:
+    """Each of the processes that torchrun starts on a machine takes a GPU of its own."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"

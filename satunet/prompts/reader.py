@@ -1,29 +1,53 @@
-"""What a user's words mean to a model, with knowledge: synonyms, groups, sides and other languages.
+"""What a user's words mean to a model: the one place where it is decided.
 
-The steps, the first that finds something wins:
+A prompt is taken apart into side, level and words (:mod:`satunet.prompts.parsing`), and the steps below are tried, the
+first that finds something wins:
 
-1. the prompt names a class, in any spelling (:func:`satunet.prompts.match_prompt`);
-2. it is a synonym of one: "shoulder blade", "renal tumor", "IVC"; from our table of names, and from the knowledge tree
-   if one was built;
-3. it stands for several classes that the model knows: "kidneys" where only left and right are known, "abdominal organs";
-   each becomes a prompt of its own;
-4. it is a synonym but for a letter or two;
-5. it is a word of another language: nothing is segmented, and the class is suggested;
-6. the text encoder says what is near (:func:`satunet.prompts.match_prompt`).
+1. its side and words are those of a class, or of a synonym, in any order and form: "tumour of the kidney";
+2. it stands for several classes that the model knows: "both kidneys", "L1-L5", "abdominal organs";
+3. a knowledge tree that the user built has it as another name of a class;
+4. it names one thing after another: "liver and left kidney";
+5. the same for its words with misspellings corrected (:mod:`satunet.prompts.spelling`);
+6. it is a class with a description that leaves it what it is: "large liver tumor" is similar to one.
+
+Every word counts: "bladder wall" is not the bladder, "no pleural effusion" is no effusion, "liver cyst" is no other
+cyst, because a word is left that no class has. What such a word is (a negation, a device, a part …) is said. Only a
+prompt none of whose words is known is left to the text encoder, among the classes that its side allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
-from satunet.knowledge.concepts import split_side
-from satunet.knowledge.make import default_tree
 from satunet.knowledge.names import load_names
-from satunet.knowledge.sources.labelspace import PREFIX, import_label_space
 from satunet.knowledge.tree import SAME, KnowledgeTree, name_key
 from satunet.labels import LabelSpace, normalize_name
-from satunet.prompts.matching import Encoder, PromptMatch, match_prompt, same_but_for_spelling
+from satunet.prompts.conjunction import read_list
+from satunet.prompts.index import ClassIndex
+from satunet.prompts.levels import vertebrae_between
+from satunet.prompts.matching import Encoder, PromptMatch, Reading
+from satunet.prompts.nearness import allowed_classes, nearest_by_meaning, nearest_by_spelling
+from satunet.prompts.parsing import SEPARATORS, Clause, read_clause, read_name, read_tokens
+from satunet.prompts.spelling import Speller, anatomy_words, common_words
+from satunet.prompts.vocabulary import load_vocabulary
+
+SIMILAR_FROM = 0.85
+"""Cosine similarity from which a text none of whose words is known is taken for a class. Measured on the development half
+of ``tests/prompts/labelled_prompts.tsv``, with both encoders that ship: other structures reach 0.81 ("endocardium" to
+"myocardium", "bladderwrack" to "urinary bladder"), and so do right ones ("clavical" 0.77 and 0.84)."""
+CLASS_PREFIX = "class:"
+_REFUSED = {
+    "negation": "{word!r} says what is not there, or not wanted",
+    "uncertainty": "{word!r} leaves open what to segment",
+    "relation": "{word!r} says where something is, not what",
+    "measurement": "{word!r} makes it a measurement or a saying, not a structure",
+    "device": "{word!r} is a device or a procedure, which no class of the model is",
+    "finding": "{word!r} is a finding that no class of the model is",
+    "part": "{word!r} makes it a part that no class of the model is",
+    "other": "{word!r} is no class of the model",
+}
 
 
 class PromptReader:
@@ -38,139 +62,222 @@ class PromptReader:
         self.space = space
         self._tree = tree
         self._names = load_names()
-        self._synonyms = _synonyms_of(space)
+        self._index = ClassIndex(space)
+        self._groups = {read_name(word).key[1]: group for word, group in self._names.group_of.items()}
 
-    def read(self, prompt: str, encoder: Encoder | None = None) -> list[PromptMatch]:
-        """What a prompt means: one match, or one for each class it stands for.
+    def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
+        """What a prompt means: one match, or one for each class it stands for; see :meth:`interpret`."""
+        return self.interpret(prompt, encoder).matches()
+
+    def interpret(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> Reading:
+        """What a prompt means.
 
         Args:
             prompt: The user's words.
-            encoder: Text encoder for prompts that nothing else explains; without it they are ``"unknown"``.
+            encoder: Text encoder for prompts that nothing else explains, or a function that loads it; without it,
+                they are ``"unknown"``.
         """
-        plain = match_prompt(prompt, self.space)
-        if plain.status == "known":
-            return [plain]
-        found = self._by_synonym(prompt)
+        tokens = read_tokens(prompt)
+        found = self._exactly(prompt, tokens)
         if found is not None:
-            return [found]
-        several = self._members(prompt)
-        if several:
-            return [
-                PromptMatch(prompt=name, class_name=name, status="known", similarity=1.0, expanded_from=prompt)
-                for name in several
-            ]
-        spelled = self._by_spelling(prompt)
-        if spelled is not None:
-            return [spelled]
-        foreign = self._foreign(prompt)
-        if foreign is not None:
-            return [foreign]
-        match = plain if encoder is None else match_prompt(prompt, self.space, encoder=encoder)
-        if match.status == "unknown" and not match.nearest:
-            match = replace(match, nearest=self._nearest_spelling(prompt))
-        return [match]
+            return found
+        clause = read_clause(tokens)
+        if "?" in prompt and len(tokens) > 0:
+            return self._unknown(prompt, clause, _REFUSED["uncertainty"].format(word="?"))
+        found = self._by_words(prompt, tokens) or self._by_tree(prompt, clause) or self._foreign(prompt)
+        if found is not None:
+            return found
+        found = self._corrected(prompt, tokens)
+        if found is not None:
+            return found
+        clause = read_clause(self._speller.correct(tokens))
+        return self._described(prompt, clause) or self._refused(prompt, clause) or self._near(prompt, clause, encoder)
 
-    def _by_synonym(self, prompt: str) -> PromptMatch | None:
-        for words in self._wordings(prompt):
-            name = self._synonyms.get(name_key(words))
-            if name is None:
-                canonical = normalize_name(words).canonical
-                name = canonical if canonical in self.space else self._synonyms.get(name_key(canonical))
-            if name is not None:
-                return PromptMatch(prompt=prompt, class_name=name, status="known", similarity=1.0,
-                                   note=f"{prompt!r} is {name!r}")  # fmt: skip
-        return self._by_tree(prompt)
+    # ---- by words -----------------------------------------------------------------------------------------------
 
-    def _by_tree(self, prompt: str) -> PromptMatch | None:
-        """A class that the tree says is the same thing, with the prompt's own side."""
-        tree = self._tree or default_tree()
-        if tree is None:
+    def _exactly(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
+        """A prompt that is the name of a class, spelled as names are."""
+        if "?" in prompt or set(tokens) & {*SEPARATORS, "and"}:
+            return Reading(prompt=prompt, status="known", classes=(prompt,), similarity=1.0) if prompt in self.space else None  # fmt: skip
+        name = normalize_name(prompt).canonical
+        if name not in self.space or read_clause(tokens).side not in (None, read_name(name).side):
             return None
-        side, base = split_side(prompt)
-        for words, prefix in ((prompt, ""), (base, f"{side} " if side else "")):
-            for term in tree.find(words):
-                same = [term.id, *tree.tails(term.id, (SAME,)), *tree.heads(term.id, (SAME,))]
-                for name in (i.removeprefix(PREFIX) for i in same if i.startswith(PREFIX)):
-                    canonical = normalize_name(f"{prefix}{name}").canonical
-                    if canonical in self.space:
-                        return PromptMatch(prompt=prompt, class_name=canonical, status="known", similarity=1.0,
-                                           note=f"{prompt!r} is {canonical!r} ({term.id})")  # fmt: skip
+        return Reading(prompt=prompt, status="known", classes=(name,), similarity=1.0)
+
+    def _by_words(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
+        one = self._one(prompt, tokens)
+        several = read_list(tokens, self._classes_of, self._index)
+        if one is not None and several is not None and several.classes and set(one.classes) != set(several.classes):
+            both = " and ".join(map(repr, several.classes))
+            reason = f"it may mean {one.classes[0]!r}, or {both}: ask for each by itself"
+            return self._unknown(prompt, read_clause(tokens), reason)
+        if one is not None:
+            return one
+        if several is None:
+            return None
+        if several.reason:
+            return self._unknown(prompt, read_clause(tokens), several.reason)
+        status = "several" if len(several.classes) > 1 else "known"
+        return Reading(prompt=prompt, status=status, classes=several.classes, similarity=1.0,
+                       reason=f"{prompt!r} is {' and '.join(map(repr, several.classes))}")  # fmt: skip
+
+    def _one(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
+        clause = read_clause(tokens)
+        classes = self._classes_of(clause)
+        if not classes:
+            return None
+        said = " and ".join(map(repr, classes))
+        return Reading(prompt=prompt, status="several" if len(classes) > 1 else "known", classes=classes,
+                       similarity=1.0, reason=f"{prompt!r} is {said}")  # fmt: skip
+
+    def _classes_of(self, clause: Clause) -> tuple[str, ...]:
+        """Classes that one clause names or stands for; empty if none."""
+        if clause.side == "mixed" or not clause.words:
+            return ()
+        if clause.side == "both":
+            pair = self._index.sides(clause)
+            whole = None if pair else self._index.find_clause(replace(clause, side=None))
+            return pair or ((whole,) if whole is not None else ())
+        found = self._index.find_clause(clause)
+        if found is not None:
+            return (found,)
+        if any(w.startswith("range:") for w in clause.words):
+            return self._range(clause)
+        if clause.side is not None:
+            return ()
+        group = self._groups.get(frozenset(clause.words))
+        if group is not None:
+            return self._members(group)
+        pair = self._index.sides(clause)
+        # The left and the right of a thing are the thing; a left and a right atrium are two.
+        return pair if all(self.space.info(name).side is not None for name in pair) else ()
+
+    def _range(self, clause: Clause) -> tuple[str, ...]:
+        if len(clause.words) != 1:
+            return ()
+        parts = clause.words[0].split(":")
+        if parts[1] == "rib":
+            keys = [f"rib:{n}" for n in range(int(parts[2]), int(parts[3]) + 1)]
+        else:
+            keys = [f"vertebra:{level}" for level in vertebrae_between(parts[1], parts[2])]
+        found = [self._index.find((clause.side, frozenset((key,)))) for key in keys]
+        return tuple(name for name in found if name is not None) if all(found) else ()
+
+    def _members(self, group: str) -> tuple[str, ...]:
+        """Classes of a group, as far as the model knows them."""
+        found: list[str] = []
+        for name in self._names.groups[group]:
+            clause = read_name(name)
+            known = self._index.find_clause(clause)
+            found += [known] if known is not None else self._index.sides(clause)
+        return tuple(dict.fromkeys(found))
+
+    def _corrected(self, prompt: str, tokens: tuple[str, ...]) -> Reading | None:
+        """What a prompt means once its misspelled words are corrected."""
+        for boldly in (False, True):
+            corrected = self._speller.correct(tokens, boldly=boldly)
+            if corrected == tokens or (boldly and not any(self._index.has_word(w) for w in tokens)):
+                continue
+            text = " ".join(corrected)
+            found = self._exactly(text, corrected) or self._by_words(text, corrected)
+            if found is not None and (found.classes or not boldly):
+                meant = " and ".join(map(repr, found.classes))
+                said = f"{prompt!r} is read as {text!r}" + (f", {meant}" if meant != repr(text) else "")
+                return replace(found, prompt=prompt, reason=said if found.classes else found.reason)
         return None
 
-    def _wordings(self, prompt: str) -> Iterable[str]:
-        """The prompt with adjectives as nouns, with our names for it, with its side in front."""
-        yield prompt
-        side, base = split_side(normalize_name(prompt).canonical)
-        front = f"{side} " if side else ""
-        for words in (base, _singular(base)):
-            name = self._names.class_of.get(name_key(words))
-            if name is not None:
-                yield f"{front}{name}"
-            nouns = " ".join(self._names.adjectives.get(w, w) for w in words.split())
-            if nouns != words:
-                yield f"{front}{nouns}"
-                if (name := self._names.class_of.get(name_key(nouns))) is not None:
-                    yield f"{front}{name}"
-            yield f"{front}{words}"
+    @cached_property
+    def _speller(self) -> Speller:
+        return Speller({*self._index.words, *self._index.spellings})
 
-    def _members(self, prompt: str) -> list[str]:
-        """Classes that a prompt stands for, as far as the model knows them."""
-        key = name_key(prompt)
-        group = next(
-            (self._names.group_of[k] for k in (key, f"{key}s", _singular(key)) if k in self._names.group_of), ""
-        )
-        names = self._names.groups.get(group)
-        if names is None:
-            side, _ = split_side(key)
-            # "kidneys": both sides; a prompt with a side is never answered by the other.
-            names = () if side else tuple(dict.fromkeys(normalize_name(w).base for w in self._wordings(prompt)))
-            return next((both for name in names if len(both := self._sides(name)) == 2), [])
-        found: list[str] = []
-        for name in names:
-            canonical = normalize_name(name).canonical
-            found += [canonical] if canonical in self.space else self._sides(name)
-        return list(dict.fromkeys(found))
-
-    def _sides(self, base: str) -> list[str]:
-        both = [normalize_name(f"{side} {base}").canonical for side in ("left", "right")]
-        return [name for name in both if name in self.space]
-
-    def _by_spelling(self, prompt: str) -> PromptMatch | None:
-        side, _ = split_side(prompt)
-        others = [key for key in self._synonyms if split_side(key)[0] == side]
-        found = same_but_for_spelling(name_key(prompt), others)
-        if found is None:
+    def _described(self, prompt: str, clause: Clause) -> Reading | None:
+        """A class, and words that describe it without making it something else."""
+        described = clause.kinds.get("descriptor", ())
+        if set(clause.kinds) - {"descriptor", "part", "finding"} or not (described or clause.sized):
             return None
-        name = self._synonyms[found]
-        return PromptMatch(prompt=prompt, class_name=name, status="known", similarity=1.0,
-                           note=f"{prompt!r} is read as {found!r}, {name!r}")  # fmt: skip
+        lemmas = {load_vocabulary().lemma(w) for w in described}
+        rest = replace(clause, words=tuple(w for w in clause.words if w not in lemmas))
+        classes = self._classes_of(rest)
+        if len(classes) != 1:
+            return None
+        words = ", ".join(map(repr, described)) or "its size"
+        return Reading(prompt=prompt, status="similar", classes=classes, similarity=None, nearest=((classes[0], 1.0),),
+                       reason=f"{classes[0]!r}, but for {words}")  # fmt: skip
 
-    def _foreign(self, prompt: str) -> PromptMatch | None:
+    # ---- other sources ------------------------------------------------------------------------------------------
+
+    def _by_tree(self, prompt: str, clause: Clause) -> Reading | None:
+        """A class that the tree says is the same thing, with the prompt's own side."""
+        from satunet.knowledge.make import default_tree
+
+        tree = self._tree or default_tree()
+        if tree is None or clause.side in ("both", "mixed") or {"negation", "uncertainty"} & set(clause.kinds):
+            return None
+        sides = load_vocabulary().side_of
+        base = " ".join(w for w in name_key(prompt).split() if sides.get(w) is None)
+        front = f"{clause.side} " if clause.side else ""
+        for words, prefix in ((prompt, ""), (base, front)):
+            for term in tree.find(words):
+                same = [term.id, *tree.tails(term.id, (SAME,)), *tree.heads(term.id, (SAME,))]
+                for name in (i.removeprefix(CLASS_PREFIX) for i in same if i.startswith(CLASS_PREFIX)):
+                    found = self._index.find_clause(read_name(f"{prefix}{name}"))
+                    if found is not None:
+                        return Reading(prompt=prompt, status="known", classes=(found,), similarity=1.0,
+                                       reason=f"{prompt!r} is {found!r} ({term.id})")  # fmt: skip
+        return None
+
+    def _foreign(self, prompt: str) -> Reading | None:
+        """A word of another language: nothing is segmented, and the class is suggested."""
         words = name_key(prompt).split()
-        sides = {self._names.side_of[w] for w in words if w in self._names.side_of}
-        rest = " ".join(w for w in words if w not in self._names.side_of)
-        meaning = self._names.meaning_of.get(rest)
+        side_of = load_vocabulary().side_of
+        sides = {side_of[w] for w in words if w in side_of}
+        meaning = self._names.meaning_of.get(" ".join(w for w in words if w not in side_of))
         if meaning is None or len(sides) > 1:
             return None
         name, language = meaning
         side = next(iter(sides), None)
-        wanted = [normalize_name(f"{side} {name}" if side else name).canonical]
-        known = [n for n in wanted if n in self.space] or ([] if side else self._sides(name))
+        wanted = replace(read_name(name), side=side)
+        known = self._classes_of(wanted)
         if not known:
-            note = f"{prompt!r} is {language} for {wanted[0]!r}, which the model does not know"
-            return PromptMatch(prompt=prompt, class_name=None, status="unknown", note=note)
+            asked = f"{side} {name}" if side else name
+            note = f"{prompt!r} is {language} for {asked!r}, which the model does not know"
+            return Reading(prompt=prompt, status="unknown", reason=note)
         note = f"{prompt!r} is {language}; ask for {' and '.join(map(repr, known))}"
-        near = tuple((n, 1.0) for n in known)
-        return PromptMatch(prompt=prompt, class_name=None, status="unknown", nearest=near, note=note)
+        return Reading(prompt=prompt, status="unknown", nearest=tuple((n, 1.0) for n in known), reason=note)
 
-    def _nearest_spelling(self, prompt: str, count: int = 3) -> tuple[tuple[str, float], ...]:
-        from rapidfuzz import fuzz, process
+    # ---- what nothing explains ----------------------------------------------------------------------------------
 
-        side, _ = split_side(prompt)
-        other = {"left": "right", "right": "left"}.get(side or "")
-        names = [c.name for c in self.space.classes if other is None or other not in c.name.split()]
-        found = process.extract(name_key(prompt), names, scorer=fuzz.token_sort_ratio, limit=count)
-        return tuple((name, round(score / 100, 4)) for name, score, _ in found)
+    def _refused(self, prompt: str, clause: Clause) -> Reading | None:
+        """A prompt with a word that is known, and no class has all of them."""
+        for kind, reason in _REFUSED.items():
+            if kind in clause.kinds:
+                return self._unknown(prompt, clause, reason.format(word=clause.kinds[kind][0]))
+        if not clause.words:
+            return self._unknown(prompt, clause, "it names nothing")
+        known = [w for w in clause.words if w in self._index.words or ":" in w]
+        if clause.side == "mixed" or known:
+            what = "it names two sides of one thing" if clause.side == "mixed" else "no class has all of its words"
+            return self._unknown(prompt, clause, what)
+        return None
+
+    def _near(self, prompt: str, clause: Clause, encoder: Encoder | Callable[[], Encoder] | None) -> Reading:
+        names = allowed_classes(clause, self.space)
+        if encoder is None or not names:
+            return self._unknown(prompt, clause, "")
+        if not _may_be_a_structure(clause):
+            return self._unknown(prompt, clause, "no class is called so")
+        found: Encoder = encoder() if callable(encoder) else encoder
+        nearest = nearest_by_meaning(" ".join(prompt.lower().split()), names, self.space, found)
+        best = nearest[0][1]
+        if best >= SIMILAR_FROM:
+            return Reading(prompt=prompt, status="similar", classes=(nearest[0][0],), similarity=best, nearest=nearest,
+                           reason=f"close to {nearest[0][0]!r} ({best:.2f})")  # fmt: skip
+        return Reading(prompt=prompt, status="unknown", similarity=best, nearest=nearest,
+                       reason="nothing the model knows comes near")  # fmt: skip
+
+    def _unknown(self, prompt: str, clause: Clause, reason: str) -> Reading:
+        nearest = nearest_by_spelling(prompt, clause, self.space)
+        return Reading(prompt=prompt, status="unknown", nearest=nearest, reason=reason)
 
 
 def read_prompts(
@@ -181,16 +288,8 @@ def read_prompts(
     return [match for prompt in prompts for match in reader.read(prompt, encoder)]
 
 
-def _synonyms_of(space: LabelSpace) -> dict[str, str]:
-    """Key of every other name of a class → class; a name that two classes have is none."""
-    found: dict[str, set[str]] = {}
-    for term, _ in import_label_space(space).terms:
-        if term.id.startswith(PREFIX):
-            for name in term.synonyms:
-                found.setdefault(name_key(name), set()).add(term.name)
-    own = {name_key(c.name) for c in space.classes}
-    return {key: next(iter(names)) for key, names in found.items() if len(names) == 1 and key not in own}
-
-
-def _singular(words: str) -> str:
-    return words[:-1] if words.endswith("s") and not words.endswith(("ss", "us", "is")) else words
+def _may_be_a_structure(clause: Clause) -> bool:
+    """Whether a text encoder is to be asked: not for abbreviations and codes, nor for a single word that is another."""
+    if any(len(w) < 4 or not w.isalpha() for w in clause.words):
+        return False
+    return len(clause.words) > 1 or not ({*clause.words} & (common_words() | anatomy_words()))

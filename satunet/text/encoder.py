@@ -16,11 +16,6 @@ from numpy.typing import NDArray
 from satunet.errors import ModelError
 from satunet.text.cache import EmbeddingCache
 
-SIMILAR_FROM = 0.70
-"""Cosine similarity from which an unknown text is taken to mean something the network may know. Measured with the
-default encoder on names of body structures against the 27 development datasets' classes: other structures, synonyms
-and misspellings lie above, things that are no structure below ("coffee cup" 0.37)."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -30,11 +25,9 @@ class TextEncoder(ABC):
     Attributes:
         name: The name it was asked for by; a plan and a bank keep it.
         uses_modality: Whether :meth:`encode` makes something else of a text for each modality.
-        similar_from: Cosine similarity from which two texts mean related structures.
     """
 
     uses_modality: ClassVar[bool] = False
-    similar_from: float = SIMILAR_FROM
 
     def __init__(self, name: str, cache: EmbeddingCache | None = None, *, batch: int = 64) -> None:
         self.name = name

@@ -14,9 +14,6 @@ from satunet.text.transformer import TransformerEncoder, check_folder, parse_nam
 DEFAULT_ENCODER = "minilm"
 TEXT_ENCODER_FOLDER = "text_encoder"
 """Where a model carries the encoder of its texts, if that cannot be had by name."""
-ANATOMY_SIMILAR_FROM = 0.60
-"""Measured on SAT-DS's classes: other words for structures lie above ("windpipe" 0.65, "hepatic tissue" 0.82), things
-that are no structure of theirs below ("belly button" 0.55, "car engine" 0.51)."""
 
 
 def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
@@ -55,9 +52,7 @@ def _kind(folder: Path) -> type[TransformerEncoder]:
 def _anatomy(name: str, cache: EmbeddingCache) -> TextEncoder:
     folder = Path(__file__).parent / "anatomy"
     check_folder(folder)
-    encoder = _kind(folder)(name, str(folder), None, cache)
-    encoder.similar_from = ANATOMY_SIMILAR_FROM
-    return encoder
+    return _kind(folder)(name, str(folder), None, cache)
 
 
 def _minilm(name: str, cache: EmbeddingCache) -> TextEncoder:

@@ -172,14 +172,19 @@ class Layer:
         """(N,) blocks of each query."""
         return (self.rows >= 0).sum(1)
 
-    def means(self, weight: Tensor) -> FinishedLayer:
-        """Weighted means of all blocks, with the sum of weights (P, V); the sums are given up."""
+    def means(self, weight: Tensor, level: float = 0.5) -> FinishedLayer:
+        """Weighted means of all blocks, with the sum of weights (P, V); the sums are given up.
+
+        Args:
+            weight: (P, V) sum of weights.
+            level: Probability above which a block is part of a structure.
+        """
         keys, places = (self.rows >= 0).nonzero(as_tuple=True)
         values = self.sums[self.rows[keys, places].long()]
         self.sums = self.sums[:0]
         values /= weight[places].clamp_min_(torch.finfo(torch.float32).tiny)
         alive = torch.zeros_like(self.rows, dtype=torch.bool)
-        alive[keys, places] = (values > 0.5).any(1)
+        alive[keys, places] = (values > level).any(1)
         return FinishedLayer(keys=keys, places=places, values=values, alive=alive)
 
 
@@ -191,7 +196,7 @@ class FinishedLayer:
         keys: (n,) query of each block, ascending.
         places: (n,) place of each block.
         values: (n, V) float32.
-        alive: (N, P) boolean, whether a voxel of the block exceeds one half.
+        alive: (N, P) boolean, whether a voxel of the block exceeds the level asked for.
     """
 
     keys: Tensor

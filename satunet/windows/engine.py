@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import product
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ _SCREEN_BYTES = 256 << 20
 OnProgress = Callable[[int, int], object]
 
 
+@runtime_checkable
 class Network(Protocol):
     """What is asked of a network; :class:`~satunet.network.model.PromptedUNet` is one."""
 
@@ -60,16 +62,31 @@ class Network(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probability:
-    """Where a prompt's probability may exceed one half.
+    """Where a prompt's probability may exceed the level asked for, one half for masks.
 
     Attributes:
         box: Place in the preprocessed scan, one voxel wider than needed where the scan goes on: a linear
             interpolation of the voxels inside reaches that far.
-        values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds one half.
+        values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds the level.
     """
 
     box: Box
     values: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """A network of an ensemble, and what it is asked.
+
+    Attributes:
+        network: In evaluation mode, on the scan's device.
+        queries: (N, D) float32 text embeddings, of the network's own text encoder.
+        asked: (N,) boolean, queries that it answers; all if not given.
+    """
+
+    network: Network
+    queries: Tensor
+    asked: Tensor | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,6 +97,9 @@ class WindowedScan:
         network: In evaluation mode, on ``device``.
         volume: (X, Y, Z) float32, the preprocessed scan; padded with zeros to the patch if it is smaller.
         queries: (N, D) float32 text embeddings.
+        asked: (N,) boolean, queries that ``network`` answers; all if not given.
+        others: Further networks for the same scan, windows and queries (folds of a training); a query's probability is
+            the mean of those that answer it.
         modality: Index into :data:`satunet.datasets.raw.MODALITIES`.
         patch: Of a window.
         overlap: Share of a window that its neighbour covers too.
@@ -89,6 +109,8 @@ class WindowedScan:
             1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
         batch: Windows that go through the network at once.
         memory_bytes: For the blocks of all prompts together; a single prompt may need more.
+        level: Probability above which something is part of a structure: one half for masks, less where probabilities
+            are averaged further on.
         on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
             An exception in it ends the prediction.
     """
@@ -96,6 +118,8 @@ class WindowedScan:
     network: Network
     volume: Tensor
     queries: Tensor
+    asked: Tensor | None = None
+    others: Sequence[Member] = ()
     modality: int
     patch: Axes
     overlap: float = 0.5
@@ -104,6 +128,7 @@ class WindowedScan:
     flips: tuple[tuple[int, ...], ...] = ((),)
     batch: int = 1
     memory_bytes: int = 1 << 30
+    level: float = 0.5
     on_progress: OnProgress | None = None
     _passes: int = 1
     _done: int = 0
@@ -115,7 +140,16 @@ class WindowedScan:
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
         self.starts = sorted(starts, key=lambda start: (start[self.tiling.sweep], start))
         self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
-        self.queries = self.queries.to(self.device)
+        first = Member(network=self.network, queries=self.queries, asked=self.asked)
+        self.members = tuple(self._here(member) for member in (first, *self.others))
+        answered = sum(member.asked.int() for member in self.members if member.asked is not None)
+        # (N,) of each query, the share that a member has in the mean; exactly 1 where there is one member
+        self.shares = 1.0 / torch.as_tensor(answered, device=self.device).clamp_min(1)
+
+    def _here(self, member: Member) -> Member:
+        queries = member.queries.to(self.device)
+        asked = torch.ones(len(queries), dtype=torch.bool) if member.asked is None else member.asked
+        return Member(network=member.network, queries=queries, asked=asked.to(self.device))
 
     def probabilities(self) -> Iterator[tuple[int, Probability]]:
         """Number of each query and its probability; those that take further passes come last."""
@@ -141,20 +175,20 @@ class WindowedScan:
             self.on_progress(self._done, self._passes * len(self.starts))
 
     @torch.inference_mode()
-    def look(self, starts: Sequence[Axes], flip: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def look(self, starts: Sequence[Axes], flip: tuple[int, ...], member: Member) -> tuple[Tensor, Tensor]:
         """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
         axes = [axis - 3 for axis in flip]
         crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
         with autocast_for(self.device, self.precision):
-            features = self.network.encode_image(crops.flip(axes) if axes else crops)
+            features = member.network.encode_image(crops.flip(axes) if axes else crops)
             modality = torch.full((len(starts),), self.modality, device=self.device)
-            several = self.queries[None].expand(len(starts), -1, -1)
-            embeddings = self.network.decode(features, several, modality)[0].float()
+            several = member.queries[None].expand(len(starts), -1, -1)
+            embeddings = member.network.decode(features, several, modality)[0].float()
         maps = features.maps[0]
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:
-        """A query's probability in the smallest box around what exceeds one half, and a voxel more."""
+        """A query's probability in the smallest box around what exceeds the level, and a voxel more."""
         nothing = Probability(box=(slice(0, 0),) * 3, values=None)
         found = structures.dense(key)
         if found is None:
@@ -165,7 +199,7 @@ class WindowedScan:
         if box is None:
             return nothing
         values = values[_relative(box, (x, y, z))]
-        tight = _box_of(values > 0.5)
+        tight = _box_of(values > self.level)
         if tight is None:
             return nothing
         wide = _wider(tight, values.shape)
@@ -187,7 +221,7 @@ class _Pass:
         keys: (n,) numbers of the queries it looks for.
         allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
         active: (N,) boolean on the CPU, queries that have not been put off.
-        positive: (N, layers, P) boolean, blocks in which a logit may be positive in some window.
+        positive: (N, layers, P) boolean, blocks in which a probability may exceed the level in some window.
     """
 
     scan: WindowedScan
@@ -213,10 +247,14 @@ class _Pass:
         for first in range(0, len(starts), scan.batch):
             several = starts[first : first + scan.batch]
             self._finish(several[0][scan.tiling.sweep] // BLOCK[scan.tiling.sweep])
-            for flip in scan.flips:
-                for start, features, embeddings in zip(several, *scan.look(several, flip), strict=True):
+            for member, flip in product(scan.members, scan.flips):
+                assert member.asked is not None  # WindowedScan gave every member its own
+                asked = member.asked[keys]
+                if not asked.any():
+                    continue
+                for start, features, embeddings in zip(several, *scan.look(several, flip, member), strict=True):
                     for number in scan.tiling.layers_of(start, scan.patch):
-                        self._add(number, start, features, embeddings[keys])
+                        self._add(number, start, features, embeddings[keys], asked)
                     del features  # large, and not needed while the next window is encoded
             scan.advance(len(several))
         self._finish(scan.tiling.layers)
@@ -234,7 +272,7 @@ class _Pass:
         """Turn the sums of layers that no window touches any more into probabilities."""
         for number in range(self._finished, until):
             layer = self._layers.pop(number, None) or self._new_layer()
-            self._structures.append(layer.means(self._weight(number)))
+            self._structures.append(layer.means(self._weight(number), self.scan.level))
         self._finished = max(self._finished, until)
 
     def _new_layer(self) -> Layer:
@@ -252,20 +290,22 @@ class _Pass:
                 weight[places] += scan.tiling.cut(scan.gauss[None], start, number, repeat_edges=False)[:, 0]
         return weight
 
-    def _add(self, number: int, start: Axes, features: Tensor, embeddings: Tensor) -> None:
+    def _add(self, number: int, start: Axes, features: Tensor, embeddings: Tensor, asked: Tensor) -> None:
         """Add a look's probabilities in one layer."""
         tiling, patch = self.scan.tiling, self.scan.patch
         blocks = tiling.cut(features, start, number, repeat_edges=True)  # (n, C, V)
         places = tiling.places_of(start, patch).to(blocks.device)
         largest, error = _largest_logits(blocks, embeddings)
-        self.positive[:, number, places] |= largest > -error
-        wanted = (largest > _LEAST_LOGIT - error) & self.active.to(blocks.device)[:, None]
+        level = math.log(self.scan.level / (1 - self.scan.level))
+        self.positive[:, number, places] |= (largest > level - error) & asked[:, None]
+        wanted = (largest > _LEAST_LOGIT - error) & (self.active.to(blocks.device) & asked)[:, None]
         if self.allowed is not None:
             wanted &= self.allowed[:, number, places]
         if not wanted.any():
             return
         # exact: the number of looks is a power of two
         weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
+        shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
         for first in range(0, len(units), _UNITS):
@@ -273,7 +313,8 @@ class _Pass:
             logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
             matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
             owner = unit[:, None].expand_as(key)[matters]
-            layer.add(key[matters], places[owner], logits[matters].sigmoid_().mul_(weights[owner]))
+            values = logits[matters].sigmoid_().mul_(weights[owner]).mul_(shares[key[matters], None])
+            layer.add(key[matters], places[owner], values)
             self._make_room()
 
     def _make_room(self) -> None:

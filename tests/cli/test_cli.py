@@ -45,7 +45,10 @@ OPTIONS = {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
         "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
-        "--memory", "--overwrite", "--dry_run", "--engine", "--device", "-device", "--verbose",
+        "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
+    },
+    "prompts": {
+        "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
     },
     "evaluate": {
         "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",

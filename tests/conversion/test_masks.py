@@ -101,6 +101,49 @@ def test_overlaps_of_a_dataset_nobody_knows_are_kept_to_the_voxel(nnunet_env: Pa
     assert load_dataset(80).labels == dataset.labels
 
 
+@pytest.mark.parametrize("form", ["stack", "map"])
+@pytest.mark.parametrize(
+    "orders",
+    [
+        (["liver", "spleen"], ["spleen", "liver"]),
+        (["liver", "spleen"], ["spleen"]),
+        (["spleen"], ["liver", "spleen"]),
+        (["liver"], ["spleen"]),
+    ],
+)
+def test_a_row_says_itself_which_classes_its_masks_are(
+    nnunet_env: Path, source: Path, form: str, orders: tuple[list[str], list[str]]
+) -> None:
+    truth = {"liver": boxes(2) == 1, "spleen": boxes(2) == 2}
+    rows = []
+    for number, order in enumerate(orders):
+        stacked = np.stack([truth[name] for name in order])
+        array = stacked if form == "stack" else (stacked * np.arange(1, len(order) + 1)[:, None, None, None]).sum(0)
+        save(source / f"case_{number}.nii.gz", scan(number))
+        save(source / f"mask_{number}.nii.gz", array.astype(np.uint8))
+        rows.append(row("Mine", f"case_{number}.nii.gz", f"mask_{number}.nii.gz", order))
+    read_rows = read_sat_ds(write_rows(source / "Mine.jsonl", rows), dataset_id=80)
+    partial = {tuple(sorted(order)) for order in orders} != {("liver", "spleen")}
+    assert ("labels" in read_rows.notes) == partial  # a class that a row does not list counts as absent
+    assert convert(read_rows).failures == {}
+    dataset = load_dataset(80)
+    for number, order in enumerate(orders):
+        made = read(dataset.folder / "labelsTr" / f"case_{number}.nii.gz")
+        for name, ids in dataset.labels.items():
+            np.testing.assert_array_equal(np.isin(made, ids), truth[name] & (name in order), err_msg=name)
+
+
+def test_ids_that_a_row_does_not_list_are_refused(nnunet_env: Path, source: Path) -> None:
+    rows = []
+    for number, order in enumerate((["liver", "spleen"], ["spleen"])):
+        save(source / f"case_{number}.nii.gz", scan(number))
+        save(source / f"map_{number}.nii.gz", boxes(2))
+        rows.append(row("Mine", f"case_{number}.nii.gz", f"map_{number}.nii.gz", order))
+    summary = convert(read_sat_ds(write_rows(source / "Mine.jsonl", rows), dataset_id=80))
+    assert list(summary.failures) == ["case_1"]
+    assert "label ids [2] are of no class; allowed are [1]" in summary.failures["case_1"]
+
+
 def test_packed_arrays(nnunet_env: Path, source: Path) -> None:
     """``renorm_image`` and a cut mask a class, in the orientation in which SAT trains on the dataset."""
     truth = boxes(3, (6, 7, 5))

@@ -20,6 +20,7 @@ from satunet.evaluation.report.pictures import ReportCase, draw_cases
 from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.geometry import Grid
+from satunet.images.colours import colour_of
 from satunet.images.image import Image, write_label_map, write_volume
 
 EVIL = "<script>alert(\"x\")</script> | $a_b$ & 'q' {{ 7*7 }}"
@@ -191,12 +192,15 @@ def test_axial_planes_have_the_right_on_the_left_and_the_front_on_top() -> None:
     picture = overlay().panels[0].picture
     assert picture is not None
     axial = pixels(picture)[:PANEL]
-    colourful = (axial.max(axis=2) - axial.min(axis=2)) > 60
-    rows, columns = np.nonzero(colourful)
+
+    def drawn(name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of a structure's outline."""
+        return np.nonzero(np.linalg.norm(axial - np.array(colour_of(name)), axis=2) < 80)
+
+    rows, columns = drawn("box")
+    assert len(rows) > 100
     assert columns.mean() < PANEL * 0.5
-    blue = axial[..., 2] > axial[..., 0] + 30  # the spot; the box is red
-    assert blue.any()
-    assert np.nonzero(blue)[0].mean() < rows.mean() - 20
+    assert np.mean(drawn("spot")[0]) < rows.mean() - 20
 
 
 def test_a_map_that_is_missing_is_an_empty_panel() -> None:

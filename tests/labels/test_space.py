@@ -11,7 +11,7 @@ from satunet.datasets.paths import all_dataset_names
 from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import LabelSpaceError
 from satunet.labels import LabelSpace, build_label_space, normalize_name, text_variants
-from satunet.prompts.matching import match_prompt
+from satunet.prompts import PromptReader
 
 
 def dataset(number: int, labels: dict[str, tuple[int, ...]], modality: str = "mri") -> Dataset:
@@ -129,14 +129,16 @@ class Letters:
 
 def test_prompts() -> None:
     space = build_label_space([A, B])
-    assert match_prompt("hippocampus on the left side", space).class_name == "left hippocampus"
-    assert match_prompt("Left Hipocampus", space).class_name == "left hippocampus"
-    unknown = match_prompt("coffee cup", space)
+    (match,) = PromptReader(space).read("hippocampus on the left side")
+    assert match.class_name == "left hippocampus"
+    (match,) = PromptReader(space).read("Left Hipocampus")
+    assert match.class_name == "left hippocampus"
+    (unknown,) = PromptReader(space).read("coffee cup")
     assert (unknown.status, unknown.class_name) == ("unknown", None)
 
 
 def test_a_sided_prompt_never_meets_the_other_side() -> None:
     space = build_label_space([dataset(1, {"right hippocampus": (1,), "liver": (2,)})])
-    match = match_prompt("left hippocampus", space, encoder=Letters())
+    (match,) = PromptReader(space).read("left hippocampus", Letters())
     assert match.class_name is None
     assert all("right" not in name for name, _ in match.nearest)

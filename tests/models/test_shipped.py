@@ -11,7 +11,8 @@ from satunet.cli import run
 from satunet.geometry import Grid
 from satunet.images.image import Image
 from satunet.models.folder import ModelCard, ModelFolder
-from satunet.models.shipped import SHIPPED, default_model, resolve_model
+from satunet.models.choice import ModelChoice, default_model, existing_model
+from satunet.models.shipped import SHIPPED, resolve_model
 from satunet.prediction import Predictor
 
 FOLDER = resolve_model("starter")
@@ -27,19 +28,23 @@ def test_a_name_is_a_folder_of_the_package_and_a_path_stays_a_path(tmp_path, mon
     assert resolve_model("starter") == Path("starter")
 
 
-def test_without_a_model_your_own_is_taken_if_there_is_one(tmp_path, monkeypatch) -> None:
+def test_without_a_model_your_own_is_taken_if_there_is_one(tmp_path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
     monkeypatch.delenv("nnUNet_results", raising=False)
-    assert default_model()[0] == resolve_model("starter")
+    assert default_model() == resolve_model("starter")
+    assert "'starter'" in caplog.text
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    folder, said = default_model()
-    assert folder == resolve_model("starter")
-    assert "'starter'" in said
+    assert default_model() == resolve_model("starter")
     own = tmp_path / "Dataset900_Unified" / "SATTrainer__satunetPlans__3d_fullres"
     own.mkdir(parents=True)
     (own / "plans.json").write_text("{}")
-    folder, said = default_model()
-    assert folder == own
-    assert str(own) in said
+    assert default_model() == own
+    assert str(own) in caplog.text
+
+
+def test_commands_take_it_by_name() -> None:
+    assert existing_model(Path("starter")) == resolve_model("starter")
+    assert ModelChoice(model=(Path("starter"),)).folders == (resolve_model("starter"),)
 
 
 @pytest.fixture(scope="module")

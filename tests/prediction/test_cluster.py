@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +11,11 @@ import pytest
 
 from satunet.cli.predict import Predict
 from satunet.errors import PromptError
-from satunet.prediction import Predictor
+from satunet.models.choice import ModelChoice
+from satunet.prediction import PredictOptions, Predictor
 from tests.prediction.conftest import write_model
 
+CPU = PredictOptions(device="cpu")
 PROMPTS = ("left bright", "right bright")
 
 
@@ -34,7 +37,7 @@ def masks_of(folder: Path) -> dict[str, np.ndarray]:
 
 def test_the_python_interface_gives_what_the_command_line_gives(tmp_path: Path, scans: Path) -> None:
     folder = write_model(tmp_path / "model")
-    call = {"input": (scans,), "model": folder, "prompts": PROMPTS, "device": "cpu"}
+    call = {"input": (scans,), "models": ModelChoice(model=(folder,)), "prompts": PROMPTS, "prediction": CPU}
     assert Predict(output=tmp_path / "out", **call).run() == 1  # a broken scan
     written = masks_of(tmp_path / "out")
     assert len(written) == 4
@@ -45,15 +48,22 @@ def test_the_python_interface_gives_what_the_command_line_gives(tmp_path: Path, 
             other = written[f"{name}/{mask.match.prompt.replace(' ', '_')}.nii.gz"]
             assert 0 < other.mean() < 1
             assert np.array_equal(mask.mask, other > 0)
+    strict = {**call, "prompts": ("coffee cup",), "prediction": replace(CPU, strict=True)}
     with pytest.raises(PromptError, match="strict"):
-        Predict(output=tmp_path / "o2", **{**call, "prompts": ("coffee cup",)}, strict=True).run()
+        Predict(output=tmp_path / "o2", **strict).run()
 
 
 @pytest.mark.slow
 def test_a_dask_cluster_does_the_same(tmp_path: Path, scans: Path) -> None:
     distributed = pytest.importorskip("distributed")
     folder = write_model(tmp_path / "model")
-    call = {"input": (scans,), "model": folder, "prompts": PROMPTS, "device": "cpu", "statistics": True}
+    call = {
+        "input": (scans,),
+        "models": ModelChoice(model=(folder,)),
+        "prompts": PROMPTS,
+        "prediction": CPU,
+        "statistics": True,
+    }
     assert Predict(output=tmp_path / "here", **call).run() == 1
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
         there = {**call, "scheduler": cluster.scheduler_address}

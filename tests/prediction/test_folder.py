@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from satunet.errors import PromptError, UserError
+from satunet.errors import DiskFullError, PromptError, UserError
 from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
-from satunet.prediction.outputs import Outputs, write_statistics
+from satunet.prediction.options import Outputs
+from satunet.prediction.outputs import write_statistics
 from satunet.prediction.postprocess import Postprocessing
 
 AFFINE = np.array([[0, -1, 0, 10], [1, 0, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=float)
@@ -79,7 +80,7 @@ def test_a_second_run_does_what_is_missing(tmp_path: Path, predictor: Predictor)
     again = predict_folder(*arguments)
     assert (again.skipped_items, again.done_items) == (["a"], ["b"])
     assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["left bright"]).skipped_items == []
-    assert len(predict_folder(*arguments, overwrite=True).done_items) == 2
+    assert len(predict_folder(*arguments[:2], predictor.changed(overwrite=True), ["bright"]).done_items) == 2
 
 
 def test_an_unknown_prompt_is_in_the_manifest_and_has_no_file(tmp_path: Path, predictor: Predictor) -> None:
@@ -94,16 +95,13 @@ def test_an_unknown_prompt_is_in_the_manifest_and_has_no_file(tmp_path: Path, pr
 
 def test_combined_label_maps_have_a_legend(tmp_path: Path, predictor: Predictor) -> None:
     save(tmp_path / "a.nii.gz")
-    predict_folder(
-        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], outputs=Outputs(combine=True)
-    )
+    combined = predictor.changed(outputs=Outputs(combine=True))
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", combined, ["bright", "left bright"])
     legend = read_json(tmp_path / "out" / "a.json")
-    assert legend["labels"] == {"bright": 1, "left bright": 2}
     labels = np.asarray(nib.load(tmp_path / "out" / "a.nii.gz").dataobj)
-    assert set(np.unique(labels)) == {0, 2}  # the later prompt wins
-    assert predict_folder(
-        [tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"], outputs=Outputs(combine=True)
-    ).skipped_items
+    assert set(np.unique(labels)) == {0, 2}  # a part lies over its whole
+    assert legend["labels"] == {"left bright": 2}  # and the legend says what the map shows
+    assert predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", combined, ["bright", "left bright"]).skipped_items
 
 
 def test_all_classes_of_the_modality(tmp_path: Path, predictor: Predictor) -> None:
@@ -111,7 +109,9 @@ def test_all_classes_of_the_modality(tmp_path: Path, predictor: Predictor) -> No
     predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, None)
     manifest = read_json(tmp_path / "out" / "a" / "manifest.json")
     assert [e["prompt"] for e in manifest["prompts"]] == ["bright", "left bright", "right bright"]
-    assert predict_folder([tmp_path / "a.nii.gz"], tmp_path / "o2", predictor, None, modality="ct").exit_code == 1
+    assert (
+        predict_folder([tmp_path / "a.nii.gz"], tmp_path / "o2", predictor.changed(modality="ct"), None).exit_code == 1
+    )
 
 
 def test_names_of_results(tmp_path: Path) -> None:
@@ -120,8 +120,11 @@ def test_names_of_results(tmp_path: Path) -> None:
     assert [j.name for j in collect_scans([tmp_path])] == ["x_0000", "x_0001", "y"]
     beside = [tmp_path / "y_0000.nii.gz", tmp_path / "y.nii.gz"]
     assert [j.name for j in collect_scans(beside)] == ["y_0000", "y"]
-    with pytest.raises(UserError, match=r"same name: x_0000"):
-        collect_scans([tmp_path / "x_0000.nii.gz", tmp_path / "sub" / "x_0000.nii.gz"])
+    twins = [tmp_path / "x_0000.nii.gz", tmp_path / "sub" / "x_0000.nii.gz"]
+    assert [j.name for j in collect_scans(twins)] == [f"{tmp_path.name}_x_0000", "sub_x_0000"]
+    assert len(collect_scans([tmp_path, tmp_path / "y_0000.nii.gz"])) == 3  # a file that is named twice is one scan
+    formats = [tmp_path / "z.nii.gz", tmp_path / "z.mha"]
+    assert [j.name for j in collect_scans(formats)] == ["z_nii_gz", "z_mha"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images in this folder"):
         collect_scans([tmp_path / "empty"])
@@ -188,8 +191,8 @@ def test_statistics_have_a_row_for_every_prompt_also_of_earlier_runs(tmp_path: P
 
 def test_probabilities_agree_with_masks(tmp_path: Path, predictor: Predictor) -> None:
     save(tmp_path / "a.nii.gz")
-    options = {"outputs": Outputs(probabilities=True)}
-    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright"], **options)
+    both = predictor.changed(outputs=Outputs(probabilities=True))
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", both, ["bright"])
     file = nib.load(tmp_path / "out" / "a" / "bright_probability.nii.gz")
     assert file.get_data_dtype() == np.uint8
     values = np.asarray(file.dataobj)
@@ -204,8 +207,8 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     from tests.images.test_dicom import write_series
 
     write_series(tmp_path / "in" / "patient" / "x", modality="MR")
-    options = {"outputs": Outputs(dicom_seg=True, rtstruct=True)}
-    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options)
+    both = predictor.changed(outputs=Outputs(dicom_seg=True, rtstruct=True))
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", both, ["bright"])
     assert summary.failures == {}
     folder = tmp_path / "out" / "patient_x_4"
     assert read_json(folder / "manifest.json")["modality_from"] == "DICOM header"
@@ -214,11 +217,11 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     assert np.array_equal(np.asarray(mask.dataobj) > 0, image.masks[0].mask)
     assert highdicom.seg.segread(str(folder / "segmentation.dcm")).SegmentSequence[-1].SegmentLabel == "bright"
     assert read_json(folder / "manifest.json")["dicom"] == ["segmentation.dcm", "structures.dcm"]
-    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options).skipped_items
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", both, ["bright"]).skipped_items
     (folder / "structures.dcm").unlink()
-    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], **options).done_items
-    combined = Outputs(combine=True, dicom_seg=True, rtstruct=True)
-    predict_folder([tmp_path / "in"], tmp_path / "combined", predictor, ["bright"], outputs=combined)
+    assert predict_folder([tmp_path / "in"], tmp_path / "out", both, ["bright"]).done_items
+    combined = predictor.changed(outputs=Outputs(combine=True, dicom_seg=True, rtstruct=True))
+    predict_folder([tmp_path / "in"], tmp_path / "combined", combined, ["bright"])
     assert (tmp_path / "combined" / "patient_x_4_structures.dcm").is_file()
 
 
@@ -247,30 +250,33 @@ def test_masks_may_be_cleaned(tmp_path: Path, model: ModelFolder) -> None:
     assert np.array_equal(plain, array > 3)
 
 
-def test_a_disk_that_is_full_fails_that_scan_and_leaves_no_half_file(
+def test_a_full_disk_ends_the_run_at_once(
     tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from satunet.images import formats as imageformats
+    from isal import igzip
 
-    save(tmp_path / "in" / "a.nii.gz")
-    save(tmp_path / "in" / "b.nii.gz")
-    written = imageformats._save_nifti
+    for name in "abcdef":
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    opened, looked = igzip.open, []
 
-    def full(image: nib.Nifti1Image, path: Path, *, packed: bool) -> None:
-        path.write_bytes(b"half")
-        if path.parent.name == "a":
+    def full(path: Path, mode: str = "rb", **options: int) -> object:
+        if mode != "wb":
+            return opened(path, mode, **options)
+        looked.append(path.parent.name)
+        if path.parent.name != "a":
+            path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        path.unlink()
-        written(image, path, packed=packed)
+        return opened(path, mode, **options)
 
-    monkeypatch.setattr(imageformats, "_save_nifti", full)
-    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
-    assert list(summary.failures) == ["a"]
-    assert "no space left" in summary.failures["a"].lower()
-    assert list((tmp_path / "out" / "a").iterdir()) == []
-    assert (tmp_path / "out" / "b" / "manifest.json").is_file()
+    monkeypatch.setattr(igzip, "open", full)
+    with pytest.raises(DiskFullError, match="no space left"):
+        predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
+    assert (tmp_path / "out" / "a" / "manifest.json").is_file()
+    assert list((tmp_path / "out" / "b").iterdir()) == []
+    assert set(looked) <= set("abcd")  # what was under way, and no more
     monkeypatch.undo()
-    assert predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"]).done_items == ["a"]
+    again = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
+    assert (again.skipped_items, again.done_items) == (["a"], list("bcdef"))
 
 
 def test_ranks_share_the_scans(tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from satunet.errors import ModelError, PromptError, UserError
 from satunet.geometry import Grid, reorient
 from satunet.images.image import Image
 from satunet.prediction import ModelFolder, Predictor
-from satunet.prediction.predictor import guess_modality
+from satunet.prediction.modality import modality_of
 from satunet.windows.starts import gaussian_weights, window_starts
 
 from .conftest import make_model
@@ -89,12 +89,12 @@ def test_a_callback_sees_progress_and_can_cancel(model: ModelFolder) -> None:
 
 def test_modality_is_guessed_and_said() -> None:
     image, _ = scene((8, 8, 8), np.eye(4))
-    assert guess_modality(image, ["mri"])[0] == "mri"
+    assert modality_of(image, ["mri"])[0] == "mri"
     ct = Image(array=image.array - 1000, grid=image.grid)
-    assert guess_modality(ct, ["ct", "mri"]) == ("ct", "intensities")
-    assert guess_modality(image, ["ct", "mri"]) == ("mri", "intensities")
+    assert modality_of(ct, ["ct", "mri"]) == ("ct", "intensities")
+    assert modality_of(image, ["ct", "mri"]) == ("mri", "intensities")
     named = Image(array=image.array, grid=image.grid, path=Path("patient_CT.nii.gz"))
-    assert guess_modality(named, ["ct", "mri"]) == ("ct", "file name")
+    assert modality_of(named, ["ct", "mri"]) == ("ct", "file name")
 
 
 def test_wrong_values_are_refused(model: ModelFolder) -> None:
@@ -156,6 +156,6 @@ def test_images_and_embeddings_in_memory(model: ModelFolder) -> None:
 
 def test_mirroring_keeps_sides(model: ModelFolder) -> None:
     predictor = Predictor(model, device="cpu", mirror=True)
-    assert predictor._flips() == ((), (1,), (2,), (1, 2))
+    assert predictor._flips(predictor.model.plan) == ((), (1,), (2,), (1, 2))
     with pytest.raises(UserError, match="batch"):
         Predictor(model, batch=0)

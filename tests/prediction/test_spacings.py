@@ -65,7 +65,7 @@ def test_masks_of_several_spacings_lie_in_one_grid() -> None:
     prompts = ["bright", "left bright", "right bright"]
     result = predictor.predict(image, prompts, on_progress=lambda done, total: seen.append((done, total)))
     scan = predictor.prepare(image, "mri", predictor.match(prompts))
-    assert {scan.geometry.spacing_mm, *scan.others} == {(1.0,) * 3, (2.0,) * 3, (3.0,) * 3}
+    assert {spacing for _, spacing in scan.views} == {(1.0,) * 3, (2.0,) * 3, (3.0,) * 3}
     for mask in result.masks:
         assert mask.mask is not None
         assert mask.mask.shape == image.grid.shape
@@ -94,5 +94,5 @@ def test_a_model_with_scores_draws_only_what_has_one_in_the_scans_modality() -> 
 
 def test_a_model_without_scores_draws_everything() -> None:
     predictor = Predictor(make_model(), device="cpu")
-    matches = predictor.match(["bright"])
-    assert predictor.offered(matches, "ct") == matches
+    (match,) = predictor.match(["bright"])
+    assert predictor.vocabulary.offered(match, "ct") == match

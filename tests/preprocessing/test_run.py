@@ -21,6 +21,7 @@ from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.preprocessing.run import preprocess_datasets
 from satunet.preprocessing.store import ScanStore
 from satunet.preprocessing.transform import restore
+from satunet.preprocessing.verify import verify_datasets
 
 NETWORK = NetworkConfig.auto(
     features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
@@ -215,3 +216,33 @@ def test_nothing_usable_at_all_is_an_error_of_the_call(nnunet_env: Path) -> None
         file.write_bytes(b"")
     with pytest.raises(DatasetError, match="could be preprocessed"):
         preprocess_datasets(plan(), [name])
+
+
+def test_one_scan_in_two_datasets_is_one_person_in_every_fold(nnunet_env: Path) -> None:
+    first, _ = make_synthetic_datasets(nnunet_env / "raw", cases=6)
+    second = nnunet_env / "raw" / "Dataset903_Again"
+    shutil.copytree(nnunet_env / "raw" / first, second)
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        for number in range(6):  # the same scans under other names, in another order
+            (second / part / f"case_{number:02d}{ending}").rename(second / part / f"x{5 - number}{ending}")
+    shared = verify_datasets([first, second.name])
+    assert shared.failures == {}
+    assert "6 pairs of cases are of one person by voxels, such as" in shared.notes["people"]
+    options = PlanOptions(spacing_mm=(4, 4, 4), gpu_memory_gb=1)
+    summary = plan_and_preprocess([first, second.name], options)
+    assert summary.exit_code == 0
+    assert "one person by voxels" in summary.notes["people"]
+    folds = json.loads((nnunet_env / "preprocessed" / "Dataset900_Unified" / "splits_final.json").read_text())
+    for fold in folds:
+        assert fold["val"]
+        for number in range(6):
+            sides = {part for part in fold for scan in (f"{first}__case_{number:02d}__0000", f"{second.name}__x{5 - number}__0000") if scan in fold[part]}  # fmt: skip
+            assert len(sides) == 1
+
+
+def test_a_broken_split_ends_the_call_before_anything_is_done(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    (nnunet_env / "raw" / name / "splits_final.json").write_text("[{")
+    with pytest.raises(DatasetError, match=r"splits_final\.json"):
+        plan_and_preprocess([name], PlanOptions(spacing_mm=(4, 4, 4), gpu_memory_gb=1))
+    assert not list((nnunet_env / "preprocessed").rglob("*.b2nd"))

@@ -258,8 +258,8 @@ def test_the_shipped_encoder_knows_anatomy(tmp_path: Path) -> None:
     for text, name in nearest.items():
         similarity = classes @ encoder.encode([text])[0]
         assert names[int(similarity.argmax())] == name
-        assert similarity.max() > encoder.similar_from
+        assert similarity.max() > 0.6
     for text in ("coffee cup", "stock market"):
-        assert (classes @ encoder.encode([text])[0]).max() < encoder.similar_from
+        assert (classes @ encoder.encode([text])[0]).max() < 0.6
     left, right, plain = encoder.encode(["left hippocampus", "right hippocampus", "hippocampus on the left side"])
     assert left @ plain > left @ right

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from satunet.compute.devices import autocast_for, pick_device
 from satunet.compute.distributed import process_group, rank, world_size
-from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import MODALITIES
+from satunet.datasets.unified import UnifiedFolder
 from satunet.jobs.files import atomic_path, write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
@@ -305,11 +305,11 @@ def _batches(
 
 def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
     """That of the segmentation trainer, without its embeddings: texts are encoded anew in every step."""
-    folder = preprocessed_dir() / dataset_name
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
-    space = LabelSpace.load(folder / "label_space.json")
-    store = ScanStore(folder / plan.data_identifier)
-    split = Split.of_fold(fold, store=store, space=space, file=folder / "splits_final.json")
+    unified = UnifiedFolder(name=dataset_name)
+    plan = UnifiedPlan.load(unified.plan)
+    space = LabelSpace.load(unified.label_space)
+    store = ScanStore(unified.store)
+    split = Split.of_fold(fold, store=store, space=space, file=unified.splits)
     names = space.class_names
     bank = TextBank(
         encoder_name="none", encoder_fingerprint="none", texts=names, vectors=np.zeros((len(names), 1), np.float32)

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from satunet.compute import distributed
 from satunet.compute.devices import pick_device
-from satunet.datasets.paths import preprocessed_dir
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import ModelError, UserError
 from satunet.jobs.files import atomic_folder, read_json
 from satunet.jobs.progress import progress_bar
 from satunet.jobs.records import load_record
-from satunet.models.results import CONFIG_FILE, last_checkpoint, model_folder
+from satunet.models.results import CONFIG_FILE, last_checkpoint
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
 from satunet.trainers.config import TrainingChoices, TrainingConfig
@@ -68,8 +68,8 @@ def run_training(
     """
     if continue_training and pretrained_weights is not None:
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
-    folder = preprocessed_dir() / dataset_name
-    plan = UnifiedPlan.load(folder / "satunetPlans.json")
+    unified = UnifiedFolder(name=dataset_name)
+    plan = UnifiedPlan.load(unified.plan)
     encoder = None
     begun = _begun(plan, dataset_name, fold) if continue_training or only_validate else None
     if pretrained_weights is not None:
@@ -78,7 +78,7 @@ def run_training(
         plan, encoder = begun
     with distributed.process_group(pick_device(device)) as own_device:
         plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
-        trainer = SATTrainer(plans, plan.configuration, fold, read_json(folder / "dataset.json"), own_device)
+        trainer = SATTrainer(plans, plan.configuration, fold, read_json(unified.dataset_json), own_device)
         trainer.configure(_resolved(config, trainer, goes_on=begun is not None))
         trainer.text_encoder_folder = _own_text_encoder(trainer, encoder) if begun is None else encoder
         trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -114,7 +114,7 @@ def _begun(plan: UnifiedPlan, dataset_name: str, fold: int | str) -> tuple[Unifi
     """The plan with the network and text encoder that a run was begun with, and its own text encoder; ``None`` if there
     is no run to go on with. Those of a run with pre-trained weights are not the plan's.
     """
-    folder = model_folder(dataset_name, plan.plans_name, plan.configuration)
+    folder = dataclasses.replace(plan.unified_folder, name=dataset_name).results
     if last_checkpoint(folder / f"fold_{fold}") is None or not (folder / "plans.json").is_file():
         return None
     before = UnifiedPlan.load(folder / "plans.json")

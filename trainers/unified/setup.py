@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.jobs.files import read_json
 from satunet.labels import LabelSpace, text_variants
@@ -79,13 +80,17 @@ class TrainingSetup:
 
     @classmethod
     def read(
-        cls, folder: Path, plan: UnifiedPlan, fold: int | str, *, text_encoder: Path | None = None
+        cls,
+        plan: UnifiedPlan,
+        fold: int | str,
+        *,
+        folder: UnifiedFolder | None = None,
+        text_encoder: Path | None = None,
     ) -> TrainingSetup:
         """Read what planning and preprocessing left, and encode the texts.
 
         Args:
-            folder: The unified dataset in ``nnUNet_preprocessed``.
-            plan: Its plan, perhaps with the network and text encoder of a model that training starts from.
+            plan: Unified plan, perhaps with the network and text encoder of a model that training starts from.
             fold: Number of the fold, or ``"all"``.
             text_encoder: Folder of an encoder that cannot be had by the plan's name for it.
 
@@ -94,8 +99,9 @@ class TrainingSetup:
             DatasetError: Nothing is preprocessed.
             UserError: The split has no such fold.
         """
-        space = LabelSpace.load(folder / "label_space.json")
-        store = ScanStore(folder / plan.data_identifier)
+        folder = plan.unified_folder
+        space = LabelSpace.load(folder.label_space)
+        store = ScanStore(folder.store)
         encoder = load_text_encoder(str(text_encoder or plan.text_encoder))
         texts = [text for info in space.classes for text in text_variants(info)]
         bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=plan.text_encoder)
@@ -104,5 +110,5 @@ class TrainingSetup:
                 f"the text encoder {encoder.name!r} gives {bank.dim} values, the plan's network takes "
                 f"{plan.network.text_dim}"
             )
-        split = Split.of_fold(fold, store=store, space=space, file=folder / "splits_final.json")
+        split = Split.of_fold(fold, store=store, space=space, file=folder.splits)
         return cls(plan=plan, space=space, bank=bank, store=store, split=split)

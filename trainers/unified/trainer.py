@@ -24,6 +24,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from satunet.compute import distributed
 from satunet.compute.devices import autocast_for, precision_for
+from satunet.datasets.raw import split_scan_id
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.progress import in_locale
 from satunet.models.checkpoints import load_checkpoint
@@ -95,7 +96,6 @@ class SATTrainer(nnUNetTrainer):
         self.text_encoder_folder: Path | None = None
         """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
         self.model_folder = Path(str(self.output_folder_base))
-        self.unified_folder = Path(str(self.preprocessed_dataset_folder_base))
         self.configure(TrainingConfig())
 
     @property
@@ -123,9 +123,7 @@ class SATTrainer(nnUNetTrainer):
             raise SatunetError("the trainer is already initialised")
         self.batch_size = self.config.batch_size or self.plan.batch_size
         self.num_input_channels = 1
-        self.setup = TrainingSetup.read(
-            self.unified_folder, self.plan, self.fold, text_encoder=self.text_encoder_folder
-        )
+        self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
         if network.adapter is not None:
@@ -176,7 +174,7 @@ class SATTrainer(nnUNetTrainer):
                 model=self.model_folder,
                 fold=Path(str(self.output_folder)),
                 dataset_json=self.dataset_json,
-                fingerprint=self.unified_folder / "dataset_fingerprint.json",
+                fingerprint=self.plan.unified_folder.fingerprint,
                 goes_on=self.current_epoch > 0,
             )
             self.reporter.open(self.config, self.current_epoch)
@@ -294,7 +292,7 @@ class SATTrainer(nnUNetTrainer):
         return {
             "loss": float(loss.total.detach()),
             "dice": [
-                (scan.split("__")[0], float(values[b, k]))
+                (split_scan_id(scan)[0], float(values[b, k]))
                 for b, scan in enumerate(batch.scans)
                 for k in shown[b].nonzero().flatten().tolist()
             ],

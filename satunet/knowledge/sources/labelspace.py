@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import split_scan_id
 from satunet.jobs.files import read_json
 from satunet.knowledge.build import Imported
 from satunet.knowledge.names import load_names
@@ -71,7 +72,7 @@ def scans_by_class(space: LabelSpace, folder: Path) -> dict[str, tuple[str, ...]
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*__*.json")):
         record = read_json(file)
-        dataset = str(record["scan"]).split("__")[0]
+        dataset = split_scan_id(str(record["scan"]))[0]
         present = {int(label) for label, voxels in record["label_voxels"].items() if voxels}
         for name, ids in space.ids.get(dataset, {}).items():
             if present & set(ids):

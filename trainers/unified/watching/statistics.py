@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from satunet.compute import distributed
+from satunet.datasets.raw import split_scan_id
 from satunet.jobs.files import write_text
 
 PHASES = ("data", "forward", "backward", "optimizer")
@@ -104,7 +105,7 @@ class Statistics:
         """
         self.steps += 1
         for b, (scan, asked) in enumerate(zip(scans, names, strict=True)):
-            dataset = scan.split("__")[0]
+            dataset = split_scan_id(scan)[0]
             self.scans[dataset] = self.scans.get(dataset, 0) + 1
             self.patches += 1
             self.queries += len(asked)

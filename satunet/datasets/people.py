@@ -1,0 +1,145 @@
+"""Who is on which scan: cases of one person stay on one side of every split, in all datasets.
+
+Two cases are of one person where
+
+- ``patients.json`` beside a dataset's ``dataset.json`` (case → person) names the same one, in any dataset;
+- one scan is the other, voxel by voxel, whatever its file's name, format and compression;
+- they have one name, and their datasets one source: the same page in the catalogue, or the same repository, DOI,
+  address or text as ``"reference"`` (or ``"source"``) in ``dataset.json``;
+- the catalogue knows which part of a case's name is the person, and that part is the same.
+
+A name alone says nothing across sources: every second dataset has a ``case_001``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import Dataset
+from satunet.errors import DatasetError
+from satunet.jobs.records import load_json
+
+PATIENTS_FILE = "patients.json"
+
+CaseName = tuple[str, str]
+"""Dataset and case."""
+
+_ADDRESS = re.compile(r"10\.\d{4,}/[^\s,;)]+|https?://[^\s,;)]+|\bgithub(?:\.com)?[ /:]+[\w.-]+/[\w.-]+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class People:
+    """Persons behind cases.
+
+    Attributes:
+        persons: Case → name of its person, for those who are on several cases.
+        findings: What was found, a sentence each.
+    """
+
+    persons: Mapping[CaseName, CaseName] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+
+    def of(self, dataset: str, case: str) -> CaseName:
+        """The person of a case: the first of its cases, by which it is called."""
+        return self.persons.get((dataset, case), (dataset, case))
+
+
+def find_people(
+    datasets: Iterable[Dataset],
+    cases: Mapping[str, Iterable[str]],
+    scans: Mapping[CaseName, Iterable[str]] | None = None,
+) -> People:
+    """Find the cases that are of one person.
+
+    Args:
+        datasets: The datasets.
+        cases: Dataset → its cases.
+        scans: Case → hash of each of its scans' voxels, as far as they are known.
+
+    Raises:
+        DatasetError: A ``patients.json`` that is none.
+    """
+    groups = _Groups()
+    for dataset in sorted(datasets, key=lambda d: d.name):
+        names = sorted(cases.get(dataset.name, ()))
+        given = read_patients(dataset)
+        source = source_of(dataset)
+        record = load_catalogue().by_name(dataset.name)
+        for case in names:
+            here = (dataset.name, case)
+            if case in given:
+                groups.add("patients.json", ("patient", given[case]), here)
+            if source:
+                groups.add("name and source", ("name", f"{source} {case}"), here)
+            if record is not None and (part := re.match(record.patient, case)):
+                groups.add(
+                    "the part of their names that the catalogue knows", ("part", f"{dataset.name} {part[0]}"), here
+                )
+            for digest in (scans or {}).get(here, ()):
+                if digest:
+                    groups.add("voxels", ("scan", digest), here)
+    return People(persons=groups.persons(), findings=tuple(groups.findings()))
+
+
+def read_patients(dataset: Dataset) -> dict[str, str]:
+    """Case → person, as ``patients.json`` of a dataset says; empty if it has none.
+
+    Raises:
+        DatasetError: Something else than names by names.
+    """
+    file = dataset.folder / PATIENTS_FILE
+    if not file.is_file():
+        return {}
+    content = load_json(file, what="a list of patients", error=DatasetError)
+    if not isinstance(content, dict) or not all(isinstance(v, (str, int)) for v in content.values()):
+        raise DatasetError(f'{file}: must map cases to persons, such as {{"case_01": "patient 7"}}')
+    return {case: str(person) for case, person in content.items()}
+
+
+def source_of(dataset: Dataset) -> str:
+    """What stands for a dataset's source: the same text for datasets of one source, empty where nothing is known."""
+    record = load_catalogue().by_name(dataset.name)
+    text = record.link if record is not None else dataset.source or ""
+    found = _ADDRESS.search(text)
+    return re.sub(r"[ /:]+", "/", (found[0] if found else text).lower()).rstrip("/.")
+
+
+class _Groups:
+    """Cases that something has in common, united as far as they hang together."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str], CaseName] = {}
+        self._above: dict[CaseName, CaseName] = {}
+        self._pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
+
+    def add(self, what: str, mark: tuple[str, str], case: CaseName) -> None:
+        """Unite a case with the first that had the same mark."""
+        first = self._first.setdefault(mark, case)
+        if first == case:
+            return
+        a, b = self._root(first), self._root(case)
+        self._above[max(a, b)] = min(a, b)
+        self._above.setdefault(min(a, b), min(a, b))
+        self._pairs[what, first[0], case[0]].append((first[1], case[1]))
+
+    def persons(self) -> dict[CaseName, CaseName]:
+        """Case → the first case of its person, for all that were united."""
+        return {case: self._root(case) for case in self._above}
+
+    def findings(self) -> Iterator[str]:
+        """A sentence for every pair of datasets and what their cases have in common."""
+        for (what, first, second), pairs in sorted(self._pairs.items()):
+            where = first if first == second else f"{first} and {second}"
+            yield (
+                f"{where}: {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of cases are of one person by {what}, "
+                f"such as {pairs[0][0]} and {pairs[0][1]}"
+            )
+
+    def _root(self, case: CaseName) -> CaseName:
+        while (above := self._above.get(case, case)) != case:
+            case = above
+        return case

@@ -1,0 +1,278 @@
+"""Slices as a volume: in the order of their places along the normal, evenly apart, or the reason why they are none.
+
+Positions count, never file names, instance numbers or the order in a multi-frame file. A gantry that was tilted moves
+each slice within its plane; the grid of such a stack is sheared, which an affine says exactly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.geometry import Grid
+
+_SAME_AXES = 1e-3
+"""Difference of direction cosines up to which slices are parallel: rounding of headers."""
+_SAME_SPACING = 0.25
+"""Pixels by which the far edge of a slice may lie elsewhere than that of its neighbour."""
+_UNEVEN = 0.05
+"""Share of the gap by which a slice may lie off the even stack."""
+_ROUNDED_MM = 0.11
+"""… or this, as positions are often given to a tenth of a millimetre; but no more than a third of the gap."""
+_TILTED_PIXELS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One image of a series.
+
+    Attributes:
+        file: Its file.
+        frame: Its number in that file, from 0.
+        rows, columns: Its size.
+        position: Centre of the first pixel, LPS mm.
+        axes: Direction cosines along a row, then along a column.
+        spacing_mm: Distance between rows, then between columns.
+        thickness_mm: Distance to the next slice, or the thickness, where there is no other slice to tell.
+        slope, intercept: What makes its stored numbers values.
+        samples: Values per pixel.
+        photometric: DICOM's PhotometricInterpretation.
+        stored: Bits allocated, bits stored, high bit, and 1 for signed numbers.
+        lookup: Whether values come from a table instead of slope and intercept.
+        localizer: Whether it is a scout by its image type.
+        reference: Frame of reference.
+        telling: Attributes by which images of one place may differ.
+    """
+
+    file: Path
+    frame: int
+    rows: int
+    columns: int
+    position: tuple[float, ...] | None
+    axes: tuple[float, ...] | None
+    spacing_mm: tuple[float, ...] | None
+    thickness_mm: float | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    samples: int = 1
+    photometric: str = "MONOCHROME2"
+    stored: tuple[int, int, int, int] = (16, 16, 15, 0)
+    lookup: bool = False
+    localizer: bool = False
+    reference: str = ""
+    telling: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.file.name}, frame {self.frame + 1}" if self.frame else self.file.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Slices in order, and the grid they are.
+
+    Attributes:
+        slices: From the lowest along the normal of the planes.
+        grid: (columns, rows, slices).
+        remarks: What was repaired or taken for granted.
+    """
+
+    slices: tuple[Slice, ...]
+    grid: Grid
+    remarks: tuple[str, ...] = ()
+
+
+class NoVolumeError(ValueError):
+    """Slices that are no volume; the message says which and why."""
+
+
+def stack(slices: Sequence[Slice]) -> Stack:
+    """Make a volume of slices.
+
+    Raises:
+        NoVolumeError: They differ in size, spacing or orientation, do not say where they lie, share places, are not
+            evenly apart, or are no grey images.
+    """
+    kept, remarks = _without_localizers(slices)
+    _check_kind(kept)
+    _check_alike(kept)
+    across, down = np.array(kept[0].axes).reshape(2, 3)
+    normal = np.cross(across, down)
+    places = np.array([s.position for s in kept])
+    order = np.argsort(places @ normal, kind="stable")
+    kept, places = [kept[i] for i in order], places[order]
+    between_rows, between_columns = kept[0].spacing_mm or (0.0, 0.0)
+    if len(kept) == 1:
+        step = normal * _thickness(kept[0])
+    else:
+        step = _even_step(kept, places, normal, min(between_rows, between_columns))
+        tilt = _tilt(step, normal, len(kept), min(between_rows, between_columns))
+        if tilt:
+            remarks.append(f"its slices are tilted by {tilt:.1f}°: the grid is sheared as they are")
+    lps = np.eye(4)
+    lps[:3, :3] = np.stack((across * between_columns, down * between_rows, step), axis=1)
+    lps[:3, 3] = places[0]
+    shape = (kept[0].columns, kept[0].rows, len(kept))
+    try:
+        grid = Grid(shape=shape, affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
+    except ValueError as error:
+        raise NoVolumeError(str(error)) from error
+    return Stack(slices=tuple(kept), grid=grid, remarks=tuple(remarks))
+
+
+def is_sheared(grid: Grid) -> bool:
+    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels are."""
+    unit = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    off = np.abs(unit.T @ unit - np.eye(3)).max()
+    return bool(off * max(grid.shape) > _TILTED_PIXELS)
+
+
+def _without_localizers(slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
+    kept = [s for s in slices if not s.localizer]
+    if not kept or len(kept) == len(slices):
+        return list(slices), []
+    left = len(slices) - len(kept)
+    scouts = "a localizer is" if left == 1 else f"{left} localizers are"
+    return kept, [f"{scouts} left out ({next(s.name for s in slices if s.localizer)})"]
+
+
+def _check_kind(slices: Sequence[Slice]) -> None:
+    for s in slices:
+        if s.samples != 1 or s.photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+            raise NoVolumeError(f"{s.name} is in colour ({s.photometric}); allowed is one value per pixel")
+        if s.lookup:
+            raise NoVolumeError(f"the values of {s.name} come from a lookup table; allowed are slope and intercept")
+        if s.position is None or s.axes is None:
+            raise NoVolumeError(f"{s.name} does not say where it lies (ImagePositionPatient, ImageOrientationPatient)")
+        if s.spacing_mm is None or not all(0 < mm < 1000 for mm in s.spacing_mm):
+            raise NoVolumeError(f"{s.name} gives the PixelSpacing {s.spacing_mm}; allowed are two numbers above 0")
+        across, down = np.array(s.axes).reshape(2, 3)
+        lengths = np.linalg.norm((across, down), axis=1)
+        if np.abs(lengths - 1).max() > 0.01 or abs(float(across @ down)) > 0.01:
+            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are no two directions")
+        if not np.isfinite([s.slope, s.intercept]).all() or s.slope == 0:
+            raise NoVolumeError(f"{s.name} has the RescaleSlope {s.slope} and RescaleIntercept {s.intercept}")
+
+
+def _check_alike(slices: Sequence[Slice]) -> None:
+    first = slices[0]
+    sizes = Counter((s.columns, s.rows) for s in slices)
+    if len(sizes) > 1:
+        raise NoVolumeError(f"its slices have several sizes: {_counted(sizes)} pixels, {_odd(slices, sizes)}")
+    axes = np.array([s.axes for s in slices])
+    kinds = _clusters(axes, _SAME_AXES)
+    if max(kinds) > 0:
+        often = Counter(kinds)
+        odd = slices[kinds.index(min(often, key=lambda k: (often[k], -k)))].name
+        raise NoVolumeError(
+            f"its slices have {len(often)} orientations ({', '.join(str(n) for _, n in often.most_common(5))} slices"
+            f"{', …' if len(often) > 5 else ''}), such as that of {odd}; allowed is one"
+        )
+    spacings = np.array([s.spacing_mm for s in slices])
+    reach = np.abs(spacings - spacings[0]) / spacings[0] * (first.rows, first.columns)
+    if reach.max() > _SAME_SPACING:
+        odd = slices[int(reach.max(axis=1).argmax())]
+        raise NoVolumeError(
+            f"its pixel spacing changes from {_mm(first.spacing_mm)} to {_mm(odd.spacing_mm)} mm in {odd.name}"
+        )
+    references = {s.reference for s in slices if s.reference}
+    if len(references) > 1:
+        raise NoVolumeError(f"its slices are of {len(references)} frames of reference; allowed is one")
+
+
+def _even_step(
+    slices: Sequence[Slice], places: NDArray[np.float64], normal: NDArray[np.float64], pixel_mm: float
+) -> NDArray[np.float64]:
+    """From a slice to the next."""
+    along = places @ normal
+    gaps = np.diff(along)
+    gap = float(np.median(gaps))
+    if gaps.min() < max(0.02 * gap, 1e-3):
+        raise NoVolumeError(_shared_places(slices, along))
+    step: NDArray[np.float64] = (places[-1] - places[0]) / (len(slices) - 1)
+    off = places - places[0] - np.arange(len(slices))[:, None] * step
+    off_along = np.abs(off @ normal)
+    uneven_mm = max(_UNEVEN * gap, min(_ROUNDED_MM, 0.3 * gap))
+    if off_along.max() > uneven_mm:
+        worst = int(np.argmax(np.abs(gaps - gap)))
+        raise NoVolumeError(
+            f"its slices are {gaps.min():.3g} to {gaps.max():.3g} mm apart; slices are missing, or the stack is uneven, "
+            f"beside {slices[worst].name}"
+        )
+    off_plane = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
+    if off_plane.max() > max(uneven_mm, 0.25 * pixel_mm):
+        worst = int(off_plane.argmax())
+        raise NoVolumeError(
+            f"its slices do not lie in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm beside the others"
+        )
+    return step
+
+
+def _shared_places(slices: Sequence[Slice], along: NDArray[np.float64]) -> str:
+    """Why several slices are in one place: which of their attributes tell them apart."""
+    apart = np.diff(along) >= max(0.02 * float(np.ptp(along)) / len(slices), 1e-3)
+    place = np.concatenate([[0], np.cumsum(apart)])
+    counts = Counter(int(n) for n in place)
+    often = Counter(counts.values()).most_common(1)[0][0]
+    if len(counts) == 1:
+        return f"all its {len(slices)} slices are at one position"
+    if set(counts.values()) == {often}:
+        for name in dict.fromkeys(key for s in slices for key, _ in s.telling):
+            values = [dict(s.telling).get(name, "") for s in slices]
+            per_place = Counter(zip(place.tolist(), values, strict=True))
+            if len(set(values)) == often and max(per_place.values()) == 1:
+                shown = ", ".join(sorted(set(values))[:4])
+                return (
+                    f"it holds {often} volumes of {len(counts)} slices, told apart by {name} ({shown}); allowed is one"
+                )
+    pair = int(np.flatnonzero(~apart)[0])
+    return f"{slices[pair].name} and {slices[pair + 1].name} are at one position; allowed is a slice per position"
+
+
+def _tilt(step: NDArray[np.float64], normal: NDArray[np.float64], count: int, pixel_mm: float) -> float:
+    """Degrees between the stack's direction and the planes' normal, 0 where they make no difference."""
+    beside = float(np.linalg.norm(step - (step @ normal) * normal))
+    if beside * (count - 1) < _TILTED_PIXELS * pixel_mm:
+        return 0.0
+    return float(np.degrees(np.arctan2(beside, abs(float(step @ normal)))))
+
+
+def _thickness(one: Slice) -> float:
+    if one.thickness_mm is None or one.thickness_mm > 1000:
+        raise NoVolumeError(f"its only slice, {one.name}, does not say how thick it is (SliceThickness)")
+    return one.thickness_mm
+
+
+def _clusters(vectors: NDArray[np.float64], tolerance: float) -> list[int]:
+    """A number for each row, the same for rows that are near each other."""
+    found: list[NDArray[np.float64]] = []
+    numbers = []
+    for vector in vectors:
+        number = next((n for n, known in enumerate(found) if np.abs(known - vector).max() <= tolerance), len(found))
+        if number == len(found):
+            found.append(vector)
+        numbers.append(number)
+    return numbers
+
+
+def _size(one: Slice) -> tuple[int, int]:
+    return one.columns, one.rows
+
+
+def _odd(slices: Sequence[Slice], counts: Counter[tuple[int, int]]) -> str:
+    rare = min(counts, key=lambda size: counts[size])
+    return f"such as {next(s.name for s in slices if _size(s) == rare)}"
+
+
+def _counted(counts: Counter[tuple[int, int]]) -> str:
+    return ", ".join(f"{c} × {r} ({n})" for (c, r), n in counts.most_common(3))
+
+
+def _mm(spacing: tuple[float, ...] | None) -> str:
+    return " × ".join(f"{mm:.4g}" for mm in spacing or ())

@@ -1,0 +1,129 @@
+"""Which model a command takes: folders or names, folds, checkpoint; and what there is where none was named."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from satunet.errors import ModelError, PathsNotSetError
+from satunet.models.shipped import SHIPPED, resolve_model
+
+if TYPE_CHECKING:
+    from satunet.models.folder import ModelDescription, ModelFolder
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8
+WHAT_A_MODEL_IS = (
+    "a model is a folder with plans.json, label_space.json, text_bank.safetensors and weights: a result folder that "
+    "'satunet train' leaves, or what 'satunet export' and 'satunet import' write"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Models to use together; probabilities of several, and of several folds, are averaged.
+
+    Attributes:
+        model: Model folder, or 'starter', which comes with satunet; several are averaged. If not given, your own of
+            dataset 900, or where there is none, 'starter'.
+        fold: Fold whose weights to take, or several to average; the only one if not given.
+        checkpoint: Checkpoint file in the fold's folder.
+    """
+
+    model: Annotated[tuple[Path, ...], arg(aliases=["-m"], metavar="FOLDER")] = ()
+    fold: Annotated[tuple[str, ...], arg(aliases=["-f"], metavar="FOLD")] = ()
+    checkpoint: Annotated[str, arg(aliases=["-chk"])] = "checkpoint_final.pth"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The models' folders.
+
+        Raises:
+            ModelError: One is not there, or none was named and there is no default.
+        """
+        return tuple(dict.fromkeys(map(existing_model, self.model))) or (default_model(),)
+
+    def describe(self) -> list[ModelDescription]:
+        """What the models can be asked for, one per folder; no weights are read.
+
+        Raises:
+            ModelError: One cannot be used, or lacks a fold.
+        """
+        from satunet.models.folder import ModelDescription, checkpoint_of, is_model_folder
+
+        for folder in self.folders:
+            for fold in self.fold or (None,):
+                if not is_model_folder(folder) and (folder / "plans.json").is_file():
+                    checkpoint_of(folder, fold=fold, checkpoint=self.checkpoint)
+        return [ModelDescription.read(folder) for folder in self.folders]
+
+    def load(self) -> list[ModelFolder]:
+        """The models, one per folder and fold.
+
+        Raises:
+            ModelError: One cannot be loaded.
+        """
+        from satunet.models.folder import ModelFolder
+
+        folds = tuple(dict.fromkeys(self.fold)) or (None,)
+        return [
+            ModelFolder.load(folder, fold=fold, checkpoint=self.checkpoint) for folder in self.folders for fold in folds
+        ]
+
+
+def existing_model(given: Path) -> Path:
+    """The folder of a model.
+
+    Raises:
+        ModelError: It is not there; the message says what a model is and which are here.
+    """
+    resolved = resolve_model(given)
+    if resolved.is_dir():
+        return resolved
+    why = "this is a file" if given.is_file() else "no such folder"
+    raise ModelError(f"{given}: {why}; {WHAT_A_MODEL_IS}. {_here()}")
+
+
+def default_model() -> Path:
+    """The network of dataset 900 in ``nnUNet_results`` if there is one, else the model that comes with satunet."""
+    from satunet.datasets.unified import UnifiedFolder
+
+    with contextlib.suppress(PathsNotSetError):
+        own = UnifiedFolder().results
+        if (own / "plans.json").is_file():
+            logger.info("no model was named (-m): taking your own, %s", own)
+            return own
+    name = SHIPPED[0]
+    logger.info("no model was named (-m): taking %r, which comes with satunet (satunet info %s)", name, name)
+    return resolve_model(name)
+
+
+def models_here() -> list[Path]:
+    """Model and result folders of unified networks in ``nnUNet_results`` and in the current folder."""
+    from satunet.datasets.paths import results_dir
+
+    places = [Path()]
+    with contextlib.suppress(PathsNotSetError):
+        places.insert(0, results_dir())
+    found = [
+        file.parent
+        for place in places
+        for pattern in ("*/label_space.json", "*/*/label_space.json")
+        for file in sorted(place.glob(pattern))
+        if (file.parent / "plans.json").is_file()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _here() -> str:
+    here = models_here()
+    if not here:
+        return "Here is none"
+    more = f" and {len(here) - _SHOWN} more" if len(here) > _SHOWN else ""
+    return f"Here are {', '.join(map(str, here[:_SHOWN]))}{more}"

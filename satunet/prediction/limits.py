@@ -1,0 +1,80 @@
+"""What is checked before work begins: that a scan fits into memory, and that results can be written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from satunet.datasets.memory import scan_bytes
+from satunet.errors import ScanTooLargeError, UnreadableImageError, UserError
+from satunet.geometry import Grid
+from satunet.images.image import read_grid, voxel_bytes
+from satunet.jobs.workers import available_memory
+from satunet.plan import UnifiedPlan
+from satunet.prediction.inputs import Scan
+
+_GB = 1e9
+
+
+def require_memory(scan: Scan, plans: Iterable[UnifiedPlan]) -> None:
+    """Refuse a scan that would not fit into memory; only its header is read.
+
+    A small file may claim any size, and a spacing of a metre makes a few voxels many.
+
+    Args:
+        scan: The scan.
+        plans: Of the models that will look at it.
+
+    Raises:
+        ScanTooLargeError: It would need more than is free.
+        ScanError: The header cannot be read.
+    """
+    free = available_memory()
+    if free is None:
+        return
+    grid, as_read = _header(scan)
+    needed = max(scan_bytes(grid, as_read, plan.spacing_mm) for plan in plans)
+    if needed > free:
+        shape, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
+        raise ScanTooLargeError(
+            scan.path,
+            f"{shape} voxels of {spacing} mm would need {needed / _GB:,.1f} GB of memory, {free / _GB:,.1f} GB are "
+            "free; check the header, or crop or resample the scan",
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder for results, and see that files can be written there.
+
+    Raises:
+        UserError: It is a file, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(prefix=".tmp-", dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder}: results need a folder, and this is (or lies behind) a file") from error
+    except OSError as error:
+        raise UserError(f"{folder}: results cannot be written there ({error.strerror or error})") from error
+
+
+def _header(scan: Scan) -> tuple[Grid, int]:
+    """Grid of a scan, and bytes of a voxel as it is read; of a DICOM series, of its first file times the others."""
+    if scan.series is None:
+        return read_grid(scan.path), voxel_bytes(scan.path)
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(scan.series.files[0]))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnreadableImageError(scan.series.files[0], "not a readable DICOM image") from error
+    x, y, *z = reader.GetSize()
+    slices = max(1, *z) * len(scan.series.files)
+    affine = np.diag([*(abs(s) or 1.0 for s in (*reader.GetSpacing(), 1.0)[:3]), 1.0])
+    return Grid(shape=(x, y, slices), affine=affine), 8

@@ -1,0 +1,90 @@
+"""What a user may choose about a prediction: every option once, embedded by the command, taken by the API, kept with
+the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from satunet.compute.choices import Engine, Precision
+from satunet.errors import UserError
+from satunet.prediction.postprocess import Postprocessing
+
+Modality = Literal["ct", "mri", "us", "pet", "other"]
+FAST_OVERLAP = 0.2
+USUAL_OVERLAP = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What to write.
+
+    Attributes:
+        combine: One label map per scan; where masks overlap, the later prompt wins, and a part its whole.
+        probabilities: Write probabilities beside the masks.
+        dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
+        rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
+        binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
+    """
+
+    combine: bool = False
+    probabilities: bool = False
+    dicom_seg: bool = False
+    rtstruct: bool = False
+    binary_seg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.combine and self.probabilities:
+            raise UserError("probabilities go with one mask per prompt, not with one combined label map")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How to predict.
+
+    Attributes:
+        modality: Modality of all scans; a scan's own, or guessed, if not given.
+        outputs: What to write.
+        postprocessing: What is done to every mask.
+        strict: End before the first scan if a prompt names no class of the model.
+        overlap: Share of a window that its neighbour covers too; 0.5 if not given.
+        mirror: Average over mirrored windows, never across left and right; for models trained with mirroring.
+        fast: Fewer windows (overlap 0.2): up to three times as fast, a little less exact.
+        batch: Windows that go through the network at once.
+        memory_gb: GB for the probabilities of prompts; less costs time, never a voxel.
+        overwrite: Predict scans again that are done already.
+        device: Where to compute: cuda, cuda:1, mps or cpu; 'auto' takes the best.
+        engine: How to run the network: 'fused' is faster on a CPU that nothing else uses; results agree within
+            rounding.
+        precision: Precision of the network; 'auto' takes the fastest that the device has.
+    """
+
+    modality: Modality | None = None
+    outputs: OmitArgPrefixes[Outputs] = field(default_factory=Outputs)
+    postprocessing: OmitArgPrefixes[Postprocessing] = field(default_factory=Postprocessing)
+    strict: bool = False
+    overlap: float | None = None
+    mirror: bool = False
+    fast: bool = False
+    batch: int = 1
+    memory_gb: Annotated[float, arg(name="memory")] = 2.0
+    overwrite: bool = False
+    device: Annotated[str, arg(aliases=["-device"], metavar="{auto,cuda,cuda:N,mps,cpu}")] = "auto"
+    engine: Engine = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise UserError(f"overlap must lie in [0, 1), got {self.overlap}")
+        if self.batch < 1:
+            raise UserError(f"batch must be at least 1, got {self.batch}")
+        if not self.memory_gb > 0:
+            raise UserError(f"memory must be a positive number of GB, got {self.memory_gb}")
+
+    @property
+    def window_overlap(self) -> float:
+        """Overlap of windows that ``overlap`` and ``fast`` come to."""
+        return self.overlap if self.overlap is not None else FAST_OVERLAP if self.fast else USUAL_OVERLAP

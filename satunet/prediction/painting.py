@@ -1,0 +1,57 @@
+"""One label map of many masks: parts lie over their wholes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.labels.containment import wholes_first
+from satunet.prediction.masks import BoxedMask
+
+_PIECE = 1 << 20
+
+
+def paint(
+    classes: Sequence[str],
+    masks: Sequence[BoxedMask | None],
+    wholes: Mapping[str, frozenset[str]],
+    shape: tuple[int, int, int],
+) -> tuple[NDArray[np.unsignedinteger], dict[int, int]]:
+    """Paint masks into one label map, wholes first; of masks that overlap otherwise, the later one wins.
+
+    Args:
+        classes: Class of each mask; ``""`` for words that name none.
+        masks: Masks of one shape; the label of each is its place in the order, from 1 on.
+        wholes: Class → classes that it is part of.
+        shape: (X, Y, Z) of the map.
+
+    Returns:
+        (X, Y, Z) labels, uint8 where 255 are enough, and the number of voxels that each label has in it.
+    """
+    labels = np.zeros(shape, dtype=np.uint8 if len(masks) <= 255 else np.uint16)
+    # A name for each mask, as several may stand for one class.
+    names = [f"{name}\n{number}" for number, name in enumerate(classes)]
+    by_class: dict[str, set[str]] = {}
+    for name, of in zip(names, classes, strict=True):
+        by_class.setdefault(of, set()).add(name)
+    over = {
+        name: frozenset(own for whole in wholes.get(of, ()) for own in by_class.get(whole, ()))
+        for name, of in zip(names, classes, strict=True)
+    }
+    for name in wholes_first(names, over):
+        number = int(name.rpartition("\n")[2])
+        mask = masks[number]
+        if mask is not None:
+            labels[mask.box][mask.inside] = number + 1
+    return labels, _counts(labels, len(masks))
+
+
+def _counts(labels: NDArray[np.unsignedinteger], highest: int) -> dict[int, int]:
+    """Voxels of each label that occurs, counted piece by piece: numpy's count makes 64 bits of every voxel."""
+    total = np.zeros(highest + 1, dtype=np.int64)
+    flat = labels.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        total += np.bincount(flat[start : start + _PIECE], minlength=highest + 1)
+    return {label: int(count) for label, count in enumerate(total) if label and count}

@@ -1,0 +1,88 @@
+"""What the classes of a label space are called, as keys that prompts are looked up by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from satunet.knowledge.names import load_names
+from satunet.labels import ClassInfo, LabelSpace
+from satunet.prompts.parsing import Clause, Key, read_name, read_tokens
+from satunet.prompts.vocabulary import load_vocabulary
+
+
+class ClassIndex:
+    """Names and synonyms of the classes of a label space.
+
+    A class's own name comes before a synonym of another; a name that two classes have is none.
+
+    Args:
+        space: The classes.
+    """
+
+    def __init__(self, space: LabelSpace) -> None:
+        self.space = space
+        self._own = _unique((read_name(info.name).key, info.name) for info in space.classes)
+        self._others = _unique((read_name(name).key, info.name) for info in space.classes for name in other_names(info))
+
+    def find(self, key: Key) -> str | None:
+        """The class of that side and those words; ``None`` if there is none, or more than one."""
+        return self._own.get(key) or self._others.get(key)
+
+    def find_clause(self, clause: Clause) -> str | None:
+        """The class that a clause names, with or without the word for its type ("scapula bone", "parotid")."""
+        found = self.find(clause.key)
+        if found is not None or clause.side in ("both", "mixed"):
+            return found
+        side, words = clause.key
+        types = load_vocabulary().types
+        for kind in types:
+            if kind in words and len(words) > 1:
+                name = self.find((side, words - {kind}))
+                if name is not None and self._base(name) in types[kind]:
+                    return name
+        more = {self.find((side, words | {kind})) for kind in ("gland", "gyrus", "nucleus")} - {None}
+        return more.pop() if len(more) == 1 else None
+
+    def sides(self, clause: Clause) -> tuple[str, ...]:
+        """The left and the right class of a clause's words; empty unless both are there."""
+        words = clause.words
+        found = [self.find_clause(Clause(side=side, words=words)) for side in ("left", "right")]
+        pair = tuple(name for name in found if name is not None)
+        return pair if len(set(pair)) == 2 else ()
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Every word, in its lemma, that names or synonyms of classes are made of."""
+        return frozenset(word for table in (self._own, self._others) for _, words in table for word in words)
+
+    def has_word(self, word: str) -> bool:
+        """Whether a word, in any form, is one that classes are called by."""
+        return load_vocabulary().lemma(word) in self.words
+
+    @cached_property
+    def spellings(self) -> frozenset[str]:
+        """Every word of names and synonyms, as it is written there."""
+        names = (name for info in self.space.classes for name in (info.name, *other_names(info)))
+        return frozenset(token for name in names for token in read_tokens(name))
+
+    def _base(self, name: str) -> str:
+        return self.space.info(name).base
+
+
+def other_names(info: ClassInfo) -> Iterator[str]:
+    """Synonyms of a class: our own, those of the structure whose side it is, and what datasets call it."""
+    synonyms = load_names().synonyms
+    yield from synonyms.get(info.name, ())
+    if info.side is not None:
+        for name in (info.base, *synonyms.get(info.base, ())):
+            yield f"{info.side} {name}"
+    yield from info.source_names
+
+
+def _unique(pairs: Iterator[tuple[Key, str]]) -> dict[Key, str]:
+    found: dict[Key, set[str]] = {}
+    for key, name in pairs:
+        if key[1]:
+            found.setdefault(key, set()).add(name)
+    return {key: next(iter(names)) for key, names in found.items() if len(names) == 1}

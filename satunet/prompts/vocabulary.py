@@ -1,0 +1,132 @@
+"""Words of prompts: which mean the same, which say nothing, and what kind of thing others speak of.
+
+``words.json`` is written for satunet and needs no other source. It knows no class: what classes are called is in
+:mod:`satunet.knowledge.names`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from satunet.errors import PromptError
+from satunet.jobs.files import read_json
+from satunet.knowledge.names import load_names
+
+WORDS_VERSION = 1
+_FILE = Path(__file__).parent / "words.json"
+
+KINDS = ("negation", "uncertainty", "relation", "measurement", "device", "finding", "part", "other", "descriptor")
+"""Kinds of words beside those that name a structure; a word that is of two is of the first."""
+
+_FINDING = re.compile(
+    r"(?:itis|osis|omas?|emia|pathy|megaly|algia|rrhage|rrhoea|plegia|ectasis|ectasia|thorax|peritoneum|penia|malacia"
+    r"|trophy|aneurysms?|stenoses)$"
+)
+_PROCEDURE = re.compile(r"(?:ectomy|ectomies|plasty|otomy|ostomy|scopy|desis)$")
+_SINGULAR_ENDS = ("ss", "us", "is", "as")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The table of words.
+
+    Attributes:
+        same: Word → other words that mean it; plurals that a rule would not find are among them.
+        adjoining: Two words that are written as one, too → the one.
+        fillers: Words that change nothing ("the", "segmentation", "normal").
+        whole: Words that change nothing but before a lesion ("whole").
+        types: Word for a type of structure → classes that stay what they are with it ("scapula bone").
+        sides: Side, or ``"both"`` → words for it, besides its own name.
+        kinds: Kind of word → words and phrases.
+    """
+
+    same: Mapping[str, tuple[str, ...]]
+    adjoining: Mapping[str, str]
+    fillers: frozenset[str]
+    whole: frozenset[str]
+    types: Mapping[str, tuple[str, ...]]
+    sides: Mapping[str, tuple[str, ...]]
+    kinds: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def meaning(self) -> dict[str, str]:
+        """Word → the word that stands for all of its meaning."""
+        return {w: word for word, others in self.same.items() for w in (word, *others)}
+
+    @cached_property
+    def side_of(self) -> dict[str, str]:
+        """Word → ``"left"``, ``"right"`` or ``"both"``, words of other languages included."""
+        found = {w: side for side, words in load_names().foreign_sides.items() for w in words}
+        return found | {w: side for side, words in self.sides.items() for w in (side, *words)}
+
+    @cached_property
+    def _kind_of(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for kind in KINDS:
+            for word in self.kinds[kind]:
+                found.setdefault(word, kind)
+        return found
+
+    @cached_property
+    def phrases(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """Phrases of several words and their kinds."""
+        return tuple((tuple(p.split()), kind) for p, kind in self._kind_of.items() if " " in p)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Every single word of the table."""
+        known = {*self.meaning, *self.fillers, *self.whole, *self.types, *self.side_of, *self.adjoining.values()}
+        return frozenset(known | {w for word in self._kind_of for w in word.split()})
+
+    def kind(self, word: str) -> str | None:
+        """Kind of a word, by the table and by how it ends; ``None`` for a word that may name a structure."""
+        found = self._kind_of.get(word) or self._kind_of.get(self.lemma(word))
+        if found is not None:
+            return found
+        if word in self.meaning:
+            return None
+        if _PROCEDURE.search(word):
+            return "negation"
+        return "finding" if len(word) > 6 and _FINDING.search(word) else None
+
+    def lemma(self, word: str) -> str:
+        """What stands for a word: its singular, in American English, as a noun ("renal" is "kidney")."""
+        found = self.meaning.get(word)
+        if found is None and len(word) > 3 and word.endswith("s") and not word.endswith(_SINGULAR_ENDS):
+            one = f"{word[:-3]}y" if word.endswith("ies") else word[:-1]
+            found = self.meaning.get(one, one)
+            if word.endswith(("sses", "xes", "ches")):
+                found = self.meaning.get(word[:-2], word[:-2])
+        if found is None and len(word) > 5 and word.endswith("ae"):
+            found = self.meaning.get(word[:-1], word[:-1])
+        return word if found is None else found
+
+
+@lru_cache(maxsize=2)
+def load_vocabulary(path: Path = _FILE) -> Vocabulary:
+    """Read a table of words.
+
+    Raises:
+        PromptError: Not one, or of another version.
+    """
+    try:
+        content = read_json(path)
+        if content["version"] != WORDS_VERSION:
+            raise PromptError(f"{path}: version {content['version']!r}; this satunet reads {WORDS_VERSION}")
+        return Vocabulary(
+            same={k: tuple(v) for k, v in content["same"].items()},
+            adjoining=content["adjoining"],
+            fillers=frozenset(content["fillers"]),
+            whole=frozenset(content["whole"]),
+            types={k: tuple(v) for k, v in content["types"].items()},
+            sides={k: tuple(v) for k, v in content["sides"].items()},
+            kinds={kind: tuple(content["kinds"][kind]) for kind in KINDS},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PromptError):
+            raise
+        raise PromptError(f"{path}: not a table of words ({type(error).__name__}: {error})") from error

@@ -1,0 +1,37 @@
+"""Arrays and their axes, under the names that signatures use; shapes are checked while tests run.
+
+Axes x, y, z are a volume's voxel axes (i, j, k), see :mod:`satunet.geometry`; ``n`` counts prompts or classes, ``d`` the
+values of an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Integer, Shaped
+from numpy.typing import NDArray
+
+Axes: TypeAlias = tuple[int, int, int]
+"""One whole number per voxel axis: a shape, a position, a stride."""
+
+SpacingMm: TypeAlias = tuple[float, float, float]
+"""Distance between voxel centres along the axes of an array, in millimetres."""
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""Part of a volume: ``volume[box]``; starts and stops are given, steps are not."""
+
+Volume: TypeAlias = Shaped[NDArray[Any], "x y z"]
+"""Intensities, in any number type."""
+
+LabelMap: TypeAlias = Integer[NDArray[np.integer[Any]], "x y z"]
+"""Label ids; 0 is background."""
+
+Mask: TypeAlias = Bool[NDArray[np.bool_], "x y z"]
+"""Where a structure is."""
+
+Affine: TypeAlias = Float64[NDArray[np.float64], "4 4"]
+"""Voxel index → RAS+ millimetres, homogeneous."""
+
+Embeddings: TypeAlias = Float32[NDArray[np.float32], "n d"]
+"""One row per text."""
