@@ -10,8 +10,8 @@ import pytest
 from satunet.cli import run
 from satunet.geometry import Grid
 from satunet.images.image import Image
-from satunet.models.folder import ModelCard, ModelFolder
 from satunet.models.choice import ModelChoice, default_model, existing_model
+from satunet.models.folder import ModelCard, ModelFolder
 from satunet.models.shipped import SHIPPED, resolve_model
 from satunet.prediction import Predictor
 

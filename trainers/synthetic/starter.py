@@ -289,7 +289,7 @@ def judges(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
     return [(find_dataset(data, name), HELD_OUT.get(name)) for name in JUDGES]
 
 
-STEPS = 5400
+STEPS = 4800
 LICENCE = "CC BY-SA 4.0"
 """The strictest of the sources'."""
 ABOUT = """
