@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from satunet.datasets.paths import all_dataset_names, dataset_number, preprocessed_dir
 from satunet.datasets.raw import load_dataset
+from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, PlanError, UserError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.progress import JobSummary
@@ -21,6 +22,7 @@ from satunet.planners.options import PlanOptions, SpecialistPlanner
 from satunet.planners.specialist.planner import plan_specialist
 from satunet.planners.unified.impact import impact_of, summarize
 from satunet.planners.unified.planner import plan_unified, save_unified_plan
+from satunet.planners.unified.review import review_label_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,28 @@ def plan_datasets(
     file = save_unified_plan(plan, fingerprints)
     write_json(plan.unified_folder.impact, list(impacts))
     space.save(plan.unified_folder.label_space)
-    summary = JobSummary("plan", failures=found.failures, started=found.started)
+    summary = JobSummary("plan", failures=found.failures, notes=dict(found.notes), started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
     summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
+    for kind, findings in _worth_saying(space, fingerprints).items():
+        summary.note(kind, "; ".join(findings))
     summary.note("plan", str(file))
     return Planned(plan=plan, label_space=space, summary=summary)
+
+
+def _worth_saying(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> dict[str, list[str]]:
+    """Findings that change what is learned without a file being wrong: names without context, labels that are lost."""
+    kinds = {"generic": "names without context", "cropped": "labels cut away"}
+    said: dict[str, list[str]] = {}
+    for finding in review_label_space(space, fingerprints):
+        if finding.kind in kinds:
+            said.setdefault(kinds[finding.kind], []).append(finding.message)
+    if bare := [f.dataset for f in fingerprints if not f.approximate and not any(c.label_voxels for c in f.cases)]:
+        said["nothing labelled"] = [
+            f"no case of {', '.join(bare)} has a labelled voxel: there is nothing to learn from it"
+        ]
+    return said
 
 
 def require_apart(name: str, dataset_names: Sequence[str]) -> None:
@@ -98,10 +116,12 @@ def require_apart(name: str, dataset_names: Sequence[str]) -> None:
                 "of its own"
             )
     for other in (name, *dataset_names):
-        folder = preprocessed_dir() / other
-        unified = (folder / "satunetPlans.json").is_file()
-        if other == name and not unified and (folder / "dataset_fingerprint.json").is_file():
-            raise PlanError(f"name {name!r}: {folder} holds the fingerprint of a dataset, which a plan would replace")
+        place = UnifiedFolder(name=other)
+        unified = place.plan.is_file()
+        if other == name and not unified and place.fingerprint.is_file():
+            raise PlanError(
+                f"name {name!r}: {place.folder} holds the fingerprint of a dataset, which a plan would replace"
+            )
         if other != name and unified:
             raise DatasetError(f"{other} is a unified dataset; give the datasets that it is made of")
     if name in dataset_names:
@@ -178,6 +198,11 @@ def fingerprint_datasets(
             continue
         fingerprints.append(fingerprint)
         summary.include(cases)
+    bare = [f.dataset for f in fingerprints if not f.approximate and not any(c.label_voxels for c in f.cases)]
+    if bare:
+        summary.note(
+            "nothing labelled", f"no case of {', '.join(bare)} has a labelled voxel: nothing is learned from it"
+        )
     if not fingerprints:
         reasons = "; ".join(summary.failures.values()) or "no dataset was given"
         raise DatasetError(f"none of the datasets can be used: {reasons}")

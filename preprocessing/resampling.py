@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import spline_filter1d
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -170,6 +169,8 @@ def _cubic_matrix(size: int, wanted: int) -> NDArray[np.float32]:
 
     Spline coefficients are linear in the samples, so those of the unit vectors give all others.
     """
+    from scipy.ndimage import spline_filter1d  # prediction starts without it
+
     unit = np.pad(np.eye(size), ((_EDGE, _EDGE), (0, 0)), mode="edge")
     coefficients = spline_filter1d(unit, order=3, axis=0, mode="nearest")
     centre = _centres(size, wanted)

@@ -172,7 +172,8 @@ class _Job:
         values = self.plan.preprocessing_of(self.dataset.name, modality, channel)
         ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
         ids = sorted(self.dataset.label_ids)
-        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored
+        trusted = ("trust_shape",) if self.dataset.trust_shape else ()
+        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored, *trusted
 
     def stamp(self, channel: int) -> str:
         """Changes when anything may have changed: quick to tell."""
@@ -225,7 +226,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         return 0
     modality = dataset.modalities[channel]
     image = read_image(path)
-    labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid)
+    labels = read_label_map(label, allowed_ids=dataset.label_ids, grid=image.grid, trust_shape=dataset.trust_shape)
     prepared = preprocess_image(
         image,
         modality=modality,

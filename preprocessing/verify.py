@@ -15,6 +15,7 @@ from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.plan import UnifiedPlan
+from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.preprocessing.store import (
     ANNOTATED,
     STORE_VERSION,
@@ -130,6 +131,9 @@ def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 
         faults = check_dataset(dataset)
         if faults:
             summary.failed(name, "; ".join(faults))
+        doubts = dataset_doubts(dataset, cases)
+        if doubts:
+            summary.note(f"headers of {name}", "; ".join(doubts))
         jobs += [_RawCase(dataset=dataset, case=case) for case in cases]
     scans: dict[tuple[str, str], list[str]] = {}
     for outcome in run_parallel(

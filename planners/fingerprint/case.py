@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.datasets.raw import Case, Dataset
-from satunet.errors import GridMismatchError, MissingFileError
-from satunet.geometry import Grid, reorient, same_grid
+from satunet.errors import MissingFileError
+from satunet.geometry import Grid, reorient
 from satunet.images.content import voxel_digest
 from satunet.images.hounsfield import hounsfield_offset
-from satunet.images.image import Image, read_image, read_label_map
+from satunet.images.image import Image, read_image, read_label_map, require_grid
 from satunet.images.label_ids import dense_ids
 from satunet.planners.fingerprint.dataset import CaseFingerprint, Triple
 from satunet.planners.fingerprint.intensities import CaseIntensities
@@ -68,10 +68,8 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
     source = file_stamp(case)
     images = [read_image(path) for path in case.images]
     grid = images[0].grid
-    for image, path in zip(images, case.images, strict=True):
-        if not same_grid(image.grid, grid):
-            raise GridMismatchError(path, f"its grid is not that of {case.images[0].name}")
-    labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=grid)
+    images = [require_grid(image, grid, trust_shape=dataset.trust_shape) for image in images]
+    labels = read_label_map(case.label, allowed_ids=dataset.label_ids, grid=grid, trust_shape=dataset.trust_shape)
     box = _nonzero_box(images)
     cropped = labels.array[box]
     foreground = cropped > 0

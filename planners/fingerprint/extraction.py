@@ -21,6 +21,7 @@ from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.planners.fingerprint.case import CaseFindings, analyze_case, file_digest, file_stamp
 from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint
+from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.fingerprint.readers import nnunet_reader
 
@@ -78,6 +79,9 @@ def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[Dat
             summary.failed(f"{name}/{identifier}", reason)
         return cached, summary
     fingerprint = _extract(dataset, cases, folder / CASES_FOLDER, summary, processes)
+    for doubt in dataset_doubts(dataset, cases):
+        logger.warning("%s: %s", name, doubt)
+        summary.note(f"headers of {name}", doubt)
     content = fingerprint.to_json()
     if "satunet" not in existing and len(existing.get("spacings", ())) == len(fingerprint.cases):
         content |= {key: existing[key] for key in _NNUNET_KEYS if key in existing}
@@ -228,7 +232,7 @@ def _settings(dataset: Dataset) -> str:
     """What of ``dataset.json`` a fingerprint's numbers depend on."""
     return (
         f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}, {dataset.ignore_label} ignored; "
-        f"reader {dataset.reader}"
+        f"reader {dataset.reader}" + ("; shapes trusted" if dataset.trust_shape else "")
     )
 
 

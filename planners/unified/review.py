@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from satunet.labels import LabelSpace, normalize_name
+from satunet.labels.context import is_generic
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 
 SIMILAR_FROM = 88.0
@@ -107,7 +108,7 @@ class Finding:
     """Something a person should look at.
 
     Attributes:
-        kind: ``"names"``, ``"volumes"``, ``"sides"`` or ``"unseen"``.
+        kind: ``"generic"``, ``"names"``, ``"volumes"``, ``"sides"``, ``"cropped"`` or ``"unseen"``.
         classes: Classes it is about.
         datasets: Datasets it is about.
         message: One sentence.
@@ -130,8 +131,47 @@ def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerpr
         space: The label space.
         fingerprints: Of its datasets; those that are missing, or that nnunetv2 made, say nothing of labels.
     """
-    known = [f for f in fingerprints if f.dataset in space.ids and any(c.label_voxels for c in f.cases)]
-    return [*_similar_names(space), *_sides(space, known), *_volumes(space, known), *_unseen(space, known)]
+    known = [f for f in fingerprints if f.dataset in space.ids and not f.approximate]
+    return [
+        *_generic(space),
+        *_similar_names(space),
+        *_sides(space, known),
+        *_volumes(space, known),
+        *_cropped(space, known),
+        *_unseen(space, known),
+    ]
+
+
+def _generic(space: LabelSpace) -> Iterator[Finding]:
+    """Classes that do not say of what they are: one class for whatever the datasets mean."""
+    for info in space.classes:
+        if is_generic(info.name) and info.source_names:
+            named = ", ".join(info.datasets)
+            one = f"one class of {len(info.datasets)} datasets ({named})" if len(info.datasets) > 1 else f"in {named}"
+            yield Finding(
+                kind="generic",
+                classes=(info.name,),
+                datasets=info.datasets,
+                message=f"{info.name!r}, {one}, does not say of what it is: name it in dataset.json, as 'liver tumor'",
+            )
+
+
+def _cropped(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
+    """Classes that lie where a scan is zero, and go when it is cropped to what is not."""
+    for fingerprint in fingerprints:
+        for name, ids in sorted(space.ids[fingerprint.dataset].items()):
+            cases = [c for c in fingerprint.cases if any(c.cropped_voxels.get(i) for i in ids)]
+            if not cases:
+                continue
+            lost = sum(c.cropped_voxels.get(i, 0) for c in cases for i in ids)
+            every = sum(c.label_voxels.get(i, 0) for c in cases for i in ids)
+            yield Finding(
+                kind="cropped",
+                classes=(name,),
+                datasets=(fingerprint.dataset,),
+                message=f"{name!r}: {lost / every:.0%} of its voxels in {len(cases)} cases of {fingerprint.dataset}, such "
+                f"as {cases[0].case}, lie where the scan is zero, and are cut away with it",
+            )
 
 
 def _similar_names(space: LabelSpace) -> Iterator[Finding]:

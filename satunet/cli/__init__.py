@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Protocol, TypeAlias, get_args, runtime_checkable
 
 from satunet.errors import EnvironmentProblemError, ScanError, UserError
 
@@ -67,6 +67,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )
+    _refuse_unknown_command(
+        sys.argv[1:] if arguments is None else arguments, [a.__metadata__[0].name for a in get_args(commands)]
+    )
     command: Command = tyro.cli(  # type: ignore[call-overload,assignment]
         commands,
         prog="satunet",
@@ -76,6 +79,18 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
     )
     return command
+
+
+def _refuse_unknown_command(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Exit with code 2 and the nearest command where the first argument names none."""
+    if not arguments or arguments[0].startswith("-") or arguments[0] in known:
+        return
+    import difflib
+
+    near = difflib.get_close_matches(arguments[0].replace("-", "_"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    sys.stderr.write(f"satunet: no command {arguments[0]!r}; {hint}Commands are {', '.join(known)}\n")
+    raise SystemExit(2)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

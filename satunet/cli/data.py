@@ -16,6 +16,7 @@ from satunet.cli.options import (
     Modalities,
     Processes,
     Scheduler,
+    TrustShape,
     Verbose,
     VerifyIntegrity,
     dataset_names,
@@ -79,6 +80,7 @@ def _present(name: str) -> dict[str, object]:
     from satunet.datasets.raw import load_dataset
     from satunet.errors import UserError
     from satunet.labels.build import catalogue_record
+    from satunet.planners.fingerprint.headers import SAMPLE, dataset_doubts
 
     row: dict[str, object] = {"dataset": name, "catalogue": ""}
     try:
@@ -92,8 +94,9 @@ def _present(name: str) -> dict[str, object]:
             "training_cases": len(dataset.training_cases()) if dataset.has_scans else 0,
             "test_cases": len(dataset.test_cases()),
         }
-        if problem:
-            row["note"] = problem
+        cases = dataset.training_cases()[:SAMPLE] if dataset.has_scans else ()
+        if notes := [*([problem] if problem else []), *dataset.remarks, *dataset_doubts(dataset, cases)]:
+            row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
     return row
@@ -159,6 +162,7 @@ class Fingerprint:
 
     datasets: DatasetIds
     modality: Modalities = ()
+    trust_shape: TrustShape = False
     verify_dataset_integrity: VerifyIntegrity = False
     processes: Processes = field(default_factory=default_processes)
     memory: Memory = None
@@ -168,7 +172,7 @@ class Fingerprint:
     def run(self) -> int:
         """Write ``dataset_fingerprint.json`` of each dataset."""
         from satunet.datasets.paths import preprocessed_dir
-        from satunet.datasets.raw import override_modalities
+        from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
         from satunet.planners.run import fingerprint_datasets
@@ -176,6 +180,7 @@ class Fingerprint:
         names = dataset_names(self.datasets)
         setup_logging(preprocessed_dir() / "fingerprint.log", verbose=self.verbose)
         override_modalities(self.modality)
+        trust_shapes(names if self.trust_shape else ())
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify_dataset_integrity and not _are_whole(names, workers):
             return 1
@@ -191,6 +196,7 @@ class _Planning:
     datasets: DatasetIds
     plan: OmitArgPrefixes[PlanOptions] = field(default_factory=PlanOptions)
     modality: Modalities = ()
+    trust_shape: TrustShape = False
     verify_dataset_integrity: VerifyIntegrity = False
     processes: Processes = field(default_factory=default_processes)
     memory: Memory = None
@@ -200,7 +206,7 @@ class _Planning:
     def _prepared(self) -> tuple[tuple[str, ...], Workers] | None:
         """Names of the datasets and where to work; ``None`` if files are faulty and that was asked."""
         from satunet.datasets.paths import preprocessed_dir
-        from satunet.datasets.raw import override_modalities
+        from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
         from satunet.planners.run import require_apart
@@ -209,6 +215,7 @@ class _Planning:
         require_apart(self.plan.name, names)
         setup_logging(preprocessed_dir() / self.plan.name / "plan_and_preprocess.log", verbose=self.verbose)
         override_modalities(self.modality)
+        trust_shapes(names if self.trust_shape else ())
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         if self.verify_dataset_integrity and not _are_whole(names, workers):
             return None
@@ -266,6 +273,7 @@ class Preprocess:
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
     verify: Annotated[bool, arg(help="Make nothing: check every file of the store against its manifest.")] = False
     modality: Modalities = ()
+    trust_shape: TrustShape = False
     processes: Processes = field(default_factory=default_processes)
     memory: Memory = None
     scheduler: Scheduler = None
@@ -273,7 +281,7 @@ class Preprocess:
 
     def run(self) -> int:
         """Write the store of preprocessed scans, or check it."""
-        from satunet.datasets.raw import override_modalities
+        from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.datasets.unified import UnifiedFolder
         from satunet.jobs.progress import setup_logging
         from satunet.jobs.workers import Workers
@@ -289,6 +297,7 @@ class Preprocess:
             summary = verify_store(unified.store, plan=plan, processes=workers)
         else:
             override_modalities(self.modality)
+            trust_shapes(plan.datasets if self.trust_shape else ())
             summary = preprocess_datasets(plan, plan.datasets, processes=workers)
         summary.show()
         return summary.exit_code

@@ -29,6 +29,13 @@ Modalities = Annotated[
 VerifyIntegrity = Annotated[
     bool, arg(help="First read every file of the datasets, tell all faults at once, and stop if there is one.")
 ]
+TrustShape = Annotated[
+    bool,
+    arg(
+        help="Files of a case that have one shape lie on one grid, whatever position their headers give; kept for later "
+        "commands, in trust_shape.json beside the fingerprint."
+    ),
+]
 Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to train on every scan.")]
 Continue = Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")]
 Device = Annotated[

@@ -76,16 +76,7 @@ def fit(labels: Image, grid: Grid, *, trust_shape: bool = False) -> NDArray[Any]
     turned, turned_grid = reorient(labels.array, labels.grid, grid.orientation)
     if same_grid(turned_grid, grid):
         return turned
-    if trust_shape and labels.grid.shape == grid.shape:
-        return labels.array
-    try:
-        require_grid(labels, grid)
-    except GridMismatchError as error:
-        if labels.grid.shape != grid.shape:
-            raise
-        hint = "; --trust_shape takes masks of the scan's shape as lying on its grid"
-        raise GridMismatchError(error.path, error.reason + hint) from error
-    raise AssertionError("a grid that does not fit was found to fit")
+    return require_grid(labels, grid, trust_shape=trust_shape).array
 
 
 def _from_label_map(path: Path, order: tuple[str, ...], table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -22,6 +23,9 @@ MODALITIES = ("ct", "mri", "us", "pet", "other")
 
 MODALITIES_FILE = "modalities.json"
 """Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
+
+TRUST_FILE = "trust_shape.json"
+"""Beside a dataset's fingerprint, where ``--trust_shape`` was given: its headers are wrong, its shapes are right."""
 
 _MODALITY_WORDS = {
     "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
@@ -65,6 +69,8 @@ class Dataset:
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
         source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
+        trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
+        remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
     """
 
     id: int
@@ -78,6 +84,8 @@ class Dataset:
     description: str | None = None
     reader: str | None = None
     source: str | None = None
+    trust_shape: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -148,6 +156,8 @@ def load_dataset(dataset: int | str) -> Dataset:
     if not folder.is_dir() and has_preprocessed:
         folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
     loaded = read_dataset(folder)
+    if has_preprocessed and (preprocessed_dir() / name / TRUST_FILE).is_file():
+        loaded = replace(loaded, trust_shape=True)
     file = preprocessed_dir() / name / MODALITIES_FILE if has_preprocessed else None
     if file is None or not file.is_file():
         return loaded
@@ -183,6 +193,18 @@ def override_modalities(texts: Iterable[str]) -> None:
         write_json(preprocessed_dir() / dataset.name / MODALITIES_FILE, given)
 
 
+def trust_shapes(names: Iterable[str]) -> None:
+    """Say that the headers of datasets are wrong and their shapes right, for all that follows.
+
+    It is kept in ``nnUNet_preprocessed`` and not in the raw folder; who removes the file takes it back.
+
+    Raises:
+        DatasetNotFoundError: No such dataset.
+    """
+    for name in names:
+        write_json(preprocessed_dir() / load_dataset(name).name / TRUST_FILE, {"trust_shape": True})
+
+
 def read_dataset(folder: Path) -> Dataset:
     """As :func:`load_dataset`, for a folder given by path."""
     file = folder / "dataset.json"
@@ -214,6 +236,7 @@ def read_dataset(folder: Path) -> Dataset:
         description=str(description) if description else None,
         reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
         source=str(source) if source else None,
+        remarks=_remarks(content["labels"]),
     )
 
 
@@ -290,20 +313,21 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
             faults.append(error)
             return None
 
+    on_grid = functools.partial(require_grid, trust_shape=dataset.trust_shape)
     grid = None
     for path in case.images:
         image = attempt(read_image, path)
         if image is not None and seen is not None:
             seen(image)
         if image is not None and grid is not None:
-            attempt(require_grid, image, grid)
+            attempt(on_grid, image, grid)
         grid = grid or (image.grid if image is not None else None)
     if case.label is not None:
         labels = attempt(read_label_map, case.label)
         if labels is not None:
             attempt(require_ids, labels, dataset.label_ids)
             if grid is not None:
-                attempt(require_grid, labels, grid)
+                attempt(on_grid, labels, grid)
     elif not case.images:
         faults.append(MissingFileError(dataset.folder, f"case {case.identifier} has no files"))
     return faults
@@ -349,6 +373,12 @@ def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tu
             f"got {content!r}"
         )
     return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
+
+
+def _remarks(labels: dict[str, Any]) -> tuple[str, ...]:
+    """Labels beside the background that have its id: nothing is learned of them."""
+    lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
+    return tuple(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost)
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:

@@ -70,8 +70,8 @@ def image_files(path: Path) -> tuple[Path, ...]:
     return (path,) if _is_nifti(path) else tuple(dict.fromkeys((path, *_header(path).files)))
 
 
-def header_doubts(path: Path) -> tuple[str, ...]:
-    """What an image's header leaves open about where its voxels are, and what is believed; a sentence each.
+def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
+    """What an image's header leaves open about where its voxels are, and what is believed.
 
     Raises:
         MissingFileError, UnreadableImageError: As in :func:`read_grid`.

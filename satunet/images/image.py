@@ -7,7 +7,7 @@ Arrays have the file's voxel axes (i, j, k), see :mod:`satunet.geometry`. What t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,20 @@ def read_image(path: Path) -> Image:
     return image
 
 
-def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, grid: Grid | None = None) -> Image:
+def read_label_map(
+    path: Path,
+    *,
+    allowed_ids: Collection[int] | None = None,
+    grid: Grid | None = None,
+    trust_shape: bool = False,
+) -> Image:
     """Read an integer label map.
 
     Args:
         path: The file.
         allowed_ids: Ids that may occur, without the background 0; ``None`` allows any that is not negative.
         grid: The grid the map must have: that of its scan.
+        trust_shape: Whether a map of that grid's shape lies on it, whatever its own header says.
 
     Returns:
         An image whose array has the smallest unsigned integer type that holds its ids.
@@ -119,7 +126,7 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
     """
     image = _read(path)
     if grid is not None:
-        require_grid(image, grid)
+        image = require_grid(image, grid, trust_shape=trust_shape)
     values = image.array
     if np.issubdtype(values.dtype, np.floating):
         flat = values.ravel(order="K")
@@ -138,16 +145,29 @@ def read_label_map(path: Path, *, allowed_ids: Collection[int] | None = None, gr
     return image
 
 
-def require_grid(image: Image, grid: Grid) -> None:
+def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Image:
     """Refuse an image that is on another grid than the scan it belongs to.
+
+    Args:
+        image: The image.
+        grid: The grid it must have.
+        trust_shape: Whether an image of that grid's shape lies on it, whatever its own header says.
+
+    Returns:
+        The image; where its header is not trusted, on ``grid``.
 
     Raises:
         GridMismatchError: Its grid is not ``grid``.
     """
-    if not same_grid(image.grid, grid):
-        raise GridMismatchError(
-            image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}"
-        )
+    if same_grid(image.grid, grid):
+        return image
+    alike = image.grid.shape == grid.shape
+    if trust_shape and alike:
+        return replace(image, grid=grid)
+    hint = "; --trust_shape takes files of one shape as lying on one grid" if alike else ""
+    raise GridMismatchError(
+        image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}{hint}"
+    )
 
 
 def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:

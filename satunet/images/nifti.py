@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import nibabel as nib
@@ -106,8 +107,22 @@ def read_array(loaded: Any, path: Path, *, single_precision: bool = False) -> ND
     return scaled
 
 
-def doubts_of(loaded: Any) -> tuple[str, ...]:
-    """What a NIfTI header leaves open about where its voxels are, and what is believed; a sentence each."""
+@dataclass(frozen=True)
+class Doubt:
+    """What a header leaves open about where its voxels are, and what is believed.
+
+    Attributes:
+        kind: What is open: the voxels' size by contradiction (``"sform"``), which side is which (``"sides"``), or
+            whether the unit is right (``"unit"``).
+        text: A sentence about the file, which it calls "it".
+    """
+
+    kind: Literal["sform", "sides", "unit"]
+    text: str
+
+
+def doubts_of(loaded: Any) -> tuple[Doubt, ...]:
+    """What a NIfTI header leaves open."""
     header = nifti_header(loaded)
     if header is None:
         return ()
@@ -117,16 +132,14 @@ def doubts_of(loaded: Any) -> tuple[str, ...]:
     own = np.linalg.norm(nifti_affine(loaded)[:3, :3], axis=0)
     pixdim = np.array(header["pixdim"][1:4], dtype=np.float64) * unit
     if sform > 0 and (np.abs(own - np.abs(pixdim)) > 0.01 * own).any() and (pixdim > 0).all():
-        doubts.append(
-            f"its sform gives voxels of {rounded(own)} mm and its pixdim {rounded(pixdim)} mm; the sform is believed"
-        )
+        text = f"its sform gives voxels of {rounded(own)} mm and its pixdim {rounded(pixdim)} mm; the sform is believed"
+        doubts.append(Doubt("sform", text))
     if sform <= 0 and qform <= 0:
-        doubts.append(
-            "it has neither sform nor qform, so nothing says where left is; the first axis is taken to run to the left"
-        )
+        text = "it has neither sform nor qform: nothing says where left is; its first axis is taken to run to the left"
+        doubts.append(Doubt("sides", text))
     if not all(_PLAUSIBLE_MM[0] <= mm <= _PLAUSIBLE_MM[1] for mm in own):
         named = {1000.0: ", as its unit is the metre", 0.001: ", as its unit is the micrometre"}.get(unit, "")
-        doubts.append(f"its voxels are {rounded(own)} mm{named}")
+        doubts.append(Doubt("unit", f"its voxels are {rounded(own)} mm{named}"))
     return tuple(doubts)
 
 
@@ -195,11 +208,11 @@ def _opened(path: Path) -> Any:
     return igzip.open(path, "rb")
 
 
-def _fill(file: IO[bytes], room: NDArray[np.uint8]) -> int:
+def _fill(file: Any, room: NDArray[np.uint8]) -> int:
     view = memoryview(room)
     filled = 0
     while filled < room.size:
-        count = file.readinto(view[filled : filled + _BLOCK])  # type: ignore[attr-defined]
+        count = file.readinto(view[filled : filled + _BLOCK])
         if not count:
             break
         filled += count

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class Stored:
             raise UnreadableImageError(self.path, f"{self.shape} voxels cannot be in {len(self.files)} files alike")
         return self.bytes // len(self.files)
 
-    def _seek(self, handle: IO[bytes], file: Path, each: int) -> None:
+    def _seek(self, handle: Any, file: Path, each: int) -> None:
         if self.offset < 0:
             handle.seek(max(0, file.stat().st_size - each))
             return
@@ -291,7 +291,7 @@ def _named(path: Path) -> Iterator[None]:
         raise UnreadableImageError(path, f"the voxels cannot be read ({str(error) or type(error).__name__})") from error
 
 
-def _fill(path: Path, handle: IO[bytes], room: NDArray[np.uint8], encoding: Encoding, packed: int | None) -> None:
+def _fill(path: Path, handle: Any, room: NDArray[np.uint8], encoding: Encoding, packed: int | None) -> None:
     """Read bytes into a buffer that they have to fill to the last, checksums included."""
     if encoding == "raw":
         _fill_raw(path, handle, room)
@@ -316,7 +316,7 @@ def _fill(path: Path, handle: IO[bytes], room: NDArray[np.uint8], encoding: Enco
         raise UnreadableImageError(path, f"{filled} bytes of voxels in the file; the header promises {room.size}")
 
 
-def _fill_raw(path: Path, handle: IO[bytes], room: NDArray[np.uint8]) -> None:
+def _fill_raw(path: Path, handle: Any, room: NDArray[np.uint8]) -> None:
     view = memoryview(room)
     filled = 0
     while filled < room.size:

@@ -22,21 +22,22 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+_NEVER_BROKEN = 100_000
+"""Columns of a console that is no terminal."""
+
 
 def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> None:
     """Send satunet's log to the terminal, and to ``log_file`` as well if one is given.
 
     Calling it again replaces the log file; records go to the file at level DEBUG whatever the terminal shows.
     """
-    from rich.logging import RichHandler
-
     root = logging.getLogger("satunet")
     root.setLevel(logging.DEBUG)
     root.propagate = False
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    terminal = RichHandler(console=_console(), show_path=False, show_time=False, markup=False, rich_tracebacks=False)
+    terminal = _terminal_handler()
     terminal.setLevel(logging.DEBUG if verbose else logging.INFO)
     root.addHandler(terminal)
     if log_file is not None:
@@ -44,6 +45,18 @@ def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> Non
         to_file = logging.FileHandler(log_file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         root.addHandler(to_file)
+
+
+def _terminal_handler() -> logging.Handler:
+    """Coloured on a terminal; in a pipe or file one line per record, however long, for grep and log collectors."""
+    console = _console()
+    if console.is_terminal:
+        from rich.logging import RichHandler
+
+        return RichHandler(console=console, show_path=False, show_time=False, markup=False, rich_tracebacks=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    return handler
 
 
 @contextlib.contextmanager
@@ -244,8 +257,8 @@ def _console() -> Any:
     from rich.console import Console
 
     if not _shared_console or _shared_console[0].file is not sys.stderr:
-        # Wide enough for paths where there is no terminal to ask.
-        _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)]
+        # Where there is no terminal to ask, nothing is broken: what reads a pipe reads lines.
+        _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else _NEVER_BROKEN)]
     return _shared_console[0]
 
 

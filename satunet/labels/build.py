@@ -12,6 +12,7 @@ from pathlib import Path
 from satunet.datasets.catalogue import Catalogue, CatalogueRecord, contradictory_sides, load_catalogue
 from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import LabelSpaceError
+from satunet.labels.context import in_context
 from satunet.labels.names import NormalizedName, normalize_name
 from satunet.labels.space import ClassInfo, LabelSpace
 from satunet.labels.unions import Derived, canonical_names, derive
@@ -56,14 +57,14 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
     notes: dict[str, tuple[str, ...]] = {}
     for dataset in datasets:
-        listed, sources = _listed(dataset)
+        listed, sources, context = _listed(dataset, catalogue)
         derived = _classes(dataset, listed, catalogue)
         clash = contradictory_sides(derived.ids)
         if clash is not None:
             raise LabelSpaceError(f"{dataset.folder / 'dataset.json'}: {clash}")
         ids[dataset.name] = derived.ids
-        if derived.notes:
-            notes[dataset.name] = derived.notes
+        if found := (*dataset.remarks, *derived.notes, *context):
+            notes[dataset.name] = found
         for name in derived.ids:
             draft = drafts.setdefault(name, _Draft(normalize_name(name)))
             draft.datasets.add(dataset.name)
@@ -138,11 +139,16 @@ def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Ca
     return Derived(ids=ids, rules=rules, notes=tuple(found))
 
 
-def _listed(dataset: Dataset) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]]]:
-    """Class → ids, and class → its names, as the dataset lists them."""
+def _listed(
+    dataset: Dataset, catalogue: Catalogue
+) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]], tuple[str, ...]]:
+    """Class → ids, and class → its names, as the dataset lists them; and what was found out about its names."""
     found: dict[str, set[int]] = {}
     sources: dict[str, set[str]] = {}
     canonical = canonical_names(dataset.labels)
+    notes: tuple[str, ...] = ()
+    if catalogue_record(dataset, catalogue)[0] is None:
+        canonical, notes = in_context(dataset, canonical, catalogue)
     for source, values in dataset.labels.items():
         name = canonical[source]
         if not name:
@@ -150,7 +156,7 @@ def _listed(dataset: Dataset) -> tuple[dict[str, tuple[int, ...]], dict[str, set
         # Two spellings of one structure in one dataset are parts of it: their union is the class.
         found.setdefault(name, set()).update(values)
         sources.setdefault(name, set()).add(source)
-    return {name: tuple(sorted(values)) for name, values in found.items()}, sources
+    return {name: tuple(sorted(values)) for name, values in found.items()}, sources, notes
 
 
 def _info(draft: _Draft, catalogue: Catalogue) -> ClassInfo:

@@ -65,7 +65,7 @@ _PHRASES = {
     "juxtapositional lobule cortex formerly supplementary motor cortex": "supplementary motor cortex",
     "heart myocardium": "myocardium", "gall bladder": "gallbladder", "wind pipe": "trachea", "food pipe": "esophagus",
     "uterine cervix": "cervix", "urinary bladder": "bladder", "suprarenal gland": "adrenal gland",
-    "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland", "adrenal": "adrenal gland", "lacrimal": "lacrimal gland",
+    "colon cancer primaries": "colon cancer", "blood pool": "blood pool", "optic chiasma": "optic chiasm", "parotid": "parotid gland", "adrenal": "adrenal gland", "lacrimal": "lacrimal gland",
     "submandibular": "submandibular gland", "upper lung lobe": "lung upper lobe", "lower lung lobe": "lung lower lobe",
     "precentral": "precentral gyrus", "postcentral": "postcentral gyrus", "lingual": "lingual gyrus",
     "fusiform": "fusiform gyrus", "angular": "angular gyrus", "supramarginal": "supramarginal gyrus",

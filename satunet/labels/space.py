@@ -10,6 +10,8 @@ from typing import Any
 
 from satunet.errors import LabelSpaceError
 from satunet.jobs.files import read_json, write_json
+from satunet.labels.context import is_generic
+from satunet.labels.names import normalize_name
 
 LABEL_SPACE_VERSION = 2
 
@@ -173,7 +175,9 @@ def text_variants(info: ClassInfo) -> tuple[str, ...]:
     if info.side is not None:
         base, side = info.base, info.side
         variants += [f"{base} {side}", f"{base} on the {side} side", f"{side}-sided {base}", f"{base} ({side})"]
-    variants += [" ".join(name.replace("_", " ").replace("-", " ").split()).lower() for name in info.source_names]
+    names = [" ".join(name.replace("_", " ").replace("-", " ").split()).lower() for name in info.source_names]
+    # "cancer" is what a dataset of livers calls liver tumors; to anyone else it is no name of them.
+    variants += [name for name in names if name == info.name or not is_generic(normalize_name(name).canonical)]
     return tuple(dict.fromkeys(variants))
 
 

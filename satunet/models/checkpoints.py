@@ -122,8 +122,12 @@ class _NoRandomNumbers(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """The tensor itself for what would fill it."""
-        return args[0] if func in self._SKIPPED else func(*args, **(kwargs or {}))
+        """The tensor itself for what would fill it, an empty one for an identity."""
+        if func in self._SKIPPED or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        if func is torch.eye:
+            return torch.empty(args[0], args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:

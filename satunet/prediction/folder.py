@@ -25,7 +25,6 @@ from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.labels.containment import wholes_of
-from satunet.prediction.dicom_objects.source import read_source
 from satunet.prediction.door import ScanJob, Vocabulary, resolve
 from satunet.prediction.inputs import Scan, collect_scans
 from satunet.prediction.limits import require_memory, require_writable
@@ -195,6 +194,8 @@ class FolderRun:
         logger.debug("%s: %s", job.name, reason or "done already, and predicted again as asked")
         outputs = predictor.options.outputs
         if job.scan.series is not None and (outputs.dicom_seg or outputs.rtstruct):
+            from satunet.prediction.dicom_objects.source import read_source
+
             read_source(job.scan.series)  # a series that cannot carry results is refused before any work
         require_memory(job.scan, [model.plan for model in predictor.models])
         stamp = Stamp.of(job.scan.files, combined)

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from satunet.datasets.raw import MODALITIES, modality_of_channel
 from satunet.errors import PromptError, ScanError, UserError
-from satunet.images.dicom import Series, find_series, read_series
 from satunet.images.formats import image_files
 from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
 from satunet.jobs.names import name_key, safe_name, unique_names
+
+if TYPE_CHECKING:  # pydicom and SimpleITK are needed for DICOM series alone
+    from satunet.images.dicom import Series
 
 _OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
               *(f"prediction_summary_{rank}" for rank in range(64)))  # fmt: skip
@@ -60,7 +62,11 @@ class Scan:
 
     def read(self) -> Image:
         """The scan; raises as :func:`~satunet.images.image.read_image`."""
-        return read_image(self.path) if self.series is None else read_series(self.series)
+        if self.series is None:
+            return read_image(self.path)
+        from satunet.images.dicom import read_series
+
+        return read_series(self.series)
 
 
 def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
@@ -81,7 +87,7 @@ def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
             images = [_of_file(path) for path in list_images(given)]
         except OSError as error:
             raise UserError(f"{given}: the folder cannot be listed ({error.strerror})") from error
-        found = images or _told_apart([_of_series(series, given) for series in find_series(given)])
+        found = images or _series_in(given)
         if not found:
             raise UserError(
                 f"{given}: no images in this folder; allowed endings are {', '.join(IMAGE_ENDINGS)}, or DICOM series"
@@ -154,6 +160,12 @@ def read_prompts(file: Path) -> tuple[str, ...]:
 
 def _of_file(path: Path) -> Scan:
     return Scan(path=path, name=strip_ending(path.name))
+
+
+def _series_in(folder: Path) -> list[Scan]:
+    from satunet.images.dicom import find_series
+
+    return _told_apart([_of_series(series, folder) for series in find_series(folder)])
 
 
 def _of_series(series: Series, root: Path) -> Scan:

@@ -15,12 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from satunet.errors import SatunetError, UserError
-from satunet.images.dicom import Series
 from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import read_json, write_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
@@ -32,6 +31,9 @@ from satunet.prediction.options import Outputs
 from satunet.prediction.painting import paint
 from satunet.prediction.predictor import Found, PreparedScan
 from satunet.prompts.matching import PromptMatch
+
+if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
+    from satunet.images.dicom import Series
 
 logger = logging.getLogger(__name__)
 
@@ -312,7 +314,7 @@ def _is_foreign(manifest: Path) -> bool:
         content = read_json(manifest)
     except (OSError, ValueError, RecursionError):
         return False
-    return not (isinstance(content, dict) and "prompts" in content)
+    return not (isinstance(content, dict) and {"prompts", "stamp"} & set(content))
 
 
 def _files_of(manifest: Path) -> list[Path]:

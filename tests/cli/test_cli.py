@@ -15,7 +15,8 @@ from satunet.trainers.config import TrainingConfig
 ROOT = Path(__file__).resolve().parents[2]
 PLANNING = {
     "--datasets", "-d", "--preset", "--gpu_memory", "--spacing", "--patch_size", "--batch_size", "--base_features",
-    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--verify_dataset_integrity",
+    "--backbone", "--normalization", "--text_encoder", "-e", "--name", "--modality", "--trust_shape",
+    "--verify_dataset_integrity",
     "--specialists", "--processes", "-np", "--memory", "--scheduler", "--verbose",
 }  # fmt: skip
 OPTIONS = {
@@ -26,13 +27,13 @@ OPTIONS = {
         "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
     "fingerprint": {
-        "--datasets", "-d", "--modality", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
+        "--datasets", "-d", "--modality", "--trust_shape", "--verify_dataset_integrity", "--processes", "-np", "--memory", "--scheduler",
         "--verbose",
     },
     "plan": {*PLANNING, "--specialist_planner"},
     "plan_and_preprocess": PLANNING,
     "preprocess": {
-        "--dataset", "-d", "--verify", "--modality", "--processes", "-np", "--memory", "--scheduler", "--verbose",
+        "--dataset", "-d", "--verify", "--modality", "--trust_shape", "--processes", "-np", "--memory", "--scheduler", "--verbose",
     },
     "train": {
         "--dataset", "-d", "--fold", "-f", "--specialist", "--specialists", "--specialist_planner", "--continue", "--c",
@@ -118,6 +119,54 @@ def test_a_wrong_call_is_code_2(nnunet_env: Path, capfd: pytest.CaptureFixture[s
     assert "say what to segment" in " ".join(capfd.readouterr().err.split())
     assert run(["predict", "-i", str(nnunet_env), "-o", str(nnunet_env / "out"), "-p", "liver"]) == 2
     assert "no images in this folder" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("predct", "predict"), ("plan-and-preproces", "plan_and_preprocess")])
+def test_a_mistyped_command_gets_the_nearest(typed: str, meant: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run([typed, "-d", "1"])
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert f"no command {typed!r}; did you mean {meant!r}?" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_mistyped_option_gets_the_nearest(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["predict", "-i", "x", "-o", "y", "-p", "liver", "--modalty", "ct"])
+    assert ended.value.code == 2
+    out = capfd.readouterr()
+    assert "--modality" in out.err + out.out
+
+
+def test_a_missing_model_says_what_a_model_is_and_which_are_here(
+    tmp_path: Path, nnunet_env: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii.gz").write_bytes(b"")
+    call = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-p", "liver"]
+    assert run(call) == 2
+    assert "no model was named (-m)" in capfd.readouterr().err
+    for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
+        folder.mkdir(parents=True)
+        for name in ("plans.json", "label_space.json"):
+            (folder / name).write_text("{}")
+    for more in ([], ["-m", str(tmp_path / "none")]):
+        assert run([*call, *more]) == 2
+        said = capfd.readouterr().err
+        assert "a model is a folder with plans.json" in said
+        assert "satunet train" in said
+        assert str(nnunet_env / "results" / "Dataset900_Unified" / "other") in said
+        assert "mine" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_logs_in_a_pipe_are_one_line_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    long = tmp_path / ("a" * 100) / ("b" * 100)
+    assert run(["info", str(long)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"ERROR    {long}:")
 
 
 def test_a_missing_variable_is_explained(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -313,7 +313,7 @@ def test_what_a_header_leaves_open_is_said(tmp_path: Path) -> None:
 
     def doubts(image: nib.Nifti1Image) -> tuple[str, ...]:
         nib.save(image, file)
-        return header_doubts(file)
+        return tuple(doubt.text for doubt in header_doubts(file))
 
     def plain() -> nib.Nifti1Image:
         return nib.Nifti1Image(ARRAY, np.diag([1.37, 1.37, 10, 1]))
@@ -332,7 +332,7 @@ def test_what_a_header_leaves_open_is_said(tmp_path: Path) -> None:
     content = bytearray(gzip.decompress(file.read_bytes()))
     content[252:256] = bytes(4)
     file.write_bytes(gzip.compress(bytes(content)))
-    assert "neither sform nor qform" in header_doubts(file)[0]
+    assert "neither sform nor qform" in header_doubts(file)[0].text
     metres = plain()
     metres.header.set_xyzt_units("meter")
     assert doubts(metres) == ("its voxels are (1370.0, 1370.0, 10000.0) mm, as its unit is the metre",)

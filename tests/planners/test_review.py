@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -93,3 +94,34 @@ def test_a_damaged_fingerprint_is_not_known(nnunet_env: Path) -> None:
     fingerprint_datasets(names)
     (nnunet_env / "preprocessed" / names[0] / "dataset_fingerprint.json").write_text("{")
     assert [f.dataset for f in known_fingerprints(names)] == [names[1]]
+
+
+def test_labels_where_a_scan_is_zero_and_datasets_without_a_label_are_told(nnunet_env: Path) -> None:
+    from satunet.planners.options import PlanOptions
+    from satunet.planners.run import plan_datasets
+
+    labels = {"background": 0, "air": 0, "liver": 1, "visual area": 614_454_277}
+    image = np.zeros((20, 20, 20), np.float32)
+    image[4:16, 4:16, 4:16] = np.random.default_rng(0).normal(100, 10, (12, 12, 12))
+    ids = np.zeros(image.shape, np.uint32)
+    ids[5:10, 5:10, 5:10] = 1
+    ids[0:2, 0:2, 0:2] = 614_454_277  # outside of what is not zero
+    for name, voxels in (("Dataset001_A", ids), ("Dataset002_Bare", np.zeros_like(ids))):
+        folder = nnunet_env / "raw" / name
+        for part, array in (("imagesTr/c0_0000", image), ("labelsTr/c0", voxels)):
+            (folder / part).parent.mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{part}.nii.gz")
+        content = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+        (folder / "dataset.json").write_text(json.dumps(content))
+    summary = plan_datasets(["Dataset001_A", "Dataset002_Bare"], PlanOptions(gpu_memory_gb=1)).summary
+    assert summary.exit_code == 0
+    assert (
+        "'visual area': 100% of its voxels in 1 cases of Dataset001_A, such as c0" in summary.notes["labels cut away"]
+    )
+    assert "'liver'" not in summary.notes["labels cut away"]
+    assert "Dataset002_Bare has a labelled voxel" in summary.notes["nothing labelled"]
+    names = ["Dataset001_A", "Dataset002_Bare"]
+    space = build_label_space([load_dataset(name) for name in names])
+    assert "'air' has the id 0, which is the background's: it is no class" in space.notes["Dataset001_A"]
+    unseen = [f for f in review_label_space(space, known_fingerprints(names)) if f.kind == "unseen"]
+    assert [f.datasets for f in unseen] == [("Dataset002_Bare",)]

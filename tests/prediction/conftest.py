@@ -59,6 +59,22 @@ def make_model(
     )
 
 
+def model_of(*datasets: tuple[dict[str, tuple[int, ...]], str]) -> ModelFolder:
+    """A model of datasets, each with labels and a modality; every class is where the image exceeds its mean."""
+    made = make_model()
+    space = build_label_space(
+        [
+            Dataset(
+                id=k, name=f"Dataset{k:03d}_A", folder=Path(), channel_names=("0",), modalities=(modality,),
+                labels=labels,
+            )
+            for k, (labels, modality) in enumerate(datasets, start=1)
+        ]
+    )  # fmt: skip
+    vectors = np.zeros((len(space.classes), 6), np.float32)
+    return replace(made, space=space, bank=replace(made.bank, texts=space.class_names, vectors=vectors))
+
+
 def write_model(folder: Path) -> Path:
     """A model folder as the trainer leaves it; its network was never trained, but answers with more than one value."""
     model = make_model()

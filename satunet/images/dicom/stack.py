@@ -99,6 +99,8 @@ def stack(slices: Sequence[Slice]) -> Stack:
         NoVolumeError: They differ in size, spacing or orientation, do not say where they lie, share places, are not
             evenly apart, or are no grey images.
     """
+    if not slices:
+        raise NoVolumeError("it holds no images")
     kept, remarks = _without_localizers(slices)
     _check_kind(kept)
     _check_alike(kept)
