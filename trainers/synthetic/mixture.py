@@ -6,6 +6,7 @@ classes, wording and look is a function of the seed and the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -64,7 +65,7 @@ class Group:
     def typical_mm(self) -> float:
         """Spacing in the middle of its range, to a tenth: what prediction takes."""
         low, high = self.spacing_mm
-        return round((low * high) ** 0.5, 1)
+        return round(math.sqrt(low * high), 1)
 
 
 def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict[str, tuple[float, ...]]]:
@@ -237,7 +238,8 @@ class MixtureBatches:
         return _standard(painting.spoil(image, rng, generator), rng), "mri"
 
     def _queries(self, group: Group, dataset: str, present: frozenset[int], rng: np.random.Generator) -> list[Query]:
-        shown, absent = [], []
+        shown: list[tuple[str, tuple[int, ...]]] = []
+        absent: list[tuple[str, tuple[int, ...]]] = []
         for name in self.space.classes_of(dataset):
             ids = self.space.ids_of(dataset, name)
             (shown if present.intersection(ids) else absent).append((name, ids))

@@ -195,7 +195,7 @@ def _abdomens(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
 def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
     names = _names(folder / "labels.tsv")
     ids = {name: label for label, name in names.items()}
-    classes = {name.replace("_", " "): (ids[name],) for name in TRUNK_CLASSES}
+    classes: dict[str, tuple[int, ...]] = {name.replace("_", " "): (ids[name],) for name in TRUNK_CLASSES}
     classes["vertebrae"] = tuple(sorted(i for name, i in ids.items() if name.startswith("vertebrae_")))
     classes["ribs"] = tuple(sorted(i for name, i in ids.items() if name.startswith("rib_")))
     known = {i for values in classes.values() for i in values}

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satunet.geometry import reorient
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.plan import Normalization
-from satunet.preprocessing.transform import nonzero_box, normalize, to_hounsfield
+from satunet.preprocessing.transform import nonzero_box, normalize
 
 LOCATIONS = 2000
 """Voxels kept of each label id."""
