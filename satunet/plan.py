@@ -132,6 +132,7 @@ class UnifiedPlan:
             not ``spacing_mm``; see :meth:`spacing_for`.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
+        one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
         options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
@@ -153,6 +154,7 @@ class UnifiedPlan:
     explanation: dict[str, str] = field(default_factory=dict)
     class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
+    one_piece: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -320,6 +322,8 @@ class UnifiedPlan:
             }
         if self.fit_windows:
             found["fit_windows"] = True
+        if self.one_piece:
+            found["one_piece"] = list(self.one_piece)
         return found
 
     @classmethod
@@ -362,6 +366,7 @@ class UnifiedPlan:
                     for modality, classes in ours.get("class_spacings_mm", {}).items()
                 },
                 fit_windows=bool(ours.get("fit_windows", False)),
+                one_piece=tuple(map(str, ours.get("one_piece", ()))),
                 options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -123,11 +123,13 @@ class Found:
         probability: In a view's grid; ``None`` where ``in_file`` has it.
         geometry: Of that view.
         in_file: In the grid of the file.
+        one_piece: Whether the models say that the structure is one connected piece.
     """
 
     probability: Probability | None = None
     geometry: ScanGeometry | None = None
     in_file: ValuesInFile | None = None
+    one_piece: bool = False
 
     def restored(self) -> ValuesInFile | None:
         """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
@@ -303,7 +305,8 @@ class Predictor:
                 windows.level = SHARED_LEVEL if any(i in voters for i in positions) else 0.5
                 for number, probability in windows.probabilities():
                     i = positions[number]
-                    found = Found(probability=probability, geometry=view.geometry)
+                    whole = self._is_one_piece(matches[i])
+                    found = Found(probability=probability, geometry=view.geometry, one_piece=whole)
                     if i not in voters:
                         yield i, found
                         continue
@@ -311,7 +314,7 @@ class Predictor:
                     sums.add(i, found.restored(), share)
                     shares[i] -= 1
                     if shares[i] == 0:
-                        yield i, Found(in_file=sums.take(i))
+                        yield i, Found(in_file=sums.take(i), one_piece=whole)
 
     def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
@@ -320,9 +323,16 @@ class Predictor:
             return BoxedMask.empty(scan.image.grid.shape)
         values, start = restored
         mask = BoxedMask.of(values > 0.5, start, scan.image.grid.shape)
-        if self.options.postprocessing:
-            return BoxedMask.of(self.options.postprocessing(mask.inside), start, mask.shape)
+        postprocessing = self.options.postprocessing
+        if found.one_piece:
+            postprocessing = replace(postprocessing, largest_component=True)
+        if postprocessing:
+            return BoxedMask.of(postprocessing(mask.inside), start, mask.shape)
         return mask
+
+    def _is_one_piece(self, match: PromptMatch) -> bool:
+        name = match.class_name
+        return name is not None and all(name in m.plan.one_piece for m in self.models if name in m.space)
 
     @property
     def _memory_bytes(self) -> int:

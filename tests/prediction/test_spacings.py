@@ -40,10 +40,10 @@ def test_the_spacing_of_a_class_depends_on_modality_and_extent(name, modality, e
 
 
 def test_spacings_are_kept_in_the_plan_file_and_left_out_where_there_are_none() -> None:
-    plan = plan_with(class_spacings_mm=SPACINGS, fit_windows=True)
+    plan = plan_with(class_spacings_mm=SPACINGS, fit_windows=True, one_piece=("bright",))
     assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
     plain = make_model().plan.to_nnunet()["satunet"]
-    assert not {"class_spacings_mm", "fit_windows"} & set(plain)
+    assert not {"class_spacings_mm", "fit_windows", "one_piece"} & set(plain)
 
 
 @pytest.mark.parametrize("wrong", [(), (0.0, 1.0), (2.0, 1.0), (1.0, 1.0)])
@@ -96,3 +96,18 @@ def test_a_model_without_scores_draws_everything() -> None:
     predictor = Predictor(make_model(), device="cpu")
     (match,) = predictor.match(["bright"])
     assert predictor.vocabulary.offered(match, "ct") == match
+
+
+def test_of_a_class_that_is_one_piece_the_largest_is_kept() -> None:
+    image, truth = scene((16, 16, 16), np.eye(4))
+    image.array[14, 14, 14] = 5
+    both, largest = (
+        Predictor(replace(make_model(), plan=plan_with(one_piece=names)), device="cpu", precision="float32")
+        .predict(image, ["bright"])
+        .masks[0]
+        for names in ((), ("bright",))
+    )
+    assert both.mask is not None
+    assert largest.mask is not None
+    assert both.mask[14, 14, 14]
+    assert np.array_equal(largest.mask, truth)

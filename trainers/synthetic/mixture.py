@@ -82,6 +82,39 @@ def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict
     return {m: {name: tuple(sorted(values)) for name, values in c.items()} for m, c in found.items()}
 
 
+def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, least: float = 0.97) -> tuple[str, ...]:
+    """Classes that are one connected piece in the labels of every group that has them.
+
+    Args:
+        groups: The sources.
+        space: Their classes.
+        people: Label maps of a dataset that are looked at, at most.
+        least: Share of a class's voxels that the largest piece must have.
+    """
+    import cc3d
+
+    seen: dict[str, list[Subject]] = {}
+    for group in groups:
+        for person in group.subjects:
+            several = seen.setdefault(person.dataset, [])
+            if len(several) < people and all(person.case != other.case for other in several):
+                several.append(person)
+    found: dict[str, bool] = {}
+    for dataset, several in seen.items():
+        for person in several:
+            labels = person.labels.numpy()
+            for name in space.classes_of(dataset):
+                ids = [i for i in space.ids_of(dataset, name) if i in person.locations]
+                if not ids or not found.get(name, True):
+                    continue
+                places = np.concatenate([person.locations[i] for i in ids])
+                box = tuple(slice(max(0, a - 8), b + 9) for a, b in zip(places.min(0), places.max(0), strict=True))
+                mask = np.isin(labels[box], ids)
+                pieces = cc3d.connected_components(mask, connectivity=26)
+                found[name] = bool(np.bincount(pieces[mask]).max() >= least * mask.sum())
+    return tuple(sorted(name for name, whole in found.items() if whole))
+
+
 class MixtureBatches:
     """Step → batch.
 

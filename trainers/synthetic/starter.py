@@ -19,7 +19,7 @@ from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic import trunks
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group, class_spacings
+from satunet.trainers.synthetic.mixture import Group, class_spacings, one_piece
 from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
 
 logger = logging.getLogger(__name__)
@@ -338,6 +338,7 @@ def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> Unifi
         datasets=tuple(sorted(space.ids)),
         class_spacings_mm=class_spacings(groups, space),
         fit_windows=True,
+        one_piece=one_piece(groups, space),
         explanation={
             "starter": "made by scripts/train_starter from several sources, each with its own spacing and patch"
         },

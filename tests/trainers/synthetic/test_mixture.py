@@ -10,7 +10,7 @@ from satunet.datasets.raw import Dataset
 from satunet.labels import build_label_space, text_variants
 from satunet.text import TextBank
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spacings, swapped_ids
+from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spacings, one_piece, swapped_ids
 from satunet.trainers.synthetic.subjects import make_subject
 from satunet.trainers.synthetic.voxels import voxel_loss
 from satunet.trainers.unified.loss import IGNORED
@@ -133,6 +133,10 @@ def test_classes_are_predicted_at_the_spacing_of_their_group(groups, space):
     assert found["mri"]["left thalamus"] == (1.4,)
     assert found["ct"]["liver"] == (3.0,)
     assert "liver" not in found["mri"]
+
+
+def test_what_is_one_piece_in_every_label_map_is_said_to_be(groups, space):
+    assert one_piece(groups, space) == ("left thalamus", "liver", "right thalamus", "spleen", "third ventricle")
 
 
 def test_the_voxel_loss_is_small_where_features_tell_structures_apart():
