@@ -46,7 +46,7 @@ setup(
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "satunet/viewing/niivue/LICENSE.txt"],
     keywords=["medical imaging", "segmentation", "text prompts", "nnU-Net", "CT", "MRI", "PET"],
     classifiers=[
         "Development Status :: 3 - Alpha",
@@ -63,7 +63,7 @@ setup(
     package_data={
         "satunet.models": ["starter/*"],
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
-        "satunet.viewing": ["niivue/*"],
+        "satunet.viewing": ["niivue/*", "*.css", "*.js"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,

@@ -50,7 +50,7 @@ def read_list(file: Path) -> list[Labelled]:
             prompt=row[0],
             right=frozenset(row[1].split("|") if len(row) > 1 and row[1] else ()),
             kind=row[2] if len(row) > 2 else "",
-            half=row[5] if len(row) > 5 else "held out",
+            half=row[5] if len(row) > 5 else "all",
         )
         for row in rows
         if row
@@ -95,11 +95,11 @@ def rates(readings: Iterable[tuple[Labelled, Reading]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", type=Path, default=LIST)
-    parser.add_argument("--half", choices=("development", "held out", "both"), default="held out")
+    parser.add_argument("--half", choices=("development", "held out", "final", "all"), default="final")
     parser.add_argument("--encoders", nargs="+", default=["minilm", "anatomy"])
     parser.add_argument("--show", action="store_true", help="every prompt that was not understood")
     options = parser.parse_args()
-    items = [i for i in read_list(options.list) if options.half in ("both", i.half)]
+    items = [i for i in read_list(options.list) if options.half in ("all", i.half)]
     space = catalogue_space()
     for name in options.encoders:
         reader, encoder = PromptReader(space), load_text_encoder(name)

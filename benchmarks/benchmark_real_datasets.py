@@ -55,21 +55,26 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
 
 
 def benchmark(names: list[str], output: Path, *, specialists: bool, device: str, processes: int) -> int:
-    """Score one network, the specialists there are, and the oracle boxes."""
+    """Score one network, the specialists there are, the oracle boxes, and copies of the nearest label maps."""
     from satunet.datasets.unified import UnifiedFolder
-    from satunet.evaluation.benchmark.medsam import MedSAMCompetitor
-    from satunet.evaluation.benchmark.run import Contest, run_benchmark
+    from satunet.evaluation.benchmark.competitors import Competitor
+    from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor
+    from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
+    from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
+    from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
+    from satunet.evaluation.benchmark.run import Contest
+    from satunet.evaluation.run import run_benchmark
     from satunet.jobs.progress import setup_logging
 
     setup_logging(output / "benchmark.log")
-    boxes = MedSAMCompetitor(output=output / "predictions", boxes="oracle")
+    place = output / "predictions"
+    others: list[Competitor] = [SpecialistCompetitor(output=place, device=device)] if specialists else []
+    others += [MedSAMCompetitor(output=place, boxes="oracle"), NearestCopyCompetitor(output=place)]
     contest = Contest(
-        model=UnifiedFolder(name=UNIFIED).results,
+        unified=UnifiedCompetitor(model=UnifiedFolder(name=UNIFIED).results, output=place, device=device),
+        others=others,
         output=output,
         folds=(0,),
-        specialists=specialists,
-        more=[boxes],
-        device=device,
         processes=processes,
     )
     _, summary = run_benchmark(names, contest)

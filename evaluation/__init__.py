@@ -1,9 +1,13 @@
-"""Evaluation: scores of predictions, comparison of competitors, and the report.
+"""Evaluation in three floors, each of which knows only those below it.
 
-From the inside out: :mod:`~satunet.evaluation.scoring.surfaces.marching`, :mod:`~satunet.evaluation.scoring.surfaces.surface` and
-:mod:`~satunet.evaluation.scoring.lesions` measure masks, :mod:`satunet.evaluation.scoring.metrics` scores the classes of two label maps
-by :mod:`~satunet.evaluation.scoring.rules`, :mod:`~satunet.evaluation.scoring.run` a folder of predictions;
-:mod:`~satunet.evaluation.benchmark.statistics` compares competitors over datasets with :mod:`~satunet.evaluation.benchmark.bootstrap`,
-:mod:`~satunet.evaluation.report.page` writes what people read, and :mod:`~satunet.evaluation.benchmark.run` does all of it
-from models and datasets on disk, with the competitors of :mod:`~satunet.evaluation.benchmark.competitors`.
+- :mod:`satunet.evaluation.scoring`: masks against references. :mod:`~satunet.evaluation.scoring.measures` measures two
+  masks, :mod:`~satunet.evaluation.scoring.metrics` scores classes by :mod:`~satunet.evaluation.scoring.rules`, and
+  :mod:`~satunet.evaluation.scoring.run` a folder of predictions.
+- :mod:`satunet.evaluation.benchmark`: competitors against each other. :mod:`~satunet.evaluation.benchmark.tasks` says
+  what is scored, :mod:`~satunet.evaluation.benchmark.competitors` who takes part,
+  :mod:`~satunet.evaluation.benchmark.guards` what would be unfair, :mod:`~satunet.evaluation.benchmark.comparison` what
+  follows from the scores.
+- :mod:`satunet.evaluation.report`: what people read.
+
+:mod:`satunet.evaluation.run` is a benchmark from datasets to report.
 """

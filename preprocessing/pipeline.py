@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from satunet.datasets.paths import preprocessed_dir
-from satunet.datasets.raw import load_dataset
+from satunet.datasets.raw import load_dataset, split_scan_id
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.workers import Workers
 from satunet.planners.options import PlanOptions
@@ -42,23 +43,33 @@ def plan_and_preprocess(
     folds, people = folds_of([load_dataset(name) for name in plan.datasets])
     if people.findings:
         summary.note("people", "; ".join(people.findings))
-    summary.include(
-        preprocess_datasets(plan, plan.datasets, space=planned.label_space, folds=folds, processes=processes)
-    )
+    made = preprocess_datasets(plan, plan.datasets, space=planned.label_space, folds=folds, processes=processes)
+    summary.include(made)
     if specialists:
         plans = plan_specialists(plan, options)
         summary.failures |= plans.failures
         here = processes.processes if isinstance(processes, Workers) else processes
         for name in plan.datasets:
             if specialist_of(name) not in plans.failures:
-                _preprocess_specialist(name, folds, summary, here)
+                unusable = {case for dataset, case in cases_of(made.failures) if dataset == name}
+                _preprocess_specialist(name, folds, unusable, summary, here)
     summary.save(preprocessed_dir() / plan.dataset_name / "summary.json")
     return summary
 
 
-def _preprocess_specialist(name: str, folds: Folds, summary: JobSummary, processes: int) -> None:
+def cases_of(scans: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Dataset and case of each name that is one of a scan; others are those of datasets and files."""
+    for scan in scans:
+        with contextlib.suppress(ValueError):
+            dataset, case, _ = split_scan_id(scan)
+            yield dataset, case
+
+
+def _preprocess_specialist(
+    name: str, folds: Folds, unusable: Collection[str], summary: JobSummary, processes: int
+) -> None:
     try:
-        share_folds(name, folds)
+        share_folds(name, folds, unusable=unusable)
         made = preprocess_specialist(name, processes=processes)
         (summary.done if made else summary.skipped)(specialist_of(name))
     except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others

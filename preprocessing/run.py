@@ -14,6 +14,7 @@ from typing import Any
 from satunet.datasets.memory import preprocessing_bytes
 from satunet.datasets.raw import Case, Dataset, load_dataset, scan_id
 from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
+from satunet.images.content import voxel_digest
 from satunet.images.image import read_image, read_label_map
 from satunet.jobs.files import only_writer, write_json
 from satunet.jobs.progress import JobSummary, run_parallel
@@ -234,6 +235,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         orientation=plan.orientation_of(dataset.name),
         normalization=plan.normalization_of(modality, dataset.name, channel),
     )
+    content = voxel_digest(image)
     del image  # its voxels, before those of the label map are resampled
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)
@@ -246,6 +248,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         geometry=prepared.geometry,
         source=source,
         stamp=stamp,
+        content=content,
     )
     return write_scan(job.store, record, prepared.array, ids, locations, plan.patch_size)
 

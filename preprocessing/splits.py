@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,23 @@ def unified_splits(scans: Sequence[str], folds: Folds) -> list[Fold]:
     return result
 
 
-def share_folds(dataset: str, folds: Folds) -> None:
+def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -> None:
     """Give a dataset's specialist the folds of the unified network, so that neither is scored on what it was taught.
 
     nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``. Without a person to validate on, it
     would not come to its end: the specialist of a single person validates on that person.
+
+    Args:
+        dataset: Its name.
+        folds: Folds of the unified network.
+        unusable: Cases that the unified network cannot use (nnunetv2 reads a label map that lies beside its scan): both
+            are taught and scored on the same cases.
     """
     own = preprocessed_dir() / dataset / "splits_final.json"
-    content = [dict(fold) for fold in folds.by_dataset[dataset]]
+    content = []
+    for fold in folds.by_dataset[dataset]:
+        usable = {part: [case for case in cases if case not in unusable] for part, cases in fold.items()}
+        content.append(usable if usable["val"] else {"train": usable["train"], "val": list(fold["val"])})
     if dataset in folds.alone:
         every = sorted({case for fold in content for part in fold.values() for case in part})
         content = [{"train": every, "val": every}] * len(content)

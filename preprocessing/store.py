@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from satunet.datasets.raw import scan_id, split_scan_id
 from satunet.errors import DatasetError
 from satunet.images.label_ids import dense_ids
-from satunet.jobs.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, flush_to_disk, read_json, write_json
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
@@ -50,6 +50,7 @@ class ScanRecord:
         geometry: Where it comes from.
         source: Hash of the input files, what the plan does to them, and the store's version.
         stamp: The same with sizes and times of the input files instead of their content: quick to compare.
+        content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the scan.
         files: Name ending → (bytes, hash) of the files beside the record.
     """
 
@@ -61,6 +62,7 @@ class ScanRecord:
     geometry: ScanGeometry
     source: str
     stamp: str = ""
+    content: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     @property
@@ -83,6 +85,7 @@ class ScanRecord:
             "geometry": self.geometry.to_json(),
             "source": self.source,
             "stamp": self.stamp,
+            "content": self.content,
             "files": {ending: list(value) for ending, value in self.files.items()},
         }
 
@@ -105,6 +108,7 @@ class ScanRecord:
             geometry=ScanGeometry.from_json(content["geometry"]),
             source=content["source"],
             stamp=content.get("stamp", ""),
+            content=str(content.get("content", "")),
             files={ending: (int(size), str(digest)) for ending, (size, digest) in content["files"].items()},
         )
 
@@ -189,6 +193,7 @@ def write_scan(
     described = {
         ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
     }
+    flush_to_disk(files[:3])  # the record promises them
     write_json(files[3], replace(record, files=described).to_json())
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
 

@@ -24,6 +24,9 @@
     └── EnvironmentProblemError (RuntimeError)   the installation cannot do what was asked
         └── DiskFullError              no space to write to: nothing that follows could be kept either
 
+    KeyboardInterrupt
+    └── Terminated                     SIGTERM: treated as Ctrl-C is, with exit code 143
+
 A message says what was received, what is allowed, and which file it is about.
 """
 
@@ -128,3 +131,7 @@ class EnvironmentProblemError(SatunetError, RuntimeError):
 
 class DiskFullError(EnvironmentProblemError):
     """There is no space left to write to: a long job stops, and goes on from there when it is started again."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): what handles Ctrl-C handles it."""

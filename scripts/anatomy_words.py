@@ -35,7 +35,7 @@ def main() -> None:
                 for word in re.findall(r"[a-z]{4,}", name.lower()):
                     found[word] = found.get(word, 0) + 1
     near = [w for w in sorted(found)
-            if found[w] >= 3 and not speller.known(w) and w not in common_words() and any(t[0] == w[0] and OSA.distance(w, t, score_cutoff=2) <= 2 for t in targets)]  # fmt: skip
+            if found[w] >= 3 and not speller.known(w) and w not in common_words() and any(w[0] in t[:2] and OSA.distance(w, t, score_cutoff=2) <= 2 for t in targets)]  # fmt: skip
     lines = [" ".join(near[i : i + 12]) for i in range(0, len(near), 12)]
     OUTPUT.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{OUTPUT}: {len(near)} of {len(found)} words")

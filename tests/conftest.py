@@ -17,8 +17,17 @@ settings.load_profile("reproducible")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--golden`` writes the golden loss curve anew."""
+    """``--golden`` writes the golden loss curve anew; ``--precision`` says what 'auto' means."""
     parser.addoption("--golden", action="store_true", help="write the golden loss curve anew")
+    parser.addoption(
+        "--precision", choices=("bfloat16", "float16", "float32"), help="compute in it wherever a test asks for 'auto'"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What 'auto' means here, and in the processes that tests start."""
+    if precision := config.getoption("--precision"):
+        os.environ["SATUNET_PRECISION"] = precision
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

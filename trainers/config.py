@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from satunet.compute.devices import Precision
+from satunet.compute.choices import Precision
 from satunet.errors import UserError
 
 Recipe = Literal["sat", "nnunet", "short", "cpu"]

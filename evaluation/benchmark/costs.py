@@ -1,4 +1,8 @@
-"""What predictions cost: wall time and peak memory, kept beside them."""
+"""What predictions cost: wall time and peak memory, kept beside them.
+
+Every competitor is timed with the same number of threads: nnunetv2 limits its own to ``nnUNet_def_n_proc`` while it
+predicts, so that is the limit for all.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +23,55 @@ RUNS = "runs.json"
 _SAMPLE_SECONDS = 0.02
 
 
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+def threads_for_all() -> int:
+    """Threads that every competitor predicts with: those of torch, at most those that nnunetv2 allows itself."""
+    import torch
+    from nnunetv2.configuration import default_num_processes
+
+    return max(1, min(torch.get_num_threads(), int(default_num_processes)))
+
+
 class Meter:
-    """Wall time and peak memory of a block: of the GPU if one is used, else of this process.
+    """Wall time and peak memory of a block, with the same threads for everybody.
 
     Attributes:
         seconds: Wall time.
-        memory_bytes: Peak; ``None`` where nothing tells.
+        memory_bytes: Peak of the GPU if one is used, else of this process; ``None`` where nothing tells.
+        threads: Threads that torch has in the block.
     """
 
     def __init__(self) -> None:
+        self.threads = threads_for_all()
         self.seconds = 0.0
         self.memory_bytes: int | None = None
         self._stop = threading.Event()
 
     def __enter__(self) -> Meter:
+        import torch
+
         cuda = _cuda()
         if cuda is not None:
             cuda.reset_peak_memory_stats()
+        self._usual_threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._started = time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        import torch
+
         self.seconds = time.monotonic() - self._started
+        torch.set_num_threads(self._usual_threads)
         self._stop.set()
         self._thread.join()
         cuda = _cuda()
@@ -70,10 +99,23 @@ def free_memory() -> None:
             trim(0)
 
 
-def record_run(folder: Path, *, scans: int, seconds: float, memory_bytes: int | None) -> None:
-    """Add a run to those that made a folder of predictions."""
-    runs = [*runs_of(folder), {"scans": scans, "seconds": round(seconds, 3), "memory_bytes": memory_bytes}]
-    write_json(folder / RUNS, {"runs": runs})
+def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_bytes: int | None, threads: int) -> None:
+    """Add a run to those that made a folder of predictions; one that predicted nothing is none.
+
+    Args:
+        folder: The folder.
+        cases: Cases that have a prediction now and had none before.
+        scans: The same of scans: channels of cases, where these are predicted one by one.
+        seconds: Wall time.
+        memory_bytes: Peak memory.
+        threads: Threads that predicting was allowed.
+    """
+    if not scans:
+        return
+    run = {
+        "cases": cases, "scans": scans, "seconds": round(seconds, 3), "memory_bytes": memory_bytes, "threads": threads,
+    }  # fmt: skip
+    write_json(folder / RUNS, {"runs": [*runs_of(folder), run]})
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -81,18 +123,27 @@ def runs_of(folder: Path) -> list[dict[str, Any]]:
     return list(read_object(folder / RUNS).get("runs", []))
 
 
-def seconds_per_scan(folders: Sequence[Path]) -> float | None:
-    """Mean over all scans of all runs."""
-    runs = [run for folder in folders for run in runs_of(folder) if run.get("scans")]
-    scans = sum(int(run["scans"]) for run in runs)
-    return sum(float(run["seconds"]) for run in runs) / scans if scans else None
+def cost_of_runs(folders: Sequence[Path], *, channel_by_channel: bool = False) -> dict[str, Any]:
+    """Time, memory and threads of all runs that made some folders, as fields of a cost; what nothing tells is ``None``.
+
+    Args:
+        folders: The folders.
+        channel_by_channel: Whether a scan is another thing than a case.
+    """
+    runs = [run for folder in folders for run in runs_of(folder)]
+    threads = {int(run["threads"]) for run in runs if run.get("threads")}
+    return {
+        "seconds_per_case": _seconds_per(runs, "cases"),
+        "seconds_per_scan": _seconds_per(runs, "scans") if channel_by_channel else None,
+        "memory_bytes": max((int(m) for run in runs if (m := run.get("memory_bytes"))), default=None),
+        "threads": max(threads) if len(threads) == 1 else None,
+    }
 
 
-def peak_memory(folders: Sequence[Path]) -> int | None:
-    """The most of all runs."""
-    return max(
-        (int(m) for folder in folders for run in runs_of(folder) if (m := run.get("memory_bytes"))), default=None
-    )
+def _seconds_per(runs: Sequence[Mapping[str, Any]], what: str) -> float | None:
+    counted = [run for run in runs if run.get(what)]
+    count = sum(int(run[what]) for run in counted)
+    return sum(float(run["seconds"]) for run in counted) / count if count else None
 
 
 def read_object(file: Path) -> Mapping[str, Any]:
@@ -102,6 +153,11 @@ def read_object(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, SatunetError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """Bytes of those files that exist."""
+    return sum(f.stat().st_size for f in files if f.is_file())
 
 
 def _cuda() -> Any:

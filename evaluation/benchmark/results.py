@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from satunet.evaluation.benchmark.bootstrap import Correction, Interval
 from satunet.evaluation.benchmark.published import PublishedMean
-from satunet.evaluation.scoring.scores import finite
+from satunet.evaluation.benchmark.statistics import Correction, Interval
+from satunet.evaluation.scoring.scores import Evaluation, finite
 from satunet.jobs.files import write_json
+from satunet.labels.scored import ScoredClass
 
-BENCHMARK_VERSION = 2
+BENCHMARK_VERSION = 3
 Scores = dict[str, dict[str, float]]
 """Competitor → metric → value; a competitor without a value has ``nan``."""
 Intervals = dict[str, dict[str, Interval]]
@@ -22,20 +23,24 @@ Intervals = dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known of what is scored.
+class DatasetResults:
+    """What was scored of one dataset.
 
     Attributes:
-        lesions: Classes that are pathological.
-        regions: Class → body regions.
-        modalities: Dataset → modality.
-        external: Datasets that the unified network was not trained on.
+        evaluations: Competitor → its scores. A competitor may be lacking.
+        modality: Modality of the dataset.
+        external: Whether the unified network was not trained on the dataset.
+        patients: Case → patient; a case that is not in it is a patient of its own.
     """
 
-    lesions: Collection[str] = ()
-    regions: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    modalities: Mapping[str, str] = field(default_factory=dict)
-    external: Collection[str] = ()
+    evaluations: Mapping[str, Evaluation]
+    modality: str = ""
+    external: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+
+Results = Mapping[str, DatasetResults]
+"""Dataset → what was scored of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +52,20 @@ class Cost:
         parameters: Weights of all networks together.
         disk_bytes: Size of all model files together.
         training_steps: Optimisation steps of all networks together.
-        seconds_per_scan: Time to predict one scan, mean.
+        seconds_per_case: Time to predict one case with all its channels, mean.
+        seconds_per_scan: The same of one scan, for a competitor that predicts channel by channel.
         memory_bytes: Most memory while predicting: of the GPU, or of the process where there is none.
+        threads: Threads that predicting was allowed.
     """
 
     models: int | None = None
     parameters: int | None = None
     disk_bytes: int | None = None
     training_steps: int | None = None
+    seconds_per_case: float | None = None
     seconds_per_scan: float | None = None
     memory_bytes: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +74,26 @@ class ClassRow:
 
     Attributes:
         dataset: The dataset.
-        class_name: The class.
-        lesion: Whether it is pathological.
+        scored: The class: its ids, whether it is a lesion, where it is.
         external: Whether the unified network was not trained on the dataset.
-        modality: Of the dataset.
-        regions: Of the class.
+        modality: Modality of the dataset.
         scans: Scans that count, the most of any competitor.
         scores: Means over scans.
-        intervals: Of the headline means.
+        intervals: 95 % intervals of the headline means.
     """
 
     dataset: str
-    class_name: str
-    lesion: bool
+    scored: ScoredClass
     external: bool = False
     modality: str = ""
-    regions: tuple[str, ...] = ()
     scans: int
     scores: Scores
     intervals: Intervals = field(default_factory=dict)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the class."""
+        return self.scored.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,23 +125,26 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two competitors over pairs of values.
+    """Two competitors by one metric.
 
     Attributes:
-        kind: ``"total"`` and ``"external"`` over classes of datasets, ``"dataset"`` and ``"class"`` over cases.
+        kind: ``"total"`` and ``"external"`` (other patients of these datasets), ``"datasets"`` (other datasets),
+            ``"dataset"`` and ``"class"``.
         where: A dataset, ``dataset: class``, or the kind.
         first: One competitor.
         second: The other.
         metric: ``"dsc"`` or ``"nsd"``.
-        pairs: How many pairs.
+        difference: Mean of the first minus mean of the second: those of the tables.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        pairs: How many pairs are counted: classes of datasets in a total, datasets, or patients.
         wins: Pairs in which the first is better.
         ties: Pairs within the margin.
         losses: Pairs in which the second is better.
-        difference: Mean of first minus second.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        p_value: Wilcoxon's signed-rank test; ``nan`` below six pairs, or without any difference.
+        units: Patients, or datasets, that the test and the interval rest on.
+        p_value: Permutation test of the difference, the competitors swapped unit by unit; ``nan`` below six units.
         p_adjusted: The same, adjusted for all tests of its family.
+        wilcoxon_p: Wilcoxon's signed-rank test over the patients of one dataset; ``nan`` where they are fewer than six.
     """
 
     kind: str
@@ -139,15 +152,17 @@ class Comparison:
     first: str
     second: str
     metric: str
+    difference: float
+    low: float = math.nan
+    high: float = math.nan
     pairs: int
     wins: int
     ties: int
     losses: int
-    difference: float
-    low: float = math.nan
-    high: float = math.nan
-    p_value: float
+    units: int
+    p_value: float = math.nan
     p_adjusted: float = math.nan
+    wilcoxon_p: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

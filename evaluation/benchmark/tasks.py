@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.patients import patients_of
 from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json
-from satunet.labels import LabelSpace, build_label_space
-from satunet.labels.build import catalogue_record
+from satunet.labels import LabelSpace
+from satunet.labels.scored import Organs, ScoredClasses, classes_of_dataset
+from satunet.models.trained_scans import TrainedScans
 
 DATASET_FILE = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork:
+    """What is known of a unified network, whether or not it is in memory.
+
+    Attributes:
+        fold: Fold of its training.
+        space: Classes it knows.
+        dataset_name: Name of the unified dataset, whose split counts.
+        trained: Scans that it was trained on, as far as its folder tells.
+        parameters: Number of weights.
+        steps: Training steps, where its folder tells.
+        disk_bytes: Size of its files.
+    """
+
+    fold: int | str
+    space: LabelSpace
+    dataset_name: str
+    trained: TrainedScans = field(default_factory=TrainedScans)
+    parameters: int | None = None
+    steps: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,21 +49,23 @@ class Task:
         dataset: The dataset.
         fold: Fold of every competitor that has folds.
         cases: Cases with a reference.
-        classes: Class → ids.
-        lesions: Classes that are pathological.
+        classes: The classes to score.
+        organs: Whether an organ is scored with the lesions in it.
         unknown: Classes of the dataset that the unified network was never taught.
         external: Whether the unified network was not trained on the dataset at all.
         trained_on: Whether the cases were trained on, for want of others.
+        patients: Case → patient, of every case of the dataset.
     """
 
     dataset: Dataset
     fold: int | str
     cases: tuple[Case, ...]
-    classes: dict[str, tuple[int, ...]]
-    lesions: frozenset[str] = frozenset()
+    classes: ScoredClasses
+    organs: Organs = "whole"
     unknown: tuple[str, ...] = ()
     external: bool = False
     trained_on: bool = False
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def references(self) -> dict[str, Path]:
@@ -55,8 +81,12 @@ class Task:
         """Name of a scan's prediction."""
         return case if len(self.dataset.channel_names) == 1 else f"{case}_{channel:04d}"
 
+    def patient(self, case: str) -> str:
+        """The patient of a case."""
+        return self.patients.get(case, case)
 
-def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str, trained: Container[str] = ()) -> Task:
+
+def make_task(dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "whole") -> Task:
     """What to score of a dataset.
 
     Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
@@ -65,66 +95,43 @@ def make_task(dataset: Dataset, space: LabelSpace, fold: int | str, unified: str
 
     Args:
         dataset: The dataset.
-        space: Classes of the unified network.
-        fold: The fold.
-        unified: Name of the unified dataset, whose split counts.
-        trained: Scans that the unified network was trained on, as far as its folder tells.
+        network: The unified network.
+        organs: Whether an organ is scored with the lesions in it.
 
     Raises:
-        DatasetError: No cases, no classes that the network knows, or another split than the network was trained by.
+        DatasetError: No cases, or no classes that the network knows.
     """
-    external = dataset.name not in space.ids
+    external = dataset.name not in network.space.ids
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
     trained_on = False
     if not cases:
         every = dataset.training_cases()
-        if external:
-            cases = every
-        else:
-            wanted = set(_validation_cases(dataset, fold, unified))
-            cases = tuple(c for c in every if c.identifier in wanted)
-            trained_on = fold == "all"
-            seen = (
-                []
-                if trained_on
-                else [c.identifier for c in cases if any(scan in trained for scan in _scans(dataset, c))]
-            )
-            if seen:
-                raise DatasetError(
-                    f"{dataset.name}: the network was trained on {len(seen)} of the {len(cases)} cases of fold {fold} "
-                    f"that are to be scored, such as {seen[0]}; the split of {unified} has changed since"
-                )
-    every_class = classes_to_score(dataset)
-    classes = {name: ids for name, ids in every_class.items() if name in space}
+        wanted = {c.identifier for c in every} if external else set(_validation_cases(dataset, network))
+        cases = tuple(c for c in every if c.identifier in wanted)
+        trained_on = not external and network.fold == "all"
+    every_class = classes_of_dataset(dataset, organs=organs, known=network.space)
+    classes = every_class.only(network.space.__contains__)
     if not cases:
-        raise DatasetError(f"{dataset.name}: no test case has a reference, and fold {fold} holds out no case of it")
-    if not classes:
-        raise DatasetError(f"{dataset.name}: the model knows none of its {len(every_class)} classes")
+        raise DatasetError(
+            f"{dataset.name}: no test case has a reference, and fold {network.fold} holds out no case of it"
+        )
+    if not classes.classes:
+        raise DatasetError(f"{dataset.name}: the model knows none of its {len(every_class.classes)} classes")
     return Task(
         dataset=dataset,
-        fold=fold,
+        fold=network.fold,
         cases=cases,
         classes=classes,
-        lesions=frozenset(name for name in classes if space.info(name).lesion),
-        unknown=tuple(name for name in every_class if name not in space),
+        organs=organs,
+        unknown=tuple(name for name in every_class.names if name not in network.space),
         external=external,
         trained_on=trained_on,
+        patients=patients_of(dataset),
     )
 
 
-def classes_to_score(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """Class → ids: what the catalogue lists for a published dataset, as its paper scores it; else what the dataset
-    lists itself, without unions by rule. An organ has its lesions' ids too.
-    """
-    catalogue = load_catalogue()
-    space = build_label_space([dataset], catalogue)
-    published = catalogue_record(dataset, catalogue)[0] is not None
-    ids = sorted(space.ids[dataset.name].items())
-    return {name: own for name, own in ids if published or space.info(name).source_names}
-
-
-def predicted_ids(task: Task, predictions: Path) -> dict[str, tuple[int, ...]] | None:
-    """Class → ids in predicted label maps, by the ``dataset.json`` that nnU-Net leaves beside them.
+def predicted_ids(task: Task, predictions: Path) -> ScoredClasses | None:
+    """Classes with their ids in predicted label maps, by the ``dataset.json`` that nnU-Net leaves beside them.
 
     ``None`` where there is none, or it lists what the reference's does.
 
@@ -137,7 +144,7 @@ def predicted_ids(task: Task, predictions: Path) -> dict[str, tuple[int, ...]] |
     labels, ignore = read_labels(file)
     if labels == task.dataset.labels:
         return None
-    return classes_to_score(replace(task.dataset, labels=labels, ignore_label=ignore))
+    return classes_of_dataset(replace(task.dataset, labels=labels, ignore_label=ignore), organs=task.organs)
 
 
 def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str) -> set[str]:
@@ -147,14 +154,16 @@ def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str)
     return set(split[int(fold)]["train"])
 
 
-def _scans(dataset: Dataset, case: Case) -> set[str]:
-    return {scan_id(dataset.name, case.identifier, channel) for channel in range(len(dataset.channel_names))}
+def scans_of(dataset: Dataset, case: str) -> set[str]:
+    """Names of a case's scans, one per channel."""
+    return {scan_id(dataset.name, case, channel) for channel in range(len(dataset.channel_names))}
 
 
-def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[str]:
+def _validation_cases(dataset: Dataset, network: TrainedNetwork) -> list[str]:
+    fold = network.fold
     if fold == "all":
         return [c.identifier for c in dataset.training_cases()]
-    file = UnifiedFolder(name=unified).splits
+    file = UnifiedFolder(name=network.dataset_name).splits
     try:
         split = read_json(file)[int(fold)]
         scans, trained = set(split["val"]), set(split["train"])
@@ -162,7 +171,7 @@ def _validation_cases(dataset: Dataset, fold: int | str, unified: str) -> list[s
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
     found = []
     for case in dataset.training_cases():
-        own = _scans(dataset, case)
+        own = scans_of(dataset, case.identifier)
         if own & scans and not own & trained:
             found.append(case.identifier)
     return found

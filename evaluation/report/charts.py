@@ -9,12 +9,11 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from satunet.evaluation.benchmark.bootstrap import NO_INTERVAL
-from satunet.evaluation.benchmark.results import BenchmarkTables, ClassRow, GroupRow
-from satunet.evaluation.scoring.scores import Evaluation
+from satunet.evaluation.benchmark.results import BenchmarkTables, ClassRow, GroupRow, Results
+from satunet.evaluation.benchmark.statistics import NO_INTERVAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +55,7 @@ def _default_style(draw: Callable[P, T]) -> Callable[P, T]:
 def scatter(tables: BenchmarkTables, first: str, second: str, *, metric: str = "dsc") -> str | None:
     """One competitor over another, a point a class of a dataset; ``None`` if they share no class."""
     points = [
-        (100 * r.scores[second][metric], 100 * r.scores[first][metric], r.lesion)
+        (100 * r.scores[second][metric], 100 * r.scores[first][metric], r.scored.lesion)
         for r in tables.classes
         if not (math.isnan(r.scores[second][metric]) or math.isnan(r.scores[first][metric]))
     ]
@@ -104,9 +103,7 @@ def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") ->
 
 
 @_default_style
-def bland_altman(
-    results: Mapping[str, Mapping[str, Evaluation]], competitor: str, competitors: Sequence[str]
-) -> str | None:
+def bland_altman(results: Results, competitor: str, competitors: Sequence[str]) -> str | None:
     """Volumes of a competitor against the reference's, a point a class of a scan; ``None`` if it has none.
 
     The difference over the mean of both, in percent of the mean, with the mean difference and its limits of agreement
@@ -116,9 +113,9 @@ def bland_altman(
 
     pairs = np.array([
         (row.reference_ml, row.prediction_ml)
-        for by in results.values()
-        if competitor in by
-        for row in by[competitor].rows
+        for found in results.values()
+        if competitor in found.evaluations
+        for row in found.evaluations[competitor].rows
         if row.reference_ml > 0 and not row.error
     ]).reshape(-1, 2)  # fmt: skip
     if len(pairs) < 2:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from satunet import __version__
-from satunet.evaluation.benchmark.bootstrap import FEWEST_CASES, FEWEST_PAIRS, NO_INTERVAL
+from satunet.evaluation.benchmark.comparison import TIE_MARGIN
 from satunet.evaluation.benchmark.published import SOURCE, PublishedMean
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, GroupRow, Intervals, Scores
-from satunet.evaluation.benchmark.statistics import TIE_MARGIN
-from satunet.evaluation.report import charts
+from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, GroupRow, Intervals, Results, Scores
+from satunet.evaluation.benchmark.statistics import FEWEST_FOR_INTERVALS, FEWEST_PATIENTS, NO_INTERVAL
+from satunet.evaluation.report import charts as draw
 from satunet.evaluation.report.overlays import Overlay
 from satunet.evaluation.report.tables import (
     COST_COLUMNS,
@@ -31,7 +31,7 @@ from satunet.evaluation.report.tables import (
     text_tables,
     write_tables,
 )
-from satunet.evaluation.scoring.scores import HEADLINE, LOWER_IS_BETTER, Evaluation
+from satunet.evaluation.scoring.scores import HEADLINE, LOWER_IS_BETTER
 from satunet.jobs.files import write_text
 
 _OPEN_DETAILS = 3
@@ -42,6 +42,16 @@ _POLICIES = {
     "nnunet": "A class that is absent in reference and prediction is left out; absent in one of them, it scores 0.",
     "brats": "A class that is absent in reference and prediction scores 1, with distances of 0; absent in one of them, "
     "0, with distances of 374 mm.",
+}
+_ORGANS = {
+    "whole": "An organ has the ids of the lesions in it too.",
+    "listed": "An organ has the ids that dataset.json lists for it, without the lesions in it.",
+}
+_WHERE = {
+    "total": "all datasets: other patients",
+    "total: datasets": "all datasets: other datasets",
+    "external": "external datasets: other patients",
+    "external: datasets": "external datasets: other datasets",
 }
 _CORRECTIONS = {
     "holm": "adjusted by Holm’s method",
@@ -55,8 +65,9 @@ def write_report(
     tables: BenchmarkTables,
     *,
     overlays: Sequence[Overlay] = (),
-    results: Mapping[str, Mapping[str, Evaluation]] | None = None,
+    results: Results | None = None,
     title: str = "satunet benchmark",
+    charts: bool = True,
 ) -> Path:
     """Write ``report.html``, ``report.md`` and the tables of :func:`~satunet.evaluation.report.tables.write_tables`.
 
@@ -64,8 +75,9 @@ def write_report(
         output: Folder.
         tables: The numbers.
         overlays: Pictures, some a dataset.
-        results: Dataset → competitor → evaluation, for every single score and the plots of volumes.
+        results: What the numbers were made from, for every single score and the plots of volumes.
         title: Heading.
+        charts: Whether to draw charts.
 
     Returns:
         The HTML file.
@@ -73,7 +85,7 @@ def write_report(
     write_tables(tables, output, results=results)
     write_text(output / "report.md", report_markdown(tables, title=title))
     html = output / "report.html"
-    write_text(html, report_html(tables, overlays=overlays, results=results, title=title))
+    write_text(html, report_html(tables, overlays=overlays, results=results, title=title, charts=charts))
     return html
 
 
@@ -81,8 +93,9 @@ def report_html(
     tables: BenchmarkTables,
     *,
     overlays: Sequence[Overlay] = (),
-    results: Mapping[str, Mapping[str, Evaluation]] | None = None,
+    results: Results | None = None,
     title: str = "satunet benchmark",
+    charts: bool = True,
 ) -> str:
     """The report as one HTML page without any address but its own pictures'; every name in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -96,8 +109,8 @@ def report_html(
     )
     names = tables.competitors
     metrics = shown_metrics(tables)
-    chart = charts.scatter(tables, *names[:2]) if len(names) > 1 else None
-    volumes = [(c, v) for c in names if (v := charts.bland_altman(results or {}, c, names))]
+    chart = draw.scatter(tables, *names[:2]) if charts and len(names) > 1 else None
+    volumes = [(c, v) for c in names if charts and (v := draw.bland_altman(results or {}, c, names))]
     content = {
         "title": title,
         "version": __version__,
@@ -109,7 +122,7 @@ def report_html(
         "waiting": tables.waiting,
         "problems": len(_failures(tables)),
         "competitors": names,
-        "colours": {c: charts.colour_of(c, names) for c in names},
+        "colours": {c: draw.colour_of(c, names) for c in names},
         "metrics": [{"key": m, "name": metric_name(m), "short": METRIC_NAMES[m], "on": m in HEADLINE} for m in metrics],
         "totals": [row for g in tables.totals for row in _total_rows(g, names, metrics)],
         "published": [_published(p, names, metrics) for p in tables.published],
@@ -117,7 +130,7 @@ def report_html(
         "left_out": tables.totals[0].left_out if tables.totals else 0,
         "costs": [(c, *cost_cells(tables.costs[c])) for c in names if c in tables.costs],
         "cost_columns": COST_COLUMNS,
-        "dataset_chart": charts.dataset_bars(tables),
+        "dataset_chart": draw.dataset_bars(tables) if charts else None,
         "scatter_chart": chart,
         "volume_charts": [{"name": c, "chart": v} for c, v in volumes],
         "groups": [_group(g, names, metrics) for g in tables.groups],
@@ -127,9 +140,9 @@ def report_html(
         "class_tests": sum(c.kind == "class" and not math.isnan(c.p_value) for c in tables.comparisons),
         "correction": _CORRECTIONS[tables.correction],
         "margin": f"{100 * TIE_MARGIN:g}",
-        "fewest": FEWEST_PAIRS,
-        "fewest_cases": FEWEST_CASES,
-        "details": [_details(g, tables, overlays) for g in tables.datasets],
+        "fewest": FEWEST_PATIENTS,
+        "fewest_for_intervals": FEWEST_FOR_INTERVALS,
+        "details": [_details(g, tables, overlays, charts=charts) for g in tables.datasets],
         "open_details": _OPEN_DETAILS,
         "classes": [
             {
@@ -144,9 +157,8 @@ def report_html(
         "tolerance": _tolerance(tables),
         "distances": "hd95_mm" in metrics,
         "lesions": "lesion_f1" in metrics,
-        "policy": _POLICIES.get(
-            tables.rules["policy"], f"Absent classes are scored by the policy {tables.rules['policy']!r}."
-        ),
+        "policy": _POLICIES[tables.rules["policy"]],
+        "organs": _ORGANS[tables.rules["organs"]],
     }
     return environment.get_template("report.jinja").render(content)
 
@@ -167,20 +179,21 @@ def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark"
 
 
 def sentences(tables: BenchmarkTables) -> list[str]:
-    """What the benchmark says, in a sentence a pair of competitors."""
+    """What the benchmark says, in one sentence per pair of competitors."""
     said = []
     for c in tables.comparisons:
         if c.kind not in ("total", "external") or c.metric != "dsc":
             continue
         better = "above" if c.difference > 0 else "below"
         where = "of external datasets and their classes" if c.kind == "external" else "of dataset and class"
-        p = "" if math.isnan(c.p_value) else f"Wilcoxon p {_with_sign(probability(c.p_value))}"
+        p = "" if math.isnan(c.p_value) else f"p {_with_sign(probability(c.p_value))} over {c.units} patients"
         between = "" if math.isnan(c.low) else f"95 % interval {interval(c.low, c.high)}"
         behind = "; ".join(text for text in (between, p) if text)
+        few = f"too few patients ({c.units}) for a test" if math.isnan(c.p_value) and c.units < FEWEST_PATIENTS else ""
         said.append(
             f"Over {c.pairs} {_count('pair', c.pairs)} {where}, {c.first} is better than {c.second} in "
-            f"{c.wins}, on par in {c.ties} and worse in {c.losses}; its DSC is {abs(100 * c.difference):.2f} points "
-            f"{better} on average{f' ({behind})' if behind else ''}."
+            f"{c.wins}, on par in {c.ties} and worse in {c.losses}; its mean DSC is {abs(100 * c.difference):.2f} points "
+            f"{better}{f' ({behind or few})' if behind or few else ''}."
         )
     return said
 
@@ -210,7 +223,7 @@ def _tile(competitor: str, tables: BenchmarkTables) -> dict[str, Any]:
         low, high = total.intervals.get(competitor, {}).get(m, NO_INTERVAL) if total else NO_INTERVAL
         between = "" if math.isnan(low) else f"{100 * low:.1f} – {100 * high:.1f}"
         values.append({"name": f"mean {m.upper()}", "value": percent(value), "interval": between})
-    return {"name": competitor, "colour": charts.colour_of(competitor, tables.competitors), "scores": values}
+    return {"name": competitor, "colour": draw.colour_of(competitor, tables.competitors), "scores": values}
 
 
 def _cells(
@@ -268,11 +281,12 @@ def _telling(tables: BenchmarkTables) -> list[Comparison]:
 def _comparisons(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {
-            "where": {"total": "all datasets", "external": "external datasets"}.get(c.kind, c.where),
-            "total": c.kind in ("total", "external"),
+            "where": _WHERE.get(c.kind, c.where),
+            "total": c.kind in _WHERE,
             "pair": f"{c.first} – {c.second}",
             "metric": c.metric.upper(),
             "pairs": c.pairs,
+            "units": c.units,
             "wins": c.wins,
             "ties": c.ties,
             "losses": c.losses,
@@ -285,7 +299,7 @@ def _comparisons(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "adjusted_sort": _sortable(c.p_adjusted),
             "certain": c.p_adjusted < _SIGNIFICANT,
         }
-        for c in sorted(comparisons, key=lambda c: c.kind not in ("total", "external"))
+        for c in sorted(comparisons, key=lambda c: c.kind not in _WHERE)
     ]
 
 
@@ -295,8 +309,8 @@ def _tolerance(tables: BenchmarkTables) -> str:
     return f"{tables.rules['tolerance_mm']:g} mm" + (f" ({more})" if more else "")
 
 
-def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay]) -> dict[str, Any]:
-    chart = charts.class_bars(tables, group.name)
+def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overlay], *, charts: bool) -> dict[str, Any]:
+    chart = draw.class_bars(tables, group.name) if charts else None
     several = len(tables.competitors) > 1
     scores = " · ".join(
         f"{c + ' ' if several else 'DSC '}{percent(group.scores[c]['dsc'])}" for c in tables.competitors
@@ -309,7 +323,7 @@ def _details(group: GroupRow, tables: BenchmarkTables, overlays: Sequence[Overla
         "overlays": [o for o in overlays if o.dataset == group.name],
         "chart": chart[0] if chart else None,
         "left_out": chart[1] if chart else 0,
-        "shown": charts.MOST_BARS,
+        "shown": draw.MOST_BARS,
     }
 
 

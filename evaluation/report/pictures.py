@@ -15,12 +15,13 @@ from satunet.errors import MissingFileError, ScanError
 from satunet.evaluation.benchmark.tasks import Task, predicted_ids
 from satunet.evaluation.report.overlays import Overlay, class_index_map, draw_overlay
 from satunet.evaluation.report.tables import percent
+from satunet.evaluation.scoring.masks import FolderMasks, PredictedLabels
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.scores import Evaluation, mean_of
-from satunet.evaluation.scoring.sources import FolderMasks, PredictedLabels
 from satunet.geometry import Grid
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import read_image, read_label_map
+from satunet.labels.scored import ScoredClasses
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ class ReportCase:
         case: Identifier.
         image: The scan.
         reference: Its label map.
-        classes: Class → ids in the reference.
+        classes: The classes, with their ids in the reference.
         predictions: Competitor → folder of predictions.
-        prediction_classes: Competitor → class → ids, where its label maps have ids of their own.
+        prediction_classes: Competitor → classes, where its label maps have ids of their own.
         modality: Modality of the scan, if known.
         notes: Competitor → a line to show below its name.
         rank: What it is among the dataset's cases, such as ``"median"``.
@@ -52,9 +53,9 @@ class ReportCase:
     case: str
     image: Path
     reference: Path
-    classes: Mapping[str, Sequence[int]]
+    classes: ScoredClasses
     predictions: Mapping[str, Path]
-    prediction_classes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    prediction_classes: Mapping[str, ScoredClasses] = field(default_factory=dict)
     modality: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     rank: str = ""
@@ -124,9 +125,9 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
     image = read_image(case.image)
     if case.modality == "ct":
         image = replace(image, array=to_hounsfield(image.array))
-    names = list(case.classes)
+    names = list(case.classes.names)
     reference = read_label_map(case.reference, grid=image.grid).array
-    maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes, names)}
+    maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes.ids, names)}
     for competitor, folder in case.predictions.items():
         try:
             maps[competitor] = _predicted(folder, case, case.prediction_classes.get(competitor), names, image.grid)
@@ -147,16 +148,17 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
 
 
 def _predicted(
-    folder: Path, case: ReportCase, own: Mapping[str, tuple[int, ...]] | None, names: Sequence[str], grid: Grid
+    folder: Path, case: ReportCase, own: ScoredClasses | None, names: Sequence[str], grid: Grid
 ) -> NDArray[np.uint16]:
     found = find_predictions(folder, [case.case])[0][case.case]
     if not found:
         raise MissingFileError(folder, f"no prediction of {case.case}")
     if not found[0].path.is_dir():
-        ids = {name: tuple(i) for name, i in (case.classes if own is None else own).items()}
-        labels = PredictedLabels(found[0].path, grid, ids, allowed_ids=range(1, 1 << 16), fixed=own is not None)
+        anything = replace(case.classes, allowed_ids=None)
+        predicted = None if own is None else replace(own, allowed_ids=None)
+        labels = PredictedLabels(found[0].path, grid, anything, predicted=predicted)
         return _from_labels(labels.labels, labels.classes, names)
-    folder_of_masks = FolderMasks(found[0].path, grid)
+    folder_of_masks = FolderMasks(found[0].path, grid, classes=case.classes)
     masks = {}
     for name in names:
         try:

@@ -6,12 +6,12 @@ Scores are printed in percent, as the field does; files hold fractions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost, GroupRow
+from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost, GroupRow, Results
 from satunet.evaluation.benchmark.results import Scores as MeanScores
 from satunet.evaluation.scoring.scores import HEADLINE, METRICS, Evaluation, Row, write_csv
 
@@ -101,7 +101,7 @@ def text_tables(
         cases: Also the comparisons over the cases of each dataset.
         more: Also regions, modalities, and the metrics besides DSC and NSD.
     """
-    compared = [c for c in tables.comparisons if c.kind in ("total", "external") or (cases and c.kind == "dataset")]
+    compared = [c for c in tables.comparisons if c.kind != "class" and (cases or c.kind != "dataset")]
     shown = [
         _groups("All datasets", "group", tables.totals, tables, published=True),
         _other_metrics(tables.totals, tables) if more else None,
@@ -119,9 +119,7 @@ def text_tables(
     return [t for t in shown if t is not None and t.rows]
 
 
-def write_tables(
-    tables: BenchmarkTables, folder: Path, *, results: Mapping[str, Mapping[str, Evaluation]] | None = None
-) -> None:
+def write_tables(tables: BenchmarkTables, folder: Path, *, results: Results | None = None) -> None:
     """Write ``{classes,datasets,totals,groups,comparisons,costs}.csv``, ``benchmark.json`` and, with the results that
     they were made from, ``per_case.csv``: every score of every competitor, a row a scan and class.
     """
@@ -131,9 +129,10 @@ def write_tables(
     nothing = (math.nan, math.nan)
     write_csv(
         folder / "classes.csv",
-        ("dataset", "class", "lesion", "external", "modality", "regions", "scans", *columns, *ends),
+        ("dataset", "class", "ids", "lesion", "external", "modality", "regions", "scans", *columns, *ends),
         [
-            (r.dataset, r.class_name, int(r.lesion), int(r.external), r.modality, "; ".join(r.regions), r.scans,
+            (r.dataset, r.class_name, " ".join(map(str, r.scored.ids)), int(r.scored.lesion), int(r.external), r.modality,
+             "; ".join(r.scored.regions), r.scans,
              *(r.scores[c][m] for m in METRICS for c in names),
              *(v for m in HEADLINE for c in names for v in r.intervals.get(c, {}).get(m, nothing)))
             for r in tables.classes
@@ -165,8 +164,8 @@ def write_tables(
         write_csv(
             folder / "per_case.csv",
             ("dataset", "competitor", *("class" if f == "class_name" else f for f in fields)),
-            [(d, c, *(getattr(row, f) for f in fields)) for d, by in results.items() for c, e in by.items()
-             for row in e.rows],
+            [(d, c, *(getattr(row, f) for f in fields)) for d, found in results.items()
+             for c, e in found.evaluations.items() for row in e.rows],
         )  # fmt: skip
     tables.save(folder / "benchmark.json")
 
@@ -231,12 +230,18 @@ def score_columns(competitors: Sequence[str]) -> tuple[str, ...]:
 
 def cost_cells(cost: Cost) -> tuple[str, ...]:
     """A competitor's cost, in the order of the headings of the cost table."""
-    seconds = NONE if cost.seconds_per_scan is None else f"{cost.seconds_per_scan:.1f} s"
+    case, scan = (NONE if v is None else f"{v:.1f} s" for v in (cost.seconds_per_case, cost.seconds_per_scan))
     disk, memory = (NONE if v is None else f"{amount(v)}B" for v in (cost.disk_bytes, cost.memory_bytes))
-    return amount(cost.models), amount(cost.parameters), disk, amount(cost.training_steps), seconds, memory
+    return (
+        amount(cost.models), amount(cost.parameters), disk, amount(cost.training_steps), case, scan, memory,
+        amount(cost.threads),
+    )  # fmt: skip
 
 
-COST_COLUMNS = ("competitor", "models", "parameters", "disk", "training steps", "time a scan", "peak memory")
+COST_COLUMNS = (
+    "competitor", "models", "parameters", "disk", "training steps", "time per case", "time per scan", "peak memory",
+    "threads",
+)  # fmt: skip
 
 
 def _score_cells(scores: MeanScores, names: Sequence[str]) -> tuple[str, ...]:
@@ -298,10 +303,11 @@ def interval(low: float, high: float) -> str:
 
 def _comparisons(comparisons: Sequence[Comparison]) -> TextTable:
     rows = [
-        (c.where, f"{c.first} – {c.second}", c.metric.upper(), str(c.pairs), str(c.wins), str(c.ties), str(c.losses),
-         f"{100 * c.difference:+.2f}", interval(c.low, c.high), probability(c.p_value), probability(c.p_adjusted))
+        (c.where, f"{c.first} – {c.second}", c.metric.upper(), f"{100 * c.difference:+.2f}", interval(c.low, c.high),
+         str(c.pairs), str(c.wins), str(c.ties), str(c.losses), str(c.units), probability(c.p_value),
+         probability(c.p_adjusted), probability(c.wilcoxon_p))
         for c in comparisons
     ]  # fmt: skip
-    columns = ("where", "first – second", "metric", "pairs", "wins", "ties", "losses", "difference", "95 % interval",
-               "p", "adjusted p")  # fmt: skip
+    columns = ("where", "first – second", "metric", "difference", "95 % interval", "pairs", "wins", "ties", "losses",
+               "units", "p", "adjusted p", "Wilcoxon p")  # fmt: skip
     return TextTable(title="Comparison", columns=columns, left=3, rows=tuple(rows))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple[slice, slice, slice]
+from satunet.types import Box
 
 _FEW_IDS = 4
 """Up to this many ids, comparing with each is quicker than looking every voxel up in a table."""
@@ -70,19 +70,13 @@ class LabelIndex:
         return [i for i in ids if 0 < i <= self._highest]
 
 
-def mask_box(mask: NDArray[np.bool_]) -> Box | None:
-    """Bounding box of a mask, or ``None`` if it is empty."""
-    spans = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if not len(occupied):
-            return None
-        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return spans[0], spans[1], spans[2]
-
-
 def union_box(boxes: Sequence[Box]) -> Box:
     """Smallest box that holds all boxes."""
     x, y, z = (slice(min(b[axis].start for b in boxes), max(b[axis].stop for b in boxes)) for axis in range(3))
+    return x, y, z
+
+
+def grown_box(box: Box, shape: Sequence[int]) -> Box:
+    """A box with one voxel more on either side, where the volume goes on."""
+    x, y, z = (slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(box, shape, strict=True))
     return x, y, z

@@ -7,27 +7,31 @@
   ``surface-distance`` does (``compute_robust_hausdorff``). MONAI's counts voxels of the edge instead of areas.
 - ASSD: the mean distance over the area of both surfaces. From ``compute_average_surface_distance`` of
   ``surface-distance``, it is the mean of its two values weighted by the two areas.
-- Lesion-wise F1: see :mod:`satunet.evaluation.scoring.lesions`.
+- Lesion-wise F1: see :mod:`satunet.evaluation.scoring.measures.lesions`.
 
 All are computed inside the joint bounding box of a class in reference and prediction, which changes nothing: outside
 of it both are background. Distances and areas are physical; nothing assumes isotropic voxels.
+
+Voxels that nobody labelled count for nothing: what is predicted there is taken away, and a surface that borders on them
+has no area, because there the reference ends where its annotation ends and not where the structure does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.scoring.label_index import mask_box, union_box
-from satunet.evaluation.scoring.lesions import LesionCounts, count_lesions
+from satunet.evaluation.scoring.label_index import grown_box, union_box
+from satunet.evaluation.scoring.masks import LabelMapMasks, Masks
+from satunet.evaluation.scoring.measures.lesions import LesionCounts, count_lesions
+from satunet.evaluation.scoring.measures.surface import distances, find_surface, margin_of, search_radius, touched
 from satunet.evaluation.scoring.rules import Rules
-from satunet.evaluation.scoring.sources import LabelMapMasks, Masks
-from satunet.evaluation.scoring.surfaces.surface import distances, find_surface, margin_of, search_radius
+from satunet.geometry import box_of
 
 _DEFAULT = Rules()
 _PERCENT = 0.95
@@ -58,6 +62,9 @@ class Scores:
     prediction_voxels: int
 
 
+_LEFT_OUT = Scores(dsc=math.nan, nsd=math.nan, reference_voxels=0, prediction_voxels=0)
+
+
 def score_masks(
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
@@ -65,6 +72,7 @@ def score_masks(
     *,
     rules: Rules = _DEFAULT,
     class_name: str = "",
+    lesion: bool = False,
 ) -> Scores:
     """Score one mask.
 
@@ -74,16 +82,17 @@ def score_masks(
         spacing_mm: Distance between voxel centres along (X, Y, Z).
         rules: Tolerance, absence policy, metrics.
         class_name: Its class, for rules that differ by class.
+        lesion: Whether lesions are counted one by one.
 
     Raises:
         ValueError: Shapes differ or are not three-dimensional, or a spacing is not allowed.
     """
     _check(reference, prediction, spacing_mm)
-    found = [box for mask in (reference, prediction) if (box := mask_box(mask)) is not None]
+    found = [box for mask in (reference, prediction) if (box := box_of(mask)) is not None]
     if not found:
-        return _absent(0, 0, rules, class_name)
+        return _absent(0, 0, rules, lesion)
     box = union_box(found)
-    return _score(reference[box], prediction[box], spacing_mm, rules, class_name)
+    return _score(reference[box], prediction[box], spacing_mm, rules, class_name, lesion)
 
 
 def score_label_maps(
@@ -95,6 +104,7 @@ def score_label_maps(
     prediction_classes: Mapping[str, Sequence[int]] | None = None,
     ignore_id: int | None = None,
     rules: Rules = _DEFAULT,
+    lesions: Collection[str] = (),
 ) -> dict[str, Scores]:
     """Score every class of two label maps; each map is searched once, whatever the number of classes.
 
@@ -107,6 +117,7 @@ def score_label_maps(
             predicted.
         ignore_id: Reference id of voxels that nobody labelled; what is predicted there does not count.
         rules: Tolerances, absence policy, metrics.
+        lesions: Classes whose lesions are counted one by one.
 
     Returns:
         Class → scores, in the order of ``classes``.
@@ -119,7 +130,10 @@ def score_label_maps(
     in_prediction = classes if prediction_classes is None else prediction_classes
     there = LabelMapMasks(prediction, {name: tuple(in_prediction.get(name, ())) for name in classes})
     ignored = None if ignore_id is None else reference == ignore_id
-    return {name: score_class(here, there, name, spacing_mm, rules, ignored=ignored) for name in classes}
+    return {
+        name: score_class(here, there, name, spacing_mm, rules, lesion=name in lesions, ignored=ignored)
+        for name in classes
+    }
 
 
 def score_class(
@@ -129,6 +143,7 @@ def score_class(
     spacing_mm: Sequence[float],
     rules: Rules,
     *,
+    lesion: bool = False,
     ignored: NDArray[np.bool_] | None = None,
 ) -> Scores:
     """Score one class that reference and prediction both know.
@@ -139,16 +154,21 @@ def score_class(
         name: The class.
         spacing_mm: Distance between voxel centres along (X, Y, Z).
         rules: Tolerances, absence policy, metrics.
+        lesion: Whether lesions are counted one by one.
         ignored: (X, Y, Z) voxels that nobody labelled; what is predicted there does not count.
     """
+    if ignored is not None and ignored.all():
+        return _LEFT_OUT  # nobody looked at any voxel: not even that the class is absent is known
     found = [b for b in (reference.box(name), prediction.box(name)) if b is not None]
     if not found:
-        return _absent(0, 0, rules, name)
+        return _absent(0, 0, rules, lesion)
     box = union_box(found)
-    predicted = prediction.mask(name, box)
-    if ignored is not None:
-        predicted = predicted & ~ignored[box]
-    return _score(reference.mask(name, box), predicted, spacing_mm, rules, name)
+    if ignored is None:
+        return _score(reference.mask(name, box), prediction.mask(name, box), spacing_mm, rules, name, lesion)
+    box = grown_box(box, ignored.shape)  # a surface may border on ignored voxels outside the masks' box
+    blind = ignored[box]
+    predicted = prediction.mask(name, box) & ~blind
+    return _score(reference.mask(name, box), predicted, spacing_mm, rules, name, lesion, blind)
 
 
 def _score(
@@ -157,20 +177,22 @@ def _score(
     spacing_mm: Sequence[float],
     rules: Rules,
     class_name: str,
+    lesion: bool,
+    blind: NDArray[np.bool_] | None = None,
 ) -> Scores:
     n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
-    lesions = count_lesions(reference, prediction) if class_name in rules.lesions else None
+    counts = count_lesions(reference, prediction) if lesion and (n_reference or n_prediction) else None
     if not n_reference or not n_prediction:
-        return _absent(n_reference, n_prediction, rules, class_name, lesions)
+        return _absent(n_reference, n_prediction, rules, lesion, counts)
     dsc = 2 * int(np.count_nonzero(reference & prediction)) / (n_reference + n_prediction)
-    nsd, hd95, assd = _surface_scores(reference, prediction, spacing_mm, rules.tolerance_of(class_name), rules)
+    nsd, hd95, assd = _surface_scores(reference, prediction, spacing_mm, rules.tolerance_of(class_name), rules, blind)
     return Scores(
         dsc=dsc,
         nsd=nsd,
         hd95_mm=hd95,
         assd_mm=assd,
-        lesion_f1=math.nan if lesions is None else lesions.f1,
-        lesions=lesions,
+        lesion_f1=math.nan if counts is None else counts.f1,
+        lesions=counts,
         reference_voxels=n_reference,
         prediction_voxels=n_prediction,
     )
@@ -182,23 +204,29 @@ def _surface_scores(
     spacing_mm: Sequence[float],
     tolerance_mm: float,
     rules: Rules,
+    blind: NDArray[np.bool_] | None,
 ) -> tuple[float, float, float]:
-    """NSD, HD95 and ASSD of two masks that are not empty."""
+    """NSD, HD95 and ASSD of two masks that are not empty; ``nan`` if all of their surface borders on ``blind``."""
     radius = search_radius(spacing_mm, None if rules.distances else tolerance_mm)
     margin = margin_of(spacing_mm, radius)
     surfaces = [find_surface(mask, margin) for mask in (reference, prediction)]
     areas = [surface.areas(spacing_mm) for surface in surfaces]
+    if blind is not None and blind.any():
+        hidden = touched(blind, margin).ravel()
+        areas = [np.where(hidden[surface.places], 0.0, area) for surface, area in zip(surfaces, areas, strict=True)]
     most = math.inf if rules.distances else tolerance_mm
     found = [
         distances(one, other, spacing_mm=spacing_mm, radius_mm=radius, most_mm=most)
         for one, other in (surfaces, reversed(surfaces))
     ]
     whole = sum(float(a.sum()) for a in areas)
+    if not whole:
+        return math.nan, math.nan, math.nan
     close = sum(float(a[d <= tolerance_mm].sum()) for a, d in zip(areas, found, strict=True))
     if not rules.distances:
         return close / whole, math.nan, math.nan
     assd = sum(float(a @ d) for a, d in zip(areas, found, strict=True)) / whole
-    hd95 = max(_percentile(d, a) for d, a in zip(found, areas, strict=True))
+    hd95 = max(_percentile(d, a) for d, a in zip(found, areas, strict=True) if a.any())
     return close / whole, hd95, assd
 
 
@@ -210,17 +238,17 @@ def _percentile(lengths: NDArray[np.float64], areas: NDArray[np.float64]) -> flo
 
 
 def _absent(
-    n_reference: int, n_prediction: int, rules: Rules, class_name: str, lesions: LesionCounts | None = None
+    n_reference: int, n_prediction: int, rules: Rules, lesion: bool, counts: LesionCounts | None = None
 ) -> Scores:
-    value = rules.policy.score(n_reference, n_prediction)
-    distance = rules.policy.distance_mm(n_reference, n_prediction) if rules.distances else math.nan
+    value = rules.absence.score(n_reference, n_prediction)
+    distance = rules.absence.distance_mm(n_reference, n_prediction) if rules.distances else math.nan
     return Scores(
         dsc=value,
         nsd=value,
         hd95_mm=distance,
         assd_mm=distance,
-        lesion_f1=value if class_name in rules.lesions else math.nan,
-        lesions=lesions,
+        lesion_f1=value if lesion else math.nan,
+        lesions=counts,
         reference_voxels=n_reference,
         prediction_voxels=n_prediction,
     )

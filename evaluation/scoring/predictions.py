@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from satunet.evaluation.scoring.sources import holds_masks
+from satunet.evaluation.scoring.masks import holds_masks
 from satunet.images.image import image_ending, strip_ending
 
 _DATASET = re.compile(r"^Dataset\d{3,}_.+?__(?P<rest>.+)$")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import DatasetError, ScanError, UserError
+from satunet.evaluation.scoring.masks import (
+    FolderMasks,
+    LabelMapMasks,
+    Masks,
+    PredictedLabels,
+    holds_masks,
+    require_own,
+)
 from satunet.evaluation.scoring.metrics import Scores, score_class
 from satunet.evaluation.scoring.predictions import Found, ambiguous, find_predictions
 from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.scores import Evaluation, Row
-from satunet.evaluation.scoring.sources import FolderMasks, LabelMapMasks, Masks, PredictedLabels, holds_masks
 from satunet.geometry import Grid
 from satunet.images.image import list_images, read_label_map, strip_ending
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
+from satunet.labels.scored import ScoredClass, ScoredClasses
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +48,24 @@ _BYTES_PER_VOXEL = 6
 def evaluate_cases(
     references: Mapping[str, Path],
     predictions: Path,
-    classes: Mapping[str, Sequence[int]],
+    classes: ScoredClasses,
     *,
-    prediction_classes: Mapping[str, Sequence[int]] | None = None,
+    predicted: ScoredClasses | None = None,
     channels: Collection[int] | None = None,
-    allowed_ids: Collection[int] | None = None,
-    ignore_id: int | None = None,
     rules: Rules | None = None,
     processes: int | Workers = 1,
 ) -> tuple[Evaluation, JobSummary]:
     """Score the predictions of some cases.
 
     Args:
-        references: Case → label map, or folder with a mask a class; a class that a folder has no mask of was not
+        references: Case → label map, or folder with one mask per class; a class that a folder has no mask of was not
             annotated there and is not scored.
         predictions: Label maps or folders of masks; how they are matched to cases is told in
-            :mod:`satunet.evaluation.scoring.predictions`, where their ids come from in :mod:`satunet.evaluation.scoring.sources`.
-        classes: Class → ids whose union it is, in reference label maps; the ids may be empty for folders of masks.
-        prediction_classes: The same for predicted label maps; goes before a legend beside them.
+            :mod:`satunet.evaluation.scoring.predictions`, where their ids come from in
+            :mod:`satunet.evaluation.scoring.masks`.
+        classes: The classes, with their ids in reference label maps, and the ids that a label map may hold.
+        predicted: The same for predicted label maps with ids of their own; goes before a legend beside them.
         channels: Channels that each case must have a prediction of; without it, one prediction is enough.
-        allowed_ids: Ids that a label map may hold; if not given, a prediction may hold those of the classes.
-        ignore_id: Reference id of voxels that nobody labelled.
         rules: How to score.
         processes: Worker processes, or where else to run.
 
@@ -71,28 +76,20 @@ def evaluate_cases(
         UserError: No classes or references, or no folder of predictions.
     """
     rules = rules or Rules()
-    if not classes:
+    if not classes.classes:
         raise UserError("no classes to evaluate were given")
     if not references:
         raise UserError("no reference label maps to evaluate against were given")
     if not predictions.is_dir():
         raise UserError(f"{predictions}: no such folder of predictions")
-    unknown = sorted({*rules.tolerances_mm, *rules.lesions} - set(classes))
+    unknown = sorted(set(rules.tolerances_mm) - set(classes.names))
     if unknown:
-        logger.warning("tolerances or lesions were given of %s, which are no classes here", ", ".join(unknown))
+        logger.warning("tolerances were given of %s, which are no classes here", ", ".join(unknown))
     started = time.monotonic()
     found, others = find_predictions(predictions, references.keys())
     if others:
         logger.warning("%s: %d entries belong to no case, such as %s", predictions, len(others), others[0].name)
-    settings = _Settings(
-        classes={name: tuple(ids) for name, ids in classes.items()},
-        prediction_classes=None
-        if prediction_classes is None
-        else {name: tuple(ids) for name, ids in prediction_classes.items()},
-        allowed_ids=None if allowed_ids is None else tuple(allowed_ids),
-        ignore_id=ignore_id,
-        rules=rules,
-    )
+    settings = _Settings(classes=classes, predicted=predicted, rules=rules)
     tasks = [
         _Task(case=case, reference=file, predictions=tuple(found[case]), folder=predictions,
               channels=None if channels is None else tuple(channels), settings=settings)
@@ -112,7 +109,7 @@ def evaluate_cases(
         logger.error("%s: %s", scan, reason)
     evaluation = Evaluation(
         rows=tuple(row for case in references for row in rows.get(case, ())),
-        classes=tuple(classes),
+        classes=classes.classes,
         cases=tuple(references),
         failures=dict(sorted(failures.items())),
         rules=rules.to_json(),
@@ -148,10 +145,8 @@ def references_in(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    classes: dict[str, tuple[int, ...]]
-    prediction_classes: dict[str, tuple[int, ...]] | None
-    allowed_ids: tuple[int, ...] | None
-    ignore_id: int | None
+    classes: ScoredClasses
+    predicted: ScoredClasses | None
     rules: Rules
 
 
@@ -177,18 +172,19 @@ class _Reference:
         self.ignored: NDArray[np.bool_] | None = None
         self.transposed = False
         if path.is_dir():
-            self.masks = folder = FolderMasks(path)
+            self.masks = folder = FolderMasks(path, classes=settings.classes)
             self.grid: Grid = folder.grid
         else:
-            image = read_label_map(path, allowed_ids=settings.allowed_ids)
+            image = read_label_map(path, allowed_ids=settings.classes.allowed_ids)
             self.grid = image.grid
             self.transposed = not image.array.flags.c_contiguous
             labels = image.array.T if self.transposed else image.array
-            self.masks = LabelMapMasks(labels, settings.classes)
-            if settings.ignore_id is not None:
-                self.ignored = labels == settings.ignore_id
+            self.masks = LabelMapMasks(labels, settings.classes.ids)
+            if settings.classes.ignore_id is not None:
+                self.ignored = labels == settings.classes.ignore_id
         self.ml = self.grid.voxel_ml
-        self.classes = [name for name in settings.classes if self.masks.knows(name)]
+        self.classes = [c for c in settings.classes.classes if self.masks.knows(c.name)]
+        self.folder = path.parent
         # The columns of an oblique affine have lengths such as 1.0000001 mm; at a tolerance of 1 mm that would turn a
         # surface one voxel away from close to far.
         x, y, z = (float(f"{s:.5g}") for s in self.grid.spacing_mm)
@@ -237,17 +233,19 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
 def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> list[Row]:
     predicted = _predicted(found, reference, settings)
     rows = []
-    for name in reference.classes:
+    for scored in reference.classes:
+        name = scored.name
         try:
             if not predicted.knows(name):
                 if isinstance(predicted, FolderMasks):
                     predicted.whole(name)  # says which file is missing
                 raise ScanError(found.path, "the legend of the prediction does not list this class")
             scores = score_class(
-                reference.masks, predicted, name, reference.spacing_mm, settings.rules, ignored=reference.ignored
-            )
+                reference.masks, predicted, name, reference.spacing_mm, settings.rules,
+                lesion=scored.lesion, ignored=reference.ignored,
+            )  # fmt: skip
         except ScanError as error:
-            rows.append(_failed_row(found.case, found.scan, name, reference, settings, str(error)))
+            rows.append(_failed_row(found.case, found.scan, scored, reference, settings, str(error)))
         else:
             rows.append(_row(found, name, scores, reference))
     return rows
@@ -255,14 +253,19 @@ def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> lis
 
 def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Masks:
     if found.path.is_dir():
-        return FolderMasks(found.path, reference.grid, transposed=reference.transposed)
-    fixed = settings.prediction_classes is not None
+        return FolderMasks(
+            found.path,
+            reference.grid,
+            classes=settings.classes,
+            transposed=reference.transposed,
+            references=reference.folder,
+        )
+    require_own(found.path, reference.folder)
     return PredictedLabels(
         found.path,
         reference.grid,
-        settings.prediction_classes if settings.prediction_classes is not None else settings.classes,
-        allowed_ids=None if fixed else settings.allowed_ids,
-        fixed=fixed,
+        settings.classes,
+        predicted=settings.predicted,
         transposed=reference.transposed,
     )
 
@@ -288,23 +291,25 @@ def _row(found: Found, name: str, scores: Scores, reference: _Reference) -> Row:
 
 
 def _failed_rows(case: str, scan: str, reference: _Reference, settings: _Settings, reason: str) -> list[Row]:
-    return [_failed_row(case, scan, name, reference, settings, reason) for name in reference.classes]
+    return [_failed_row(case, scan, scored, reference, settings, reason) for scored in reference.classes]
 
 
-def _failed_row(case: str, scan: str, name: str, reference: _Reference, settings: _Settings, reason: str) -> Row:
-    box = reference.masks.box(name)
-    voxels = 0 if box is None else int(np.count_nonzero(reference.masks.mask(name, box)))
+def _failed_row(
+    case: str, scan: str, scored: ScoredClass, reference: _Reference, settings: _Settings, reason: str
+) -> Row:
+    box = reference.masks.box(scored.name)
+    voxels = 0 if box is None else int(np.count_nonzero(reference.masks.mask(scored.name, box)))
     score = 0.0 if voxels else math.nan
-    distance = settings.rules.policy.distance_mm(voxels, 0) if voxels and settings.rules.distances else math.nan
+    distance = settings.rules.absence.distance_mm(voxels, 0) if voxels and settings.rules.distances else math.nan
     return Row(
         case=case,
         scan=scan,
-        class_name=name,
+        class_name=scored.name,
         dsc=score,
         nsd=score,
         hd95_mm=distance,
         assd_mm=distance,
-        lesion_f1=score if name in settings.rules.lesions else math.nan,
+        lesion_f1=score if scored.lesion else math.nan,
         reference_ml=voxels * reference.ml,
         prediction_ml=0.0,
         error=reason,

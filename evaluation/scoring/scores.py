@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import statistics
@@ -16,8 +17,10 @@ from satunet.errors import EnvironmentProblemError, UserError
 from satunet.evaluation.scoring.rules import Rules
 from satunet.jobs.files import atomic_path, read_json, write_json, write_text
 from satunet.jobs.progress import JobSummary
+from satunet.jobs.records import from_plain
+from satunet.labels.scored import ScoredClass
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
 HEADLINE = ("dsc", "nsd")
 """What the field reports first."""
@@ -130,23 +133,23 @@ class Evaluation:
     """Every score of a folder of predictions.
 
     Attributes:
-        rows: A row a scan and class.
-        classes: The classes, in the order they were given.
+        rows: One row per scan and class.
+        classes: The classes that were scored, with their ids, in the order they were given.
         cases: Names of the cases that were to be scored.
         failures: Scan (or ``scan: class``) → why its prediction could not be used.
         rules: How it was scored, as :meth:`Rules.to_json` says it.
     """
 
     rows: tuple[Row, ...]
-    classes: tuple[str, ...]
+    classes: tuple[ScoredClass, ...]
     cases: tuple[str, ...]
     failures: dict[str, str]
     rules: dict[str, Any] = field(default_factory=lambda: Rules().to_json())
 
     @cached_property
     def class_summaries(self) -> tuple[ClassSummary, ...]:
-        """A summary a class, in the order of :attr:`classes`."""
-        by_class: dict[str, list[Row]] = {name: [] for name in self.classes}
+        """One summary per class, in the order of :attr:`classes`."""
+        by_class: dict[str, list[Row]] = {c.name: [] for c in self.classes}
         for row in self.rows:
             by_class[row.class_name].append(row)
         return tuple(_summarise(name, rows) for name, rows in by_class.items())
@@ -201,7 +204,7 @@ class Evaluation:
             "version": EVALUATION_VERSION,
             "rules": self.rules,
             "cases": list(self.cases),
-            "classes": list(self.classes),
+            "classes": [dataclasses.asdict(c) for c in self.classes],
             "rows": len(self.rows),
             "mean": {m: finite(self.mean(m)) for m in METRICS},
             "micro_mean": {m: finite(self.micro_mean(m)) for m in METRICS},
@@ -252,7 +255,7 @@ class Evaluation:
                 raise ValueError(f"per_case.csv has {len(rows)} rows, written were {content['rows']}")
             return cls(
                 rows=tuple(rows),
-                classes=tuple(content["classes"]),
+                classes=tuple(from_plain(c, ScoredClass, source=folder / "summary.json") for c in content["classes"]),
                 cases=tuple(content["cases"]),
                 failures=dict(content["failures"]),
                 rules=dict(content["rules"]),

@@ -7,14 +7,24 @@ imported before a command runs, so that help comes at once.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Protocol, TypeAlias, get_args, runtime_checkable
 
-from satunet.errors import EnvironmentProblemError, ScanError, UserError
+from satunet.errors import EnvironmentProblemError, ScanError, Terminated, UserError
 
 logger = logging.getLogger(__name__)
+
+_CAUSED_BY_FOLDERS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
+}  # fmt: skip
+"""Errors of the operating system that a person can cause and mend: folders that may not be written to, files in the place
+of folders, disks that fail."""
 
 
 @runtime_checkable
@@ -44,6 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.pretrain import Pretrain
     from satunet.cli.prompts import Prompts
     from satunet.cli.train import Train
+    from satunet.cli.view import View
 
     commands: TypeAlias = (  # type: ignore[valid-type]
         Annotated[Datasets, subcommand("datasets")]
@@ -64,6 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Import, subcommand("import")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")]
+        | Annotated[View, subcommand("view")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
     )
@@ -114,11 +126,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ScanError as error:
         logger.error("%s", error)
         return 1
-    except KeyboardInterrupt:
-        logger.error("interrupted; what was finished is kept, and the same command goes on from there")
-        return 130
+    except OSError as error:
+        if error.filename is None or error.errno not in _CAUSED_BY_FOLDERS:
+            raise
+        logger.error("%s: %s", error.filename, os.strerror(error.errno).lower())
+        logger.debug("where it came from", exc_info=True)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        ended = isinstance(interrupt, Terminated)
+        what = "ended by SIGTERM" if ended else "interrupted"
+        logger.error("%s; what was finished is kept, and the same command goes on from there", what)
+        return 143 if ended else 130
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break the tidying up
+    raise Terminated
 
 
 def main() -> None:
     """Entry point of the ``satunet`` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.cli.options import DatasetIds, Device, Output, Processes, Verbose, dataset_names, default_processes
+from satunet.evaluation.scoring.rules import Rules
 
 if TYPE_CHECKING:
     from satunet.evaluation.benchmark.competitors import Competitor
-    from satunet.evaluation.scoring.rules import Rules
+    from satunet.labels.scored import ScoredClasses
 
-Tolerance = Annotated[float, arg(help="Tolerance of the normalised surface Dice, in mm.")]
-Tolerances = Annotated[
-    tuple[str, ...], arg(metavar="CLASS=MM", help="Tolerances of single classes that differ, such as aorta=2.")
-]
-Policy = Annotated[
-    Literal["sat", "nnunet", "brats"],
-    arg(
-        help="Classes absent in reference and prediction: 'sat' scores them 1, 'nnunet' leaves them out; 'brats' is "
-        "'sat' with distances of 374 mm for a class absent in one of the two."
-    ),
-]
-Distances = Annotated[bool, arg(help="Leave HD95 and ASSD out: a quarter less time.")]
+Scoring = Annotated[Rules, OmitArgPrefixes]
+"""The rules of scoring, whose fields are options of the command."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Score predictions against references: DSC, NSD, HD95, ASSD, volumes and lesions of every class and case."""
 
-    predictions: Annotated[Path, arg(aliases=["-p"], metavar="FOLDER", help="Label maps, or a folder of masks a case.")]
+    predictions: Annotated[
+        Path, arg(aliases=["-p"], metavar="FOLDER", help="Label maps, or one folder of masks per case.")
+    ]
     references: Annotated[
         Path,
         arg(
             aliases=["-r"],
             metavar="FOLDER",
-            help="Label maps, such as a dataset's labelsTs, or a folder of masks a case.",
+            help="Label maps, such as a dataset's labelsTs, or one folder of masks per case.",
         ),
     ]
     labels: Annotated[
         Path | None,
         arg(
-            metavar="FILE", help="dataset.json that names the ids; the one beside the references' folder if not given."
+            metavar="FILE",
+            help="dataset.json that names the ids; the one beside the references' folder if not given. A file of some "
+            "classes scores these alone.",
         ),
     ] = None
     prediction_labels: Annotated[
@@ -60,14 +55,11 @@ class Evaluate:
         Path | None,
         arg(aliases=["-o"], metavar="FOLDER", help="For the tables; 'scores' in the predictions if not given."),
     ] = None
-    tolerance: Tolerance = 1.0
-    tolerances: Tolerances = ()
-    policy: Policy = "sat"
+    rules: Scoring = field(default_factory=Rules)
     lesions: Annotated[
         tuple[str, ...],
         arg(metavar="CLASS", help="Classes whose lesions are counted one by one; those that are pathological by name."),
     ] = ()
-    no_distances: Distances = False
     parquet: Annotated[bool, arg(help="Write per_case.parquet as well; needs pyarrow.")] = False
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
@@ -76,69 +68,54 @@ class Evaluate:
         """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
         from satunet.errors import UserError
         from satunet.evaluation.report.tables import print_evaluation
-        from satunet.evaluation.scoring.classes import classes_in_file, classes_in_folders
         from satunet.evaluation.scoring.run import evaluate_cases, references_in
         from satunet.jobs.progress import setup_logging
         from satunet.labels import normalize_name
+        from satunet.labels.scored import classes_of_file
 
         references = references_in(self.references)
         if not self.predictions.is_dir():  # before a log file makes it
             raise UserError(f"{self.predictions}: no such folder of predictions")
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
-        folders = all(path.is_dir() for path in references.values())
-        file = self.labels or self.references.parent / "dataset.json"
-        listed = classes_in_folders(references) if folders and self.labels is None else classes_in_file(file)
+        classes = self._classes(references)
+        if self.lesions:
+            classes = classes.with_lesions([normalize_name(name).canonical for name in self.lesions])
         predicted = self.prediction_labels or self.predictions / "dataset.json"
-        other = classes_in_file(predicted) if self.prediction_labels or predicted.is_file() else None
-        lesions = {normalize_name(name).canonical for name in self.lesions} or set(listed.lesions)
+        own_ids = self.prediction_labels is not None or predicted.is_file()
         evaluation, summary = evaluate_cases(
             references,
             self.predictions,
-            listed.classes,
-            prediction_classes=None if other is None else other.classes,
-            allowed_ids=listed.allowed_ids,
-            ignore_id=listed.ignore_id,
-            rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, lesions),
+            classes,
+            predicted=classes_of_file(predicted, organs=self.rules.organs) if own_ids else None,
+            rules=self.rules,
             processes=min(self.processes, len(references)),
         )
         evaluation.save(output, parquet=self.parquet)
         print_evaluation(evaluation)
         summary.note("mean DSC", f"{evaluation.mean('dsc'):.4f}")
-        summary.note(f"mean NSD {self.tolerance:g} mm", f"{evaluation.mean('nsd'):.4f}")
+        summary.note(f"mean NSD {self.rules.tolerance_mm:g} mm", f"{evaluation.mean('nsd'):.4f}")
         summary.note("tables", str(output))
         summary.show()
         return summary.exit_code
 
+    def _classes(self, references: Mapping[str, Path]) -> ScoredClasses:
+        """The classes that a file or the references' folder lists."""
+        from satunet.evaluation.scoring.masks import class_names_in
+        from satunet.labels.scored import classes_of_file, classes_of_masks
 
-def scoring_rules(
-    tolerance: float, tolerances: Sequence[str], policy: str, distances: bool, lesions: Collection[str]
-) -> Rules:
-    """Rules from what was typed.
-
-    Raises:
-        UserError: A tolerance that is not CLASS=MM, or not a length.
-    """
-    from satunet.errors import UserError
-    from satunet.evaluation.scoring.rules import Rules, absence_policy
-    from satunet.labels import normalize_name
-
-    own = {}
-    for text in tolerances:
-        name, equals, value = text.rpartition("=")
-        try:
-            own[normalize_name(name).canonical] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise UserError(f"--tolerances takes CLASS=MM, such as aorta=2; got {text!r}")
-    return Rules(
-        tolerance_mm=tolerance,
-        tolerances_mm=own,
-        policy=absence_policy(policy),
-        distances=distances,
-        lesions=frozenset(lesions),
-    )
+        beside = self.references.parent / "dataset.json"
+        if self.labels is None and all(path.is_dir() for path in references.values()):
+            names = (name for folder in references.values() for name in class_names_in(folder))
+            return classes_of_masks(names, next(iter(references.values())))
+        if self.labels is None:
+            return classes_of_file(beside, organs=self.rules.organs)
+        listed = classes_of_file(self.labels, organs=self.rules.organs)
+        # A file of some classes says nothing of other ids, nor which of them means that nobody labelled a voxel.
+        ignore = listed.ignore_id
+        if ignore is None and beside.is_file():
+            ignore = classes_of_file(beside).ignore_id
+        return replace(listed, allowed_ids=None, ignore_id=ignore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +155,11 @@ class Benchmark:
         tuple[Literal["tight", "loose", "oracle"], ...],
         arg(help="Boxes for MedSAM; 'oracle' takes the tight box for the mask, without a network."),
     ] = ("tight",)
-    tolerance: Tolerance = 1.0
-    tolerances: Tolerances = ()
-    policy: Policy = "sat"
-    no_distances: Distances = False
+    rules: Scoring = field(default_factory=Rules)
+    copy_baseline: Annotated[
+        bool,
+        arg(help="Score a copy of the nearest training case's label map as well: what a network must beat."),
+    ] = False
     correction: Annotated[
         Literal["holm", "bh", "none"], arg(help="How p-values are adjusted for the number of tests.")
     ] = "holm"
@@ -195,39 +173,52 @@ class Benchmark:
 
         quick_check()
         from satunet.datasets.unified import UnifiedFolder
-        from satunet.evaluation.benchmark.run import Contest, run_benchmark
+        from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
+        from satunet.evaluation.benchmark.run import Contest
+        from satunet.evaluation.run import run_benchmark
         from satunet.jobs.progress import setup_logging
 
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
         contest = Contest(
-            model=self.model or UnifiedFolder().results,
+            unified=UnifiedCompetitor(
+                model=self.model or UnifiedFolder().results,
+                output=self.output / "predictions",
+                device=self.device,
+            ),
+            others=self._others(),
             output=self.output,
             folds=tuple(int(f) if f.isdigit() else f for f in self.folds) or (None,),
-            specialists=self.specialists,
-            folders={
-                name: Path(folder) for name, folder in _named(self.competitors, "--competitors takes NAME=FOLDER")
-            },
-            commands=dict(_named(self.commands, "--commands takes NAME=COMMAND")),
-            more=self._medsam(),
-            rules=scoring_rules(self.tolerance, self.tolerances, self.policy, not self.no_distances, ()),
+            rules=self.rules,
             correction=self.correction,
-            device=self.device,
             processes=self.processes,
         )
         _, summary = run_benchmark(dataset_names(self.datasets), contest)
         summary.show()
         return summary.exit_code
 
-    def _medsam(self) -> list[Competitor]:
-        from satunet.evaluation.benchmark.medsam import MedSAMCompetitor
+    def _others(self) -> list[Competitor]:
+        """The competitors that were asked for, in the order of columns."""
+        from satunet.evaluation.benchmark.competitors.brought import CommandCompetitor, FolderCompetitor
+        from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor
+        from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
+        from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
 
-        if self.medsam is None:
-            return []
         place = self.output / "predictions"
-        return [
-            MedSAMCompetitor(output=place, source=self.medsam, boxes=boxes, device=self.device)
-            for boxes in dict.fromkeys(self.medsam_boxes)
-        ]
+        folders = _named(self.competitors, "--competitors takes NAME=FOLDER")
+        commands = _named(self.commands, "--commands takes NAME=COMMAND")
+        found: list[Competitor] = []
+        if self.specialists:
+            found.append(SpecialistCompetitor(output=place, device=self.device))
+        found += [FolderCompetitor(name=name, place=Path(folder)) for name, folder in folders]
+        found += [CommandCompetitor(name=name, command=command, output=place) for name, command in commands]
+        if self.medsam is not None:
+            found += [
+                MedSAMCompetitor(output=place, source=self.medsam, boxes=boxes, device=self.device)
+                for boxes in dict.fromkeys(self.medsam_boxes)
+            ]
+        if self.copy_baseline:
+            found.append(NearestCopyCompetitor(output=place))
+        return found
 
 
 def _named(texts: Sequence[str], expected: str) -> list[tuple[str, str]]:

@@ -44,11 +44,15 @@ class Datasets:
     def run(self) -> int:
         """Print a row a dataset; 1 if one cannot be read."""
         from satunet.datasets.catalogue import load_catalogue
-        from satunet.datasets.paths import all_dataset_names
+        from satunet.datasets.paths import all_dataset_names, other_folders
 
         catalogue = load_catalogue()
         rows = [_present(name) for name in all_dataset_names()]
-        here = {str(row["catalogue"]) for row in rows}
+        rows += [
+            {"dataset": name, "problem": "no dataset's name, so nothing reads it; expected is DatasetNNN_Name"}
+            for name in other_folders()
+        ]
+        here = {str(row.get("catalogue")) for row in rows}
         missing: list[dict[str, object]] = [
             {
                 "catalogue": record.name,
@@ -99,6 +103,8 @@ def _present(name: str) -> dict[str, object]:
             row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
+    except Exception as error:  # whatever is wrong with one dataset, the others are listed
+        row["problem"] = f"{type(error).__name__}: {error}"
     return row
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
+
+logger = logging.getLogger(__name__)
 
 DatasetIds = Annotated[
     tuple[str, ...],
@@ -87,7 +90,7 @@ def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         DatasetNotFoundError: One is unknown, or ``nnUNet_raw`` has none at all.
     """
-    from satunet.datasets.paths import all_dataset_names, dataset_name_of, raw_dir
+    from satunet.datasets.paths import all_dataset_names, dataset_name_of, other_folders, raw_dir
     from satunet.errors import DatasetNotFoundError
 
     if "all" not in datasets:
@@ -95,4 +98,10 @@ def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
     names = all_dataset_names()
     if not names:
         raise DatasetNotFoundError(f"{raw_dir()}: no dataset here; expected are folders named DatasetNNN_Name")
+    if others := other_folders():
+        logger.warning(
+            "%s: left out, since a dataset's folder is named DatasetNNN_Name: %s. 'satunet convert' makes one of TaskNNN_Name",
+            raw_dir(),
+            ", ".join(others),
+        )
     return names

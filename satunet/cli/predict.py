@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from satunet.prediction.inputs import Scan
     from satunet.prediction.predictor import Predictor
 
+_ROWS_SHOWN = 40
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
@@ -83,6 +85,7 @@ class Predict:
             names = [job.name for job in jobs]
             summary.note("statistics", str(write_statistics(self.output, names, self.prediction.outputs.combine)))
         summary.show()
+        _show_results(self.output, [job.name for job in jobs], self.prediction.outputs.combine)
         return summary.exit_code
 
     def _check_call(self) -> None:
@@ -110,6 +113,20 @@ class Predict:
         from satunet.prediction.predictor import Predictor
 
         return Predictor(self.models.load(), self.prediction)
+
+
+def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
+    """What was found, as a table; of many scans and prompts, the first ones."""
+    import sys
+
+    from satunet.cli.data import print_rows
+    from satunet.prediction.outputs import result_rows
+
+    rows = result_rows(output, names, combine)
+    if rows:
+        print_rows(rows[:_ROWS_SHOWN], "What was found")
+    if len(rows) > _ROWS_SHOWN:
+        sys.stdout.write(f"and {len(rows) - _ROWS_SHOWN} more; --statistics writes all of them as a table\n")
 
 
 def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:

@@ -2,22 +2,26 @@
 
 CUDA computes in bfloat16 where the GPU has it, else in float16; a CPU computes in bfloat16 only if it has
 instructions for it, because emulated bfloat16 is several times slower than float32; Apple's MPS computes in
-float32.
+float32. The environment variable ``SATUNET_PRECISION`` takes the place of this rule: it says what ``auto`` means, in
+this process and those it starts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from satunet.compute.choices import Precision as Precision
 from satunet.errors import UserError
 
 if TYPE_CHECKING:  # torch takes a second to import, and commands name a Precision before they need one
     import torch
+
+PRECISION_VARIABLE = "SATUNET_PRECISION"
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -45,12 +49,15 @@ def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
     """The data type that convolutions and matrix products are computed in on ``device``.
 
     Raises:
-        UserError: A precision that is not in :data:`Precision`.
+        UserError: A precision that is not in :data:`Precision`, given or in ``SATUNET_PRECISION``.
     """
     import torch
 
-    if amp not in ("auto", "bfloat16", "float16", "float32"):
-        raise UserError(f"precision {amp!r}; allowed are auto, bfloat16, float16, float32")
+    where = "precision"
+    if amp == "auto":
+        where, amp = PRECISION_VARIABLE, os.environ.get(PRECISION_VARIABLE) or "auto"  # type: ignore[assignment]
+    if amp not in get_args(Precision):
+        raise UserError(f"{where} {amp!r}; allowed are {', '.join(get_args(Precision))}")
     if amp != "auto":
         chosen: torch.dtype = getattr(torch, amp)
         return chosen

@@ -22,7 +22,7 @@ from satunet.conversion.classes import (
 from satunet.conversion.sources import MaskSource, load_array, open_nifti
 from satunet.errors import GridMismatchError, MissingFileError, UnexpectedLabelError, UnreadableImageError
 from satunet.geometry import Grid, reorient, same_grid
-from satunet.images.image import Image, image_ending, read_image, read_label_map, require_grid, unique_ids
+from satunet.images.image import Image, image_ending, not_whole, read_image, read_label_map, require_grid, unique_ids
 from satunet.images.nifti import nifti_affine
 
 
@@ -134,9 +134,9 @@ def _as_ids(array: NDArray[Any], path: Path, table: ClassTable) -> NDArray[np.un
         inside = array > (low + high) / 2 if high > low else np.full(array.shape, high > 0)
         return _one_class(inside, table)
     rounded = np.rint(array)
-    if not np.array_equal(rounded, array) or array.min() < 0:
+    if not_whole(rounded if array.dtype.kind in "iub" else array) is not None or rounded.min() < 0:
         raise UnexpectedLabelError(path, "the label map holds values that are not integers ≥ 0")
-    ids: NDArray[np.unsignedinteger[Any]] = rounded.astype(np.min_scalar_type(int(array.max())))
+    ids: NDArray[np.unsignedinteger[Any]] = rounded.astype(np.min_scalar_type(int(rounded.max())))
     return ids
 
 

@@ -1,6 +1,7 @@
-"""Folders of the Medical Segmentation Decathlon: ``TaskNN_Name`` with a ``dataset.json`` that lists its files.
+"""Folders of the Medical Segmentation Decathlon and of nnU-Net v1: ``TaskNN_Name`` with a ``dataset.json`` that lists files.
 
-Scans with several channels are four-dimensional files there; nnU-Net wants a file a channel.
+Scans with several channels are four-dimensional files in the Decathlon; nnU-Net wants a file for each channel. A task of
+nnU-Net v1 has these already, under the names that its ``dataset.json`` lists with ``_0000`` behind them.
 """
 
 from __future__ import annotations
@@ -78,11 +79,17 @@ def _case(folder: Path, entry: Any, channels: int, test: bool) -> SourceCase:
     image = folder / str(entry["image"] if isinstance(entry, dict) else entry)
     label = entry.get("label") if isinstance(entry, dict) else None
     identifier = mask_file_name(strip_ending(image.name))
+    mask = MaskSource(paths=(folder / str(label),)) if label else None
+    ending = image.name[len(strip_ending(image.name)) :]
+    of_channels = [image.with_name(f"{strip_ending(image.name)}_{c:04d}{ending}") for c in range(channels)]
+    if not image.is_file() and any(path.is_file() for path in of_channels):  # nnU-Net v1
+        sources = tuple(ImageSource(path=path) for path in of_channels)
+        return SourceCase(identifier=identifier, images=sources, mask=mask, patient=identifier, test=test)
     volumes = range(channels) if channels > 1 or _is_stack(image) else (None,)
     return SourceCase(
         identifier=identifier,
         images=tuple(ImageSource(path=image, volume=volume) for volume in volumes),
-        mask=MaskSource(paths=(folder / str(label),)) if label else None,
+        mask=mask,
         patient=identifier,
         test=test,
     )

@@ -58,6 +58,12 @@ def all_dataset_names() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (dataset_number(name), name)))
 
 
+def other_folders() -> tuple[str, ...]:
+    """Folders of ``nnUNet_raw`` that hold a ``dataset.json`` but have no dataset's name, so that nothing reads them."""
+    folders = [p for p in raw_dir().iterdir() if not p.name.startswith(".") and (p / "dataset.json").is_file()]
+    return tuple(sorted(p.name for p in folders if not _DATASET_NAME.match(p.name)))
+
+
 def dataset_number(name: str) -> int:
     """Number of a dataset's folder: 3 of ``Dataset003_AMOS22CT``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
+
+HIGHEST_ID = 2**31 - 1
+"""Label ids are signed integers of 32 bits where batches are made."""
 
 MODALITIES_FILE = "modalities.json"
 """Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
@@ -71,6 +75,7 @@ class Dataset:
         source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
         trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
         remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
+        by_path: Whether ``dataset.json`` lists the files of each training case (``"dataset"``), wherever they are.
     """
 
     id: int
@@ -86,6 +91,7 @@ class Dataset:
     source: str | None = None
     trust_shape: bool = False
     remarks: tuple[str, ...] = ()
+    by_path: bool = False
 
     @property
     def label_ids(self) -> frozenset[int]:
@@ -96,14 +102,24 @@ class Dataset:
     @property
     def has_scans(self) -> bool:
         """Whether there are images or label maps to train on; plans are made without them, too."""
-        return any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
+        return self.by_path or any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
 
     def training_cases(self) -> tuple[Case, ...]:
-        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, by name.
+        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by name.
 
         Raises:
-            DatasetError: The folder is missing or holds no image of this dataset's file ending.
+            DatasetError: The folder is missing or holds no image of this dataset's file ending, or that ending is none
+                of a format that satunet reads.
         """
+        from satunet.images.formats import IMAGE_ENDINGS, image_ending
+
+        if image_ending(f"x{self.file_ending}") is None:
+            raise DatasetError(
+                f"{self.folder / 'dataset.json'}: file_ending is {self.file_ending!r}; satunet reads volumes in "
+                f"{', '.join(IMAGE_ENDINGS)}. Write the images in one of these formats"
+            )
+        if self.by_path:
+            return _listed_cases(self.folder / "dataset.json", len(self.channel_names))
         cases = self._cases("imagesTr", "labelsTr", labels_required=True)
         if not cases:
             raise DatasetError(
@@ -140,6 +156,34 @@ class Dataset:
         return tuple(cases)
 
 
+def _listed_cases(file: Path, channels: int) -> tuple[Case, ...]:
+    """Cases that ``dataset.json`` lists by path, relative to its folder, as nnunetv2 reads them.
+
+    Raises:
+        DatasetError: Something else than images and a label map for each case.
+    """
+    listed = read_json(file)["dataset"]
+    cases = []
+    for identifier, files in sorted(listed.items()):
+        if not (
+            "/" not in identifier
+            and isinstance(files, dict)
+            and isinstance(files.get("label"), str)
+            and isinstance(files.get("images"), list)
+            and all(isinstance(path, str) for path in files["images"])
+        ):
+            raise DatasetError(
+                f"{file}: 'dataset' must give case {identifier!r} a list of paths 'images' and a path 'label', got {files!r}"
+            )
+        if len(files["images"]) != channels:
+            raise DatasetError(f"{file}: case {identifier!r} has {len(files['images'])} images for {channels} channels")
+        image_paths, label = (
+            [file.parent / os.path.expandvars(path) for path in paths] for paths in (files["images"], [files["label"]])
+        )
+        cases.append(Case(identifier=identifier, images=tuple(image_paths), label=label[0]))
+    return tuple(cases)
+
+
 def load_dataset(dataset: int | str) -> Dataset:
     """Read a raw dataset's ``dataset.json``.
 
@@ -156,6 +200,8 @@ def load_dataset(dataset: int | str) -> Dataset:
     if not folder.is_dir() and has_preprocessed:
         folder = preprocessed_dir() / name  # nnU-Net keeps a copy of dataset.json there: enough for a plan
     loaded = read_dataset(folder)
+    if folder.parent != raw_dir():
+        loaded = replace(loaded, by_path=False)  # paths are relative to the raw folder, which is not here
     if has_preprocessed and (preprocessed_dir() / name / TRUST_FILE).is_file():
         loaded = replace(loaded, trust_shape=True)
     file = preprocessed_dir() / name / MODALITIES_FILE if has_preprocessed else None
@@ -219,7 +265,9 @@ def read_dataset(folder: Path) -> Dataset:
     channels = content.get("channel_names", content.get("modality"))
     if not isinstance(channels, dict) or not channels:
         raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
-    ordered = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    numbered = all(str(key).isdigit() for key in channels)
+    # nnunetv2 takes the channels in the order in which they are listed, whatever they are numbered by.
+    ordered = tuple(str(channels[key]) for key in (sorted(channels, key=int) if numbered else channels))
     labels, ignore = _labels(content.get("labels"), file)
     description = content.get("description")
     source = content.get("source") or content.get("reference")
@@ -236,7 +284,8 @@ def read_dataset(folder: Path) -> Dataset:
         description=str(description) if description else None,
         reader=str(reader) if (reader := content.get("overwrite_image_reader_writer")) not in (None, "None") else None,
         source=str(source) if source else None,
-        remarks=_remarks(content["labels"]),
+        remarks=_remarks(content["labels"], numbered=numbered),
+        by_path=isinstance(content.get("dataset"), dict) and bool(content["dataset"]),
     )
 
 
@@ -339,6 +388,8 @@ def check_dataset(dataset: Dataset) -> list[str]:
     Raises:
         DatasetError: It has no training cases.
     """
+    from satunet.images.formats import image_files
+
     faults: list[str] = []
     cases = dataset.training_cases()
     file = dataset.folder / "dataset.json"
@@ -347,10 +398,13 @@ def check_dataset(dataset: Dataset) -> list[str]:
     if announced is not None and announced != with_images:
         faults.append(f"{file}: numTraining is {announced!r}, imagesTr has {with_images} cases")
     ids = sorted(dataset.label_ids)
-    if ids and ids != list(range(1, ids[-1] + 1)):
-        missing = sorted(set(range(1, ids[-1] + 1)) - set(ids))
-        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing[:10]}")
+    if ids and len(ids) != ids[-1]:
+        missing = list(itertools.islice((i for i in range(1, ids[-1]) if i not in dataset.label_ids), 10))
+        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing}")
     known = {path for case in cases for path in (*case.images, case.label)}
+    for path in [path for path in known if path is not None and dataset.file_ending.lower() == ".mhd"]:
+        with contextlib.suppress(ScanError):  # what is wrong with it is said where it is read
+            known |= set(image_files(path))
     for name in ("imagesTr", "labelsTr"):
         folder = dataset.folder / name
         strays = (
@@ -375,10 +429,11 @@ def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tu
     return tuple(content.get(str(channel), modality) for channel, modality in enumerate(inferred))
 
 
-def _remarks(labels: dict[str, Any]) -> tuple[str, ...]:
-    """Labels beside the background that have its id: nothing is learned of them."""
+def _remarks(labels: dict[str, Any], *, numbered: bool) -> tuple[str, ...]:
+    """Labels beside the background that have its id: nothing is learned of them; channels without numbers."""
+    channels = () if numbered else ("'channel_names' has no channel numbers: channels are taken in the order listed",)
     lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
-    return tuple(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost)
+    return (*channels, *(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost))
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
@@ -390,6 +445,8 @@ def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int |
         values = value if isinstance(value, (list, tuple)) else [value]
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
             raise DatasetError(f"{file}: label {name!r} must be one id or a list of ids (integers ≥ 0), got {value!r}")
+        if max(values) > HIGHEST_ID:
+            raise DatasetError(f"{file}: label {name!r} has the id {max(values)}; allowed are ids up to {HIGHEST_ID}")
         if name.strip().lower() == "ignore" and len(values) == 1:
             ignore = values[0]
         elif list(values) != [0] and name.strip().lower() != "background":

@@ -9,7 +9,10 @@ from pathlib import Path
 from satunet.datasets.paths import UNIFIED_DATASET
 from satunet.datasets.raw import load_dataset
 from satunet.demo.datasets import make_demo_datasets
-from satunet.evaluation.benchmark.run import Contest, run_benchmark
+from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
+from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
+from satunet.evaluation.benchmark.run import Contest
+from satunet.evaluation.run import run_benchmark
 from satunet.jobs.progress import JobSummary
 from satunet.planners.options import PlanOptions
 from satunet.prediction.folder import predict_folder
@@ -75,7 +78,14 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     predicted = predict_folder([held_out], output / "predicted_by_text", Predictor(model, device=device), PROMPTS)
     summary.include(predicted)
     _announce(6, "one network against three, on the held-out scan")
-    contest = Contest(model=model, output=output / "benchmark", folds=("all",), device=device, processes=processes)
+    benchmark = output / "benchmark"
+    contest = Contest(
+        unified=UnifiedCompetitor(model=model, output=benchmark / "predictions", device=device),
+        others=[SpecialistCompetitor(output=benchmark / "predictions", device=device)],
+        output=benchmark,
+        folds=("all",),
+        processes=processes,
+    )
     _, scored = run_benchmark(names, contest)
     summary.include(scored)
     summary.note("report", str(output / "benchmark" / "report.html"))

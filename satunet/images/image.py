@@ -41,6 +41,7 @@ __all__ = [
     "header_doubts",
     "image_ending",
     "list_images",
+    "not_whole",
     "read_grid",
     "read_image",
     "read_label_map",
@@ -53,6 +54,8 @@ __all__ = [
     "write_volume",
 ]
 
+_ROUNDING = 1e-6
+"""Relative error of a whole number that was multiplied in single precision a few times."""
 _PIECE = 1 << 20
 """Voxels looked at in one go where temporary arrays would otherwise be as large as the volume."""
 
@@ -129,12 +132,10 @@ def read_label_map(
         image = require_grid(image, grid, trust_shape=trust_shape)
     values = image.array
     if np.issubdtype(values.dtype, np.floating):
-        flat = values.ravel(order="K")
-        for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            odd = piece[~(np.rint(piece) == piece)]  # NaN is unequal to itself and is caught here as well
-            if odd.size:
-                raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd[0]}")
+        odd = not_whole(values)
+        if odd is not None:
+            raise UnexpectedLabelError(path, f"the label map holds values that are not integers, such as {odd:.9g}")
+        values = np.rint(values)
     lowest, highest = (int(values.min()), int(values.max()))
     if lowest < 0:
         raise UnexpectedLabelError(path, f"the label map holds the negative id {lowest}")
@@ -143,6 +144,21 @@ def read_label_map(
     if allowed_ids is not None:
         require_ids(image, allowed_ids)
     return image
+
+
+def not_whole(values: NDArray[np.floating[Any]]) -> float | None:
+    """A value that is no whole number, or ``None`` if all are, as far as arithmetic in single precision can tell.
+
+    A header's scale of 0.1 is 0.100000001 there, and a label that is stored as 20 then reads 2.00000003.
+    """
+    flat = values.ravel(order="K")
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE].astype(np.float64)
+        off = np.abs(piece - np.rint(piece))
+        odd = piece[~(off <= np.minimum(_ROUNDING * np.maximum(1.0, np.abs(piece)), 0.01))]  # NaN is caught as well
+        if odd.size:
+            return float(odd[0])
+    return None
 
 
 def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Image:

@@ -197,7 +197,8 @@ def _stored_voxels(loaded: Any, path: Path) -> NDArray[Any]:
     if filled != room.size or beyond:
         found = "more" if beyond else str(filled)
         raise UnreadableImageError(path, f"the file holds {found} bytes of voxels; the header promises {room.size}")
-    return room.view(dtype).reshape(shape, order="F")
+    voxels: NDArray[Any] = room.view(dtype).reshape(shape, order="F")
+    return voxels
 
 
 def _opened(path: Path) -> Any:
@@ -209,7 +210,7 @@ def _opened(path: Path) -> Any:
 
 
 def _fill(file: Any, room: NDArray[np.uint8]) -> int:
-    view = memoryview(room)
+    view = room.data
     filled = 0
     while filled < room.size:
         count = file.readinto(view[filled : filled + _BLOCK])

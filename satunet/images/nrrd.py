@@ -203,7 +203,8 @@ def _spacings(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]
         extents = [numbers(path, key, fields[key], count=n) for key in ("axis maxs", "axis mins")]
         sizes = np.array(integers(path, "sizes", fields["sizes"], count=n))
         nodes = np.array((fields.get("centerings", "").lower().split() + ["cell"] * n)[:n]) == "node"
-        return (extents[0] - extents[1]) / np.maximum(sizes - nodes, 1) * scale
+        steps: NDArray[np.float64] = (extents[0] - extents[1]) / np.maximum(sizes - nodes, 1) * scale
+        return steps
     words = fields.get("spacings", " ".join(["nan"] * n)).split()
     known = " ".join("1" if word.lower() in ("nan", "none") else word for word in words)
     return numbers(path, "spacings", known, count=n) * scale

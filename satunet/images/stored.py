@@ -317,7 +317,7 @@ def _fill(path: Path, handle: Any, room: NDArray[np.uint8], encoding: Encoding, 
 
 
 def _fill_raw(path: Path, handle: Any, room: NDArray[np.uint8]) -> None:
-    view = memoryview(room)
+    view = room.data
     filled = 0
     while filled < room.size:
         count = handle.readinto(view[filled : filled + 64 * _BLOCK])  # type: ignore[attr-defined]

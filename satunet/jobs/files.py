@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,31 @@ def _atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(paths: Iterable[Path]) -> None:
+    """Have files, and their names in their folders, on the disk when this returns: what a power cut would leave.
+
+    A renamed file is whole for every process, but its content and name may still be in memory alone. Whoever writes that
+    a file is there (a manifest, a record) flushes it first. File systems that cannot are left as they are.
+    """
+    files = list(paths)
+    places = [*files, *dict.fromkeys(file.parent for file in files)]
+    if len(files) > 1:  # flushes side by side share the journal's writes
+        with ThreadPoolExecutor(min(16, len(files))) as threads:
+            list(threads.map(_flush, files))
+        places = places[len(files) :]
+    for place in places:
+        _flush(place)
+
+
+def _flush(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_readable(folder: Path) -> None:
@@ -143,9 +169,11 @@ def _has_no_locks(error: BaseException) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, in UTF-8."""
+    """Write a text file whole, in UTF-8, and flush it to the disk: what it says is relied on."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+    _flush(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from satunet.errors import EnvironmentProblemError, UserError
 
@@ -25,6 +25,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Needs = Callable[[Any], int]
 """Bytes of memory that an item will need."""
+
+_ENDED_ITSELF = 70
+"""Exit code of a worker whose code ended the process as if all were well."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +115,11 @@ def available_memory() -> int | None:
 def _in_process(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Outcome[Item, Result]]:
     for item in items:
         try:
-            yield Outcome(item=item, result=function(item))
-        except Exception as error:
-            yield Outcome(item=item, error=error)
+            result = function(item)
+        except (Exception, SystemExit) as error:  # a library that gives up ends its item, not the job
+            yield Outcome(item=item, error=_as_error(error))
+        else:
+            yield Outcome(item=item, result=result)
 
 
 class _Admission(Generic[Item]):
@@ -187,7 +192,7 @@ def _in_pool(
     finished: queue.Queue[tuple[Item, Any]] = queue.Queue()
     # Where memory counts, what is let in must run at once; elsewhere some items wait pickled.
     admission = _Admission(items, processes if needs else 2 * processes, needs, limit)
-    pool = ProcessPool(max_workers=min(processes, max(1, len(items))), context=context, initializer=_die_with_parent)
+    pool = ProcessPool(max_workers=min(processes, max(1, len(items))), context=context, initializer=_start_worker)
 
     def feed() -> None:
         while (admitted := admission.next()) is not None:
@@ -214,8 +219,8 @@ def _in_pool(
             except ProcessExpired as error:
                 reason = f"the worker process died (exit code {error.exitcode}); out of memory is the usual cause"
                 yield Outcome(item=item, error=RuntimeError(reason))
-            except Exception as error:
-                yield Outcome(item=item, error=error)
+            except (Exception, SystemExit) as error:
+                yield Outcome(item=item, error=_as_error(error))
         pool.close()
     finally:
         admission.close()
@@ -223,6 +228,24 @@ def _in_pool(
             pool.stop()
         pool.join()
         feeder.join(timeout=5)
+
+
+def _as_error(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"the code that worked on it ended its process (exit code {getattr(error, 'code', None)!r})")
+
+
+def _start_worker() -> None:
+    """In a worker, before its first item."""
+    _die_with_parent()
+    end = os._exit
+
+    def never_well(code: int) -> NoReturn:
+        # pebble takes a worker that ends with 0 for one that has retired, and waits for its item for ever.
+        end(code or _ENDED_ITSELF)
+
+    os._exit = never_well
 
 
 def _die_with_parent() -> None:

@@ -46,12 +46,12 @@ class Names:
     @cached_property
     def meaning_of(self) -> dict[str, tuple[str, str]]:
         """Key of a foreign word → (class, language)."""
-        return {
-            name_key(word): (name, LANGUAGES[code])
-            for name, languages in self.foreign.items()
-            for code, words in languages.items()
-            for word in words
-        }
+        found: dict[str, tuple[str, str]] = {}
+        for name, languages in self.foreign.items():
+            for code, words in languages.items():
+                for word in words:
+                    found.setdefault(name_key(word), (name, LANGUAGES[code]))
+        return found
 
     @cached_property
     def side_of(self) -> dict[str, str]:

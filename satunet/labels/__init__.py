@@ -1,6 +1,6 @@
 """The unified label space: which class of which dataset is which label id."""
 
-from satunet.labels.build import build_label_space, catalogue_space, listed_classes
+from satunet.labels.build import build_label_space, catalogue_space
 from satunet.labels.names import NormalizedName, normalize_name
 from satunet.labels.space import ClassInfo, LabelSpace, text_variants
 
@@ -10,7 +10,6 @@ __all__ = [
     "NormalizedName",
     "build_label_space",
     "catalogue_space",
-    "listed_classes",
     "normalize_name",
     "text_variants",
 ]

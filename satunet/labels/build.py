@@ -93,13 +93,14 @@ def catalogue_space() -> LabelSpace:
     )
 
 
-def listed_classes(dataset: Dataset, catalogue: Catalogue | None = None) -> dict[str, tuple[int, ...]]:
-    """Class → ids of what a dataset lists itself, without unions by rule; an organ has its lesions' ids too.
+def listed_ids(dataset: Dataset, catalogue: Catalogue) -> dict[str, tuple[int, ...]]:
+    """Class → ids exactly as a dataset lists them: no rule applied, an organ without its lesions' ids."""
+    return _listed(dataset, catalogue)[0]
 
-    What is scored: a mask of "liver" is held against liver and liver tumor, whoever predicted it.
-    """
-    space = build_label_space([dataset], catalogue)
-    return {name: ids for name, ids in sorted(space.ids[dataset.name].items()) if space.info(name).source_names}
+
+def class_of_name(name: str, catalogue: Catalogue) -> ClassInfo:
+    """What a canonical name alone tells of a class: side, lesion, regions."""
+    return _info(_Draft(normalize_name(name)), catalogue)
 
 
 def catalogue_record(dataset: Dataset, catalogue: Catalogue) -> tuple[CatalogueRecord | None, str | None]:

@@ -11,17 +11,31 @@ CONFIG_FILE = "training_config.json"
 """How a fold was trained."""
 SPLIT_FILE = "split.json"
 """Scans that a fold was trained and validated on; ``splits_final.json`` may change after."""
+_BEGUN_AGAIN = ".begun_again"
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(fold: Path) -> Path | None:
     """The checkpoint of a fold to go on from: the final one, unless a new run was begun after it and did not end.
 
-    A run that is begun again leaves the final checkpoint of the one before until it has its own.
+    A run that is begun again leaves the final checkpoint of the one before until it has its own. That it was begun is
+    written down; where nnU-Net's own trainer left none, times of the files tell.
     """
-    final, latest, best = (folder / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
-    if final.is_file() and latest.is_file() and latest.stat().st_mtime > final.stat().st_mtime:
-        return latest
+    final, latest, best = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
+    if final.is_file() and latest.is_file():
+        begun_again = (fold / _BEGUN_AGAIN).is_file()
+        return latest if begun_again or latest.stat().st_mtime > final.stat().st_mtime else final
     return next((file for file in (final, latest, best) if file.is_file()), None)
+
+
+def begin_again(fold: Path) -> None:
+    """Write down that a new run begins, if there is a final checkpoint of one before."""
+    if (fold / "checkpoint_final.pth").is_file():
+        (fold / _BEGUN_AGAIN).touch()
+
+
+def end_run(fold: Path) -> None:
+    """Write down that the final checkpoint is that of the last run that was begun."""
+    (fold / _BEGUN_AGAIN).unlink(missing_ok=True)
 
 
 def trained_scans(fold: Path) -> set[str]:

@@ -1,7 +1,9 @@
-"""Which scans a model was trained on, so that no benchmark scores it on them.
+"""Which scans a network has seen in training, so that no benchmark scores it on them.
 
-A result folder names them. A model folder is made to be sent around, and names of scans may be nobody's business: it
-holds digests, by which somebody who has a scan of that name can ask whether it is one of them.
+Scans are known by name and by content: a digest of the voxels (:func:`satunet.images.content.voxel_digest`) is the same
+in a copy of a dataset, under another name and in another format. What is started from another network's weights has
+seen what that one has. Names of scans may be nobody's business, so they are kept as digests too: whoever has a scan of
+that name can ask whether it is one of them.
 """
 
 from __future__ import annotations
@@ -12,37 +14,56 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satunet.errors import ModelError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import write_json
+from satunet.jobs.records import load_json
 from satunet.models.results import trained_scans
 
 TRAINED_SCANS_FILE = "trained_scans.json"
 
 
 @dataclass(frozen=True)
-class HashedNames(Container[str]):
-    """A set of names that tells whether one is in it, and nothing else.
+class TrainedScans(Container[str]):
+    """Scans that a network was trained on; tells whether one is among them, and nothing else.
 
     Attributes:
-        digests: Of the names: the first 16 hexadecimal digits of SHA-256.
+        names: Digests of the scans' names (``<dataset>__<case>__<channel>``), 16 hexadecimal digits each.
+        voxels: Digests of the scans' voxels, as far as they are known.
     """
 
-    digests: frozenset[str]
+    names: frozenset[str] = frozenset()
+    voxels: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> HashedNames:
-        """The set of these names."""
-        return cls(frozenset(map(_digest, names)))
+    def of(cls, names: Iterable[str], voxels: Iterable[str] = ()) -> TrainedScans:
+        """The set of these scans.
+
+        Args:
+            names: Names of scans.
+            voxels: What :func:`~satunet.images.content.voxel_digest` gives of them; empty ones are no one's.
+        """
+        return cls(frozenset(map(_digest, names)), frozenset(v for v in voxels if v))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _digest(name) in self.digests
+        return isinstance(name, str) and _digest(name) in self.names
+
+    def shows(self, voxels: str) -> bool:
+        """Whether a scan with these voxels is among them.
+
+        Args:
+            voxels: What :func:`~satunet.images.content.voxel_digest` gives of the scan.
+        """
+        return voxels in self.voxels
+
+    def __or__(self, other: TrainedScans) -> TrainedScans:
+        return TrainedScans(self.names | other.names, self.voxels | other.voxels)
 
     @classmethod
-    def of_model(cls, path: Path, fold: int | str) -> HashedNames | None:
-        """Scans (``<dataset>__<case>__<channel>``) that a model folder or result folder was trained on.
+    def of_model(cls, path: Path, fold: int | str) -> TrainedScans | None:
+        """Scans that the network of a model folder or result folder has seen.
 
         Args:
             path: The folder.
-            fold: Of a result folder.
+            fold: Of a result folder: which one.
 
         Returns:
             ``None`` if nothing tells.
@@ -50,30 +71,53 @@ class HashedNames(Container[str]):
         Raises:
             ModelError: What tells is damaged.
         """
-        file = path / TRAINED_SCANS_FILE
-        if file.is_file():
-            return cls.load(file)
-        names = trained_scans(path / f"fold_{fold}")
-        return cls.of(names) if names else None
+        if (path / TRAINED_SCANS_FILE).is_file():
+            return cls.load(path / TRAINED_SCANS_FILE)
+        return cls._beside(path / f"fold_{fold}")
+
+    @classmethod
+    def of_weights(cls, file: Path) -> TrainedScans | None:
+        """Scans that the network of a file of weights has seen: what is written beside it tells.
+
+        Args:
+            file: A checkpoint in a fold's folder, or weights in a model folder or that of a pre-training.
+
+        Returns:
+            ``None`` if nothing tells.
+
+        Raises:
+            ModelError: What tells is damaged.
+        """
+        return cls._beside(file.parent)
+
+    @classmethod
+    def _beside(cls, folder: Path) -> TrainedScans | None:
+        """What a folder of weights tells; an older version wrote down the split alone."""
+        file = folder / TRAINED_SCANS_FILE
+        seen = cls.of(trained_scans(folder)) | (cls.load(file) if file.is_file() else cls())
+        return seen if seen.names or seen.voxels else None
 
     def save(self, file: Path) -> None:
         """As JSON."""
-        write_json(file, {"sha256": sorted(self.digests)})
+        write_json(file, {"sha256": sorted(self.names), "voxels": sorted(self.voxels)})
 
     @classmethod
-    def load(cls, file: Path) -> HashedNames:
+    def load(cls, file: Path) -> TrainedScans:
         """Read what :meth:`save` wrote.
 
         Raises:
             ModelError: It is damaged.
         """
+        content = load_json(file, what="digests of scans", error=ModelError)
         try:
-            digests = read_json(file)["sha256"]
-            if not all(isinstance(d, str) and len(d) == 16 for d in digests):
-                raise ValueError("digests have 16 digits")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            names, voxels = content["sha256"], content.get("voxels", [])
+            if not all(isinstance(d, str) and len(d) == 16 for d in names):
+                raise ValueError("digests of names have 16 digits")
+            if not all(isinstance(d, str) and len(d) == 32 for d in voxels):
+                raise ValueError("digests of voxels have 32 digits")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{file}: no digests of scans ({type(error).__name__}: {error})") from error
-        return cls(frozenset(digests))
+        return cls(frozenset(names), frozenset(voxels))
 
 
 def _digest(name: str) -> str:

@@ -24,7 +24,7 @@ from satunet.models.folder import (
     Source,
     check_bank,
 )
-from satunet.models.trained_scans import TRAINED_SCANS_FILE, HashedNames
+from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank
 
@@ -41,7 +41,7 @@ def write_model(
     provenance: Mapping[str, Any] | None = None,
     fold: int | str = "all",
     text_encoder: Path | None = None,
-    trained: HashedNames | None = None,
+    trained: TrainedScans | None = None,
     scores: Sequence[ClassScore] = (),
     sources: Sequence[Source] = (),
 ) -> ModelCard:
@@ -147,7 +147,7 @@ def export_model(
         provenance=provenance,
         fold=model.fold,
         text_encoder=encoder,
-        trained=HashedNames.of_model(model.path, model.fold),
+        trained=TrainedScans.of_model(model.path, model.fold),
         scores=model.card.scores if model.card else (),
         sources=model.card.sources if model.card else (),
     )

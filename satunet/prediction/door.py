@@ -16,6 +16,7 @@ from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.images.image import Image
 from satunet.labels import LabelSpace
+from satunet.labels.space import ClassInfo
 from satunet.models.folder import ModelDescription
 from satunet.prediction.inputs import Scan, as_prompts
 from satunet.prediction.modality import modality_in_name, modality_of
@@ -260,7 +261,7 @@ def _refuse_unknown(known: dict[str, tuple[PromptMatch, ...]], jobs: Sequence[Sc
 
 def _united(spaces: Sequence[LabelSpace]) -> LabelSpace:
     """Classes that any of several label spaces has, in the modalities of all."""
-    found = {}
+    found: dict[str, ClassInfo] = {}
     for space in spaces:
         for info in space.classes:
             before = found.get(info.name)

@@ -58,6 +58,17 @@ class BoxedMask:
         """Number of true voxels."""
         return int(np.unpackbits(self.bits).sum(dtype=np.int64))  # the last byte is filled with zeros
 
+    @property
+    def extent(self) -> Box | None:
+        """The smallest box around its voxels; ``None`` for an empty mask."""
+        inside, tight = self.inside, []
+        for axis, place in enumerate(self.box):
+            along = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
+            if not along.size:
+                return None
+            tight.append(slice(place.start + int(along[0]), place.start + int(along[-1]) + 1))
+        return tight[0], tight[1], tight[2]
+
     def mean_of(self, image: NDArray[Any]) -> float | None:
         """Mean of an image's voxels in the mask; ``None`` for an empty one."""
         inside = self.inside

@@ -28,6 +28,7 @@ class Outputs:
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
+        preview: Write a picture of each scan and what was found in it: three planes, coloured, with a legend (PNG).
     """
 
     combine: bool = False
@@ -35,6 +36,7 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    preview: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:

@@ -21,7 +21,7 @@ import numpy as np
 
 from satunet.errors import SatunetError, UserError
 from satunet.images.image import write_label_map, write_volume
-from satunet.jobs.files import read_json, write_json, write_text
+from satunet.jobs.files import flush_to_disk, read_json, write_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.names import name_key, unique_names
 from satunet.jobs.records import from_plain, to_plain
@@ -37,14 +37,15 @@ if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 4
+MANIFEST_VERSION = 5
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.csv"
 SUMMARY = "prediction_summary.json"
 LOG = "predict.log"
 _PROBABILITY = "_probability"
+_SHOWN = 10
 _COLUMNS = (
-    "scan", "prompt", "class", "status", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
+    "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
     "label", "note",
 )  # fmt: skip
 
@@ -77,7 +78,7 @@ class Protected:
         """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
-            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm"):
+            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
                 self.check(output / f"{job.name}{ending}")
             return
         folder = output / job.name
@@ -86,7 +87,7 @@ class Protected:
             return
         names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", _PROBABILITY)}
         for file in folder.iterdir():
-            if name_key(file.name) in names or file.suffix.lower() == ".dcm":
+            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
                 self.check(file)
 
 
@@ -134,8 +135,8 @@ class ScanResult:
             left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Found) -> None:
-        """Write the mask of a prompt, unless masks go into one label map; may run beside the others."""
-        if self.outputs.combine:
+        """Write the mask of a prompt, unless it is not seen or masks go into one label map; may run beside the others."""
+        if self.outputs.combine or not mask.voxels:
             return
         folder, name = self.output / self.job.name, self._names[position]
         file = self._place(folder / f"{name}{self.job.scan.ending}")
@@ -158,15 +159,19 @@ class ScanResult:
             content |= self._write_map(entries, masks)
         else:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
-                entry["file"] = None if mask is None else f"{name}{self.job.scan.ending}"
+                entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
+        _say_what_is_not_seen(self.job.name, entries)
         series = self.job.scan.series
         if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
             content["dicom"] = [file.name for file in self._write_dicom(series, masks)]
+        if self.outputs.preview:
+            self._write_preview(masks)
         content |= {
             "seconds": round(seconds, 2),
             "prompts": entries,
             "files": {file.name: to_plain(FileState.of(file)) for file in self._written},
         }
+        flush_to_disk(self._written)  # the manifest promises them
         write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content)
 
     @cached_property
@@ -198,12 +203,26 @@ class ScanResult:
                 mean = float(image.array[mask.box][box == label].mean(dtype=np.float64)) if voxels else None
                 entry |= _amount(voxels, mean, image.grid.voxel_ml)
                 entry["covered_ml"] = round(covered * image.grid.voxel_ml, 4)
+        for label, (match, entry, mask) in enumerate(zip(self.matches, entries, masks, strict=True), start=1):
+            if mask is not None:  # ids whose union the class is in the map: its own, and those of parts over it
+                name = match.class_name
+                entry["labels"] = [
+                    other
+                    for other in legend
+                    if other == label or (name and (name in self._wholes_of(other) or name == self._class_of(other)))
+                ]
         file = self._place(self.output / f"{self.job.name}{self.job.scan.ending}")
         write_label_map(file, labels, like=image, legend=legend)
         return {
             "labels": {name: value for value, name in legend.items()},
             "overlap_rule": "a part lies over its whole; else the later prompt wins",
         }
+
+    def _class_of(self, label: int) -> str:
+        return self.matches[label - 1].class_name or ""
+
+    def _wholes_of(self, label: int) -> frozenset[str]:
+        return self.wholes.get(self._class_of(label), frozenset())
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
         from satunet.knowledge.make import default_tree
@@ -227,6 +246,28 @@ class ScanResult:
         self._written.extend(files)
         return files
 
+    def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
+        """A picture beside the masks. What goes wrong with it is told; the masks are kept."""
+        from satunet.viewing.preview import Found as Seen
+        from satunet.viewing.preview import write_preview
+
+        folder, name = self.output / self.job.name, "preview.png"
+        if self.outputs.combine:
+            folder, name = self.output, f"{self.job.name}_preview.png"
+        found = [
+            Seen(name=m.prompt, mask=mask, kind=m.class_name, note="" if mask is not None else m.status)
+            for m, mask in zip(self.matches, masks, strict=True)
+        ]
+        title = f"{self.job.name}  ·  {self.job.modality}"
+        file = self._place(folder / name)
+        try:
+            write_preview(file, self.scan.image, found, title=title, modality=self.job.modality)
+        except OSError:  # a full disk
+            raise
+        except Exception as error:
+            self._written.remove(file)
+            logger.warning("%s: no picture could be drawn (%s)", self.job.name, error)
+
     def _describe(self, match: PromptMatch, mask: BoxedMask | None) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "prompt": match.prompt,
@@ -241,8 +282,19 @@ class ScanResult:
         if match.note:
             entry["note"] = match.note
         if mask is not None:
+            entry["seen"] = mask.voxels > 0
             entry |= _amount(mask.voxels, mask.mean_of(self.scan.image.array), self.scan.image.grid.voxel_ml)
+            extent = mask.extent
+            entry["box"] = None if extent is None else [[side.start, side.stop] for side in extent]
         return entry
+
+
+def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Absent is an answer: no mask, and the log says so."""
+    absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False]
+    if absent:
+        shown = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
+        logger.info("%s: not seen: %s", scan, shown)
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
@@ -282,6 +334,37 @@ def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
         return f"{file} is damaged ({type(error).__name__})"
     return f"{missing[0]} is missing" if missing else None
+
+
+def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
+    """What was found, for people: one row per scan and prompt, of all manifests that are there.
+
+    Returns:
+        Columns ``scan`` (of several scans), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted from 1, or
+        why there is no mask), and ``confidence`` where there is one.
+    """
+    rows: list[dict[str, object]] = []
+    for name in names:
+        try:
+            entries = read_json(manifest_file(output, name, combine))["prompts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # told among the failures
+        for entry in entries:
+            row: dict[str, object] = {"scan": name} if len(names) > 1 else {}
+            kind = entry.get("class") or ""
+            row |= {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
+            voxels, box = entry.get("voxels"), entry.get("box")
+            row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
+            if voxels is None:
+                row["where"] = f"no mask: {entry.get('note') or entry['status']}"
+            elif not voxels:
+                row["where"] = "covered by others" if entry.get("covered_ml") else "not found"
+            else:
+                row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
+            if entry.get("confidence") is not None:
+                row["confidence"] = f"{entry['confidence']:.2f}"
+            rows.append(row)
+    return rows
 
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from satunet.prompts.index import ClassIndex
+from satunet.prompts.index import TYPES_LEFT_OUT, ClassIndex
 from satunet.prompts.parsing import SEPARATORS, Clause, read_clause, split_clauses
 
 _LESION_WORDS = {"tumor", "lesion", "metastasis", "cyst", "nodule", "edema", "hemorrhage", "scar"}
@@ -44,7 +44,7 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
         parts = [read_clause(part) for part in split_clauses(tokens, separators)]
         if len(parts) < 2:
             continue
-        parts = _share_words(parts, classes_of)
+        parts = _share_words(_share_side(parts), classes_of, index)
         found = [classes_of(part) for part in parts]
         if all(found):
             reason = _unclear(parts, index)
@@ -54,43 +54,72 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
     return None
 
 
-def _share_words(parts: list[Clause], classes_of: _ClassesOf) -> list[Clause]:
-    """Parts that are nothing alone, with words of the part before ("gluteus maximus and medius") or of the last."""
+def _share_side(parts: list[Clause]) -> list[Clause]:
+    """The one side that a list of ribs has is the side of each: "left 5th and 6th ribs"."""
+    sides = {p.side for p in parts if p.side is not None}
+    ribs = all(len(p.words) == 1 and p.words[0].startswith("rib:") for p in parts)
+    return [replace(p, side=next(iter(sides))) for p in parts] if ribs and len(sides) == 1 else parts
+
+
+def _share_words(parts: list[Clause], classes_of: _ClassesOf, index: ClassIndex) -> list[Clause]:
+    """Parts that are nothing alone, with words and side of the part before, or of the last."""
     last, done = parts[-1], list(parts)
     for i, part in enumerate(parts):
         if classes_of(part):
-            continue
-        if i > 0:
-            before = done[i - 1]
-            shared = (replace(part, side=part.side or before.side, words=(*before.words[:n], *part.words))
-                      for n in range(len(before.words) - 1, 0, -1))  # fmt: skip
-            found = next((clause for clause in shared if classes_of(clause)), None)
-        else:
-            shared = (replace(part, words=(*part.words, *last.words[n:])) for n in range(1, len(last.words)))
-            found = next((clause for clause in shared if classes_of(clause)), None)
-            if found is not None and part.side and last.side is None:
+            if i < len(parts) - 1 and _lacks_type(part, last, index):
                 done[-1] = replace(last, side=part.side)
+            continue
+        # "frontal and parietal lobe", "upper and lower lobe of the left lung"
+        tried = [replace(part, side=part.side or last.side, words=(*part.words, *last.words[n:]))
+                 for n in range(1, len(last.words) + (last.side is not None))]  # fmt: skip
+        if i > 0:  # "gluteus maximus and medius", "left atrium and ventricle"
+            before = done[i - 1]
+            fewest = 0 if before.side is not None and part.side is None else 1
+            ahead = [replace(part, side=part.side or before.side, words=(*before.words[:n], *part.words))
+                     for n in range(len(before.words) - 1, fewest - 1, -1)]  # fmt: skip
+            tried = ahead + (tried if part is not last else [])
+        found = next((clause for clause in tried if classes_of(clause)), None)
         if found is not None:
             done[i] = found
+            if i == 0 and part.side and last.side is None:
+                done[-1] = replace(last, side=part.side)
     return done
+
+
+def _lacks_type(part: Clause, last: Clause, index: ClassIndex) -> bool:
+    """Whether a part with a side is short for what the last one spells out: "left precentral and postcentral gyrus"."""
+    sided = part.side in ("left", "right") and last.side is None
+    return sided and last.words[-1] in TYPES_LEFT_OUT and index.find(part.key) is None
 
 
 def _unclear(parts: Sequence[Clause], index: ClassIndex) -> str:
     """Why it is not clear what a list means; empty if it is."""
     for part, other in pairwise(parts):
-        leading = part.side in ("left", "right", "both") and other.side is None
+        leading = part.side in ("left", "right") and other.side is None
         if leading and _sided(other, index) and not part.last_is_side:
             return f"the side of {' '.join(other.words)!r} is not clear: name it, or ask for each by itself"
+        if part.joined_by_of and not other.joined_by_of and not any(":" in w for w in other.words):
+            return f"{' '.join(other.words)!r} may belong to what stands before 'of': ask for each by itself"
     if parts[-1].last_is_side and parts[-1].side in ("left", "right"):
         unsided = next((p for p in parts[:-1] if p.side is None and _sided(p, index)), None)
         if unsided is not None:
             return f"the side of {' '.join(unsided.words)!r} is not clear: name it, or ask for each by itself"
-    bare = [set(p.words) <= _LESION_WORDS for p in parts]
-    if any(bare) and not all(bare):
-        return "it is not clear where the lesion is: name its organ"
-    first = parts[0].words
-    if len(first) > 1 and first[0] in _LESION_WORDS and not any(_LESION_WORDS & set(p.words) for p in parts[1:]):
-        return f"{' '.join(parts[-1].words)!r} may be where the lesion is: ask for each by itself"
+    return _unclear_lesion(parts, index)
+
+
+def _unclear_lesion(parts: Sequence[Clause], index: ClassIndex) -> str:
+    """Why it is not clear whose a lesion is: "liver and tumor", "lung and liver tumor"; empty if it is."""
+    for lesion in parts:
+        kinds = _LESION_WORDS & set(lesion.words)
+        bare = set(lesion.words) <= _LESION_WORDS
+        if not kinds or not (bare or lesion is parts[-1]):
+            continue
+        for part in parts:
+            own = set(part.words)
+            if own & _LESION_WORDS or own <= set(lesion.words):
+                continue
+            if any(index.find((side, frozenset(own | kinds))) is not None for side in {None, part.side}):
+                return f"the lesion may be of {' '.join(part.words)!r}: ask for each by itself"
     return ""
 
 

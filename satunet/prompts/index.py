@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from satunet.knowledge.names import load_names
 from satunet.labels import ClassInfo, LabelSpace
-from satunet.prompts.parsing import Clause, Key, read_name, read_tokens
+from satunet.prompts.parsing import Clause, Key, clean_text, read_name, read_tokens
 from satunet.prompts.vocabulary import load_vocabulary
+
+TYPES_LEFT_OUT = ("gland", "gyrus", "nucleus")
+"""Types of structures that people leave out: "left parotid", "fusiform", "accumbens"."""
 
 
 class ClassIndex:
@@ -22,6 +25,7 @@ class ClassIndex:
 
     def __init__(self, space: LabelSpace) -> None:
         self.space = space
+        self._twins = _twins((read_name(info.name).key, info.name) for info in space.classes)
         self._own = _unique((read_name(info.name).key, info.name) for info in space.classes)
         self._others = _unique((read_name(name).key, info.name) for info in space.classes for name in other_names(info))
 
@@ -41,8 +45,16 @@ class ClassIndex:
                 name = self.find((side, words - {kind}))
                 if name is not None and self._base(name) in types[kind]:
                     return name
-        more = {self.find((side, words | {kind})) for kind in ("gland", "gyrus", "nucleus")} - {None}
+        more = {self._own.get((side, words | {kind})) for kind in TYPES_LEFT_OUT} - {None}
         return more.pop() if len(more) == 1 else None
+
+    def find_twin(self, clause: Clause, tokens: Sequence[str]) -> str | None:
+        """Of classes whose words mean the same ("lung tumor", "lung cancer"), the one that is spelled so."""
+        lemmas = {t.removesuffix("s") for t in tokens}
+        spelled = [
+            n for n in self._twins.get(clause.key, ()) if {t.removesuffix("s") for t in read_tokens(n)} <= lemmas
+        ]
+        return spelled[0] if len(spelled) == 1 else None
 
     def sides(self, clause: Clause) -> tuple[str, ...]:
         """The left and the right class of a clause's words; empty unless both are there."""
@@ -64,7 +76,7 @@ class ClassIndex:
     def spellings(self) -> frozenset[str]:
         """Every word of names and synonyms, as it is written there."""
         names = (name for info in self.space.classes for name in (info.name, *other_names(info)))
-        return frozenset(token for name in names for token in read_tokens(name))
+        return frozenset(word for name in names for word in clean_text(name).split())
 
     def _base(self, name: str) -> str:
         return self.space.info(name).base
@@ -78,6 +90,13 @@ def other_names(info: ClassInfo) -> Iterator[str]:
         for name in (info.base, *synonyms.get(info.base, ())):
             yield f"{info.side} {name}"
     yield from info.source_names
+
+
+def _twins(pairs: Iterator[tuple[Key, str]]) -> dict[Key, list[str]]:
+    found: dict[Key, list[str]] = {}
+    for key, name in pairs:
+        found.setdefault(key, []).append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
 
 
 def _unique(pairs: Iterator[tuple[Key, str]]) -> dict[Key, str]:

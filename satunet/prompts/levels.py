@@ -14,6 +14,7 @@ LETTERS = {**{letter: letter for letter in LEVELS}, "th": "t", "d": "t", "hwk": 
 _ORDER = [f"{letter}{n}" for letter, most in (("c", 7), ("t", 12), ("l", 5), ("s", 1)) for n in range(1, most + 1)]
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh",
              "twelfth", "thirteenth")  # fmt: skip
+_CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _ROMAN = {
     "i": 1,
     "ii": 2,
@@ -30,7 +31,7 @@ _ROMAN = {
 }
 
 _DISC = re.compile(r"\b(?:discs?|disks?|intervertebral|ivd|discus|interspace)\b")
-_RIB = re.compile(r"\bribs?(?=\d|\b)")
+_RIB = re.compile(r"(?<![\w:])ribs?(?![a-z:])")
 _RIB_RANGE = re.compile(r"(?<![\w:.])#?(\d{1,2}) ?(?:-|to) ?#?(\d{1,2})(?![\w:.])")
 _RIB_NUMBER = re.compile(r"(?<![\w:.])#?(\d{1,2})(?![\w:.])")
 _LETTER = r"(?<![\w:.])(hwk|bwk|lwk|swk|th|[ctdls])[ .-]?"
@@ -41,6 +42,7 @@ _OF_REGION = re.compile(rf"\b({_REGION}) (?:vertebrae?|vertebral|vertebra level|
 _REGION_NUMBER = re.compile(rf"\b({_REGION}) (\d{{1,2}})(?![\w:])")
 _ORDINAL_OF_REGION = re.compile(rf"#(\d{{1,2}}) ({_REGION}) vertebrae?\b")
 _TWO = re.compile(r"vertebra:([a-z]\d+) ?(?:and|/|-|,)? ?(?:vertebra:([a-z]\d+)|(?:the )?(sacrum))")
+_CARDINAL = re.compile(rf"\b(vertebrae?|ribs?|segments?|{_REGION}) ({'|'.join(_CARDINALS)})\b")
 _SEGMENT = re.compile(r"\bsegments? ([ivx]{1,4}|\d)([ab])?(?![\w:])")
 
 
@@ -52,6 +54,8 @@ def mark_levels(text: str) -> str:
     """
     text = re.sub(r"\b(\d{1,2})(?:st|nd|rd|th)\b", r"#\1", text)
     text = re.sub(r"\b(" + "|".join(_ORDINALS) + r")\b", lambda m: f"#{_ORDINALS.index(m[1]) + 1}", text)
+    text = re.sub(r"(?<=\d) (?:through|thru|until|up to) (?=\S*\d)", " to ", text)
+    text = _CARDINAL.sub(lambda m: f"{m[1]} {_CARDINALS.index(m[2]) + 1}", text)
     if _RIB.search(text):
         return _ribs(text)
     if re.search(r"\b(?:liver|hepatic|couinaud)\b", text):

@@ -23,6 +23,8 @@ _LETTER_SIDES = {"l": "left", "r": "right"}
 _ENDS_ALONE = {"li", "re", "lh", "rh"}  # "re" and "li" are sides in German letters, at either end
 _VERTEBRA_WORDS = {"vertebra", "spine"}
 _DISC_WORDS = {"intervertebral", "disc", "between", "ivd", "interspace", "space", "and", "vertebra"}
+_LATIN_LETTERS = {"a": "arteria", "v": "vena", "m": "musculus", "n": "nervus", "gl": "glandula"}
+_LATIN = re.compile(r"^\s*(a|v|m|n|gl)\.\s*(?=[a-z]{3})", re.IGNORECASE)
 _SIZE = re.compile(r"(?<![\w:])\d+(?:[.,]\d+)?(?: ?(?:x|by|×) ?\d+(?:[.,]\d+)?)* ?(?:mm|cm|ml|cc)\b")
 _BOTH = re.compile(
     r"\b(?:left|lt|l) ?(?:and|&|\+|/|,) ?(?:right|rt|r)\b|\b(?:right|rt|r) ?(?:and|&|\+|/|,) ?(?:left|lt|l)\b"
@@ -39,6 +41,7 @@ class Clause:
         kinds: Kind of word → words of that kind, as far as they name no structure.
         sized: Whether a size was given with it.
         last_is_side: Whether the side stands behind all words.
+        joined_by_of: Whether an "of" or "in" stands between words, so that what follows in a list may belong to it.
     """
 
     side: str | None
@@ -46,6 +49,7 @@ class Clause:
     kinds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sized: bool = False
     last_is_side: bool = False
+    joined_by_of: bool = False
 
     @property
     def key(self) -> Key:
@@ -53,22 +57,39 @@ class Clause:
         return self.side, frozenset(self.words)
 
 
-@lru_cache(maxsize=65536)
 def read_tokens(text: str) -> tuple[str, ...]:
     """Words and separators of a text: lower-case, no accents, levels marked."""
+    return mark_tokens(clean_text(text))
+
+
+@lru_cache(maxsize=65536)
+def clean_text(text: str) -> str:
+    """A text in lower case, without accents, brackets and joints; its words are as they were written."""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"[‐-―−]", "-", plain)
     plain = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", plain)
     plain = re.sub(r"(?<=[a-z]{3})(?=[A-Z]\b)", " ", plain)
-    plain = plain.lower().replace("'s ", " ").replace("’s ", " ")
+    plain = _LATIN.sub(lambda m: f"{_LATIN_LETTERS[m[1].lower()]} ", plain)
+    plain = plain.lower().replace("'s ", " ").replace("’s ", " ").replace("_", " ")
+    plain = re.sub(r"-(?=\()|(?<=\))-", " ", plain)
+    # Hyphens join words ("of-the"), and levels ("l4-l5", "l-4"); only the former go.
+    plain = re.sub(
+        r"(?<=[a-z]{2})-(?=[a-z])|(?<=[a-z])-(?=[a-z]{2})|(?<=[a-z]{3})-(?=\d)|(?<=\d)-(?=[a-z]{3})", " ", plain
+    )
     plain = re.sub(r"\b(?:s/p|w/o|r/o|b/l|n/a)(?!\w)", lambda m: m[0].replace("/", "‰"), plain)
-    plain = plain.replace("&", " and ").replace("+", " and ").replace("_", " ")
+    plain = plain.replace("|", " , ").replace("&", " and ").replace("+", " and ")
     plain = re.sub(r"[^\w\s,;/.#‰-]", " ", plain).replace("#", " ")
     plain = re.sub(r"\.(?!\d)", " ", plain)
     plain = re.sub(r"\b(?:and|und|plus|as well as)\b", "and", plain)
     plain = _SIZE.sub(" size‰ ", plain)
-    plain = _BOTH.sub(" both ", " ".join(plain.split()))
+    return " ".join(plain.split())
+
+
+@lru_cache(maxsize=65536)
+def mark_tokens(text: str) -> tuple[str, ...]:
+    """Tokens of a cleaned text; levels, and sides that are named both, are one token each."""
+    plain = _BOTH.sub(" both ", text)
     plain = mark_levels(" ".join(plain.split()))
     plain = re.sub(r"(?<![\d:])([,;/])|([,;/])(?![\d:])", r" \1\2 ", plain)
     plain = re.sub(r"(?<!\w)-|-(?!\w)|(?<=[a-z])-(?=\w)|(?<=\w)-(?=[a-z])", " ", plain)
@@ -81,15 +102,21 @@ def read_clause(tokens: Sequence[str]) -> Clause:
     vocabulary = load_vocabulary()
     sized = "size/" in tokens
     words = [t for t in tokens if t not in SEPARATORS and t != "size/"]
-    words, side, last = _take_side(words)
+    asked = _without_request(words)
+    words, side, last = _take_side(asked)
     words = _joined(words)
-    if len(words) > 1 and words[0] == "segment" and words[1] not in ("of", "in"):
-        words = words[1:]
     kinds = _kinds(words)
     lemmas = [vocabulary.lemma(w) for w in words]
     idle = vocabulary.fillers | (frozenset() if _LESIONS & set(lemmas) else vocabulary.whole)
     kept = [lemma for word, lemma in zip(words, lemmas, strict=True) if word not in idle] or lemmas
-    return Clause(side=side, words=tuple(_without_levels_words(kept)), kinds=kinds, sized=sized, last_is_side=last)
+    return Clause(
+        side=side,
+        words=tuple(_without_levels_words(kept)),
+        kinds=kinds,
+        sized=sized,
+        last_is_side=last,
+        joined_by_of=bool({"of", "in"} & set(asked[1:])),
+    )
 
 
 @lru_cache(maxsize=65536)
@@ -108,6 +135,18 @@ def split_clauses(tokens: Sequence[str], at: Iterable[str]) -> list[list[str]]:
         else:
             found[-1].append(token)
     return [part for part in found if part]
+
+
+def _without_request(words: list[str]) -> list[str]:
+    """Words without those that ask in front: "please segment the". A "segment of" something is none of them."""
+    fillers = load_vocabulary().fillers
+    first = 0
+    while first < len(words) - 1:
+        verb = words[first] == "segment" and words[first + 1] not in ("of", "in")
+        if not verb and words[first] not in fillers:
+            break
+        first += 1
+    return words[first:]
 
 
 def _take_side(words: list[str]) -> tuple[list[str], str | None, bool]:

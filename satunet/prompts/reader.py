@@ -29,7 +29,7 @@ from satunet.prompts.index import ClassIndex
 from satunet.prompts.levels import vertebrae_between
 from satunet.prompts.matching import Encoder, PromptMatch, Reading
 from satunet.prompts.nearness import allowed_classes, nearest_by_meaning, nearest_by_spelling
-from satunet.prompts.parsing import SEPARATORS, Clause, read_clause, read_name, read_tokens
+from satunet.prompts.parsing import SEPARATORS, Clause, clean_text, mark_tokens, read_clause, read_name, read_tokens
 from satunet.prompts.spelling import Speller, anatomy_words, common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
@@ -63,7 +63,7 @@ class PromptReader:
         self._tree = tree
         self._names = load_names()
         self._index = ClassIndex(space)
-        self._groups = {read_name(word).key[1]: group for word, group in self._names.group_of.items()}
+        self._groups = {read_name(word).key: group for word, group in self._names.group_of.items()}
 
     def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
         """What a prompt means: one match, or one for each class it stands for; see :meth:`interpret`."""
@@ -87,19 +87,26 @@ class PromptReader:
         found = self._by_words(prompt, tokens) or self._by_tree(prompt, clause) or self._foreign(prompt)
         if found is not None:
             return found
-        found = self._corrected(prompt, tokens)
+        found = self._corrected(prompt)
         if found is not None:
             return found
-        clause = read_clause(self._speller.correct(tokens))
-        return self._described(prompt, clause) or self._refused(prompt, clause) or self._near(prompt, clause, encoder)
+        likeliest = self._speller.correct(clean_text(prompt))[:1]
+        spelled = read_clause(mark_tokens(likeliest[0])) if likeliest else clause
+        return (
+            self._described(prompt, spelled)
+            or self._refused(prompt, clause)
+            or self._refused(prompt, spelled)
+            or self._near(prompt, spelled, encoder)
+        )
 
     # ---- by words -----------------------------------------------------------------------------------------------
 
     def _exactly(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
         """A prompt that is the name of a class, spelled as names are."""
         if "?" in prompt or set(tokens) & {*SEPARATORS, "and"}:
-            return Reading(prompt=prompt, status="known", classes=(prompt,), similarity=1.0) if prompt in self.space else None  # fmt: skip
-        name = normalize_name(prompt).canonical
+            name = prompt if prompt in self.space else ""  # as it is, or not at all: separators say more than spaces
+        else:
+            name = normalize_name(prompt).canonical
         if name not in self.space or read_clause(tokens).side not in (None, read_name(name).side):
             return None
         return Reading(prompt=prompt, status="known", classes=(name,), similarity=1.0)
@@ -125,6 +132,9 @@ class PromptReader:
         clause = read_clause(tokens)
         classes = self._classes_of(clause)
         if not classes:
+            twin = self._index.find_twin(clause, tokens)
+            classes = () if twin is None else (twin,)
+        if not classes:
             return None
         said = " and ".join(map(repr, classes))
         return Reading(prompt=prompt, status="several" if len(classes) > 1 else "known", classes=classes,
@@ -143,11 +153,11 @@ class PromptReader:
             return (found,)
         if any(w.startswith("range:") for w in clause.words):
             return self._range(clause)
-        if clause.side is not None:
-            return ()
-        group = self._groups.get(frozenset(clause.words))
+        group = self._groups.get(clause.key)
         if group is not None:
             return self._members(group)
+        if clause.side is not None:
+            return ()
         pair = self._index.sides(clause)
         # The left and the right of a thing are the thing; a left and a right atrium are two.
         return pair if all(self.space.info(name).side is not None for name in pair) else ()
@@ -172,18 +182,25 @@ class PromptReader:
             found += [known] if known is not None else self._index.sides(clause)
         return tuple(dict.fromkeys(found))
 
-    def _corrected(self, prompt: str, tokens: tuple[str, ...]) -> Reading | None:
-        """What a prompt means once its misspelled words are corrected."""
-        for boldly in (False, True):
-            corrected = self._speller.correct(tokens, boldly=boldly)
-            if corrected == tokens or (boldly and not any(self._index.has_word(w) for w in tokens)):
-                continue
-            text = " ".join(corrected)
-            found = self._exactly(text, corrected) or self._by_words(text, corrected)
-            if found is not None and (found.classes or not boldly):
-                meant = " and ".join(map(repr, found.classes))
-                said = f"{prompt!r} is read as {text!r}" + (f", {meant}" if meant != repr(text) else "")
-                return replace(found, prompt=prompt, reason=said if found.classes else found.reason)
+    def _corrected(self, prompt: str) -> Reading | None:
+        """What a prompt means once its misspelled words are corrected; nothing where that is not clear."""
+        sides = load_vocabulary().side_of
+        right = sum(self._index.has_word(w) and w not in sides for w in read_tokens(prompt))
+        for boldness in range(min(right, 2) + 1):
+            found: dict[tuple[str, ...], Reading] = {}
+            for text in self._speller.correct(clean_text(prompt), boldness=boldness):
+                tokens = mark_tokens(text)
+                reading = self._exactly(text, tokens) or self._by_words(text, tokens)
+                if reading is not None and reading.classes:
+                    found.setdefault(reading.classes, reading)
+            if len(found) > 1:
+                choices = " or ".join(repr(reading.prompt) for reading in found.values())
+                return self._unknown(prompt, read_clause(read_tokens(prompt)), f"it may be misspelled {choices}")
+            for classes, reading in found.items():
+                meant = " and ".join(map(repr, classes))
+                said = f"{prompt!r} is read as {reading.prompt!r}"
+                reason = said if meant == repr(reading.prompt) else f"{said}, {meant}"
+                return replace(reading, prompt=prompt, reason=reason)
         return None
 
     @cached_property

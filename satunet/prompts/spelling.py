@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice, product
 from pathlib import Path
 
 from rapidfuzz.distance import OSA
@@ -21,7 +22,11 @@ _TOKENIZER = Path(__file__).parents[1] / "text" / "anatomy" / "tokenizer.json"
 _ANATOMY = Path(__file__).parent / "anatomy_words.txt"
 _WORD = re.compile(r"^[a-z]+$")
 _SHORTEST = 4
+_MOST = 24
+"""Readings of a text with several misspelled words that are tried."""
 _SIDES = ("left", "right")
+_COMMON_FROM = (99, 6, 4)
+"""Letters from which a word of English may be a slip, by boldness."""
 
 
 class Speller:
@@ -37,45 +42,55 @@ class Speller:
         self._by_start: dict[tuple[str, int], list[str]] = {}
         for word in sorted(known):
             self._by_start.setdefault((word[0], len(word)), []).append(word)
-        self._corrected: dict[tuple[str, bool], tuple[str, ...]] = {}
+        self._options: dict[tuple[str, int], tuple[str, ...]] = {}
 
-    def correct(self, tokens: Sequence[str], *, boldly: bool = False) -> tuple[str, ...]:
-        """Tokens with misspelled words corrected, run-together words parted, and torn words joined.
+    def correct(self, text: str, *, boldness: int = 0) -> list[str]:
+        """What a text may have been meant to be, the likeliest first; nothing where nothing looks misspelled.
 
         Args:
-            tokens: Words.
-            boldly: Words of English may be misspelled as well ("lumber vertebrae"), and four letters are enough.
-                For prompts that then name a class, with another word that was right.
+            text: Lower-case, see :func:`satunet.prompts.parsing.clean_text`.
+            boldness: 1: words of English of six letters may be misspelled as well ("lumber vertebrae"), and words that
+                lack a letter of five; for prompts that have another word of a class. 2: words of English of four
+                letters, too ("inferior vena cave"); for prompts that have two.
         """
-        found: list[str] = []
-        for token in self._join(tokens):
-            if (token, boldly) not in self._corrected:
-                self._corrected[token, boldly] = self._correct(token, boldly)
-            found += self._corrected[token, boldly]
-        return tuple(found)
+        pieces = self._join(re.split(r"([^a-z\d:]+)", text))
+        choices = [self._options_of(piece, boldness) for piece in pieces]
+        if "".join(pieces) == text and all(options == (piece,) for options, piece in zip(choices, pieces, strict=True)):
+            return []
+        return list(islice(("".join(words) for words in product(*choices)), _MOST))
+
+    def _options_of(self, word: str, boldness: int) -> tuple[str, ...]:
+        if (word, boldness) not in self._options:
+            self._options[word, boldness] = self._correct(word, boldness)
+        return self._options[word, boldness]
 
     def known(self, word: str) -> bool:
         """Whether a word is one that classes are called by, or of the vocabulary."""
         return word in self._known or load_vocabulary().lemma(word) in self._known
 
-    def _correct(self, word: str, boldly: bool) -> tuple[str, ...]:
+    def _correct(self, word: str, boldness: int) -> tuple[str, ...]:
         if not _WORD.match(word) or len(word) < _SHORTEST or self.known(word):
             return (word,)
         if len(word) >= 7:
             for cut in range(3, len(word) - 2):
                 parts = word[:cut], word[cut:]
                 if all(p in self._known for p in parts) and max(map(len, parts)) >= 4:
-                    return parts
+                    return (" ".join(parts),)
         common = word in common_words()
-        if word in anatomy_words() or (common and not (boldly and len(word) >= 6)):
+        if word in anatomy_words() or (common and len(word) < _COMMON_FROM[boldness]) or _compound(word):
             return (word,)
         most = 2 if len(word) >= 8 and not common else 1
         lemma = load_vocabulary().lemma
         for edits in range(1, most + 1):
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
-            near = {w for w in near if (boldly and len(w) >= 5) or _plausible(word, w)}
+            near = {w for w in near if (_plausible(word, w) or (boldness and len(w) >= 4 + (boldness < 2)))}
+            derived = {lemma(w) for w in near if _derived(word, w)}
+            near = {w for w in near if lemma(w) not in derived}
+            if derived and not near:
+                return (word,)
             if near:
-                return (min(near),) if len({lemma(w) for w in near}) == 1 else (word,)
+                # One word for each meaning; words that are both likely are told apart by what they stand with.
+                return tuple({lemma(w): w for w in sorted(near, reverse=True)}.values())
         return (word,)
 
     def _candidates(self, word: str, edits: int) -> Iterable[str]:
@@ -86,15 +101,28 @@ class Speller:
                     if start == word[0] or candidate[:2] == word[1::-1]:
                         yield candidate
 
-    def _join(self, tokens: Sequence[str]) -> list[str]:
-        found: list[str] = []
-        for token in tokens:
-            torn = bool(found) and _WORD.match(token) and len(token) > 2 and f"{found[-1]}{token}" in self._known
-            if torn and not (self.known(found[-1]) and self.known(token)):
-                found[-1] += token
+    def _join(self, pieces: list[str]) -> list[str]:
+        """Words that a space tore apart, joined: "hippo campus"; every other piece is what stands between words."""
+        found = pieces[:1]
+        for between, word in zip(pieces[1::2], pieces[2::2], strict=True):
+            torn = between == " " and len(word) > 2 and _WORD.match(word) and f"{found[-1]}{word}" in self._known
+            if torn and not (self.known(found[-1]) and self.known(word)):
+                found[-1] += word
             else:
-                found.append(token)
+                found += [between, word]
         return found
+
+
+def _derived(word: str, of: str) -> bool:
+    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, or an e, is a slip."""
+    ending = word.removeprefix(of)
+    return word.startswith(of) and ending not in ("e", of[-1])
+
+
+def _compound(word: str) -> bool:
+    """Whether a word is made of two of English: "brainstorm" is no slip for brainstem."""
+    common = common_words()
+    return any(word[:cut] in common and word[cut:] in common for cut in range(4, len(word) - 3))
 
 
 def _plausible(word: str, meant: str) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from satunet.geometry import reorient
 from satunet.images.colours import colours_of
+from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.jobs.files import atomic_path
 from satunet.viewing.planes import cut_plane, fullest_slices, intensity_window, paint, palette, structures_box
@@ -71,7 +72,8 @@ def write_preview(path: Path, image: Image, found: Sequence[Found], *, title: st
         modality: Decides the intensities shown.
     """
     labels, voxels = _label_map(found, image.grid.shape)
-    turned, grid = reorient(image.array, image.grid, "RAS")
+    values = to_hounsfield(image.array) if modality == "ct" else image.array
+    turned, grid = reorient(values, image.grid, "RAS")
     shown = reorient(labels, image.grid, "RAS")[0]
     box = structures_box([shown], grid)
     centre = fullest_slices(shown, len(found))

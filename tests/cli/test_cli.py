@@ -44,7 +44,7 @@ OPTIONS = {
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
-        "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--scheduler", "--statistics", "--largest_component",
+        "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--preview", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
     },
@@ -53,12 +53,12 @@ OPTIONS = {
     },
     "evaluate": {
         "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",
-        "--tolerances", "--policy", "--lesions", "--no_distances", "--parquet", "--processes", "-np", "--verbose",
+        "--tolerances", "--policy", "--no_distances", "--organs", "--lesions", "--parquet", "--processes", "-np", "--verbose",
     },
     "benchmark": {
         "--datasets", "-d", "--output", "-o", "--model", "-m", "--fold", "-f", "--specialists", "--competitors",
         "--commands", "--medsam", "--medsam_boxes", "--tolerance", "--tolerances", "--policy", "--no_distances",
-        "--correction", "--device", "-device", "--processes", "-np", "--verbose",
+        "--organs", "--copy_baseline", "--correction", "--device", "-device", "--processes", "-np", "--verbose",
     },
     "import": {
         "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",
@@ -66,6 +66,7 @@ OPTIONS = {
     "export": {
         "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
     },
+    "view": {"--output", "-o", "--modality", "--megavoxels", "--open", "--verbose"},
     "info": {"--classes", "--verify", "--json", "--verbose"},
     "knowledge build": {
         "--output", "-o", "--ontologies", "--obo", "--umls", "--tables", "--dataset", "-d", "--licence", "--lenient",

@@ -177,3 +177,26 @@ def flipped(affine: np.ndarray, size: int) -> np.ndarray:
     turn = np.diag([-1.0, 1, 1, 1])
     turn[0, 3] = size - 1
     return affine @ turn
+
+
+def test_a_task_of_nnunet_v1_has_its_channels_in_files(nnunet_env: Path, source: Path) -> None:
+    folder = source / "Task500_Old"
+    for case in ("a", "b"):
+        for channel in range(2):
+            save(folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz", scan(channel))
+        save(folder / "labelsTr" / f"{case}.nii.gz", boxes(1))
+    save(folder / "imagesTs" / "t_0000.nii.gz", scan(0))
+    save(folder / "imagesTs" / "t_0001.nii.gz", scan(1))
+    content = {
+        "name": "Old", "modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "lesion of liver"},
+        "numTraining": 2, "tensorImageSize": "4D", "test": ["./imagesTs/t.nii.gz"],
+        "training": [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in "ab"],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(content))
+    summary = convert(read_msd(folder))
+    assert summary.failures == {}
+    dataset = load_dataset(500)
+    assert dataset.channel_names == ("T1", "T2")
+    assert [c.identifier for c in dataset.training_cases()] == ["a", "b"]
+    np.testing.assert_array_equal(read(dataset.folder / "imagesTr" / "b_0001.nii.gz"), scan(1))
+    assert [c.identifier for c in dataset.test_cases()] == ["t"]

@@ -6,9 +6,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_name
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from satunet.cli import run
 from satunet.datasets.paths import all_dataset_names, dataset_name_of, preprocessed_dir, raw_dir
-from satunet.datasets.raw import check_case, load_dataset, modality_of_channel, scan_id, split_scan_id
+from satunet.datasets.raw import check_case, check_dataset, load_dataset, modality_of_channel, scan_id, split_scan_id
 from satunet.errors import DatasetError, DatasetNotFoundError, PathsNotSetError
 
 
@@ -142,3 +146,95 @@ def test_the_real_datasets_have_no_faults(real_raw: Path, monkeypatch: pytest.Mo
     cases = [(d, c) for d in map(load_dataset, names) for c in d.training_cases()]
     assert len(cases) == 127
     assert [f for d, c in cases for f in check_case(d, c)] == []
+
+
+@pytest.mark.parametrize("name", ["Dataset1000_X", "Dataset007_PET+CT", "Dataset007_My Data", "Dataset012_a-b.c"])
+def test_every_name_that_nnunetv2_reads_is_a_dataset(nnunet_env: Path, name: str) -> None:
+    folder = make(nnunet_env / "raw" / name)
+    save(folder / "imagesTr" / "a_0000.nii.gz")
+    save(folder / "labelsTr" / "a.nii.gz", 1)
+    assert all_dataset_names() == (name,)
+    number = int(name[7:].partition("_")[0])
+    assert dataset_name_of(number) == name
+    assert load_dataset(number).id == number
+    assert convert_id_to_dataset_name(number) == name
+
+
+def test_files_listed_by_path_are_cases(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    monkeypatch.setenv("ELSEWHERE", str(elsewhere))
+    listed = {
+        "b": {"images": ["$ELSEWHERE/b.nii.gz"], "label": str(elsewhere / "more" / "b_seg.nii.gz")},
+        "a": {"images": ["../../elsewhere/a.nii.gz"], "label": "$ELSEWHERE/more/a_seg.nii.gz"},
+    }
+    folder = make(nnunet_env / "raw" / "Dataset007_X", dataset=listed, numTraining=2)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).rmdir()
+    for case in "ab":
+        save(elsewhere / f"{case}.nii.gz")
+        save(elsewhere / "more" / f"{case}_seg.nii.gz", 1)
+    dataset = load_dataset(7)
+    assert dataset.has_scans
+    cases = dataset.training_cases()
+    assert [c.identifier for c in cases] == ["a", "b"]
+    assert [check_case(dataset, case) for case in cases] == [[], []]
+    assert check_dataset(dataset) == []
+    theirs = get_filenames_of_train_images_and_targets(str(folder))
+    for case in cases:
+        assert case.label is not None
+        assert str(case.label.resolve()) == theirs[case.identifier]["label"]
+        assert [str(path.resolve()) for path in case.images] == theirs[case.identifier]["images"]
+    (folder / "dataset.json").write_text(
+        json.dumps(json.loads((folder / "dataset.json").read_text()) | {"dataset": {"a": {"images": [], "label": "x"}}})
+    )
+    with pytest.raises(DatasetError, match="'a' has 0 images for 1 channels"):
+        load_dataset(7).training_cases()
+
+
+def test_channels_without_numbers_are_taken_in_their_order(nnunet_env: Path) -> None:
+    make(nnunet_env / "raw" / "Dataset007_X", channel_names={"CT": "CT"})
+    dataset = load_dataset(7)
+    assert dataset.channel_names == ("CT",)
+    assert "no channel numbers" in dataset.remarks[0]
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".gipl"])
+def test_a_format_that_is_not_read_is_named(nnunet_env: Path, ending: str) -> None:
+    folder = make(nnunet_env / "raw" / "Dataset007_X", file_ending=ending)
+    (folder / "imagesTr" / f"a_0000{ending}").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=rf"file_ending is '\{ending}'; satunet reads volumes in \.nii\.gz"):
+        load_dataset(7).training_cases()
+
+
+def test_voxels_behind_a_header_are_no_strays_and_a_gap_of_millions_is_told(nnunet_env: Path) -> None:
+    labels = {"background": 0, "liver": 1, "visual area": 614_454_277}
+    folder = make(nnunet_env / "raw" / "Dataset007_X", file_ending=".mhd", labels=labels)
+    for part, name in (("imagesTr", "a_0000"), ("labelsTr", "a")):
+        image = sitk.GetImageFromArray(np.ones((3, 4, 5), np.uint8))
+        sitk.WriteImage(image, str(folder / part / f"{name}.mhd"))
+        assert (folder / part / f"{name}.raw").is_file()
+    (folder / "imagesTr" / "other.raw").write_bytes(b"x")
+    faults = check_dataset(load_dataset(7))
+    assert any("1 files belong to no case, such as other.raw" in fault for fault in faults)
+    assert any("missing are [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]" in fault for fault in faults)
+    assert len(faults) == 2
+
+
+def test_whatever_is_wrong_with_one_dataset_the_others_are_listed(
+    nnunet_env: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good = make(nnunet_env / "raw" / "Dataset007_X")
+    save(good / "imagesTr" / "a_0000.nii.gz")
+    save(good / "labelsTr" / "a.nii.gz", 1)
+    make(nnunet_env / "raw" / "Dataset008_Y", modalities=7)
+    make(nnunet_env / "raw" / "Task005_Old")
+    assert run(["datasets", "--present", "--json"]) == 1
+    rows = {row["dataset"]: row for row in json.loads(capfd.readouterr().out)}
+    assert "problem" not in rows["Dataset007_X"]
+    assert "modalities" in rows["Dataset008_Y"]["problem"]
+    assert "nothing reads it" in rows["Task005_Old"]["problem"]
+    run(["fingerprint", "-d", "all", "--processes", "1"])
+    assert "left out, since a dataset's folder is named DatasetNNN_Name: Task005_Old" in " ".join(
+        capfd.readouterr().err.split()
+    )

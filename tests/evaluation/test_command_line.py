@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from satunet.cli import parse, run
-from satunet.cli.benchmark import Benchmark, scoring_rules
+from satunet.cli.benchmark import Benchmark
 from satunet.errors import UserError
+from satunet.evaluation.scoring.rules import Rules
 from satunet.geometry import Grid
 from satunet.images.image import write_label_map
 from satunet.jobs.files import read_json, write_json
@@ -40,7 +41,7 @@ def test_evaluate(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
     content = read_json(predicted / "scores" / "summary.json")
     assert content["per_class"]["liver"]["dsc"] == 0.5
     assert content["rules"]["tolerances_mm"] == {"liver": 2.0}
-    assert content["rules"]["lesions"] == ["liver tumor"]
+    assert [c["name"] for c in content["classes"] if c["lesion"]] == ["liver tumor"]
     assert content["per_class"]["liver tumor"]["lesion_f1"] == 0.5
     assert list(content["failures"]) == ["b"]
     with (predicted / "scores" / "per_case.csv").open() as stream:
@@ -65,9 +66,9 @@ def test_an_empty_folder_is_all_failures(folders: tuple[Path, Path], tmp_path: P
 
 def test_what_is_typed_wrong_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"CLASS=MM, such as aorta=2; got 'aorta'"):
-        scoring_rules(1.0, ["aorta"], "sat", True, ())
+        Rules(tolerances=("aorta",))
     with pytest.raises(UserError, match="got -1"):
-        scoring_rules(1.0, ["aorta=-1"], "sat", True, ())
+        Rules(tolerances=("aorta=-1",))
     with pytest.raises(SystemExit) as ended:
         parse(["benchmark", "-d", "1", "-o", str(tmp_path), "--correction", "bonferroni"])
     assert ended.value.code == 2
@@ -77,8 +78,10 @@ def test_benchmark_options(tmp_path: Path) -> None:
     command = parse([
         "benchmark", "-d", "1", "2", "-o", str(tmp_path), "-f", "0", "1", "--competitors", "ts=/x", "--commands",
         "own=run {input} {output} --size=3", "--medsam", "folder", "--medsam_boxes", "tight", "oracle",
+        "--copy_baseline", "--organs", "listed", "--tolerance", "2",
     ])  # fmt: skip
     assert isinstance(command, Benchmark)
     assert command.folds == ("0", "1")
+    assert command.rules == Rules(organs="listed", tolerance_mm=2.0)
     assert command.commands == ("own=run {input} {output} --size=3",)
-    assert [c.name for c in command._medsam()] == ["MedSAM tight", "oracle box"]
+    assert [c.name for c in command._others()] == ["ts", "own", "MedSAM tight", "oracle box", "nearest copy"]

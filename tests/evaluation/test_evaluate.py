@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 
 from satunet.errors import DatasetError, UserError
+from satunet.evaluation.scoring.masks import class_names_in
 from satunet.evaluation.scoring.predictions import find_predictions
-from satunet.evaluation.scoring.rules import Rules, absence_policy
+from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.run import evaluate_cases, references_in
 from satunet.evaluation.scoring.scores import Evaluation, mean_of
-from satunet.evaluation.scoring.sources import class_names_in
 from satunet.geometry import Grid
 from satunet.images.image import write_label_map
 from satunet.jobs.files import mask_file_name, read_json, write_json
+from satunet.labels.scored import ScoredClasses
+
+from .conftest import scored
 
 SPACING = (2.0, 1.0, 1.0)
 GRID = Grid(shape=(8, 7, 6), affine=np.diag([*SPACING, 1.0]))
-CLASSES = {"left a/b": (1,), "right": (2,), "both": (1, 2), "never": (5,)}
+CLASSES = scored({"left a/b": (1,), "right": (2,), "both": (1, 2), "never": (5,)})
 
 
 def reference() -> np.ndarray:
@@ -41,14 +44,12 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def write_masks(folder: Path, labels: np.ndarray, *, leave_out: str = "") -> None:
-    for name, ids in CLASSES.items():
+    for name, ids in CLASSES.ids.items():
         if name != leave_out:
             write_label_map(folder / f"{mask_file_name(name)}.nii.gz", np.isin(labels, ids), like=GRID)
 
 
-def evaluate_folder(
-    predicted: Path, references: Path, classes: dict[str, tuple[int, ...]], **options: Any
-) -> Evaluation:
+def evaluate_folder(predicted: Path, references: Path, classes: ScoredClasses, **options: Any) -> Evaluation:
     return evaluate_cases(references_in(references), predicted, classes, **options)[0]
 
 
@@ -167,15 +168,15 @@ def test_legend_own_ids_and_given_ids(folders: tuple[Path, Path]) -> None:
     one = {"one": references / "one.nii.gz"}
     swapped = np.array([0, 12, 11], dtype=np.uint8)[reference()]
     write_label_map(predicted / "one.nii.gz", swapped, like=GRID)
-    classes = {"left a/b": (1,), "right": (2,)}
-    given = {"left a/b": (12,), "right": (11,)}
+    classes = scored({"left a/b": (1,), "right": (2,)})
+    given = scored({"left a/b": (12,), "right": (11,)})
     assert evaluate_cases(one, predicted, classes)[0].failures["one"].startswith(str(predicted))
-    assert evaluate_cases(one, predicted, classes, prediction_classes=given)[0].mean("dsc") == 1
+    assert evaluate_cases(one, predicted, classes, predicted=given)[0].mean("dsc") == 1
     write_json(predicted / "one.json", {"labels": {"left a/b": 12, "RIGHT": 11}, "prompts": [
         {"prompt": "RIGHT", "class": "right", "label": 11}]})  # fmt: skip
     assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
-    failures = evaluate_cases(one, predicted, classes | {"both": (1, 2)})[0].failures
-    assert list(failures) == ["one: both"]
+    failures = evaluate_cases(one, predicted, scored({**classes.ids, "spleen": (1, 2, 3)}))[0].failures
+    assert list(failures) == ["one: spleen"]
     write_json(predicted / "one.json", {"labels": [1]})
     assert "legend" in evaluate_cases(one, predicted, classes)[0].failures["one"]
 
@@ -231,7 +232,7 @@ def test_spacing_is_rounded_so_that_an_oblique_affine_does_not_move_a_surface(tm
     grid = Grid(shape=GRID.shape, affine=np.diag([1.0000001] * 3 + [1.0]))
     write_label_map(tmp_path / "r" / "one.nii", reference() > 0, like=grid)
     write_label_map(tmp_path / "p" / "one.nii", np.roll(reference(), 1, axis=2) > 0, like=grid)
-    evaluation = evaluate_folder(tmp_path / "p", tmp_path / "r", {"a": (1,)})
+    evaluation = evaluate_folder(tmp_path / "p", tmp_path / "r", scored({"a": (1,)}))
     assert evaluation.mean("nsd") == 1
 
 
@@ -240,9 +241,7 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
     labels = reference()
     labels[1] = 0
     write_label_map(predicted / "one.nii.gz", labels, like=GRID)
-    evaluation = evaluate_folder(
-        predicted, references, CLASSES, rules=Rules(tolerance_mm=2.0, policy=absence_policy("nnunet"))
-    )
+    evaluation = evaluate_folder(predicted, references, CLASSES, rules=Rules(tolerance_mm=2.0, policy="nnunet"))
     evaluation.save(tmp_path / "scores")
     assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["per_case.csv", "per_class.csv", "summary.json"]
     loaded = Evaluation.load(tmp_path / "scores")
@@ -257,7 +256,7 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
         assert after.dsc == pytest.approx(before.dsc, nan_ok=True)
         assert (after.case, after.class_name, after.error) == (before.case, before.class_name, before.error)
     content = read_json(tmp_path / "scores" / "summary.json")
-    assert content["version"] == 2
+    assert content["version"] == 3
     assert content["per_class"]["never"]["dsc"] is None
     with (tmp_path / "scores" / "per_class.csv").open() as stream:
         rows = {r["class"]: r for r in csv.DictReader(stream)}
@@ -273,8 +272,8 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
 def test_wrong_calls(folders: tuple[Path, Path], tmp_path: Path) -> None:
     references, predicted = folders
     with pytest.raises(UserError, match="no classes"):
-        evaluate_folder(predicted, references, {})
-    with pytest.raises(UserError, match="tolerance_mm"):
+        evaluate_folder(predicted, references, scored({}))
+    with pytest.raises(UserError, match="tolerance"):
         Rules(tolerance_mm=-1.0)
     with pytest.raises(UserError, match="no such folder of predictions"):
         evaluate_folder(tmp_path / "nowhere", references, CLASSES)
@@ -297,7 +296,7 @@ def test_references_may_be_folders_of_masks_in_any_spelling(tmp_path: Path) -> N
         write_label_map(tmp_path / "p" / case / "liver.nii.gz", labels == 2, like=GRID)
     found = references_in(tmp_path / "r")
     assert class_names_in(found["s1"]) == ["left kidney", "liver"]
-    evaluation, _ = evaluate_cases(found, tmp_path / "p", {"left kidney": (), "liver": ()})
+    evaluation, _ = evaluate_cases(found, tmp_path / "p", scored({"left kidney": (), "liver": ()}))
     assert evaluation.failures == {}
     assert [(r.case, r.class_name, r.dsc) for r in evaluation.rows] == [
         ("s1", "left kidney", 1.0), ("s1", "liver", 1.0), ("s2", "left kidney", 1.0)]  # fmt: skip
@@ -312,7 +311,7 @@ def test_lesions_volumes_and_distances_reach_the_tables(folders: tuple[Path, Pat
     labels[1] = 0
     write_label_map(predicted / "one.nii.gz", labels, like=GRID)
     one = {"one": references / "one.nii.gz"}
-    evaluation, _ = evaluate_cases(one, predicted, CLASSES, rules=Rules(lesions=frozenset({"both"})))
+    evaluation, _ = evaluate_cases(one, predicted, CLASSES.with_lesions({"both"}))
     rows = {r.class_name: r for r in evaluation.rows}
     assert (rows["left a/b"].volume_error, rows["left a/b"].absolute_volume_error) == (-0.5, 0.5)
     assert rows["left a/b"].hd95_mm == 2.0
@@ -320,7 +319,7 @@ def test_lesions_volumes_and_distances_reach_the_tables(folders: tuple[Path, Pat
     assert math.isnan(rows["left a/b"].lesions)
     evaluation.save(tmp_path / "scores", parquet=True)
     table = parquet.read_table(tmp_path / "scores" / "per_case.parquet").to_pylist()
-    assert [r["class"] for r in table] == list(CLASSES)
+    assert [r["class"] for r in table] == list(CLASSES.names)
     assert table[0]["hd95_mm"] == 2.0
     assert Evaluation.load(tmp_path / "scores").rows[2] == rows["both"]
 

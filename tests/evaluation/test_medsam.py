@@ -13,12 +13,14 @@ import torch
 
 from satunet.datasets.raw import load_dataset
 from satunet.errors import ModelError
-from satunet.evaluation.benchmark.medsam import MedSAMCompetitor, load_sam, segment
+from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor, load_sam, segment
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.geometry import Grid
 from satunet.images.image import Image, write_label_map, write_volume
 from satunet.jobs.files import read_json, write_json
+
+from .conftest import scored
 
 # LIP order: the axis of slices comes second, and every axis is turned round on the way.
 GRID = Grid(shape=(40, 6, 30), affine=np.array([[-1.0, 0, 0, 9], [0, 0, -1.0, 5], [0, -4.0, 0, 1], [0, 0, 0, 1]]))
@@ -116,7 +118,7 @@ def test_a_sam_of_transformers_from_a_folder(nnunet_env: Path, sam: Path) -> Non
         if case == "a":
             write_volume(folder / "imagesTr" / f"{case}_0000.nii.gz", scan().array, like=GRID)
     dataset = load_dataset(name)
-    task = Task(dataset=dataset, fold=0, cases=dataset.training_cases(), classes={"disc": (1,), "x": (2,)})
+    task = Task(dataset=dataset, fold=0, cases=dataset.training_cases(), classes=scored({"disc": (1,), "x": (2,)}))
     competitor = MedSAMCompetitor(output=nnunet_env / "out", source=str(sam), device="cpu")
     failures = competitor.predict(task)
     assert list(failures) == ["b"], failures
@@ -127,7 +129,7 @@ def test_a_sam_of_transformers_from_a_folder(nnunet_env: Path, sam: Path) -> Non
     assert list(competitor.predict(task)) == ["b"]
     assert (competitor.folder(task) / "a" / "manifest.json").stat().st_mtime_ns == stamp
     manifest = competitor.folder(task) / "a" / "manifest.json"
-    more = replace(task, classes={**task.classes, "both": (1, 2)})
+    more = replace(task, classes=scored({**task.classes.ids, "both": (1, 2)}))
     competitor.predict(more)  # a class more than before
     assert evaluate_cases(more.references, competitor.folder(task), more.classes)[0].failures.keys() == {"b"}
     assert manifest.stat().st_mtime_ns > stamp
@@ -139,6 +141,6 @@ def test_a_sam_of_transformers_from_a_folder(nnunet_env: Path, sam: Path) -> Non
     cost = competitor.cost([task])
     assert cost is not None
     assert cost.parameters == sum(p.numel() for p in load_sam(str(sam)).parameters())
-    assert (cost.seconds_per_scan or 0) > 0
+    assert (cost.seconds_per_case or 0) > 0
     with pytest.raises(ModelError, match="no SamModel"):
         load_sam(str(nnunet_env / "raw"))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from satunet.errors import UserError
-from satunet.evaluation.scoring.lesions import count_lesions
+from satunet.evaluation.scoring.measures.lesions import count_lesions
 from satunet.evaluation.scoring.metrics import Scores, score_label_maps, score_masks
-from satunet.evaluation.scoring.rules import POLICIES, AbsencePolicy, Rules, absence_policy
+from satunet.evaluation.scoring.rules import Policy, Rules
 
 MM = (1.0, 1.0, 1.0)
 masks = arrays(np.bool_, (5, 4, 6))
@@ -49,7 +49,7 @@ def ball(n: int, radius_mm: float, spacing_mm: tuple[float, ...], shift: int = 0
 
 
 def nsd(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float = 1.0) -> float:
-    return score_masks(a, b, spacing_mm, rules=Rules(tolerance_mm=tolerance_mm, distances=False)).nsd
+    return score_masks(a, b, spacing_mm, rules=Rules(tolerance_mm=tolerance_mm, no_distances=True)).nsd
 
 
 def test_dice_of_shifted_cubes_by_hand() -> None:
@@ -108,7 +108,7 @@ def test_equal_to_the_published_implementation(
     expected = published(a, b, spacing_mm, tolerance_mm)
     assert (scores.nsd, scores.hd95_mm, scores.assd_mm) == pytest.approx(expected, abs=1e-9)
     assert scores.dsc == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-12)
-    without = score_masks(a, b, spacing_mm, rules=Rules(tolerance_mm=tolerance_mm, distances=False))
+    without = score_masks(a, b, spacing_mm, rules=Rules(tolerance_mm=tolerance_mm, no_distances=True))
     assert (without.dsc, without.nsd) == (scores.dsc, pytest.approx(scores.nsd))
     assert math.isnan(without.hd95_mm)
 
@@ -171,11 +171,13 @@ def test_units_do_not_matter_and_tolerance_only_helps(
 )
 def test_label_maps_equal_masks_one_by_one(a: np.ndarray, b: np.ndarray) -> None:
     classes = {"one": (1,), "two or three": (2, 3), "four": (4,), "never": (9,), "all": (1, 2, 3, 4, 5)}
-    rules = Rules(tolerances_mm={"one": 2.0}, lesions=frozenset({"four"}))
-    scores = score_label_maps(a, b, (1.0, 2.0, 1.5), classes, rules=rules)
+    rules = Rules(tolerances=("one=2",))
+    scores = score_label_maps(a, b, (1.0, 2.0, 1.5), classes, rules=rules, lesions={"four"})
     assert list(scores) == list(classes)
     for name, ids in classes.items():
-        alone = score_masks(np.isin(a, ids), np.isin(b, ids), (1.0, 2.0, 1.5), rules=rules, class_name=name)
+        alone = score_masks(
+            np.isin(a, ids), np.isin(b, ids), (1.0, 2.0, 1.5), rules=rules, class_name=name, lesion=name == "four"
+        )
         np.testing.assert_equal(vars(scores[name]), vars(alone))
 
 
@@ -183,10 +185,10 @@ def test_a_class_may_have_its_own_tolerance() -> None:
     a = np.zeros((12, 12, 12), dtype=np.uint8)
     a[1:4, 2:9, 2:9], a[7:10, 2:9, 2:9] = 1, 2
     b = np.roll(a, 1, axis=0)
-    scores = score_label_maps(a, b, (2.0, 1.0, 1.0), {"x": (1,), "y": (2,)}, rules=Rules(tolerances_mm={"y": 2.0}))
+    scores = score_label_maps(a, b, (2.0, 1.0, 1.0), {"x": (1,), "y": (2,)}, rules=Rules(tolerances=("y=2",)))
     assert scores["x"].nsd < 1 == scores["y"].nsd
     with pytest.raises(UserError, match=r"y: a tolerance in mm must be a number that is not negative, got -1"):
-        Rules(tolerances_mm={"y": -1.0})
+        Rules(tolerances=("y=-1",))
 
 
 def test_other_ids_in_the_prediction_and_classes_nobody_predicted() -> None:
@@ -234,15 +236,35 @@ def test_lesions_by_hand() -> None:
     counts = count_lesions(reference, prediction)
     assert (counts.reference, counts.found, counts.predicted, counts.false) == (3, 2, 4, 2)
     assert counts.f1 == pytest.approx(2 * 2 / (2 * 2 + 2 + 1))
-    rules = Rules(lesions=frozenset({"tumor"}))
-    assert score_masks(reference, prediction, MM, rules=rules, class_name="tumor").lesion_f1 == counts.f1
-    assert math.isnan(score_masks(reference, prediction, MM, rules=rules, class_name="liver").lesion_f1)
-    nothing = score_masks(np.zeros_like(reference), prediction, MM, rules=rules, class_name="tumor")
+    assert score_masks(reference, prediction, MM, lesion=True).lesion_f1 == counts.f1
+    assert math.isnan(score_masks(reference, prediction, MM).lesion_f1)
+    nothing = score_masks(np.zeros_like(reference), prediction, MM, lesion=True)
     assert (nothing.lesion_f1, nothing.lesions and nothing.lesions.false) == (0.0, 4)
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 1), (5, 3, 1), (3, 3, 3), (5, 5, 3), (2, 4, 1)])
+def test_lesions_of_a_voxel_each_in_a_small_box(shape: tuple[int, int, int]) -> None:
+    mask = np.zeros(shape, dtype=bool)
+    mask[::2, ::2, ::2] = True
+    counts = count_lesions(mask, mask)
+    assert counts.reference == counts.found == math.prod((n + 1) // 2 for n in shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=masks, b=masks)
+def test_lesions_are_those_of_scipy(a: np.ndarray, b: np.ndarray) -> None:
+    from scipy import ndimage
+
+    if not a.any() and not b.any():
+        return
+    (of_a, n_a), (of_b, n_b) = (ndimage.label(m, np.ones((3, 3, 3))) for m in (a, b))
+    counts = count_lesions(a, b)
+    assert (counts.reference, counts.predicted) == (n_a, n_b)
+    assert counts.found == sum(b[of_a == i].any() for i in range(1, n_a + 1))
+    assert counts.false == sum(not a[of_b == i].any() for i in range(1, n_b + 1))
+
+
 EMPTY, FULL = np.zeros((3, 3, 3), dtype=bool), np.ones((3, 3, 3), dtype=bool)
-OWN = AbsencePolicy(name="own", both=0.5, reference=math.nan, prediction=0.1, one_mm=50.0)
 
 
 @pytest.mark.parametrize(
@@ -257,31 +279,21 @@ OWN = AbsencePolicy(name="own", both=0.5, reference=math.nan, prediction=0.1, on
         ("brats", EMPTY, EMPTY, 1.0, 0.0),
         ("brats", EMPTY, FULL, 0.0, 374.0),
         ("brats", FULL, EMPTY, 0.0, 374.0),
-        (OWN, EMPTY, FULL, math.nan, 50.0),
-        (OWN, FULL, EMPTY, 0.1, 50.0),
     ],
 )
 def test_absence_policies(
-    policy: str | AbsencePolicy, reference: np.ndarray, prediction: np.ndarray, expected: float, expected_mm: float
+    policy: Policy, reference: np.ndarray, prediction: np.ndarray, expected: float, expected_mm: float
 ) -> None:
     def numbers(scores: Scores) -> list[float]:
         return [scores.dsc, scores.nsd, scores.lesion_f1, scores.hd95_mm, scores.assd_mm]
 
-    rules = Rules(policy=absence_policy(policy), lesions=frozenset({"a"}))
+    rules = Rules(policy=policy)
     wanted = [expected, expected, expected, expected_mm, expected_mm]
-    np.testing.assert_equal(numbers(score_masks(reference, prediction, MM, rules=rules, class_name="a")), wanted)
-    maps = score_label_maps(reference.astype(np.uint8), prediction.astype(np.uint8), MM, {"a": (1,)}, rules=rules)
+    np.testing.assert_equal(numbers(score_masks(reference, prediction, MM, rules=rules, lesion=True)), wanted)
+    maps = score_label_maps(
+        reference.astype(np.uint8), prediction.astype(np.uint8), MM, {"a": (1,)}, rules=rules, lesions={"a"}
+    )
     np.testing.assert_equal(numbers(maps["a"]), wanted)
-
-
-def test_policies_by_name() -> None:
-    assert absence_policy("sat") is POLICIES["sat"]
-    with pytest.raises(UserError, match=r"'chill': allowed are sat, nnunet, brats"):
-        absence_policy("chill")
-    with pytest.raises(UserError, match=r"between 0 and 1, got 2\.0"):
-        AbsencePolicy(name="x", both=2.0, reference=0.0, prediction=0.0)
-    with pytest.raises(UserError, match="nan or a length, got inf"):
-        AbsencePolicy(name="x", both=1.0, reference=0.0, prediction=0.0, one_mm=math.inf)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.evaluation.benchmark.results import BenchmarkTables, Cost, Facts
-from satunet.evaluation.benchmark.statistics import compare
+from satunet.evaluation.benchmark.comparison import compare
+from satunet.evaluation.benchmark.results import BenchmarkTables, Cost
 from satunet.evaluation.report.charts import bland_altman
 from satunet.evaluation.report.overlays import PANEL, Overlay, class_index_map, draw_overlay
 from satunet.evaluation.report.page import report_html, report_markdown, write_report
@@ -22,6 +22,9 @@ from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.geometry import Grid
 from satunet.images.colours import colour_of
 from satunet.images.image import Image, write_label_map, write_volume
+from satunet.labels.scored import classes_of_dataset
+
+from .conftest import in_datasets, scored
 
 EVIL = "<script>alert(\"x\")</script> | $a_b$ & 'q' {{ 7*7 }}"
 
@@ -31,14 +34,15 @@ def evaluation(values: dict[str, float], failures: dict[str, str] | None = None)
         Row(case="c", scan="c", class_name=n, dsc=v, nsd=v, reference_ml=1.0, prediction_ml=1.0)
         for n, v in values.items()
     ]
-    return Evaluation(rows=tuple(rows), classes=tuple(values), cases=("c",), failures=failures or {})  # fmt: skip
+    return Evaluation(rows=tuple(rows), classes=scored(dict.fromkeys(values, (1,)), lesions=["lesion"]).classes, cases=("c",), failures=failures or {})  # fmt: skip
 
 
 def tables(name: str = "liver", dataset: str = "Dataset001_X", competitor: str = "nnU-Net") -> BenchmarkTables:
     ours, theirs = evaluation({name: 0.87654, "lesion": 0.5}), evaluation({name: 0.8, "lesion": 0.6}, {"c": name})
     return compare(
-        {dataset: {"satunet": ours, competitor: theirs}, "Dataset002_Y": {"satunet": evaluation({name: 0.3})}},
-        facts=Facts(lesions={"lesion"}),
+        in_datasets(
+            {dataset: {"satunet": ours, competitor: theirs}, "Dataset002_Y": {"satunet": evaluation({name: 0.3})}}
+        ),
         costs={"satunet": Cost(models=1, parameters=5_000_000), competitor: Cost(models=2)},
         missing={competitor: {"Dataset002_Y": name}},
         notes=[name],
@@ -109,7 +113,7 @@ def test_names_cannot_inject_anything() -> None:
 
 
 def test_what_is_partial_says_so() -> None:
-    ours = {"Dataset001_X": {"satunet": evaluation({"liver": 0.9})}}
+    ours = in_datasets({"Dataset001_X": {"satunet": evaluation({"liver": 0.9})}})
     unfinished = compare(ours, waiting=["satunet/Dataset002_Y/fold_0"])
     page = Page(report_html(unfinished))
     assert "Partial." in page.text
@@ -121,8 +125,10 @@ def test_what_is_partial_says_so() -> None:
 def test_volumes_are_plotted_and_failures_are_not() -> None:
     rows = [Row(case=f"c{i}", scan=f"c{i}", class_name="liver", dsc=0.5, nsd=0.5, reference_ml=10.0 + i,
                 prediction_ml=11.0 + i, error="broken" if i == 3 else "") for i in range(4)]  # fmt: skip
-    own = Evaluation(rows=tuple(rows), classes=("liver",), cases=tuple(r.case for r in rows), failures={})
-    results = {"D": {"satunet": own}}
+    own = Evaluation(
+        rows=tuple(rows), classes=scored({"liver": (1,)}).classes, cases=tuple(r.case for r in rows), failures={}
+    )
+    results = in_datasets({"D": {"satunet": own}})
     address = bland_altman(results, "satunet", ["satunet"])
     assert address is not None
     svg = base64.b64decode(address.partition(",")[2]).decode()
@@ -130,7 +136,7 @@ def test_volumes_are_plotted_and_failures_are_not() -> None:
     assert f"{bias:+.1f} %" in svg
     page = Page(report_html(compare(results), results=results))
     assert "Bland–Altman" in page.text
-    assert bland_altman({"D": {"satunet": evaluation({"liver": 0.5})}}, "satunet", ["satunet"]) is None
+    assert bland_altman(in_datasets({"D": {"satunet": evaluation({"liver": 0.5})}}), "satunet", ["satunet"]) is None
 
 
 def test_metrics_that_were_not_computed_have_no_column() -> None:
@@ -138,14 +144,14 @@ def test_metrics_that_were_not_computed_have_no_column() -> None:
     row = Row(
         case="c", scan="c", class_name="liver", dsc=0.5, nsd=0.5, hd95_mm=3.217, reference_ml=1.0, prediction_ml=2.0
     )
-    own = Evaluation(rows=(row,), classes=("liver",), cases=("c",), failures={})
-    page = Page(report_html(compare({"D": {"satunet": own}})))
+    own = Evaluation(rows=(row,), classes=scored({"liver": (1,)}).classes, cases=("c",), failures={})
+    page = Page(report_html(compare(in_datasets({"D": {"satunet": own}}))))
     for expected in ("HD95, mm", "3.22", "+100.0"):
         assert expected in page.text
 
 
 def test_one_competitor_alone() -> None:
-    page = Page(report_html(compare({"Dataset001_X": {"satunet": evaluation({"liver": 0.9})}})))
+    page = Page(report_html(compare(in_datasets({"Dataset001_X": {"satunet": evaluation({"liver": 0.9})}}))))
     assert "90.00" in page.text
     assert "Paired comparison" not in page.text
     assert "every scan was predicted and scored" in page.text
@@ -153,7 +159,7 @@ def test_one_competitor_alone() -> None:
 
 def test_many_classes_show_the_lowest() -> None:
     many = {f"class {i:03d}": i / 100 for i in range(100)}
-    html = report_html(compare({"D": {"x": evaluation(many), "y": evaluation(many)}}))
+    html = report_html(compare(in_datasets({"D": {"x": evaluation(many), "y": evaluation(many)}})))
     assert "the 40 lowest" in Page(html).text
     charts = [base64.b64decode(a.partition(",")[2]).decode() for a in Page(html).addresses if "svg" in a]
     assert any("class 039" in c and "class 040" not in c for c in charts)
@@ -229,7 +235,7 @@ def test_small_masks_lie_on_top_of_large_ones() -> None:
 
 def test_cases_from_files(tmp_path: Path) -> None:
     image, labels = scan()
-    classes = {"box": (1, 2), "spot": (2,)}
+    classes = scored({"box": (1, 2), "spot": (2,)})
     write_volume(tmp_path / "i.nii.gz", image.array, like=image.grid)
     write_label_map(tmp_path / "r" / "c.nii.gz", labels, like=image.grid)
     write_label_map(tmp_path / "p" / "c.nii.gz", labels, like=image.grid)
@@ -251,18 +257,19 @@ def test_real_data(real_raw: Path, tmp_path: Path) -> None:
     from satunet.images.image import read_label_map
 
     dataset = read_dataset(real_raw / "Dataset302_BrainRegions_MR")
+    classes = classes_of_dataset(dataset)
     case = dataset.training_cases()[0]
     assert case.label is not None
     labels = read_label_map(case.label)
     write_label_map(tmp_path / "moved" / case.label.name, np.roll(labels.array, 1, axis=0), like=labels)
-    found, summary = evaluate_cases({case.identifier: case.label}, tmp_path / "moved", dataset.labels)
+    found, summary = evaluate_cases({case.identifier: case.label}, tmp_path / "moved", classes)
     assert summary.exit_code == 0
     assert 0.3 < found.mean("dsc") < 0.9
     assert found.mean("nsd") < 1  # one voxel is 2 mm
     drawn = draw_cases([
         ReportCase(dataset=dataset.name, case=case.identifier, image=case.images[0], reference=case.label,
-                   classes=dataset.labels, predictions={"moved": tmp_path / "moved"}, modality="mri")
+                   classes=classes, predictions={"moved": tmp_path / "moved"}, modality="mri")
     ])  # fmt: skip
-    html = write_report(tmp_path / "report", compare({dataset.name: {"moved": found}}), overlays=drawn)
+    html = write_report(tmp_path / "report", compare(in_datasets({dataset.name: {"moved": found}})), overlays=drawn)
     assert html.stat().st_size < 1_000_000
     assert drawn[0].panels[0].picture != drawn[0].panels[1].picture

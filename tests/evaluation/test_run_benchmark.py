@@ -5,27 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from satunet.evaluation.benchmark import competitors as module
 from satunet.evaluation.benchmark import run as module_run
-from satunet.evaluation.benchmark.run import run_benchmark
+from satunet.evaluation.run import run_benchmark
 from satunet.evaluation.scoring import run as module_evaluate
 from satunet.evaluation.scoring.rules import Rules
+from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.images.image import read_label_map, write_label_map
 from satunet.jobs.files import mask_file_name, read_json, write_json
 from satunet.jobs.progress import JobSummary
 
-from .conftest import GRID, NAMES, contest
+from .conftest import GRID, NAMES, Stage
 
 
-def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) -> None:
+def test_everything_is_scored_and_every_failure_is_told(stage: Stage) -> None:
     output = stage.root / "bench"
-    tables, summary = run_benchmark([*NAMES], contest(stage))
+    tables, summary = stage.run([*NAMES], stage.specialist(), pictures=True)
     assert tables.competitors == ("satunet", "nnU-Net")
     datasets = {g.name: g for g in tables.datasets}
     assert {n: g.cases for n, g in datasets.items()} == {NAMES[0]: 3, NAMES[1]: 1, NAMES[2]: 3}
@@ -43,10 +42,10 @@ def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) 
     assert expected <= set(summary.failures)
     assert len(summary.failures) == 5  # scan z of two datasets, each as a prediction and as a score, and the specialist
     assert [g.name for g in tables.totals] == ["all classes", "anatomy", "lesions"]
-    lesion = next(r for r in tables.classes if r.lesion)
+    lesion = next(r for r in tables.classes if r.scored.lesion)
     assert lesion.scores["satunet"]["lesion_f1"] == pytest.approx(2 / 3)
     assert tables.costs["satunet"].parameters == 8
-    assert 0 < (tables.costs["satunet"].seconds_per_scan or 0) < 2  # reading and preparing too, as for the others
+    assert 0 < (tables.costs["satunet"].seconds_per_case or 0) < 2  # reading and preparing too, as for the others
     assert (tables.costs["satunet"].memory_bytes or 0) > 1e6
     for file in ("report.html", "report.md", "classes.csv", "per_case.csv", "benchmark_summary.json",
                  f"scores/nnU-Net/{NAMES[0]}/fold_0/per_case.csv"):  # fmt: skip
@@ -56,39 +55,39 @@ def test_everything_is_scored_and_every_failure_is_told(stage: SimpleNamespace) 
     assert [r["scans"] for r in runs] == [3]
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_second_run_scores_only_what_changed(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = run_benchmark([NAMES[0]], contest(stage))
+def test_a_second_run_scores_only_what_changed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[Path] = []
-    real = module_run.evaluate_cases
 
-    def counted(references: Any, predictions: Path, *args: Any, **options: Any) -> Any:
+    def counted(references: Any, predictions: Path, *arguments: Any, **options: Any) -> Any:
         scored.append(predictions)
-        return real(references, predictions, *args, **options)
+        return evaluate_cases(references, predictions, *arguments, **options)
 
-    monkeypatch.setattr(module_run, "evaluate_cases", counted)
-    again, _ = run_benchmark([NAMES[0]], contest(stage))
+    def again(**rules: Any) -> Any:
+        scored.clear()
+        return stage.run([NAMES[0]], stage.specialist(), score=counted, rules=Rules(**rules))[0]
+
+    first = again()
+    assert len(scored) == 2
+    assert again().classes == first.classes
     assert scored == []
-    assert again.classes == first.classes
     place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
     write_label_map(place / "x.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
-    changed, _ = run_benchmark([NAMES[0]], contest(stage))
+    assert again().classes != first.classes
     assert scored == [place]
-    assert changed.classes != first.classes
-    run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
-    assert len(scored) == 3  # other rules: both competitors again
+    again(tolerance_mm=2.0)
+    assert len(scored) == 2  # other rules: both competitors again
+    again(tolerance_mm=2.0, organs="listed")
+    assert len(scored) == 2  # other ids
     table = stage.root / "bench" / "scores" / "nnU-Net" / NAMES[0] / "fold_0" / "per_case.csv"
     table.write_text("half of")
-    tables, _ = run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
-    assert len(scored) == 4
-    assert tables.missing == {}
+    assert again(tolerance_mm=2.0, organs="listed").missing == {}
+    assert len(scored) == 1
     monkeypatch.setattr(module_run, "EVALUATION_VERSION", 1)
-    run_benchmark([NAMES[0]], contest(stage, rules=Rules(tolerance_mm=2.0)))
-    assert len(scored) == 6  # scores of another version
+    again(tolerance_mm=2.0, organs="listed")
+    assert len(scored) == 2  # scores of another version
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_what_could_not_be_scored_is_tried_again(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_scored_is_tried_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     real = module_evaluate._score_case
 
     def dying(task: Any) -> Any:
@@ -97,25 +96,27 @@ def test_what_could_not_be_scored_is_tried_again(stage: SimpleNamespace, monkeyp
         return real(task)
 
     monkeypatch.setattr(module_evaluate, "_score_case", dying)
-    before, summary = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    before, summary = stage.run([NAMES[0]])
     assert "not scored: the worker died" in summary.failures[f"satunet/{NAMES[0]}/fold_0/x"]
     monkeypatch.setattr(module_evaluate, "_score_case", real)
-    after, _ = run_benchmark([NAMES[0]], contest(stage, specialists=False))
+    after, _ = stage.run([NAMES[0]])
     assert (before.classes[0].scans, after.classes[0].scans) == (2, 3)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(
-    stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = NAMES[0]
+def two_channels(stage: Stage, name: str) -> Path:
+    """A dataset in which every test case has a second channel."""
     folder = stage.root / "raw" / name
-    content = read_json(folder / "dataset.json")
-    write_json(folder / "dataset.json", content | {"channel_names": {"0": "CT", "1": "CT"}})
+    write_json(folder / "dataset.json", read_json(folder / "dataset.json") | {"channel_names": {"0": "CT", "1": "CT"}})
     for case in "xyz":
         shutil.copy(folder / "imagesTs" / f"{case}_0000.nii.gz", folder / "imagesTs" / f"{case}_0001.nii.gz")
+    return folder
 
-    def predict_folder(jobs: Sequence[Any], output: Path, predictor: Any, prompts: Any) -> JobSummary:
+
+def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(stage: Stage) -> None:
+    name = NAMES[0]
+    folder = two_channels(stage, name)
+
+    def predict_scans(jobs: Sequence[Any], output: Path, predictor: Any, prompts: Any) -> JobSummary:
         summary = JobSummary("prediction")
         for job in jobs:
             labels = read_label_map(folder / "labelsTs" / f"{job.name[0]}.nii.gz").array
@@ -129,54 +130,47 @@ def test_a_channel_that_fails_counts_zero_and_nothing_old_is_scored(
                 write_json(output / job.name / "manifest.json", {"prompts": []})
         return summary
 
-    monkeypatch.setattr(module, "predict_folder", predict_folder)
-    tables, summary = run_benchmark([name], contest(stage, specialists=False))
+    stage.predict_scans = predict_scans
+    tables, summary = stage.run([name])
     assert tables.datasets[0].scores["satunet"]["dsc"] == pytest.approx(5 / 6)
     assert f"satunet/{name}/fold_0/x_0001" in summary.failures
     assert tables.datasets[0].failures == {"satunet": 1}
+    [run] = read_json(stage.root / "bench" / "predictions" / "satunet" / name / "fold_0" / "runs.json")["runs"]
+    assert (run["cases"], run["scans"]) == (2, 5)  # of case x one channel is lacking
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_an_interrupted_run_leaves_a_partial_report(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_run, "_REPORT_SECONDS", 0.0)
-    predict = module.UnifiedCompetitor.predict
+def test_an_interrupted_run_leaves_a_partial_report(stage: Stage) -> None:
+    predict = stage.predict_scans
 
-    def interrupted(self: module.UnifiedCompetitor, task: Any) -> dict[str, str]:
-        if task.dataset.name == NAMES[2]:
+    def interrupted(jobs: Any, output: Path, *arguments: Any) -> JobSummary:
+        if output.parent.name == NAMES[2]:
             raise KeyboardInterrupt
-        return predict(self, task)
+        return predict(jobs, output, *arguments)
 
-    monkeypatch.setattr(module.UnifiedCompetitor, "predict", interrupted)
+    stage.predict_scans = interrupted
     with pytest.raises(KeyboardInterrupt):
-        run_benchmark([*NAMES], contest(stage))
+        run_benchmark([*NAMES], stage.contest(stage.specialist()), pictures=False, report_seconds=0.0)
     page = (stage.root / "bench" / "report.html").read_text("utf-8")
     assert "Partial." in page
     assert f"satunet/{NAMES[2]}/fold_0" in page
-    monkeypatch.setattr(module.UnifiedCompetitor, "predict", predict)
-    tables, _ = run_benchmark([*NAMES], contest(stage))
+    stage.predict_scans = predict
+    tables, _ = stage.run([*NAMES], stage.specialist())
     assert len(tables.datasets) == 3
     assert "Partial." not in (stage.root / "bench" / "report.html").read_text("utf-8")
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_folds_are_pooled_and_only_shared_ones_count(stage: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_are_pooled_and_only_shared_ones_count(stage: Stage) -> None:
     name = NAMES[1]
     splits = [{"train": [], "val": [f"{name}__{case}__0000"]} for case in "ab"]
     write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", splits)
-    model = module.ModelFolder.load(stage.model)
-
-    def load(path: Path, fold: Any = None) -> Any:
-        return SimpleNamespace(**{**vars(model), "fold": fold})
-
-    monkeypatch.setattr(module.ModelFolder, "load", load)
-    tables, _ = run_benchmark([name, name], contest(stage, folds=(0, 1, 1, 0)))  # given twice, counted once
+    tables, _ = stage.run([name, name], stage.specialist(), folds=(0, 1, 1, 0))  # given twice, counted once
     assert tables.datasets[0].cases == 2
     assert [len(stage.calls), tables.classes[0].scans] == [2, 2]
     text = (stage.root / "bench" / "per_case.csv").read_text()
     assert {line.split(",")[2:5:2][0] for line in text.splitlines()[1:]} == {"a", "b"}
     # The specialist of fold 1 was trained on what is to be scored.
     write_json(stage.root / "preprocessed" / name / "splits_final.json", [{"train": ["b", "c"], "val": ["a"]}] * 2)
-    tables, summary = run_benchmark([name], contest(stage, folds=(0, 1)))
-    assert "fold 1 trains on 1 of the 1 cases" in summary.failures[f"nnU-Net/{name}/fold_1"]
+    tables, summary = stage.run([name], stage.specialist(), folds=(0, 1))
+    assert "trained on 1 of the 1 cases of fold 1" in summary.failures[f"nnU-Net/{name}/fold_1"]
     assert tables.datasets[0].cases == 1
     assert tables.missing["nnU-Net"][name].startswith("fold 1: ")

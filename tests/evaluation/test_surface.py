@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from satunet.evaluation.scoring.surfaces.marching import surface_areas
-from satunet.evaluation.scoring.surfaces.surface import (
+from satunet.evaluation.scoring.measures.marching import surface_areas
+from satunet.evaluation.scoring.measures.surface import (
     distances,
     find_surface,
     margin_of,
@@ -73,7 +73,7 @@ def test_area_of_a_long_box() -> None:
 @pytest.mark.parametrize("slab", [1, 5000, 1 << 22])
 def test_a_surface_in_slabs_is_the_surface(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.random.default_rng(1).random((17, 9, 11)) > 0.6
-    monkeypatch.setattr("satunet.evaluation.scoring.surfaces.surface._SLAB_VOXELS", slab)
+    monkeypatch.setattr("satunet.evaluation.scoring.measures.surface._SLAB_VOXELS", slab)
     surface = find_surface(mask, (2, 0, 3))
     codes = surface_codes(mask)
     inside = surface.present[2:-3, :-1, 3:-4]

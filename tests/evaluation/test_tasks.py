@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
-from satunet.evaluation.benchmark import competitors as module
-from satunet.evaluation.benchmark.run import run_benchmark
-from satunet.evaluation.benchmark.tasks import classes_to_score, make_task
+from satunet.evaluation.benchmark.tasks import make_task
+from satunet.images.content import voxel_digest
+from satunet.images.image import read_image
 from satunet.jobs.files import read_json, write_json
-from satunet.models.trained_scans import HashedNames
+from satunet.labels.scored import classes_of_dataset
+from satunet.models.trained_scans import TrainedScans
 
-from .conftest import NAMES, contest, make_dataset
+from .conftest import NAMES, Stage, make_dataset
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_external_datasets_are_scored_whole_and_apart(stage: SimpleNamespace) -> None:
+def test_external_datasets_are_scored_whole_and_apart(stage: Stage) -> None:
     folder = stage.root / "raw" / "Dataset004_Elsewhere"
     make_dataset(folder, test_cases=False)
     content = read_json(folder / "dataset.json")
     write_json(folder / "dataset.json", content | {"labels": {"background": 0, "Liver": 1, "pancreas": 2}})
-    tables, _ = run_benchmark([NAMES[0], folder.name], contest(stage, specialists=False))
+    tables, _ = stage.run([NAMES[0], folder.name])
     assert [g.name for g in tables.totals] == ["all classes", "anatomy", "lesions", "external: all classes"]
     external = next(g for g in tables.datasets if g.name == folder.name)
     assert (external.cases, external.classes) == (3, 1)
@@ -33,56 +32,60 @@ def test_external_datasets_are_scored_whole_and_apart(stage: SimpleNamespace) ->
     assert any(note.startswith("External datasets") for note in tables.notes)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_dataset_with_nothing_to_score_is_told_in_the_report(stage: SimpleNamespace) -> None:
+def test_a_dataset_with_nothing_to_score_is_told_in_the_report(stage: Stage) -> None:
     write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [{"train": [], "val": []}])
-    tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+    tables, summary = stage.run([NAMES[0], NAMES[1]])
     assert [g.name for g in tables.datasets] == [NAMES[0]]
     assert any(NAMES[1] in note and "fold 0 holds out no case" in note for note in tables.notes)
     assert NAMES[1] in summary.failures
 
 
-def test_the_only_case_of_a_dataset_is_trained_on_and_not_scored(stage: SimpleNamespace) -> None:
+def test_the_only_case_of_a_dataset_is_trained_on_and_not_scored(stage: Stage) -> None:
     scan, other = (f"{NAMES[1]}__{case}__0000" for case in "ab")
     file = stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json"
     write_json(file, [{"train": [scan], "val": [scan, other]}])
-    task = make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+    task = make_task(load_dataset(NAMES[1]), stage.network())
     assert [c.identifier for c in task.cases] == ["b"]
     write_json(file, [{"train": [scan], "val": [scan]}])
     with pytest.raises(DatasetError, match="fold 0 holds out no case of it"):
-        make_task(load_dataset(NAMES[1]), stage.space, 0, "Dataset900_Unified")
+        make_task(load_dataset(NAMES[1]), stage.network())
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_split_that_changed_after_the_training_is_found(stage: SimpleNamespace) -> None:
+def test_a_split_that_changed_after_the_training_is_found(stage: Stage) -> None:
     split = {"train": [f"{NAMES[1]}__b__0000"], "val": [f"{NAMES[1]}__a__0000"]}
     write_json(stage.model / "fold_0" / "split.json", split)
-    tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+    tables, summary = stage.run([NAMES[0], NAMES[1]])
     assert "was trained on 1 of the 1 cases of fold 0" in summary.failures[NAMES[1]]
     assert [g.name for g in tables.datasets] == [NAMES[0]]  # its test cases are no matter of splits
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_an_exported_model_is_not_scored_on_what_it_was_trained_on(stage: SimpleNamespace) -> None:
+def test_an_exported_model_is_not_scored_on_what_it_was_trained_on(stage: Stage) -> None:
     for case, refused in (("b", True), ("c", False)):
-        HashedNames.of([f"{NAMES[1]}__{case}__0000"]).save(stage.model / "trained_scans.json")
-        tables, summary = run_benchmark([NAMES[0], NAMES[1]], contest(stage, specialists=False))
+        TrainedScans.of([f"{NAMES[1]}__{case}__0000"]).save(stage.model / "trained_scans.json")
+        tables, summary = stage.run([NAMES[0], NAMES[1]])
         assert ("was trained on 1 of the 1 cases" in summary.failures.get(NAMES[1], "")) == refused
         assert [g.name for g in tables.datasets] == [NAMES[0]] + [NAMES[1]] * (not refused)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_training_cases_are_scored_only_with_a_note(stage: SimpleNamespace) -> None:
-    model = module.ModelFolder.load(stage.model)
-    model.fold = "all"  # type: ignore[misc]
-    tables, _ = run_benchmark([NAMES[1]], contest(stage, specialists=False))
+def test_a_scan_of_another_name_is_known_by_its_voxels(stage: Stage) -> None:
+    (image,) = (c.images[0] for c in load_dataset(NAMES[1]).training_cases() if c.identifier == "b")
+    digest = voxel_digest(read_image(image))
+    for known, refused in ((digest, True), (digest[::-1], False)):
+        TrainedScans.of(["Dataset777_Another__x__0000"], [known]).save(stage.model / "trained_scans.json")
+        _, summary = stage.run([NAMES[0], NAMES[1]])
+        assert ("was trained on 1 of the 1 cases" in summary.failures.get(NAMES[1], "")) == refused
+
+
+def test_training_cases_are_scored_only_with_a_note(stage: Stage) -> None:
+    stage.fold = "all"
+    tables, _ = stage.run([NAMES[1]])
     assert "scores are of training cases" in tables.notes[0]
     assert tables.notes[0] in (stage.root / "bench" / "report.html").read_text("utf-8")
 
 
-def test_classes_are_those_that_the_dataset_lists(stage: SimpleNamespace) -> None:
-    classes = classes_to_score(load_dataset(NAMES[0]))
-    assert sorted(ids for ids in classes.values()) == [(1, 2), (2,)]  # the tumor lies in the liver
+def test_classes_are_those_that_the_dataset_lists(stage: Stage) -> None:
+    classes = classes_of_dataset(load_dataset(NAMES[0])).ids
+    assert sorted(classes.values()) == [(1, 2), (2,)]  # the tumor lies in the liver
 
 
 def test_a_published_dataset_has_the_classes_of_its_publication(nnunet_env: Path) -> None:
@@ -90,14 +93,14 @@ def test_a_published_dataset_has_the_classes_of_its_publication(nnunet_env: Path
     assert record is not None
     folder = nnunet_env / "raw" / record.folder
     write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "labels": {"background": 0, **record.labels}})
-    assert set(classes_to_score(load_dataset(record.folder))) == set(record.classes)
+    assert set(classes_of_dataset(load_dataset(record.folder)).names) == set(record.classes)
     assert len(record.classes) > len(record.labels)  # it lists unions
 
 
-def test_nothing_to_score(stage: SimpleNamespace) -> None:
+def test_nothing_to_score(stage: Stage) -> None:
     write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [])
     with pytest.raises(UserError, match="nothing could be scored"):
-        run_benchmark([NAMES[1]], contest(stage))
+        stage.run([NAMES[1]])
     dataset = load_dataset(NAMES[1])
     with pytest.raises(DatasetError, match="no validation scans of fold 0"):
-        make_task(dataset, stage.space, 0, "Dataset900_Unified")
+        make_task(dataset, stage.network())

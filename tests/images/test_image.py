@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -223,3 +224,33 @@ def test_images_are_taken_in_any_form(tmp_path: Path) -> None:
         as_image((np.zeros((3, 3)), affine))
     with pytest.raises(NonFiniteImageError):
         as_image((np.full((3, 3, 3), np.nan), affine))
+
+
+def _scaled(path: Path, labels: np.ndarray, factor: int, slope: float) -> None:
+    image = nib.Nifti1Image((labels * factor).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize(("factor", "slope"), [(10, 0.1), (255, 1 / 255), (3, 1 / 3), (1, 1.0), (1, 2.0)])
+def test_a_label_map_with_a_scale_has_the_ids_that_it_stands_for(tmp_path: Path, factor: int, slope: float) -> None:
+    labels = np.random.default_rng(0).integers(0, 60, (6, 7, 8))
+    path = tmp_path / "labels.nii"
+    _scaled(path, labels, factor, 1.0)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<2f", raw, 112, slope, 0)  # scl_slope, scl_inter: as other programs leave them
+    path.write_bytes(raw)
+    found = read_label_map(path)
+    np.testing.assert_array_equal(found.array, np.rint(labels * factor * slope))
+    assert found.array.dtype == np.uint8
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-12])
+def test_rounding_is_no_other_label_and_a_half_is(tmp_path: Path, noise: float) -> None:
+    labels = np.random.default_rng(0).integers(0, 200, (6, 7, 8)) * (1 + noise)
+    nib.save(nib.Nifti1Image(labels.astype(np.float32 if noise > 1e-9 else np.float64), np.eye(4)), tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "a.nii").array, np.rint(labels))
+    labels[3, 3, 3] = 1.001
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "b.nii")
+    with pytest.raises(UnexpectedLabelError, match=r"not integers, such as 1\.001"):
+        read_label_map(tmp_path / "b.nii")

@@ -13,7 +13,7 @@ import torch
 from satunet.cli import run
 from satunet.errors import ModelError, UserError
 from satunet.models.info import describe_model
-from satunet.models.trained_scans import HashedNames
+from satunet.models.trained_scans import TrainedScans
 from satunet.models.writing import export_model
 from satunet.network.model import PromptedUNet
 from satunet.prediction import ModelFolder
@@ -83,7 +83,7 @@ def test_a_model_folder_tells_what_it_was_trained_on_and_names_nothing(trained: 
     export_model(trained, tmp_path / "model")
     export_model(tmp_path / "model", tmp_path / "copy")
     for folder in (trained, tmp_path / "model", tmp_path / "copy"):
-        known = HashedNames.of_model(folder, 0)
+        known = TrainedScans.of_model(folder, 0)
         assert known is not None
         assert all(scan in known for scan in split["train"])
         assert split["val"][0] not in known
@@ -92,12 +92,12 @@ def test_a_model_folder_tells_what_it_was_trained_on_and_names_nothing(trained: 
     assert "patient" not in "".join(f.read_text("utf-8") for f in (tmp_path / "copy").glob("*.json"))
     file.write_text('{"sha256": ["abc"]}')
     with pytest.raises(ModelError, match=r"trained_scans\.json: no digests of scans"):
-        HashedNames.of_model(tmp_path / "copy", 0)
+        TrainedScans.of_model(tmp_path / "copy", 0)
 
 
 def test_a_model_folder_of_unknown_training_tells_nothing(exported: Path) -> None:
     assert not (exported / "trained_scans.json").exists()
-    assert HashedNames.of_model(exported, 0) is None
+    assert TrainedScans.of_model(exported, 0) is None
 
 
 def test_wrong_folds_are_refused(tmp_path: Path, exported: Path) -> None:

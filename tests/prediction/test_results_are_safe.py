@@ -13,7 +13,10 @@ import pytest
 import SimpleITK as sitk
 
 from satunet.errors import PromptError, UserError
+from satunet.evaluation.scoring.masks import FolderMasks, PredictedLabels
+from satunet.geometry import Grid
 from satunet.jobs.files import read_json
+from satunet.labels.scored import ScoredClasses
 from satunet.prediction import ModelFolder, Outputs, Predictor
 from satunet.prediction import limits as module_limits
 from satunet.prediction.door import ScanJob
@@ -107,7 +110,7 @@ def test_the_same_name_in_another_folder_is_another_scan(
 
 @pytest.mark.parametrize("what", ["content, same size and time", "shape", "voxels behind a header"])
 def test_a_scan_that_was_replaced_is_predicted_again(tmp_path: Path, predictor: Predictor, what: str) -> None:
-    new = np.ones((9, 9, 9), np.float32) if what == "shape" else scan(slice(10, 16))
+    new = scan()[2:11, :9, 3:13] if what == "shape" else scan(slice(10, 16))
     if what == "voxels behind a header":
         file, raw = tmp_path / "in" / "a.mhd", tmp_path / "in" / "a.raw"
         file.parent.mkdir()
@@ -141,7 +144,7 @@ def test_outputs_are_checked_before_they_are_believed(tmp_path: Path, predictor:
     if damage == "gone":
         file.unlink()
     elif damage == "manifest":
-        manifest.write_text('{"version": 4, "stamp": []}')
+        manifest.write_text('{"version": 5, "stamp": []}')
     elif damage == "old manifest":
         manifest.write_text('{"version": 3, "prompts": []}')
     else:
@@ -199,6 +202,40 @@ def test_every_class_in_one_map_shows_parts_over_wholes(tmp_path: Path) -> None:
         assert int(row["voxels"]) == int((labels == names.index(name) + 1).sum())
         assert float(row["volume_ml"] or 0) + float(row["covered_ml"] or 0) == pytest.approx((scan() > 3).sum() / 1000)
     assert rows["lung"]["mean_intensity"] == ""
+
+
+def test_what_is_not_seen_has_no_mask_and_is_scored_as_absent(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "a.nii.gz", np.ones((8, 9, 10), np.float32))  # constant: nothing exceeds its mean
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["bright", "left bright"])
+    assert [p.name for p in (tmp_path / "out" / "a").iterdir()] == ["manifest.json"]
+    for entry in read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"]:
+        assert (entry["seen"], entry["file"], entry["voxels"]) == (False, None, 0)
+    grid = Grid(shape=(8, 9, 10), affine=np.eye(4))
+    masks = FolderMasks(tmp_path / "out" / "a", grid)
+    assert masks.knows("bright")
+    assert not masks.knows("liver")
+    assert masks.box("left bright") is None
+    combined = predictor.changed(outputs=Outputs(combine=True))
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "map", combined, ["bright"])
+    labels = PredictedLabels(tmp_path / "map" / "a.nii.gz", grid, ScoredClasses(classes=()))
+    assert labels.knows("bright")
+    assert labels.box("bright") is None
+    assert not labels.knows("left bright")
+
+
+def test_a_whole_under_its_parts_is_scored_with_them(tmp_path: Path) -> None:
+    model = model_of(({"left lung": (1,), "right lung": (2,)}, "ct"))
+    predictor = Predictor(model, device="cpu", precision="float32", outputs=Outputs(combine=True))
+    save(tmp_path / "a.nii.gz")
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, None)
+    grid = Grid(shape=(18, 16, 20), affine=np.eye(4))
+    labels = PredictedLabels(tmp_path / "out" / "a.nii.gz", grid, ScoredClasses(classes=()))
+    box = labels.box("lung")
+    assert box is not None
+    whole = np.zeros(grid.shape, bool)
+    whole[box] = labels.mask("lung", box)
+    assert np.array_equal(whole, scan() > 3)
+    assert labels.box("left lung") is None  # the right one lies over it, voxel for voxel
 
 
 @pytest.mark.parametrize("name", ["...nii.gz", "prediction_summary.nii.gz", "predict.log.nii.gz", "CON.nii.gz"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from satunet.errors import ModelError
-from satunet.evaluation.benchmark.specialist import predict_specialist
+from satunet.evaluation.benchmark.competitors.nnunet import predict_specialist
 from satunet.jobs.files import write_json
 
 

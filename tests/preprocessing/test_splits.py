@@ -92,6 +92,18 @@ def test_the_specialist_gets_the_same_folds_and_a_published_split_goes_first(nnu
     assert own.stat().st_mtime_ns == before  # what agrees stays as it is
 
 
+def test_the_specialist_goes_without_cases_that_cannot_be_used(nnunet_env: Path) -> None:
+    """nnunetv2 would train on a scan whose label map lies beside it; the unified network does not."""
+    own = nnunet_env / "preprocessed" / NAME / "splits_final.json"
+    found = case_folds({NAME: list("abcdefghij")})
+    share_folds(NAME, found, unusable={"d"})
+    folds = json.loads(own.read_text())
+    assert [sorted(f["train"] + f["val"]) for f in folds] == [list("abcefghij")] * 5
+    assert all(
+        f["val"] == [c for c in g["val"] if c != "d"] for f, g in zip(folds, found.by_dataset[NAME], strict=True)
+    )
+
+
 def test_a_failed_case_does_not_move_the_others(nnunet_env: Path) -> None:
     cases = list("abcdefghij")
     folds = case_folds({NAME: cases})

@@ -19,7 +19,7 @@ NAME = "Dataset900_Unified"
 def config(**changes: Any) -> TrainingConfig:
     """Six steps in three epochs."""
     values: dict[str, Any] = {"steps": 6, "warmup_steps": 2, "steps_per_epoch": 2, "validation_steps": 1, "workers": 0,
-              "precision": "float32", "learning_rate": 1e-3, "queries_per_scan": 8, "batch_size": 1,
+              "learning_rate": 1e-3, "queries_per_scan": 8, "batch_size": 1,
               "tensorboard": False}  # fmt: skip
     return TrainingConfig.from_recipe("short", **(values | changes))
 

@@ -390,9 +390,7 @@ def test_atlas_and_text_learn_from_each_other(
     from satunet.plan import UnifiedPlan
     from satunet.trainers.unified.pretrained import start_from
 
-    monkeypatch.setattr(
-        "satunet.compute.devices.cpu_has_bfloat16", lambda: native
-    )  # PyTorch emulates what is not there
+    monkeypatch.setenv("SATUNET_PRECISION", "bfloat16" if native else "float32")  # PyTorch emulates what is not there
     config = settings(AtlasConfig, steps=6, batch=8, scans=2, learning_rate=1e-3)
     done = pretrain_atlas(NAME, small_tree(), tmp_path / "run", encoder=start, config=config, device="cpu", fold="all")
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -143,6 +143,7 @@ def test_fine_tuning_of_imported_weights_of_sat_goes_on_and_predicts(planned: Pa
     assert (whole.model_folder / "fold_0" / "checkpoint_final.pth").is_file()
     encoder = ModelFolder.load(whole.model_folder).text_encoder()
     assert encoder.fingerprint == sat.encoder_fingerprint
+    whole.model_folder.rename(planned / "tuned")
     # A run from scratch has the plan's network and encoder again, and no other encoder beside it.
     fresh = run_training(NAME, **options)
     assert fresh.plan.text_encoder == UnifiedPlan.load(preprocessed_dir() / NAME / "satunetPlans.json").text_encoder

@@ -25,10 +25,10 @@ from satunet.jobs.files import atomic_path, write_json
 from satunet.knowledge.concepts import read_concepts
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.labels import LabelSpace
+from satunet.models.trained_scans import TRAINED_SCANS_FILE
 from satunet.network.backbone import Encoder, ResidualEncoder, UNet
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanStore
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.knowledge import shares as distributed
@@ -41,7 +41,8 @@ from satunet.trainers.knowledge.tower import TextTower
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import StepBatches
 from satunet.trainers.unified.batches.sampling import foreground_boxes
-from satunet.trainers.unified.setup import Split, TrainingSetup
+from satunet.trainers.unified.checkpointing import scans_of
+from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ def pretrain_atlas(
         if rank() == 0:
             keys = ("before", "after", "atlas_before", "atlas_after")
             write_json(output / "measures.json", {k: record[k] for k in keys})
+            scans_of(setup).save(output / TRAINED_SCANS_FILE)  # what starts from these weights has seen them
             tower.save(result.encoder, record)
             _save_image_encoder(atlas.encoder, result.weights)
     return result
@@ -308,7 +310,7 @@ def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
     unified = UnifiedFolder(name=dataset_name)
     plan = UnifiedPlan.load(unified.plan)
     space = LabelSpace.load(unified.label_space)
-    store = ScanStore(unified.store)
+    store = open_store(unified.store, plan)
     split = Split.of_fold(fold, store=store, space=space, file=unified.splits)
     names = space.class_names
     bank = TextBank(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from satunet.compute.devices import Precision
+from satunet.compute.choices import Precision
 from satunet.errors import UserError
 
 

@@ -22,7 +22,7 @@ from satunet.jobs.files import atomic_path, read_json, write_json
 from satunet.jobs.progress import in_locale, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.labels import normalize_name
-from satunet.models.results import last_checkpoint
+from satunet.models.results import begin_again, end_run, last_checkpoint
 from satunet.planners.specialist.nnunet import PLANS
 from satunet.planners.specialist.planner import CONFIGURATION
 from satunet.trainers.config import TrainingConfig
@@ -209,7 +209,10 @@ def train_specialist(
         with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
+            if found is None:
+                begin_again(output)
             trainer.run_training()
+            end_run(output)
     return output.parent
 
 

@@ -112,7 +112,12 @@ def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, le
                 mask = np.isin(labels[box], ids)
                 pieces = cc3d.connected_components(mask, connectivity=26)
                 found[name] = bool(np.bincount(pieces[mask]).max() >= least * mask.sum())
-    return tuple(sorted(name for name, whole in found.items() if whole))
+    # Both sides of a structure may touch in some people and not in others, and a tumour may have satellites.
+    return tuple(
+        name
+        for name, whole in sorted(found.items())
+        if whole and not space.info(name).lesion and normalize_name(f"left {name}").canonical not in space
+    )
 
 
 class MixtureBatches:

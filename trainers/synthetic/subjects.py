@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satunet.geometry import reorient
+from satunet.images.content import voxel_digest
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.plan import Normalization
@@ -36,6 +37,7 @@ class Subject:
         spacing_mm: Of the arrays.
         locations: Label id → (n, 3) some of its voxels.
         box: First and last voxel of all labels.
+        voxels: Digest of the scan's voxels, see :func:`satunet.images.content.voxel_digest`; empty without an image.
     """
 
     dataset: str
@@ -48,6 +50,7 @@ class Subject:
     spacing_mm: tuple[float, float, float]
     locations: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
     box: tuple[NDArray[np.int64], NDArray[np.int64]]
+    voxels: str = ""
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:
@@ -69,7 +72,8 @@ def read_subject(
     if modality == "ct":
         cropped = to_hounsfield(cropped)
     values = np.ascontiguousarray(normalize(cropped, normalization))
-    return make_subject(dataset, case, modality, values, np.ascontiguousarray(ids[box]), grid.spacing_mm)
+    subject = make_subject(dataset, case, modality, values, np.ascontiguousarray(ids[box]), grid.spacing_mm)
+    return replace(subject, voxels=voxel_digest(image))
 
 
 def make_subject(

@@ -19,6 +19,7 @@ from satunet.jobs.files import atomic_path, write_json
 from satunet.jobs.records import save_record, to_plain
 from satunet.models.checkpoints import load_weights, network_weights
 from satunet.models.results import CONFIG_FILE, SPLIT_FILE, trained_scans
+from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.faults import BadSteps
 from satunet.trainers.unified.setup import TrainingSetup
@@ -128,6 +129,7 @@ def write_model_files(
     dataset_json: Mapping[str, Any],
     fingerprint: Path,
     goes_on: bool,
+    scans_seen: TrainedScans,
 ) -> None:
     """Plan, label space, texts and configuration, beside the folds.
 
@@ -139,6 +141,7 @@ def write_model_files(
         dataset_json: The unified dataset's.
         fingerprint: The unified dataset's fingerprint, which may not be there.
         goes_on: Whether the run was begun before: the scans it has seen stay written down.
+        scans_seen: Scans that the weights which training started from have seen.
     """
     fold.mkdir(parents=True, exist_ok=True)
     setup.plan.save(model / "plans.json")
@@ -147,11 +150,20 @@ def write_model_files(
     setup.bank.save(model / "text_bank.safetensors")
     save_record(fold / CONFIG_FILE, config)
     train = list(setup.split.train)
-    if goes_on:  # splits may have changed since it began
+    seen = scans_seen | scans_of(setup)
+    if goes_on:  # scans may be gone since it began
         train = sorted({*train, *trained_scans(fold)})
+        seen |= TrainedScans.of_model(model, fold.name.removeprefix("fold_")) or TrainedScans()
+    seen.save(fold / TRAINED_SCANS_FILE)
     write_json(fold / SPLIT_FILE, {"train": train, "val": list(setup.split.val)})
     if fingerprint.is_file():
         shutil.copyfile(fingerprint, model / "dataset_fingerprint.json")
+
+
+def scans_of(setup: TrainingSetup) -> TrainedScans:
+    """The scans that a training sees, by name and by content."""
+    train = setup.split.train
+    return TrainedScans.of(train, [setup.store.record(scan).content for scan in train])
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> bool:

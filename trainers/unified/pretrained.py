@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from satunet.errors import ModelError, UserError
 from satunet.models.checkpoints import load_checkpoint, load_weights, network_weights
+from satunet.models.trained_scans import TrainedScans
 from satunet.network.published import network_state, state_dict_of
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
@@ -33,16 +34,37 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Path]:
         UserError: No such path, or a folder without weights.
         ModelError: A file that cannot be read.
     """
-    path = Path(path)
-    file = _file_in(path) if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{path}: no such file or folder of weights")
+    file = weights_file(path)
     if file.suffix == ".safetensors":
         return _plain_names(_read_safetensors(file)), file
     content = load_checkpoint(file)
     if "network_weights" not in content and isinstance(content.get("model_state_dict"), Mapping):
         return network_state(state_dict_of(content, source=file), source=file), file  # SAT's published checkpoints
     return network_weights(content, source=file), file
+
+
+def weights_file(path: Path) -> Path:
+    """The file that a path of weights stands for.
+
+    Raises:
+        UserError: No such path, or a folder without weights.
+    """
+    path = Path(path)
+    file = _file_in(path) if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{path}: no such file or folder of weights")
+    return file
+
+
+def scans_seen(path: Path) -> TrainedScans:
+    """Scans that the network of a path of weights has seen; that nothing tells is said."""
+    file = weights_file(path)
+    seen = TrainedScans.of_weights(file)
+    if seen is None:
+        logger.warning(
+            "nothing beside %s tells which scans it was trained on: no benchmark will know if it scores them", file
+        )
+    return seen or TrainedScans()
 
 
 def plan_beside(path: Path) -> UnifiedPlan | None:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,16 @@ from satunet.compute import distributed
 from satunet.compute.devices import pick_device
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import ModelError, UserError
-from satunet.jobs.files import atomic_folder, read_json
+from satunet.jobs.files import atomic_folder, only_writer, read_json
 from satunet.jobs.progress import progress_bar
-from satunet.jobs.records import load_record
-from satunet.models.results import CONFIG_FILE, last_checkpoint
+from satunet.jobs.records import from_plain
+from satunet.labels import LabelSpace
+from satunet.models.checkpoints import load_checkpoint
+from satunet.models.results import last_checkpoint
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
 from satunet.trainers.config import TrainingChoices, TrainingConfig
+from satunet.trainers.unified.setup import differences
 from satunet.trainers.unified.trainer import SATTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +66,8 @@ def run_training(
         The trainer; its ``model_folder`` and ``failed_scans`` are what most callers look at.
 
     Raises:
-        UserError: Contradictory options, or nothing to validate.
+        UserError: Contradictory options, nothing to validate, another plan than that of the folds that are there, or
+            another training of this fold runs.
         PlanError, DatasetError: Not planned or not preprocessed.
         ModelError: A checkpoint that cannot be used.
     """
@@ -70,24 +75,30 @@ def run_training(
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
     unified = UnifiedFolder(name=dataset_name)
     plan = UnifiedPlan.load(unified.plan)
+    model = unified.results
+    goes_on = (continue_training or only_validate) and last_checkpoint(model / f"fold_{fold}") is not None
     encoder = None
-    begun = _begun(plan, dataset_name, fold) if continue_training or only_validate else None
-    if pretrained_weights is not None:
+    if goes_on:
+        plan = _plan_of_run(model, plan)
+    elif pretrained_weights is not None:
         plan, encoder = _as_pretrained(plan, pretrained_weights)
-    elif begun is not None:
-        plan, encoder = begun
-    with distributed.process_group(pick_device(device)) as own_device:
+    with distributed.process_group(pick_device(device)) as own_device, _alone(model / f"fold_{fold}"):
+        if not goes_on:
+            _refuse_another_plan(model, plan, LabelSpace.load(unified.label_space))
         plans = plan.to_nnunet() | {"continue_training": bool(continue_training)}
         trainer = SATTrainer(plans, plan.configuration, fold, read_json(unified.dataset_json), own_device)
-        trainer.configure(_resolved(config, trainer, goes_on=begun is not None))
-        trainer.text_encoder_folder = _own_text_encoder(trainer, encoder) if begun is None else encoder
+        trainer.goes_on = goes_on
+        trainer.configure(_resolved(config, trainer))
+        if not goes_on:
+            trainer.text_encoder_folder = _own_text_encoder(trainer, encoder)
         trainer.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         finished = False
         if continue_training or only_validate:
             finished = _go_on(trainer, only_validate=only_validate, expected=continue_training != "if_begun")
         if pretrained_weights is not None:
-            from satunet.trainers.unified.pretrained import start_from
+            from satunet.trainers.unified.pretrained import scans_seen, start_from
 
+            trainer.scans_seen = scans_seen(pretrained_weights)
             trainer.initialize()
             trainer.print_to_log_file(start_from(trainer.network, pretrained_weights))
         if not finished:
@@ -101,26 +112,61 @@ def run_training(
     return trainer
 
 
-def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer, *, goes_on: bool) -> TrainingConfig:
+@contextlib.contextmanager
+def _alone(fold: Path) -> Iterator[None]:
+    """Two trainings of one fold exclude each other; of processes that train together, the first one asks for all."""
+    with contextlib.ExitStack() as held:
+        problem = None
+        if distributed.rank() == 0:
+            try:
+                held.enter_context(only_writer(fold))
+            except UserError:
+                problem = f"{fold}: another training of this fold runs; wait for it, or end it"
+        problem = distributed.gather(problem)[0]
+        if problem is not None:
+            raise UserError(problem)
+        yield
+
+
+def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> TrainingConfig:
     """The whole configuration: of choices, with what the run was begun with for the rest."""
     if isinstance(config, TrainingConfig):
         return config
-    file = Path(str(trainer.output_folder)) / CONFIG_FILE
-    before = load_record(file, TrainingConfig, error=ModelError) if goes_on and file.is_file() else None
-    return config.config(before)
+    found = last_checkpoint(Path(str(trainer.output_folder))) if trainer.goes_on else None
+    if found is None:
+        return config.config()
+    before = load_checkpoint(found).get("satunet", {}).get("training_config", {})
+    return config.config(from_plain(before, TrainingConfig, source=found, error=ModelError))
 
 
-def _begun(plan: UnifiedPlan, dataset_name: str, fold: int | str) -> tuple[UnifiedPlan, Path | None] | None:
-    """The plan with the network and text encoder that a run was begun with, and its own text encoder; ``None`` if there
-    is no run to go on with. Those of a run with pre-trained weights are not the plan's.
+def _plan_of_run(model: Path, planned: UnifiedPlan) -> UnifiedPlan:
+    """The plan that a result folder was begun with; that there is another one by now is said."""
+    plan = UnifiedPlan.load(model / "plans.json")
+    other = differences(plan, planned)
+    if other:
+        logger.info("%s keeps the plan it was begun with, which is not today's: %s", model, "; ".join(other))
+    return plan
+
+
+def _refuse_another_plan(model: Path, plan: UnifiedPlan, space: LabelSpace) -> None:
+    """Folds of one result folder are of one plan and one label space, those of ``plans.json`` beside them.
+
+    Raises:
+        UserError: There is a fold with a checkpoint that was trained by another plan.
     """
-    folder = dataclasses.replace(plan.unified_folder, name=dataset_name).results
-    if last_checkpoint(folder / f"fold_{fold}") is None or not (folder / "plans.json").is_file():
-        return None
-    before = UnifiedPlan.load(folder / "plans.json")
-    encoder = folder / TEXT_ENCODER_FOLDER
-    plan = dataclasses.replace(plan, network=before.network, text_encoder=before.text_encoder)
-    return plan, encoder if encoder.is_dir() else None
+    trained = sorted(f for f in model.glob("fold_*") if last_checkpoint(f) is not None)
+    if not trained or not (model / "plans.json").is_file():
+        return
+    other = differences(UnifiedPlan.load(model / "plans.json"), plan)
+    before = LabelSpace.load(model / "label_space.json")
+    if (before.classes, before.ids, before.ignored) != (space.classes, space.ids, space.ignored):
+        other.append(f"label space of {len(before.classes)} classes there, {len(space.classes)} now")
+    if other:
+        raise UserError(
+            f"{trained[0]} was trained by another plan ({'; '.join(other)}), and the folds of a result folder are of "
+            "one plan. Give this plan a dataset name of its own ('satunet plan_and_preprocess --name "
+            f"Dataset901_Name'), go on with that run (--c), or move {model} away"
+        )
 
 
 def _own_text_encoder(trainer: SATTrainer, source: Path | None) -> Path | None:
@@ -174,7 +220,13 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
         if expected:
             logger.warning("there is no checkpoint in %s; starting from the beginning", output)
         return False
-    trainer.load_checkpoint(found)
+    try:
+        trainer.load_checkpoint(found)
+    except ModelError as error:
+        best = output / "checkpoint_best.pth"
+        if found.name != "checkpoint_latest.pth" or not best.is_file():
+            raise
+        raise ModelError(f"{error}; {best} is there: remove {found.name} and --c goes on from it") from error
     if found == final:
         logger.info("%s is trained already", output)
         if not only_validate and trainer.current_epoch < trainer.num_epochs:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import load_json
 from satunet.labels import LabelSpace, text_variants
+from satunet.models.folder import read_description
+from satunet.models.results import SPLIT_FILE
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store import ScanStore, read_manifest
 from satunet.text import TextBank, load_text_encoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +103,12 @@ class TrainingSetup:
 
         Raises:
             ModelError: The text encoder does not fit the plan's network.
-            DatasetError: Nothing is preprocessed.
+            DatasetError: Nothing is preprocessed, or by another plan.
             UserError: The split has no such fold.
         """
         folder = plan.unified_folder
         space = LabelSpace.load(folder.label_space)
-        store = ScanStore(folder.store)
+        store = open_store(folder.store, plan)
         encoder = load_text_encoder(str(text_encoder or plan.text_encoder))
         texts = [text for info in space.classes for text in text_variants(info)]
         bank = dataclasses.replace(TextBank.build(encoder, texts), encoder_name=plan.text_encoder)
@@ -112,3 +119,80 @@ class TrainingSetup:
             )
         split = Split.of_fold(fold, store=store, space=space, file=folder.splits)
         return cls(plan=plan, space=space, bank=bank, store=store, split=split)
+
+    @classmethod
+    def of_run(cls, folder: UnifiedFolder, fold: int | str) -> TrainingSetup:
+        """What a run was begun with: its own plan, classes, texts and scans, whatever was planned since.
+
+        Args:
+            folder: The unified dataset.
+            fold: Number of the fold, or ``"all"``.
+
+        Raises:
+            ModelError: A file of the result folder is missing or damaged.
+            DatasetError: The scans are preprocessed by another plan now, or are gone.
+        """
+        plan, space, bank = read_description(folder.results)
+        store = open_store(folder.store, plan)
+        missing = [text for info in space.classes for text in text_variants(info) if text not in bank]
+        if missing:
+            raise ModelError(
+                f"{folder.results}: its text bank has no embedding of {missing[0]!r}; the run cannot go on"
+            )
+        return cls(plan=plan, space=space, bank=bank, store=store, split=_own_split(folder.model(fold), store))
+
+
+def open_store(folder: Path, plan: UnifiedPlan) -> ScanStore:
+    """The preprocessed scans of a plan.
+
+    Args:
+        folder: The unified dataset's store.
+        plan: The plan to train by.
+
+    Raises:
+        DatasetError: There are none, or another plan made them.
+    """
+    store = ScanStore(folder)
+    manifest = read_manifest(store.folder)
+    if manifest is not None and manifest["plan"] != plan.content_hash():
+        wanted = json.loads(json.dumps(plan.preprocessing()))
+        made = manifest["preprocessing"]
+        other = [f"{k} {made.get(k)} instead of {v}" for k, v in wanted.items() if made.get(k) != v]
+        raise DatasetError(
+            f"{store.folder}: its scans were preprocessed by another plan: {'; '.join(other)}. Preprocess them by this "
+            "one ('satunet preprocess'), or plan again as they were made"
+        )
+    return store
+
+
+_SAME = (
+    "configuration", "orientation", "dataset_orientation", "spacing_mm", "patch_size", "normalization", "network",
+    "text_encoder", "datasets",
+)  # fmt: skip
+
+
+def differences(before: UnifiedPlan, now: UnifiedPlan) -> list[str]:
+    """What two plans of one result folder may not differ in, a phrase each; batch size and sampling may change."""
+    found = []
+    for name in _SAME:
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            brief = len(str(old)) + len(str(new)) < 100
+            found.append(f"{name} {old} there, {new} now" if brief else name)
+    return found
+
+
+def _own_split(fold: Path, store: ScanStore) -> Split:
+    """Scans that a fold was begun with, as far as they are still there."""
+    content = load_json(fold / SPLIT_FILE, what="the split of a training", error=ModelError)
+    present = set(store.scan_ids)
+    try:
+        train, val = (tuple(map(str, content[part])) for part in ("train", "val"))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{fold / SPLIT_FILE}: not the split of a training ({error!r})") from error
+    gone = sorted({*train, *val} - present)
+    if gone:
+        logger.warning(
+            "%s: %d scans of the run are not in %s any more, such as %s", fold, len(gone), store.folder, gone[0]
+        )
+    return Split(train=tuple(s for s in train if s in present), val=tuple(s for s in val if s in present))

@@ -28,6 +28,8 @@ from satunet.datasets.raw import split_scan_id
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.progress import in_locale
 from satunet.models.checkpoints import load_checkpoint
+from satunet.models.results import begin_again, end_run
+from satunet.models.trained_scans import TrainedScans
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
@@ -93,6 +95,10 @@ class SATTrainer(nnUNetTrainer):
         self.on_step: Callable[[int, float], None] | None = None
         self.deadline: float | None = None
         """Time of the monotonic clock before which to stop at the end of an epoch."""
+        self.scans_seen = TrainedScans()
+        """Scans that the weights which training starts from have seen."""
+        self.goes_on = False
+        """Whether a run is gone on with, which keeps its own plan, classes, texts and scans."""
         self.text_encoder_folder: Path | None = None
         """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
         self.model_folder = Path(str(self.output_folder_base))
@@ -112,8 +118,8 @@ class SATTrainer(nnUNetTrainer):
         self.initial_lr = config.learning_rate
         self.weight_decay = config.weight_decay
         self.bad_steps.limit = config.bad_steps
-        half = self.device.type == "cuda" and precision_for(self.device, config.precision) is torch.float16
-        self.grad_scaler = torch.GradScaler("cuda") if half else None  # bfloat16 has the range of float32
+        half = precision_for(self.device, config.precision) is torch.float16
+        self.grad_scaler = torch.GradScaler(self.device.type) if half else None  # bfloat16 has the range of float32
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -123,7 +129,10 @@ class SATTrainer(nnUNetTrainer):
             raise SatunetError("the trainer is already initialised")
         self.batch_size = self.config.batch_size or self.plan.batch_size
         self.num_input_channels = 1
-        self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
+        if self.goes_on:
+            self.setup = TrainingSetup.of_run(self.plan.unified_folder, self.fold)
+        else:
+            self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
         if network.adapter is not None:
@@ -168,6 +177,8 @@ class SATTrainer(nnUNetTrainer):
         self.stepper = Stepper(self.network, self.optimizer, self.grad_scaler, self.config, self.device)
         self.set_deep_supervision_enabled(True)
         if distributed.rank() == 0:
+            if self.current_epoch == 0:
+                begin_again(Path(str(self.output_folder)))
             write_model_files(
                 self.setup,
                 self.config,
@@ -176,6 +187,7 @@ class SATTrainer(nnUNetTrainer):
                 dataset_json=self.dataset_json,
                 fingerprint=self.plan.unified_folder.fingerprint,
                 goes_on=self.current_epoch > 0,
+                scans_seen=self.scans_seen,
             )
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
@@ -314,15 +326,18 @@ class SATTrainer(nnUNetTrainer):
             f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
             f"mean soft Dice of positive queries {last['mean_fg_dice']:.4f}"
         )
+        # What a run goes on from comes last: one that is killed before has this epoch's best and line made again.
         folder = Path(str(self.output_folder))
-        if epoch != self.num_epochs - 1:
-            self.save_checkpoint(folder / "checkpoint_latest.pth")
         if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
             self._best_ema = float(last["ema_fg_dice"])
             self.save_checkpoint(folder / "checkpoint_best.pth")
         if distributed.rank() == 0:
             done = min((epoch + 1) * self.num_iterations_per_epoch, self.config.steps)
             self.reporter.end_of_epoch(epoch, done, plain(last), self.bad_steps.count)
+        if epoch != self.num_epochs - 1:
+            self.save_checkpoint(folder / "checkpoint_latest.pth")
+        if distributed.rank() == 0:
+            self.reporter.draw(epoch)
             self._picture(epoch)
         self.current_epoch += 1
 
@@ -346,6 +361,7 @@ class SATTrainer(nnUNetTrainer):
         self.save_checkpoint(folder / "checkpoint_final.pth")
         self.current_epoch += 1
         if distributed.rank() == 0 and not self.disable_checkpointing:
+            end_run(folder)
             (folder / "checkpoint_latest.pth").unlink(missing_ok=True)
         self.dataloader_train = self.dataloader_val = None
         self.reporter.gather_failures()

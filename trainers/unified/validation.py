@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from satunet.compute import distributed
-from satunet.compute.devices import Precision
+from satunet.compute.choices import Precision
 from satunet.datasets.raw import MODALITIES, split_scan_id
 from satunet.jobs.files import read_json, write_json
 from satunet.models.checkpoints import hash_weights

@@ -179,9 +179,9 @@ def _check_alike(slices: Sequence[Slice]) -> None:
     spacings = np.array([s.spacing_mm for s in slices])
     reach = np.abs(spacings - spacings[0]) / spacings[0] * (first.rows, first.columns)
     if reach.max() > _SAME_SPACING:
-        odd = slices[int(reach.max(axis=1).argmax())]
+        other = slices[int(reach.max(axis=1).argmax())]
         raise NoVolumeError(
-            f"its pixel spacing changes from {_mm(first.spacing_mm)} to {_mm(odd.spacing_mm)} mm in {odd.name}"
+            f"its pixel spacing changes from {_mm(first.spacing_mm)} to {_mm(other.spacing_mm)} mm in {other.name}"
         )
     references = {s.reference for s in slices if s.reference}
     if len(references) > 1:

@@ -173,7 +173,7 @@ def _write(
     kind = SegmentationTypeValues.LABELMAP if pixels.ndim == 3 else SegmentationTypeValues.BINARY
     segmentation = Segmentation(
         source_images=list(source.images),
-        pixel_array=pixels,
+        pixel_array=_in_order_of_frames(pixels, source),
         segmentation_type=kind,
         segment_descriptions=described,
         series_instance_uid=hd.UID(),
@@ -189,6 +189,17 @@ def _write(
     segmentation.SeriesDescription = "satunet segmentation"
     with atomic_path(path) as temporary:
         segmentation.save_as(temporary)
+
+
+def _in_order_of_frames(pixels: NDArray[Any], source: SourceImages) -> NDArray[Any]:
+    """Slices in the order in which a multi-frame image stores them; files are in the volume's order."""
+    if source.planes[0].frame is None:
+        return pixels
+    stored = np.zeros((int(source.images[0].NumberOfFrames), *pixels.shape[1:]), dtype=pixels.dtype)
+    for k, plane in enumerate(source.planes):
+        assert plane.frame is not None
+        stored[plane.frame - 1] = pixels[k]
+    return stored
 
 
 def series_number(series: Series) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import EnvironmentProblemError, UnreadableImageError
-from satunet.images.dicom import Series
+from satunet.images.dicom import Series, Slice
+from satunet.images.dicom.headers import quiet
 
 _EMPTY_ALLOWED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
@@ -69,23 +70,24 @@ def read_source(series: Series) -> SourceImages:
     """
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
     except ImportError as error:
         raise EnvironmentProblemError("DICOM results need pydicom: pip install 'satunet[dicom]'") from error
+    if not series.slices:
+        reason = series.fault or "its images do not say where they lie"
+        raise UnreadableImageError(series.folder, f"series {series.uid}: {reason}")
     images = []
     for file in series.files:
         try:
-            image = pydicom.dcmread(file, stop_before_pixels=True)
-            _repair(image)
-        except (InvalidDicomError, OSError, ValueError, TypeError, AttributeError, KeyError, LookupError) as error:
-            raise UnreadableImageError(file, f"its DICOM header cannot be read ({error}); {_INSTEAD}") from error
+            with quiet():
+                image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                _repair(image)
+        except Exception as error:  # pydicom raises what it meets
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UnreadableImageError(file, f"its DICOM header cannot be read ({reason}); {_INSTEAD}") from error
         images.append(image)
     _check(images, series)
-    try:
-        planes = _planes(images)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _refused(series, f"its images do not say where their slices lie ({error})") from error
-    return SourceImages(images=tuple(images), planes=tuple(planes))
+    by_file = dict(zip(series.files, images, strict=True))
+    return SourceImages(images=tuple(images), planes=tuple(_plane(s, by_file[s.file]) for s in series.slices))
 
 
 def _refused(series: Series, reason: str) -> UnreadableImageError:
@@ -143,49 +145,13 @@ def _check(images: Sequence[Any], series: Series) -> None:
         raise _refused(series, "it is made of several multi-frame images; allowed are one, or single-frame images")
 
 
-def _planes(images: Sequence[Any]) -> list[Plane]:
-    if len(images) > 1 or "PerFrameFunctionalGroupsSequence" not in images[0]:
-        if int(images[0].get("NumberOfFrames") or 1) > 1:
-            raise ValueError("a multi-frame image without functional groups")
-        return [_plane(i, None, i.ImagePositionPatient, i.ImageOrientationPatient, i.PixelSpacing) for i in images]
-    (image,) = images
-    planes = []
-    for number, own in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
-        groups = (own, image.SharedFunctionalGroupsSequence[0])
-        position = _macro(groups, "PlanePositionSequence").ImagePositionPatient
-        orientation = _macro(groups, "PlaneOrientationSequence").ImageOrientationPatient
-        spacing = _macro(groups, "PixelMeasuresSequence").PixelSpacing
-        planes.append(_plane(image, number, position, orientation, spacing))
-    _check_stack(planes)
-    return planes
-
-
-def _check_stack(planes: Sequence[Plane]) -> None:
-    """Frames are read in the order they are stored: they have to lie one upon the other in that order."""
-    if len(planes) < 2:
-        return
-    steps = np.diff([p.origin for p in planes], axis=0)
-    normal = np.cross(*planes[0].steps)
-    along = steps @ normal / np.linalg.norm(normal)
-    same_axes = all(np.allclose(p.steps, planes[0].steps, atol=1e-4) for p in planes)
-    gap = float(abs(along[0]))
-    straight = np.linalg.norm(steps - steps[0], axis=1).max() <= max(0.05 * gap, 1e-3)
-    if gap == 0 or not same_axes or not straight:
-        raise ValueError("its frames are not stored in the order of one even stack")
-
-
-def _macro(groups: Sequence[Any], name: str) -> Any:
-    """The first item of a functional group: the frame's own, else the one that all frames share."""
-    for group in groups:
-        if group.get(name):
-            return group[name].value[0]
-    raise ValueError(f"no {name}")
-
-
-def _plane(image: Any, frame: int | None, position: Any, orientation: Any, spacing: Any) -> Plane:
-    axes = np.array(orientation, dtype=np.float64)
-    origin = np.array(position, dtype=np.float64)
-    rows, columns = (float(v) for v in spacing)  # between rows, between columns
-    if axes.shape != (6,) or origin.shape != (3,) or not np.isfinite([*axes, *origin, rows, columns]).all():
-        raise ValueError("position, orientation and spacing have to be 3, 6 and 2 finite numbers")
-    return Plane(image=image, frame=frame, origin=origin, steps=np.stack((axes[:3] * columns, axes[3:] * rows)))
+def _plane(one: Slice, image: Any) -> Plane:
+    assert one.position is not None and one.axes is not None and one.spacing_mm is not None  # of a volume
+    axes, (rows, columns) = np.array(one.axes), one.spacing_mm  # between rows, between columns
+    multi_frame = int(image.get("NumberOfFrames") or 1) > 1
+    return Plane(
+        image=image,
+        frame=one.frame + 1 if multi_frame else None,
+        origin=np.array(one.position),
+        steps=np.stack((axes[:3] * columns, axes[3:] * rows)),
+    )

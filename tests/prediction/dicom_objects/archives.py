@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from satunet.images.image import Image
 from satunet.prediction.masks import BoxedMask
 
 CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
@@ -96,3 +98,21 @@ def boxed(mask: np.ndarray) -> BoxedMask:
     low, high = places.min(0), places.max(0) + 1
     inside = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
     return BoxedMask.of(inside, tuple(int(v) for v in low), mask.shape)
+
+
+def read_back(file: Path, image: Image) -> dict[str, np.ndarray]:
+    """Label → mask on the image's grid, by positions alone."""
+    highdicom = pytest.importorskip("highdicom")
+    found = highdicom.seg.segread(str(file))
+    names = {d.SegmentNumber: d.SegmentLabel for d in found.SegmentSequence if d.SegmentNumber}
+    masks = {name: np.zeros(image.grid.shape, bool) for name in names.values()}
+    for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, np.atleast_3d(found.pixel_array), strict=True):
+        place = [*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0] * np.array([-1, -1, 1, 1])
+        k = round(np.linalg.solve(image.grid.affine, place)[2])
+        if found.SegmentationType == "LABELMAP":
+            for number, name in names.items():
+                masks[name][:, :, k] = number == pixels.T
+        else:
+            number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            masks[names[number]][:, :, k] = pixels.T > 0
+    return masks

@@ -14,28 +14,9 @@ from matplotlib.path import Path as Polygon
 
 from satunet.images.colours import colour_of
 from satunet.images.dicom import find_series, read_series
-from satunet.images.image import Image
 from satunet.prediction.dicom_objects import outlines, segmentation, write_segmentations, write_structure_set
 from tests.images.test_dicom import write_series
-from tests.prediction.dicom_objects.archives import boxed
-
-
-def read_back(file: Path, image: Image) -> dict[str, np.ndarray]:
-    """Label → mask on the image's grid, by positions alone."""
-    highdicom = pytest.importorskip("highdicom")
-    found = highdicom.seg.segread(str(file))
-    names = {d.SegmentNumber: d.SegmentLabel for d in found.SegmentSequence if d.SegmentNumber}
-    masks = {name: np.zeros(image.grid.shape, bool) for name in names.values()}
-    for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, np.atleast_3d(found.pixel_array), strict=True):
-        place = [*map(float, frame.PlanePositionSequence[0].ImagePositionPatient), 1.0] * np.array([-1, -1, 1, 1])
-        k = round(np.linalg.solve(image.grid.affine, place)[2])
-        if found.SegmentationType == "LABELMAP":
-            for number, name in names.items():
-                masks[name][:, :, k] = number == pixels.T
-        else:
-            number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-            masks[names[number]][:, :, k] = pixels.T > 0
-    return masks
+from tests.prediction.dicom_objects.archives import boxed, read_back
 
 
 @pytest.mark.parametrize(

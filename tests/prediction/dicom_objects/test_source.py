@@ -14,9 +14,9 @@ from satunet.images.dicom import find_series, read_series
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.dicom_objects import read_source, write_segmentations, write_structure_set
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import ScanJob
-from satunet.prediction.outputs import Outputs
-from tests.prediction.dicom_objects.archives import ROOT, boxed, volume, write_ct, write_enhanced
+from satunet.prediction.inputs import Scan
+from satunet.prediction.options import Outputs
+from tests.prediction.dicom_objects.archives import ROOT, boxed, read_back, volume, write_ct, write_enhanced
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
@@ -104,7 +104,6 @@ def one_instance(image: Any, _: int) -> None:
     ("edit", "reason"),
     [
         (no_frame, "no image has a FrameOfReferenceUID and results cannot be placed without it"),
-        (many_frames, "its images have 6 values of FrameOfReferenceUID; allowed is one"),
         (no_study, "no image has a StudyInstanceUID"),
         (one_instance, "several of its images have the same SOPInstanceUID"),
     ],
@@ -122,7 +121,14 @@ def test_a_series_that_cannot_carry_results_is_refused(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)])
+def test_slices_of_several_frames_of_reference_are_refused(tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct", volume(), edit=many_frames)
+    (series,) = find_series(tmp_path)
+    with pytest.raises(UnreadableImageError, match="6 frames of reference; allowed is one"):
+        read_source(series)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (0, 3, 1, 2, 5, 4)])
 def test_frames_of_one_image_carry_results(tmp_path: Path, order: tuple[int, ...]) -> None:
     array = volume()
     write_enhanced(tmp_path / "ct", array, order)
@@ -130,25 +136,14 @@ def test_frames_of_one_image_carry_results(tmp_path: Path, order: tuple[int, ...
     image = read_series(series)
     for k, plane in enumerate(read_source(series).planes):
         assert np.allclose((image.grid.affine @ [0, 0, k, 1])[:3], plane.origin * [-1, -1, 1])
-        assert plane.frame == k + 1
-        assert np.array_equal(image.array[:, :, k], array[:, :, order[k]] - 1024)
-    seg, rt = results(tmp_path)
-    assert {len(region.ContourSequence) > 0 for region in rt.ROIContourSequence} == {True}
-    frames = [c.ContourImageSequence[0].ReferencedFrameNumber for c in rt.ROIContourSequence[0].ContourSequence]
-    assert set(frames) == set(range(1, 7))
-    heights = {
-        c.ContourImageSequence[0].ReferencedFrameNumber: c.ContourData[2]
-        for c in rt.ROIContourSequence[0].ContourSequence
-    }
+        assert plane.frame is not None
+        assert np.array_equal(image.array[:, :, k], array[:, :, order[plane.frame - 1]] - 1024)
+    _, rt = results(tmp_path)
+    contours = rt.ROIContourSequence[0].ContourSequence
+    heights = {c.ContourImageSequence[0].ReferencedFrameNumber: c.ContourData[2] for c in contours}
     assert heights == {number: 7 + 2 * order[number - 1] for number in range(1, 7)}
-    assert seg.NumberOfFrames == 6
-
-
-def test_frames_in_no_order_are_refused(tmp_path: Path) -> None:
-    write_enhanced(tmp_path / "ct", volume(), (0, 3, 1, 2, 5, 4))
-    (series,) = find_series(tmp_path)
-    with pytest.raises(UnreadableImageError, match="not stored in the order of one even stack"):
-        read_source(series)
+    mask = image.array > 0
+    assert np.array_equal(read_back(tmp_path / "seg.dcm", image)["liver"], mask)
 
 
 def test_a_damaged_header_is_that_series_error(tmp_path: Path) -> None:
@@ -162,9 +157,9 @@ def test_a_damaged_header_is_that_series_error(tmp_path: Path) -> None:
 def test_a_series_that_cannot_carry_results_is_refused_before_it_is_read(
     tmp_path: Path, model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor(model, device="cpu", precision="float32")
+    predictor = Predictor(model, device="cpu", precision="float32", outputs=Outputs(rtstruct=True))
     write_ct(tmp_path / "in" / "bad", volume(), edit=no_frame, modality="MR")
-    monkeypatch.setattr(ScanJob, "read", lambda self: pytest.fail(f"{self.name} was read"))
-    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"], outputs=Outputs(rtstruct=True))
+    monkeypatch.setattr(Scan, "read", lambda self: pytest.fail(f"{self.name} was read"))
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
     (reason,) = summary.failures.values()
     assert "no image has a FrameOfReferenceUID" in reason

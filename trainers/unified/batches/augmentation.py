@@ -30,9 +30,10 @@ class Augmentation:
         from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
         from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
         from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
-        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
         from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
         from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+        from satunet.trainers.unified.batches.zoom import Zoom
 
         def gamma(invert: float) -> Any:
             return GammaTransform(
@@ -42,7 +43,7 @@ class Augmentation:
 
         self._transform = ComposeTransforms(
             [
-                SpatialTransform(
+                Zoom(
                     tuple(patch_size), patch_center_dist_from_border=0, random_crop=False, p_elastic_deform=0,
                     p_rotation=0, p_scaling=0.2, scaling=(0.7, 1.4), p_synchronize_scaling_across_axes=1,
                     bg_style_seg_sampling=False,

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from satunet.trainers.unified.batches.sampling import Query
 
+_LONG_TABLE = 1 << 16
+"""Label ids from which on a table of all of them is too long: brain atlases have ids above 600 million."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
@@ -73,6 +76,8 @@ class Batch:
         """Samples side by side; crops with fewer queries are filled up with queries that are not valid."""
         count = max(len(s.queries) for s in samples)
         ids = max([0, *(int(s.labels.max()) for s in samples), *(i for s in samples for q in s.queries for i in q.ids)])
+        if ids >= _LONG_TABLE:
+            return cls.of([_renumbered(sample) for sample in samples])
         size = len(samples)
         queries = torch.zeros(size, count, samples[0].embeddings.shape[1])
         membership = torch.zeros(size, count, ids + 1, dtype=torch.bool)
@@ -115,3 +120,14 @@ class Batch:
             if isinstance(value := getattr(self, name), Tensor)
         }
         return dataclasses.replace(self, **pinned)
+
+
+def _renumbered(sample: Sample) -> Sample:
+    """The sample with the ids that its crop shows numbered from 1; a class that it does not show has none."""
+    shown, places = torch.unique(sample.labels, return_inverse=True)
+    numbers = {int(label): place for place, label in enumerate((i for i in shown.tolist() if i > 0), start=1)}
+    table = torch.tensor([numbers.get(int(label), int(label)) for label in shown.tolist()], dtype=sample.labels.dtype)
+    queries = [
+        dataclasses.replace(query, ids=tuple(numbers[i] for i in query.ids if i in numbers)) for query in sample.queries
+    ]
+    return dataclasses.replace(sample, labels=table[places], queries=queries)

@@ -127,25 +127,32 @@ class Reporter:
         self.log.log("val_losses", float(np.mean([o["loss"] for o in every])) if every else float("nan"), epoch)
 
     def end_of_epoch(self, epoch: int, step: int, values: Mapping[str, float], skipped: int) -> None:
-        """Draw ``progress.png`` and add the epoch's line to ``progress.jsonl``; neither is worth a run."""
+        """Add the epoch's line to ``progress.jsonl``, which is not worth a run."""
+        if self._progress is None:
+            return
+        try:
+            self._progress.add(
+                epoch,
+                dict(values)
+                | {
+                    "step": step,
+                    "rates": self.statistics.rates(),
+                    "train_loss_of_dataset": self.statistics.means("dataset"),
+                    "validation_soft_dice_of_dataset": self._soft_dice,
+                    "samples_drawn": dict(self.drawn),
+                    "skipped_steps": skipped,
+                    "unreadable_scans": dict(self.failed_scans),
+                },
+            )
+        except OSError as error:  # a full disk
+            logger.warning("the progress of epoch %d was not written: %s", epoch, error)
+
+    def draw(self, epoch: int) -> None:
+        """Draw ``progress.png``, which is not worth a run."""
         try:
             self.log.plot_progress_png(str(self.folder))
-            if self._progress is not None:
-                self._progress.add(
-                    epoch,
-                    dict(values)
-                    | {
-                        "step": step,
-                        "rates": self.statistics.rates(),
-                        "train_loss_of_dataset": self.statistics.means("dataset"),
-                        "validation_soft_dice_of_dataset": self._soft_dice,
-                        "samples_drawn": dict(self.drawn),
-                        "skipped_steps": skipped,
-                        "unreadable_scans": dict(self.failed_scans),
-                    },
-                )
         except Exception as error:  # a full disk, or a curve that matplotlib cannot draw
-            logger.warning("the progress of epoch %d was not written: %s", epoch, error)
+            logger.warning("the curves of epoch %d were not drawn: %s", epoch, error)
 
     def picture(self, epoch: int, batch: Batch, logits: Tensor) -> None:
         """Prediction beside labels, of the first patch of a batch: ``prediction.png`` and TensorBoard.

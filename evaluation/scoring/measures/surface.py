@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.scoring.surfaces.marching import surface_areas
+from satunet.evaluation.scoring.measures.marching import surface_areas
 
 _MOST_STEPS = 600
 """Above this many places within a tolerance, the tree is quicker than looking at each."""
@@ -89,6 +89,24 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
         places.append(found + first * shape[1] * shape[2])
     present = volume.view(bool)
     return Surface(present=present, places=np.concatenate(places), codes=np.concatenate(found_codes))
+
+
+def touched(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> NDArray[np.bool_]:
+    """Where an element would have a voxel of a mask among its eight.
+
+    Args:
+        mask: (X, Y, Z) boolean.
+        margin: As for :func:`find_surface`.
+
+    Returns:
+        Boolean, in the shape and places of :attr:`Surface.present`.
+    """
+    shape = tuple(n + 2 + 2 * m for n, m in zip(mask.shape, margin, strict=True))
+    volume = np.zeros(shape, dtype=np.uint8)
+    volume[tuple(slice(m + 1, m + 1 + n) for n, m in zip(mask.shape, margin, strict=True))] = mask
+    found = np.zeros(shape, dtype=bool)
+    found[:-1, :-1, :-1] = _codes(volume) > 0
+    return found
 
 
 def steps_within(spacing_mm: Sequence[float], radius_mm: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

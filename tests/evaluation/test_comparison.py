@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import wilcoxon
 
 from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import UserError
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost, Facts
-from satunet.evaluation.benchmark.statistics import compare
+from satunet.evaluation.benchmark.comparison import compare as compare_datasets
+from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost
+from satunet.evaluation.benchmark.statistics import swap_p, wilcoxon_p
 from satunet.evaluation.report.tables import (
     amount,
     markdown,
@@ -30,7 +32,22 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.jobs.files import read_json
 
+from .conftest import in_datasets, scored
+
 NAN = math.nan
+REGIONS = {"liver": ("abdomen",), "tumour": ("abdomen",), "hip": ("lower limb", "pelvis")}
+
+
+def compare(
+    results: dict[str, dict[str, Evaluation]],
+    *,
+    external: Sequence[str] = (),
+    modalities: dict[str, str] | None = None,
+    patients: dict[str, str] | None = None,
+    **options: Any,
+) -> BenchmarkTables:
+    datasets = in_datasets(results, external=external, modalities=modalities, patients=patients)
+    return compare_datasets(datasets, **options)
 
 
 def evaluation(
@@ -46,7 +63,10 @@ def evaluation(
     ]  # fmt: skip
     return Evaluation(
         rows=tuple(rows),
-        classes=tuple(scores),
+        classes=tuple(
+            replace(c, regions=REGIONS.get(c.name, ()))
+            for c in scored(dict.fromkeys(scores, (1,)), lesions=["tumour"]).classes
+        ),
         cases=tuple(f"case{i}" for i in range(n)),
         failures=failures or {},
         rules=Rules(tolerance_mm=tolerance_mm).to_json(),
@@ -67,8 +87,7 @@ def example() -> BenchmarkTables:
     }
     return compare(
         results,
-        facts=Facts(lesions={"tumour"}),
-        costs={"one": Cost(models=1, parameters=110_280_000, seconds_per_scan=3.14)},
+        costs={"one": Cost(models=1, parameters=110_280_000, seconds_per_case=3.14)},
         missing={"many": {"C": "not trained"}},
         notes=["a note"],
     )
@@ -110,12 +129,34 @@ def test_wins_ties_losses() -> None:
     # Pairs: A liver 0.8 : 0.8, A tumour 0.2 : 0.4, B liver 0.6 : 0.7, B spleen 0.5 : 0.5
     total = comparison(tables, "total")
     assert (total.pairs, total.wins, total.ties, total.losses) == (4, 0, 2, 2)
-    assert total.difference == pytest.approx(-0.3 / 4)
-    assert math.isnan(total.p_value)  # below six pairs
-    # Cases of A: mean of liver and tumour 0.55 : 0.6, and liver alone 0.7 : 0.8
+    assert math.isnan(total.p_value)  # three patients
+    assert total.units == 3
+    # Patients of A: mean of liver and tumour 0.55 : 0.6, and liver alone 0.7 : 0.8
     cases = comparison(tables, "A")
-    assert (cases.pairs, cases.losses) == (2, 2)
-    assert cases.difference == pytest.approx((-0.05 - 0.1) / 2)
+    assert (cases.pairs, cases.losses, cases.units) == (2, 2, 2)
+
+
+def test_a_difference_is_that_of_the_means_in_the_tables() -> None:
+    # Liver is in two datasets, spleen in one: per class of dataset A is better, per class as in the totals B is.
+    results = {
+        "A": {"x": evaluation({"liver": [0.9], "spleen": [0.5]}), "y": evaluation({"liver": [0.8], "spleen": [0.6]})},
+        "B": {"x": evaluation({"liver": [0.8]}), "y": evaluation({"liver": [0.75]})},
+        "C": {"x": evaluation({"liver": [0.3]}), "y": evaluation({"liver": [0.9]}), "z": evaluation({"liver": [0.9]})},
+        "D": {c: evaluation({"liver": [v], "tumour": [v]}) for c, v in (("x", 0.4), ("y", 0.2))},
+    }
+    for given in (results, {d: by for d, by in results.items() if d != "C"}):
+        tables = compare(given)
+        rows = {"total": tables.totals[0]} | {g.name: g for g in tables.datasets}
+        for c in tables.comparisons:
+            if c.kind in ("total", "dataset"):
+                scores = rows[c.where].scores
+                assert c.difference == pytest.approx(scores[c.first][c.metric] - scores[c.second][c.metric], abs=1e-12)
+            elif c.kind == "class":
+                row = next(r for r in tables.classes if c.where == f"{r.dataset}: {r.class_name}")
+                assert c.difference == pytest.approx(row.scores[c.first][c.metric] - row.scores[c.second][c.metric])
+    two = next(c for c in tables.comparisons if c.kind == "total" and c.metric == "dsc")
+    liver, spleen, tumour = (0.1 + 0.05 + 0.2) / 3, -0.1, 0.2
+    assert two.difference == pytest.approx((liver + spleen + tumour) / 3)
 
 
 def test_the_margin_itself_is_a_tie() -> None:
@@ -126,12 +167,15 @@ def test_the_margin_itself_is_a_tie() -> None:
     assert (total.wins, total.ties, total.losses) == (1, 2, 1)
 
 
-def test_wilcoxon_from_six_pairs() -> None:
+def test_wilcoxon_over_patients() -> None:
     a, b = [0.9, 0.8, 0.7, 0.95, 0.6, 0.85, 0.7], [0.85, 0.82, 0.6, 0.9, 0.45, 0.7, 0.72]
     tables = compare({"A": {"x": evaluation({"liver": a}), "y": evaluation({"liver": b})}})
-    expected = wilcoxon([p - q for p, q in zip(a, b, strict=True)]).pvalue
-    assert comparison(tables, "A").p_value == pytest.approx(expected)
+    expected = wilcoxon_p([p - q for p, q in zip(a, b, strict=True)])
+    assert comparison(tables, "A").wilcoxon_p == pytest.approx(expected)
+    assert comparison(tables, "A: liver").wilcoxon_p == pytest.approx(expected)
+    assert math.isnan(comparison(tables, "total").wilcoxon_p)  # its pairs are classes, which depend on each other
     same = compare({"A": {"x": evaluation({"liver": a}), "y": evaluation({"liver": a})}})
+    assert math.isnan(comparison(same, "A").wilcoxon_p)
     assert math.isnan(comparison(same, "A").p_value)
 
 
@@ -148,7 +192,7 @@ def test_files(tmp_path: Path) -> None:
     names = {f"{n}.csv" for n in names} | {"benchmark.json"}
     assert {p.name for p in tmp_path.iterdir()} == names
     content = read_json(tmp_path / "benchmark.json")
-    assert content["version"] == 2
+    assert content["version"] == 3
     assert content["datasets"][2]["scores"]["many"]["dsc"] is None
     with (tmp_path / "datasets.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -183,11 +227,7 @@ def test_regions_modalities_micro_means_and_external_datasets() -> None:
         "B": {"x": evaluation({"liver": [0.5], "hip": [0.7]}), "y": evaluation({"liver": [0.6], "hip": [0.9]})},
         "C": {"x": evaluation({"liver": [0.1]}), "y": evaluation({"liver": [0.0]})},
     }  # fmt: skip
-    facts = Facts(
-        lesions={"tumour"}, regions={"liver": ("abdomen",), "tumour": ("abdomen",), "hip": ("lower limb", "pelvis")},
-        modalities={"A": "ct", "B": "mri", "C": "ct"}, external={"C"},
-    )  # fmt: skip
-    tables = compare(results, facts=facts)
+    tables = compare(results, modalities={"A": "ct", "B": "mri", "C": "ct"}, external={"C"})
     totals = {g.name: g for g in tables.totals}
     assert list(totals) == ["all classes", "anatomy", "lesions", "external: all classes"]
     assert totals["all classes"].scores["x"]["dsc"] == pytest.approx(((0.9 + 0.5) / 2 + 0.2 + 0.7) / 3)
@@ -206,7 +246,7 @@ def test_a_micro_mean_weighs_a_case_alike_for_everybody() -> None:
     def four_scans(score: float) -> Evaluation:
         rows = [Row(case="c", scan=f"c_000{i}", class_name="liver", dsc=score, nsd=score, reference_ml=1.0, prediction_ml=1.0)
                 for i in range(4)]  # fmt: skip
-        return Evaluation(rows=tuple(rows), classes=("liver",), cases=("c",), failures={})
+        return Evaluation(rows=tuple(rows), classes=scored({"liver": (1,)}).classes, cases=("c",), failures={})
 
     results = {
         "A": {"a scan a channel": four_scans(0.2), "a scan a case": evaluation({"liver": [0.2]})},
@@ -224,7 +264,7 @@ def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else(
     assert tables.totals[0].classes == 451
     [shown] = [t for t in text_tables(tables, classes=False) if t.title == "All datasets"]
     assert ("published: SAT-Pro", "–", "–", "–", "78.81", "77.82") in shown.rows
-    own = {d: {"x": replace(e["x"], rules=Rules(tolerances_mm={"aorta": 2.0}).to_json())} for d, e in results.items()}
+    own = {d: {"x": replace(e["x"], rules=Rules(tolerances=("aorta=2",)).to_json())} for d, e in results.items()}
     assert compare(own).published == ()
     lacking = results | {"Dataset001_Y": {"x": evaluation({"a": [0.5]})}}
     first = next(iter(results))
@@ -234,7 +274,10 @@ def test_the_papers_means_are_shown_beside_the_papers_datasets_and_nothing_else(
     assert compare(lacking).published == ()
     short = dict(list(results.items())[1:])
     assert compare(short).published == ()
-    other = {d: {"x": evaluation({n: [0.5] for n in e["x"].classes}, tolerance_mm=2.0)} for d, e in results.items()}
+    other = {
+        d: {"x": evaluation({n: [0.5] for n in (c.name for c in e["x"].classes)}, tolerance_mm=2.0)}
+        for d, e in results.items()
+    }
     assert compare(other).published == ()
 
 
@@ -263,41 +306,90 @@ def test_partial_results_say_what_they_wait_for() -> None:
     assert tables.waiting == ("y/A/fold_0", "x/B/fold_0")
 
 
-def test_a_dataset_of_one_case_has_no_interval_and_gives_none() -> None:
+def test_a_dataset_of_one_patient_has_no_interval_and_gives_none() -> None:
     many = {c: evaluation({"liver": [0.9, 0.8, 0.7, 0.6]}) for c in ("x", "y")}
     alone = {c: evaluation({"liver": [0.5]}) for c in ("x", "y")}
     whole = compare({"A": many}).totals[0].intervals["x"]["dsc"]
-    assert 0.6 <= whole[0] < 0.75 < whole[1] <= 0.9
+    assert 0.4 < whole[0] < 0.75 < whole[1] < 1
     mixed = compare({"A": many, "B": alone})
     assert all(math.isnan(end) for end in mixed.totals[0].intervals["x"]["dsc"])
     assert math.isnan(next(c for c in mixed.comparisons if c.kind == "total").low)
     assert not math.isnan(mixed.datasets[0].intervals["x"]["dsc"][0])
+    visits = compare({"A": many}, patients={f"case{i}": "one" for i in range(4)})
+    assert math.isnan(visits.totals[0].intervals["x"]["dsc"][0])  # four visits of one patient
 
 
-def test_intervals_are_those_of_a_plain_bootstrap() -> None:
-    from scipy.stats import bootstrap
+def test_the_interval_of_a_difference_is_students() -> None:
+    from scipy.stats import ttest_1samp
 
-    values = [0.9, 0.8, 0.75, 0.4, 0.85, 0.6, 0.7, 0.95]
-    own = compare({"A": {"x": evaluation({"liver": values})}}).classes[0].intervals["x"]["dsc"]
-    peer = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
-    assert own == pytest.approx(tuple(peer.confidence_interval), abs=0.015)
+    a, b = [0.9, 0.8, 0.75, 0.4, 0.85], [0.85, 0.82, 0.6, 0.5, 0.8]
+    both = {"x": evaluation({"liver": a, "spleen": a[::-1]}), "y": evaluation({"liver": b, "spleen": b})}
+    tables = compare({"A": both})
+    class_only = comparison(tables, "A: liver")
+    found = ttest_1samp(np.subtract(a, b), 0).confidence_interval()
+    assert (class_only.low, class_only.high) == pytest.approx((found.low, found.high))
+    # Classes of one patient go together: the interval is that of the patients' means.
+    means = (np.subtract(a, b) + np.subtract(a[::-1], b)) / 2
+    found = ttest_1samp(means, 0).confidence_interval()
+    for where in ("A", "total"):
+        assert (comparison(tables, where).low, comparison(tables, where).high) == pytest.approx((found.low, found.high))
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_datasets_are_drawn_independently(order: int) -> None:
-    values = [0.1, 0.3, 0.5, 0.7, 0.9]
-    tables = compare({"A": {"x": evaluation({"liver": values})}, "B": {"x": evaluation({"liver": values[::order]})}})
-    low, high = tables.totals[0].intervals["x"]["dsc"]
-    # The mean of two independent means of five: 1.96 standard errors on either side, whatever the order of the cases.
-    expected = 2 * 1.96 * float(np.std(values)) / math.sqrt(5 * 2)
-    assert high - low == pytest.approx(expected, rel=0.1)
+def test_datasets_are_strata() -> None:
+    from scipy.stats import ttest_ind
+
+    a, b = [0.1, 0.3, 0.5, 0.7, 0.95], [0.2, 0.25, 0.4]
+    zero = {"liver": [0.0] * 5}, {"liver": [0.0] * 3}
+    tables = compare({
+        "A": {"x": evaluation({"liver": a}), "y": evaluation(zero[0])},
+        "B": {"x": evaluation({"liver": b}), "y": evaluation(zero[1])},
+    })  # fmt: skip
+    # Half the sum of two means has the error of half their difference, with Welch's degrees of freedom.
+    welch = ttest_ind(a, b, equal_var=False).confidence_interval()
+    total = comparison(tables, "total")
+    assert total.high - total.low == pytest.approx((welch.high - welch.low) / 2)
+    assert total.difference == pytest.approx((np.mean(a) + np.mean(b)) / 2)
+
+
+def test_visits_of_a_patient_are_one_unit() -> None:
+    a = [0.9, 0.8, 0.7, 0.6, 0.75, 0.85, 0.95, 0.65]
+    b = [v - 0.1 for v in a]
+    results = {"A": {"x": evaluation({"liver": a}), "y": evaluation({"liver": b})}}
+    apart = comparison(compare(results), "A")
+    assert (apart.units, apart.p_value) == (8, pytest.approx(2 / 2**8))
+    four = comparison(compare(results, patients={f"case{i}": f"patient{i // 2}" for i in range(8)}), "A")
+    assert four.units == 4
+    assert math.isnan(four.p_value)
+    assert four.difference == pytest.approx(apart.difference)
+
+
+def test_other_datasets_are_another_question_than_other_patients() -> None:
+    rng = np.random.default_rng(0)
+    results = {}
+    for d in range(8):
+        a = rng.normal(0.8, 0.01, 20)
+        results[f"D{d}"] = {"x": evaluation({f"class{d}": list(a)}), "y": evaluation({f"class{d}": list(a - 0.05 * (d - 2) + rng.normal(0, 1e-3, 20))})}  # fmt: skip
+    tables = compare(results)
+    patients, datasets = comparison(tables, "total"), comparison(tables, "total: datasets")
+    assert patients.difference == pytest.approx(datasets.difference) == pytest.approx(0.05 * 1.5, abs=0.001)
+    assert datasets.units == datasets.pairs == 8
+    assert (datasets.wins, datasets.ties, datasets.losses) == (5, 1, 2)
+    # Each dataset is certain of its own difference; whether another one would favour x is not.
+    assert patients.p_value < 0.001 < 0.05 < datasets.p_value
+    assert patients.low > 0 > datasets.low
+    values = [r.scores["x"]["dsc"] - r.scores["y"]["dsc"] for r in tables.classes]
+    assert datasets.p_value == swap_p(np.array(values))
+    five = compare(dict(list(results.items())[:5]))
+    assert not [c for c in five.comparisons if c.kind == "total: datasets"]
 
 
 def test_distances_are_compared_over_the_classes_that_all_have_distances_of() -> None:
     def one(liver: float, spleen: float) -> Evaluation:
         rows = [Row(case="c", scan="c", class_name=n, dsc=0.5, nsd=0.5, hd95_mm=v, reference_ml=1.0, prediction_ml=1.0)
                 for n, v in (("liver", liver), ("spleen", spleen))]  # fmt: skip
-        return Evaluation(rows=tuple(rows), classes=("liver", "spleen"), cases=("c",), failures={})
+        return Evaluation(
+            rows=tuple(rows), classes=scored({"liver": (1,), "spleen": (2,)}).classes, cases=("c",), failures={}
+        )
 
     total = compare({"A": {"x": one(2.0, NAN), "y": one(3.0, 40.0)}}).totals[0]
     assert (total.scores["x"]["hd95_mm"], total.scores["y"]["hd95_mm"]) == (2.0, 3.0)

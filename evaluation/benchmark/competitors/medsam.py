@@ -26,7 +26,7 @@ from torch import Tensor
 from satunet.compute.devices import pick_device
 from satunet.datasets.raw import Case
 from satunet.errors import ModelError
-from satunet.evaluation.benchmark.costs import Meter, peak_memory, read_object, record_run, seconds_per_scan
+from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, read_object, record_run
 from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.label_index import LabelIndex
@@ -96,9 +96,19 @@ class MedSAMCompetitor:
                     raise  # no case can do without the model
                 except Exception as error:  # whatever is wrong with this scan, the others go on
                     failures[case.identifier] = f"{type(error).__name__}: {error}"
-        if scans:
-            record_run(folder, scans=scans, seconds=meter.seconds, memory_bytes=meter.memory_bytes)
+        record_run(
+            folder,
+            cases=scans,
+            scans=scans,
+            seconds=meter.seconds,
+            memory_bytes=meter.memory_bytes,
+            threads=meter.threads,
+        )
         return failures
+
+    def trained_cases(self, task: Task) -> frozenset[str]:
+        """Nobody knows."""
+        return frozenset()
 
     def release(self) -> None:
         """The network is loaded again for the next task."""
@@ -106,7 +116,6 @@ class MedSAMCompetitor:
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
         """One network; an oracle box needs none."""
-        folders = [self.folder(task) for task in tasks]
         if self.boxes == "oracle":
             return None
         if not self._parameters:
@@ -115,8 +124,7 @@ class MedSAMCompetitor:
             models=1,
             parameters=self._parameters,
             disk_bytes=4 * self._parameters,
-            seconds_per_scan=seconds_per_scan(folders),
-            memory_bytes=peak_memory(folders),
+            **cost_of_runs([self.folder(task) for task in tasks]),
         )
 
     def _made_from(self, task: Task, case: Case) -> dict[str, Any]:
@@ -125,7 +133,7 @@ class MedSAMCompetitor:
         return {
             "model": None if self.boxes == "oracle" else self.source,
             "boxes": self.boxes,
-            "classes": {name: list(ids) for name, ids in task.classes.items()},
+            "classes": {name: list(ids) for name, ids in task.classes.ids.items()},
             "files": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         }
 
@@ -134,7 +142,7 @@ class MedSAMCompetitor:
         labels = read_label_map(task.references[case.identifier], grid=image.grid, allowed_ids=task.dataset.label_ids)
         model = None if self.boxes == "oracle" else self._network()
         masks = segment(
-            image, labels.array, task.classes, model, boxes=self.boxes, ct=task.dataset.modalities[0] == "ct"
+            image, labels.array, task.classes.ids, model, boxes=self.boxes, ct=task.dataset.modalities[0] == "ct"
         )
         entries = []
         for name, mask in masks.items():

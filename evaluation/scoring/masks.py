@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import MissingFileError, ScanError, UnexpectedLabelError, UnreadableImageError
-from satunet.evaluation.scoring.label_index import Box, LabelIndex, mask_box
-from satunet.geometry import Grid
+from satunet.evaluation.scoring.label_index import LabelIndex
+from satunet.geometry import Grid, box_of
 from satunet.images.image import IMAGE_ENDINGS, image_ending, read_label_map, strip_ending
 from satunet.jobs.files import mask_file_name, read_json
 from satunet.labels import normalize_name
+from satunet.labels.scored import ScoredClasses
+from satunet.types import Box
 
 MANIFEST = "manifest.json"
 SUBFOLDER = "segmentations"
@@ -66,30 +68,45 @@ class LabelMapMasks:
 class FolderMasks:
     """Masks of a folder, each read when it is asked for.
 
+    A class without a mask of its own is the union of masks that together make it up, such as the lobes of a lung; what
+    is not counted as part of an organ is taken out of its mask.
+
     Args:
         folder: The folder; its manifest tells the files of the classes, else their names do, in any spelling that
             means the class (``kidney_left.nii.gz`` is the left kidney).
+        classes: What is scored; without it, every mask is what its name says.
         grid: Grid of the reference; that of the first mask if not given.
         transposed: Whether to give masks with their axes in reverse.
+        references: Folder of the references; a mask that is a link into it is refused.
 
     Raises:
-        ScanError: A manifest that cannot be read, or no manifest and no mask.
+        ScanError: A manifest that cannot be read or names files elsewhere, or no manifest and no mask.
     """
 
-    def __init__(self, folder: Path, grid: Grid | None = None, *, transposed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        grid: Grid | None = None,
+        *,
+        classes: ScoredClasses | None = None,
+        transposed: bool = False,
+        references: Path | None = None,
+    ) -> None:
         self.folder = folder if not (folder / SUBFOLDER).is_dir() else folder / SUBFOLDER
-        self._files = _files_of(self.folder)
+        self._references = references
+        self._files, self._absent = _files_of(self.folder), _not_seen_in(self.folder)
+        self._classes = classes
         self._held: tuple[str, NDArray[np.bool_]] | None = None
         self.grid = grid if grid is not None else self._first_grid()
         self._transposed = transposed
 
     def knows(self, name: str) -> bool:
-        """Whether there is a mask of the class."""
-        return self._file(name) is not None
+        """Whether there is a mask of the class or of all its parts, or the prediction says that it is not seen."""
+        return self._has(name) or bool(self._parts(name))
 
     def box(self, name: str) -> Box | None:
         """Bounding box of a class; ``None`` if it is absent; raises as :meth:`whole`."""
-        return mask_box(self.whole(name))
+        return box_of(self.whole(name))
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
         """Its mask inside a box; raises as :meth:`whole`."""
@@ -103,16 +120,37 @@ class FolderMasks:
         """
         if self._held is not None and self._held[0] == name:
             return self._held[1]
+        parts = (name,) if self._has(name) else self._parts(name) or (name,)
+        mask = self._read(parts[0])
+        for part in parts[1:]:
+            mask |= self._read(part)
+        known = self._classes.by_name.get(name) if self._classes is not None else None
+        for inside in known.excludes if known is not None else ():
+            if self._has(inside):
+                mask &= ~self._read(inside)
+        self._held = name, mask
+        return mask
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        if self._classes is None or name not in self._classes.by_name:
+            return ()
+        return self._classes.parts_of(name, self._has)
+
+    def _read(self, name: str) -> NDArray[np.bool_]:
         path = self._file(name)
+        if path is None and self._has(name):
+            nothing: NDArray[np.bool_] = np.zeros(self.grid.shape, dtype=bool)
+            return nothing.T if self._transposed else nothing
         if path is None:
             missing = self.folder / f"{mask_file_name(name)}{IMAGE_ENDINGS[0]}"
             raise MissingFileError(missing, f"no mask of {name!r} was predicted")
+        require_own(path, self._references)
         array = read_label_map(path, grid=self.grid).array
         mask: NDArray[np.bool_] = array > 0
-        if self._transposed:
-            mask = mask.T
-        self._held = name, mask
-        return mask
+        return mask.T if self._transposed else mask
+
+    def _has(self, name: str) -> bool:
+        return self._file(name) is not None or bool({name, normalize_name(name).canonical} & self._absent)
 
     def _first_grid(self) -> Grid:
         for name in self._files:
@@ -134,9 +172,8 @@ class PredictedLabels(LabelMapMasks):
     Args:
         path: The file.
         grid: Grid of the reference.
-        classes: Class → ids, in the prediction; a legend beside the file is asked first unless ``fixed``.
-        allowed_ids: Ids that may occur; ``None``: those of the classes or the legend.
-        fixed: Whether ``classes`` holds whatever the legend says.
+        classes: What is scored, with the reference's ids; a legend beside the file is asked first.
+        predicted: Ids of the prediction, where it is known to have its own; they hold whatever a legend says.
         transposed: Whether to give masks with their axes in reverse.
 
     Raises:
@@ -147,22 +184,50 @@ class PredictedLabels(LabelMapMasks):
         self,
         path: Path,
         grid: Grid,
-        classes: Mapping[str, tuple[int, ...]],
+        classes: ScoredClasses,
         *,
-        allowed_ids: Collection[int] | None,
-        fixed: bool,
+        predicted: ScoredClasses | None = None,
         transposed: bool = False,
     ) -> None:
-        legend = None if fixed else _legend(path)
-        if legend is not None:
-            classes, allowed_ids = legend, None
-        if allowed_ids is None:
-            allowed_ids = {i for ids in classes.values() for i in ids}
+        legend = None if predicted is not None else _legend(path)
+        if predicted is not None:
+            ids, allowed = predicted.ids, predicted.allowed_ids
+        elif legend is not None:
+            ids, allowed = _by_legend(legend, classes), frozenset(i for values in legend.values() for i in values)
+        else:
+            ids, allowed = classes.ids, classes.allowed_ids
         try:
-            labels = read_label_map(path, grid=grid, allowed_ids=allowed_ids).array
+            labels = read_label_map(path, grid=grid, allowed_ids=allowed).array
         except UnexpectedLabelError as error:
             raise UnexpectedLabelError(path, error.reason.replace("listed in dataset.json", "expected")) from error
-        super().__init__(labels.T if transposed else labels, classes)
+        super().__init__(labels.T if transposed else labels, ids)
+
+
+def _by_legend(legend: Mapping[str, tuple[int, ...]], classes: ScoredClasses) -> dict[str, tuple[int, ...]]:
+    """Class → ids by a legend, in which small masks lie on top of large ones: a class has the ids of what lies in it."""
+    found = dict(legend)
+    for scored in classes.classes:
+        own = scored.name in legend
+        parts = (
+            tuple(p for p in scored.includes if p in legend)
+            if own
+            else classes.parts_of(scored.name, legend.__contains__)
+        )
+        if own or parts:
+            found[scored.name] = tuple(
+                dict.fromkeys((*legend.get(scored.name, ()), *(i for part in parts for i in legend[part])))
+            )
+    return found
+
+
+def require_own(path: Path, references: Path | None) -> None:
+    """Refuse a prediction that is a link to a file among the references.
+
+    Raises:
+        ScanError: It is.
+    """
+    if references is not None and path.is_symlink() and path.resolve().parent == references.resolve():
+        raise ScanError(path, f"it is a link to the reference {path.resolve()}, not a prediction")
 
 
 def class_names_in(folder: Path) -> list[str]:
@@ -192,8 +257,14 @@ def _files_of(folder: Path) -> dict[str, str]:
             # What was asked for by its own name goes before what a prompt turned out to mean.
             for key in ("class", "prompt"):
                 files |= {e[key]: e["file"] for e in entries if e.get(key) and e.get("file")}
+            # A manifest that points elsewhere, at the references for instance, would score files of somebody else.
+            outside = [f for f in files.values() if Path(f).name != f or f in ("", ".", "..")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
+        if outside:
+            raise UnreadableImageError(
+                manifest, f"it names {outside[0]!r}; allowed are names of files that lie beside the manifest"
+            )
     found = sorted(p.name for p in folder.iterdir() if image_ending(p) and not p.name.startswith("."))
     if not found and not manifest.is_file():
         raise MissingFileError(folder, "the folder holds neither masks nor a manifest")
@@ -206,6 +277,19 @@ def _files_of(folder: Path) -> dict[str, str]:
     return files
 
 
+def _not_seen_in(folder: Path) -> set[str]:
+    """Classes that a prediction looked for and did not see, in any spelling: they have no file."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return set()
+    try:
+        absent = [e for e in read_json(manifest)["prompts"] if e.get("seen") is False]
+        names = {str(e[key]) for e in absent for key in ("class", "prompt") if e.get(key)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
+    return names | ({normalize_name(name).canonical for name in names} - {""})
+
+
 def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
     """Class → ids of the legend beside a label map, if there is one: its prompts, and the classes these mean."""
     file = path.with_name(f"{strip_ending(path.name)}.json")
@@ -215,8 +299,12 @@ def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
         content: dict[str, Any] = read_json(file)
         legend: dict[str, tuple[int, ...]] = {str(name): (int(value),) for name, value in content["labels"].items()}
         for entry in content.get("prompts", []):
-            if entry.get("class") and entry.get("label"):
-                legend.setdefault(entry["class"], (int(entry["label"]),))
+            # A whole that parts lie over is the union of several labels; a class that is not seen has none.
+            for key in ("class", "prompt"):
+                if entry.get(key) and "labels" in entry:
+                    legend[str(entry[key])] = tuple(int(label) for label in entry["labels"])
+                elif entry.get(key) and entry.get("label"):
+                    legend.setdefault(str(entry[key]), (int(entry["label"]),))
         for name, ids in list(legend.items()):
             canonical = normalize_name(name).canonical
             if canonical:

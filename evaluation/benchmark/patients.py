@@ -1,0 +1,65 @@
+"""Scores of one dataset by patient: sums and counts of every class, from which means, their errors and tests follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.evaluation.scoring.scores import Evaluation
+
+
+class PatientScores:
+    """Sums and counts of every competitor's scores, by patient and class.
+
+    Args:
+        evaluations: Competitor → evaluation of the dataset.
+        metrics: Metrics.
+        patients: Case → patient; a case that is not in it is a patient of its own.
+    """
+
+    def __init__(
+        self, evaluations: Mapping[str, Evaluation], metrics: Sequence[str], patients: Mapping[str, str]
+    ) -> None:
+        rows = [row for e in evaluations.values() for row in e.rows]
+        self.patients: tuple[str, ...] = tuple(sorted({patients.get(row.case, row.case) for row in rows}))
+        place = {patient: i for i, patient in enumerate(self.patients)}
+        classes = dict.fromkeys(c.name for e in evaluations.values() for c in e.classes)
+        self._column = {name: i for i, name in enumerate(classes)}
+        self._tables: dict[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        for competitor, evaluation in evaluations.items():
+            for metric in metrics:
+                sums, counts = (np.zeros((len(self.patients), len(self._column))) for _ in range(2))
+                for row in evaluation.rows:
+                    value = row.metric(metric)
+                    if not math.isnan(value):
+                        where = place[patients.get(row.case, row.case)], self._column[row.class_name]
+                        sums[where] += value
+                        counts[where] += 1
+                self._tables[competitor, metric] = sums, counts
+
+    def of(self, competitor: str, metric: str, class_name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(patients,) sums and counts of a class."""
+        sums, counts = self._tables[competitor, metric]
+        column = self._column[class_name]
+        return sums[:, column], counts[:, column]
+
+    def having(self, class_name: str) -> NDArray[np.bool_]:
+        """(patients,) whether any competitor has a score of a class there."""
+        column = self._column[class_name]
+        return np.any([counts[:, column] > 0 for _, counts in self._tables.values()], axis=0)
+
+    def pulls(self, competitor: str, metric: str, class_name: str) -> NDArray[np.float64] | None:
+        """(patients,) what each patient pulls the mean of a class by; the sum of their squares is its variance.
+
+        ``None`` where one patient alone, or none, has the class: nothing tells how it varies.
+        """
+        sums, counts = self.of(competitor, metric, class_name)
+        having = int(np.count_nonzero(counts))
+        if having < 2:
+            return None
+        total = counts.sum()
+        pulls = (sums - sums.sum() / total * counts) / total
+        return np.asarray(pulls * math.sqrt(having / (having - 1)), dtype=np.float64)

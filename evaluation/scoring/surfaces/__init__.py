@@ -1,1 +1,0 @@
-"""Surfaces of masks and distances between them."""

@@ -1,0 +1,173 @@
+"""Which classes are scored, by which label ids, and which of them are lesions: the one place that decides it.
+
+A published dataset is scored by the classes of its publication, any other by those that its ``dataset.json`` lists;
+unions that only follow by rule are not scored. Two ways to count an organ with a lesion in it are in use:
+
+- ``"whole"``: the organ has the lesion's ids too, as in the label space and in SAT. A mask of "kidney" that leaves the
+  tumor out is wrong.
+- ``"listed"``: the ids that ``dataset.json`` gives the organ, as nnU-Net scores them. What lies in the organ is taken
+  out of masks that come one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from satunet.datasets.catalogue import load_catalogue
+from satunet.datasets.raw import Dataset, read_labels
+from satunet.errors import UserError
+from satunet.labels.build import build_label_space, catalogue_record, class_of_name, listed_ids
+from satunet.labels.space import LabelSpace
+
+Organs = Literal["whole", "listed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredClass:
+    """A class to score.
+
+    Attributes:
+        name: Canonical name.
+        ids: Label ids whose union it is; empty for references that are folders of masks.
+        lesion: Whether it is pathological; the lesions of such a class are counted one by one.
+        regions: Body regions, as far as they are known.
+        includes: Classes whose ids are all its own too.
+        excludes: Classes that lie in it and are not counted as part of it.
+    """
+
+    name: str
+    ids: tuple[int, ...] = ()
+    lesion: bool = False
+    regions: tuple[str, ...] = ()
+    includes: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredClasses:
+    """The classes to score of one dataset, and what its label maps may hold.
+
+    Attributes:
+        classes: The classes, by name.
+        allowed_ids: Ids that a label map may hold; ``None`` allows any.
+        ignore_id: Id of voxels that nobody labelled.
+    """
+
+    classes: tuple[ScoredClass, ...]
+    allowed_ids: frozenset[int] | None = None
+    ignore_id: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.classes]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"a class is scored once, but {twice} are listed several times")
+
+    @cached_property
+    def by_name(self) -> dict[str, ScoredClass]:
+        """Name → class."""
+        return {c.name: c for c in self.classes}
+
+    @cached_property
+    def ids(self) -> dict[str, tuple[int, ...]]:
+        """Name → ids."""
+        return {c.name: c.ids for c in self.classes}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names, in order."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def lesions(self) -> frozenset[str]:
+        """Names of the pathological classes."""
+        return frozenset(c.name for c in self.classes if c.lesion)
+
+    def only(self, wanted: Callable[[str], bool]) -> ScoredClasses:
+        """The classes whose names are wanted; label maps may hold the same ids as before."""
+        return replace(self, classes=tuple(c for c in self.classes if wanted(c.name)))
+
+    def with_lesions(self, lesions: Collection[str]) -> ScoredClasses:
+        """The same classes, of which these and no others are lesions.
+
+        Raises:
+            UserError: A lesion that is no class here.
+        """
+        unknown = sorted(set(lesions) - set(self.names))
+        if unknown:
+            raise UserError(f"{', '.join(unknown)}: no class to score; those are {', '.join(self.names[:20])}")
+        return replace(self, classes=tuple(replace(c, lesion=c.name in lesions) for c in self.classes))
+
+    def parts_of(self, name: str, known: Callable[[str], bool]) -> tuple[str, ...]:
+        """Known classes that together are a class; empty if they do not make it up."""
+        own = self.by_name[name]
+        parts = tuple(part for part in own.includes if known(part))
+        covered = {i for part in parts for i in self.ids[part]}
+        return parts if own.ids and covered == set(own.ids) else ()
+
+
+def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: LabelSpace | None = None) -> ScoredClasses:
+    """What is scored of a dataset.
+
+    Args:
+        dataset: The dataset.
+        organs: Whether an organ is scored with the lesions that lie in it.
+        known: Where lesions and regions are looked up; what names and catalogue tell if not given.
+    """
+    catalogue = load_catalogue()
+    space = build_label_space([dataset], catalogue)
+    whole = space.ids[dataset.name]
+    if organs == "listed":
+        ids = dict(sorted(listed_ids(dataset, catalogue).items()))
+    else:
+        published = catalogue_record(dataset, catalogue)[0] is not None
+        ids = {name: whole[name] for name in sorted(whole) if published or space.info(name).source_names}
+    found = []
+    for name, own in ids.items():
+        info = known.info(name) if known is not None and name in known else class_of_name(name, catalogue)
+        inside = set(whole.get(name, ())) - set(own)
+        found.append(
+            ScoredClass(
+                name=name,
+                ids=own,
+                lesion=info.lesion,
+                regions=info.regions,
+                includes=tuple(n for n, other in ids.items() if set(other) < set(own)),
+                excludes=tuple(n for n, other in ids.items() if inside and set(other) <= inside),
+            )
+        )
+    return ScoredClasses(classes=tuple(found), allowed_ids=dataset.label_ids, ignore_id=dataset.ignore_label)
+
+
+def classes_of_file(file: Path, *, organs: Organs = "whole") -> ScoredClasses:
+    """What is scored by a ``dataset.json``: as :func:`classes_of_dataset`.
+
+    Raises:
+        DatasetError: The file is missing or malformed.
+    """
+    labels, ignore = read_labels(file)
+    return classes_of_dataset(labels_alone(file.parent, labels, ignore), organs=organs)
+
+
+def classes_of_masks(names: Iterable[str], folder: Path) -> ScoredClasses:
+    """What is scored of references that are folders of masks: every class that one of them has a mask of.
+
+    Args:
+        names: The classes, by their canonical names.
+        folder: One of the folders, whose name may tell which dataset it is.
+    """
+    labels = {name: (number,) for number, name in enumerate(sorted(set(names)), start=1)}
+    found = classes_of_dataset(labels_alone(folder, labels, None), organs="listed")
+    classes = tuple(ScoredClass(name=c.name, lesion=c.lesion, regions=c.regions) for c in found.classes)
+    return ScoredClasses(classes=classes)
+
+
+def labels_alone(folder: Path, labels: Mapping[str, tuple[int, ...]], ignore: int | None) -> Dataset:
+    """A dataset of which nothing but the labels is known."""
+    return Dataset(
+        id=0, name=folder.name, folder=folder, channel_names=(), modalities=(), labels=dict(labels), ignore_label=ignore
+    )

@@ -1,0 +1,227 @@
+"""Structures to look at, from whatever holds them: a result of ``satunet predict``, a folder of masks, a label map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.errors import MissingFileError, UnreadableImageError, UserError
+from satunet.geometry import Grid
+from satunet.images.image import image_ending, list_images, read_label_map, strip_ending
+from satunet.jobs.files import read_json
+from satunet.labels.names import normalize_name
+
+MANIFEST = "manifest.json"
+"""In a scan's folder of results: what its masks are."""
+_LABEL_TABLE = 30
+"""NIfTI's code of an extension that holds a label table."""
+_MOST_LABELS = 2000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Structure:
+    """One structure, inside the smallest box around it.
+
+    Attributes:
+        name: What it is called.
+        box: Where it is in the scan's grid.
+        inside: The box's voxels.
+        kind: Class it is of, which decides its colour.
+        group: Whose structure it is, where several sources are compared.
+        note: What is to be said of it besides.
+    """
+
+    name: str
+    box: tuple[slice, slice, slice]
+    inside: NDArray[np.bool_]
+    kind: str
+    group: str = ""
+    note: str = ""
+
+    @property
+    def voxels(self) -> int:
+        """Number of its voxels."""
+        return int(np.count_nonzero(self.inside))
+
+
+def read_structures(
+    sources: Sequence[Path], names: Sequence[str], grid: Grid, *, scan: Path | None = None
+) -> list[Structure]:
+    """Structures of label maps, masks, folders of masks and results.
+
+    Args:
+        sources: A label map or mask; a folder of masks; a scan's folder of results; or the output folder of a whole run, in
+            which the scan's results are looked for by its name.
+        names: What the results of the scan may be called, the likeliest first.
+        grid: Of the scan.
+        scan: Its file: beside masks in a folder, it is none.
+
+    Returns:
+        In the order of the sources; structures without a voxel too.
+
+    Raises:
+        UserError: A source that holds nothing, or too much, to look at.
+        ScanError: A file that cannot be read, or lies on another grid.
+    """
+    found: list[Structure] = []
+    for source in sources:
+        own = _of_source(source, names, grid, scan)
+        group = strip_ending(source.name) or str(source)
+        found += [replace(s, group=group) for s in own] if len(sources) > 1 else own
+    return found
+
+
+def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None) -> list[Structure]:
+    if not source.exists():
+        raise MissingFileError(source, "no such file or folder; expected are masks, a label map or results")
+    if not source.is_dir():
+        return _of_label_map(source, grid)
+    for place in _places(source, names):
+        if place.is_file():
+            found = _of_manifest(place, grid)
+            if found is not None:
+                return found
+    files = [f for f in list_images(source) if scan is None or f.resolve() != scan.resolve()]
+    if not files:
+        others = sorted(p.parent.name for p in source.glob(f"*/{MANIFEST}"))
+        hint = f"; it has results of {', '.join(others[:5])}" if others else ""
+        raise UserError(f"{source}: neither masks nor results of {names[0]!r} are in this folder{hint}")
+    own = [f for f in files if _stem(f) in names]
+    if len(own) == 1:  # a folder of label maps, as nnU-Net keeps them
+        return _of_label_map(own[0], grid)
+    return [_structure(_stem(f), read_label_map(f, grid=grid).array > 0) for f in files]
+
+
+def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Where the manifest of a scan's result may be."""
+    found = [folder / MANIFEST, *(folder / n / MANIFEST for n in names), *(folder / f"{n}.json" for n in names)]
+    single = list(folder.glob(f"*/{MANIFEST}"))
+    return [*found, *(single if len(single) == 1 else [])]
+
+
+def _stem(file: Path) -> str:
+    """Name of a scan or mask without its ending and nnU-Net's channel."""
+    name = strip_ending(file.name)
+    return name[:-5] if len(name) > 5 and name[-5] == "_" and name[-4:].isdigit() else name
+
+
+def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
+    """What a manifest of ``satunet predict`` lists; ``None`` if it is none."""
+    try:
+        content = read_json(manifest)
+        entries = [e for e in content["prompts"] if isinstance(e["prompt"], str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    labels: NDArray[Any] | None = None
+    found = []
+    for entry in entries:
+        name, kind = entry["prompt"], entry.get("class") or entry["prompt"]
+        if entry.get("file"):
+            mask = read_label_map(manifest.parent / Path(entry["file"]).name, grid=grid).array > 0
+        elif entry.get("label"):
+            labels = _map_beside(manifest, grid) if labels is None else labels
+            mask = labels == entry["label"]
+        else:
+            continue
+        note = f"{entry['status']}, {entry['similarity']:.2f}" if entry.get("status") == "similar" else ""
+        found.append(_structure(name, mask, kind=kind, note=note))
+    return found
+
+
+def _map_beside(manifest: Path, grid: Grid) -> NDArray[Any]:
+    maps = [f for f in list_images(manifest.parent) if strip_ending(f.name) == manifest.stem]
+    if not maps:
+        raise MissingFileError(manifest, "the label map that it describes is not beside it")
+    return read_label_map(maps[0], grid=grid).array
+
+
+def _of_label_map(file: Path, grid: Grid) -> list[Structure]:
+    manifest = file.with_name(f"{strip_ending(file.name)}.json")
+    if manifest.is_file():
+        found = _of_manifest(manifest, grid)
+        if found is not None:
+            return found
+    labels = read_label_map(file, grid=grid).array
+    ids = [int(v) for v in np.unique(labels) if v]
+    names = _dataset_names(file) or _table_names(file)
+    if ids in ([], [1]) and not names:
+        return [_structure(_stem(file), labels > 0)]
+    if len(ids) > _MOST_LABELS:
+        raise UserError(f"{file}: {len(ids)} labels; at most {_MOST_LABELS} structures can be looked at")
+    boxes = _boxes(labels)
+    return [_structure(names.get(i, f"label {i}"), labels[boxes[i]] == i, box=boxes[i]) for i in ids]
+
+
+def _boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, slice, slice]]:
+    from scipy.ndimage import find_objects
+
+    dense = np.unique(labels)
+    numbered = np.searchsorted(dense, labels).astype(np.int32)  # ids may be large and far apart
+    found = find_objects(numbered + (1 if dense[0] != 0 else 0))
+    rest = [v for v in dense if v]
+    return {int(v): (box[0], box[1], box[2]) for v, box in zip(rest, found, strict=True) if box is not None}
+
+
+def _dataset_names(file: Path) -> dict[int, str]:
+    """Names of a label map in a nnU-Net dataset."""
+    for folder in (file.parent, file.parent.parent):
+        try:
+            labels = read_json(folder / "dataset.json")["labels"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(labels, Mapping):
+            return {v: str(n) for n, v in labels.items() if isinstance(v, int) and v}
+    return {}
+
+
+def _table_names(file: Path) -> dict[int, str]:
+    """Names of the label table in a NIfTI file."""
+    import nibabel as nib
+
+    if image_ending(file) not in (".nii", ".nii.gz"):
+        return {}
+    try:
+        extensions = getattr(nib.load(file).header, "extensions", ())  # type: ignore[attr-defined]
+        for extension in extensions:
+            if extension.get_code() == _LABEL_TABLE:
+                # nibabel before 5.3 has no raw content, and later ones no way to get this kind's decoded.
+                content = extension.content if hasattr(extension, "content") else extension.get_content()
+                root = ElementTree.fromstring(content if isinstance(content, str) else content.rstrip(b"\0"))
+                return {
+                    int(e.get("Key", "0")): (e.text or "").strip() for e in root.iter("Label") if e.get("Key") != "0"
+                }
+    except (ElementTree.ParseError, ValueError, json.JSONDecodeError):
+        return {}
+    except Exception as error:  # nibabel raises whatever a header makes it raise
+        raise UnreadableImageError(file, f"its label table cannot be read ({error})") from error
+    return {}
+
+
+def _structure(
+    name: str,
+    mask: NDArray[np.bool_],
+    *,
+    kind: str | None = None,
+    note: str = "",
+    box: tuple[slice, slice, slice] | None = None,
+) -> Structure:
+    """A structure of a whole mask, or of its part in a box."""
+    if box is None:
+        box = _box_of(mask)
+        mask = np.array(mask[box])
+    return Structure(name=name, box=box, inside=mask, kind=normalize_name(kind or name).canonical or name, note=note)
+
+
+def _box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    ends = []
+    for axis in range(3):
+        along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        ends.append(slice(int(along[0]), int(along[-1]) + 1) if along.size else slice(0, 0))
+    return ends[0], ends[1], ends[2]
