@@ -116,8 +116,12 @@ def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, le
     return tuple(
         name
         for name, whole in sorted(found.items())
-        if whole and not space.info(name).lesion and normalize_name(f"left {name}").canonical not in space
+        if whole and not space.info(name).lesion and not _has_sides(name, space)
     )
+
+
+def _has_sides(name: str, space: LabelSpace) -> bool:
+    return space.info(name).side is None and normalize_name(f"left {name}").canonical in space
 
 
 class MixtureBatches:
