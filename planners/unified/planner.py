@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,25 @@ from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import DatasetFingerprint, merge_fingerprints
 from satunet.planners.options import LOSS_CHUNK, PlanOptions
 from satunet.planners.unified.normalization import plan_normalization
-from satunet.planners.unified.topology import MIN_BATCH, Width, largest_batch, plan_topology
+from satunet.planners.unified.topology import (
+    GB,
+    MIN_BATCH,
+    Topology,
+    Width,
+    largest_batch,
+    memory_bytes,
+    plan_topology,
+)
+
+logger = logging.getLogger(__name__)
 
 ANISOTROPY = 3.0
 SAT_SPACING = (1.0, 1.0, 3.0)
 SAT_PATCH = (288, 288, 96)
+MUCH_COARSER = 4.0
+"""Factor between a plan's spacing and the scans' own from which on it is remarked on, if few voxels are left."""
+FEW_VOXELS = 16
+LARGE_BATCH = 128
 MAX_SHARE_OF_DATA = 0.05
 """Share of all voxels that one batch may hold, as in nnU-Net."""
 _TEXT_DIM = {"minilm": 384}
@@ -58,6 +74,7 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         batch = _batch(options, network, patch, extents, why)
     else:
         network, patch, batch = _published(options, text_dim, why)
+    _remarks(options, network, patch, batch, spacing, (spacings, shapes, scan_weights), why)
     why["queries"] = (
         f"{options.queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
     )
@@ -146,16 +163,6 @@ def _spacing(
     return x, y, z
 
 
-def _base_features(options: PlanOptions, why: dict[str, str]) -> int:
-    if options.base_features is not None:
-        why["features"] = f"{options.base_features} in the first stage was given"
-        return options.base_features
-    features = next(n for gb, n in _BASE_FEATURES if options.gpu_memory_gb >= gb)
-    reason = {64: "SAT-Nano's, from 40 GB on", 32: "nnU-Net's, from 4 GB on", 16: "half of nnU-Net's, below 4 GB"}
-    why["features"] = f"{features} in the first stage: {reason[features]}"
-    return features
-
-
 def _auto(
     options: PlanOptions,
     spacing: tuple[float, float, float],
@@ -165,29 +172,69 @@ def _auto(
     why: dict[str, str],
 ) -> tuple[NetworkConfig, tuple[int, int, int]]:
     """Network and patch; ``extents`` are the scans' shapes at the target spacing."""
-    width = Width(
-        base_features=_base_features(options, why),
-        max_features=options.max_features,
-        text_dim=text_dim,
-        queries=options.queries_per_scan,
-        backbone=options.backbone,
-    )
-    gpu_memory_gb, patch_size = options.gpu_memory_gb, options.patch_size
     median = [weighted_quantile(extents[:, a], weights, 0.5) for a in range(3)]
-    topology = plan_topology(spacing, median, width=width, gpu_memory_gb=gpu_memory_gb, patch_size=patch_size)
+
+    @cache
+    def topology_of(features: int, gpu_memory_gb: float) -> Topology:
+        width = Width(
+            base_features=features,
+            max_features=options.max_features,
+            text_dim=text_dim,
+            queries=options.queries_per_scan,
+            backbone=options.backbone,
+        )
+        return plan_topology(spacing, median, width=width, gpu_memory_gb=gpu_memory_gb, patch_size=options.patch_size)
+
+    features = _base_features(options, topology_of, why)
+    topology = topology_of(features, options.gpu_memory_gb)
     patch, network = topology.patch_size, topology.network
     shape = tuple(round(m) for m in median)
-    if patch_size is None:
-        reason = f"is the largest that fits {gpu_memory_gb:g} GB, and no larger than the median scan, {shape}"
+    if options.patch_size is None:
+        reason = f"is the largest that fits {options.gpu_memory_gb:g} GB, and no larger than the median scan, {shape}"
         if any(p > n for p, n in zip(patch, shape, strict=True)):
             reason += f", rounded up to what the strides {network.divisor} allow"
+    elif patch == options.patch_size:
+        reason = "was given"
     else:
-        reason = "was given" if patch == patch_size else f"is {patch_size} rounded up to the strides {network.divisor}"
+        reason = f"is {options.patch_size} rounded up to the strides {network.divisor}"
     why["patch"] = f"{patch} voxels {reason}"
     why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
     if network.backbone == "residual":
         why["network"] += f"; residual encoder with {network.n_conv_per_stage} blocks, as nnU-Net's ResEnc planners"
     return network, patch
+
+
+def _base_features(options: PlanOptions, topology_of: Callable[[int, float], Topology], why: dict[str, str]) -> int:
+    """Features of the first stage: more from a certain memory on, unless patch × features would shrink for it."""
+    if options.base_features is not None:
+        why["features"] = f"{options.base_features} in the first stage was given"
+        return options.base_features
+    gpu_memory_gb = options.gpu_memory_gb
+    levels = [(edge, n) for edge, n in reversed(_BASE_FEATURES) if gpu_memory_gb >= edge]
+    features = levels[0][1]
+    kept = False
+    if options.patch_size is None:
+        for edge, more in levels[1:]:
+            # Where the step is no loss where it is due, it is taken; else as soon as it is none.
+            kept = all(
+                _content(topology_of, features, gb) > _content(topology_of, more, gb) for gb in (edge, gpu_memory_gb)
+            )
+            features = features if kept else more
+    else:
+        features = levels[-1][1]
+    reason = {64: "SAT-Nano's, from 40 GB on", 32: "nnU-Net's, from 4 GB on", 16: "half of nnU-Net's, below 4 GB"}
+    why["features"] = f"{features} in the first stage: {reason[features]}"
+    if kept:
+        why["features"] += "; with more of them, patch × features would shrink"
+    return features
+
+
+def _content(topology_of: Callable[[int, float], Topology], features: int, gpu_memory_gb: float) -> float:
+    """Patch × features of a plan; 0 if nothing fits."""
+    try:
+        return float(np.prod(topology_of(features, gpu_memory_gb).patch_size)) * features
+    except PlanError:
+        return 0.0
 
 
 def _batch(
@@ -205,7 +252,57 @@ def _batch(
     batch = max(MIN_BATCH, min(fitting, share))
     limit = "the memory takes" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data are"
     why["batch"] = f"{batch}: what {limit}, at least {MIN_BATCH}"
+    if fitting < MIN_BATCH:
+        why["batch"] = f"{batch}: the least that is trained with; the memory takes {fitting}"
     return batch
+
+
+def _remarks(
+    options: PlanOptions,
+    network: NetworkConfig,
+    patch: tuple[int, int, int],
+    batch: int,
+    spacing: tuple[float, float, float],
+    scans: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    why: dict[str, str],
+) -> None:
+    """Say how much memory a step takes, and what of the plan is hardly meant."""
+    needed = memory_bytes(network, patch, batch, options.queries_per_scan) / GB
+    why["memory"] = f"{needed:.1f} GB for a training step by the planner's estimate"
+    remarks = []
+    if needed > options.gpu_memory_gb:
+        why["memory"] += f", more than the {options.gpu_memory_gb:g} GB planned for"
+        given = [
+            f"--{name}"
+            for name, value in (
+                ("preset", None if options.preset == "auto" else options.preset),
+                ("patch_size", options.patch_size),
+                ("batch_size", options.batch_size),
+                ("base_features", options.base_features),
+            )
+            if value is not None
+        ]
+        remarks.append(
+            f"a training step needs {needed:.1f} GB by the planner's estimate, more than the {options.gpu_memory_gb:g} GB "
+            f"planned for, with {' and '.join(given)} as given"
+            if given
+            else f"a training step needs {needed:.1f} GB by the planner's estimate, more than the {options.gpu_memory_gb:g} GB "
+            "planned for"
+        )
+    spacings, shapes, weights = scans
+    own = [weighted_quantile(spacings[:, a], weights, 0.5) for a in range(3)]
+    seen = [weighted_quantile(shapes[:, a] * spacings[:, a] / spacing[a], weights, 0.5) for a in range(3)]
+    coarser = max(s / o for s, o in zip(spacing, own, strict=True))
+    if coarser > MUCH_COARSER and min(seen) < FEW_VOXELS:
+        remarks.append(
+            f"at {tuple(round(s, 3) for s in spacing)} mm the median scan is {tuple(round(n) for n in seen)} voxels, "
+            f"{coarser:.0f} times coarser than its own {tuple(round(s, 3) for s in own)} mm"
+        )
+    if batch > LARGE_BATCH:
+        remarks.append(f"{batch} patches per step, so many because a patch of {patch} voxels is so small")
+    if remarks:
+        why["remarks"] = "; ".join(remarks)
+        logger.warning("%s", why["remarks"])
 
 
 def _published(

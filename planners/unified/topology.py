@@ -7,6 +7,7 @@ what the loss keeps.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def plan_topology(
         PlanError: Not even the smallest patch fits.
     """
     if patch_size is not None:
-        return _topology(spacing_mm, patch_size, width)
+        return _given_patch(spacing_mm, patch_size, width)
     spacing = np.asarray(spacing_mm, dtype=float)
     shape = np.maximum(1, np.asarray(median_shape, dtype=float))
     # As nnU-Net: start from a patch of 256³ voxels whose aspect in mm is a cube, clipped to the median shape.
@@ -237,6 +238,29 @@ def _smaller(spacing_mm: Sequence[float], topology: Topology, shape: NDArray[Any
         if np.prod(found.patch_size) < np.prod(size):
             return found
     return None
+
+
+def _given_patch(spacing_mm: Sequence[float], patch: Axes, width: Width) -> Topology:
+    """Topology of a patch that somebody chose: nnU-Net's, or with a stage less along an axis if that keeps its size.
+
+    288 voxels are pooled six times by nnU-Net's rules, which wants 320; five times leave 9 voxels, and the patch as given.
+    """
+    usual = _topology(spacing_mm, patch, width)
+    ways = [usual]
+    for axes in itertools.product((False, True), repeat=3):
+        fewer = [
+            _pooled_less(n, d) if less else n for n, d, less in zip(patch, usual.network.divisor, axes, strict=True)
+        ]
+        if fewer != list(patch):
+            found = _topology(spacing_mm, fewer, width)
+            whole = tuple(math.ceil(n / d) * d for n, d in zip(patch, found.network.divisor, strict=True))
+            ways.append(Topology(patch_size=(whole[0], whole[1], whole[2]), network=found.network))
+    return min(ways, key=lambda way: math.prod(way.patch_size))  # of equals the first, which has most stages
+
+
+def _pooled_less(size: int, divisor: int) -> int:
+    """The largest size that nnU-Net pools once less often than one with this divisor; the same if it never pools."""
+    return min(size, (2 * MIN_FEATURE_MAP - 1) * divisor // 2) if divisor > 1 else size
 
 
 def _topology(spacing_mm: Sequence[float], patch: Sequence[float] | NDArray[Any], width: Width) -> Topology:

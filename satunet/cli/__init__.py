@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.predict import Predict
     from satunet.cli.pretrain import Pretrain
     from satunet.cli.prompts import Prompts
+    from satunet.cli.serve import Serve
     from satunet.cli.train import Train
     from satunet.cli.view import View
 
@@ -67,6 +68,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Train, subcommand("train")]
         | Annotated[Predict, subcommand("predict")]
         | Annotated[Prompts, subcommand("prompts")]
+        | Annotated[Serve, subcommand("serve")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Benchmark, subcommand("benchmark")]
         | Annotated[Knowledge, subcommand("knowledge")]

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from satunet import __version__
 from satunet.errors import DiskFullError
@@ -156,6 +156,18 @@ class Prepared:
     stamp: Stamp
 
 
+class ScanMemory(Protocol):
+    """Scans that are asked for again and again, as they were prepared."""
+
+    def get(self, scan: Scan) -> PreparedScan | None:
+        """The scan as it was prepared, if it still is what it was."""
+        ...
+
+    def put(self, scan: Scan, prepared: PreparedScan) -> None:
+        """Remember it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderRun:
     """What holds for all scans of a call.
@@ -164,15 +176,23 @@ class FolderRun:
         output: Where to write.
         predictor: With its model and options.
         protected: What no result may replace.
+        memory: Scans that earlier calls prepared, where there are several calls for one scan.
     """
 
     output: Path
     predictor: Predictor
     protected: Protected
+    memory: ScanMemory | None = None
 
     @classmethod
     def begin(
-        cls, jobs: Sequence[ScanJob], output: Path, predictor: Predictor, *, inputs: Iterable[Path] = ()
+        cls,
+        jobs: Sequence[ScanJob],
+        output: Path,
+        predictor: Predictor,
+        *,
+        inputs: Iterable[Path] = (),
+        memory: ScanMemory | None = None,
     ) -> FolderRun:
         """Refuse what cannot go well, before anything is computed.
 
@@ -182,7 +202,7 @@ class FolderRun:
         folders = [model.path for model in predictor.models]
         protected = protect(jobs, output, predictor.options, predictor.vocabulary, [*inputs, *folders])
         require_writable(output)
-        return cls(output=output, predictor=predictor, protected=protected)
+        return cls(output=output, predictor=predictor, protected=protected, memory=memory)
 
     def prepare(self, job: ScanJob) -> Prepared | None:
         """Read and preprocess a scan; ``None`` if it is done."""
@@ -197,12 +217,17 @@ class FolderRun:
             from satunet.prediction.dicom_objects.source import read_source
 
             read_source(job.scan.series)  # a series that cannot carry results is refused before any work
-        require_memory(job.scan, [model.plan for model in predictor.models])
+        before = None if self.memory is None else self.memory.get(job.scan)
+        if before is None:
+            require_memory(job.scan, [model.plan for model in predictor.models])
         stamp = Stamp.of(job.scan.files, combined)
-        image = job.scan.read()
+        image = job.scan.read() if before is None else before.image
         job = job.settled(predictor.vocabulary, image)
         assert job.modality is not None and job.matches is not None  # settled
-        return Prepared(job=job, scan=predictor.prepare(image, job.modality, job.matches), stamp=stamp)
+        scan = predictor.prepare(image, job.modality, job.matches, before=before)
+        if self.memory is not None:
+            self.memory.put(job.scan, scan)
+        return Prepared(job=job, scan=scan, stamp=stamp)
 
     def result_of(self, prepared: Prepared) -> ScanResult:
         """What will be written for a scan."""
@@ -285,8 +310,13 @@ def protect(
 _one_network = threading.Lock()
 
 
-def predict_one(run: FolderRun, job: ScanJob) -> bool:
+def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], bool | None] | None = None) -> bool:
     """Predict one scan; several threads may do so, of which one at a time uses the network.
+
+    Args:
+        run: What holds for all scans.
+        job: The scan, with everything decided.
+        on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
     Returns:
         Whether anything was to be done.
@@ -302,7 +332,7 @@ def predict_one(run: FolderRun, job: ScanJob) -> bool:
     started = time.monotonic()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
         with _one_network:
-            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS))
+            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS), on_progress)
         _finish(result, pending, started)
     return True
 

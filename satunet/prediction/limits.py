@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from satunet.datasets.memory import scan_bytes
 from satunet.errors import ScanTooLargeError, UnreadableImageError, UserError
 from satunet.geometry import Grid
@@ -63,18 +61,10 @@ def require_writable(folder: Path) -> None:
 
 
 def _header(scan: Scan) -> tuple[Grid, int]:
-    """Grid of a scan, and bytes of a voxel as it is read; of a DICOM series, of its first file times the others."""
-    if scan.series is None:
+    """Grid of a scan, and bytes of a voxel as it is read."""
+    series = scan.series
+    if series is None:
         return read_grid(scan.path), voxel_bytes(scan.path)
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(scan.series.files[0]))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UnreadableImageError(scan.series.files[0], "not a readable DICOM image") from error
-    x, y, *z = reader.GetSize()
-    slices = max(1, *z) * len(scan.series.files)
-    affine = np.diag([*(abs(s) or 1.0 for s in (*reader.GetSpacing(), 1.0)[:3]), 1.0])
-    return Grid(shape=(x, y, slices), affine=affine), 8
+    if series.grid is None:
+        raise UnreadableImageError(series.folder, series.fault or f"series {series.uid} is no volume")
+    return series.grid, 8

@@ -33,9 +33,10 @@ from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
 from satunet.prediction.door import Vocabulary
 from satunet.prediction.masks import BoxedMask, restore_values
-from satunet.prediction.mean import Values, ValuesInFile
+from satunet.prediction.mean import Values, ValuesInFile, larger
 from satunet.prediction.modality import modality_of
 from satunet.prediction.options import PredictOptions
+from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
@@ -253,15 +254,36 @@ class Predictor:
             masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
         )
 
-    def prepare(self, image: Image, modality: str, matches: Sequence[PromptMatch]) -> PreparedScan:
+    def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
+        """The same models, their networks wrapped: in something that remembers what it has encoded, for example.
+
+        Args:
+            wrap: Network on the device → what is used in its place.
+        """
+        other = copy.copy(self)
+        other._groups = tuple(replace(g, networks=tuple(wrap(n) for n in g.networks)) for g in self._groups)
+        return other
+
+    def prepare(
+        self, image: Image, modality: str, matches: Sequence[PromptMatch], *, before: PreparedScan | None = None
+    ) -> PreparedScan:
         """Preprocess a scan for what will be looked for; needs no network, and may run beside one.
+
+        Args:
+            image: The scan.
+            modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
+            matches: What will be looked for.
+            before: The same scan as an earlier call gave it; what was preprocessed in its modality is used again.
 
         Raises:
             UserError: An unknown modality.
         """
         if modality not in MODALITIES:
             raise UserError(f"modality {modality!r}; allowed are {', '.join(MODALITIES)}")
-        scan = PreparedScan(image=image, modality=modality)
+        if before is not None and before.modality == modality:
+            scan = before
+        else:
+            scan = PreparedScan(image=image, modality=modality)
         for key in self._looks(scan, matches):
             self._view(scan, key)
         return scan
@@ -289,6 +311,47 @@ class Predictor:
         Raises:
             PromptError: An embedding of another width, or cancelled.
         """
+        asked, owner = list(matches), list(range(len(matches)))
+        for i, match in enumerate(matches):
+            if sides := self._sides_of(match, scan):
+                asked[i] = sides[0]
+                asked.append(sides[1])
+                owner.append(i)
+        halves: dict[int, ValuesInFile | None] = {}
+        for j, found in self._find(scan, asked, embeddings=embeddings, on_progress=on_progress):
+            i = owner[j]
+            if owner.count(i) == 1:
+                yield i, found
+            elif i in halves:
+                yield i, Found(in_file=larger(halves.pop(i), _largest_piece(found)))
+            else:
+                halves[i] = _largest_piece(found)
+
+    def _sides_of(self, match: PromptMatch, scan: PreparedScan) -> tuple[PromptMatch, PromptMatch] | None:
+        """Left and right of a class that other sources taught at a finer spacing, where the scan is looked at coarsely.
+
+        A hippocampus is a class of crops at 1 mm, where nobody tells the sides, and of heads, where somebody does.
+        """
+        name, plan = match.class_name, self.model.plan
+        if name is None or match.status != "known" or len(self.models) > 1:
+            return None
+        spacings = plan.class_spacings_mm.get(scan.modality, {})
+        chosen = plan.spacing_for(name, scan.modality, self._extent_mm(scan, plan))[0]
+        if chosen <= spacings.get(name, (chosen,))[0]:
+            return None
+        left, right = f"left {name}", f"right {name}"
+        if any(side not in self.model.space or spacings.get(side) != (chosen,) for side in (left, right)):
+            return None
+        return replace(match, class_name=left), replace(match, class_name=right)
+
+    def _find(
+        self,
+        scan: PreparedScan,
+        matches: Sequence[PromptMatch],
+        *,
+        embeddings: Embeddings | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[tuple[int, Found]]:
         looks = self._looks(scan, matches)
         progress = _Progress(on_progress, sum(self._count(self._view(scan, key)) for key in looks))
         shares = [sum(i in positions for positions in looks.values()) for i in range(len(matches))]
@@ -358,14 +421,20 @@ class Predictor:
         """Group of models and spacing → positions of the prompts that it is asked."""
         looks: dict[tuple[int, Spacing], list[int]] = {}
         for number, group in enumerate(self._groups):
-            grid = scan.image.grid
-            turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, group.plan.orientation)[1]
-            x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+            extent = self._extent_mm(scan, group.plan)
             for i, match in enumerate(matches):
                 if match.status != "unknown" and self._voters(group, match, scan.modality):
                     name = match.class_name or next((n for n, _ in match.nearest), None)
-                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, (x, y, z))), []).append(i)
+                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, extent)), []).append(i)
         return looks
+
+    @staticmethod
+    def _extent_mm(scan: PreparedScan, plan: UnifiedPlan) -> Spacing:
+        """Size of a scan along the axes of a plan."""
+        grid = scan.image.grid
+        turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, plan.orientation)[1]
+        x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+        return x, y, z
 
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
         """Models of a group that a prompt is asked of.
@@ -494,3 +563,13 @@ def _own_device(device: str) -> str:
     if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
     return f"cuda:{int(rank) % torch.cuda.device_count()}"
+
+
+def _largest_piece(found: Found) -> ValuesInFile | None:
+    """Values in the file of the largest piece above one half; of a structure that is not one piece, all."""
+    restored = found.restored()
+    if restored is None or not found.one_piece:
+        return restored
+    values, start = restored
+    mask = values > 0.5
+    return np.where(mask & ~Postprocessing(largest_component=True)(mask), np.float32(0), values), start

@@ -51,6 +51,10 @@ OPTIONS = {
     "prompts": {
         "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
     },
+    "serve": {
+        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--most_upload_mb", "--queue",
+        "--keep_minutes", "--features_gb", "--scans_gb", "--disk_gb", "--verbose",
+    },
     "evaluate": {
         "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",
         "--tolerances", "--policy", "--no_distances", "--organs", "--lesions", "--parquet", "--processes", "-np", "--verbose",

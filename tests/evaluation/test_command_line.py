@@ -85,3 +85,52 @@ def test_benchmark_options(tmp_path: Path) -> None:
     assert command.rules == Rules(organs="listed", tolerance_mm=2.0)
     assert command.commands == ("own=run {input} {output} --size=3",)
     assert [c.name for c in command._others()] == ["ts", "own", "MedSAM tight", "oracle box", "nearest copy"]
+
+
+def test_a_file_of_some_classes_scores_these_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    references, predicted = folders
+    (predicted / "dataset.json").unlink()
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    labels[2:8, 1:7, 1:5], labels[4:6, 3:5, 2:4], labels[0] = 1, 2, 3
+    write_json(tmp_path / "data" / "dataset.json", {"labels": LABELS | {"ignore": 3}})
+    for case in ("a", "b"):
+        write_label_map(references / f"{case}.nii.gz", labels, like=GRID)
+        found = labels.copy()
+        found[0] = 2  # where nobody looked
+        write_label_map(predicted / f"{case}.nii.gz", found, like=GRID)
+    some = tmp_path / "some.json"
+    write_json(some, {"labels": {"background": 0, "lesion": 2}})
+    arguments = ["evaluate", "-p", str(predicted), "-r", str(references), "-np", "0", "--labels", str(some)]
+    assert run(arguments) == 0
+    content = read_json(predicted / "scores" / "summary.json")
+    assert content["per_class"].keys() == {"lesion"}
+    assert content["per_class"]["lesion"]["dsc"] == 1  # the ignored voxels are those of the dataset's own file
+    assert content["per_class"]["lesion"]["present"] == 2
+
+
+def test_ids_of_an_organ_are_chosen_and_said(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    (predicted / "dataset.json").unlink()
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    labels[2:8, 1:7, 1:5] = 1  # all of the tumor is taken for liver
+    for case in ("a", "b"):
+        write_label_map(predicted / f"{case}.nii.gz", labels, like=GRID)
+    arguments = ["evaluate", "-p", str(predicted), "-r", str(references), "-np", "0"]
+    found = {}
+    for organs in ("whole", "listed"):
+        assert run([*arguments, "--organs", organs]) == 0
+        content = read_json(predicted / "scores" / "summary.json")
+        assert content["rules"]["organs"] == organs
+        found[organs] = content["per_class"]["liver"]["dsc"], content["classes"][0]["ids"]
+    assert found["whole"] == (1, [1, 2])
+    tumor, both = 2 * 2 * 2, 6 * 6 * 4
+    assert found["listed"] == (pytest.approx(2 * (both - tumor) / (2 * both - tumor)), [1])
+
+
+def test_lesions_that_are_typed(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    arguments = ["evaluate", "-p", str(predicted), "-r", str(references), "-np", "0"]
+    assert run([*arguments, "--lesions", "Liver"]) == 1  # b has no prediction
+    content = read_json(predicted / "scores" / "summary.json")
+    assert [c["name"] for c in content["classes"] if c["lesion"]] == ["liver"]
+    assert run([*arguments, "--lesions", "spleen"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from satunet.evaluation.scoring.scores import Evaluation, mean_of
 from satunet.geometry import Grid
 from satunet.images.image import write_label_map
 from satunet.jobs.files import mask_file_name, read_json, write_json
-from satunet.labels.scored import ScoredClasses
+from satunet.labels.scored import ScoredClass, ScoredClasses
 
 from .conftest import scored
 
@@ -322,6 +323,65 @@ def test_lesions_volumes_and_distances_reach_the_tables(folders: tuple[Path, Pat
     assert [r["class"] for r in table] == list(CLASSES.names)
     assert table[0]["hd95_mm"] == 2.0
     assert Evaluation.load(tmp_path / "scores").rows[2] == rows["both"]
+
+
+def test_a_class_without_a_mask_is_the_union_of_its_parts(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    write_masks(predicted / "one", reference(), leave_out="both")
+    evaluation, _ = evaluate_cases(one, predicted, CLASSES)
+    assert evaluation.failures == {}
+    assert scores_of(evaluation, "one")["both"] == 1
+    (predicted / "one" / f"{mask_file_name('right')}.nii.gz").unlink()
+    assert sorted(evaluate_cases(one, predicted, CLASSES)[0].failures) == ["one: both", "one: right"]
+
+
+def test_a_combined_map_has_small_masks_on_top_of_large_ones(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    # "both" is painted first, "right" over it: what is left of the label of "both" is not all of it.
+    labels = np.array([0, 11, 12], dtype=np.uint8)[reference()]
+    write_label_map(predicted / "one.nii.gz", labels, like=GRID)
+    write_json(predicted / "one.json", {"labels": {"both": 11, "right": 12}, "prompts": []})
+    classes = scored({"right": (2,), "both": (1, 2)})
+    assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
+    # Without a label of its own, it is what its parts are.
+    write_json(predicted / "one.json", {"labels": {"left a/b": 11, "right": 12}, "prompts": []})
+    evaluation, _ = evaluate_cases(one, predicted, scored({"left a/b": (1,), "right": (2,), "both": (1, 2)}))
+    assert evaluation.mean("dsc") == 1
+
+
+def test_a_lesion_is_part_of_its_organ_or_not(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    one = {"one": references / "one.nii.gz"}
+    organ_without = ScoredClass(name="kidney", ids=(1,), excludes=("kidney tumor",))
+    tumor = ScoredClass(name="kidney tumor", ids=(2,), lesion=True)
+    listed = ScoredClasses(classes=(organ_without, tumor), allowed_ids=frozenset({1, 2}))
+    whole = scored({"kidney": (1, 2), "kidney tumor": (2,)})
+    # As satunet predicts: the organ's mask holds the tumor.
+    for name, ids in whole.ids.items():
+        write_label_map(predicted / "one" / f"{mask_file_name(name)}.nii.gz", np.isin(reference(), ids), like=GRID)
+    for classes in (listed, whole):
+        assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
+    # A label map that takes all of the tumor for kidney: wrong by nnU-Net's way of counting, right by the other.
+    shutil.rmtree(predicted / "one")
+    write_label_map(predicted / "one.nii.gz", reference() > 0, like=GRID)
+    assert scores_of(evaluate_cases(one, predicted, whole)[0], "one")["kidney"] == 1
+    assert scores_of(evaluate_cases(one, predicted, listed)[0], "one")["kidney"] == pytest.approx(2 / 3)
+
+
+def test_ignored_voxels_reach_the_scores(folders: tuple[Path, Path]) -> None:
+    references, predicted = folders
+    labels = reference()
+    labels[:4] = 3  # nobody looked at the half with the left one
+    write_label_map(references / "one.nii.gz", labels, like=GRID)
+    write_label_map(predicted / "one.nii.gz", reference(), like=GRID)
+    one = {"one": references / "one.nii.gz"}
+    classes = scored({"left a/b": (1,), "right": (2,)}, ignore_id=3)
+    scores = scores_of(evaluate_cases(one, predicted, classes)[0], "one")
+    assert scores == {"left a/b": 1.0, "right": 1.0}  # the left one is absent where somebody looked, and not found
+    write_label_map(references / "one.nii.gz", np.full_like(labels, 3), like=GRID)
+    assert all(math.isnan(v) for v in scores_of(evaluate_cases(one, predicted, classes)[0], "one").values())
 
 
 def test_mean_leaves_out_nan() -> None:

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from satunet.errors import UserError
 from satunet.evaluation.scoring.measures.lesions import count_lesions
+from satunet.evaluation.scoring.measures.surface import find_surface
 from satunet.evaluation.scoring.metrics import Scores, score_label_maps, score_masks
 from satunet.evaluation.scoring.rules import Policy, Rules
 
@@ -219,6 +220,38 @@ def test_ignored_voxels_do_not_count() -> None:
     assert score_label_maps(reference, prediction, MM, {"a": (1,)})["a"].dsc == pytest.approx(2 / 3)
     ignoring = score_label_maps(reference, prediction, MM, {"a": (1,)}, ignore_id=9)["a"]
     assert (ignoring.dsc, ignoring.nsd, ignoring.hd95_mm, ignoring.prediction_voxels) == (1.0, 1.0, 0.0, 32)
+
+
+def test_a_surface_at_the_edge_of_ignored_voxels_does_not_count() -> None:
+    # A bar along x: annotated up to x = 10, predicted one voxel too thick everywhere and far beyond the annotation.
+    reference, prediction = np.zeros((20, 12, 12), dtype=np.uint8), np.zeros((20, 12, 12), dtype=np.uint8)
+    reference[3:10, 4:8, 4:8] = 1
+    reference[10:] = 9
+    prediction[3:18, 4:8, 4:9] = 1
+    scores = score_label_maps(reference, prediction, MM, {"a": (1,)}, ignore_id=9, rules=Rules(tolerance_mm=0.0))["a"]
+    # The same bars, cut before the first elements that touch an ignored voxel: of the planes x = 2.5 to 8.5, without
+    # the cap at 9.5.
+    cut = {}
+    for name, thick in (("reference", 8), ("prediction", 9)):
+        long = np.zeros((20, 12, 12), dtype=bool)
+        long[3:19, 4:8, 4:thick] = True  # goes on: no cap before x = 18.5
+        cut[name] = long
+    surfaces = [find_surface(m) for m in cut.values()]
+    areas, places = [], []
+    for surface in surfaces:
+        x = surface.places // (surface.present.shape[1] * surface.present.shape[2])
+        near = x < 10  # element x lies between voxels x - 1 and x of the padded volume
+        areas.append(surface.areas(MM)[near])
+        places.append(set(surface.places[near].tolist()))
+    common = [np.isin(sorted(p), sorted(places[0] & places[1])) for p in places]
+    expected = sum(float(a[c].sum()) for a, c in zip(areas, common, strict=True)) / sum(float(a.sum()) for a in areas)
+    assert scores.nsd == pytest.approx(expected)
+    assert scores.dsc == pytest.approx(2 * 7 * 16 / (7 * 16 + 7 * 20))
+    blind = np.where(reference == 1, 1, 9).astype(np.uint8)  # no voxel of background is known
+    nothing = score_label_maps(blind, prediction, MM, {"a": (1,)}, ignore_id=9)["a"]
+    assert nothing.dsc == 1
+    assert math.isnan(nothing.nsd)
+    assert math.isnan(nothing.hd95_mm)
 
 
 def lesions() -> tuple[np.ndarray, np.ndarray]:

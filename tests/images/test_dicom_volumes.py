@@ -409,6 +409,14 @@ def test_a_codec_that_fails_is_that_series_error(tmp_path: Path) -> None:
     assert "is not known" in fault(tmp_path)
 
 
+def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+    file = write_slices(tmp_path)[2]
+    data = dcmread(file)
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    data.save_as(file)
+    assert "014.dcm beside it: it is deflated as a whole" in fault(tmp_path)
+
+
 def test_bits_that_are_stored(tmp_path: Path) -> None:
     """12 signed bits, with an overlay in the bits above them, as old scanners stored it."""
     values = np.random.default_rng(0).integers(-2048, 2048, (7, 6, 5)).astype(np.int16)

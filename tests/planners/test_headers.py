@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from satunet.cli import run
+from satunet.geometry import Grid
+from satunet.images.image import write_volume
 
+GRID = Grid(shape=(20, 18, 16), affine=np.diag([1.5, 1.5, 2, 1]))
 LABELS = np.zeros((20, 18, 16), np.uint8)
 LABELS[5:9, 4:10, 3:9] = 1
 LABELS[11:15, 4:10, 3:9] = 2
@@ -73,3 +76,26 @@ def test_it_is_said(nnunet_env: Path, capsys, monkeypatch, command, write, label
         assert said in told
     else:
         assert "sform" not in told
+
+
+def test_a_hostile_header_harms_its_case_alone(nnunet_env: Path, capsys) -> None:
+    """With SimpleITK, the first of these ended every command by a segmentation fault, the second never returned."""
+    make(nnunet_env, neither, {"liver": 1, "spleen": 2}, cases=3)
+    folder = nnunet_env / "raw" / "Dataset001_A"
+    for part in ("imagesTr", "labelsTr"):
+        for file in (folder / part).iterdir():
+            write_volume(file.with_suffix(".mha"), np.asarray(nib.load(file).dataobj), like=GRID)
+            file.unlink()
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".mha"}))
+    for number, (good, bad) in enumerate(
+        ((b"NDims = 3", b"NDims = -1"), (b"TransformMatrix = ", b"TransformMatrix = 1 0 0 0 1 0 1e308 0 1\nX = "))
+    ):
+        file = folder / "imagesTr" / f"c{number}_0000.mha"
+        assert good in file.read_bytes()
+        file.write_bytes(file.read_bytes().replace(good, bad, 1))
+    assert run(["fingerprint", "-d", "1", "-np", "0"]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "NDims is -1" in told and "c1_0000.mha" in told
+    found = json.loads((nnunet_env / "preprocessed" / "Dataset001_A" / "dataset_fingerprint.json").read_text())
+    assert len(found["spacings"]) == 1

@@ -15,6 +15,7 @@ from satunet.planners.options import PlanOptions
 from satunet.planners.run import fingerprint_datasets
 from satunet.planners.unified import planner as unified
 from satunet.planners.unified.planner import plan_unified, save_unified_plan, weighted_quantile
+from satunet.planners.unified.topology import GB, Topology, memory_bytes
 
 CHANNEL = ChannelStatistics.of([CaseIntensities.of(np.arange(10.0), 10)], "ct")
 
@@ -209,3 +210,79 @@ def test_a_preset_with_sats_width_of_texts_learns_the_modality(monkeypatch: pyte
     monkeypatch.setitem(unified._TEXT_DIM, "sat", 768)
     assert plan_unified([ABDOMEN], PlanOptions(preset="nano", text_encoder="sat")).network.adapter == "modality"
     assert plan_unified([ABDOMEN], PlanOptions(preset="nano")).network.adapter == "whitened_projection"
+
+
+BUDGETS = (0.5, 1.0, 2.0, 3.0, 3.9, 4.0, 5.0, 8.0, 12.0, 16.0, 24.0, 39.9, 40.0, 48.0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape"),
+    [
+        ((0.8, 0.8, 1.5), (400, 300, 300)),
+        ((1.0, 1.0, 1.0), (160, 200, 180)),
+        ((1.0, 1.0, 1.0), (60, 60, 60)),
+        ((1.2, 1.2, 8.0), (200, 200, 12)),
+        ((3.0, 3.0, 3.0), (24, 30, 20)),
+        ((0.7, 0.7, 5.0), (512, 512, 90)),
+    ],
+)
+def test_more_memory_never_plans_less(spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> None:
+    data = [dataset("Dataset001_X", 40, spacing, shape)]
+    contents = []
+    for memory in BUDGETS:
+        plan = plan_unified(data, PlanOptions(gpu_memory_gb=memory))
+        contents.append(np.prod(plan.patch_size) * plan.network.features_per_stage[0])
+        needed = memory_bytes(plan.network, plan.patch_size, plan.batch_size, plan.queries_per_scan) / GB
+        assert needed <= memory
+        assert plan.explanation["memory"].startswith(f"{needed:.1f} GB")
+    assert contents == sorted(contents)
+
+
+def test_more_features_wait_until_they_are_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a step in features that comes too early, where a patch of half the size would be planned for twice the features
+    def topology(features: int, gpu_memory_gb: float) -> Topology:
+        sizes = {16: 4 * gpu_memory_gb, 32: 2 * gpu_memory_gb - 3}
+        return Topology(patch_size=(int(10 * sizes[features]), 1, 1), network=None)  # type: ignore[arg-type]
+
+    why: dict[str, str] = {}
+    assert unified._base_features(PlanOptions(gpu_memory_gb=8), topology, why) == 16
+    assert "patch × features would shrink" in why["features"]
+
+
+def test_a_given_patch_keeps_its_size_where_a_stage_less_allows_it() -> None:
+    for patch in ((288, 288, 96), (96, 96, 96), (64, 64, 64), (160, 128, 112), (128, 128, 32)):
+        assert plan_unified([ABDOMEN], PlanOptions(patch_size=patch, gpu_memory_gb=80)).patch_size == patch
+    plan = plan_unified([ABDOMEN], PlanOptions(patch_size=(100, 96, 90)))
+    assert plan.patch_size == (104, 96, 96)
+    assert "(100, 96, 90) rounded up" in plan.explanation["patch"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"patch_size": (288, 288, 96)}, "--patch_size"),
+        ({"preset": "pro"}, "--preset"),
+        ({"preset": "pro", "batch_size": 8}, "--preset and --batch_size"),
+        ({"batch_size": 64}, "--batch_size"),
+    ],
+)
+def test_a_plan_that_needs_more_than_there_is_says_so(given: dict[str, object], named: str) -> None:
+    plan = plan_unified([ABDOMEN], PlanOptions(gpu_memory_gb=8, **given))  # type: ignore[arg-type]
+    needed = memory_bytes(plan.network, plan.patch_size, plan.batch_size, plan.queries_per_scan) / GB
+    assert needed > 8
+    said = (
+        f"a training step needs {needed:.1f} GB by the planner's estimate, more than the 8 GB planned for, with {named}"
+    )
+    assert said in plan.explanation["remarks"]
+    assert "more than the 8 GB" in plan.explanation["memory"]
+    assert "what the memory takes" not in plan.explanation["batch"]
+
+
+def test_a_spacing_at_which_little_is_left_is_remarked_on() -> None:
+    many = dataset("Dataset001_Abdomen", 4000, (0.8, 0.8, 1.5), (400, 300, 300))
+    plan = plan_unified([many], PlanOptions(spacing_mm=(50, 50, 50), gpu_memory_gb=80))
+    remarks = plan.explanation["remarks"]
+    assert "the median scan is (6, 5, 9) voxels, 62 times coarser than its own (0.8, 0.8, 1.5) mm" in remarks
+    assert plan.batch_size > 128
+    assert f"{plan.batch_size} patches per step" in remarks
+    assert "remarks" not in plan_unified([ABDOMEN]).explanation

@@ -111,3 +111,20 @@ def test_of_a_class_that_is_one_piece_the_largest_is_kept() -> None:
     assert largest.mask is not None
     assert both.mask[14, 14, 14]
     assert np.array_equal(largest.mask, truth)
+
+
+def test_a_class_of_crops_is_drawn_as_its_two_sides_where_the_scan_is_larger() -> None:
+    image, _ = scene((48, 40, 30), np.eye(4))
+    image.array[:24] *= 0.9
+    spacings = {"mri": {"bright": (1.0, 3.0), "left bright": (3.0,), "right bright": (3.0,)}}
+    model = replace(make_model(), plan=plan_with(class_spacings_mm=spacings))
+    vectors = model.bank.vectors.copy()
+    vectors[:, 0] = [{"bright": 99.0, "left bright": 2.0, "right bright": 1.0}[text] for text in model.bank.texts]
+    predictor = Predictor(replace(model, bank=replace(model.bank, vectors=vectors)), device="cpu", precision="float32")
+    both, left, right = (m.mask for m in predictor.predict(image, ["bright", "left bright", "right bright"]).masks)
+    assert left is not None
+    assert right is not None
+    assert right.sum() > left.sum() > 0
+    assert np.array_equal(both, left | right)
+    small, _ = scene((12, 12, 12), np.eye(4))  # one window at 1 mm holds it
+    assert not predictor.predict(small, ["bright"]).masks[0].mask.any()  # type: ignore[union-attr]

@@ -48,7 +48,7 @@ class Page:
             program, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars",
             "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--remote-debugging-pipe",
             "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={self._folder}", "about:blank",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={self._folder}", "about:blank",
         ]  # fmt: skip
 
         def hand_over() -> None:
@@ -83,7 +83,11 @@ class Page:
 
     def open(self, file: Path) -> None:
         """Load a page and wait until it says that it is ready."""
-        self._send("Page.navigate", {"url": file.resolve().as_uri()})
+        self.open_address(file.resolve().as_uri())
+
+    def open_address(self, address: str) -> None:
+        """As :meth:`open`, of a page on this machine."""
+        self._send("Page.navigate", {"url": address})
         end = time.monotonic() + 120
         while self.run("document.documentElement?.dataset.ready || ''") != "true":
             assert time.monotonic() < end, f"the page was not ready in time; it said {self.problems}"
@@ -105,6 +109,32 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             at = {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": 1}
             self._send("Input.dispatchMouseEvent", at)
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """Put a file into an input, as its dialog would."""
+        found = self._send("Runtime.evaluate", {"expression": f"document.querySelector({selector!r})"})
+        self._send("DOM.setFileInputFiles", {"files": [str(file)], "objectId": found["result"]["objectId"]})
+
+    def type_into(self, selector: str, text: str) -> None:
+        """Type into an input."""
+        self.run(f"document.querySelector({selector!r}).focus()")
+        self._send("Input.insertText", {"text": text})
+
+    def press(self, key: str) -> None:
+        """Press and let go of a key."""
+        codes = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
+        number, text = codes[key]
+        for kind in ("keyDown", "keyUp"):
+            event = {"type": kind, "key": key, "windowsVirtualKeyCode": number}
+            self._send("Input.dispatchKeyEvent", event | ({"text": text} if kind == "keyDown" and text else {}))
+
+    def wait_for(self, script: str, seconds: float = 60) -> Any:
+        """The first value of a script that is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(script)):
+            assert time.monotonic() < end, f"{script} did not come true; the page said {self.problems}"
+            time.sleep(0.1)
+        return value
 
     def picture(self) -> np.ndarray:
         """(height, width, 3) of what is seen."""

@@ -124,7 +124,7 @@ def _decoded(file: Path, wanted: list[int], slices: tuple[Slice, ...]) -> Iterat
     if (int(data.Rows), int(data.Columns)) != (one.rows, one.columns) or max(wanted) >= frames:
         raise ValueError("the file has changed since it was found")
     syntax = data.file_meta.get("TransferSyntaxUID")
-    if syntax is not None and not syntax.is_private and syntax.is_compressed and not syntax.is_deflated:
+    if syntax is not None and not syntax.is_private and syntax.is_compressed:
         packed = _packed_frames(data, frames)
         for array in unpack(str(syntax), [packed[number] for number in wanted], (one.rows, one.columns), one.stored[0]):
             yield _numbers(array, one.stored)

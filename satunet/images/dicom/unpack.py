@@ -28,6 +28,8 @@ _CODECS = {
     "1.2.840.10008.1.2.5": "rle",
 }
 """Transfer syntax → codec of imagecodecs."""
+_ROOM = 4 << 30
+"""Bytes of address space for Python and the codecs, beside what the frames need."""
 _SECONDS = 60.0
 _SECONDS_PER_VOXEL = 1e-6
 
@@ -82,9 +84,21 @@ def _decode(codec: str, frame: bytes, shape: Sequence[int], size: int) -> NDArra
     return array.astype(f"<i{size}" if array.dtype.kind == "i" else f"<u{size}")
 
 
+def _limit_memory(wanted: int) -> None:
+    """A picture may say that it is larger than any machine; what it unpacks to is known beforehand."""
+    if sys.platform != "win32":
+        import resource
+
+        limit = _ROOM + 8 * wanted
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 def _main() -> int:
     source = sys.stdin.buffer
     request = json.loads(source.readline())
+    _limit_memory(sum(request["sizes"]) + math.prod(request["shape"]) * request["bytes"])
     frames = [source.read(size) for size in request["sizes"]]
     try:
         for frame in frames:

@@ -1,0 +1,315 @@
+"""The server's addresses, and what they answer.
+
+======================================  =====================================================================
+POST   /scans                           upload a scan → its id, shape, spacing
+GET    /scans/{scan}                    the same again
+GET    /scans/{scan}/image              the scan's file, for a viewer
+DELETE /scans/{scan}                    forget it, its jobs and results
+POST   /scans/{scan}/jobs               prompts → a job
+GET    /jobs/{job}                      state, progress, what was found
+DELETE /jobs/{job}                      cancel
+GET    /jobs/{job}/files/{name}         a result
+GET    /model                           what the model knows
+GET    /prompts?q=…                     what words mean to it, and suggestions
+GET    /health, /metrics                for whoever watches the server
+/info, /datastore, /infer/{model}       MONAI Label's protocol, see :mod:`satunet.serving.monailabel`
+======================================  =====================================================================
+
+Whatever is wrong with a request is one sentence of JSON: ``{"detail": …}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from satunet import __version__
+from satunet.errors import ScanError, UserError
+from satunet.prediction.options import Modality, Outputs
+from satunet.prediction.predictor import Predictor
+from satunet.serving import monailabel
+from satunet.serving.desk import BusyError, Desk, Job, UnknownError, told
+from satunet.serving.options import ServeOptions
+from satunet.serving.uploads import UNPACKED, TooLargeError, ending_of, receive, scan_in
+
+_OPEN = ("/health", "/docs", "/openapi.json", "/", "/static/niivue.js", "/auth/")
+_MOST_PROMPTS = 2000
+_TIDY_SECONDS = 30.0
+
+
+class Asked(BaseModel):
+    """Prompts on a scan."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompts: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=_MOST_PROMPTS)] | None
+    )
+    """What to look for; ``null``: every class that the model knows in the scan's modality."""
+    combine: bool = False
+    """One label map, not one mask per prompt."""
+    dicom_seg: bool = False
+    """A DICOM Segmentation as well, for DICOM series."""
+    modality: Modality | None = None
+    """Modality of the scan, if it is to be taken for another than it seems."""
+
+
+class ScanAnswer(BaseModel):
+    """A scan that is there."""
+
+    scan: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+
+class JobAnswer(BaseModel):
+    """How far a job is, and what it found."""
+
+    job: str
+    scan: str
+    state: str
+    progress: float
+    waiting: int
+    error: str | None = None
+    seconds: float | None = None
+    modality: str | None = None
+    prompts: list[dict[str, Any]] = []
+    files: list[str] = []
+
+
+def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+        predictor: With its model.
+        folder: Folder of the server's own, for uploads and results; removed at the end.
+        options: What it may use.
+    """
+    desk = Desk(predictor, folder, options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(_tidy_now_and_then(desk))
+        try:
+            yield
+        finally:
+            tidying.cancel()
+            await run_in_threadpool(desk.close)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    app = FastAPI(
+        title="satunet",
+        version=__version__,
+        summary="Text-prompted segmentation of 3D medical images",
+        lifespan=lifespan,
+        dependencies=[Depends(_token_check(options.token))] if options.token else [],
+    )
+    app.state.desk = desk
+    _add_errors(app, folder)
+    _add_scans(app, desk)
+    _add_jobs(app, desk)
+    _add_model(app, desk)
+    _add_watching(app, desk)
+    app.include_router(monailabel.router(desk))
+    return app
+
+
+async def _tidy_now_and_then(desk: Desk) -> None:
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        await run_in_threadpool(desk.tidy)
+
+
+def _token_check(token: str | None) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if request.url.path in _OPEN or token is None:
+            return
+        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise PermissionError("a token is needed: Authorization: Bearer TOKEN")
+
+    return check
+
+
+def _add_errors(app: FastAPI, folder: Path) -> None:
+    codes: dict[type[Exception], int] = {
+        UnknownError: 404,
+        BusyError: 503,
+        TooLargeError: 413,
+        PermissionError: 401,
+        ScanError: 422,
+        UserError: 422,
+    }
+
+    def handler(code: int) -> Callable[[Request, Exception], Response]:
+        def answer(_: Request, error: Exception) -> Response:
+            headers = {"Retry-After": "10"} if code == 503 else {"WWW-Authenticate": "Bearer"} if code == 401 else None
+            return JSONResponse({"detail": told(error, folder)}, status_code=code, headers=headers)
+
+        return answer
+
+    for kind, code in codes.items():
+        app.add_exception_handler(kind, handler(code))
+
+
+def _add_scans(app: FastAPI, desk: Desk) -> None:
+    @app.post("/scans", status_code=201)
+    async def bring_scan(request: Request, filename: str) -> ScanAnswer:
+        """Upload a scan as the body of the request; ``filename`` says what kind of file it is."""
+        ending = ending_of(filename)
+        most = desk.options.most_upload_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > most:
+            raise TooLargeError(f"the upload is larger than {most / 1e6:,.0f} MB, which are allowed")
+        name, folder = desk.new_folder()
+        try:
+            await receive(request.stream(), folder / f"upload{ending}", most)
+            scan = await run_in_threadpool(scan_in, folder / f"upload{ending}", UNPACKED * most)
+            brought = await run_in_threadpool(desk.bring, name, folder, scan)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return ScanAnswer(scan=brought.id, shape=brought.shape, spacing_mm=brought.spacing_mm)
+
+    @app.get("/scans/{scan}")
+    def show_scan(scan: str) -> ScanAnswer:
+        """Shape and spacing of a scan that is there."""
+        found = desk.scan(scan)
+        return ScanAnswer(scan=found.id, shape=found.shape, spacing_mm=found.spacing_mm)
+
+    @app.get("/scans/{scan}/image")
+    def image(scan: str) -> FileResponse:
+        """The scan as a file; a DICOM series as NIfTI."""
+        found = desk.scan(scan)
+        if found.scan.series is None:
+            return FileResponse(found.scan.path, filename=f"scan{found.scan.ending}")
+        file = found.folder / "series.nii.gz"
+        if not file.is_file():
+            from satunet.images.image import write_volume
+
+            loaded = found.scan.read()
+            write_volume(file, loaded.array, like=loaded.grid)
+        return FileResponse(file, filename="scan.nii.gz")
+
+    @app.delete("/scans/{scan}", status_code=204)
+    def forget_scan(scan: str) -> None:
+        """Forget a scan, its jobs and results."""
+        desk.forget(scan)
+
+
+def _add_jobs(app: FastAPI, desk: Desk) -> None:
+    @app.post("/scans/{scan}/jobs", status_code=202)
+    def ask(scan: str, asked: Asked) -> JobAnswer:
+        """Look for prompts in a scan."""
+        outputs = Outputs(combine=asked.combine, dicom_seg=asked.dicom_seg)
+        return answer_of(desk, desk.ask(scan, asked.prompts, outputs, asked.modality))
+
+    @app.get("/jobs/{job}")
+    def show_job(job: str) -> JobAnswer:
+        """State, progress, and what was found."""
+        return answer_of(desk, desk.job(job))
+
+    @app.delete("/jobs/{job}")
+    def cancel(job: str) -> JobAnswer:
+        """End a job."""
+        return answer_of(desk, desk.cancel(job))
+
+    @app.get("/jobs/{job}/files/{name}")
+    def result(job: str, name: str) -> FileResponse:
+        """A result by the name that the job lists."""
+        found = desk.job(job).files.get(name)
+        if found is None:
+            raise UnknownError(f"no result {name!r} of this job")
+        return FileResponse(found, filename=name)
+
+
+def answer_of(desk: Desk, job: Job) -> JobAnswer:
+    """What a client is told about a job."""
+    manifest = job.manifest
+    return JobAnswer(
+        job=job.id,
+        scan=job.brought.id,
+        state=job.state,
+        progress=1.0 if job.state == "done" else job.done / job.total if job.total else 0.0,
+        waiting=desk.waiting,
+        error=job.error,
+        seconds=job.seconds,
+        modality=manifest.get("modality", job.decided.modality),
+        prompts=manifest.get("prompts", []),
+        files=sorted(job.files),
+    )
+
+
+def _add_model(app: FastAPI, desk: Desk) -> None:
+    @app.get("/model")
+    def model() -> dict[str, Any]:
+        """What the model knows."""
+        vocabulary = desk.predictor.vocabulary
+        return {
+            "model": desk.predictor.model.path.name,
+            "modalities": list(vocabulary.modalities),
+            "classes": [{"name": c.name, "modalities": list(c.modalities)} for c in vocabulary.space.classes],
+        }
+
+    @app.get("/prompts")
+    def prompts(q: Annotated[str, Field(min_length=1, max_length=500)], suggest: int = 8) -> dict[str, Any]:
+        """What words mean to the model, and classes whose names hold them."""
+        matches = desk.predictor.match(q) if q.strip() else []
+        words = q.lower().split()
+        names = desk.predictor.vocabulary.space.class_names
+        near = [n for n in names if all(w in n for w in words)]
+        near.sort(key=lambda n: (not n.startswith(q.lower()), len(n), n))
+        return {
+            "meaning": [
+                {"prompt": m.prompt, "class": m.class_name, "status": m.status, "note": m.note} for m in matches
+            ],
+            "suggestions": near[: max(0, min(suggest, 50))],
+        }
+
+
+def _add_watching(app: FastAPI, desk: Desk) -> None:
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        """Whether the server works."""
+        return {"status": "ok", "version": __version__, "waiting": desk.waiting}
+
+    @app.get("/metrics")
+    def metrics() -> PlainTextResponse:
+        """Counts and memory in the text format of Prometheus."""
+        lines = []
+        for name, count in desk.counts.items():
+            lines += [f"# TYPE satunet_{name}_total counter", f"satunet_{name}_total {count}"]
+        gauges = {
+            "waiting_jobs": desk.waiting,
+            "features_bytes": desk.features.used_bytes,
+            "features_hits": desk.features.hits,
+            "features_misses": desk.features.misses,
+            "prepared_scans_bytes": desk.prepared.used_bytes,
+        }
+        for name, value in gauges.items():
+            lines += [f"# TYPE satunet_{name} gauge", f"satunet_{name} {value}"]
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    def page() -> HTMLResponse:
+        """The page."""
+        from satunet.serving.page import page as made
+
+        return HTMLResponse(made())
+
+    @app.get("/static/niivue.js", include_in_schema=False)
+    def niivue() -> FileResponse:
+        """The viewer's library."""
+        from satunet.serving.page import NIIVUE
+
+        return FileResponse(NIIVUE, media_type="text/javascript")

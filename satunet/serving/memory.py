@@ -1,0 +1,151 @@
+"""What a server remembers of a scan: how it was prepared, and what the network has encoded.
+
+The network encodes a scan once and decodes any number of prompts, so the next words on a scan that is known cost their
+decoding alone. Both memories are bounded in bytes; what was used longest ago goes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from satunet.jobs.fresh import FileState
+from satunet.network.model import ImageFeatures
+from satunet.prediction.inputs import Scan
+from satunet.prediction.predictor import PreparedScan
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Value]):
+    """Values by key, the most recently used ones, up to a number of bytes; threads may share it.
+
+    Args:
+        most_bytes: All values together; a value that is larger alone is not kept.
+        size_of: Bytes of a value.
+    """
+
+    def __init__(self, most_bytes: int, size_of: Callable[[Value], int]) -> None:
+        self.most_bytes = most_bytes
+        self._size_of = size_of
+        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.used_bytes = 0
+        self.hits = self.misses = 0
+
+    def get(self, key: Hashable) -> Value | None:
+        """The value, if it is still there."""
+        with self._lock:
+            found = self._values.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self._values.move_to_end(key)
+            self.hits += 1
+            return found[0]
+
+    def put(self, key: Hashable, value: Value) -> None:
+        """Keep a value, in place of what was used longest ago."""
+        size = self._size_of(value)
+        with self._lock:
+            self._drop(key)
+            if size > self.most_bytes:
+                return
+            self._values[key] = (value, size)
+            self.used_bytes += size
+            while self.used_bytes > self.most_bytes:
+                self._drop(next(iter(self._values)))
+
+    def forget(self, matches: Callable[[Hashable], bool]) -> None:
+        """Let go of values by key."""
+        with self._lock:
+            for key in [key for key in self._values if matches(key)]:
+                self._drop(key)
+
+    def _drop(self, key: Hashable) -> None:
+        found = self._values.pop(key, None)
+        if found is not None:
+            self.used_bytes -= found[1]
+
+
+class RememberingNetwork:
+    """A network that does not encode the same window twice; see :class:`satunet.windows.engine.Network`.
+
+    Windows are known by their content: the same voxels give the same features, in whatever scan they are.
+
+    Args:
+        network: The network.
+        features: What was encoded before.
+        number: Tells the networks of several models apart.
+    """
+
+    def __init__(self, network: Any, features: Recent[ImageFeatures], number: int) -> None:
+        self.network, self.features, self.number = network, features, number
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """(B, 1, X, Y, Z) → features."""
+        content = hashlib.blake2b(image.detach().cpu().numpy().tobytes(), digest_size=16).digest()
+        key = (self.number, tuple(image.shape), content)
+        found = self.features.get(key)
+        if found is None:
+            found = self.network.encode_image(image)
+            # A copy: the engine of a CPU uses the memory of its maps again for the next window.
+            self.features.put(
+                key, replace(found, memory=found.memory.clone(), maps=tuple(m.clone() for m in found.maps))
+            )
+        return found
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(B, N, D) → (B, N, E) mask embeddings per scale, full resolution first."""
+        decoded: tuple[Tensor, ...] = self.network.decode(features, queries, modality)
+        return decoded
+
+
+class PreparedScans:
+    """Scans as they were prepared, while their files stay what they were; a :class:`ScanMemory`.
+
+    Args:
+        most_bytes: All of them together.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._recent: Recent[tuple[PreparedScan, tuple[FileState, ...]]] = Recent(most_bytes, _prepared_bytes)
+
+    def get(self, scan: Scan) -> PreparedScan | None:
+        """The scan as it was prepared, if its files still are what they were."""
+        found = self._recent.get(scan.path)
+        if found is None or len(found[1]) != len(scan.files):
+            return None
+        unchanged = all(state.is_of(file) for state, file in zip(found[1], scan.files, strict=True))
+        return found[0] if unchanged else None
+
+    def put(self, scan: Scan, prepared: PreparedScan) -> None:
+        """Remember it."""
+        self._recent.put(scan.path, (prepared, tuple(FileState.of(file) for file in scan.files)))
+
+    def forget(self, scan: Scan) -> None:
+        """Let go of it."""
+        self._recent.forget(lambda key: key == scan.path)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that all of them take."""
+        return self._recent.used_bytes
+
+
+def feature_bytes(features: ImageFeatures) -> int:
+    """Bytes of what a window was encoded to."""
+    tensors = [features.memory, *features.maps]
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _prepared_bytes(value: tuple[PreparedScan, tuple[FileState, ...]]) -> int:
+    scan = value[0]
+    return int(scan.image.array.nbytes + sum(view.volume.nbytes for view in scan.views.values()))

@@ -1,0 +1,71 @@
+"""What a user may choose about a server."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+
+from satunet.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Where a server listens, and what it may use.
+
+    Attributes:
+        host: Address to listen on; other machines reach it only where this is not a loopback address.
+        port: Port to listen on; 0 takes a free one.
+        token: Secret that clients send as "Authorization: Bearer TOKEN"; needed where other machines reach the server.
+        most_upload_mb: Largest upload in MB; an archive may not unpack to more than ten times as much.
+        queue: Jobs that may wait; more are refused.
+        keep_minutes: Minutes after which scans and results that nobody asked for are forgotten.
+        features_gb: Memory for what the network has encoded, in GB, so that the next prompt on a scan is quick.
+        scans_gb: Memory for prepared scans, in GB.
+        disk_gb: Disk for uploads and results, in GB; the oldest go first.
+    """
+
+    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    most_upload_mb: float = 1024.0
+    queue: int = 32
+    keep_minutes: float = 60.0
+    features_gb: float = 4.0
+    scans_gb: float = 2.0
+    disk_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("most_upload_mb", "queue", "keep_minutes", "disk_gb"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be more than 0, got {getattr(self, name)}")
+        for name in ("features_gb", "scans_gb"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.port < 65536:
+            raise UserError(f"port must be from 0 to 65535, got {self.port}")
+        if self.token is not None and len(self.token) < 16:
+            raise UserError(
+                "a token has at least 16 characters; python -c 'import secrets; print(secrets.token_hex())'"
+            )
+        if not _is_loopback(self.host) and self.token is None:
+            raise UserError(
+                f"other machines reach {self.host}: give a token (--token), and put a proxy with TLS in front; or listen "
+                "on 127.0.0.1"
+            )
+
+    @property
+    def most_upload_bytes(self) -> int:
+        """Largest upload in bytes."""
+        return int(self.most_upload_mb * 1e6)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,216 @@
+"use strict";
+(() => {
+  const by = (id) => document.getElementById(id);
+  const state = { scan: null, job: null, image: null, shown: [], volumes: 0 };
+  const nv = new niivue.Niivue({
+    isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, show3Dcrosshair: true,
+    backColor: [0.063, 0.071, 0.078, 1], loadingText: "", logLevel: "error",
+    onLocationChange: (where) => { by("place").textContent = where.string; },
+  });
+  window.viewer = nv;
+
+  function headers(more) {
+    const token = by("token").value;
+    return token ? { ...more, Authorization: `Bearer ${token}` } : { ...more };
+  }
+
+  async function call(path, options = {}) {
+    const answer = await fetch(path, { ...options, headers: headers(options.headers) });
+    if (answer.status === 401) by("token-line").hidden = false;
+    if (!answer.ok) {
+      let told = answer.statusText;
+      try {
+        const detail = (await answer.json()).detail;
+        told = typeof detail === "string" ? detail : detail.map((d) => d.msg).join("; ");
+      } catch { /* no JSON */ }
+      throw new Error(told);
+    }
+    return answer;
+  }
+
+  const json = async (path, options) => (await call(path, options)).json();
+  const problem = (error) => { by("problem").textContent = error ? error.message || String(error) : ""; };
+
+  function ready(on) {
+    for (const id of ["words", "go", "everything"]) by(id).disabled = !on;
+  }
+
+  async function bring(file) {
+    problem();
+    ready(false);
+    by("scan").textContent = `Uploading ${file.name} …`;
+    try {
+      const brought = await json(`scans?filename=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+      if (state.scan) call(`scans/${state.scan}`, { method: "DELETE" }).catch(() => {});
+      state.scan = brought.scan;
+      by("scan").textContent = `${file.name}: ${brought.shape.join(" × ")} voxels of ` +
+        `${brought.spacing_mm.map((s) => s.toFixed(2)).join(" × ")} mm`;
+      by("structures").replaceChildren();
+      const image = await (await call(`scans/${state.scan}/image`)).arrayBuffer();
+      const name = /\.(nrrd|mha)$/i.exec(file.name) ? `scan${/\.(nrrd|mha)$/i.exec(file.name)[0]}` : "scan.nii.gz";
+      nv.volumes = [];
+      await nv.loadFromArrayBuffer(image, name);
+      nv.setSliceType(nv.sliceTypeMultiplanar);
+      ready(true);
+      by("words").focus();
+    } catch (error) {
+      by("scan").textContent = "";
+      problem(error);
+      ready(state.scan !== null);
+    }
+  }
+
+  async function ask(prompts) {
+    problem();
+    ready(false);
+    by("cancel").hidden = false;
+    by("progress").hidden = false;
+    try {
+      let job = await json(`scans/${state.scan}/jobs`, {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ prompts, combine: true }),
+      });
+      state.job = job.job;
+      while (job.state === "waiting" || job.state === "running") {
+        by("progress").value = job.progress;
+        await new Promise((done) => setTimeout(done, 150));
+        job = await json(`jobs/${job.job}`);
+      }
+      if (job.state === "failed") throw new Error(job.error);
+      if (job.state === "done") await show(job);
+    } catch (error) {
+      problem(error);
+    } finally {
+      state.job = null;
+      by("cancel").hidden = true;
+      by("progress").hidden = true;
+      by("progress").value = 0;
+      ready(true);
+    }
+  }
+
+  const hue = (i) => (i * 137.508 + 20) % 360;
+  function colour(i) {
+    const f = (n, h = hue(i), s = 0.75, l = 0.58) => {
+      const k = (n + h / 30) % 12;
+      return Math.round(255 * (l - s * Math.min(l, 1 - l) * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+    };
+    return [f(0), f(8), f(4)];
+  }
+
+  function repaint() {
+    const map = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
+    for (const s of state.shown) {
+      const [r, g, b] = s.colour;
+      map.R.push(r); map.G.push(g); map.B.push(b);
+      map.A.push(s.on ? 255 : 0); map.I.push(s.label); map.labels.push(s.name);
+    }
+    nv.volumes[1].setColormapLabel(map);
+    nv.updateGLVolume();
+  }
+
+  async function show(job) {
+    const name = job.files.find((f) => /\.(nii\.gz|nii|nrrd|mha)$/.test(f));
+    const data = await (await call(`jobs/${job.job}/files/${encodeURIComponent(name)}`)).arrayBuffer();
+    while (nv.volumes.length > 1) nv.removeVolume(nv.volumes[1]);
+    await nv.loadFromArrayBuffer(data, name);
+    state.shown = job.prompts.filter((p) => p.label != null)
+      .map((p, i) => ({ name: p.prompt, label: p.label, ml: p.volume_ml, colour: colour(i), on: true }));
+    repaint();
+    nv.setOpacity(1, by("opacity").value / 100);
+    const rows = state.shown.map((s, i) => {
+      const row = document.createElement("li");
+      const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, id: `s${i}` });
+      box.addEventListener("change", () => { s.on = box.checked; repaint(); });
+      const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+      swatch.style.background = `rgb(${s.colour})`;
+      const label = Object.assign(document.createElement("label"), { className: "name", htmlFor: box.id });
+      label.textContent = s.name;
+      const size = Object.assign(document.createElement("span"), { className: "faint" });
+      size.textContent = `${s.ml < 10 ? s.ml.toFixed(2) : Math.round(s.ml)} ml`;
+      row.append(box, swatch, label, size);
+      return row;
+    });
+    for (const p of job.prompts.filter((q) => q.label == null)) {
+      const row = document.createElement("li");
+      row.className = "faint";
+      row.textContent = `${p.prompt}: ${p.voxels == null ? p.note || p.status : "not found"}`;
+      rows.push(row);
+    }
+    if (rows.length) {
+      const row = document.createElement("li");
+      const link = document.createElement("button");
+      link.type = "button";
+      link.textContent = "Download label map";
+      link.addEventListener("click", () => {
+        const a = document.createElement("a");
+        a.href = URL.createObjectURL(new Blob([data]));
+        a.download = name;
+        a.click();
+        setTimeout(() => URL.revokeObjectURL(a.href), 1000);
+      });
+      row.append(link);
+      rows.push(row);
+    }
+    by("structures").replaceChildren(...rows);
+  }
+
+  let typing;
+  async function suggest() {
+    const words = by("words").value.split(",");
+    const last = words[words.length - 1].trim();
+    if (!last) { by("meaning").textContent = ""; return; }
+    try {
+      const found = await json(`prompts?q=${encodeURIComponent(last)}`);
+      const before = words.slice(0, -1).map((w) => w.trim()).join(", ");
+      by("suggestions").replaceChildren(...found.suggestions.map((name) => {
+        const option = document.createElement("option");
+        option.value = before ? `${before}, ${name}` : name;
+        return option;
+      }));
+      by("meaning").textContent = found.meaning.map((m) =>
+        m.class ? (m.class === m.prompt ? `${m.class}: known` : `${m.prompt}: ${m.class}`)
+          : `${m.prompt}: ${m.note || "not known to this model"}`).join("; ");
+    } catch (error) { problem(error); }
+  }
+
+  by("words").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(suggest, 200); });
+  by("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const prompts = by("words").value.split(",").map((w) => w.trim()).filter(Boolean);
+    if (prompts.length) ask(prompts);
+  });
+  by("everything").addEventListener("click", () => ask(null));
+  by("cancel").addEventListener("click", () => {
+    if (state.job) call(`jobs/${state.job}`, { method: "DELETE" }).catch(problem);
+  });
+  by("file").addEventListener("change", () => { if (by("file").files[0]) bring(by("file").files[0]); });
+  const drop = by("drop");
+  drop.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); by("file").click(); }
+  });
+  for (const name of ["dragover", "dragenter"]) {
+    document.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  }
+  document.addEventListener("dragleave", () => drop.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    if (event.dataTransfer.files[0]) bring(event.dataTransfer.files[0]);
+  });
+  by("opacity").addEventListener("input", () => {
+    if (nv.volumes.length > 1) nv.setOpacity(1, by("opacity").value / 100);
+  });
+  by("token").addEventListener("change", hello);
+
+  async function hello() {
+    try {
+      const model = await json("model");
+      by("model").textContent = `${model.model}: ${model.classes.length} classes, ${model.modalities.join(", ")}`;
+      problem();
+    } catch (error) { problem(error); }
+  }
+
+  nv.attachTo("canvas").then(hello).then(() => { document.documentElement.dataset.ready = "true"; });
+})();

@@ -1,0 +1,17 @@
+"""The server's page: a scan is dropped, words are typed, masks are seen."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+NIIVUE = _HERE.parent / "viewing" / "niivue" / "niivue.umd.js"
+"""NiiVue (BSD-2), as the viewer ships it."""
+
+
+@cache
+def page() -> str:
+    """The page, with its style and script."""
+    parts = {name: (_HERE / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    return parts["html"].replace("@@STYLE@@", parts["css"]).replace("@@SCRIPT@@", parts["js"])

@@ -1,0 +1,55 @@
+"""Start a server, and end it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from satunet.errors import UserError
+from satunet.models.folder import ModelFolder
+from satunet.prediction.options import PredictOptions
+from satunet.prediction.predictor import Predictor
+from satunet.serving.app import create_app
+from satunet.serving.options import ServeOptions
+
+logger = logging.getLogger(__name__)
+
+
+def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: ServeOptions) -> None:
+    """Serve until the process is asked to end.
+
+    Args:
+        models: One or several, used together.
+        prediction: How to predict.
+        options: Where to listen, and what may be used.
+
+    Raises:
+        UserError: The address cannot be listened on.
+    """
+    listening = _listen(options)
+    predictor = Predictor(models, prediction)
+    host, port = listening.getsockname()[:2]
+    with tempfile.TemporaryDirectory(prefix="satunet-serve-") as folder:
+        app = create_app(predictor, Path(folder) / "desk", options)
+        shown = f"[{host}]" if ":" in host else host
+        logger.info("http://%s:%d serves %s; Ctrl-C ends it", shown, port, predictor.model.path.name)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((options.host, options.port))
+    except OSError as error:
+        listening.close()
+        raise UserError(f"{options.host}:{options.port} cannot be listened on ({error.strerror or error})") from error
+    listening.listen(128)
+    return listening

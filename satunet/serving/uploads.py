@@ -1,0 +1,121 @@
+"""What a client uploads becomes files of the server: counted while it comes in, unpacked only as far as is allowed."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from satunet.errors import UnreadableImageError, UserError
+from satunet.images.image import IMAGE_ENDINGS
+from satunet.prediction.inputs import Scan, collect_scans
+
+UNPACKED = 10
+"""An archive may unpack to so many times the largest upload."""
+_MOST_FILES = 20_000
+_CHUNK = 1 << 20
+
+
+class TooLargeError(UserError):
+    """An upload beyond the limit."""
+
+
+def ending_of(name: str) -> str:
+    """Ending of an upload, the only thing that a client's name decides.
+
+    Raises:
+        UserError: Nothing that can be read.
+    """
+    lower = name.lower()
+    for ending in (*IMAGE_ENDINGS, ".zip"):
+        if lower.endswith(ending):
+            if ending == ".mhd":
+                raise UserError("an .mhd file has its voxels in another file: upload .mha, or both in a .zip")
+            return ending
+    raise UserError(f"the name ends in none of {', '.join(IMAGE_ENDINGS)}, .zip (DICOM, or one image)")
+
+
+async def receive(chunks: AsyncIterator[bytes], file: Path, most_bytes: int) -> None:
+    """Write what comes in to a file.
+
+    Raises:
+        TooLargeError: More came than is allowed; what came is removed.
+    """
+    size = 0
+    try:
+        with file.open("wb") as stream:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > most_bytes:
+                    raise TooLargeError(f"the upload is larger than {most_bytes / 1e6:,.0f} MB, which are allowed")
+                stream.write(chunk)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def scan_in(file: Path, most_bytes: int) -> Scan:
+    """The scan of an uploaded file; an archive is unpacked beside it.
+
+    Raises:
+        UserError: An archive without a scan, or with several.
+        ScanError: It cannot be read.
+    """
+    if file.suffix != ".zip":
+        (scan,) = collect_scans([file])
+        return scan
+    folder = file.with_suffix("")
+    unpack(file, folder, most_bytes)
+    file.unlink()
+    scans = collect_scans([folder])
+    if len(scans) != 1:
+        raise UserError(f"the archive holds {len(scans)} scans or series; upload one at a time")
+    return scans[0]
+
+
+def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
+    """Unpack an archive's files under names of our own, which keep their endings.
+
+    Args:
+        archive: A ``.zip`` file.
+        folder: Where to.
+        most_bytes: All files together.
+
+    Raises:
+        TooLargeError: They are more, whatever the archive says.
+        UnreadableImageError: It is no archive, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [m for m in content.infolist() if not m.is_dir() and not stat.S_ISLNK(m.external_attr >> 16)]
+            if len(members) > _MOST_FILES:
+                raise TooLargeError(f"the archive holds {len(members):,} files, {_MOST_FILES:,} are allowed")
+            folder.mkdir()
+            left = most_bytes
+            for number, member in enumerate(members):
+                left -= _unpack_one(content, member, folder / _name(member.filename, number), left, most_bytes)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise UnreadableImageError(archive, f"no archive that can be unpacked ({error})") from error
+
+
+def _unpack_one(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int, most_bytes: int) -> int:
+    written = 0
+    with content.open(member) as source, target.open("wb") as stream:
+        while chunk := source.read(_CHUNK):
+            written += len(chunk)
+            if written > left:
+                raise TooLargeError(f"the archive unpacks to more than {most_bytes / 1e6:,.0f} MB, which are allowed")
+            stream.write(chunk)
+    return written
+
+
+def _name(given: str, number: int) -> str:
+    # The data file of a header is found by its name: plain names stay, and everything else becomes a number.
+    last = given.replace("\\", "/").rsplit("/", 1)[-1]
+    plain = last.isascii() and last.replace(".", "").replace("_", "").replace("-", "").isalnum() and len(last) <= 100
+    lower = last.lower()
+    image = lower.endswith((*IMAGE_ENDINGS, ".raw", ".zraw"))
+    if plain and image and not last.startswith((".", "-")):
+        return last
+    return f"{number:06d}.dcm"

@@ -1,0 +1,144 @@
+"""The server as others see it: a browser, MONAI Label's own client, a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from satunet.geometry import Grid
+from satunet.images.image import read_label_map, write_volume
+from satunet.prediction import Predictor
+from satunet.serving.app import create_app
+from satunet.serving.options import ServeOptions
+from tests.prediction.conftest import make_model, write_model
+from tests.viewing.chromium import Page, find_chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = Grid(shape=(40, 40, 40), affine=np.diag([1.0, 1.0, 1.0, 1.0]))
+INSIDE = (slice(8, 18), slice(10, 30), slice(10, 30))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A block on the patient's left, bright in the dark."""
+    image = np.random.default_rng(0).normal(0, 0.01, GRID.shape).astype(np.float32)
+    image[INSIDE] += 5
+    file = tmp_path_factory.mktemp("scan") / "block.nii.gz"
+    write_volume(file, image, like=GRID)
+    return file
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server in a thread of this process, with a model of known answer."""
+    folder = tmp_path_factory.mktemp("server")
+    app = create_app(Predictor(make_model(), device="cpu"), folder / "desk", ServeOptions())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(timeout=30)
+
+
+def test_monai_labels_own_client(address: str, scan: Path, tmp_path: Path) -> None:
+    """As its plug-in for 3D Slicer does it: ask what there is, bring an image, have it segmented, let go of it."""
+    module = pytest.importorskip("monailabel.client", reason="monailabel is not installed")
+    client = module.MONAILabelClient(address, tmpdir=str(tmp_path))
+    assert client.auth_enabled() is False
+    info = client.info()
+    assert {"segment_everything", "segment_by_text"} <= set(info["models"])
+    assert all(m["type"] == "segmentation" and m["labels"] for m in info["models"].values())
+    session = client.create_session(str(scan))["session_id"]
+    assert client.get_session(session)["name"] == session
+    file, told = client.infer("segment_by_text", "", {"prompts": "bright"}, session_id=session)
+    expected = np.zeros(GRID.shape, bool)
+    expected[INSIDE] = True
+    np.testing.assert_array_equal(read_label_map(Path(file)).array == told["label_names"]["bright"], expected)
+    assert client.upload_image(str(scan), "patient 7")["image"] == "patient 7"
+    assert list(client.datastore()["objects"]) == ["patient 7"]
+    _, told = client.infer("segment_everything", "patient 7", {})
+    assert {p["class"] for p in told["prompts"]} == {"bright", "left bright", "right bright"}
+    client.remove_session(session)
+    with pytest.raises(module.client.MONAILabelClientException):
+        client.get_session(session)
+    with pytest.raises(module.client.MONAILabelClientException, match="422"):
+        client.infer("segment_by_text", "patient 7", {})
+
+
+@pytest.mark.slow
+def test_a_person_at_the_page(address: str, scan: Path, tmp_path: Path) -> None:
+    """Choose a scan, type, see, toggle, ask again, meet a broken file; keyboard alone where a mouse is not needed."""
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    with Page(tmp_path / "profile") as page:
+        page.open_address(address)
+        assert page.run("document.getElementById('model').textContent").endswith("3 classes, mri")
+        page.choose_file("#file", scan)
+        page.wait_for("!document.getElementById('words').disabled")
+        before = page.picture()
+        page.type_into("#words", "bright")
+        page.wait_for("document.getElementById('meaning').textContent.includes('known')")
+        page.press("Enter")
+        page.wait_for("document.querySelectorAll('#structures input').length == 1")
+        with_mask = page.picture()
+        canvas = np.s_[:, 330:]
+        changed = np.abs(with_mask[canvas] - before[canvas]).max(axis=2) > 30
+        bright = before[canvas].min(axis=2) > 150
+        assert bright.sum() > 1000 and changed[bright].mean() > 0.9 and changed[~bright].mean() < 0.02
+        page.run("document.querySelector('#structures input').focus()")
+        page.press(" ")  # toggled by keyboard
+        without = page.picture()
+        assert (np.abs(without[canvas] - before[canvas]).max(axis=2) > 30).mean() < 0.002
+        page.run("document.getElementById('words').value = ''")
+        page.type_into("#words", "coffee cup")
+        page.press("Enter")
+        page.wait_for("document.getElementById('structures').textContent.includes('coffee cup')")
+        (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+        page.choose_file("#file", tmp_path / "broken.nii.gz")
+        page.wait_for("document.getElementById('problem').textContent.length > 5")
+        told = page.run("document.getElementById('problem').textContent")
+        assert "/" not in told.replace("/gzip", ""), told
+        assert not [p for p in page.problems if "422" not in p]
+
+
+@pytest.mark.slow
+def test_a_server_as_a_process_of_its_own(scan: Path, tmp_path: Path) -> None:
+    """``satunet serve``, a scan and a word over TCP, the end by SIGTERM; nothing stays."""
+    model = write_model(tmp_path / "model")
+    command = [sys.executable, "-m", "satunet", "serve", "-m", str(model), "-f", "all", "--port", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stderr is not None
+        told = ""
+        while (found := re.search(r"http://127\.0\.0\.1:(\d+)", told)) is None:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        with httpx.Client(base_url=found[0], timeout=60) as client:
+            brought = client.post("/scans", params={"filename": "a.nii.gz"}, content=scan.read_bytes()).json()
+            job = client.post(f"/scans/{brought['scan']}/jobs", json={"prompts": ["left bright"]}).json()
+            while (state := client.get(f"/jobs/{job['job']}").json())["state"] in ("waiting", "running"):
+                time.sleep(0.05)
+            assert state["state"] == "done", state
+        process.terminate()
+        assert process.wait(timeout=60) in (0, 143)
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("satunet-serve-*"))

@@ -1,0 +1,304 @@
+"""A server with a model of known answer: what goes in over HTTP comes out as the command line would write it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from satunet.errors import UserError
+from satunet.geometry import Grid
+from satunet.images.image import read_label_map, write_volume
+from satunet.prediction import Predictor
+from satunet.serving.app import create_app
+from satunet.serving.memory import Recent
+from satunet.serving.options import ServeOptions
+from tests.prediction.conftest import make_model
+
+GRID = Grid(shape=(24, 20, 18), affine=np.diag([1.0, 1.0, 1.0, 1.0]))
+
+
+def phantom() -> np.ndarray[Any, Any]:
+    """A bright box in the dark."""
+    image = np.zeros(GRID.shape, np.float32)
+    image += np.random.default_rng(0).normal(0, 0.01, GRID.shape).astype(np.float32)
+    image[6:14, 5:12, 4:10] += 5
+    return image
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> bytes:
+    write_volume(tmp_path / "scan.nii.gz", phantom(), like=GRID)
+    return (tmp_path / "scan.nii.gz").read_bytes()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions())
+    with TestClient(app, raise_server_exceptions=False) as made:
+        yield made
+
+
+def bring(client: TestClient, content: bytes, name: str = "x.nii.gz") -> str:
+    answer = client.post("/scans", params={"filename": name}, content=content)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["scan"])
+
+
+def finished(client: TestClient, job: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    while (answer := client.get(f"/jobs/{job}").json())["state"] in ("waiting", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return dict(answer)
+
+
+def ask(client: TestClient, scan: str, **asked: Any) -> dict[str, Any]:
+    answer = client.post(f"/scans/{scan}/jobs", json={"prompts": ["bright"], **asked})
+    assert answer.status_code == 202, answer.text
+    return finished(client, answer.json()["job"])
+
+
+def test_a_scan_and_a_word_give_the_mask(client: TestClient, scan: bytes, tmp_path: Path) -> None:
+    name = bring(client, scan)
+    assert client.get(f"/scans/{name}").json() == {"scan": name, "shape": [24, 20, 18], "spacing_mm": [1.0, 1.0, 1.0]}
+    done = ask(client, name)
+    assert done["state"] == "done" and done["progress"] == 1 and done["modality"] == "mri"
+    (entry,) = done["prompts"]
+    assert entry["class"] == "bright" and entry["voxels"] == 8 * 7 * 6
+    mask = tmp_path / "mask.nii.gz"
+    mask.write_bytes(client.get(f"/jobs/{done['job']}/files/bright.nii.gz").content)
+    found = read_label_map(mask)
+    np.testing.assert_array_equal(found.array > 0, phantom() > 2.5)
+    np.testing.assert_allclose(found.grid.affine, GRID.affine)
+    assert client.get(f"/scans/{name}/image").content == scan
+
+
+def test_one_label_map_and_what_its_numbers_mean(client: TestClient, scan: bytes) -> None:
+    done = ask(client, bring(client, scan), combine=True)
+    assert done["prompts"][0]["label"] == 1 and "scan.nii.gz" in done["files"]
+
+
+def test_the_next_words_on_a_scan_are_not_encoded_again(client: TestClient, scan: bytes) -> None:
+    name = bring(client, scan)
+    first = ask(client, name)
+    features = client.app.state.desk.features  # type: ignore[attr-defined]
+    windows, hits = features.misses, features.hits
+    assert windows > 1 and hits == 0
+    second = ask(client, name, combine=True)
+    assert (features.misses, features.hits) == (windows, windows)
+    assert second["prompts"][0]["voxels"] == first["prompts"][0]["voxels"]
+    other = ask(client, bring(client, scan))  # the same voxels under another name
+    assert features.misses == windows and other["prompts"][0]["voxels"] == first["prompts"][0]["voxels"]
+
+
+def test_unknown_words_are_told_and_give_no_mask(client: TestClient, scan: bytes) -> None:
+    done = ask(client, bring(client, scan), prompts=["coffee cup"])
+    assert (
+        done["state"] == "done" and done["prompts"][0]["status"] == "unknown" and not done["prompts"][0].get("voxels")
+    )
+
+
+def test_every_class(client: TestClient, scan: bytes) -> None:
+    done = ask(client, bring(client, scan), prompts=None)
+    assert {p["class"] for p in done["prompts"]} == {"bright", "left bright", "right bright"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "told"),
+    [
+        ("x.nii.gz", b"not an image", 422, "x"),
+        ("x.nii.gz", b"", 422, ""),
+        ("x.png", b"x", 422, "ends in none of"),
+        ("x.mhd", b"x", 422, "voxels in another file"),
+        ("../../../etc/x.nii.gz", b"x", 422, ""),
+        ("x.zip", b"PK", 422, "no archive"),
+    ],
+)
+def test_what_is_no_scan_is_one_sentence(
+    client: TestClient, tmp_path: Path, name: str, content: bytes, code: int, told: str
+) -> None:
+    answer = client.post("/scans", params={"filename": name}, content=content)
+    assert answer.status_code == code
+    assert (told if told != "x" else "") in answer.json()["detail"] and "Traceback" not in answer.text
+    assert str(tmp_path) not in answer.text
+    assert not [f for f in (tmp_path / "desk").rglob("*") if f.is_file()]
+
+
+def test_a_header_that_claims_more_than_there_is_memory_is_refused_unread(client: TestClient) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000))
+    header.set_data_dtype(np.float32)
+    header["vox_offset"] = 352
+    answer = client.post("/scans", params={"filename": "big.nii"}, content=header.binaryblock + b"\0" * 64)
+    assert answer.status_code == 422
+
+
+def archive(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as written:
+        for name, content in members.items():
+            written.writestr(name, content)
+    return stream.getvalue()
+
+
+def test_an_archive_stays_in_its_folder_and_within_its_size(client: TestClient, scan: bytes, tmp_path: Path) -> None:
+    name = bring(client, archive(**{"../../evil/scan.nii.gz": scan}), "x.zip")
+    assert ask(client, name)["state"] == "done"
+    assert not (tmp_path / "evil").exists() and not (tmp_path.parent / "evil").exists()
+    small = create_app(Predictor(make_model(), device="cpu"), tmp_path / "small", ServeOptions(most_upload_mb=0.05))
+    with TestClient(small) as other:
+        bomb = archive(**{"a.nii": b"\0" * 600_000})  # 600 bytes that become 600 kB
+        assert len(bomb) < 50_000
+        answer = other.post("/scans", params={"filename": "x.zip"}, content=bomb)
+        assert answer.status_code == 413 and "unpacks to more than" in answer.json()["detail"]
+        answer = other.post("/scans", params={"filename": "x.nii"}, content=b"\0" * 60_000)
+        assert answer.status_code == 413
+        assert not [f for f in (tmp_path / "small").rglob("*") if f.is_file()]
+
+
+def test_what_is_not_there_is_404(client: TestClient, scan: bytes) -> None:
+    for path in ("/scans/none", "/jobs/none", "/scans/none/image", "/jobs/none/files/x", "/scans/..%2f..%2fetc/image"):
+        assert client.get(path).status_code == 404, path
+    name = bring(client, scan)
+    done = ask(client, name)
+    for wrong in ("nothing.nii.gz", "..%2f..%2fupload.nii.gz", "%2fetc%2fpasswd"):
+        assert client.get(f"/jobs/{done['job']}/files/{wrong}").status_code == 404
+    assert client.delete(f"/scans/{name}").status_code == 204
+    assert client.get(f"/scans/{name}").status_code == 404 and client.get(f"/jobs/{done['job']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"prompts": []}, {"prompts": [""]}, {"prompts": "bright"}, {"prompts": ["bright"], "modality": "x"},
+     {"prompts": ["bright"], "colour": 1}, {"prompts": ["x" * 501]}, {"prompts": [" "]}],
+)  # fmt: skip
+def test_wrong_questions_are_422(client: TestClient, scan: bytes, asked: dict[str, Any]) -> None:
+    assert client.post(f"/scans/{bring(client, scan)}/jobs", json=asked).status_code == 422
+
+
+def test_jobs_can_be_cancelled_and_a_full_queue_says_so(tmp_path: Path, scan: bytes) -> None:
+    predictor = Predictor(make_model(), device="cpu")
+    slow = predictor.with_networks(_Slow)
+    app = create_app(slow, tmp_path / "desk", ServeOptions(queue=1))
+    with TestClient(app) as client:
+        name = bring(client, scan)
+        jobs = []
+        for _ in range(8):
+            answer = client.post(f"/scans/{name}/jobs", json={"prompts": ["bright"]})
+            if answer.status_code == 503:
+                break
+            jobs.append(answer.json()["job"])
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "10"
+        for job in jobs:
+            client.delete(f"/jobs/{job}")
+        assert {finished(client, job)["state"] for job in jobs} <= {"cancelled", "done"}
+        assert "cancelled" in {finished(client, job)["state"] for job in jobs}
+        assert ask(client, name)["state"] == "done"  # the next one goes on
+
+
+class _Slow:
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def encode_image(self, image: Any) -> Any:
+        time.sleep(0.02)
+        return self.network.encode_image(image)
+
+    def decode(self, *given: Any) -> Any:
+        return self.network.decode(*given)
+
+
+def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path, scan: bytes) -> None:
+    token = "0123456789abcdef"
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions(token=token))
+    with TestClient(app) as client:
+        assert client.get("/health").status_code == 200 and client.get("/").status_code == 200
+        for path in ("/model", "/metrics", "/info/", "/scans/x", "/prompts?q=x"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"Authorization": "Bearer 0123456789abcdeX"}).status_code == 401
+        assert client.post("/scans", params={"filename": "x.nii.gz"}, content=scan).status_code == 401
+        assert client.get("/model", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_other_machines_need_a_token() -> None:
+    with pytest.raises(UserError, match="give a token"):
+        ServeOptions(host="0.0.0.0")
+    with pytest.raises(UserError, match="at least 16 characters"):
+        ServeOptions(host="0.0.0.0", token="short")
+    ServeOptions(host="0.0.0.0", token="0123456789abcdef")
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        ServeOptions(host=host)
+
+
+def test_what_nobody_asks_for_is_forgotten(tmp_path: Path, scan: bytes) -> None:
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions(keep_minutes=1))
+    with TestClient(app) as client:
+        old, new = bring(client, scan), bring(client, scan)
+        ask(client, old)
+        app.state.desk.scan(old).used -= 61
+        app.state.desk._scans[old].used -= 61
+        app.state.desk.tidy()
+        assert client.get(f"/scans/{old}").status_code == 404
+        assert client.get(f"/scans/{new}").status_code == 200
+        assert not (tmp_path / "desk" / old).exists()
+
+
+def test_a_full_disk_lets_go_of_the_oldest(tmp_path: Path, scan: bytes) -> None:
+    options = ServeOptions(disk_gb=2.5 * len(scan) / 1e9)
+    with TestClient(create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", options)) as client:
+        names = [bring(client, scan) for _ in range(4)]
+        there = [client.get(f"/scans/{name}").status_code for name in names]
+        assert there == [404, 404, 200, 200]
+
+
+def test_suggestions_and_meaning(client: TestClient) -> None:
+    answer = client.get("/prompts", params={"q": "bright left"}).json()
+    assert answer["meaning"][0]["class"] == "left bright" and answer["suggestions"] == ["left bright"]
+    assert client.get("/prompts", params={"q": ""}).status_code == 422
+    assert {c["name"] for c in client.get("/model").json()["classes"]} == {"bright", "left bright", "right bright"}
+
+
+def test_metrics_and_description(client: TestClient, scan: bytes) -> None:
+    ask(client, bring(client, scan))
+    text = client.get("/metrics").text
+    assert "satunet_done_total 1" in text and "satunet_scans_total 1" in text
+    described = client.get("/openapi.json").json()
+    assert {"/scans", "/jobs/{job}", "/infer/{model}"} <= set(described["paths"])
+
+
+def test_the_most_recent_values_stay() -> None:
+    recent: Recent[bytes] = Recent(10, len)
+    for key in "abc":
+        recent.put(key, b"1234")
+    assert recent.get("a") is None and recent.get("b") == b"1234" and recent.used_bytes == 8
+    recent.put("d", b"12")
+    recent.put("e", b"1234")
+    assert recent.get("c") is None and recent.get("b") is not None and recent.used_bytes == 10
+    recent.put("large", b"x" * 11)
+    assert recent.get("large") is None and recent.used_bytes == 10
+
+
+def test_json_of_the_protocol_of_monai_label(client: TestClient, scan: bytes) -> None:
+    put = client.put("/datastore/", params={"image": "../patient"}, files={"file": ("a.nii.gz", scan)})
+    assert put.json() == {"image": "../patient"}
+    assert client.get("/datastore/", params={"output": "all"}).json()["objects"] == {"../patient": {}}
+    answer = client.post(
+        "/infer/segment_by_text", params={"image": "../patient", "output": "json"},
+        data={"params": json.dumps({"prompts": "bright"})},
+    )  # fmt: skip
+    assert answer.json()["label_names"] == {"bright": 1}
+    for wrong in ("{", "[]", '{"prompts": 3}', "{}"):
+        answer = client.post("/infer/segment_by_text", params={"image": "../patient"}, data={"params": wrong})
+        assert answer.status_code == 422, wrong
+    assert client.post("/infer/x", params={"image": "../patient"}).status_code == 404
+    assert client.post("/infer/segment_everything", params={"image": "none"}).status_code == 404
