@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from satunet.datasets.raw import Dataset
-from satunet.evaluation.copying import copied_labels
-from satunet.evaluation.judging import Judged, judge, means
+from satunet.evaluation.benchmark.copying import copied_labels
+from satunet.evaluation.benchmark.judging import Judged, judge, means
 from satunet.geometry import reorient
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space, text_variants

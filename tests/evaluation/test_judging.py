@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from satunet.datasets.raw import Dataset
-from satunet.evaluation.copying import copied_labels
-from satunet.evaluation.judging import Judged, earned, means, offered_space
+from satunet.evaluation.benchmark.copying import copied_labels
+from satunet.evaluation.benchmark.judging import Judged, earned, means, offered_space
 from satunet.labels import build_label_space
 
 
