@@ -13,6 +13,7 @@ import io
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from satunet.prediction.masks import restore_box
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
 
 CLASSES = 117
+THREADS = 2
+"""Of both sides."""
 Box = tuple[slice, slice, slice]
 
 
@@ -54,12 +57,12 @@ def ours(geometry: ScanGeometry, scan: Image, found: list[tuple[Box, np.ndarray]
         mask = restore_box(values, box, geometry)
         write_label_map(folder / f"{number}.nii.gz", mask.full, like=scan)
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(one, enumerate(found, start=1)))
 
 
-def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Path) -> None:
-    """nnunetv2's function as its predictor calls it, with the axes (z, y, x)."""
+def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Path, threads: int) -> Callable[[], None]:
+    """nnunetv2's function as its predictor calls it, with the axes (z, y, x); its logits are there before it is timed."""
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
     shape = geometry.shape[::-1]
@@ -84,16 +87,22 @@ def peer(geometry: ScanGeometry, found: list[tuple[Box, np.ndarray]], folder: Pa
         "shape_after_cropping_and_before_resampling": whole,
         "sitk_stuff": {"spacing": original[::-1], "origin": (0.0, 0.0, 0.0), "direction": tuple(np.eye(3).ravel())},
     }
-    with contextlib.redirect_stdout(io.StringIO()):
-        export_prediction_from_logits(
-            logits,
-            properties,
-            plans.get_configuration("3d_fullres"),
-            plans,
-            dataset,
-            str(folder / "nnunet"),
-            False,
-        )
+    configuration = plans.get_configuration("3d_fullres")
+
+    def export() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            export_prediction_from_logits(
+                logits,
+                properties,
+                configuration,
+                plans,
+                dataset,
+                str(folder / "nnunet"),
+                False,
+                num_threads_torch=threads,
+            )
+
+    return export
 
 
 def case(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> tuple[ScanGeometry, Image]:
@@ -118,8 +127,9 @@ def measure(shape: tuple[int, int, int], spacing: tuple[float, float, float], *,
         print(f"{CLASSES} masks, {geometry.shape} → {shape}: satunet {own:.1f} s, {size:.1f} MB of files")
         if not with_peer:
             return
+        export = peer(geometry, found, folder, THREADS)
         started = time.perf_counter()
-        peer(geometry, found, folder)
+        export()
         theirs = time.perf_counter() - started
         labels = np.asarray(nib.load(folder / "nnunet.nii.gz").dataobj)
         scores = []

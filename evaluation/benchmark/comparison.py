@@ -142,7 +142,7 @@ class _Comparer:
 
     def __post_init__(self) -> None:
         for dataset, found in self.results.items():
-            self.patients[dataset] = PatientScores(found.evaluations, HEADLINE, found.patients)
+            self.patients[dataset] = PatientScores(dataset, found, HEADLINE)
 
     # rows ------------------------------------------------------------------------------------------------------------
 
@@ -250,25 +250,25 @@ class _Comparer:
         shared: Sequence[ClassRow],
         of_class: Callable[[PatientScores, str], NDArray[np.float64] | None],
     ) -> list[NDArray[np.float64]] | None:
-        """Of each dataset, what each patient pulls a macro mean by; ``None`` if too little of it is known.
+        """Of each stratum, what each patient pulls a macro mean by; ``None`` if too little of it is known.
 
-        A class that one patient alone has varies in no way that shows; it is taken to vary as the others do.
+        A dataset is a stratum; datasets that share a patient are one. A class that one patient alone has varies in no
+        way that shows; it is taken to vary as the others do.
         """
-        by_dataset: dict[str, NDArray[np.float64]] = {}
-        seen: dict[str, NDArray[np.bool_]] = {}
+        strata = _strata({d: self.patients[d].patients for d in dict.fromkeys(r.dataset for r in shared)})
+        pulls_of: dict[str, dict[str, float]] = {}  # stratum → patient → pull
         known = 0.0
         for row, weight in zip(shared, _weights(shared), strict=True):
             scores = self.patients[row.dataset]
-            having = scores.having(row.class_name)
-            total = by_dataset.setdefault(row.dataset, np.zeros(len(having)))
-            seen[row.dataset] = seen.get(row.dataset, False) | having
             pulls = of_class(scores, row.class_name)
-            if pulls is not None:
-                total += weight * pulls
-                known += weight
+            stratum = pulls_of.setdefault(strata[row.dataset], {})
+            for i in np.flatnonzero(scores.having(row.class_name)):
+                patient = scores.patients[i]
+                stratum[patient] = stratum.get(patient, 0.0) + (0.0 if pulls is None else weight * float(pulls[i]))
+            known += 0.0 if pulls is None else weight
         if known < 1 - _MOST_UNKNOWN:
             return None
-        return [pulls[seen[dataset]] / known for dataset, pulls in by_dataset.items()]
+        return [np.array(list(stratum.values())) / known for stratum in pulls_of.values()]
 
     # comparisons -----------------------------------------------------------------------------------------------------
 
@@ -341,15 +341,15 @@ class _Comparer:
 
     def _contributions(self, shared: Sequence[ClassRow], pair: _Pair) -> tuple[NDArray[np.float64], list[Uneven]]:
         """What each patient of each dataset adds to the difference of the macro means."""
-        places: dict[str, slice] = {}
-        count = 0
-        for dataset in dict.fromkeys(r.dataset for r in shared):
-            having = len(self.patients[dataset].patients)
-            places[dataset] = slice(count, count + having)
-            count += having
-        linear, uneven, counts = np.zeros(count), [], np.zeros(count)
+        datasets = dict.fromkeys(r.dataset for r in shared)
+        unit: dict[str, int] = {}
+        for dataset in datasets:
+            for patient in self.patients[dataset].patients:
+                unit.setdefault(patient, len(unit))
+        linear, uneven, counts = np.zeros(len(unit)), [], np.zeros(len(unit))
         for row, weight in zip(shared, _weights(shared), strict=True):
-            scores, place = self.patients[row.dataset], places[row.dataset]
+            scores = self.patients[row.dataset]
+            place = [unit[patient] for patient in scores.patients]
             (sums, numbers), (other_sums, other_numbers) = (
                 scores.of(c, pair.metric, row.class_name) for c in (pair.first, pair.second)
             )
@@ -357,7 +357,7 @@ class _Comparer:
             if (numbers == other_numbers).all():
                 linear[place] += weight * (sums - other_sums) / numbers.sum()
             else:
-                both_sums, both_numbers = np.zeros((2, count)), np.zeros((2, count))
+                both_sums, both_numbers = np.zeros((2, len(unit))), np.zeros((2, len(unit)))
                 both_sums[:, place], both_numbers[:, place] = (sums, other_sums), (numbers, other_numbers)
                 uneven.append((weight, both_sums, both_numbers))
         there = counts > 0  # a patient without any of the classes is no unit of the test
@@ -417,6 +417,19 @@ class _Pair:
 def _shared(rows: Sequence[ClassRow], names: Sequence[str], metric: str = "dsc") -> list[ClassRow]:
     """Rows in which each of the competitors has a score."""
     return [r for r in rows if not any(math.isnan(r.scores[c][metric]) for c in names)]
+
+
+def _strata(patients: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Dataset → the first of the datasets that it shares patients with, over any number of steps."""
+    strata = {dataset: dataset for dataset in patients}
+    first: dict[str, str] = {}  # patient → a dataset of theirs
+    for dataset, names in patients.items():
+        for patient in names:
+            other = strata[first.setdefault(patient, dataset)]
+            if other != strata[dataset]:
+                joined = strata[dataset]
+                strata = {d: other if s == joined else s for d, s in strata.items()}
+    return strata
 
 
 def _weights(rows: Sequence[ClassRow]) -> list[float]:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.scoring.scores import Evaluation
+from satunet.evaluation.benchmark.results import DatasetResults
 
 
 class PatientScores:
     """Sums and counts of every competitor's scores, by patient and class.
 
     Args:
-        evaluations: Competitor → evaluation of the dataset.
+        dataset: Name of the dataset.
+        results: What was scored of it.
         metrics: Metrics.
-        patients: Case → patient; a case that is not in it is a patient of its own.
+
+    Attributes:
+        patients: Names of the patients; one who is in several datasets has the same name there.
     """
 
-    def __init__(
-        self, evaluations: Mapping[str, Evaluation], metrics: Sequence[str], patients: Mapping[str, str]
-    ) -> None:
-        rows = [row for e in evaluations.values() for row in e.rows]
-        self.patients: tuple[str, ...] = tuple(sorted({patients.get(row.case, row.case) for row in rows}))
+    def __init__(self, dataset: str, results: DatasetResults, metrics: Sequence[str]) -> None:
+        evaluations = results.evaluations
+        cases = {row.case for e in evaluations.values() for row in e.rows}
+        person = {case: results.patients.get(case, f"{dataset}/{case}") for case in cases}
+        self.patients: tuple[str, ...] = tuple(sorted(set(person.values())))
         place = {patient: i for i, patient in enumerate(self.patients)}
         classes = dict.fromkeys(c.name for e in evaluations.values() for c in e.classes)
         self._column = {name: i for i, name in enumerate(classes)}
@@ -35,7 +38,7 @@ class PatientScores:
                 for row in evaluation.rows:
                     value = row.metric(metric)
                     if not math.isnan(value):
-                        where = place[patients.get(row.case, row.case)], self._column[row.class_name]
+                        where = place[person[row.case]], self._column[row.class_name]
                         sums[where] += value
                         counts[where] += 1
                 self._tables[competitor, metric] = sums, counts

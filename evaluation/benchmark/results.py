@@ -30,7 +30,8 @@ class DatasetResults:
         evaluations: Competitor → its scores. A competitor may be lacking.
         modality: Modality of the dataset.
         external: Whether the unified network was not trained on the dataset.
-        patients: Case → patient; a case that is not in it is a patient of its own.
+        patients: Case → patient, by a name that is the same in all datasets; a case that is not in it is a patient of
+            its own.
     """
 
     evaluations: Mapping[str, Evaluation]

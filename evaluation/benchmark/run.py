@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.datasets.raw import load_dataset
+from satunet.datasets.people import People, find_people
+from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import UserError
 from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.competitors import Competitor, UnifiedSide
@@ -27,13 +28,14 @@ from satunet.evaluation.benchmark.costs import free_memory, read_object
 from satunet.evaluation.benchmark.guards import budget_notes, patient_notes, require_same_cases, require_unseen
 from satunet.evaluation.benchmark.results import BenchmarkTables, Cost, DatasetResults
 from satunet.evaluation.benchmark.statistics import Correction
-from satunet.evaluation.benchmark.tasks import DATASET_FILE, Task, make_task, predicted_ids
+from satunet.evaluation.benchmark.tasks import DATASET_FILE, Task, cases_of, make_task, predicted_ids
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.run import NOT_SCORED, evaluate_cases
 from satunet.evaluation.scoring.scores import EVALUATION_VERSION, Evaluation
 from satunet.images.image import strip_ending
 from satunet.jobs.progress import JobSummary
+from satunet.planners.run import known_fingerprints, scans_of
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +134,37 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
 
 
 def _tasks(dataset_names: Sequence[str], contest: Contest, summary: JobSummary) -> list[Task]:
+    datasets: dict[str, Dataset] = {}
+    for name in dict.fromkeys(dataset_names):
+        try:
+            datasets[name] = load_dataset(name)
+        except UserError as error:
+            summary.failed(name, error)
+    people = _people(datasets.values())
     tasks: list[Task] = []
     for fold in dict.fromkeys(contest.folds):
         network = contest.unified.network(fold)
-        for name in dict.fromkeys(dataset_names):
+        for name, dataset in datasets.items():
             try:
-                task = make_task(load_dataset(name), network, organs=contest.rules.organs)
+                task = make_task(dataset, network, organs=contest.rules.organs, people=people)
                 require_unseen(contest.unified, task)
                 tasks.append(task)
             except UserError as error:
                 if name not in summary.failures:
                     summary.failed(name, error)
     return tasks
+
+
+def _people(datasets: Iterable[Dataset]) -> People:
+    """Who is on several cases of the datasets, by names and by the voxels that fingerprints know."""
+    known = {dataset.name: dataset for dataset in datasets}
+    cases = {}
+    for name, dataset in known.items():
+        try:
+            cases[name] = cases_of(dataset)
+        except UserError:  # told when its task is made
+            cases[name] = []
+    return find_people(known.values(), cases, scans_of(known_fingerprints(list(known))))
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from satunet.datasets.patients import patients_of
+from satunet.datasets.people import People
 from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError
@@ -54,7 +54,7 @@ class Task:
         unknown: Classes of the dataset that the unified network was never taught.
         external: Whether the unified network was not trained on the dataset at all.
         trained_on: Whether the cases were trained on, for want of others.
-        patients: Case → patient, of every case of the dataset.
+        patients: Case → patient, of every case of the dataset; one who is in several datasets has one name.
     """
 
     dataset: Dataset
@@ -83,10 +83,12 @@ class Task:
 
     def patient(self, case: str) -> str:
         """The patient of a case."""
-        return self.patients.get(case, case)
+        return self.patients.get(case, f"{self.dataset.name}/{case}")
 
 
-def make_task(dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "whole") -> Task:
+def make_task(
+    dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "whole", people: People | None = None
+) -> Task:
     """What to score of a dataset.
 
     Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
@@ -97,6 +99,7 @@ def make_task(dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "wh
         dataset: The dataset.
         network: The unified network.
         organs: Whether an organ is scored with the lesions in it.
+        people: Cases that are of one person; every case is another one's if not given.
 
     Raises:
         DatasetError: No cases, or no classes that the network knows.
@@ -126,8 +129,14 @@ def make_task(dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "wh
         unknown=tuple(name for name in every_class.names if name not in network.space),
         external=external,
         trained_on=trained_on,
-        patients=patients_of(dataset),
+        patients={case: "/".join((people or People()).of(dataset.name, case)) for case in cases_of(dataset)},
     )
+
+
+def cases_of(dataset: Dataset) -> list[str]:
+    """Names of all cases of a dataset, for training and for testing."""
+    training = dataset.training_cases() if (dataset.folder / "imagesTr").is_dir() else ()
+    return [c.identifier for c in (*training, *dataset.test_cases())]
 
 
 def predicted_ids(task: Task, predictions: Path) -> ScoredClasses | None:

@@ -37,11 +37,9 @@ class Prompts:
     def run(self) -> int:
         """Print it."""
         from satunet.errors import PromptError
-        from satunet.prediction.inputs import read_prompts
         from satunet.prompts import PromptReader
 
-        listed = read_prompts(self.prompt_file) if self.prompt_file is not None else ()
-        wanted = [p for p in (*self.prompts, *listed) if p.strip()]
+        wanted = [p for p in (*self.prompts, *self._listed()) if p.strip()]
         if not wanted:
             raise PromptError('say what to read with: -p "liver" …, or --prompt_file FILE')
         space, where = self._space()
@@ -66,6 +64,13 @@ class Prompts:
         ]
         print_rows(rows, f"{len(rows)} prompts, {len(space.classes)} classes of {where}")
         return 0
+
+    def _listed(self) -> tuple[str, ...]:
+        if self.prompt_file is None:
+            return ()
+        from satunet.prediction.inputs import read_prompts
+
+        return read_prompts(self.prompt_file)
 
     def _space(self) -> tuple[LabelSpace, str]:
         from satunet.labels import LabelSpace, catalogue_space

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from satunet.errors import LabelSpaceError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import load_record, save_record
 from satunet.labels.context import is_generic
 from satunet.labels.names import normalize_name
-
-LABEL_SPACE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +52,8 @@ class LabelSpace:
         notes: Dataset → what was found out about its labels, a sentence each.
         ignored: Dataset → id of voxels that nobody labelled (nnU-Net's ``ignore``), where it has one.
     """
+
+    RECORD_VERSION: ClassVar[int] = 2
 
     classes: tuple[ClassInfo, ...]
     ids: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -123,38 +122,9 @@ class LabelSpace:
         """Whether any class has a side, so that mirroring left and right would change its meaning."""
         return any({"left", "right"} & set(c.name.split()) for c in self.classes)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, texts and numbers."""
-        return {
-            "version": LABEL_SPACE_VERSION,
-            "classes": [dataclasses.asdict(c) for c in self.classes],
-            "ids": {d: {c: list(i) for c, i in sorted(classes.items())} for d, classes in sorted(self.ids.items())},
-            "notes": {d: list(notes) for d, notes in sorted(self.notes.items())},
-            "ignored": dict(sorted(self.ignored.items())),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> LabelSpace:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            LabelSpaceError: Another version, or malformed.
-        """
-        if not isinstance(content, dict) or content.get("version") != LABEL_SPACE_VERSION:
-            version = content.get("version") if isinstance(content, dict) else None
-            raise LabelSpaceError(f"label space version {version!r}; this satunet reads version {LABEL_SPACE_VERSION}")
-        try:
-            classes = tuple(_class_info(c) for c in content["classes"])
-            ids = {d: {c: tuple(i) for c, i in classes.items()} for d, classes in content["ids"].items()}
-            notes = {d: tuple(sentences) for d, sentences in content["notes"].items()}
-            ignored = {d: int(i) for d, i in content.get("ignored", {}).items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LabelSpaceError(f"not a valid label space ({type(error).__name__}: {error})") from error
-        return cls(classes=classes, ids=ids, notes=notes, ignored=ignored)
-
     def save(self, path: Path) -> None:
         """Write the file, whole."""
-        write_json(path, self.to_json())
+        save_record(path, self)
 
     @classmethod
     def load(cls, path: Path) -> LabelSpace:
@@ -163,10 +133,12 @@ class LabelSpace:
         Raises:
             LabelSpaceError: No such file, or not a label space.
         """
-        try:
-            return cls.from_json(read_json(path))
-        except (OSError, ValueError) as error:
-            raise LabelSpaceError(f"{path}: {error}") from error
+        return load_record(path, cls, error=LabelSpaceError)
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Refuse versions that this one does not read."""
+        raise LabelSpaceError(f"label space version {version}; this satunet reads version {cls.RECORD_VERSION}")
 
 
 def text_variants(info: ClassInfo) -> tuple[str, ...]:
@@ -179,8 +151,3 @@ def text_variants(info: ClassInfo) -> tuple[str, ...]:
     # "cancer" is what a dataset of livers calls liver tumors; to anyone else it is no name of them.
     variants += [name for name in names if name == info.name or not is_generic(normalize_name(name).canonical)]
     return tuple(dict.fromkeys(variants))
-
-
-def _class_info(content: dict[str, Any]) -> ClassInfo:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    return ClassInfo(**values)

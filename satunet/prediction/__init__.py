@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from satunet.models.folder import ModelFolder as ModelFolder
+    from satunet.prediction.found import Prediction as Prediction
     from satunet.prediction.options import Outputs as Outputs
     from satunet.prediction.options import PredictOptions as PredictOptions
     from satunet.prediction.postprocess import Postprocessing as Postprocessing
-    from satunet.prediction.predictor import Prediction as Prediction
     from satunet.prediction.predictor import Predictor as Predictor
 
 _PLACES = {
@@ -15,7 +15,7 @@ _PLACES = {
     "Outputs": "satunet.prediction.options",
     "Postprocessing": "satunet.prediction.postprocess",
     "PredictOptions": "satunet.prediction.options",
-    "Prediction": "satunet.prediction.predictor",
+    "Prediction": "satunet.prediction.found",
     "Predictor": "satunet.prediction.predictor",
 }
 

@@ -18,7 +18,7 @@ from satunet.prediction.door import ScanJob, Vocabulary
 from satunet.prediction.folder import FolderRun, predict_one, protect
 from satunet.prediction.limits import require_writable
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.outputs import SUMMARY, Protected
+from satunet.prediction.places import SUMMARY, Protected
 from satunet.prediction.predictor import Predictor
 
 _loading = threading.Lock()

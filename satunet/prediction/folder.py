@@ -26,19 +26,15 @@ from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.labels.containment import wholes_of
 from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.found import Found, PreparedScan
 from satunet.prediction.inputs import Scan, collect_scans
 from satunet.prediction.limits import require_memory, require_writable
+from satunet.prediction.manifests import MANIFEST_VERSION, why_not_done
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.outputs import (
-    MANIFEST_VERSION,
-    STATISTICS,
-    SUMMARY,
-    Protected,
-    ScanResult,
-    why_not_done,
-)
-from satunet.prediction.predictor import Found, Predictor, PreparedScan
+from satunet.prediction.outputs import ScanResult
+from satunet.prediction.places import STATISTICS, SUMMARY, Protected
+from satunet.prediction.predictor import Predictor
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
@@ -92,53 +88,75 @@ def predict_jobs(
     run = FolderRun.begin(jobs, output, predictor, inputs=inputs)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = jobs[rank::world]
-    summary = JobSummary("prediction")
-    full: list[DiskFullError] = []
     with ExitStack() as stack:
-        advance = stack.enter_context(progress_bar("Predicting", len(mine)))
+        tally = _Tally(advance=stack.enter_context(progress_bar("Predicting", len(mine))))
         closing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="finish"))
         writing = stack.enter_context(ThreadPoolExecutor(_WRITERS, thread_name_prefix="write"))
         behind, masks = threading.Semaphore(_WAITING_SCANS), threading.Semaphore(_WAITING_MASKS)
-        lock = threading.Lock()
-
-        def ended(job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
-            with lock:
-                if isinstance(error, DiskFullError):
-                    full.append(error)
-                elif error is not None:
-                    summary.failed(job.name, error)
-                else:
-                    (summary.skipped if skipped else summary.done)(job.name)
-                advance(note=job.name)
-
         clock = _Clock()
         for job, reading in _ahead(mine, run.prepare, stack):
-            if full:
+            if tally.full is not None:
                 break
             try:
                 with clock.idle():
                     prepared = reading.result()
                 if prepared is None:
-                    ended(job, skipped=True)
+                    tally.ended(job, skipped=True)
                     continue
                 result = run.result_of(prepared)
                 result.begin()
                 started = time.monotonic()
-                report = partial(_show_windows, advance, job.name, full)
-                pending = _find_and_write(run, result, writing, masks, report, clock)
+                pending = _find_and_write(run, result, writing, masks, partial(tally.windows, job), clock)
                 with clock.idle():
                     behind.acquire()
-                closing.submit(_close, result, pending, started, ended).add_done_callback(lambda _: behind.release())
+                closing.submit(_close, result, pending, started, tally).add_done_callback(lambda _: behind.release())
             except Exception as error:  # whatever is wrong with this scan, the others go on
-                ended(job, error)
-    if full:
-        raise full[0]
+                tally.ended(job, error)
+    if tally.full is not None:
+        raise tally.full
+    summary = tally.summary
     if summary.done_items:
         summary.note("network busy", f"{clock.busy_percent:.0f} % of the time")
     file = output / (SUMMARY if world == 1 else SUMMARY.replace(".json", f"_{rank}.json"))
     run.protected.check(file)
     summary.save(file)
     return summary
+
+
+class _Tally:
+    """What became of each scan so far; several threads tell it.
+
+    Attributes:
+        summary: Of all scans.
+        full: The full disk that ended the run; nothing that is found after it could be kept.
+    """
+
+    def __init__(self, advance: Callable[..., None]) -> None:
+        self.summary = JobSummary("prediction")
+        self.full: DiskFullError | None = None
+        self._advance = advance
+        self._lock = threading.Lock()
+
+    def ended(self, job: ScanJob, error: BaseException | None = None, *, skipped: bool = False) -> None:
+        """Count a scan."""
+        with self._lock:
+            if isinstance(error, DiskFullError):
+                self.full = self.full or error
+            elif error is not None:
+                self.summary.failed(job.name, error)
+            else:
+                (self.summary.skipped if skipped else self.summary.done)(job.name)
+            self._advance(note=job.name)
+
+    def windows(self, job: ScanJob, done: int, total: int) -> None:
+        """Show how far a scan is.
+
+        Raises:
+            DiskFullError: The disk is full by now.
+        """
+        if self.full is not None:
+            raise self.full
+        self._advance(0, f"{job.name}: {done}/{total} windows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,20 +408,14 @@ class _Clock:
         return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
-def _show_windows(advance: Any, name: str, full: Sequence[DiskFullError], done: int, total: int) -> None:
-    if full:
-        raise full[0]  # nothing that is found could be kept
-    advance(0, f"{name}: {done}/{total} windows")
-
-
-def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, ended: Any) -> None:
+def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, tally: _Tally) -> None:
     """Wait for a scan's masks and write its manifest."""
     try:
         _finish(result, pending, started)
     except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
-        ended(result.job, error)
+        tally.ended(result.job, error)
     else:
-        ended(result.job)
+        tally.ended(result.job)
 
 
 def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float) -> None:

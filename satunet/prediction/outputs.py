@@ -7,11 +7,9 @@ again. It holds the stamp of what the result was made of, and the state of every
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satunet.errors import SatunetError, UserError
+from satunet.errors import UserError
 from satunet.images.image import write_label_map, write_volume
-from satunet.jobs.files import flush_to_disk, read_json, write_json, write_text
-from satunet.jobs.fresh import FileState, Stamp
-from satunet.jobs.names import name_key, unique_names
-from satunet.jobs.records import from_plain, to_plain
+from satunet.jobs.files import flush_to_disk, write_json
+from satunet.jobs.fresh import FileState
+from satunet.jobs.records import to_plain
 from satunet.prediction.door import ScanJob
+from satunet.prediction.found import Found, PreparedScan
+from satunet.prediction.manifests import files_of, is_foreign
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import Outputs
 from satunet.prediction.painting import paint
-from satunet.prediction.predictor import Found, PreparedScan
+from satunet.prediction.places import PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
@@ -37,58 +36,7 @@ if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 5
-MANIFEST = "manifest.json"
-STATISTICS = "statistics.csv"
-SUMMARY = "prediction_summary.json"
-LOG = "predict.log"
-_PROBABILITY = "_probability"
 _SHOWN = 10
-_COLUMNS = (
-    "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
-    "label", "note",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protected:
-    """Files that no output may replace: scans, lists, models, whatever name leads to them.
-
-    Attributes:
-        identities: Device and inode of each file.
-    """
-
-    identities: frozenset[tuple[int, int]] = frozenset()
-
-    @classmethod
-    def of(cls, files: Iterable[Path]) -> Protected:
-        """The files that are there; links lead to what they are of."""
-        return cls(identities=frozenset(i for i in map(_identity, files) if i is not None))
-
-    def check(self, path: Path) -> None:
-        """Refuse an output that would replace one of them.
-
-        Raises:
-            UserError: It would.
-        """
-        if _identity(path) in self.identities:
-            raise UserError(f"{path}: this result would replace an input; name another folder for the results (-o)")
-
-    def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
-        """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
-        self.check(manifest_file(output, job.name, outputs.combine))
-        if outputs.combine:
-            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
-                self.check(output / f"{job.name}{ending}")
-            return
-        folder = output / job.name
-        if not folder.is_dir():
-            self.check(folder)
-            return
-        names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", _PROBABILITY)}
-        for file in folder.iterdir():
-            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
-                self.check(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +59,7 @@ class ScanResult:
     outputs: Outputs
     manifest: Mapping[str, Any]
     wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    protected: Protected = Protected()
+    protected: Protected = field(default_factory=Protected)
     _written: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -126,9 +74,9 @@ class ScanResult:
         What a killed run left half-written is removed, too.
         """
         manifest = manifest_file(self.output, self.job.name, self.outputs.combine)
-        if _is_foreign(manifest):
+        if is_foreign(manifest):
             raise UserError(f"{manifest}: is there already and is no result of satunet; name another folder (-o)")
-        for file in [*_files_of(manifest), manifest]:
+        for file in [*files_of(manifest), manifest]:
             self.protected.check(file)
             file.unlink(missing_ok=True)
         for left_over in (self.output / self.job.name).glob(".tmp-*"):
@@ -148,7 +96,7 @@ class ScanResult:
                 values, start = near
                 place = tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
                 volume[place] = np.rint(values.clip(0, 1) * 255)
-            file = self._place(folder / f"{name}{_PROBABILITY}{self.job.scan.ending}")
+            file = self._place(folder / f"{name}{PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
 
     def finish(self, masks: Sequence[BoxedMask | None], seconds: float) -> None:
@@ -297,129 +245,9 @@ def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> No
         logger.info("%s: not seen: %s", scan, shown)
 
 
-def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
-    """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
-    return unique_names([match.prompt for match in matches], suffixes=("", _PROBABILITY))
-
-
-def manifest_file(output: Path, name: str, combine: bool) -> Path:
-    """Where a scan's manifest is."""
-    return output / f"{name}.json" if combine else output / name / MANIFEST
-
-
-def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
-    """Reason why a scan has to be predicted; ``None`` if its result is there, whole, and of this scan and call.
-
-    Args:
-        output: Folder of all results.
-        job: The scan.
-        outputs: What is to be written.
-        combined: What the scan is combined with, as in the stamp.
-    """
-    file = manifest_file(output, job.name, outputs.combine)
-    if not file.is_file():
-        return "no result yet"
-    try:
-        content = read_json(file)
-        if content["version"] != MANIFEST_VERSION:
-            return "written by another version"
-        stale = from_plain(content["stamp"], Stamp, source=file).why_stale(job.scan.files, combined)
-        if stale is not None:
-            return stale
-        wanted = [e["file"] for e in content["prompts"] if e.get("file")]
-        missing = [name for name in wanted if name not in content["files"]]
-        for name, state in content["files"].items():
-            if not from_plain(state, FileState, source=file).is_of(file.parent / name):
-                return f"{file.parent / name} is missing or damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
-        return f"{file} is damaged ({type(error).__name__})"
-    return f"{missing[0]} is missing" if missing else None
-
-
-def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
-    """What was found, for people: one row per scan and prompt, of all manifests that are there.
-
-    Returns:
-        Columns ``scan`` (of several scans), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted from 1, or
-        why there is no mask), and ``confidence`` where there is one.
-    """
-    rows: list[dict[str, object]] = []
-    for name in names:
-        try:
-            entries = read_json(manifest_file(output, name, combine))["prompts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # told among the failures
-        for entry in entries:
-            row: dict[str, object] = {"scan": name} if len(names) > 1 else {}
-            kind = entry.get("class") or ""
-            row |= {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
-            voxels, box = entry.get("voxels"), entry.get("box")
-            row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
-            if voxels is None:
-                row["where"] = f"no mask: {entry.get('note') or entry['status']}"
-            elif not voxels:
-                row["where"] = "covered by others" if entry.get("covered_ml") else "not found"
-            else:
-                row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
-            if entry.get("confidence") is not None:
-                row["confidence"] = f"{entry['confidence']:.2f}"
-            rows.append(row)
-    return rows
-
-
-def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
-    """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for name in names:
-        try:
-            content = read_json(manifest_file(output, name, combine))
-        except (OSError, ValueError):
-            continue  # a scan that failed has no rows
-        for entry in content["prompts"]:
-            writer.writerow({"scan": name, "modality": content["modality"], **_plain_cells(entry)})
-    write_text(output / STATISTICS, text.getvalue())
-    return output / STATISTICS
-
-
-def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Cells that no spreadsheet takes for a formula."""
-    return {
-        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-        for key, value in entry.items()
-    }
-
-
-def _is_foreign(manifest: Path) -> bool:
-    """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
-    try:
-        content = read_json(manifest)
-    except (OSError, ValueError, RecursionError):
-        return False
-    return not (isinstance(content, dict) and {"prompts", "stamp"} & set(content))
-
-
-def _files_of(manifest: Path) -> list[Path]:
-    """Files that a manifest names, none that lies elsewhere."""
-    try:
-        names = read_json(manifest)["files"]
-        return [manifest.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
 def _amount(voxels: int, mean: float | None, voxel_ml: float) -> dict[str, Any]:
     return {
         "voxels": voxels,
         "volume_ml": round(voxels * voxel_ml, 4),
         "mean_intensity": None if mean is None else round(mean, 4),
     }
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -12,7 +12,7 @@ import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -32,113 +32,25 @@ from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
 from satunet.prediction.door import Vocabulary
-from satunet.prediction.masks import BoxedMask, restore_values
+from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View
+from satunet.prediction.masks import BoxedMask
 from satunet.prediction.mean import Values, ValuesInFile, larger
 from satunet.prediction.modality import modality_of
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.postprocess import Postprocessing
-from satunet.preprocessing.transform import ScanGeometry, preprocess_image
+from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
-from satunet.windows.engine import Member, Probability, WindowedScan
+from satunet.windows.engine import Member, WindowedScan
 from satunet.windows.starts import window_starts
 
 logger = logging.getLogger(__name__)
 
-Spacing = tuple[float, float, float]
 Embeddings = Mapping[str, NDArray[np.floating[Any]]]
 OnProgress = Callable[[int, int], bool | None]
 
 SHARED_LEVEL = 2e-3
 """Probability from which on a model's opinion counts in a mean with other models; a mean is at most this much smaller."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PromptMask:
-    """What a prompt gave.
-
-    Attributes:
-        match: What the prompt means to the model.
-        boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
-    """
-
-    match: PromptMatch
-    boxed: BoxedMask | None
-
-    @property
-    def mask(self) -> NDArray[np.bool_] | None:
-        """(X, Y, Z) in the image's own grid, made anew at every call; ``None`` for a prompt the model cannot know."""
-        return None if self.boxed is None else self.boxed.full
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prediction:
-    """Masks of a scan.
-
-    Attributes:
-        image: The scan.
-        modality: Modality it was taken for.
-        masks: One per prompt, in the order of the prompts; one per class for a prompt that stands for several.
-    """
-
-    image: Image
-    modality: str
-    masks: tuple[PromptMask, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class View:
-    """A scan as some of the models see it.
-
-    Attributes:
-        volume: (X, Y, Z) float32 in the plan's orientation and the spacing asked for, normalised.
-        geometry: The way back.
-        patch: Voxels of a window.
-    """
-
-    volume: NDArray[np.float32]
-    geometry: ScanGeometry
-    patch: tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedScan:
-    """A scan that the networks can look at.
-
-    Attributes:
-        image: As it was given.
-        modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-        views: Number of a group of models and spacing → what they see; filled when it is needed.
-    """
-
-    image: Image
-    modality: str
-    views: dict[tuple[int, Spacing], View] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
-    """A prompt's probability, and the way to the scan's file.
-
-    Attributes:
-        probability: In a view's grid; ``None`` where ``in_file`` has it.
-        geometry: Of that view.
-        in_file: In the grid of the file.
-        one_piece: Whether the models say that the structure is one connected piece.
-    """
-
-    probability: Probability | None = None
-    geometry: ScanGeometry | None = None
-    in_file: ValuesInFile | None = None
-    one_piece: bool = False
-
-    def restored(self) -> ValuesInFile | None:
-        """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
-        if self.probability is None or self.geometry is None:
-            return self.in_file
-        if self.probability.values is None:
-            return None
-        return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from functools import cached_property
 from satunet.knowledge.names import load_names
 from satunet.labels import ClassInfo, LabelSpace
 from satunet.prompts.parsing import Clause, Key, clean_text, read_name, read_tokens
+from satunet.prompts.spelling import common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
 TYPES_LEFT_OUT = ("gland", "gyrus", "nucleus")
@@ -45,6 +46,8 @@ class ClassIndex:
                 name = self.find((side, words - {kind}))
                 if name is not None and self._base(name) in types[kind]:
                     return name
+        if len(words) == 1 and words & common_words():
+            return None  # "straight" and "angular" say more than gyri
         more = {self._own.get((side, words | {kind})) for kind in TYPES_LEFT_OUT} - {None}
         return more.pop() if len(more) == 1 else None
 

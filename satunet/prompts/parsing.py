@@ -41,6 +41,7 @@ class Clause:
         kinds: Kind of word → words of that kind, as far as they name no structure.
         sized: Whether a size was given with it.
         last_is_side: Whether the side stands behind all words.
+        plural: Whether a word stands in the plural.
         joined_by_of: Whether an "of" or "in" stands between words, so that what follows in a list may belong to it.
     """
 
@@ -49,6 +50,7 @@ class Clause:
     kinds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sized: bool = False
     last_is_side: bool = False
+    plural: bool = False
     joined_by_of: bool = False
 
     @property
@@ -107,6 +109,7 @@ def read_clause(tokens: Sequence[str]) -> Clause:
     words = _joined(words)
     kinds = _kinds(words)
     lemmas = [vocabulary.lemma(w) for w in words]
+    plural = any(w != lemma and w.endswith(("s", "i", "ae")) for w, lemma in zip(words, lemmas, strict=True))
     idle = vocabulary.fillers | (frozenset() if _LESIONS & set(lemmas) else vocabulary.whole)
     kept = [lemma for word, lemma in zip(words, lemmas, strict=True) if word not in idle] or lemmas
     return Clause(
@@ -115,6 +118,7 @@ def read_clause(tokens: Sequence[str]) -> Clause:
         kinds=kinds,
         sized=sized,
         last_is_side=last,
+        plural=plural,
         joined_by_of=bool({"of", "in"} & set(asked[1:])),
     )
 

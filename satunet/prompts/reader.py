@@ -38,6 +38,7 @@ SIMILAR_FROM = 0.85
 of ``tests/prompts/labelled_prompts.tsv``, with both encoders that ship: other structures reach 0.81 ("endocardium" to
 "myocardium", "bladderwrack" to "urinary bladder"), and so do right ones ("clavical" 0.77 and 0.84)."""
 CLASS_PREFIX = "class:"
+_NO_STRUCTURE = {"negation", "uncertainty", "relation", "measurement", "device"}
 _REFUSED = {
     "negation": "{word!r} says what is not there, or not wanted",
     "uncertainty": "{word!r} leaves open what to segment",
@@ -63,7 +64,8 @@ class PromptReader:
         self._tree = tree
         self._names = load_names()
         self._index = ClassIndex(space)
-        self._groups = {read_name(word).key: group for word, group in self._names.group_of.items()}
+        named = [(read_name(word), group) for word, group in self._names.group_of.items()]
+        self._groups = {clause.key: (group, clause.plural) for clause, group in named}
 
     def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
         """What a prompt means: one match, or one for each class it stands for; see :meth:`interpret`."""
@@ -153,9 +155,9 @@ class PromptReader:
             return (found,)
         if any(w.startswith("range:") for w in clause.words):
             return self._range(clause)
-        group = self._groups.get(clause.key)
-        if group is not None:
-            return self._members(group)
+        name, plural = self._groups.get(clause.key, ("", False))
+        if name:  # one abdominal organ is not all of them
+            return self._members(name) if clause.plural or not plural else ()
         if clause.side is not None:
             return ()
         pair = self._index.sides(clause)
@@ -228,7 +230,7 @@ class PromptReader:
         from satunet.knowledge.make import default_tree
 
         tree = self._tree or default_tree()
-        if tree is None or clause.side in ("both", "mixed") or {"negation", "uncertainty"} & set(clause.kinds):
+        if tree is None or clause.side in ("both", "mixed") or _NO_STRUCTURE & set(clause.kinds):
             return None
         sides = load_vocabulary().side_of
         base = " ".join(w for w in name_key(prompt).split() if sides.get(w) is None)
@@ -281,7 +283,7 @@ class PromptReader:
         names = allowed_classes(clause, self.space)
         if encoder is None or not names:
             return self._unknown(prompt, clause, "")
-        if not _may_be_a_structure(clause):
+        if not self._may_be_a_structure(clause):
             return self._unknown(prompt, clause, "no class is called so")
         found: Encoder = encoder() if callable(encoder) else encoder
         nearest = nearest_by_meaning(" ".join(prompt.lower().split()), names, self.space, found)
@@ -291,6 +293,17 @@ class PromptReader:
                            reason=f"close to {nearest[0][0]!r} ({best:.2f})")  # fmt: skip
         return Reading(prompt=prompt, status="unknown", similarity=best, nearest=nearest,
                        reason="nothing the model knows comes near")  # fmt: skip
+
+    def _may_be_a_structure(self, clause: Clause) -> bool:
+        """Whether the encoder is to be asked: not about codes, words of other things, and words made of a class's.
+
+        An encoder reads pieces of words: "cheeky" and "bladderwrack" are a cheek and a bladder to it.
+        """
+        if any(len(w) < 4 or not w.isalpha() for w in clause.words):
+            return False
+        made = any(w[:n] in self._index.words for w in clause.words for n in range(4, len(w)))
+        one = len(clause.words) == 1 and bool({*clause.words} & (common_words() | anatomy_words()))
+        return not made and not one
 
     def _unknown(self, prompt: str, clause: Clause, reason: str) -> Reading:
         nearest = nearest_by_spelling(prompt, clause, self.space)
@@ -303,10 +316,3 @@ def read_prompts(
     """Matches of all prompts in order; a prompt that stands for several classes gives one for each."""
     reader = PromptReader(space, tree)
     return [match for prompt in prompts for match in reader.read(prompt, encoder)]
-
-
-def _may_be_a_structure(clause: Clause) -> bool:
-    """Whether a text encoder is to be asked: not for abbreviations and codes, nor for a single word that is another."""
-    if any(len(w) < 4 or not w.isalpha() for w in clause.words):
-        return False
-    return len(clause.words) > 1 or not ({*clause.words} & (common_words() | anatomy_words()))

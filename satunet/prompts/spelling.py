@@ -84,6 +84,9 @@ class Speller:
         for edits in range(1, most + 1):
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
             near = {w for w in near if (_plausible(word, w) or (boldness and len(w) >= 4 + (boldness < 2)))}
+            # "pnterior" may be anterior as likely as posterior: a first letter can be a slip as well as two others.
+            if near and edits == 2 and any(OSA.distance(word, w, score_cutoff=1) <= 1 for w in self._known):
+                return (word,)
             derived = {lemma(w) for w in near if _derived(word, w)}
             near = {w for w in near if lemma(w) not in derived}
             if derived and not near:
@@ -114,9 +117,9 @@ class Speller:
 
 
 def _derived(word: str, of: str) -> bool:
-    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, or an e, is a slip."""
+    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, an e or an s is a slip."""
     ending = word.removeprefix(of)
-    return word.startswith(of) and ending not in ("e", of[-1])
+    return word.startswith(of) and ending not in ("e", "s", of[-1])
 
 
 def _compound(word: str) -> bool:

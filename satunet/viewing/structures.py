@@ -125,9 +125,9 @@ def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
         name, kind = entry["prompt"], entry.get("class") or entry["prompt"]
         if entry.get("file"):
             mask = read_label_map(manifest.parent / Path(entry["file"]).name, grid=grid).array > 0
-        elif entry.get("label"):
+        elif own := entry.get("labels") or ([entry["label"]] if entry.get("label") else []):
             labels = _map_beside(manifest, grid) if labels is None else labels
-            mask = labels == entry["label"]
+            mask = np.isin(labels, own)  # a whole with the parts that lie over it
         else:
             continue
         note = f"{entry['status']}, {entry['similarity']:.2f}" if entry.get("status") == "similar" else ""

@@ -363,6 +363,25 @@ def test_visits_of_a_patient_are_one_unit() -> None:
     assert four.difference == pytest.approx(apart.difference)
 
 
+def test_datasets_that_share_patients_are_one_stratum() -> None:
+    from scipy.stats import ttest_1samp
+
+    a, b = [0.1, 0.3, 0.5, 0.75], [0.6, 0.5, 0.45, 0.2]
+    results = {
+        d: {"x": evaluation({n: v}), "y": evaluation({n: [0.0] * 4})}
+        for d, n, v in (("A", "liver", a), ("B", "hip", b))
+    }
+    same = compare(results, patients={f"case{i}": f"patient{i}" for i in range(4)})
+    # The same four people on two scans each: their means are what varies.
+    found = ttest_1samp(np.add(a, b) / 2, 0).confidence_interval()
+    total = comparison(same, "total")
+    assert (total.low, total.high) == pytest.approx((found.low, found.high))
+    assert total.units == 4
+    apart = comparison(compare(results), "total")
+    assert apart.units == 8
+    assert apart.high - apart.low > 2 * (total.high - total.low)  # what one scan gains, the other loses
+
+
 def test_other_datasets_are_another_question_than_other_patients() -> None:
     rng = np.random.default_rng(0)
     results = {}

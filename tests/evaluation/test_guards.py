@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.datasets.patients import patient_of, patients_of
+from satunet.datasets.people import find_people
 from satunet.datasets.raw import load_dataset
-from satunet.errors import DatasetError, ModelError, UserError
+from satunet.errors import ModelError, UserError
 from satunet.evaluation.benchmark.guards import budget_notes, patient_notes, require_same_cases, require_unseen
 from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, make_task
@@ -18,7 +18,7 @@ from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.images.image import write_label_map
 from satunet.jobs.files import write_json
-from satunet.models.trained_scans import HashedNames
+from satunet.models.trained_scans import TrainedScans
 
 from .conftest import GRID, NAMES, Stage, in_datasets, scored
 
@@ -77,17 +77,22 @@ def test_both_sides_are_asked(stage: Stage) -> None:
     assert "nnU-Net was trained on 1 of the 3 cases" in summary.failures[f"nnU-Net/{NAMES[0]}/fold_0"]
     assert tables.competitors == ("satunet",)
     # The unified network: a test case that was among its scans, and an external dataset that it has seen.
-    HashedNames.of([f"{NAMES[0]}__y__0000"]).save(stage.model / "trained_scans.json")
+    TrainedScans.of([f"{NAMES[0]}__y__0000"]).save(stage.model / "trained_scans.json")
     _, summary = stage.run([NAMES[0], NAMES[1]])
     assert "satunet was trained on 1 of the 3 cases" in summary.failures[NAMES[0]]
 
 
 def test_patients_that_were_seen_at_another_visit_are_told(stage: Stage) -> None:
     write_json(stage.root / "raw" / NAMES[0] / "patients.json", {"x": "one", "y": "two", "a": "one", "b": "three"})
-    task = make_task(load_dataset(NAMES[0]), stage.network())
-    assert (task.patient("x"), task.patient("a"), task.patient("z")) == ("one", "one", "z")
+    dataset = load_dataset(NAMES[0])
+    people = find_people([dataset], {NAMES[0]: list("abcxyz")})
+    task = make_task(dataset, stage.network(), people=people)
+    assert task.patient("x") == task.patient("a") == f"{NAMES[0]}/a"
+    assert task.patient("z") == f"{NAMES[0]}/z"
     [note] = patient_notes([Trained("a", "b"), Trained("b", name="theirs")], [task])
-    assert "1 of the 3 patients that are scored have other cases that ours was trained on, such as one" in note
+    assert (
+        "1 of the 3 patients that are scored have other cases that ours was trained on, such as Dataset001_A/a" in note
+    )
     assert patient_notes([Trained("a")], [replace(task, trained_on=True)]) == []
     write_json(stage.root / "preprocessed" / NAMES[0] / "splits_final.json", [{"train": ["a"], "val": ["b"]}])
     tables, _ = stage.run([NAMES[0]], stage.specialist())
@@ -100,14 +105,11 @@ def test_patients_are_the_units_of_a_benchmark(stage: Stage) -> None:
     assert {c.units for c in tables.comparisons if c.kind == "dataset"} == {1}
 
 
-def test_who_a_patient_is(stage: Stage) -> None:
-    assert [patient_of(c) for c in ("sub-01_ses-2", "sub-01", "case_1", "xsub-1_a")] == [
-        "sub-01", "sub-01", "case_1", "xsub-1_a"]  # fmt: skip
-    dataset = load_dataset(NAMES[0])
-    assert patients_of(dataset) == {c: c for c in "abcxyz"}
-    write_json(dataset.folder / "patients.json", {"a": ""})
-    with pytest.raises(DatasetError, match=r"patients\.json: expected is an object of case and patient"):
-        patients_of(dataset)
+def test_a_patient_of_two_datasets_is_one_unit(stage: Stage) -> None:
+    for name in (NAMES[0], NAMES[2]):
+        write_json(stage.root / "raw" / name / "patients.json", {"x": "one", "y": "two", "z": "three"})
+    tables, _ = stage.run([NAMES[0], NAMES[2]], stage.unified(name="again"))
+    assert {c.units for c in tables.comparisons if c.kind in ("total", "dataset")} == {3}
 
 
 def test_unequal_budgets_are_told() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from satunet.datasets.people import find_people
 from satunet.datasets.raw import load_dataset
 from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor, copied, distance_mm
 from satunet.evaluation.benchmark.tasks import Task, make_task
@@ -56,6 +57,11 @@ def test_distance_of_fields_of_view() -> None:
     assert distance_mm(grid(), grid(shape=(12, 10, 10))) == pytest.approx(2)  # 4 mm at one of two ends
 
 
+def of_people(stage: Stage) -> Task:
+    dataset = load_dataset(NAMES[0])
+    return make_task(dataset, stage.network(), people=find_people([dataset], {NAMES[0]: list("abcxyz")}))
+
+
 @pytest.fixture
 def task(stage: Stage) -> Task:
     """Cases x, y, z to score; a and b near x, b of the same patient as x, c far away."""
@@ -65,7 +71,7 @@ def task(stage: Stage) -> Task:
         write_volume(folder / "imagesTr" / f"{case}_0000.nii.gz", array.astype(np.float32), like=grid((origin, 0, 0)))
         write_label_map(folder / "labelsTr" / f"{case}.nii.gz", array, like=grid((origin, 0, 0)))
     write_json(folder / "patients.json", {"x": "one", "b": "one"})
-    return make_task(load_dataset(NAMES[0]), stage.network())
+    return of_people(stage)
 
 
 def copied_from(competitor: NearestCopyCompetitor, task: Task) -> dict[str, str | None]:
@@ -91,7 +97,7 @@ def test_the_nearest_case_of_another_patient_is_copied(task: Task, tmp_path: Pat
 def test_with_nobody_to_copy_from_nothing_is_predicted(stage: Stage, tmp_path: Path) -> None:
     folder = stage.root / "raw" / NAMES[0]
     write_json(folder / "patients.json", dict.fromkeys("abcxyz", "one"))
-    task = make_task(load_dataset(NAMES[0]), stage.network())
+    task = of_people(stage)
     competitor = NearestCopyCompetitor(output=tmp_path / "out")
     assert competitor.predict(task) == {}
     assert not read_label_map(competitor.folder(task) / "x.nii.gz").array.any()

@@ -56,6 +56,13 @@ def test_spellings_of_one_structure_meet(text: str) -> None:
         ("lung_upper_lobe_left", "left lung upper lobe"),
         ("Precentral_R", "right precentral gyrus"),
         ("kidneys", "kidney"),
+        ("hippocampus on the left hand side", "left hippocampus"),
+        ("bones of the hand", "bones hand"),
+        ("whole liver", "liver"),
+        ("whole tumor", "whole tumor"),
+        ("LEFT COMMON CAROTID ARTERY", "left common carotid artery"),
+        ("LEFT LUNG LOWER LOBE", "left lung lower lobe"),
+        ("liver & tumor", "liver and tumor"),
     ],
 )
 def test_abbreviations_levels_and_spelling(text: str, canonical: str) -> None:

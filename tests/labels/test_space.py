@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from satunet.datasets.paths import all_dataset_names
 from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import LabelSpaceError
+from satunet.jobs.records import from_plain, to_plain
 from satunet.labels import LabelSpace, build_label_space, normalize_name, text_variants
 from satunet.prompts import PromptReader
 
@@ -96,11 +98,18 @@ def test_json_round_trip_and_versions(tmp_path: Path) -> None:
     assert LabelSpace.load(tmp_path / "space.json") == space
     sparse = build_label_space([dataclasses.replace(A, ignore_label=9), B])
     assert sparse.ignored == {A.name: 9}
-    assert LabelSpace.from_json(sparse.to_json()) == sparse
-    older = {k: v for k, v in space.to_json().items() if k != "ignored"}
-    assert LabelSpace.from_json(older) == space
-    with pytest.raises(LabelSpaceError, match="version 99"):
-        LabelSpace.from_json(space.to_json() | {"version": 99})
+    sparse.save(tmp_path / "sparse.json")
+    assert LabelSpace.load(tmp_path / "sparse.json") == sparse
+    plain = to_plain(space)
+    older = {k: v for k, v in plain.items() if k != "ignored"}
+    assert from_plain(older, LabelSpace, source="older") == space
+    for version in (1, 99):
+        with pytest.raises(LabelSpaceError, match=f"version {version}"):
+            from_plain(plain | {"version": version}, LabelSpace, source="x", error=LabelSpaceError)
+    for wrong in ([], None, {}, plain | {"ids": 3}, plain | {"classes": [1]}, plain | {"ids": {"A": {"x": ["1"]}}}):
+        (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+        with pytest.raises(LabelSpaceError, match=r"wrong\.json"):
+            LabelSpace.load(tmp_path / "wrong.json")
     with pytest.raises(LabelSpaceError, match="none"):
         LabelSpace.load(tmp_path / "none.json")
 

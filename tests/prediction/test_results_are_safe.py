@@ -22,7 +22,7 @@ from satunet.prediction import limits as module_limits
 from satunet.prediction.door import ScanJob
 from satunet.prediction.folder import predict_folder, predict_jobs
 from satunet.prediction.inputs import Scan
-from satunet.prediction.outputs import write_statistics
+from satunet.prediction.manifests import write_statistics
 from satunet.prompts import PromptMatch
 from tests.prediction.conftest import model_of
 

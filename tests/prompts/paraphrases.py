@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from satunet.labels import ClassInfo
 
 _FRAMES = (
     "{}", "the {}", "{}.", "segment the {}", "please segment the {}", "mask of the {}", "segmentation of the {}",
@@ -56,3 +58,24 @@ def misspelled(text: str, rng: random.Random) -> str:
     if kind == "double":
         return text[:i] + text[i] + text[i:]
     return text[:i] + text[i + 1] + text[i] + text[i + 2 :] if text[i + 1].isalpha() else text
+
+
+def generated(classes: Sequence[ClassInfo], count: int, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
+    """Different prompts of classes in turn, every second one misspelled.
+
+    Yields:
+        Prompt, class that it is of, and whether it was misspelled.
+    """
+    wordings = [
+        paraphrases(c.name, c.side if c.side and c.name.startswith(f"{c.side} ") else None, c.base, rng)
+        for c in classes
+    ]
+    seen: set[str] = set()
+    number = 0
+    while len(seen) < count:
+        which, number = number % len(classes), number + 1
+        prompt, spelled = next(wordings[which]), number // len(classes) % 2 == 1
+        prompt = misspelled(prompt, rng) if spelled else prompt
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt, classes[which].name, spelled

@@ -34,7 +34,7 @@ from satunet.geometry import reorient
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map, write_label_map
 from satunet.jobs.files import mask_file_name, write_json
-from satunet.prediction.outputs import MANIFEST
+from satunet.prediction.places import MANIFEST
 
 logger = logging.getLogger(__name__)
 

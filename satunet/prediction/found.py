@@ -1,0 +1,105 @@
+"""What passes between a predictor and what writes results: a prepared scan, probabilities, masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.images.image import Image
+from satunet.prediction.masks import BoxedMask, restore_values
+from satunet.prediction.mean import ValuesInFile
+from satunet.preprocessing.transform import ScanGeometry
+from satunet.prompts.matching import PromptMatch
+from satunet.windows.engine import Probability
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptMask:
+    """What a prompt gave.
+
+    Attributes:
+        match: What the prompt means to the model.
+        boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
+    """
+
+    match: PromptMatch
+    boxed: BoxedMask | None
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """(X, Y, Z) in the image's own grid, made anew at every call; ``None`` for a prompt the model cannot know."""
+        return None if self.boxed is None else self.boxed.full
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """Masks of a scan.
+
+    Attributes:
+        image: The scan.
+        modality: Modality it was taken for.
+        masks: One per prompt, in the order of the prompts; one per class for a prompt that stands for several.
+    """
+
+    image: Image
+    modality: str
+    masks: tuple[PromptMask, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """A scan as some of the models see it.
+
+    Attributes:
+        volume: (X, Y, Z) float32 in the plan's orientation and the spacing asked for, normalised.
+        geometry: The way back.
+        patch: Voxels of a window.
+    """
+
+    volume: NDArray[np.float32]
+    geometry: ScanGeometry
+    patch: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedScan:
+    """A scan that the networks can look at.
+
+    Attributes:
+        image: As it was given.
+        modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
+        views: Number of a group of models and spacing → what they see; filled when it is needed.
+    """
+
+    image: Image
+    modality: str
+    views: dict[tuple[int, Spacing], View] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """A prompt's probability, and the way to the scan's file.
+
+    Attributes:
+        probability: In a view's grid; ``None`` where ``in_file`` has it.
+        geometry: Of that view.
+        in_file: In the grid of the file.
+        one_piece: Whether the models say that the structure is one connected piece.
+    """
+
+    probability: Probability | None = None
+    geometry: ScanGeometry | None = None
+    in_file: ValuesInFile | None = None
+    one_piece: bool = False
+
+    def restored(self) -> ValuesInFile | None:
+        """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
+        if self.probability is None or self.geometry is None:
+            return self.in_file
+        if self.probability.values is None:
+            return None
+        return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)

@@ -1,0 +1,125 @@
+"""What the manifests of a folder of results say: whether a scan is done, and what was found."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from satunet.errors import SatunetError
+from satunet.jobs.files import read_json, write_text
+from satunet.jobs.fresh import FileState, Stamp
+from satunet.jobs.records import from_plain
+from satunet.prediction.door import ScanJob
+from satunet.prediction.options import Outputs
+from satunet.prediction.places import STATISTICS, manifest_file
+
+MANIFEST_VERSION = 5
+_COLUMNS = (
+    "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
+    "label", "note",
+)  # fmt: skip
+
+
+def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
+    """Reason why a scan has to be predicted; ``None`` if its result is there, whole, and of this scan and call.
+
+    Args:
+        output: Folder of all results.
+        job: The scan.
+        outputs: What is to be written.
+        combined: What the scan is combined with, as in the stamp.
+    """
+    file = manifest_file(output, job.name, outputs.combine)
+    if not file.is_file():
+        return "no result yet"
+    try:
+        content = read_json(file)
+        if content["version"] != MANIFEST_VERSION:
+            return "written by another version"
+        stale = from_plain(content["stamp"], Stamp, source=file).why_stale(job.scan.files, combined)
+        if stale is not None:
+            return stale
+        wanted = [e["file"] for e in content["prompts"] if e.get("file")]
+        missing = [name for name in wanted if name not in content["files"]]
+        for name, state in content["files"].items():
+            if not from_plain(state, FileState, source=file).is_of(file.parent / name):
+                return f"{file.parent / name} is missing or damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
+        return f"{file} is damaged ({type(error).__name__})"
+    return f"{missing[0]} is missing" if missing else None
+
+
+def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
+    """What was found, for people: one row per scan and prompt, of all manifests that are there.
+
+    Returns:
+        Columns ``scan`` (of several scans), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted from 1, or
+        why there is no mask), and ``confidence`` where there is one.
+    """
+    rows: list[dict[str, object]] = []
+    for name in names:
+        try:
+            entries = read_json(manifest_file(output, name, combine))["prompts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # told among the failures
+        for entry in entries:
+            row: dict[str, object] = {"scan": name} if len(names) > 1 else {}
+            kind = entry.get("class") or ""
+            row |= {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
+            voxels, box = entry.get("voxels"), entry.get("box")
+            row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
+            if voxels is None:
+                row["where"] = f"no mask: {entry.get('note') or entry['status']}"
+            elif not voxels:
+                row["where"] = "covered by others" if entry.get("covered_ml") else "not found"
+            else:
+                row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
+            if entry.get("confidence") is not None:
+                row["confidence"] = f"{entry['confidence']:.2f}"
+            rows.append(row)
+    return rows
+
+
+def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
+    """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for name in names:
+        try:
+            content = read_json(manifest_file(output, name, combine))
+        except (OSError, ValueError):
+            continue  # a scan that failed has no rows
+        for entry in content["prompts"]:
+            writer.writerow({"scan": name, "modality": content["modality"], **_plain_cells(entry)})
+    write_text(output / STATISTICS, text.getvalue())
+    return output / STATISTICS
+
+
+def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells that no spreadsheet takes for a formula."""
+    return {
+        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+        for key, value in entry.items()
+    }
+
+
+def is_foreign(manifest: Path) -> bool:
+    """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
+    try:
+        content = read_json(manifest)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not (isinstance(content, dict) and {"prompts", "stamp"} & set(content))
+
+
+def files_of(manifest: Path) -> list[Path]:
+    """Files that a manifest names, none that lies elsewhere."""
+    try:
+        names = read_json(manifest)["files"]
+        return [manifest.parent / name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []

@@ -1,0 +1,78 @@
+"""Where the results of a scan go, and which files they may not replace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from satunet.errors import UserError
+from satunet.jobs.names import name_key, unique_names
+from satunet.prediction.door import ScanJob
+from satunet.prediction.options import Outputs
+from satunet.prompts.matching import PromptMatch
+
+MANIFEST = "manifest.json"
+STATISTICS = "statistics.csv"
+SUMMARY = "prediction_summary.json"
+LOG = "predict.log"
+PROBABILITY = "_probability"
+
+
+def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
+    """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
+    return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY))
+
+
+def manifest_file(output: Path, name: str, combine: bool) -> Path:
+    """Where a scan's manifest is."""
+    return output / f"{name}.json" if combine else output / name / MANIFEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protected:
+    """Files that no output may replace: scans, lists, models, whatever name leads to them.
+
+    Attributes:
+        identities: Device and inode of each file.
+    """
+
+    identities: frozenset[tuple[int, int]] = frozenset()
+
+    @classmethod
+    def of(cls, files: Iterable[Path]) -> Protected:
+        """The files that are there; links lead to what they are of."""
+        return cls(identities=frozenset(i for i in map(_identity, files) if i is not None))
+
+    def check(self, path: Path) -> None:
+        """Refuse an output that would replace one of them.
+
+        Raises:
+            UserError: It would.
+        """
+        if _identity(path) in self.identities:
+            raise UserError(f"{path}: this result would replace an input; name another folder for the results (-o)")
+
+    def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
+        """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
+        self.check(manifest_file(output, job.name, outputs.combine))
+        if outputs.combine:
+            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
+                self.check(output / f"{job.name}{ending}")
+            return
+        folder = output / job.name
+        if not folder.is_dir():
+            self.check(folder)
+            return
+        names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", PROBABILITY)}
+        for file in folder.iterdir():
+            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
+                self.check(file)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
