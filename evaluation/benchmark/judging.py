@@ -125,7 +125,8 @@ def means(rows: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 def earned(
     rows: Sequence[Judged], trained_on: Collection[str], least: float = 0.5
 ) -> tuple[list[ClassScore], dict[str, float]]:
-    """Which classes a model may offer: those with a mean DSC of at least ``least`` over all scans that show them.
+    """Which classes a model may offer: those with a mean DSC of at least ``least`` over the patients that were kept out of
+    training, or where there are none, over the scans of other sources. Scores on all of them are told.
 
     Args:
         rows: From :func:`judge`.
@@ -142,7 +143,8 @@ def earned(
     scores: list[ClassScore] = []
     missed: dict[str, float] = {}
     for (name, modality), several in sorted(every.items()):
-        mean = float(np.mean([r.dsc for r in several]))
+        decisive = [r for r in several if r.dataset in trained_on] or several
+        mean = float(np.mean([r.dsc for r in decisive]))
         if mean < least:
             missed[f"{name} ({modality})"] = round(mean, 3)
             continue

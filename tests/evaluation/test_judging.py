@@ -33,7 +33,15 @@ ROWS = [
 ]
 
 
-def test_a_class_is_earned_by_its_mean_over_all_scans_that_show_it_modality_by_modality() -> None:
+def test_a_class_is_earned_by_patients_kept_out_or_else_by_other_sources() -> None:
+    rows = [row("pons", 0.6), row("pons", 0.1, dataset="B"), row("pons", 0.1, dataset="C")]
+    scores, missed = earned(rows, trained_on={"A"})
+    assert [(s.dataset, s.dsc) for s in scores] == [("A", 0.6), ("B", 0.1), ("C", 0.1)]
+    assert not missed
+    assert earned(rows, trained_on=())[1] == {"pons (mri)": 0.267}
+
+
+def test_a_class_is_earned_modality_by_modality() -> None:
     scores, missed = earned(ROWS, trained_on={"A"})
     assert {(s.class_name, s.modality) for s in scores} == {("thalamus", "mri"), ("brainstem", "ct")}
     assert missed == {"brainstem (mri)": 0.1, "putamen (mri)": 0.45}
