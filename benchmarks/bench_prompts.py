@@ -1,6 +1,6 @@
 """How often prompts are understood, missed, and taken for something else; with both text encoders.
 
-    python benchmarks/bench_prompts.py                            # all three parts of the list in tests/prompts
+    python benchmarks/bench_prompts.py                            # all parts of the list in tests/prompts
     python benchmarks/bench_prompts.py --parts development --show
     python benchmarks/bench_prompts.py --list FILE                # another list: prompt, classes, tab-separated
     python benchmarks/bench_prompts.py --generated 20000          # paraphrases and misspellings of class names
@@ -31,7 +31,7 @@ from tests.prompts.paraphrases import generated
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", type=Path, default=LIST)
-    parser.add_argument("--parts", nargs="+", default=["development", "held out", "final", "all"])
+    parser.add_argument("--parts", nargs="+", default=["development", "held out", "final", "last", "all"])
     parser.add_argument("--encoders", nargs="+", default=["minilm", "anatomy"])
     parser.add_argument("--generated", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)

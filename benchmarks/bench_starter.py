@@ -62,13 +62,15 @@ def copies(dataset: Dataset, case, groups: list[Group], space: LabelSpace) -> di
     found: dict[str, list[float]] = defaultdict(list)
     for person in peers:
         copied = moved(person.labels.numpy().astype(np.int64), box_of(person))
+        most = int(copied.max()) + 1
+        both = np.bincount((labels.astype(np.int64) * most + copied).ravel(), minlength=(int(labels.max()) + 1) * most)
+        both = both.reshape(-1, most)  # voxels by reference id and copied id
         for name, ids in own.items():
-            theirs = space.ids[person.dataset].get(name)
-            a = np.isin(labels, ids)
-            if theirs is None or not a.any():
-                continue
-            b = np.isin(copied, theirs)
-            found[name].append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
+            theirs = [i for i in space.ids[person.dataset].get(name, ()) if i < most]
+            ours = [i for i in ids if i < len(both)]
+            if name in space.ids[person.dataset] and ours and both[ours].sum():
+                whole = both[ours].sum() + both[:, theirs].sum()
+                found[name].append(2 * float(both[np.ix_(ours, theirs)].sum()) / float(whole))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 

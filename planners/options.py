@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Fixed, Suppress, arg
@@ -102,7 +102,9 @@ class PlanOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain texts, lists and numbers, as a plan keeps them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        from satunet.jobs.records import to_plain
+
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in to_plain(self).items()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PlanOptions:
@@ -111,7 +113,6 @@ class PlanOptions:
         Raises:
             PlanError: An unknown option, or values that make no plan.
         """
-        try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
-        except TypeError as error:
-            raise PlanError(f"no options of a plan: {error}") from error
+        from satunet.jobs.records import from_plain
+
+        return from_plain(content, cls, source="options of the plan", error=PlanError)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.datasets.memory import preprocessing_bytes
-from satunet.datasets.raw import Case, Dataset, load_dataset, scan_id
+from satunet.datasets.raw import Case, Dataset, files_behind, load_dataset, scan_id
 from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.images.content import voxel_digest
 from satunet.images.image import read_image, read_label_map
@@ -219,7 +219,8 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     known = complete_record(job.store, scan)
     if known is not None and known.stamp == stamp:
         return 0
-    hashes = [file_hash(file) if file.is_file() else "missing" for file in (path, label)]
+    files = [file for given in (path, label) for file in files_behind(given)]
+    hashes = [file_hash(file) if file.is_file() else "missing" for file in files]
     source = _digest(*job.made_by(channel), *hashes)
     if known is not None and known.source == source:
         # Touched, not changed: the next run is to see that without reading the files.
@@ -258,10 +259,9 @@ def _digest(*parts: object) -> str:
 
 
 def _stamp(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    stat = path.stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+    """Size and times of an image's files; the time of change is nobody's to set."""
+    stats = [file.stat() if file.is_file() else None for file in files_behind(path)]
+    return ",".join(f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}" if s else "missing" for s in stats)
 
 
 def _dataset_json(plan: UnifiedPlan, space: LabelSpace, datasets: list[Dataset], scans: int) -> dict[str, Any]:

@@ -205,6 +205,7 @@ class _Run:
         predictions = competitor.folder(task)
         kept = self.contest.output / "scores" / competitor.name / task.name
         rules = self.contest.rules.of_classes(task.classes.names)
+        rules = replace(rules, trust_shape=rules.trust_shape or task.dataset.trust_shape)
         inputs = _fingerprint(task, predictions, rules)
         if read_object(kept / "summary.json").get("inputs") == inputs:
             with contextlib.suppress(UserError):  # damaged tables are made again

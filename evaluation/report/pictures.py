@@ -126,7 +126,8 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
     if case.modality == "ct":
         image = replace(image, array=to_hounsfield(image.array))
     names = list(case.classes.names)
-    reference = read_label_map(case.reference, grid=image.grid).array
+    # Whether a file of that shape is on that grid was decided when it was scored.
+    reference = read_label_map(case.reference, grid=image.grid, trust_shape=True).array
     maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes.ids, names)}
     for competitor, folder in case.predictions.items():
         try:
@@ -156,9 +157,9 @@ def _predicted(
     if not found[0].path.is_dir():
         anything = replace(case.classes, allowed_ids=None)
         predicted = None if own is None else replace(own, allowed_ids=None)
-        labels = PredictedLabels(found[0].path, grid, anything, predicted=predicted)
+        labels = PredictedLabels(found[0].path, grid, anything, predicted=predicted, trust_shape=True)
         return _from_labels(labels.labels, labels.classes, names)
-    folder_of_masks = FolderMasks(found[0].path, grid, classes=case.classes)
+    folder_of_masks = FolderMasks(found[0].path, grid, classes=case.classes, trust_shape=True)
     masks = {}
     for name in names:
         try:

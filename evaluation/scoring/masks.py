@@ -78,6 +78,7 @@ class FolderMasks:
         grid: Grid of the reference; that of the first mask if not given.
         transposed: Whether to give masks with their axes in reverse.
         references: Folder of the references; a mask that is a link into it is refused.
+        trust_shape: Whether masks of the grid's shape lie on it, whatever their own headers say.
 
     Raises:
         ScanError: A manifest that cannot be read or names files elsewhere, or no manifest and no mask.
@@ -91,7 +92,9 @@ class FolderMasks:
         classes: ScoredClasses | None = None,
         transposed: bool = False,
         references: Path | None = None,
+        trust_shape: bool = False,
     ) -> None:
+        self._trust_shape = trust_shape
         self.folder = folder if not (folder / SUBFOLDER).is_dir() else folder / SUBFOLDER
         self._references = references
         self._files, self._absent = _files_of(self.folder), _not_seen_in(self.folder)
@@ -145,7 +148,7 @@ class FolderMasks:
             missing = self.folder / f"{mask_file_name(name)}{IMAGE_ENDINGS[0]}"
             raise MissingFileError(missing, f"no mask of {name!r} was predicted")
         require_own(path, self._references)
-        array = read_label_map(path, grid=self.grid).array
+        array = read_label_map(path, grid=self.grid, trust_shape=self._trust_shape).array
         mask: NDArray[np.bool_] = array > 0
         return mask.T if self._transposed else mask
 
@@ -175,6 +178,7 @@ class PredictedLabels(LabelMapMasks):
         classes: What is scored, with the reference's ids; a legend beside the file is asked first.
         predicted: Ids of the prediction, where it is known to have its own; they hold whatever a legend says.
         transposed: Whether to give masks with their axes in reverse.
+        trust_shape: Whether a map of the grid's shape lies on it, whatever its own header says.
 
     Raises:
         ScanError: Missing, unreadable, on another grid, or with ids that may not occur.
@@ -188,6 +192,7 @@ class PredictedLabels(LabelMapMasks):
         *,
         predicted: ScoredClasses | None = None,
         transposed: bool = False,
+        trust_shape: bool = False,
     ) -> None:
         legend = None if predicted is not None else _legend(path)
         if predicted is not None:
@@ -197,7 +202,7 @@ class PredictedLabels(LabelMapMasks):
         else:
             ids, allowed = classes.ids, classes.allowed_ids
         try:
-            labels = read_label_map(path, grid=grid, allowed_ids=allowed).array
+            labels = read_label_map(path, grid=grid, allowed_ids=allowed, trust_shape=trust_shape).array
         except UnexpectedLabelError as error:
             raise UnexpectedLabelError(path, error.reason.replace("listed in dataset.json", "expected")) from error
         super().__init__(labels.T if transposed else labels, ids)

@@ -63,6 +63,7 @@ class Rules:
         policy: What absent classes score.
         no_distances: Whether HD95 and ASSD, which take longer than the rest, are left out.
         organs: Whether an organ is scored with the lesions in it.
+        trust_shape: Whether a prediction of its reference's shape lies on its grid, whatever their headers say.
     """
 
     tolerance_mm: Annotated[float, arg(name="tolerance", help="Tolerance of the normalised surface Dice, in mm.")] = 1.0
@@ -84,6 +85,9 @@ class Rules:
             "the ids that dataset.json gives the organ, as nnU-Net does."
         ),
     ] = "whole"
+    trust_shape: Annotated[
+        bool, arg(help="Predictions of a reference's shape lie on its grid, whatever position the headers give.")
+    ] = False
 
     def __post_init__(self) -> None:
         for name, value in (("tolerance", self.tolerance_mm), *self.tolerances_mm.items()):
@@ -131,4 +135,5 @@ class Rules:
             "policy": self.policy,
             "distances": self.distances,
             "organs": self.organs,
+            **({"trust_shape": True} if self.trust_shape else {}),
         }

@@ -172,7 +172,7 @@ class _Reference:
         self.ignored: NDArray[np.bool_] | None = None
         self.transposed = False
         if path.is_dir():
-            self.masks = folder = FolderMasks(path, classes=settings.classes)
+            self.masks = folder = FolderMasks(path, classes=settings.classes, trust_shape=settings.rules.trust_shape)
             self.grid: Grid = folder.grid
         else:
             image = read_label_map(path, allowed_ids=settings.classes.allowed_ids)
@@ -259,6 +259,7 @@ def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Mask
             classes=settings.classes,
             transposed=reference.transposed,
             references=reference.folder,
+            trust_shape=settings.rules.trust_shape,
         )
     require_own(found.path, reference.folder)
     return PredictedLabels(
@@ -267,6 +268,7 @@ def _predicted(found: Found, reference: _Reference, settings: _Settings) -> Mask
         settings.classes,
         predicted=settings.predicted,
         transposed=reference.transposed,
+        trust_shape=settings.rules.trust_shape,
     )
 
 

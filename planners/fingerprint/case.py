@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from satunet.datasets.raw import Case, Dataset
 from satunet.errors import MissingFileError
-from satunet.geometry import Grid, reorient
+from satunet.geometry import Grid, box_of, reorient
 from satunet.images.content import voxel_digest
 from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import Image, read_image, read_label_map, require_grid
@@ -149,23 +149,22 @@ def count_labels(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
 
 
 def file_stamp(case: Case) -> str:
-    """Size and time of a case's files."""
+    """Size and times of a case's files; the time of change is nobody's to set, so that it tells a file put in place."""
     parts = []
-    for path in (*case.images, case.label):
-        stat = path.stat() if path is not None and path.is_file() else None
-        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}" if stat else "missing")
+    for path in case.files:
+        stat = path.stat() if path.is_file() else None
+        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" if stat else "missing")
     return ",".join(parts)
 
 
 def file_digest(case: Case) -> str:
     """Hash of the bytes of a case's files."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in (*case.images, case.label):
-        if path is not None:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            digest.update(b"|")
+    for path in case.files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        digest.update(b"|")
     return digest.hexdigest()
 
 
@@ -178,6 +177,4 @@ def _nonzero_box(images: Sequence[Image]) -> Slices:
     nonzero = np.zeros(images[0].grid.shape, dtype=bool)
     for image in images:
         nonzero |= image.array != 0
-    hits = [np.flatnonzero(nonzero.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    i, j, k = (slice(int(h[0]), int(h[-1]) + 1) if h.size else slice(None) for h in hits)
-    return i, j, k
+    return box_of(nonzero) or (slice(None), slice(None), slice(None))

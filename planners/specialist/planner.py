@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from pathlib import Path
 from typing import Any
 
 from satunet.datasets.paths import dataset_number, preprocessed_dir
 from satunet.datasets.raw import Dataset, load_dataset
-from satunet.errors import PlanError
+from satunet.errors import PlanError, SatunetError
 from satunet.images.image import read_grid
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import read_json
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import prints_to_log
+from satunet.jobs.records import load_record, save_record
 from satunet.planners.fingerprint.readers import nnunet_axes, nnunet_reader
 from satunet.planners.specialist.nnunet import PLANS, plan_nnunet
 
@@ -63,11 +67,13 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     folder = preprocessed_dir() / name
-    state = _state(name)
+    files, plan = _made_from(name)
     marker = folder / f"{PLANS_NAME}_{CONFIGURATION}_made_from.json"
-    if marker.is_file() and read_json(marker) == state:
-        return False
+    with contextlib.suppress(SatunetError):  # no record, or one that cannot be read
+        if load_record(marker, Stamp).why_stale(files, plan) is None:
+            return False
     marker.unlink(missing_ok=True)
+    made_of = Stamp.of(files, plan)
     with prints_to_log(logger, "nnunetv2"):
         preprocess_dataset(
             dataset_number(name),
@@ -76,19 +82,17 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
             num_processes=(max(1, processes),),
             verbose=False,
         )
-    write_json(marker, state)
+    save_record(marker, made_of)
     return True
 
 
-def _state(name: str) -> dict[str, Any]:
-    """What nnU-Net's preprocessed scans depend on: the plan, and size and time of the files."""
+def _made_from(name: str) -> tuple[list[Path], dict[str, Any]]:
+    """What nnU-Net's preprocessed scans depend on: the files, and what of the plan."""
     plan = read_json(preprocessed_dir() / name / f"{PLANS_NAME}.json")
-    cases = load_dataset(name).training_cases()
-    files = [path for case in cases for path in (*case.images, case.label) if path is not None and path.is_file()]
-    return {
+    files = [file for case in load_dataset(name).training_cases() for file in case.files if file.is_file()]
+    return files, {
         "configuration": plan["configurations"].get(CONFIGURATION),
         "intensities": plan.get("foreground_intensity_properties_per_channel"),
-        "files": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
     }
 
 

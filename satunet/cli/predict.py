@@ -61,7 +61,7 @@ class Predict:
         vocabulary = Vocabulary.of(self.models.describe())
         if not self.dry_run:
             from satunet.prediction.limits import require_writable
-            from satunet.prediction.places import LOG
+            from satunet.prediction.results.places import LOG
 
             require_writable(self.output)
             setup_logging(self.output / LOG, verbose=self.verbose)
@@ -80,7 +80,7 @@ class Predict:
 
             summary = predict_jobs(jobs, self.output, self._predictor(), inputs=lists)
         if self.statistics:
-            from satunet.prediction.manifests import write_statistics
+            from satunet.prediction.results.manifests import write_statistics
 
             names = [job.name for job in jobs]
             summary.note("statistics", str(write_statistics(self.output, names, self.prediction.outputs.combine)))
@@ -120,7 +120,7 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
     import sys
 
     from satunet.cli.data import print_rows
-    from satunet.prediction.manifests import result_rows
+    from satunet.prediction.results.manifests import result_rows
 
     rows = result_rows(output, names, combine)
     if rows:

@@ -29,6 +29,7 @@ from satunet.conversion.sources import (
 from satunet.datasets.memory import WORKER_BYTES
 from satunet.datasets.paths import raw_dir
 from satunet.datasets.people import PATIENTS_FILE
+from satunet.datasets.raw import files_behind
 from satunet.errors import GridMismatchError, MissingFileError, UserError
 from satunet.geometry import Grid, same_grid
 from satunet.images.image import read_grid, write_label_map, write_volume
@@ -143,7 +144,7 @@ class _Job:
     def stamp(self) -> str:
         """Changes when the sources may have changed, or what is asked for."""
         sources = [file for image in self.case.images for file in image.files]
-        sources += self.case.mask.paths if self.case.mask else ()
+        sources += [file for path in (self.case.mask.paths if self.case.mask else ()) for file in files_behind(path)]
         files = [(str(p), s.st_size, s.st_mtime_ns) if (s := _stat(p)) else (str(p), "missing") for p in sources]
         table = (self.table.names, sorted(self.table.labels.items()), self.table.fixed, self.table.stored_ids)
         asked = (_VERSION, self.case, self.ending, self.link, self.trust_shape, self.channels, table)

@@ -56,6 +56,23 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the case is read from: images, label map, and the voxels behind a header."""
+        return tuple(file for path in (*self.images, self.label) if path is not None for file in files_behind(path))
+
+
+def files_behind(path: Path) -> tuple[Path, ...]:
+    """An image's file and those that its header names for its voxels; the file alone where it cannot be read."""
+    from satunet.images.formats import image_files
+
+    if path.suffix.lower() in (".nii", ".gz", ".mha"):
+        return (path,)
+    try:
+        return image_files(path)
+    except ScanError:  # it is said where the image is read
+        return (path,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

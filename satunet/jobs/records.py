@@ -21,8 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from satunet.errors import SatunetError, UserError
 from satunet.jobs.files import read_json, write_json
 
@@ -158,6 +156,7 @@ def _told(problem: BaseException, wanted: type[Any] | None) -> str:
 def _converter() -> Any:
     """Cattrs with strict plain types: nothing becomes a number or a text that was none."""
     import cattrs
+    import numpy as np  # here: commands that never read a record start without it
     from cattrs.gen import make_dict_structure_fn
 
     converter = cattrs.Converter(detailed_validation=True)

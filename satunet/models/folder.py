@@ -44,6 +44,7 @@ from satunet.models.shipped import resolve_model
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank, TextEncoder, load_text_encoder
+from satunet.text.transformer import TransformerEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -212,13 +213,20 @@ class ModelDescription:
         """
         own = self.path / TEXT_ENCODER_FOLDER
         if not own.is_dir():
-            return load_text_encoder(self.plan.text_encoder)
+            return self._encoder_by_name()
         encoder = load_text_encoder(str(own))
         if encoder.fingerprint != self.bank.encoder_fingerprint:
             raise ModelError(
                 f"{own}: this text encoder ({encoder.fingerprint}) is not the one that the model's texts were encoded "
                 f"with ({self.bank.encoder_fingerprint})"
             )
+        return encoder
+
+    def _encoder_by_name(self) -> TextEncoder:
+        # Whoever made the model chose the name: it is looked for on this machine, and nothing is fetched for it.
+        encoder = load_text_encoder(self.plan.text_encoder)
+        if isinstance(encoder, TransformerEncoder):
+            encoder.fetch = False
         return encoder
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from satunet.errors import ModelError
 from satunet.jobs.files import atomic_folder, write_json
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import empty_network, hash_weights, load_weights
@@ -26,7 +26,8 @@ from satunet.models.folder import (
 )
 from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
 from satunet.plan import UnifiedPlan
-from satunet.text import TEXT_ENCODER_FOLDER, TextBank
+from satunet.text import TEXT_ENCODER_FOLDER, TextBank, load_text_encoder
+from satunet.text.copying import copy_text_encoder
 
 
 def write_model(
@@ -93,7 +94,7 @@ def write_model(
         bank.save(folder / "text_bank.safetensors")
         save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS_FILE)
         if text_encoder is not None:
-            shutil.copytree(text_encoder, folder / TEXT_ENCODER_FOLDER)
+            copy_text_encoder(text_encoder, folder / TEXT_ENCODER_FOLDER)
         if trained is not None:
             trained.save(folder / TRAINED_SCANS_FILE)
         write_json(folder / MODEL_FILE, card.to_json())
@@ -134,8 +135,7 @@ def export_model(
         if config.is_file():
             provenance["training"] = json.loads(config.read_text(encoding="utf-8"))
     own = model.path / TEXT_ENCODER_FOLDER
-    named = Path(model.plan.text_encoder).expanduser()
-    encoder = own if own.is_dir() else named if named.is_dir() else None
+    encoder = own if own.is_dir() else _own_folder_of(model)
     return write_model(
         Path(output),
         plan=model.plan,
@@ -151,3 +151,13 @@ def export_model(
         scores=model.card.scores if model.card else (),
         sources=model.card.sources if model.card else (),
     )
+
+
+def _own_folder_of(model: ModelFolder) -> Path | None:
+    """Folder of the text encoder that a training of ours used; never one that a foreign model's plan names."""
+    named = Path(model.plan.text_encoder).expanduser()
+    if model.card is not None or not named.is_dir():
+        return None
+    if load_text_encoder(str(named)).fingerprint != model.bank.encoder_fingerprint:
+        raise ModelError(f"{named}: this is not the text encoder that the network was trained with")
+    return named

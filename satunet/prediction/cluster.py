@@ -18,8 +18,8 @@ from satunet.prediction.door import ScanJob, Vocabulary
 from satunet.prediction.folder import FolderRun, predict_one, protect
 from satunet.prediction.limits import require_writable
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.places import SUMMARY, Protected
 from satunet.prediction.predictor import Predictor
+from satunet.prediction.results.places import SUMMARY, Protected
 
 _loading = threading.Lock()
 _loaded: dict[str, Predictor] = {}

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from satunet import __version__
-from satunet.errors import DiskFullError
+from satunet.errors import DiskFullError, UserError
 from satunet.jobs.fresh import Stamp
+from satunet.jobs.names import name_key
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.labels.containment import wholes_of
@@ -29,12 +31,12 @@ from satunet.prediction.door import ScanJob, Vocabulary, resolve
 from satunet.prediction.found import Found, PreparedScan
 from satunet.prediction.inputs import Scan, collect_scans
 from satunet.prediction.limits import require_memory, require_writable
-from satunet.prediction.manifests import MANIFEST_VERSION, why_not_done
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.outputs import ScanResult
-from satunet.prediction.places import STATISTICS, SUMMARY, Protected
 from satunet.prediction.predictor import Predictor
+from satunet.prediction.results.manifests import MANIFEST_VERSION, why_not_done
+from satunet.prediction.results.outputs import ScanResult
+from satunet.prediction.results.places import STATISTICS, SUMMARY, Protected
 from satunet.prompts.matching import PromptMatch
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ _WAITING_SCANS = 2
 def predict_folder(
     inputs: Sequence[Path | Scan], output: Path, predictor: Predictor, prompts: str | Iterable[str] | None
 ) -> JobSummary:
-    """Predict scans into a folder; :mod:`satunet.prediction.outputs` says what is written.
+    """Predict scans into a folder; :mod:`satunet.prediction.results.outputs` says what is written.
 
     Args:
         inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
@@ -317,6 +319,9 @@ def protect(
     """
     besides = [file for given in inputs for file in ([given] if not given.is_dir() else given.rglob("*"))]
     protected = Protected.of([*(file for job in jobs for file in job.scan.files), *besides])
+    keys = Counter(name_key(job.name) for job in jobs)
+    if twice := [job.name for job in jobs if keys[name_key(job.name)] > 1]:
+        raise UserError(f"{len(twice)} scans would have results of one name, such as {twice[0]!r}")
     every = [PromptMatch(prompt=n, class_name=n, status="known") for n in vocabulary.space.class_names]
     for job in jobs:
         protected.check_scan(output, job, options.outputs, every if job.matches is None else job.matches)

@@ -39,7 +39,7 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
     """
     if not {*SEPARATORS, "and"} & set(tokens):
         return None
-    # "lips" has an "and" in none of its names, "portal vein and splenic vein" has: commas part first.
+    # Some classes have an "and" in their name ("portal vein and splenic vein"): commas part first.
     for separators in ((*SEPARATORS,), (*SEPARATORS, "and")):
         parts = [read_clause(part) for part in split_clauses(tokens, separators)]
         if len(parts) < 2:

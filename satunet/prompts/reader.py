@@ -27,7 +27,7 @@ from satunet.labels import LabelSpace, normalize_name
 from satunet.prompts.conjunction import read_list
 from satunet.prompts.index import ClassIndex
 from satunet.prompts.levels import vertebrae_between
-from satunet.prompts.matching import Encoder, PromptMatch, Reading
+from satunet.prompts.matching import Encoder, PromptMatch, Reading, Status
 from satunet.prompts.nearness import allowed_classes, nearest_by_meaning, nearest_by_spelling
 from satunet.prompts.parsing import SEPARATORS, Clause, clean_text, mark_tokens, read_clause, read_name, read_tokens
 from satunet.prompts.spelling import Speller, anatomy_words, common_words
@@ -126,7 +126,7 @@ class PromptReader:
             return None
         if several.reason:
             return self._unknown(prompt, read_clause(tokens), several.reason)
-        status = "several" if len(several.classes) > 1 else "known"
+        status: Status = "several" if len(several.classes) > 1 else "known"
         return Reading(prompt=prompt, status=status, classes=several.classes, similarity=1.0,
                        reason=f"{prompt!r} is {' and '.join(map(repr, several.classes))}")  # fmt: skip
 

@@ -80,7 +80,7 @@ def _load_model(folder: Path) -> Any:
         from transformers import AutoConfig, AutoModel
 
         try:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+            model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
             stored = load_file(folder / WEIGHTS_FILE)
             weights = {n: v.float() * stored[n + _SCALE][:, None] if n + _SCALE in stored else v
                        for n, v in stored.items() if not n.endswith(_SCALE)}  # fmt: skip

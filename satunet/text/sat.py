@@ -154,7 +154,10 @@ def _architecture(name: str) -> tuple[Any, Any]:
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            return AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+            return (
+                AutoConfig.from_pretrained(name, trust_remote_code=False),
+                AutoTokenizer.from_pretrained(name, trust_remote_code=False),
+            )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(

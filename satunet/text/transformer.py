@@ -72,6 +72,8 @@ class TransformerEncoder(TextEncoder):
     ) -> None:
         super().__init__(name, cache)
         self.source = source
+        self.fetch = True
+        """Whether a hub may be asked for what is not on this machine."""
         self._options = options or {}
         self._loaded: tuple[Any, Any] | None = None
         self._settings: EncoderSettings | None = None
@@ -106,7 +108,7 @@ class TransformerEncoder(TextEncoder):
             ModelError: The model cannot be loaded.
         """
         if self._loaded is None:
-            self._loaded = load_model(self.source, self.name)
+            self._loaded = load_model(self.source, self.name, fetch=self.fetch)
         return self._loaded
 
     def _embed(self, texts: list[str], modality: str | None) -> NDArray[np.float32]:
@@ -225,26 +227,33 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder}: the model has no weights; expected is one of {', '.join(_WEIGHTS)}")
 
 
-def load_model(source: str, name: str) -> tuple[Any, Any]:
-    """Tokenizer and model of a folder or hub, in float32 and evaluation mode.
+def load_model(source: str, name: str, *, fetch: bool = True) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder or hub, in float32 and evaluation mode; never code from it.
+
+    Args:
+        source: Folder or hub name.
+        name: The name it was asked for by.
+        fetch: Whether a hub may be asked for what is not on this machine.
 
     Raises:
         ModelError: They cannot be loaded.
     """
     import torch
 
-    tokenizer = load_tokenizer(source, name)
+    tokenizer = load_tokenizer(source, name, fetch=fetch)
     with quiet_transformers():
         from transformers import AutoModel
 
         try:
-            return tokenizer, AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            return tokenizer, AutoModel.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, local_files_only=not fetch
+            ).eval()
         except Exception as error:  # damaged files raise whatever their parser does
             raise _cannot_be_loaded(name, error) from error
 
 
-def load_tokenizer(source: str, name: str) -> Any:
-    """Tokenizer of a folder or hub.
+def load_tokenizer(source: str, name: str, *, fetch: bool = True) -> Any:
+    """Tokenizer of a folder or hub; as :func:`load_model`.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -253,7 +262,7 @@ def load_tokenizer(source: str, name: str) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=not fetch)
         except Exception as error:  # damaged files raise whatever their parser does
             raise _cannot_be_loaded(name, error) from error
     tokenizer.padding_side = "right"  # on the left, it would move the positions of models that count them

@@ -125,10 +125,6 @@
       for (let k = 1; k < nv.volumes.length; k++) nv.volumes[k].opacity = event.target.value / 100;
       nv.updateGLVolume();
     });
-    by("outline").addEventListener("change", (event) => {
-      nv.overlayOutlineWidth = event.target.checked ? 1 : 0;
-      nv.updateGLVolume();
-    });
     const kept = () => {
       const text = by("filter").value.trim().toLowerCase();
       return data.structures.map((s, i) => (s.name.toLowerCase().includes(text) ? i : -1)).filter((i) => i >= 0);
@@ -164,15 +160,16 @@
     await nv.attachToCanvas(by("canvas"));
     const image = (base64, name, more) => niivue.NVImage.loadFromBase64({ base64, name, ...more });
     const [low, high] = data.window;
-    nv.addVolume(await image(data.scan, "scan.nii.gz", { colormap: "gray", cal_min: low, cal_max: high }));
+    const volumes = [await image(data.scan, "scan.nii.gz", { colormap: "gray", cal_min: low, cal_max: high })];
     for (let k = 0; k < data.layers.length; k++) {
       const layer = await image(data.layers[k], `layer${k}.nii.gz`, { opacity: 0.5 });
       layer.setColormapLabel(colours(k));
-      nv.addVolume(layer);
+      volumes.push(layer);
     }
+    nv.volumes = volumes;
+    nv.setVolume(volumes[0], 0); // all at once: each call looks at all volumes again
     nv.onLocationChange = place;
     controls();
-    nv.updateGLVolume();
     const first = data.structures.filter((s) => s.centre).sort((a, b) => b.ml - a.ml)[0];
     if (first) go(first);
     document.documentElement.dataset.ready = "true";

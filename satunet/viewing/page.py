@@ -7,7 +7,6 @@ large for a browser are shown at a fraction of their resolution; volumes are alw
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,9 @@ MOST_VOXELS = 32_000_000
 _HERE = Path(__file__).parent
 _LEVELS = 4095
 """Steps of grey that intensities with fractions are stored in."""
-_LAYER_LABELS = 255
+_LAYER_LABELS = 60
+"""Labels of one layer: of more than 63, NiiVue gives the background a share of the first label's colour (it rounds the
+place in the table of colours up to 2/256, which is the middle of the first of 64)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,10 +213,11 @@ def _stored(array: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
 def _nifti(array: NDArray[Any], slope: float, intercept: float, grid: Grid) -> str:
     """A packed NIfTI file in base64."""
     import nibabel as nib
+    from isal import igzip
 
     image = nib.Nifti1Image(array, grid.affine)
     image.header.set_slope_inter(slope, intercept)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
     image.set_qform(None, code=0)
-    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()
+    return base64.b64encode(igzip.compress(image.to_bytes(), 2, mtime=0)).decode()

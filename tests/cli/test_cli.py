@@ -57,12 +57,12 @@ OPTIONS = {
     },
     "evaluate": {
         "--predictions", "-p", "--references", "-r", "--labels", "--prediction_labels", "--output", "-o", "--tolerance",
-        "--tolerances", "--policy", "--no_distances", "--organs", "--lesions", "--parquet", "--processes", "-np", "--verbose",
+        "--tolerances", "--policy", "--no_distances", "--organs", "--trust_shape", "--lesions", "--parquet", "--processes", "-np", "--verbose",
     },
     "benchmark": {
         "--datasets", "-d", "--output", "-o", "--model", "-m", "--fold", "-f", "--specialists", "--competitors",
         "--commands", "--medsam", "--medsam_boxes", "--tolerance", "--tolerances", "--policy", "--no_distances",
-        "--organs", "--copy_baseline", "--correction", "--device", "-device", "--processes", "-np", "--verbose",
+        "--organs", "--trust_shape", "--copy_baseline", "--correction", "--device", "-device", "--processes", "-np", "--verbose",
     },
     "import": {
         "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",

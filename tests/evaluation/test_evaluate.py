@@ -388,3 +388,22 @@ def test_mean_leaves_out_nan() -> None:
     assert mean_of([1.0, math.nan, 0.0]) == 0.5
     assert math.isnan(mean_of([math.nan]))
     assert math.isnan(mean_of([]))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_shapes_are_trusted_where_that_is_said(folders: tuple[Path, Path], masks: bool) -> None:
+    """A prediction that lies elsewhere by its header scores 0, or what its voxels score."""
+    references, predicted = folders
+    moved = GRID.affine.copy()
+    moved[0, 3] = 50
+    elsewhere = Grid(shape=GRID.shape, affine=moved)
+    for case in ("one", "two", "two_0001"):
+        if masks:
+            for name, ids in CLASSES.ids.items():
+                file = predicted / case / f"{mask_file_name(name)}.nii.gz"
+                write_label_map(file, np.isin(reference(), ids), like=elsewhere)
+        else:
+            write_label_map(predicted / f"{case}.nii.gz", reference(), like=elsewhere)
+    assert evaluate_folder(predicted, references, CLASSES).mean("dsc") < 0.5
+    trusting = evaluate_folder(predicted, references, CLASSES, rules=Rules(trust_shape=True))
+    assert (trusting.mean("dsc"), trusting.failures) == (1.0, {})

@@ -40,7 +40,8 @@ def positions(count: int, axes: Sequence[float] = AXIAL, step: float = STEP) -> 
 def _base(kind: str, modality: str, pixels: np.ndarray, syntax: str) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CLASSES[kind]
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    # By the content: the same files in every run.
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[kind, pixels.tobytes().hex()])
     meta.TransferSyntaxUID = syntax
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID

@@ -409,6 +409,18 @@ def test_a_codec_that_fails_is_that_series_error(tmp_path: Path) -> None:
     assert "is not known" in fault(tmp_path)
 
 
+@pytest.mark.parametrize(("bits", "high"), [(60000, 15), (12, 60000), (12, 3), (17, 16)])
+def test_bits_that_cannot_be(tmp_path: Path, bits: int, high: int) -> None:
+    write_slices(tmp_path, edit=lambda d, k: (setattr(d, "BitsStored", bits), setattr(d, "HighBit", high)))
+    assert "that cannot be" in fault(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e308", "-1e30", "nan", "0"])
+def test_slopes_that_cannot_be(tmp_path: Path, value: str) -> None:
+    write_slices(tmp_path, edit=lambda d, k: setattr(d, "RescaleSlope", value))
+    assert "RescaleSlope" in fault(tmp_path)
+
+
 def test_a_deflated_file_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
     file = write_slices(tmp_path)[2]
     data = dcmread(file)

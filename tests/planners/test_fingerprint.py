@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -342,3 +343,25 @@ def test_merging_datasets_gives_one_channel_a_modality(nnunet_env: Path) -> None
     assert DatasetFingerprint.from_json(json.loads(json.dumps(merged.to_json()))) == merged
     with pytest.raises(ValueError, match="nothing"):
         merge_fingerprints([])
+
+
+def test_a_file_with_its_old_time_and_voxels_behind_a_header_are_seen(nnunet_env: Path) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=1)
+    folder = nnunet_env / "raw" / name
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".mhd"}))
+    for part in ("imagesTr", "labelsTr"):
+        (file,) = (folder / part).iterdir()
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(file).replace(".nii.gz", ".mhd"))
+        file.unlink()
+    before = fingerprint_dataset(name)[0]
+    voxels = folder / "imagesTr" / "case_00_0000.raw"
+    assert voxels.is_file()
+    times = voxels.stat()
+    data = np.fromfile(voxels, dtype=np.uint8)
+    data[: data.size // 2] = data[0]
+    data.tofile(voxels)
+    os.utime(voxels, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after, summary = fingerprint_dataset(name)
+    assert len(summary.done_items) == 1
+    assert after.cases[0].scans != before.cases[0].scans

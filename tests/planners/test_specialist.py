@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -69,6 +70,12 @@ def test_a_small_specialist_is_planned_preprocessed_and_not_made_again(dataset: 
     assert preprocess_specialist(dataset) is False
     image = nnunet_env / "raw" / dataset / "imagesTr" / "case_01_0000.nii.gz"
     os.utime(image, (1, 1))
+    assert preprocess_specialist(dataset) is False  # touched, not changed
+    before = image.stat()
+    other = nib.load(image)
+    content = np.asarray(other.dataobj)
+    nib.save(nib.Nifti1Image(content[::-1], other.affine), image)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert preprocess_specialist(dataset) is True
 
 

@@ -14,9 +14,9 @@ from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
-from satunet.prediction.manifests import write_statistics
 from satunet.prediction.options import Outputs
 from satunet.prediction.postprocess import Postprocessing
+from satunet.prediction.results.manifests import write_statistics
 
 AFFINE = np.array([[0, -1, 0, 10], [1, 0, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=float)
 

@@ -22,7 +22,7 @@ from satunet.prediction import limits as module_limits
 from satunet.prediction.door import ScanJob
 from satunet.prediction.folder import predict_folder, predict_jobs
 from satunet.prediction.inputs import Scan
-from satunet.prediction.manifests import write_statistics
+from satunet.prediction.results.manifests import write_statistics
 from satunet.prompts import PromptMatch
 from tests.prediction.conftest import model_of
 
@@ -75,6 +75,27 @@ def test_a_combined_map_never_replaces_a_scan(
         predict_folder([given], output, combining, ["bright"])
     assert file.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["a.nii.gz"]
+
+
+def test_label_maps_do_not_lie_among_scans(tmp_path: Path, combining: Predictor) -> None:
+    save(tmp_path / "a_0000.nii.gz")
+    with pytest.raises(UserError, match="the next run would take them for scans"):
+        predict_folder([tmp_path], tmp_path, combining, ["bright"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a_0000.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["../a", "..", "", "a/b", "a\\b", "/a"])
+def test_a_name_is_no_path(tmp_path: Path, predictor: Predictor, name: str) -> None:
+    file = save(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(UserError, match="is no name for results"):
+        predict_folder([Scan(path=file, name=name)], tmp_path / "out" / "deep", predictor, ["bright"])
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.nii.gz", "in"]
+
+
+def test_two_results_of_one_name_are_refused(tmp_path: Path, predictor: Predictor) -> None:
+    scans = [Scan(path=save(tmp_path / f"{name}.nii.gz"), name=name) for name in ("a", "A")]
+    with pytest.raises(UserError, match="2 scans would have results of one name, such as 'a'"):
+        predict_folder(scans, tmp_path / "out", predictor, ["bright"])
 
 
 def test_a_mask_never_replaces_another_scan(tmp_path: Path, predictor: Predictor) -> None:

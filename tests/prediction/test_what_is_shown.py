@@ -14,8 +14,8 @@ from satunet.images.colours import colour_of
 from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.manifests import result_rows
 from satunet.prediction.options import Outputs
+from satunet.prediction.results.manifests import result_rows
 from tests.prediction.conftest import write_model
 
 

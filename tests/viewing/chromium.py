@@ -88,7 +88,7 @@ class Page:
     def open_address(self, address: str) -> None:
         """As :meth:`open`, of a page on this machine."""
         self._send("Page.navigate", {"url": address})
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while self.run("document.documentElement?.dataset.ready || ''") != "true":
             assert time.monotonic() < end, f"the page was not ready in time; it said {self.problems}"
             time.sleep(0.2)

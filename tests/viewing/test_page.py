@@ -193,9 +193,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
-def coloured(picture: np.ndarray, name: str) -> np.ndarray:
+def coloured(picture: np.ndarray, name: str, given: list[int] | None = None) -> np.ndarray:
     """Pixels of the canvas that have a structure's hue, at the page's opacity over grey."""
-    colour = np.array(colour_of(name), float)
+    colour = np.array(given or colour_of(name), float)
     canvas = picture[:, 321:].astype(float)
     base = colour - colour.mean()
     own = canvas - canvas.mean(axis=2, keepdims=True)
@@ -261,6 +261,33 @@ def test_a_click_toggles_a_structure(page: Page) -> None:
     )
     assert coloured(page.picture(), "spleen").sum() == before["spleen"]
     assert page.problems == []
+
+
+@pytest.mark.slow
+def test_hundreds_of_structures_have_their_own_colours(tmp_path: Path) -> None:
+    """Background stays black, and the largest and the smallest structure are as coloured as the table says."""
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    boxes = [
+        (slice(6 + 2 * (k % 14), 8 + 2 * (k % 14)), slice(20, 30), slice(2 + k // 14, 3 + k // 14)) for k in range(196)
+    ]
+    many = [structure(f"structure {k}", *box) for k, box in enumerate(boxes)]
+    image = Image(array=np.zeros(SHAPE, np.int16), grid=scan().grid)
+    write_page(tmp_path / "p.html", image, [structure("liver", slice(8, 20), slice(4, 16), slice(2, 28)), *many], title="many")  # fmt: skip
+    with Page(tmp_path / "profile", size=(900, 600)) as opened:
+        opened.open(tmp_path / "p.html")
+        opened.click('[data-view="axial"]')
+        opened.run("satunet.nv.setCrosshairWidth(0); satunet.go({centre: [-14, -10, 4.5]})")
+        picture = opened.picture()
+        assert coloured(picture, "liver").sum() > 1000
+        shown = content(tmp_path / "p.html")["structures"]
+        for k in (k for k, box in enumerate(boxes) if box[2].start == 3):
+            assert coloured(picture, "", shown[k + 1]["colour"]).sum() > 100, k
+        background = picture[45:85, 330:880]  # in front of the liver, inside the scan
+        assert background.max() < 10
+        opened.click("#none")
+        assert np.ptp(opened.picture()[:, 321:], axis=2).max() < 40  # nothing but grey and letters
+        assert opened.problems == []
 
 
 @pytest.mark.slow

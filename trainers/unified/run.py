@@ -23,6 +23,7 @@ from satunet.models.checkpoints import load_checkpoint
 from satunet.models.results import last_checkpoint
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER
+from satunet.text.copying import copy_text_encoder
 from satunet.trainers.config import TrainingChoices, TrainingConfig
 from satunet.trainers.unified.setup import differences
 from satunet.trainers.unified.trainer import SATTrainer
@@ -176,7 +177,7 @@ def _own_text_encoder(trainer: SATTrainer, source: Path | None) -> Path | None:
         shutil.rmtree(own, ignore_errors=True)
         if source is not None:
             with atomic_folder(own) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
+                copy_text_encoder(source, folder)
     distributed.barrier()
     return own if source is not None else None
 

@@ -34,7 +34,7 @@ from satunet.geometry import reorient
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map, write_label_map
 from satunet.jobs.files import mask_file_name, write_json
-from satunet.prediction.places import MANIFEST
+from satunet.prediction.results.places import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,12 @@ class MedSAMCompetitor:
 
     def _predict_case(self, task: Task, case: Case, folder: Path, made_from: dict[str, Any]) -> None:
         image = read_image(case.images[0])
-        labels = read_label_map(task.references[case.identifier], grid=image.grid, allowed_ids=task.dataset.label_ids)
+        labels = read_label_map(
+            task.references[case.identifier],
+            grid=image.grid,
+            allowed_ids=task.dataset.label_ids,
+            trust_shape=task.dataset.trust_shape,
+        )
         model = None if self.boxes == "oracle" else self._network()
         masks = segment(
             image, labels.array, task.classes.ids, model, boxes=self.boxes, ct=task.dataset.modalities[0] == "ct"

@@ -19,6 +19,8 @@ from satunet.images.dicom.unpack import unpack
 from satunet.images.formats import native
 from satunet.images.image import Image
 
+_WHOLE = 2.0**30
+"""Slopes and intercepts up to here leave whole numbers of 32 bits within 64."""
 _UNITS_OF_THEIR_OWN = ("ct", "pet")
 """Modalities whose values mean something however they are to be shown."""
 
@@ -68,7 +70,12 @@ def _room(series: Series) -> NDArray[Any]:
     whole = True
     for one in series.slices:
         allocated, bits, _, signed = one.stored
-        whole &= allocated <= 32 and one.slope == int(one.slope) and one.intercept == int(one.intercept)
+        whole &= (
+            allocated <= 32
+            and max(abs(one.slope), abs(one.intercept)) < _WHOLE
+            and one.slope == int(one.slope)
+            and one.intercept == int(one.intercept)
+        )
         low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
         ends = sorted((low * one.slope + one.intercept, high * one.slope + one.intercept))
         lowest, highest = min(lowest, ends[0]), max(highest, ends[1])
@@ -141,9 +148,8 @@ def _decoded(file: Path, wanted: list[int], slices: tuple[Slice, ...]) -> Iterat
 
 def _native(data: Any, stored: tuple[int, int, int, int], big: bool) -> tuple[np.dtype[Any], bytes]:
     """Type and bytes of pixels that are not compressed."""
-    for name, code in (("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")):
-        if name in data:
-            return np.dtype((">" if big else "<") + code), data[name].value
+    if "PixelData" not in data:
+        raise ValueError("it holds no whole numbers (PixelData); floating-point maps are not read")
     if stored[0] not in (8, 16, 32):
         raise ValueError(f"{stored[0]} bits are allocated for a pixel; allowed are 8, 16 and 32")
     content = data["PixelData"].value
@@ -163,8 +169,6 @@ def _packed_frames(data: Any, frames: int) -> list[bytes]:
 
 def _numbers(array: NDArray[Any], stored: tuple[int, int, int, int]) -> NDArray[Any]:
     """The bits that are stored, of those that are allocated, as numbers with their sign."""
-    if array.dtype.kind == "f":
-        return array
     allocated, bits, high, signed = stored
     if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
         raise ValueError(f"{bits} bits are stored up to bit {high} of {allocated}; that cannot be")

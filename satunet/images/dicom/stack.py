@@ -25,6 +25,8 @@ _UNEVEN = 0.05
 _ROUNDED_MM = 0.11
 """… or this, as positions are often given to a tenth of a millimetre; but no more than a third of the gap."""
 _TILTED_PIXELS = 0.1
+_LARGEST = 1e12
+"""Slope or intercept beyond which nothing was measured; float32 holds what they make of any stored number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +160,10 @@ def _check_kind(slices: Sequence[Slice]) -> None:
         lengths = np.linalg.norm((across, down), axis=1)
         if np.abs(lengths - 1).max() > 0.01 or abs(float(across @ down)) > 0.01:
             raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are no two directions")
-        if not np.isfinite([s.slope, s.intercept]).all() or s.slope == 0:
+        allocated, bits, high, _ = s.stored
+        if not (1 <= bits <= allocated <= 64 and bits - 1 <= high < allocated):
+            raise NoVolumeError(f"{s.name} stores {bits} bits up to bit {high} of {allocated}; that cannot be")
+        if not (0 < abs(s.slope) <= _LARGEST and abs(s.intercept) <= _LARGEST):
             raise NoVolumeError(f"{s.name} has the RescaleSlope {s.slope} and RescaleIntercept {s.intercept}")
 
 

@@ -24,11 +24,11 @@ from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
 from satunet.prediction.door import ScanJob
 from satunet.prediction.found import Found, PreparedScan
-from satunet.prediction.manifests import files_of, is_foreign
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.options import Outputs
-from satunet.prediction.painting import paint
-from satunet.prediction.places import PROBABILITY, Protected, manifest_file, mask_names
+from satunet.prediction.results.manifests import files_of, is_foreign
+from satunet.prediction.results.painting import paint
+from satunet.prediction.results.places import PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone

@@ -14,7 +14,7 @@ from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.records import from_plain
 from satunet.prediction.door import ScanJob
 from satunet.prediction.options import Outputs
-from satunet.prediction.places import STATISTICS, manifest_file
+from satunet.prediction.results.places import STATISTICS, manifest_file
 
 MANIFEST_VERSION = 5
 _COLUMNS = (

@@ -55,10 +55,17 @@ class Protected:
 
     def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
         """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
+        if Path(job.name).name != job.name or job.name in ("", "..") or "\\" in job.name:
+            raise UserError(f"{job.scan.path}: {job.name!r} is no name for results; allowed is one part of a path")
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
             for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
                 self.check(output / f"{job.name}{ending}")
+            if job.scan.series is None and job.scan.path.resolve().parent == output.resolve():
+                raise UserError(
+                    f"{output}: label maps would lie among the scans, and the next run would take them for scans; name "
+                    "another folder for the results (-o)"
+                )
             return
         folder = output / job.name
         if not folder.is_dir():

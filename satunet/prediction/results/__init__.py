@@ -1,0 +1,1 @@
+"""What a prediction leaves on disk: where it goes, what is written, and what earlier results say."""
