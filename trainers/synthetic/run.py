@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from satunet.network.model import PromptedUNet
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic.mixture import Group, MixtureBatches
-from satunet.trainers.synthetic.voxels import MixtureStepper
+from satunet.trainers.synthetic.voxels import VOXEL_WEIGHT, MixtureStepper
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ def train_mixture(
     work: Path,
     *,
     encoder: str = "anatomy",
+    start: Mapping[str, Tensor] | None = None,
+    voxel_weight: float = VOXEL_WEIGHT,
+    averaged: float = AVERAGED,
 ) -> Trained:
     """Train on a CPU, or go on where an earlier call stopped.
 
@@ -70,6 +73,9 @@ def train_mixture(
         config: Steps, learning rate, precision, seed.
         work: Folder of the checkpoint.
         encoder: Text encoder.
+        start: Weights to begin with.
+        voxel_weight: Weight of the voxel loss.
+        averaged: Share of the averaged weights that a step keeps.
     """
     work.mkdir(parents=True, exist_ok=True)
     texts = [text for info in space.classes for text in text_variants(info)]
@@ -78,6 +84,8 @@ def train_mixture(
     model = PromptedUNet(network)
     if model.adapter is not None:
         model.adapter.fit_whitening(torch.from_numpy(bank.matrix(space.class_names)))
+    if start is not None:
+        model.load_state_dict(start)
     model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     average = copy.deepcopy(model).requires_grad_(False)
@@ -92,6 +100,7 @@ def train_mixture(
     save_record(work / "training_config.json", config)
     data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
     stepper = MixtureStepper(model, optimizer, None, config, torch.device("cpu"))
+    stepper.voxel_weight = voxel_weight
     model.train()
     since: dict[str, list[float]] = defaultdict(list)
     for step in range(state["step"], config.steps):
@@ -99,7 +108,7 @@ def train_mixture(
         result = stepper.take(data[step], step)
         if result.skipped:
             logger.warning("step %d was skipped, its gradients are not finite: %s", step, ", ".join(result.suspects))
-        _average(average, model, min(AVERAGED, (1 + step) / (10 + step)))
+        _average(average, model, min(averaged, (1 + step) / (10 + step)))
         since[data.group_of(step).name].append(result.loss)
         state["seconds"] += time.perf_counter() - began
         last = step + 1 == config.steps

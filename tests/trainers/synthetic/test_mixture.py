@@ -8,7 +8,10 @@ import torch
 
 from satunet.datasets.raw import Dataset
 from satunet.labels import build_label_space, text_variants
+from satunet.network.config import NetworkConfig
 from satunet.text import TextBank
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.synthetic import run
 from satunet.trainers.synthetic.crops import Deformation
 from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spacings, one_piece, swapped_ids
 from satunet.trainers.synthetic.subjects import make_subject
@@ -158,3 +161,30 @@ def test_the_voxel_loss_of_a_crop_without_structures_is_zero():
     membership, shown = torch.zeros(1, 1, 2, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
     loss = voxel_loss(nothing, torch.zeros(1, 1, 3), torch.zeros(1, 2, 2, 2).long(), membership, shown)
     assert float(loss) == 0
+
+
+def test_a_training_leaves_averaged_weights_and_goes_on_where_it_stopped(groups, space, bank, tmp_path, monkeypatch):
+    class Encoder:
+        name, fingerprint = "random", "0"
+
+        def encode(self, texts, on_progress=None):
+            return bank.matrix(list(texts))
+
+    monkeypatch.setattr(run, "load_text_encoder", lambda name: Encoder())
+    network = NetworkConfig.auto(
+        features_per_stage=(4, 8),
+        strides=((1, 1, 1), (2, 2, 2)),
+        kernel_sizes=((3, 3, 3),) * 2,
+        text_dim=8,
+        query_dim=8,
+    )
+    config = TrainingConfig(steps=4, warmup_steps=0, learning_rate=1e-3, precision="float32")
+    whole = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+    assert whole.steps == 4
+    assert set(whole.losses) == {4}
+    again = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+    assert all(torch.equal(whole.weights[name], again.weights[name]) for name in whole.weights)
+    more = run.train_mixture(
+        groups, space, network, config, tmp_path / "more", start=whole.weights, voxel_weight=0.0, averaged=0.5
+    )
+    assert not all(torch.equal(whole.weights[name], more.weights[name]) for name in whole.weights)
