@@ -52,7 +52,7 @@ class PatientScores:
     def having(self, class_name: str) -> NDArray[np.bool_]:
         """(patients,) whether any competitor has a score of a class there."""
         column = self._column[class_name]
-        return np.any([counts[:, column] > 0 for _, counts in self._tables.values()], axis=0)
+        return np.asarray(np.any([counts[:, column] > 0 for _, counts in self._tables.values()], axis=0), dtype=bool)
 
     def pulls(self, competitor: str, metric: str, class_name: str) -> NDArray[np.float64] | None:
         """(patients,) what each patient pulls the mean of a class by; the sum of their squares is its variance.

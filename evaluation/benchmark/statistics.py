@@ -159,11 +159,12 @@ class Uneven:
             swapped: (n, units) 1 where a unit is swapped, else 0.
         """
         first, second = self._means(swapped), self._means(1 - swapped)
-        return np.nan_to_num(self._weight * (first - second))
+        return np.asarray(np.nan_to_num(self._weight * (first - second)), dtype=np.float64)
 
     def _means(self, swapped: NDArray[np.float64]) -> NDArray[np.float64]:
         sums, counts = (v[0].sum() + swapped @ (v[1] - v[0]) for v in (self._sums, self._counts))
-        return np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
+        means: NDArray[np.float64] = np.divide(sums, counts, out=np.full_like(sums, math.nan), where=counts > 0)
+        return means
 
 
 @functools.lru_cache(maxsize=4)

@@ -282,12 +282,10 @@ def _remarks(
             )
             if value is not None
         ]
+        asked = f", with {' and '.join(given)} as given" if given else ""
         remarks.append(
             f"a training step needs {needed:.1f} GB by the planner's estimate, more than the {options.gpu_memory_gb:g} GB "
-            f"planned for, with {' and '.join(given)} as given"
-            if given
-            else f"a training step needs {needed:.1f} GB by the planner's estimate, more than the {options.gpu_memory_gb:g} GB "
-            "planned for"
+            f"planned for{asked}"
         )
     spacings, shapes, weights = scans
     own = [weighted_quantile(spacings[:, a], weights, 0.5) for a in range(3)]

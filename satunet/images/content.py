@@ -20,7 +20,9 @@ def voxel_digest(image: Image) -> str:
     if image.array.min() == image.array.max():
         return ""
     turned, _ = reorient(image.array, image.grid, "RAS")
-    voxels = np.ascontiguousarray(turned, dtype=np.float32) - np.float32(hounsfield_offset(turned))
-    digest = hashlib.blake2b(repr(turned.shape).encode(), digest_size=16)
-    digest.update(voxels.astype("<f4", copy=False).tobytes())
+    voxels = np.array(turned, dtype="<f4", order="C")  # a copy, to work on in place
+    if offset := hounsfield_offset(image.array):
+        voxels -= np.float32(offset)
+    digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
+    digest.update(voxels.data)
     return digest.hexdigest()

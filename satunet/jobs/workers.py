@@ -241,9 +241,9 @@ def _start_worker() -> None:
     _die_with_parent()
     end = os._exit
 
-    def never_well(code: int) -> NoReturn:
+    def never_well(status: int) -> NoReturn:
         # pebble takes a worker that ends with 0 for one that has retired, and waits for its item for ever.
-        end(code or _ENDED_ITSELF)
+        end(status or _ENDED_ITSELF)
 
     os._exit = never_well
 

@@ -27,7 +27,7 @@ from satunet.prediction.folder import FolderRun, predict_one
 from satunet.prediction.inputs import Scan
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
-from satunet.prediction.results.outputs import manifest_file
+from satunet.prediction.results.places import manifest_file
 from satunet.serving.memory import PreparedScans, Recent, RememberingNetwork, feature_bytes
 from satunet.serving.options import ServeOptions
 

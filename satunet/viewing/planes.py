@@ -45,7 +45,7 @@ def class_index_map(
 
 def palette(classes: Sequence[str]) -> NDArray[np.float32]:
     """(n + 1, 3) colours between 0 and 1; the first, for background, is black, the others are the classes' own."""
-    return np.array([(0, 0, 0), *colours_of(classes)], dtype=np.float32) / 255
+    return np.divide([(0, 0, 0), *colours_of(classes)], 255, dtype=np.float32)
 
 
 def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box3:

@@ -71,11 +71,21 @@ def read_structures(
         ScanError: A file that cannot be read, or lies on another grid.
     """
     found: list[Structure] = []
-    for source in sources:
+    for source, group in zip(sources, _groups(sources), strict=True):
         own = _of_source(source, names, grid, scan)
-        group = strip_ending(source.name) or str(source)
         found += [replace(s, group=group) for s in own] if len(sources) > 1 else own
     return found
+
+
+def _groups(sources: Sequence[Path]) -> list[str]:
+    """The shortest ends of paths that tell sources apart."""
+    parts = [source.resolve().parts for source in sources]
+    most = max(map(len, parts), default=0)
+    for length in range(1, most + 1):
+        groups = [strip_ending("/".join(p[-length:])) for p in parts]
+        if len(set(groups)) == len(groups):
+            return groups
+    return [f"{strip_ending(s.name)} ({number})" for number, s in enumerate(sources, start=1)]
 
 
 def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None) -> list[Structure]:

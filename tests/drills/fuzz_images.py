@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import random
 import resource
@@ -31,8 +32,11 @@ from tests.drills.mutations import mutate
 from tests.drills.record import record
 
 SECONDS = 20.0
-"""After which reading one small image counts as a hang."""
+"""Of a processor's time, after which reading one small image counts as a hang …"""
+_STILL = 300.0
+"""… or of the clock's: a busy machine is no hang, a process that waits for ever is one."""
 _AT_ONCE = 500
+CHILD = [sys.executable, "-m", "tests.drills.fuzz_images", "--child"]
 _MEMORY = 4 << 30
 BAD = ("crash", "hang", "traceback", "file not named", "checksum missed", "much memory")
 
@@ -80,7 +84,7 @@ def drill(mutations: int, seed: int = 0, folder: Path | None = None) -> Figures:
 
 def _batch(work: Path, seed: int, first: int, end: int, figures: Figures) -> int:
     """Run mutations in one process; returns the number behind the last that ended."""
-    command = [sys.executable, "-m", "tests.drills.fuzz_images", "--child", str(work), str(seed), str(first), str(end)]
+    command = [*CHILD, str(work), str(seed), str(first), str(end)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2]
     ) as child:
@@ -88,7 +92,7 @@ def _batch(work: Path, seed: int, first: int, end: int, figures: Figures) -> int
         threading.Thread(target=_pump, args=(child.stdout, lines), daemon=True).start()
         running: dict[str, object] | None = None
         done = first
-        for line in _until_silent(lines):
+        for line in _until_silent(lines, child.pid):
             entry = json.loads(line)
             if "outcome" in entry:
                 _count(figures, entry)
@@ -111,17 +115,29 @@ def _pump(stream: object, lines: queue.Queue[str]) -> None:
     lines.put("")
 
 
-def _until_silent(lines: queue.Queue[str]) -> Iterator[str]:
-    wait = 3 * SECONDS  # imports, at first
+def _until_silent(lines: queue.Queue[str], pid: int) -> Iterator[str]:
+    """Lines of a process, until it ends or hangs."""
+    since, spent = time.monotonic(), 0.0
     while True:
         try:
-            line = lines.get(timeout=wait)
+            line = lines.get(timeout=1.0)
         except queue.Empty:
-            return
+            if time.monotonic() - since > _STILL or _processor_seconds(pid) - spent > SECONDS:
+                return
+            continue
         if not line:
             return
-        wait = SECONDS
+        since, spent = time.monotonic(), _processor_seconds(pid)
         yield line
+
+
+def _processor_seconds(pid: int) -> float:
+    """Time that a process has computed; 0 where that cannot be known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _count(figures: Figures, entry: dict[str, object]) -> None:

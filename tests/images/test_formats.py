@@ -342,3 +342,16 @@ def test_what_a_header_leaves_open_is_said(tmp_path: Path) -> None:
 def test_memory_of_a_voxel(tmp_path: Path) -> None:
     assert voxel_bytes(metaimage(tmp_path / "a.mha")) == 1
     assert voxel_bytes(nrrd(tmp_path / "a.nrrd", bytes(48), type="short")) == 2
+
+
+def test_real_scans_are_what_nibabel_reads(real_raw: Path) -> None:
+    files = [
+        file for folder in sorted(real_raw.iterdir()) for file in sorted((folder / "imagesTr").glob("*.nii.gz"))[:1]
+    ]
+    assert len(files) > 20
+    for file in files:
+        theirs = nib.load(file)
+        array, grid, _ = read_voxels(file)
+        np.testing.assert_array_equal(array, np.asanyarray(theirs.dataobj).reshape(grid.shape), err_msg=file.name)
+        np.testing.assert_array_equal(grid.affine, theirs.affine, err_msg=file.name)
+        assert header_doubts(file) == (), file.name

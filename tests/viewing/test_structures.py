@@ -116,6 +116,15 @@ def test_a_folder_of_masks_and_a_single_mask(tmp_path: Path) -> None:
     assert [s.group for s in both] == ["liver", "spleen"]
 
 
+def test_sources_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for competitor in ("satunet", "nnunet"):
+        save(tmp_path / competitor / "fold_0" / "a.nii.gz", labels())
+    found = read_structures([tmp_path / c / "fold_0" for c in ("satunet", "nnunet")], ["a"], GRID)
+    assert list(dict.fromkeys(s.group for s in found)) == ["satunet/fold_0", "nnunet/fold_0"]
+    again = read_structures([tmp_path / "nnunet" / "fold_0"] * 2, ["a"], GRID)
+    assert len({s.group for s in again}) == 2
+
+
 def test_an_empty_mask_is_a_structure_without_voxels(tmp_path: Path) -> None:
     save(tmp_path / "liver.nii.gz", np.zeros(GRID.shape, np.uint8))
     (found,) = read_structures([tmp_path / "liver.nii.gz"], ["a"], GRID)

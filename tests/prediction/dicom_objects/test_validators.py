@@ -7,10 +7,12 @@ Debian's ``plastimatch``. Tests skip where a program is absent.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 from satunet.images.dicom import Series, find_series, read_series
 from satunet.images.image import Image
 from satunet.prediction.dicom_objects import write_segmentations, write_structure_set
-from tests.prediction.dicom_objects.archives import boxed, volume, write_ct, write_enhanced
+from tests.prediction.dicom_objects.archives import boxed, read_back, volume, write_ct, write_enhanced
 from tests.prediction.dicom_objects.test_source import japanese
 
 pytest.importorskip("highdicom")
@@ -48,11 +50,16 @@ def errors(file: Path) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("Error")]
 
 
+def tilted(image: Any, _: int) -> None:
+    """A gantry tilted by 0.3 rad: slices are stacked along the bed, not along their normal."""
+    image.ImageOrientationPatient = [1, 0, 0, 0, round(math.cos(0.3), 6), round(math.sin(0.3), 6)]
+
+
 def one_series(folder: Path, kind: str) -> tuple[Series, Image]:
     if kind == "multi-frame":
         write_enhanced(folder / "ct", volume(), (0, 1, 2, 3, 4, 5))
     else:
-        write_ct(folder / "ct", volume(), edit=japanese if kind == "japanese" else None)
+        write_ct(folder / "ct", volume(), edit={"japanese": japanese, "tilted": tilted}.get(kind))
     (series,) = find_series(folder / "ct")
     return series, read_series(series)
 
@@ -65,7 +72,7 @@ def some_masks(image: Image) -> dict[str, np.ndarray]:
     return {"liver tumor": (image.array > 300) & ~block, "left kidney": block}
 
 
-@pytest.mark.parametrize("kind", ["single", "multi-frame", "japanese"])
+@pytest.mark.parametrize("kind", ["single", "multi-frame", "japanese", "tilted"])
 @pytest.mark.parametrize("what", ["LABELMAP", "BINARY", "RTSTRUCT"])
 def test_no_error_is_found(tmp_path: Path, kind: str, what: str) -> None:
     program("dciodvfy")
@@ -77,6 +84,8 @@ def test_no_error_is_found(tmp_path: Path, kind: str, what: str) -> None:
         write_structure_set(file, series, masks)
     else:
         write_segmentations(file, series, masks)
+        for name, mask in read_back(file, image).items():
+            assert np.array_equal(mask, some_masks(image).get(name, image.array > 0))
     assert errors(file) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, :attr:`valid` excepted."""
-        moved = {
+        moved: dict[str, Any] = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("image", "labels", "queries", "membership", "positive", "modality")
         }
@@ -114,7 +115,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; what torch's loader calls before a GPU takes it."""
-        pinned = {
+        pinned: dict[str, Any] = {
             name: value.pin_memory()
             for name in ("image", "labels", "queries", "membership", "valid", "positive", "modality")
             if isinstance(value := getattr(self, name), Tensor)
