@@ -121,7 +121,8 @@ def wordings(data: Path, predictor: Predictor) -> None:
                 continue
             image = read_image(case.images[0])
             reference = read_label_map(case.label, grid=image.grid).array
-            asks = {"canonical": [(n, n) for n in names]}
+            sided = [(n, n) for n in names if space.info(n).side]
+            asks = {"canonical": [(n, n) for n in names], "canonical, sided": sided}
             for number, kind in ((1, "side behind"), (2, "on the … side")):
                 asks[kind] = [(n, text_variants(space.info(n))[number]) for n in names if space.info(n).side]
             asks["upper case"] = [(n, n.upper()) for n in names]

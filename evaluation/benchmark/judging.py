@@ -70,16 +70,16 @@ def judge(
         show: Called with each prediction and its label map.
     """
     rows: list[Judged] = []
-    known = set(predictor.model.space.class_names)
+    known, offered = set(predictor.model.space.class_names), predictor.vocabulary.earned
     for dataset, cases in datasets:
         ids = build_label_space([dataset]).ids[dataset.name]
-        names = [name for name in sorted(ids) if name in known]
+        modality = dataset.modalities[0]
+        names = [n for n in sorted(ids) if n in known and (offered is None or (n, modality) in offered)]
         for case in dataset.training_cases():
             if (cases is not None and case.identifier not in cases) or case.label is None or not names:
                 continue
             image = read_image(case.images[0])
             reference = read_label_map(case.label, grid=image.grid)
-            modality = dataset.modalities[0]
             prediction = predictor.predict(image, names, modality=modality)
             for name, mask in zip(names, prediction.masks, strict=True):
                 wanted = np.isin(reference.array, ids[name])
