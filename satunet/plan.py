@@ -119,6 +119,9 @@ class UnifiedPlan:
         spacing_mm: Target spacing along the axes of ``orientation``.
         patch_size: Voxels of a training patch and of a window in prediction, divisible by the network's strides.
         batch_size: Patches a training step.
+        patches_at_once: Patches of a training step that a process works on at once, where the batch is larger; the others
+            follow, and their gradients add up. All of the process's patches if ``None``.
+        training_patch_size: Voxels of a training patch, where it is another one than ``patch_size``.
         queries_per_scan: Queries a patch, at most.
         normalization: Modality → normalisation.
         channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's modality.
@@ -143,6 +146,8 @@ class UnifiedPlan:
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     batch_size: int = 2
+    patches_at_once: int | None = None
+    training_patch_size: tuple[int, int, int] | None = None
     queries_per_scan: int = 32
     normalization: dict[str, Normalization] = field(default_factory=lambda: dict(SAT_NORMALIZATION))
     channel_normalization: dict[str, Normalization] = field(default_factory=dict)
@@ -166,6 +171,15 @@ class UnifiedPlan:
             raise PlanError(
                 f"patch_size {self.patch_size} must be divisible by the network's strides {self.network.divisor}"
             )
+        if self.training_patch_size is not None and any(
+            p < 1 or p % d for p, d in zip(self.training_patch_size, self.network.divisor, strict=True)
+        ):
+            raise PlanError(
+                f"training_patch_size {self.training_patch_size} must be divisible by the network's strides "
+                f"{self.network.divisor}"
+            )
+        if self.patches_at_once is not None and self.patches_at_once < 1:
+            raise PlanError(f"patches_at_once must be at least 1, got {self.patches_at_once}")
         if self.batch_size < 1 or self.queries_per_scan < 1:
             raise PlanError(
                 f"batch_size and queries_per_scan must be at least 1, got {self.batch_size}, {self.queries_per_scan}"
@@ -219,6 +233,11 @@ class UnifiedPlan:
     def unified_folder(self) -> UnifiedFolder:
         """Where everything that is made by this plan lies."""
         return UnifiedFolder(name=self.dataset_name, plans_name=self.plans_name, configuration=self.configuration)
+
+    @property
+    def crop_size(self) -> tuple[int, int, int]:
+        """Voxels of a training patch."""
+        return self.training_patch_size or self.patch_size
 
     @property
     def data_identifier(self) -> str:
@@ -320,6 +339,10 @@ class UnifiedPlan:
                 modality: {name: list(values) for name, values in sorted(classes.items())}
                 for modality, classes in sorted(self.class_spacings_mm.items())
             }
+        if self.patches_at_once is not None:
+            found["patches_at_once"] = self.patches_at_once
+        if self.training_patch_size is not None:
+            found["training_patch_size"] = list(self.training_patch_size)
         if self.fit_windows:
             found["fit_windows"] = True
         if self.one_piece:
@@ -354,6 +377,12 @@ class UnifiedPlan:
                 patch_size=tuple(int(p) for p in configuration["patch_size"]),  # type: ignore[arg-type]
                 batch_size=int(configuration["batch_size"]),
                 queries_per_scan=int(ours["queries_per_scan"]),
+                patches_at_once=None if ours.get("patches_at_once") is None else int(ours["patches_at_once"]),
+                training_patch_size=(
+                    None
+                    if ours.get("training_patch_size") is None
+                    else tuple(int(p) for p in ours["training_patch_size"])  # type: ignore[arg-type]
+                ),
                 normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
                 channel_normalization={c: _normalization(n) for c, n in ours.get("channel_normalization", {}).items()},
                 network=NetworkConfig.from_json(ours["network"]),
