@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ class ModelChoice:
     fold: Annotated[tuple[str, ...], arg(aliases=["-f"], metavar="FOLD")] = ()
     checkpoint: Annotated[str, arg(aliases=["-chk"])] = "checkpoint_final.pth"
 
-    @property
+    @cached_property
     def folders(self) -> tuple[Path, ...]:
         """The models' folders.
 
