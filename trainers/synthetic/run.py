@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 AVERAGED = 0.998
 """Share of the averaged weights that a step keeps, once there are enough steps."""
+_ALL = 1 << 10
+"""Crops that the network sees at once: the batches of a CPU are small."""
 LOGGED, SAVED = 50, 150
 """Steps between two lines of the log, and between two checkpoints."""
 
@@ -99,7 +101,7 @@ def train_mixture(
         logger.info("going on at step %d", state["step"])
     save_record(work / "training_config.json", config)
     data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
-    stepper = MixtureStepper(model, optimizer, None, config, torch.device("cpu"))
+    stepper = MixtureStepper(model, optimizer, None, config, torch.device("cpu"), at_once=_ALL)
     stepper.voxel_weight = voxel_weight
     model.train()
     since: dict[str, list[float]] = defaultdict(list)

@@ -9,7 +9,7 @@ are met, and masks come out too large: a training has to end without this loss.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from satunet.compute.devices import autocast_for
@@ -29,18 +29,16 @@ class MixtureStepper(Stepper):
 
     voxel_weight: float = VOXEL_WEIGHT
 
-    def loss(self, batch: Batch, *, share_count: bool = True) -> PromptedLoss:
-        """The loss of a batch."""
+    def _loss(self, module: nn.Module, batch: Batch, count: float | None) -> PromptedLoss:
         b = batch.to(self.device)
         with autocast_for(self.device, self.config.precision):
-            features = self.network.encode_image(b.image)
-            embeddings = self.network.decode(features, b.queries, b.modality)
+            maps, embeddings = module(b.image, b.queries, b.modality)
         masks = prompted_loss(
-            features.maps, embeddings, b.labels, b.membership, b.valid, chunk=16, ignored=b.some_ignored
+            maps, embeddings, b.labels, b.membership, b.valid, chunk=16, count=count, ignored=b.some_ignored
         )
         if not self.voxel_weight:
             return masks
-        voxels = voxel_loss(features.maps[0], embeddings[0], b.labels, b.membership, b.positive)
+        voxels = voxel_loss(maps[0], embeddings[0], b.labels, b.membership, b.positive)
         return PromptedLoss(masks.total + self.voxel_weight * voxels, masks.of_query, masks.dice)
 
 
