@@ -20,7 +20,8 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
 from satunet.models.folder import ClassScore
-from satunet.prediction.predictor import Prediction, Predictor
+from satunet.prediction.found import Prediction
+from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
