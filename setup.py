@@ -64,6 +64,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
+        "satunet.models": ["starter/*"],
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
         "satunet.viewing": ["niivue/*", "*.css", "*.js"],
         "satunet.serving": ["*.css", "*.js"],

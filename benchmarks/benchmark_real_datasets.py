@@ -50,7 +50,7 @@ def train_specialists(names: list[str], steps: int, spacing: float, device: str,
     )
     recipe = TrainingConfig.from_recipe("cpu", steps=steps)
     for name in names:
-        train_specialist(name, fold=0, recipe=recipe, device=device, continue_training=True)
+        train_specialist(name, fold=0, config=recipe, device=device, continue_training=True)
     return summary.exit_code
 
 

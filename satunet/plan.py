@@ -119,6 +119,9 @@ class UnifiedPlan:
         spacing_mm: Target spacing along the axes of ``orientation``.
         patch_size: Voxels of a training patch and of a window in prediction, divisible by the network's strides.
         batch_size: Patches a training step.
+        patches_at_once: Patches of a training step that a process works on at once, where the batch is larger; the others
+            follow, and their gradients add up. All of the process's patches if ``None``.
+        training_patch_size: Voxels of a training patch, where it is another one than ``patch_size``.
         queries_per_scan: Queries a patch, at most.
         normalization: Modality → normalisation.
         channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's modality.
@@ -128,10 +131,11 @@ class UnifiedPlan:
         dataset_weights: Dataset → sampling weight.
         dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
-        class_spacings_mm: Class → the isotropic spacings it was trained at, finest first, where they are not
-            ``spacing_mm``; see :meth:`spacing_for`.
+        class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
+            not ``spacing_mm``; see :meth:`spacing_for`.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
+        one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
         options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
 
@@ -142,6 +146,8 @@ class UnifiedPlan:
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     batch_size: int = 2
+    patches_at_once: int | None = None
+    training_patch_size: tuple[int, int, int] | None = None
     queries_per_scan: int = 32
     normalization: dict[str, Normalization] = field(default_factory=lambda: dict(SAT_NORMALIZATION))
     channel_normalization: dict[str, Normalization] = field(default_factory=dict)
@@ -151,8 +157,9 @@ class UnifiedPlan:
     dataset_weights: dict[str, float] = field(default_factory=dict)
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
-    class_spacings_mm: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
+    one_piece: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -164,17 +171,28 @@ class UnifiedPlan:
             raise PlanError(
                 f"patch_size {self.patch_size} must be divisible by the network's strides {self.network.divisor}"
             )
+        if self.training_patch_size is not None and any(
+            p < 1 or p % d for p, d in zip(self.training_patch_size, self.network.divisor, strict=True)
+        ):
+            raise PlanError(
+                f"training_patch_size {self.training_patch_size} must be divisible by the network's strides "
+                f"{self.network.divisor}"
+            )
+        if self.patches_at_once is not None and self.patches_at_once < 1:
+            raise PlanError(f"patches_at_once must be at least 1, got {self.patches_at_once}")
         if self.batch_size < 1 or self.queries_per_scan < 1:
             raise PlanError(
                 f"batch_size and queries_per_scan must be at least 1, got {self.batch_size}, {self.queries_per_scan}"
             )
-        for name, spacings in self.class_spacings_mm.items():
+        for name, spacings in (pair for found in self.class_spacings_mm.values() for pair in found.items()):
             if not spacings or min(spacings) <= 0 or list(spacings) != sorted(set(spacings)):
                 raise PlanError(f"the spacings of {name!r} must be positive and rising, got {spacings}")
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
 
-    def spacing_for(self, class_name: str | None, extent_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+    def spacing_for(
+        self, class_name: str | None, modality: str, extent_mm: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
         """Spacing at which to look for a class in a scan.
 
         A class that was trained at several spacings is looked for at the finest one at which a single window holds the
@@ -182,9 +200,10 @@ class UnifiedPlan:
 
         Args:
             class_name: The class; ``None`` for words that name none.
+            modality: Of the scan.
             extent_mm: Size of the scan along the plan's axes.
         """
-        spacings = self.class_spacings_mm.get(class_name or "")
+        spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "")
         if not spacings:
             return self.spacing_mm
         holds = [s for s in spacings if all(e <= p * s for e, p in zip(extent_mm, self.patch_size, strict=True))]
@@ -214,6 +233,11 @@ class UnifiedPlan:
     def unified_folder(self) -> UnifiedFolder:
         """Where everything that is made by this plan lies."""
         return UnifiedFolder(name=self.dataset_name, plans_name=self.plans_name, configuration=self.configuration)
+
+    @property
+    def crop_size(self) -> tuple[int, int, int]:
+        """Voxels of a training patch."""
+        return self.training_patch_size or self.patch_size
 
     @property
     def data_identifier(self) -> str:
@@ -311,9 +335,18 @@ class UnifiedPlan:
         """What only some plans have; left out of the others' files."""
         found: dict[str, Any] = {}
         if self.class_spacings_mm:
-            found["class_spacings_mm"] = {name: list(values) for name, values in self.class_spacings_mm.items()}
+            found["class_spacings_mm"] = {
+                modality: {name: list(values) for name, values in sorted(classes.items())}
+                for modality, classes in sorted(self.class_spacings_mm.items())
+            }
+        if self.patches_at_once is not None:
+            found["patches_at_once"] = self.patches_at_once
+        if self.training_patch_size is not None:
+            found["training_patch_size"] = list(self.training_patch_size)
         if self.fit_windows:
             found["fit_windows"] = True
+        if self.one_piece:
+            found["one_piece"] = list(self.one_piece)
         return found
 
     @classmethod
@@ -344,6 +377,12 @@ class UnifiedPlan:
                 patch_size=tuple(int(p) for p in configuration["patch_size"]),  # type: ignore[arg-type]
                 batch_size=int(configuration["batch_size"]),
                 queries_per_scan=int(ours["queries_per_scan"]),
+                patches_at_once=None if ours.get("patches_at_once") is None else int(ours["patches_at_once"]),
+                training_patch_size=(
+                    None
+                    if ours.get("training_patch_size") is None
+                    else tuple(int(p) for p in ours["training_patch_size"])  # type: ignore[arg-type]
+                ),
                 normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
                 channel_normalization={c: _normalization(n) for c, n in ours.get("channel_normalization", {}).items()},
                 network=NetworkConfig.from_json(ours["network"]),
@@ -352,9 +391,11 @@ class UnifiedPlan:
                 dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
                 explanation=dict(ours["explanation"]),
                 class_spacings_mm={
-                    name: tuple(float(v) for v in values) for name, values in ours.get("class_spacings_mm", {}).items()
+                    modality: {name: tuple(float(v) for v in values) for name, values in classes.items()}
+                    for modality, classes in ours.get("class_spacings_mm", {}).items()
                 },
                 fit_windows=bool(ours.get("fit_windows", False)),
+                one_piece=tuple(map(str, ours.get("one_piece", ()))),
                 options=dict(ours.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:

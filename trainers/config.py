@@ -21,6 +21,7 @@ _LEAST = {
     "steps_per_epoch": 1,
     "validation_steps": 0,
     "batch_size": 1,
+    "patches_at_once": 1,
     "queries_per_scan": 1,
     "workers": 0,
     "seed": 0,
@@ -46,6 +47,8 @@ class TrainingConfig:
         steps_per_epoch: Steps between two validations and checkpoints.
         validation_steps: Batches of a validation.
         batch_size: Patches per step, of all processes together; the plan's if not given.
+        patches_at_once: Patches of a step that a process works on at once; the others follow, and their gradients add up.
+            The plan's if not given.
         queries_per_scan: Queries per patch, at most; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Negative queries, at most, as a share of the positive ones.
@@ -71,6 +74,7 @@ class TrainingConfig:
     steps_per_epoch: int = 250
     validation_steps: int = 50
     batch_size: int | None = None
+    patches_at_once: int | None = None
     queries_per_scan: Annotated[int | None, arg(name="queries")] = None
     foreground_share: float = 0.5
     negative_share: float = 0.5

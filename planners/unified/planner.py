@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 ANISOTROPY = 3.0
 SAT_SPACING = (1.0, 1.0, 3.0)
 SAT_PATCH = (288, 288, 96)
+SAT_TRAINING_PATCH = (288, 288, 64)
+SAT_BATCH = 16
+SAT_AT_ONCE = {"nano": 2, "pro": 1}
+"""Patches on a GPU: 8 GPUs trained SAT-Nano, 16 SAT-Pro."""
 MUCH_COARSER = 4.0
 """Factor between a plan's spacing and the scans' own from which on it is remarked on, if few voxels are left."""
 FEW_VOXELS = 16
@@ -98,6 +102,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         spacing_mm=spacing,
         patch_size=patch,
         batch_size=batch,
+        patches_at_once=SAT_AT_ONCE.get(options.preset),
+        training_patch_size=SAT_TRAINING_PATCH if options.preset != "auto" and options.patch_size is None else None,
         queries_per_scan=options.queries_per_scan,
         normalization=schemes.by_modality,
         channel_normalization=schemes.by_channel,
@@ -316,8 +322,10 @@ def _published(
     why["network"] = f"SAT-{preset.capitalize()} as published"
     patch = patch_size or SAT_PATCH
     why["patch"] = f"{patch} voxels " + ("was given" if patch_size else "as SAT predicts with")
-    batch = batch_size or (2 if preset == "nano" else 1)
-    why["batch"] = f"{batch} " + ("was given" if batch_size else "a GPU, as published")
+    batch = batch_size or SAT_BATCH
+    why["batch"] = f"{batch} " + ("was given" if batch_size else "as published") + f", {SAT_AT_ONCE[preset]} at once"
+    if not patch_size:
+        why["training_patch"] = f"{SAT_TRAINING_PATCH} voxels, as SAT was trained with"
     return network, patch, batch
 
 

@@ -128,6 +128,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ScanError as error:
         logger.error("%s", error)
         return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`). Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.filename is None or error.errno not in _CAUSED_BY_FOLDERS:
             raise

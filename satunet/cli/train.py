@@ -119,6 +119,8 @@ class Train:
         setup_logging(None, verbose=self.verbose)
         command = ["train", "--fold", self.fold, *self.config.arguments(), "--device", self.device, "--c"]
         command += ["--specialist_planner", self.specialist_planner]
+        if self.minutes is not None:
+            command += ["--minutes", str(self.minutes)]
         options = dict(_key_value(text) for text in self.cluster_options)
         return submit(dataset_names(self.specialist), command, cluster=str(self.cluster), options=options)
 
@@ -135,8 +137,8 @@ class Train:
                 train_specialist(
                     name,
                     fold=fold_of(self.fold),
-                    steps=self.config.steps,
-                    recipe=self.config.config() if self.config.recipe in ("short", "cpu") else None,
+                    config=self.config,
+                    minutes=self.minutes,
                     device=self.device,
                     continue_training=self.continue_ or "all" in self.specialist,
                     planner=self.specialist_planner,

@@ -72,7 +72,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     model = train_unified(UNIFIED_DATASET, fold="all", config=config, device=device, continue_training="if_begun")
     _announce(4, f"a specialist nnU-Net per dataset, trained by nnunetv2, {steps} steps each")
     for name in names:
-        train_specialist(name, fold="all", recipe=config, device=device, continue_training=True)
+        train_specialist(name, fold="all", config=config, device=device, continue_training=True)
     _announce(5, "the held-out scan, segmented by text")
     held_out = load_dataset(names[0]).folder / "imagesTs"
     predicted = predict_folder([held_out], output / "predicted_by_text", Predictor(model, device=device), PROMPTS)

@@ -74,10 +74,15 @@ def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
     """What an image's header leaves open about where its voxels are, and what is believed.
 
     Raises:
-        MissingFileError, UnreadableImageError: As in :func:`read_grid`.
+        ScanError: As in :func:`read_grid`.
     """
     path = _existing(path)
-    return nifti.doubts_of(nifti.open_nifti(path)) if _is_nifti(path) else ()
+    if _is_nifti(path):
+        return nifti.doubts_of(nifti.open_nifti(path))
+    stored = _header(path)
+    if not stored.spaced:
+        return (nifti.Doubt("unit", "its header gives no spacing: its voxels are taken for 1 mm"),)
+    return nifti.implausible(stored.grid().spacing_mm)
 
 
 def voxel_bytes(path: Path) -> int:

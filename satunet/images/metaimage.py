@@ -67,6 +67,7 @@ def read_metaimage(path: Path) -> Stored:
         files=files,
         offset=offset,
         packed=packed,
+        spaced="ElementSpacing" in fields or "ElementSize" in fields,
     )
 
 

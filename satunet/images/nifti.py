@@ -7,7 +7,7 @@ where the voxels are, :func:`doubts_of` says what is believed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,10 +137,15 @@ def doubts_of(loaded: Any) -> tuple[Doubt, ...]:
     if sform <= 0 and qform <= 0:
         text = "it has neither sform nor qform: nothing says where left is; its first axis is taken to run to the left"
         doubts.append(Doubt("sides", text))
-    if not all(_PLAUSIBLE_MM[0] <= mm <= _PLAUSIBLE_MM[1] for mm in own):
-        named = {1000.0: ", as its unit is the metre", 0.001: ", as its unit is the micrometre"}.get(unit, "")
-        doubts.append(Doubt("unit", f"its voxels are {rounded(own)} mm{named}"))
-    return tuple(doubts)
+    named = {1000.0: ", as its unit is the metre", 0.001: ", as its unit is the micrometre"}.get(unit, "")
+    return (*doubts, *implausible(own.tolist(), named))
+
+
+def implausible(spacing_mm: Sequence[float], why: str = "") -> tuple[Doubt, ...]:
+    """A doubt about voxels of a size that no scanner makes; ``why`` says where it comes from."""
+    if all(_PLAUSIBLE_MM[0] <= mm <= _PLAUSIBLE_MM[1] for mm in spacing_mm):
+        return ()
+    return (Doubt("unit", f"its voxels are {rounded(spacing_mm)} mm{why}"),)
 
 
 def write_nifti(

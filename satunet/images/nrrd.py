@@ -84,6 +84,9 @@ def read_nrrd(path: Path) -> Stored:
         files=files,
         offset=offset,
         lines=lines,
+        spaced="space directions" in fields
+        or "axis maxs" in fields
+        or "nan" not in fields.get("spacings", "nan").lower(),
     )
 
 

@@ -50,6 +50,7 @@ class Stored:
         offset: Bytes before the voxels in each file; ``-1`` says that raw voxels end with the file.
         lines: Lines to skip before ``offset`` counts.
         packed: Bytes of the packed voxels, where the header says so.
+        spaced: Whether the header says how large voxels are; else they are taken for 1 mm.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Stored:
     offset: int = 0
     lines: int = 0
     packed: int | None = None
+    spaced: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.shape) <= MOST_AXES or any(n < 1 for n in self.shape):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from satunet.errors import ModelError, PathsNotSetError
+from satunet.models.shipped import SHIPPED, resolve_model
 
 if TYPE_CHECKING:
     from satunet.models.folder import ModelDescription, ModelFolder
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 8
 WHAT_A_MODEL_IS = (
@@ -26,7 +31,8 @@ class ModelChoice:
     """Models to use together; probabilities of several, and of several folds, are averaged.
 
     Attributes:
-        model: Model folder, or several to average; that of dataset 900 if not given.
+        model: Model folder, or 'starter', which comes with satunet; several are averaged. If not given, your own of
+            dataset 900, or where there is none, 'starter'.
         fold: Fold whose weights to take, or several to average; the only one if not given.
         checkpoint: Checkpoint file in the fold's folder.
     """
@@ -35,7 +41,7 @@ class ModelChoice:
     fold: Annotated[tuple[str, ...], arg(aliases=["-f"], metavar="FOLD")] = ()
     checkpoint: Annotated[str, arg(aliases=["-chk"])] = "checkpoint_final.pth"
 
-    @property
+    @cached_property
     def folders(self) -> tuple[Path, ...]:
         """The models' folders.
 
@@ -78,29 +84,25 @@ def existing_model(given: Path) -> Path:
     Raises:
         ModelError: It is not there; the message says what a model is and which are here.
     """
-    if given.is_dir():
-        return given
+    resolved = resolve_model(given)
+    if resolved.is_dir():
+        return resolved
     why = "this is a file" if given.is_file() else "no such folder"
     raise ModelError(f"{given}: {why}; {WHAT_A_MODEL_IS}. {_here()}")
 
 
 def default_model() -> Path:
-    """The network of dataset 900 in ``nnUNet_results``.
-
-    Raises:
-        ModelError: It is not there; the message says what a model is and which are here.
-    """
+    """The network of dataset 900 in ``nnUNet_results`` if there is one, else the model that comes with satunet."""
     from satunet.datasets.unified import UnifiedFolder
 
-    try:
-        folder = UnifiedFolder().results
-    except PathsNotSetError:
-        raise ModelError(
-            f"no model was named (-m), and nnUNet_results is not set; {WHAT_A_MODEL_IS}. {_here()}"
-        ) from None
-    if not folder.is_dir():
-        raise ModelError(f"no model was named (-m), and {folder} is not there; {WHAT_A_MODEL_IS}. {_here()}")
-    return folder
+    with contextlib.suppress(PathsNotSetError):
+        own = UnifiedFolder().results
+        if (own / "plans.json").is_file():
+            logger.info("no model was named (-m): taking your own, %s", own)
+            return own
+    name = SHIPPED[0]
+    logger.info("no model was named (-m): taking %r, which comes with satunet (satunet info %s)", name, name)
+    return resolve_model(name)
 
 
 def models_here() -> list[Path]:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from satunet.models.checkpoints import (
     load_weights,
     network_weights,
 )
+from satunet.models.shipped import resolve_model
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank, TextEncoder, load_text_encoder
@@ -54,6 +55,46 @@ DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """How well a model segments a class, on scans it was not trained on.
+
+    Attributes:
+        class_name: The class.
+        modality: Of the scans.
+        dsc: Mean Dice similarity coefficient.
+        nsd: Mean normalised surface Dice at 1 mm.
+        scans: How many scans show the class.
+        dataset: Where they come from.
+        kept_out: Whether they are patients kept out of a dataset that was trained on; else the dataset was not.
+    """
+
+    class_name: str
+    modality: str
+    dsc: float
+    nsd: float
+    scans: int
+    dataset: str
+    kept_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a model was trained on.
+
+    Attributes:
+        name: Of the data.
+        what: Images with labels, or label maps that images were made of; how many.
+        licence: As stated.
+        address: Where they come from.
+    """
+
+    name: str
+    what: str
+    licence: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What is known of a model besides plan, classes and weights: the content of ``model.json``.
 
@@ -65,6 +106,8 @@ class ModelCard:
         licence: Of the weights; ``None`` if it was not stated.
         provenance: Where the weights come from: source files with their hashes, datasets, training, date.
         fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
+        scores: What it can do. A model with scores offers no class without one.
+        sources: What it was trained on.
     """
 
     name: str
@@ -74,6 +117,8 @@ class ModelCard:
     licence: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     fold: int | str = "all"
+    scores: tuple[ClassScore, ...] = ()
+    sources: tuple[Source, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain texts and numbers."""
@@ -86,6 +131,11 @@ class ModelCard:
             "licence": self.licence,
             "fold": self.fold,
             "provenance": dict(self.provenance),
+            **{
+                name: [asdict(record) for record in records]
+                for name, records in (("scores", self.scores), ("sources", self.sources))
+                if records
+            },
         }
 
     @classmethod
@@ -110,6 +160,8 @@ class ModelCard:
                 licence=content["licence"],
                 provenance=content["provenance"],
                 fold=content["fold"],
+                scores=tuple(ClassScore(**score) for score in content.get("scores", ())),
+                sources=tuple(Source(**source) for source in content.get("sources", ())),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, ModelError):
@@ -126,12 +178,14 @@ class ModelDescription:
         plan: What it was trained with.
         space: Classes it knows.
         bank: Embeddings of their texts.
+        card: What else is known; ``None`` for a result folder.
     """
 
     path: Path
     plan: UnifiedPlan
     space: LabelSpace
     bank: TextBank
+    card: ModelCard | None = None
 
     @classmethod
     def read(cls, path: Path | str) -> ModelDescription:
@@ -140,8 +194,10 @@ class ModelDescription:
         Raises:
             ModelError: Something is missing, damaged, or does not belong together.
         """
-        plan, space, bank = read_description(Path(path))
-        return ModelDescription(path=Path(path), plan=plan, space=space, bank=bank)
+        path = resolve_model(path)
+        plan, space, bank = read_description(path)
+        card = ModelCard.load(path / MODEL_FILE) if is_model_folder(path) else None
+        return ModelDescription(path=path, plan=plan, space=space, bank=bank, card=card)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -183,14 +239,12 @@ class ModelFolder(ModelDescription):
         weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
         fold: Which fold's weights.
         checkpoint: Name of the weights' file.
-        card: What else is known; ``None`` for a result folder.
     """
 
     network: PromptedUNet
     weights_hash: str
     fold: int | str
     checkpoint: str = DEFAULT_CHECKPOINT
-    card: ModelCard | None = None
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -211,14 +265,14 @@ class ModelFolder(ModelDescription):
         """Read a model folder, or a result folder of the unified trainer.
 
         Args:
-            path: The folder.
+            path: The folder, or the name of a model that comes with satunet.
             fold: Of a result folder: which fold; if not given, ``all``, or the only one there.
             checkpoint: Of a result folder: file in the fold's folder.
 
         Raises:
             ModelError: Something is missing, damaged, or does not belong together; nothing is loaded in part.
         """
-        path = Path(path)
+        path = resolve_model(path)
         plan, space, bank = read_description(path)
         if is_model_folder(path):
             card = ModelCard.load(path / MODEL_FILE)

@@ -13,11 +13,13 @@ from satunet.labels import LabelSpace
 from satunet.models.folder import (
     MODEL_FILE,
     WEIGHTS_FILE,
+    ClassScore,
     ModelCard,
     ModelFolder,
     is_model_folder,
     read_description,
 )
+from satunet.models.shipped import resolve_model
 from satunet.plan import UnifiedPlan
 from satunet.text import TEXT_ENCODER_FOLDER, TextBank
 
@@ -26,13 +28,14 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
     """Facts about a model or result folder, as plain values.
 
     Args:
-        path: The folder.
+        path: The folder, or the name of a model that comes with satunet.
         classes: List the classes by modality.
         verify: Load the weights, which checks them against the plan and, in a model folder, against their hash.
 
     Raises:
         ModelError: Not a model, or damaged.
     """
+    path = resolve_model(path)
     plan, space, bank = read_description(path)
     facts: dict[str, Any] = {"folder": str(path)}
     if is_model_folder(path):
@@ -41,6 +44,10 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
         facts["weights"] = _weights(path / WEIGHTS_FILE) | {"hash": card.weights_hash, "fold": card.fold}
         facts["licence"] = card.licence
         facts["provenance"] = dict(card.provenance)
+        if card.scores:
+            facts["scores"] = [_score(score) for score in card.scores]
+        if card.sources:
+            facts["sources"] = [f"{s.name}: {s.what}; {s.licence}; {s.address}" for s in card.sources]
     else:
         facts |= {"kind": "result folder of a training", "name": plan.dataset_name}
         facts["checkpoints"] = [
@@ -55,6 +62,12 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
     facts["classes"] = _classes(space, listed=classes)
     facts["text_encoder"] = _texts(path, bank)
     return facts
+
+
+def _score(score: ClassScore) -> str:
+    scans = f"{score.scans} scan{'' if score.scans == 1 else 's'} of {score.dataset}"
+    why = "patients kept out" if score.kept_out else "never trained on"
+    return f"{score.class_name} ({score.modality}): DSC {score.dsc:.3f}, NSD {score.nsd:.3f} on {scans}, {why}"
 
 
 def _verify(path: Path) -> list[str]:
@@ -90,10 +103,20 @@ def _plan(plan: UnifiedPlan) -> dict[str, Any]:
     return {
         "orientation": plan.orientation,
         "spacing_mm": list(plan.spacing_mm),
+        **_other_spacings(plan),
         "patch_size": list(plan.patch_size),
         "normalization": {m: _scheme(plan, m) for m in plan.normalization},
         "datasets": len(plan.datasets),
     }
+
+
+def _other_spacings(plan: UnifiedPlan) -> dict[str, Any]:
+    found: dict[str, int] = {}
+    for modality, classes in plan.class_spacings_mm.items():
+        for spacings in classes.values():
+            key = f"{modality} at {' or '.join(f'{s:g}' for s in spacings)} mm"
+            found[key] = found.get(key, 0) + 1
+    return {"classes_by_spacing": found} if found else {}
 
 
 def _scheme(plan: UnifiedPlan, modality: str) -> str:

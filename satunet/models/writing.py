@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from satunet.models.folder import (
     DEFAULT_CHECKPOINT,
     MODEL_FILE,
     WEIGHTS_FILE,
+    ClassScore,
     ModelCard,
     ModelFolder,
+    Source,
     check_bank,
 )
 from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
@@ -41,6 +43,8 @@ def write_model(
     fold: int | str = "all",
     text_encoder: Path | None = None,
     trained: TrainedScans | None = None,
+    scores: Sequence[ClassScore] = (),
+    sources: Sequence[Source] = (),
 ) -> ModelCard:
     """Write a model folder, whole.
 
@@ -56,6 +60,8 @@ def write_model(
         fold: Fold they were trained on.
         text_encoder: Folder of the encoder to carry along.
         trained: Scans it was trained on.
+        scores: What it can do, on scans it was not trained on.
+        sources: What it was trained on.
 
     Raises:
         UserError: The folder is there.
@@ -74,6 +80,8 @@ def write_model(
         encoder_fingerprint=bank.encoder_fingerprint,
         licence=licence,
         fold=fold,
+        scores=tuple(scores),
+        sources=tuple(sources),
         provenance={
             "written_by": f"satunet {__version__}",
             "date": datetime.date.today().isoformat(),
@@ -140,6 +148,8 @@ def export_model(
         fold=model.fold,
         text_encoder=encoder,
         trained=TrainedScans.of_model(model.path, model.fold),
+        scores=model.card.scores if model.card else (),
+        sources=model.card.sources if model.card else (),
     )
 
 

@@ -35,10 +35,12 @@ class Vocabulary:
     Attributes:
         space: Classes that any of them knows.
         load_encoder: Gives the text encoder, for words that nothing else explains.
+        earned: Class and modality pairs that have scores, where every model has some; ``None``: nothing is known.
     """
 
     space: LabelSpace
     load_encoder: Callable[[], TextEncoder]
+    earned: frozenset[tuple[str, str]] | None = None
 
     @classmethod
     def of(cls, models: Sequence[ModelDescription]) -> Vocabulary:
@@ -47,7 +49,9 @@ class Vocabulary:
         space = first.space
         if any(model.space.class_names != space.class_names for model in models[1:]):
             space = _united([model.space for model in models])
-        return cls(space=space, load_encoder=first.text_encoder)
+        scores = [model.card.scores if model.card is not None else () for model in models]
+        earned = frozenset((s.class_name, s.modality) for own in scores for s in own) if all(scores) else None
+        return cls(space=space, load_encoder=first.text_encoder, earned=earned)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -83,6 +87,24 @@ class Vocabulary:
             known = ", ".join(self.modalities)
             raise PromptError(f"the model knows no class for the modality {modality!r}; it knows {known}")
         return tuple(PromptMatch(prompt=n, class_name=n, status="known", similarity=1.0) for n in names)
+
+    def offered(self, match: PromptMatch, modality: str) -> PromptMatch:
+        """A match as it is for a scan of a modality: models with scores draw only what they have scores for.
+
+        Returns:
+            The match, or one that is ``"unknown"``, with a note that says why.
+        """
+        if self.earned is None or match.status not in ("known", "similar"):
+            return match
+        name = match.class_name
+        if name is None:
+            note = f"{match.prompt!r} is none of the model's classes"
+        elif (name, modality) in self.earned:
+            return match
+        else:
+            others = " and ".join(sorted(m for n, m in self.earned if n == name)) or "none"
+            note = f"{name!r} has no score in {modality}, and is not drawn there; it has in {others}"
+        return replace(match, status="unknown", note=note)
 
     def learned_elsewhere(self, match: PromptMatch, modality: str) -> str:
         """Sentence about a class that was never trained in a modality; empty if it was, or if there is no class."""
@@ -134,7 +156,8 @@ class ScanJob:
         if modality is None:
             modality, how = modality_of(image, vocabulary.modalities)
         matches = self.matches if self.matches is not None else vocabulary.every_class(modality)
-        notes = [vocabulary.learned_elsewhere(match, modality) for match in matches]
+        matches = tuple(vocabulary.offered(match, modality) for match in matches)
+        notes = [vocabulary.learned_elsewhere(m, modality) if m.status != "unknown" else "" for m in matches]
         matches = tuple(
             replace(m, note=f"{m.note}; {note}" if m.note else note) if note and note not in m.note else m
             for m, note in zip(matches, notes, strict=True)

@@ -88,11 +88,13 @@ class Found:
         probability: In a view's grid; ``None`` where ``in_file`` has it.
         geometry: Of that view.
         in_file: In the grid of the file.
+        one_piece: Whether the models say that the structure is one connected piece.
     """
 
     probability: Probability | None = None
     geometry: ScanGeometry | None = None
     in_file: ValuesInFile | None = None
+    one_piece: bool = False
 
     def restored(self) -> ValuesInFile | None:
         """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""

@@ -79,12 +79,23 @@ class Values:
         self._held[position] = (file, start)
 
 
+def larger(a: ValuesInFile | None, b: ValuesInFile | None) -> ValuesInFile | None:
+    """The larger of two probabilities voxel by voxel, in the box around both; outside of its box each is 0."""
+    if a is None or b is None:
+        return b if a is None else a
+    return _joined(a, b, np.maximum)
+
+
 def _sum(a: ValuesInFile, b: ValuesInFile) -> ValuesInFile:
     """Sum of two boxes, in the box around both."""
+    return _joined(a, b, np.add)
+
+
+def _joined(a: ValuesInFile, b: ValuesInFile, join: np.ufunc) -> ValuesInFile:
     low = [min(p, q) for p, q in zip(a[1], b[1], strict=True)]
     high = [max(p + n, q + m) for p, n, q, m in zip(a[1], a[0].shape, b[1], b[0].shape, strict=True)]
-    total = np.zeros([stop - first for stop, first in zip(high, low, strict=True)], dtype=np.float32)
+    joined = np.zeros([stop - first for stop, first in zip(high, low, strict=True)], dtype=np.float32)
     for values, start in (a, b):
         place = tuple(slice(s - first, s - first + n) for s, first, n in zip(start, low, values.shape, strict=True))
-        total[place] += values
-    return total, (low[0], low[1], low[2])
+        joined[place] = join(joined[place], values)
+    return joined, (low[0], low[1], low[2])

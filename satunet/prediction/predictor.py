@@ -34,9 +34,10 @@ from satunet.plan import UnifiedPlan
 from satunet.prediction.door import Vocabulary
 from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View
 from satunet.prediction.masks import BoxedMask
-from satunet.prediction.mean import Values
+from satunet.prediction.mean import Values, ValuesInFile, larger
 from satunet.prediction.modality import modality_of
 from satunet.prediction.options import PredictOptions
+from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
@@ -152,6 +153,7 @@ class Predictor:
             matches = self.match(prompts)
         loaded = as_image(image)
         modality = modality or self.options.modality or modality_of(loaded, self.vocabulary.modalities)[0]
+        matches = [self.vocabulary.offered(match, modality) for match in matches]
         scan = self.prepare(loaded, modality, matches)
         masks: list[BoxedMask | None] = [
             None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
@@ -221,6 +223,47 @@ class Predictor:
         Raises:
             PromptError: An embedding of another width, or cancelled.
         """
+        asked, owner = list(matches), list(range(len(matches)))
+        for i, match in enumerate(matches):
+            if sides := self._sides_of(match, scan):
+                asked[i] = sides[0]
+                asked.append(sides[1])
+                owner.append(i)
+        halves: dict[int, ValuesInFile | None] = {}
+        for j, found in self._find(scan, asked, embeddings=embeddings, on_progress=on_progress):
+            i = owner[j]
+            if owner.count(i) == 1:
+                yield i, found
+            elif i in halves:
+                yield i, Found(in_file=larger(halves.pop(i), _largest_piece(found)))
+            else:
+                halves[i] = _largest_piece(found)
+
+    def _sides_of(self, match: PromptMatch, scan: PreparedScan) -> tuple[PromptMatch, PromptMatch] | None:
+        """Left and right of a class that other sources taught at a finer spacing, where the scan is looked at coarsely.
+
+        A hippocampus is a class of crops at 1 mm, where nobody tells the sides, and of heads, where somebody does.
+        """
+        name, plan = match.class_name, self.model.plan
+        if name is None or match.status != "known" or len(self.models) > 1:
+            return None
+        spacings = plan.class_spacings_mm.get(scan.modality, {})
+        chosen = plan.spacing_for(name, scan.modality, self._extent_mm(scan, plan))[0]
+        if chosen <= spacings.get(name, (chosen,))[0]:
+            return None
+        left, right = f"left {name}", f"right {name}"
+        if any(side not in self.model.space or spacings.get(side) != (chosen,) for side in (left, right)):
+            return None
+        return replace(match, class_name=left), replace(match, class_name=right)
+
+    def _find(
+        self,
+        scan: PreparedScan,
+        matches: Sequence[PromptMatch],
+        *,
+        embeddings: Embeddings | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[tuple[int, Found]]:
         looks = self._looks(scan, matches)
         progress = _Progress(on_progress, sum(self._count(self._view(scan, key)) for key in looks))
         shares = [sum(i in positions for positions in looks.values()) for i in range(len(matches))]
@@ -237,7 +280,8 @@ class Predictor:
                 windows.level = SHARED_LEVEL if any(i in voters for i in positions) else 0.5
                 for number, probability in windows.probabilities():
                     i = positions[number]
-                    found = Found(probability=probability, geometry=view.geometry)
+                    whole = self._is_one_piece(matches[i])
+                    found = Found(probability=probability, geometry=view.geometry, one_piece=whole)
                     if i not in voters:
                         yield i, found
                         continue
@@ -245,7 +289,7 @@ class Predictor:
                     sums.add(i, found.restored(), share)
                     shares[i] -= 1
                     if shares[i] == 0:
-                        yield i, Found(in_file=sums.take(i))
+                        yield i, Found(in_file=sums.take(i), one_piece=whole)
 
     def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
@@ -254,9 +298,16 @@ class Predictor:
             return BoxedMask.empty(scan.image.grid.shape)
         values, start = restored
         mask = BoxedMask.of(values > 0.5, start, scan.image.grid.shape)
-        if self.options.postprocessing:
-            return BoxedMask.of(self.options.postprocessing(mask.inside), start, mask.shape)
+        postprocessing = self.options.postprocessing
+        if found.one_piece:
+            postprocessing = replace(postprocessing, largest_component=True)
+        if postprocessing:
+            return BoxedMask.of(postprocessing(mask.inside), start, mask.shape)
         return mask
+
+    def _is_one_piece(self, match: PromptMatch) -> bool:
+        name = match.class_name
+        return name is not None and all(name in m.plan.one_piece for m in self.models if name in m.space)
 
     @property
     def _memory_bytes(self) -> int:
@@ -282,14 +333,20 @@ class Predictor:
         """Group of models and spacing → positions of the prompts that it is asked."""
         looks: dict[tuple[int, Spacing], list[int]] = {}
         for number, group in enumerate(self._groups):
-            grid = scan.image.grid
-            turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, group.plan.orientation)[1]
-            x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+            extent = self._extent_mm(scan, group.plan)
             for i, match in enumerate(matches):
                 if match.status != "unknown" and self._voters(group, match, scan.modality):
                     name = match.class_name or next((n for n, _ in match.nearest), None)
-                    looks.setdefault((number, group.plan.spacing_for(name, (x, y, z))), []).append(i)
+                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, extent)), []).append(i)
         return looks
+
+    @staticmethod
+    def _extent_mm(scan: PreparedScan, plan: UnifiedPlan) -> Spacing:
+        """Size of a scan along the axes of a plan."""
+        grid = scan.image.grid
+        turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, plan.orientation)[1]
+        x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+        return x, y, z
 
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
         """Models of a group that a prompt is asked of.
@@ -418,3 +475,13 @@ def _own_device(device: str) -> str:
     if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
     return f"cuda:{int(rank) % torch.cuda.device_count()}"
+
+
+def _largest_piece(found: Found) -> ValuesInFile | None:
+    """Values in the file of the largest piece above one half; of a structure that is not one piece, all."""
+    restored = found.restored()
+    if restored is None or not found.one_piece:
+        return restored
+    values, start = restored
+    mask = values > 0.5
+    return np.where(mask & ~Postprocessing(largest_component=True)(mask), np.float32(0), values), start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +38,37 @@ def nearest_by_spelling(prompt: str, clause: Clause, space: LabelSpace, count: i
     return tuple((name, round(score, 4)) for name, score in best)
 
 
-def nearest_by_meaning(text: str, names: Sequence[str], space: LabelSpace, encoder: Encoder, count: int = 3) -> Nearest:
-    """Classes whose texts are most like a text to an encoder, with cosine similarities, best first."""
-    texts: list[str] = []
-    owners: list[int] = []
-    for i, name in enumerate(names):
-        for variant in text_variants(space.info(name)):
-            texts.append(variant)
-            owners.append(i)
-    vectors: NDArray[np.float32] = encoder.encode([text, *texts])
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    best = np.full(len(names), -1.0)
-    np.maximum.at(best, owners, vectors[1:] @ vectors[0])
-    order = np.argsort(-best, kind="stable")[:count]
-    return tuple((names[i], round(float(best[i]), 4)) for i in order)
+class ClassVectors:
+    """Embeddings of all texts of a label space's classes, made once, when the first prompt is compared.
+
+    Args:
+        space: The classes.
+        encoder: Text encoder.
+    """
+
+    def __init__(self, space: LabelSpace, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._space = space
+
+    def nearest(self, text: str, names: Sequence[str], count: int = 3) -> Nearest:
+        """Classes of ``names`` whose texts are most like a text, with cosine similarities, best first."""
+        vector = _unit(self.encoder.encode([text]))[0]
+        best = np.full(len(self._space.classes), -1.0)
+        np.maximum.at(best, self._owners, self._matrix @ vector)
+        found = best[[self._space.index(name) for name in names]]
+        order = np.argsort(-found, kind="stable")[:count]
+        return tuple((names[i], round(float(found[i]), 4)) for i in order)
+
+    @cached_property
+    def _matrix(self) -> NDArray[np.float32]:
+        """(texts, D) of unit length."""
+        return _unit(self.encoder.encode([text for info in self._space.classes for text in text_variants(info)]))
+
+    @cached_property
+    def _owners(self) -> list[int]:
+        return [i for i, info in enumerate(self._space.classes) for _ in text_variants(info)]
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)

@@ -28,7 +28,7 @@ from satunet.prompts.conjunction import read_list
 from satunet.prompts.index import ClassIndex
 from satunet.prompts.levels import vertebrae_between
 from satunet.prompts.matching import Encoder, PromptMatch, Reading, Status
-from satunet.prompts.nearness import allowed_classes, nearest_by_meaning, nearest_by_spelling
+from satunet.prompts.nearness import ClassVectors, allowed_classes, nearest_by_spelling
 from satunet.prompts.parsing import SEPARATORS, Clause, clean_text, mark_tokens, read_clause, read_name, read_tokens
 from satunet.prompts.spelling import Speller, anatomy_words, common_words
 from satunet.prompts.vocabulary import load_vocabulary
@@ -63,6 +63,7 @@ class PromptReader:
         self.space = space
         self._tree = tree
         self._names = load_names()
+        self._asked: tuple[object, ClassVectors] | None = None
         self._index = ClassIndex(space)
         named = [(read_name(word), group) for word, group in self._names.group_of.items()]
         self._groups = {clause.key: (group, clause.plural) for clause, group in named}
@@ -285,14 +286,25 @@ class PromptReader:
             return self._unknown(prompt, clause, "")
         if not self._may_be_a_structure(clause):
             return self._unknown(prompt, clause, "no class is called so")
-        found: Encoder = encoder() if callable(encoder) else encoder
-        nearest = nearest_by_meaning(" ".join(prompt.lower().split()), names, self.space, found)
+        nearest = self._vectors(encoder).nearest(" ".join(prompt.lower().split()), names)
         best = nearest[0][1]
         if best >= SIMILAR_FROM:
             return Reading(prompt=prompt, status="similar", classes=(nearest[0][0],), similarity=best, nearest=nearest,
                            reason=f"close to {nearest[0][0]!r} ({best:.2f})")  # fmt: skip
         return Reading(prompt=prompt, status="unknown", similarity=best, nearest=nearest,
                        reason="nothing the model knows comes near")  # fmt: skip
+
+    def _vectors(self, given: Encoder | Callable[[], Encoder]) -> ClassVectors:
+        """The classes as an encoder sees them; kept for the next prompt with the same one."""
+        before = self._asked
+        if before is not None and before[0] == given:
+            return before[1]
+        encoder: Encoder = given() if callable(given) else given
+        vectors = (
+            before[1] if before is not None and before[1].encoder is encoder else ClassVectors(self.space, encoder)
+        )
+        self._asked = (given, vectors)
+        return vectors
 
     def _may_be_a_structure(self, clause: Clause) -> bool:
         """Whether the encoder is to be asked: not about codes, words of other things, and words made of a class's.

@@ -150,20 +150,21 @@ def test_a_missing_model_says_what_a_model_is_and_which_are_here(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "a.nii.gz").write_bytes(b"")
-    call = ["predict", "-i", str(tmp_path / "scans"), "-o", str(tmp_path / "out"), "-p", "liver"]
-    assert run(call) == 2
-    assert "no model was named (-m)" in capfd.readouterr().err
+    call = ["predict", "-i", str(tmp_path / "scans"), "-p", "hippocampus"]
+    assert run([*call, "-o", str(tmp_path / "first")]) == 1  # the scan is empty; the model comes with satunet
+    said = capfd.readouterr()
+    assert "no model was named (-m): taking 'starter'" in said.err + said.out
+    call += ["-o", str(tmp_path / "out")]
     for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
         folder.mkdir(parents=True)
         for name in ("plans.json", "label_space.json"):
             (folder / name).write_text("{}")
-    for more in ([], ["-m", str(tmp_path / "none")]):
-        assert run([*call, *more]) == 2
-        said = capfd.readouterr().err
-        assert "a model is a folder with plans.json" in said
-        assert "satunet train" in said
-        assert str(nnunet_env / "results" / "Dataset900_Unified" / "other") in said
-        assert "mine" in said
+    assert run([*call, "-m", str(tmp_path / "none")]) == 2
+    missing = capfd.readouterr().err
+    assert "a model is a folder with plans.json" in missing
+    assert "satunet train" in missing
+    assert str(nnunet_env / "results" / "Dataset900_Unified" / "other") in missing
+    assert "mine" in missing
     assert not (tmp_path / "out").exists()
 
 

@@ -336,7 +336,16 @@ def test_what_a_header_leaves_open_is_said(tmp_path: Path) -> None:
     metres = plain()
     metres.header.set_xyzt_units("meter")
     assert doubts(metres) == ("its voxels are (1370.0, 1370.0, 10000.0) mm, as its unit is the metre",)
-    assert header_doubts(metaimage(tmp_path / "a.mha")) == ()
+    bare = {"space": None, "space_directions": None, "space_origin": None}
+    for sound in (
+        metaimage(tmp_path / "a.mha"),
+        nrrd(tmp_path / "a.nrrd"),
+        nrrd(tmp_path / "b.nrrd", spacings="1 2 3", **bare),
+    ):
+        assert header_doubts(sound) == ()
+    for open_ in (metaimage(tmp_path / "c.mha", ElementSpacing=None), nrrd(tmp_path / "c.nrrd", **bare)):
+        assert "no spacing" in header_doubts(open_)[0].text
+    assert "(300.0, 2.0, 3.0) mm" in header_doubts(metaimage(tmp_path / "d.mha", ElementSpacing="300 2 3"))[0].text
 
 
 def test_memory_of_a_voxel(tmp_path: Path) -> None:

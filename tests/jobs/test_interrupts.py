@@ -94,3 +94,10 @@ def test_files_are_on_the_disk_before_what_promises_them(tmp_path: Path, monkeyp
     flush_to_disk([mask])
     write_json(tmp_path / "promise.json", ["liver.nii.gz"])
     assert f"name {tmp_path / 'promise.json'}" in kept
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m satunet datasets | head -n 1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

@@ -65,12 +65,14 @@ def test_anisotropic_data_take_nnunets_tenth_percentile() -> None:
     assert "anisotropic" in plan.explanation["spacing"]
 
 
-@pytest.mark.parametrize(("preset", "batch"), [("nano", 2), ("pro", 1)])
-def test_presets_are_sats(preset: str, batch: int) -> None:
+@pytest.mark.parametrize(("preset", "at_once"), [("nano", 2), ("pro", 1)])
+def test_presets_are_sats(preset: str, at_once: int) -> None:
     plan = plan_unified([ABDOMEN], PlanOptions(preset=preset, text_encoder="minilm"))
     assert plan.spacing_mm == (1.0, 1.0, 3.0)
     assert plan.patch_size == (288, 288, 96)
-    assert plan.batch_size == batch
+    assert (plan.batch_size, plan.patches_at_once) == (16, at_once)  # 8 GPUs with 2 patches, 16 GPUs with 1
+    assert (plan.patch_size, plan.crop_size) == ((288, 288, 96), (288, 288, 64))
+    assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
     assert plan.network.features_per_stage[0] == {"nano": 64, "pro": 128}[preset]
     assert plan.network.adapter == "whitened_projection"  # minilm has other embeddings than SAT's encoder
 

@@ -154,14 +154,12 @@ def test_out_of_memory_names_what_to_lower() -> None:
     )
     plan = UnifiedPlan(spacing_mm=(1, 1, 1), patch_size=(32, 48, 16), network=network)
     assert smaller_patch(plan) == (32, 46, 16)
-    message = (
-        r"step 3: 2 patches of \(32, 48, 16\).*satunetPlans\.json.*batch_size 4 \(--batch_size 2\).*\(32, 46, 16\)"
-    )
+    message = r"step 3: 2 patches of \(32, 48, 16\).*satunetPlans\.json.*--patches_at_once 1.*\(32, 46, 16\)"
     for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")):  # fmt: skip
-        with pytest.raises(SatunetError, match=message), explain_memory(plan, 4, 2, "in step 3"):
+        with pytest.raises(SatunetError, match=message), explain_memory(plan, 2, "in step 3"):
             raise error
-    with pytest.raises(RuntimeError, match="shape"), explain_memory(plan, 1, 1, ""):
+    with pytest.raises(RuntimeError, match="shape"), explain_memory(plan, 1, ""):
         raise RuntimeError("shape mismatch")
 
 

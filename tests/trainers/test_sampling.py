@@ -183,6 +183,23 @@ def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) 
     assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == (labels != other).sum()
 
 
+def test_a_class_that_no_training_scan_shows_is_no_negative(planned, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(config(augment=False, batch_size=2, negative_share=1.0, tensorboard=False))
+    trainer.initialize()
+    space = trainer.setup.space
+    rare = "spleen"
+    for scan in trainer.setup.split.train:  # as if their patients had none
+        record = trainer.setup.store.record(scan)
+        voxels = {i: n for i, n in record.label_voxels.items() if i not in space.ids_of(record.dataset, rare)}
+        trainer.setup.store._records[scan] = dataclasses.replace(record, label_voxels=voxels)
+    trainer.on_train_start()
+    asked = {n for step in range(40) for names in trainer._train_data[step].names for n in names}
+    assert asked == set(space.class_names) - {rare}
+    assert f"no training scan of fold 0 shows 1 of the 6 classes, which are not trained: {rare}" in caplog.text
+    validated = {n for step in range(10) for names in trainer._val_data[step].names for n in names}
+    assert rare in validated
+
+
 def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) -> None:
     trainer = make_trainer(config())
     trainer.initialize()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import logging
 import os
+import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from satunet.compute.devices import autocast_for, pick_device
 from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import PlanError
-from satunet.jobs.files import atomic_path, read_json, write_json
+from satunet.jobs.files import atomic_path, read_json
 from satunet.jobs.progress import in_locale, progress_bar
-from satunet.jobs.records import to_plain
 from satunet.labels import normalize_name
-from satunet.models.results import begin_again, end_run, last_checkpoint
+from satunet.models.results import CONFIG_FILE, begin_again, end_run, last_checkpoint
 from satunet.planners.specialist.nnunet import PLANS
 from satunet.planners.specialist.planner import CONFIGURATION
-from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import TrainingChoices, TrainingConfig
+from satunet.trainers.specialist.config import SpecialistConfig
 
 logger = logging.getLogger(__name__)
 
 STEPS_PER_EPOCH = 250
-DEFAULT_STEPS = 1000 * STEPS_PER_EPOCH
 VALIDATION_STEPS = 50
 
 
@@ -45,7 +47,26 @@ class SpecialistTrainer(nnUNetTrainer):
 
     on_step: Callable[[float], None] | None = None
     recipe: TrainingConfig | None = None
+    deadline: float | None = None
+    """Time of the monotonic clock before which to stop at the end of an epoch."""
     _step = 0
+
+    def configure(self, config: SpecialistConfig, minutes: float | None = None) -> None:
+        """Set how to train, before the network is made.
+
+        Args:
+            config: What was chosen.
+            minutes: Stop at a checkpoint before so much time is over.
+        """
+        self.recipe = config.recipe
+        if config.learning_rate is not None:
+            self.initial_lr = config.learning_rate
+        if config.seed is not None:  # of initialisation, and of sampling where no other process draws
+            random.seed(config.seed)
+            np.random.seed(config.seed % 2**32)
+            torch.manual_seed(config.seed)
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.set_budget(config.steps)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's, or AdamW at the recipe's learning rate."""
@@ -116,6 +137,18 @@ class SpecialistTrainer(nnUNetTrainer):
         """
         return autocast_for(self.device) if self.device.type == "cpu" else contextlib.nullcontext()
 
+    def on_epoch_end(self) -> None:
+        """nnU-Net's; then stop if another epoch would end after the deadline."""
+        super().on_epoch_end()
+        if self.deadline is None or self.current_epoch >= self.num_epochs:
+            return
+        began, ended = (self.logger.get_value(f"epoch_{k}_timestamps", step=-1) for k in ("start", "end"))
+        if time.monotonic() + (ended - began) > self.deadline:
+            self.current_epoch -= 1  # nnU-Net's checkpoints store the epoch to go on with
+            self.save_checkpoint(str(Path(str(self.output_folder)) / "checkpoint_latest.pth"))
+            self.current_epoch += 1
+            raise _OutOfTimeError
+
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, renamed into place when it is complete."""
         if self.disable_checkpointing or self.local_rank != 0:
@@ -129,6 +162,10 @@ class SpecialistTrainer(nnUNetTrainer):
 
     def plot_network_architecture(self) -> None:
         """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""
+
+
+class _OutOfTimeError(Exception):
+    """The training stops in time; it goes on with ``--c``."""
 
 
 class _EveryStep:
@@ -154,28 +191,31 @@ def train_specialist(
     dataset_name: str,
     *,
     fold: int | str = 0,
-    steps: int | None = None,
-    recipe: TrainingConfig | None = None,
+    config: TrainingChoices | TrainingConfig | None = None,
     device: str = "auto",
     continue_training: bool = False,
     planner: str = "default",
+    minutes: float | None = None,
 ) -> Path:
     """Train a dataset's nnU-Net, under a progress bar.
 
     Args:
         dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
         fold: Number of the fold, or ``"all"``.
-        steps: Budget; that of ``recipe`` or nnU-Net's 250,000 if not given.
-        recipe: Optimizer and schedule to use instead of nnU-Net's.
+        config: What was chosen in place of nnU-Net's own: steps, learning rate, batch size, seed, and the optimizer and
+            schedule of the recipes ``short`` and ``cpu``; a whole configuration is taken as it is.
         device: Where to train.
-        continue_training: Go on from the last checkpoint, if there is one; a finished run is left as it is.
+        continue_training: Go on from the last checkpoint, if there is one, with what the run was begun with; a finished
+            run is left as it is.
         planner: Whose network, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they share the preprocessed scans.
+        minutes: Stop at a checkpoint before so much time is over.
 
     Returns:
         The result folder.
 
     Raises:
         PlanError: Not planned.
+        UserError: A value that is not allowed.
     """
     folder = preprocessed_dir() / dataset_name
     plans_file = folder / f"{PLANS[planner]}.json"
@@ -186,47 +226,54 @@ def train_specialist(
             else f"plan --specialists --specialist_planner {planner}"
         )
         raise PlanError(f"{plans_file}: no such plan; make it with 'satunet {how}'")
-    steps = steps or (recipe.steps if recipe is not None else DEFAULT_STEPS)
+    output = specialist_folder(dataset_name, planner) / f"fold_{fold}"
+    found = last_checkpoint(output) if continue_training else None
+    begun = SpecialistConfig.load(output / CONFIG_FILE) if found is not None and _is_written(output) else None
+    chosen = SpecialistConfig.of(config or TrainingChoices(), begun)
     where = pick_device(device)
     with _environment(where):
         plans = read_json(plans_file) | {"continue_training": continue_training}
+        if chosen.batch_size is not None:
+            plans["configurations"][CONFIGURATION]["batch_size"] = chosen.batch_size
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = SpecialistTrainer(plans, CONFIGURATION, fold, read_json(folder / "dataset.json"), where)  # type: ignore[arg-type]
-        trainer.recipe = recipe
-        trainer.set_budget(steps)
-        output = Path(str(trainer.output_folder))
+        trainer.configure(chosen, minutes)
         budget = trainer.num_epochs * trainer.num_iterations_per_epoch
-        found = last_checkpoint(output) if continue_training else None
         if found is not None:
-            _say_another_budget(output, budget)
+            _say_another_budget(output, begun, budget)
             if found.name == "checkpoint_final.pth":
                 logger.info("%s is trained already", output)
                 return output.parent
             trainer.load_checkpoint(str(found))
             trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
-        own = to_plain(recipe) if recipe is not None else "nnunet"
-        write_json(output / "training_config.json", {"steps": budget, "recipe": own})
+        dataclasses.replace(chosen, steps=budget).save(output / CONFIG_FILE)
         with progress_bar(f"nnU-Net of {dataset_name}", budget) as advance:
             advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
             trainer.on_step = lambda loss: advance(note=f"loss {loss:.3f}")
             if found is None:
                 begin_again(output)
-            trainer.run_training()
-            end_run(output)
+            try:
+                trainer.run_training()
+            except _OutOfTimeError:
+                logger.info(
+                    "stopped in time after epoch %d of %d; go on with --c", trainer.current_epoch, trainer.num_epochs
+                )
+            else:
+                end_run(output)
     return output.parent
 
 
-def _say_another_budget(output: Path, steps: int) -> None:
+def _is_written(output: Path) -> bool:
+    return (output / CONFIG_FILE).is_file()
+
+
+def _say_another_budget(output: Path, begun: SpecialistConfig | None, steps: int) -> None:
     """A comparison on equal budgets must not find out from its table of costs."""
-    try:
-        before = read_json(output / "training_config.json")["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if before != steps:
+    if begun is not None and begun.steps != steps:
         logger.warning(
             "%s was begun with a budget of %s steps, asked for are %d; without --c it is trained anew",
             output,
-            before,
+            begun.steps,
             steps,
         )
 

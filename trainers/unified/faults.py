@@ -63,13 +63,12 @@ class BadSteps:
 
 
 @contextlib.contextmanager
-def explain_memory(plan: UnifiedPlan, batch_size: int, processes: int, where: str) -> Iterator[None]:
+def explain_memory(plan: UnifiedPlan, at_once: int, where: str) -> Iterator[None]:
     """Turn running out of memory into an error that says what to change.
 
     Args:
         plan: Its patch is one way.
-        batch_size: Patches a step, over all processes.
-        processes: That share them.
+        at_once: Patches that a process works on at once.
         where: What was going on, for the message.
 
     Raises:
@@ -78,32 +77,31 @@ def explain_memory(plan: UnifiedPlan, batch_size: int, processes: int, where: st
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SatunetError(_memory_advice(plan, batch_size, processes, where)) from error
+        raise SatunetError(_memory_advice(plan, at_once, where)) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
-        raise SatunetError(_memory_advice(plan, batch_size, processes, where)) from error
+        raise SatunetError(_memory_advice(plan, at_once, where)) from error
 
 
-def _memory_advice(plan: UnifiedPlan, batch_size: int, processes: int, where: str) -> str:
-    each = -(-batch_size // processes)
+def _memory_advice(plan: UnifiedPlan, at_once: int, where: str) -> str:
     smaller = smaller_patch(plan)
     ways = []
-    if each > 1:
-        ways.append(f"batch_size {batch_size} (--batch_size {processes * (each - 1)})")
-    if smaller != plan.patch_size:
-        ways.append(f"patch_size {plan.patch_size} (next smaller: {smaller})")
+    if at_once > 1:
+        ways.append(f"the patches at once (--patches_at_once {at_once // 2}: the same training, a little slower)")
+    if smaller != plan.crop_size:
+        ways.append(f"patch_size {plan.crop_size} (next smaller: {smaller})")
     ways.append("the network's features_per_stage (plan again with a smaller --gpu_memory)")
     file = f"{plan.plans_name}.json of {plan.dataset_name}"
     return (
-        f"out of memory {where}: {each} patches of {plan.patch_size} voxels a process. Lower one of these values of "
+        f"out of memory {where}: {at_once} patches of {plan.crop_size} voxels at once. Lower one of these values of "
         f"{file}: {'; '.join(ways)}. Fewer queries would not help: the loss keeps 32 at once"
     )
 
 
 def smaller_patch(plan: UnifiedPlan) -> tuple[int, int, int]:
     """The patch with its longest axis (in steps of the network's stride) one step shorter, as nnU-Net's planner does."""
-    patch = list(plan.patch_size)
+    patch = list(plan.crop_size)
     divisor = plan.network.divisor
     candidates = [a for a in range(3) if patch[a] > divisor[a]]
     if candidates:

@@ -5,6 +5,7 @@ Several processes share a step: its loss and gradients are those that one proces
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import dataclass
 
@@ -48,6 +49,7 @@ class Stepper:
         scaler: Of float16's gradients; ``None`` in other precisions.
         config: Learning rate, clipping, precision, seed.
         device: Where the network is.
+        at_once: Crops that the network sees at once, at most.
 
     Attributes:
         clock: Seconds of the parts of the last step.
@@ -60,9 +62,11 @@ class Stepper:
         scaler: torch.GradScaler | None,
         config: TrainingConfig,
         device: torch.device,
+        *,
+        at_once: int,
     ) -> None:
         self.network, self.optimizer, self.scaler = network, optimizer, scaler
-        self.config, self.device = config, device
+        self.config, self.device, self.at_once = config, device, at_once
         self.clock = StepClock(device)
         self._module: nn.Module = _Forward(network)
         if distributed.world_size() > 1:
@@ -89,15 +93,21 @@ class Stepper:
         )
         self.clock.start(data_seconds)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        self.clock.done("forward")
         scaler = self.scaler
-        (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
-        self.clock.done("backward")
+        own, of_query = 0.0, []
+        count = self._count(batch)
+        parts = [*batch.split(self.at_once)]
+        for number, part in enumerate(parts, start=1):
+            with self._gradients_stay_here() if number < len(parts) else contextlib.nullcontext():
+                loss = self._loss(self._module, part, count)
+                self.clock.done("forward")
+                (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
+                self.clock.done("backward")
+            own += float(loss.total.detach())
+            of_query.append(loss.of_query)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        own = float(loss.total.detach())
         value = distributed.total(own, self.device) / distributed.world_size()
         # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle, unless
         # it has come down so far that it is not the scale that makes them infinite.
@@ -117,22 +127,33 @@ class Stepper:
         else:
             self.optimizer.step()
         self.clock.done("optimizer")
-        return StepResult(loss=value, skipped=skipped, suspects=suspects, of_query=loss.of_query)
+        return StepResult(loss=value, skipped=skipped, suspects=suspects, of_query=torch.cat(of_query))
 
-    def loss(self, batch: Batch, *, share_count: bool = True) -> PromptedLoss:
-        """The loss of a batch, or of this process's part of it.
+    def evaluate(self, batch: Batch) -> PromptedLoss:
+        """The loss of a batch that is this process's alone, without gradients; in parts as large as a step's.
 
         Args:
             batch: From the loader.
-            share_count: Whether the other processes have parts of the same batch, so that the mean of all losses, and
-                of their gradients, must be the mean over the queries of all.
         """
+        count = max(1.0, float(batch.valid.sum()))
+        module = _Forward(self.network)
+        with torch.no_grad():
+            parts = [self._loss(module, part, count) for part in batch.split(self.at_once)]
+        return PromptedLoss(
+            torch.stack([p.total for p in parts]).sum(),
+            torch.cat([p.of_query for p in parts]),
+            torch.cat([p.dice for p in parts]),
+        )
+
+    def _count(self, batch: Batch) -> float:
+        """What losses are divided by, so that their mean over the processes is that over the queries of all."""
+        own = float(batch.valid.sum())
+        if distributed.world_size() == 1:
+            return max(1.0, own)
+        return max(1.0, distributed.total(own, self.device)) / distributed.world_size()
+
+    def _loss(self, module: nn.Module, batch: Batch, count: float) -> PromptedLoss:
         b = batch.to(self.device)
-        count = None
-        if share_count and distributed.world_size() > 1:
-            everything = distributed.total(float(b.valid.sum()), self.device)
-            count = max(1.0, everything) / distributed.world_size()
-        module = self._module if share_count else _Forward(self.network)
         with autocast_for(self.device, self.config.precision):
             maps, embeddings = module(b.image, b.queries, b.modality)
         chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
@@ -146,6 +167,11 @@ class Stepper:
             count=count,
             ignored=b.some_ignored,
         )
+
+    def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients of all but the last part of a batch are not sent to the other processes yet."""
+        module = self._module
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
     def leave_processes(self) -> None:
         """Let go of DDP, before the process group ends.

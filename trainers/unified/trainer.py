@@ -35,7 +35,7 @@ from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
-from satunet.trainers.unified.batches.sampling import foreground_boxes
+from satunet.trainers.unified.batches.sampling import foreground_boxes, only_shown
 from satunet.trainers.unified.checkpointing import (
     RunState,
     checkpoint_of,
@@ -145,6 +145,12 @@ class SATTrainer(nnUNetTrainer):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.was_initialized = True
 
+    @property
+    def patches_at_once(self) -> int:
+        """Patches that the network sees at once, in training and validation: at most this process's share of a step."""
+        share = -(-self.batch_size // distributed.world_size())
+        return min(share, self.config.patches_at_once or self.plan.patches_at_once or share)
+
     @staticmethod
     def build_network_architecture(*args: Any, **kwargs: Any) -> torch.nn.Module:
         """nnU-Net's predictor builds networks by output channels; a prompted network has none."""
@@ -174,7 +180,10 @@ class SATTrainer(nnUNetTrainer):
             self.initialize()
         split = self.setup.split
         self._make_loaders()
-        self.stepper = Stepper(self.network, self.optimizer, self.grad_scaler, self.config, self.device)
+        self._say_what_is_not_taught()
+        self.stepper = Stepper(
+            self.network, self.optimizer, self.grad_scaler, self.config, self.device, at_once=self.patches_at_once
+        )
         self.set_deep_supervision_enabled(True)
         if distributed.rank() == 0:
             if self.current_epoch == 0:
@@ -196,6 +205,21 @@ class SATTrainer(nnUNetTrainer):
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{distributed.world_size()} processes with {worker_count(self.config, self.device)} workers each"
         )
+
+    def _say_what_is_not_taught(self) -> None:
+        """Classes that no training scan of the fold shows are not trained, nor asked for as negatives."""
+        setup = self.setup
+        records = [setup.store.record(scan) for scan in setup.split.train]
+        taught = {name for classes in only_shown(setup.space, records).ids.values() for name in classes}
+        missing = [name for name in setup.space.class_names if name not in taught]
+        if missing:
+            message = (
+                f"no training scan of fold {self.fold!r} shows {len(missing)} of the {len(setup.space.classes)} classes, "
+                f"which are not trained: {', '.join(missing)}"
+            )
+            self.print_to_log_file(message)
+            if distributed.rank() == 0:
+                logger.warning("%s", message)
 
     def _make_loaders(self) -> None:
         with distributed.first_process_first():
@@ -234,7 +258,7 @@ class SATTrainer(nnUNetTrainer):
                 waiting = time.perf_counter()
                 batch = next(self.dataloader_train)
                 waited = time.perf_counter() - waiting
-                with explain_memory(self.plan, self.batch_size, distributed.world_size(), f"in step {step}"):
+                with explain_memory(self.plan, self.patches_at_once, f"in step {step}"):
                     outputs.append(self.train_step(batch, step, waited))
                 if self.on_step is not None:
                     self.on_step(step, float(outputs[-1]["loss"]))
@@ -298,7 +322,7 @@ class SATTrainer(nnUNetTrainer):
         """Loss and soft Dice of each positive query of a batch."""
         assert self.stepper is not None
         self.reporter.unreadable(batch.failed)
-        loss = self.stepper.loss(batch, share_count=False)
+        loss = self.stepper.evaluate(batch)
         shown = (batch.positive & batch.valid).cpu()
         values = (1 - loss.dice).cpu()
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,24 @@ class Batch:
             failed=tuple(f for s in samples for f in s.failed),
             some_ignored=bool((labels < 0).any()),
         )
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most so many crops, in order."""
+        if size >= len(self.scans):
+            yield self
+            return
+        for start in range(0, len(self.scans), size):
+            part = slice(start, start + size)
+            labels = self.labels[part]
+            yield dataclasses.replace(
+                self,
+                **{name: getattr(self, name)[part] for name in ("image", "queries", "membership", "valid", "positive")},
+                labels=labels,
+                modality=self.modality[part],
+                names=self.names[part],
+                scans=self.scans[part],
+                some_ignored=self.some_ignored and bool((labels < 0).any()),
+            )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, :attr:`valid` excepted."""

@@ -28,6 +28,7 @@ from satunet.trainers.unified.batches.sampling import (
     centre_of_class,
     choose_queries,
     crop_start,
+    only_shown,
     read_crop,
     sample_rng,
     scan_repeats,
@@ -76,6 +77,8 @@ class StepBatches(Dataset[Batch]):
         self.config = config
         self.stream = stream
         self.records = [self.store.record(scan) for scan in scans]
+        # A class that no scan of the fold shows would be asked for as a negative alone, and be learned to be nowhere.
+        self._asked = setup.space if stream else only_shown(setup.space, self.records)
         self.boxes = dict(boxes or {})
         self.batch_size = config.batch_size or self.plan.batch_size
         self.limit = config.queries_per_scan or self.plan.queries_per_scan
@@ -88,7 +91,7 @@ class StepBatches(Dataset[Batch]):
                 "or a multiple of it (the batch size is that of all processes together)"
             )
         self.variants = {c.name: [v for v in text_variants(c) if v in self.bank] for c in self.space.classes}
-        self._augmentation = Augmentation(self.plan.patch_size) if config.augment and stream == 0 else None
+        self._augmentation = Augmentation(self.plan.crop_size) if config.augment and stream == 0 else None
         self._cache: OrderedDict[str, tuple[NDArray[Any], NDArray[Any]]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ class StepBatches(Dataset[Batch]):
     def _repeats(self, record: ScanRecord) -> int:
         low, high = self.boxes.get(record.scan_id, ((0, 0, 0), record.shape))
         extent = [b - a for a, b in zip(low, high, strict=True)]
-        return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.patch_size, self.limit)
+        return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.crop_size, self.limit)
 
     def _sample(self, step: int, index: int) -> Sample:
         rng = sample_rng(self.config.seed, step, index, self.stream)
@@ -119,7 +122,7 @@ class StepBatches(Dataset[Batch]):
                     ) from error
 
     def _crop(self, record: ScanRecord, rng: np.random.Generator) -> Sample:
-        patch = self.plan.patch_size
+        patch = self.plan.crop_size
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
@@ -134,7 +137,7 @@ class StepBatches(Dataset[Batch]):
         if (ignored := self.space.ignored.get(record.dataset)) is not None:
             labels = labels.masked_fill(labels == ignored, IGNORED)
         present = frozenset(torch.unique(labels).tolist()) - {0, IGNORED}
-        queries = choose_queries(self.space, record.dataset, present, self.limit, self.config.negative_share, rng)
+        queries = choose_queries(self._asked, record.dataset, present, self.limit, self.config.negative_share, rng)
         texts = [self._wording(query, rng) for query in queries]
         return Sample(
             image=image,

@@ -15,6 +15,7 @@ the samples an unbroken one would have seen.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,6 +180,23 @@ def read_crop(array: Any, start: Sequence[int], patch: Sequence[int], fill: floa
     place = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
     result[place] = data
     return result
+
+
+def only_shown(space: LabelSpace, records: Sequence[ScanRecord]) -> LabelSpace:
+    """The label space without the classes that no scan shows: the names stay, no dataset annotates them any more.
+
+    Args:
+        space: The label space.
+        records: Scans to train on.
+    """
+    shown = {
+        name
+        for record in records
+        for name, ids in space.ids.get(record.dataset, {}).items()
+        if not record.label_voxels.keys().isdisjoint(ids)
+    }
+    ids = {d: {name: i for name, i in classes.items() if name in shown} for d, classes in space.ids.items()}
+    return dataclasses.replace(space, ids=ids)
 
 
 def choose_queries(

@@ -57,7 +57,8 @@ class StepClock:
         if self._cuda:
             torch.cuda.synchronize()
         for (_, before), (phase, after) in zip(self._marks, self._marks[1:], strict=False):
-            result[phase] = before.elapsed_time(after) / 1e3 if self._cuda else after - before
+            seconds = before.elapsed_time(after) / 1e3 if self._cuda else after - before
+            result[phase] = result.get(phase, 0.0) + seconds
         return result
 
     def _now(self) -> Any:

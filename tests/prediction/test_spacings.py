@@ -1,0 +1,130 @@
+"""A model may look for its classes at several spacings, and draws only what it has scores for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from satunet.errors import PlanError
+from satunet.models.folder import ClassScore, ModelCard, ModelFolder
+from satunet.plan import UnifiedPlan
+from satunet.prediction import Predictor
+
+from .conftest import make_model
+from .test_predictor import dice, scene
+
+SPACINGS = {"mri": {"left bright": (2.0,), "right bright": (1.0, 3.0)}}
+
+
+def plan_with(**changes: object) -> UnifiedPlan:
+    return replace(make_model().plan, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "extent", "spacing"),
+    [
+        ("bright", "mri", (50.0, 50.0, 50.0), 1.0),  # the plan's
+        ("left bright", "mri", (50.0, 50.0, 50.0), 2.0),
+        ("left bright", "ct", (50.0, 50.0, 50.0), 1.0),  # spacings are those of a modality
+        ("right bright", "mri", (16.0, 12.0, 9.0), 1.0),  # one window at 1 mm holds it
+        ("right bright", "mri", (17.0, 12.0, 9.0), 3.0),
+        ("right bright", "mri", (500.0, 12.0, 9.0), 3.0),  # no window does
+        (None, "mri", (16.0, 16.0, 16.0), 1.0),
+    ],
+)
+def test_the_spacing_of_a_class_depends_on_modality_and_extent(name, modality, extent, spacing) -> None:
+    plan = plan_with(class_spacings_mm=SPACINGS)
+    assert plan.spacing_for(name, modality, extent) == (spacing,) * 3
+
+
+def test_spacings_are_kept_in_the_plan_file_and_left_out_where_there_are_none() -> None:
+    plan = plan_with(class_spacings_mm=SPACINGS, fit_windows=True, one_piece=("bright",))
+    assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
+    plain = make_model().plan.to_nnunet()["satunet"]
+    assert not {"class_spacings_mm", "fit_windows", "one_piece"} & set(plain)
+
+
+@pytest.mark.parametrize("wrong", [(), (0.0, 1.0), (2.0, 1.0), (1.0, 1.0)])
+def test_spacings_that_are_none_are_refused(wrong: tuple[float, ...]) -> None:
+    with pytest.raises(PlanError, match="spacings of 'bright'"):
+        plan_with(class_spacings_mm={"mri": {"bright": wrong}})
+
+
+def test_a_window_fits_the_scan_if_the_plan_says_so() -> None:
+    assert plan_with().window_for((5, 40, 16)) == (16, 16, 16)
+    assert plan_with(fit_windows=True).window_for((5, 40, 16)) == (6, 16, 16)
+
+
+def test_masks_of_several_spacings_lie_in_one_grid() -> None:
+    image, truth = scene((48, 40, 30), np.diag([1.0, 1.2, 2.0, 1]))
+    model = replace(make_model(), plan=plan_with(class_spacings_mm=SPACINGS, fit_windows=True))
+    seen: list[tuple[int, int]] = []
+    predictor = Predictor(model, device="cpu", precision="float32")
+    prompts = ["bright", "left bright", "right bright"]
+    result = predictor.predict(image, prompts, on_progress=lambda done, total: seen.append((done, total)))
+    scan = predictor.prepare(image, "mri", predictor.match(prompts))
+    assert {spacing for _, spacing in scan.views} == {(1.0,) * 3, (2.0,) * 3, (3.0,) * 3}
+    for mask in result.masks:
+        assert mask.mask is not None
+        assert mask.mask.shape == image.grid.shape
+        assert dice(mask.mask, truth) > 0.7
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def with_scores(*scores: tuple[str, str]) -> ModelFolder:
+    rows = tuple(
+        ClassScore(class_name=name, modality=modality, dsc=0.8, nsd=0.8, scans=1, dataset="D", kept_out=True)
+        for name, modality in scores
+    )
+    card = ModelCard(name="m", weights_hash="0", encoder_name="minilm", encoder_fingerprint="x", scores=rows)
+    return replace(make_model(), card=card)
+
+
+def test_a_model_with_scores_draws_only_what_has_one_in_the_scans_modality() -> None:
+    image, truth = scene((16, 16, 16), np.eye(4))
+    predictor = Predictor(with_scores(("bright", "mri"), ("left bright", "ct")), device="cpu")
+    good, refused = predictor.predict(image, ["bright", "left bright"], modality="mri").masks
+    assert np.array_equal(good.mask, truth)
+    assert refused.mask is None
+    assert refused.match.note == "'left bright' has no score in mri, and is not drawn there; it has in ct"
+
+
+def test_a_model_without_scores_draws_everything() -> None:
+    predictor = Predictor(make_model(), device="cpu")
+    (match,) = predictor.match(["bright"])
+    assert predictor.vocabulary.offered(match, "ct") == match
+
+
+def test_of_a_class_that_is_one_piece_the_largest_is_kept() -> None:
+    image, truth = scene((16, 16, 16), np.eye(4))
+    image.array[14, 14, 14] = 5
+    both, largest = (
+        Predictor(replace(make_model(), plan=plan_with(one_piece=names)), device="cpu", precision="float32")
+        .predict(image, ["bright"])
+        .masks[0]
+        for names in ((), ("bright",))
+    )
+    assert both.mask is not None
+    assert largest.mask is not None
+    assert both.mask[14, 14, 14]
+    assert np.array_equal(largest.mask, truth)
+
+
+def test_a_class_of_crops_is_drawn_as_its_two_sides_where_the_scan_is_larger() -> None:
+    image, _ = scene((48, 40, 30), np.eye(4))
+    image.array[:24] *= 0.9
+    spacings = {"mri": {"bright": (1.0, 3.0), "left bright": (3.0,), "right bright": (3.0,)}}
+    model = replace(make_model(), plan=plan_with(class_spacings_mm=spacings))
+    vectors = model.bank.vectors.copy()
+    vectors[:, 0] = [{"bright": 99.0, "left bright": 2.0, "right bright": 1.0}[text] for text in model.bank.texts]
+    predictor = Predictor(replace(model, bank=replace(model.bank, vectors=vectors)), device="cpu", precision="float32")
+    both, left, right = (m.mask for m in predictor.predict(image, ["bright", "left bright", "right bright"]).masks)
+    assert left is not None
+    assert right is not None
+    assert right.sum() > left.sum() > 0
+    assert np.array_equal(both, left | right)
+    small, _ = scene((12, 12, 12), np.eye(4))  # one window at 1 mm holds it
+    assert not predictor.predict(small, ["bright"]).masks[0].mask.any()  # type: ignore[union-attr]

@@ -1,0 +1,190 @@
+"""Several sources in one training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from satunet.datasets.raw import Dataset
+from satunet.labels import build_label_space, text_variants
+from satunet.network.config import NetworkConfig
+from satunet.text import TextBank
+from satunet.trainers.config import TrainingConfig
+from satunet.trainers.synthetic import run
+from satunet.trainers.synthetic.crops import Deformation
+from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spacings, one_piece, swapped_ids
+from satunet.trainers.synthetic.subjects import make_subject
+from satunet.trainers.synthetic.voxels import voxel_loss
+from satunet.trainers.unified.loss import IGNORED
+
+HEADS, ORGANS = "Dataset701_Heads", "Dataset702_Organs"
+
+
+def dataset(name: str, modalities: tuple[str, ...], labels: dict[str, int]) -> Dataset:
+    return Dataset(
+        id=int(name[7:10]), name=name, folder=Path(name), channel_names=modalities, modalities=modalities,
+        labels={n: (i,) for n, i in labels.items()},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def space():
+    return build_label_space(
+        [
+            dataset(HEADS, ("mri",), {"left thalamus": 1, "right thalamus": 2, "third ventricle": 3}),
+            dataset(ORGANS, ("ct",), {"liver": 1, "spleen": 2}),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def bank(space):
+    texts = tuple(dict.fromkeys(t for info in space.classes for t in text_variants(info)))
+    vectors = np.random.default_rng(0).normal(size=(len(texts), 8)).astype(np.float32)
+    return TextBank(encoder_name="random", encoder_fingerprint="0", texts=texts, vectors=vectors)
+
+
+@pytest.fixture(scope="module")
+def groups():
+    head = np.zeros((24, 28, 20), np.int64)
+    head[4:10, 8:20, 6:14], head[14:20, 8:20, 6:14], head[10:14, 8:20, 6:14] = 1, 2, 3
+    tissues = np.where(head > 0, head, 500)
+    organs = np.zeros((20, 20, 20), np.int64)
+    organs[3:9, 4:16, 4:16], organs[12:18, 4:16, 4:16] = 1, 2
+    image = (organs * 0.5).astype(np.float32)
+    mirror = Deformation(rotation_deg=5, stretch=0.05, warp=0.02, mirror=True)
+    return [
+        Group(
+            name="heads", share=(1.0, 0.0), kind="brain", patch=(16, 32, 16), spacing_mm=(1.0, 2.0), batch=3,
+            subjects=[make_subject(HEADS, "a", "mri", None, head, (1.0, 1.0, 1.0), tissues=tissues)],
+            deformation=mirror, names={1: "thalamus", 2: "thalamus", 3: "third ventricle"}, foreign=("liver",),
+        ),
+        Group(
+            name="organs", share=(0.0, 1.0), patch=(32, 16, 16), spacing_mm=(3.0, 3.0), batch=1,
+            subjects=[make_subject(ORGANS, "b", "ct", image, organs, (2.0, 2.0, 2.0))], foreign=("third ventricle",),
+        ),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batches(groups, space, bank):
+    return MixtureBatches(groups, space, bank, steps=100)
+
+
+def test_a_batch_has_the_patch_and_the_number_of_its_group(batches):
+    for step in (0, 99):
+        batch = batches[step]
+        group = batches.group_of(step)
+        assert all(n.startswith("Dataset") for n in batch.scans)
+        assert batch.image.shape == (group.batch, 1, *group.patch)
+        assert batch.labels.shape == (group.batch, *group.patch)
+        assert torch.isfinite(batch.image).all()
+
+
+def test_shares_move_from_one_group_to_the_other(batches):
+    assert all(batches.group_of(s).name == "heads" for s in range(3))
+    assert all(batches.group_of(s).name == "organs" for s in range(97, 100))
+    assert {batches.group_of(s).name for s in range(40, 60)} == {"heads", "organs"}
+
+
+def test_a_batch_is_a_function_of_its_step(batches):
+    first, again = batches[7], batches[7]
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.queries, again.queries)
+    assert first.names == again.names
+    assert not torch.equal(first.image, batches[8].image)
+
+
+def test_a_class_of_another_dataset_is_asked_for_only_where_it_is_foreign(batches):
+    for step in range(5):
+        names = {n for several in batches[step].names for n in several}
+        assert names <= {"left thalamus", "right thalamus", "thalamus", "third ventricle", "liver"}
+        batch = batches[step]
+        for b, several in enumerate(batch.names):
+            if "liver" in several:
+                assert not batch.membership[b, several.index("liver")].any()
+
+
+def test_outside_of_a_real_scan_nobody_labelled(batches):
+    labels = batches[99].labels
+    assert (labels == IGNORED).any()
+    assert (batches[99].image[:, 0][labels == IGNORED] == 0).all()
+
+
+def test_a_mirrored_head_has_its_sides_swapped(groups, space, bank):
+    batches = MixtureBatches([groups[0]], space, bank, steps=10)
+    seen = 0
+    for seed in range(12):
+        _, labels, _ = batches.crop(
+            groups[0], groups[0].subjects[0], np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        )
+        left, right = ((labels == i).nonzero()[:, 0].float() for i in (1, 2))
+        if len(left) and len(right):
+            assert float(left.mean()) < float(right.mean())  # left has the smaller x in RAS, mirrored or not
+            seen += 1
+    assert seen > 5
+
+
+def test_sides_are_swapped_by_name():
+    table = swapped_ids({"left thalamus": (1,), "right thalamus": (4,), "brainstem": (2,)})
+    assert table.tolist() == [0, 4, 2, 3, 1]
+
+
+def test_classes_are_predicted_at_the_spacing_of_their_group(groups, space):
+    found = class_spacings(groups, space)
+    assert found["mri"]["left thalamus"] == (1.4,)
+    assert found["ct"]["liver"] == (3.0,)
+    assert "liver" not in found["mri"]
+
+
+def test_what_is_one_piece_in_every_label_map_is_said_to_be(groups, space):
+    assert one_piece(groups, space) == ("left thalamus", "liver", "right thalamus", "spleen", "third ventricle")
+
+
+def test_the_voxel_loss_is_small_where_features_tell_structures_apart():
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.long)
+    labels[:, 0], labels[:, 1], labels[:, 3] = 1, 2, -1
+    features = torch.zeros(1, 2, 4, 4, 4)
+    features[:, 0][labels == 1] = 20.0
+    features[:, 1][labels == 2] = 20.0
+    membership = torch.tensor([[[False, True, False], [False, False, True], [False, True, True]]])
+    shown = torch.ones(1, 3, dtype=torch.bool)
+    right = torch.tensor([[[1.0, 0.0, -10.0], [0.0, 1.0, -10.0], [9.0, 9.0, 9.0]]])
+    wrong = right[:, [1, 0, 2]]
+    assert float(voxel_loss(features, right, labels, membership, shown, count=64)) < 0.01
+    assert float(voxel_loss(features, wrong, labels, membership, shown, count=64)) > 5
+
+
+def test_the_voxel_loss_of_a_crop_without_structures_is_zero():
+    nothing = torch.zeros(1, 2, 2, 2, 2)
+    membership, shown = torch.zeros(1, 1, 2, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    loss = voxel_loss(nothing, torch.zeros(1, 1, 3), torch.zeros(1, 2, 2, 2).long(), membership, shown)
+    assert float(loss) == 0
+
+
+def test_a_training_leaves_averaged_weights_and_goes_on_where_it_stopped(groups, space, bank, tmp_path, monkeypatch):
+    class Encoder:
+        name, fingerprint = "random", "0"
+
+        def encode(self, texts, on_progress=None):
+            return bank.matrix(list(texts))
+
+    monkeypatch.setattr(run, "load_text_encoder", lambda name: Encoder())
+    network = NetworkConfig.auto(
+        features_per_stage=(4, 8),
+        strides=((1, 1, 1), (2, 2, 2)),
+        kernel_sizes=((3, 3, 3),) * 2,
+        text_dim=8,
+        query_dim=8,
+    )
+    config = TrainingConfig(steps=4, warmup_steps=0, learning_rate=1e-3, precision="float32")
+    whole = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+    assert whole.steps == 4
+    assert set(whole.losses) == {4}
+    again = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+    assert all(torch.equal(whole.weights[name], again.weights[name]) for name in whole.weights)
+    more = run.train_mixture(
+        groups, space, network, config, tmp_path / "more", start=whole.weights, voxel_weight=0.0, averaged=0.5
+    )
+    assert not all(torch.equal(whole.weights[name], more.weights[name]) for name in whole.weights)
