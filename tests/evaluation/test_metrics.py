@@ -247,6 +247,8 @@ def test_a_surface_at_the_edge_of_ignored_voxels_does_not_count() -> None:
     expected = sum(float(a[c].sum()) for a, c in zip(areas, common, strict=True)) / sum(float(a.sum()) for a in areas)
     assert scores.nsd == pytest.approx(expected)
     assert scores.dsc == pytest.approx(2 * 7 * 16 / (7 * 16 + 7 * 20))
+    unseen = score_label_maps(np.full_like(reference, 9), prediction, MM, {"a": (1,)}, ignore_id=9)["a"]
+    assert (unseen.reference_voxels, unseen.prediction_voxels, unseen.lesions) == (0, 0, None)
     blind = np.where(reference == 1, 1, 9).astype(np.uint8)  # no voxel of background is known
     nothing = score_label_maps(blind, prediction, MM, {"a": (1,)}, ignore_id=9)["a"]
     assert nothing.dsc == 1
@@ -333,6 +335,7 @@ def test_absence_policies(
     ("kwargs", "message"),
     [
         ({"prediction": np.ones((3, 3, 4), dtype=bool)}, "one shape"),
+        ({"prediction": np.ones((3, 3, 2), dtype=bool)}, "one shape"),
         ({"spacing_mm": (1.0, 1.0, 0.0)}, "three positive numbers"),
         ({"spacing_mm": (1.0, 1.0)}, "three positive numbers"),
     ],

@@ -45,6 +45,7 @@ def enumerated_wilcoxon(differences: list[float]) -> float:
         [0.1, -0.2, 0.3, -0.4, 0.5, 0.6, 0.7],
         [0] * 9 + [0.1, 0.1, -0.2, 0.3, 0.4],
         [0.1, 0.1, -0.1, 0.2, 0.2, -0.3, 0.4, 0.4],
+        [0.1, -0.1, 0.1, -0.1, 0.1, -0.1],  # in the middle: twice the smaller tail would be more than 1
     ],
 )
 def test_wilcoxon_is_exact_with_zeros_and_ties(differences: list[float]) -> None:
@@ -117,6 +118,7 @@ def test_a_mean_that_loses_all_its_values_differs_in_nothing() -> None:
     uneven = Uneven(1.0, np.array([[0.9, 0.0], [0.0, 0.0]]), np.array([[1.0, 0], [0, 0]]))
     assert uneven.differences(np.zeros((1, 2))).tolist() == [0.0]
     assert uneven.moves
+    assert Uneven(1.0, np.array([[0.5, 0.2], [0.4, 0.2]]), np.ones((2, 2))).moves
     sums = np.array([[0.5, 0.2], [0.5, 0.2]])
     assert Uneven(1.0, sums, np.array([[1.0, 1], [2, 1]])).moves
     assert not Uneven(1.0, sums, np.array([[1.0, 1], [1, 1]])).moves
@@ -143,6 +145,7 @@ def test_no_interval_where_nothing_tells() -> None:
     assert all(map(math.isnan, student_interval(NAN, [np.ones(5)])))
     assert all(map(math.isnan, student_interval(0.5, [np.zeros(5)])))  # all the same
     assert all(map(math.isnan, share_interval(1.0, [np.zeros(5)])))
+    assert all(map(math.isnan, share_interval(0.0, [np.zeros(5)])))
     assert all(map(math.isnan, student_interval(0.5, [np.full(5, 0.1), np.ones(2)])))
 
 
