@@ -50,7 +50,7 @@ def shipped_files() -> set[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source tree in a folder with a space, so that nothing is built in the tree itself."""
     folder = tmp_path_factory.mktemp("source") / "with space"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "demo_output", "results")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "demo_output")
     shutil.copytree(REPOSITORY, folder, ignore=ignored)
     return folder
 
