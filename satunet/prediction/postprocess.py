@@ -34,7 +34,9 @@ class Postprocessing:
         if self.largest_component:
             import cc3d
 
-            mask = cc3d.largest_k(np.ascontiguousarray(mask), k=1, connectivity=26) > 0
+            # Padded, because cc3d 4.1 has room for too few components in a small box whose every other voxel is one.
+            largest = cc3d.largest_k(np.pad(mask, 1), k=1, connectivity=26)
+            mask = np.ascontiguousarray(largest[1:-1, 1:-1, 1:-1] > 0)
         if self.fill_holes:
             import fill_voids
 
