@@ -22,6 +22,7 @@ from satunet.datasets.raw import Dataset, split_scan_id
 from satunet.errors import DatasetError
 from satunet.images.image import strip_ending
 from satunet.jobs.files import read_json, write_json
+from satunet.jobs.fresh import content_hash
 from satunet.jobs.records import load_json
 from satunet.planners.run import known_fingerprints, scans_of
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FOLDS = 5
 _CHANNEL = re.compile(r"_\d{4}$")
+_OURS = "splits_made_for_specialist.json"
+"""Beside a ``splits_final.json`` in ``nnUNet_preprocessed``: hash of the one that was made here."""
 
 Fold = dict[str, list[str]]
 """Names under ``"train"`` and ``"val"``."""
@@ -143,6 +146,17 @@ def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -
     except (OSError, ValueError):
         pass
     write_json(own, content)
+    write_json(own.with_name(_OURS), {"sha256": content_hash(own)})
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a split was made here for a specialist, and not touched since: then it says nothing that was not known, and
+    is made anew from the cases that are there now.
+    """
+    try:
+        return bool(read_json(file.with_name(_OURS)) == {"sha256": content_hash(file)})
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass
@@ -233,7 +247,7 @@ def _given(dataset: str, cases: list[str], notes: list[str]) -> list[Fold] | Non
     """The folds of a dataset's own ``splits_final.json``, if it has one."""
     for folder in (raw_dir(), preprocessed_dir()):
         file = folder / dataset / "splits_final.json"
-        if file.is_file():
+        if file.is_file() and not _is_ours(file):
             return _read(file, dataset, cases, notes)
     return None
 

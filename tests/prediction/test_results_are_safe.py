@@ -375,7 +375,9 @@ def test_a_prompt_file_may_begin_with_a_mark(tmp_path: Path) -> None:
 
     (tmp_path / "p.txt").write_text("\ufeffliver\r\nspleen\n", encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("liver", "spleen")
-    (tmp_path / "p.json").write_text('\ufeff[{"image": "a.nii", "prompts": ["liver"], "modality": "MR"}]')
+    (tmp_path / "p.json").write_text(
+        '\ufeff[{"image": "a.nii", "prompts": ["liver"], "modality": "MR"}]', encoding="utf-8"
+    )
     assert read_pairs(tmp_path / "p.json")[0].modality == "mri"
     (tmp_path / "p.json").write_text('[{"image": "a.nii", "prompts": ["liver"], "modality": "xray"}]')
     with pytest.raises(UserError, match="entry 1: modality 'xray'; allowed are ct"):

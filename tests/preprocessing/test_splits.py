@@ -238,3 +238,21 @@ def test_any_name_of_a_dataset_keeps_its_split(nnunet_env: Path, dataset: str, c
     folds = case_folds({dataset: cases})
     found = unified_splits(scans(dataset, cases), folds)
     assert sorted(s for fold in found for s in fold["val"]) == sorted(scans(dataset, cases))
+
+
+def test_a_split_made_for_a_specialist_follows_the_cases_and_a_users_does_not(nnunet_env: Path) -> None:
+    """A case that is taken out, or added, changes what was made here; what somebody wrote is asked about."""
+    from satunet.jobs.files import read_json, write_json
+
+    name = NAME
+    (nnunet_env / "preprocessed" / name).mkdir()
+    cases = [f"case_{i:02d}" for i in range(6)]
+    file = nnunet_env / "preprocessed" / name / "splits_final.json"
+    share_folds(name, case_folds({name: cases}))
+    assert {c for fold in read_json(file) for c in fold["val"]} == set(cases)
+    fewer = cases[:5]
+    share_folds(name, case_folds({name: fewer}))
+    assert {c for fold in read_json(file) for c in fold["val"]} == set(fewer)
+    write_json(file, [{"train": cases[1:], "val": cases[:1]}])  # by hand
+    with pytest.raises(DatasetError, match="none of the 1 cases that fold 0 lists under 'val'"):
+        case_folds({name: cases[1:]})

@@ -113,7 +113,7 @@ def test_scans_that_were_trained_on_are_not_validated(planned: Path) -> None:
     trainer = make_trainer(config(steps=1, steps_per_epoch=1))
     trainer.initialize()
     train, val = trainer.do_split()
-    file = trainer.unified_folder / "splits_final.json"
+    file = trainer.plan.unified_folder.splits
     write_json(file, [{"train": train, "val": [*val, train[0]]}])
     shared = {"store": trainer.setup.store, "space": trainer.setup.space, "file": file}
     assert Split.of_fold(0, **shared).held_out == tuple(val)
