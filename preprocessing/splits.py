@@ -146,7 +146,8 @@ def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -
     except (OSError, ValueError):
         pass
     write_json(own, content)
-    write_json(own.with_name(_OURS), {"sha256": content_hash(own)})
+    if not (raw_dir() / dataset / own.name).is_file():  # a published split is nobody's to make anew
+        write_json(own.with_name(_OURS), {"sha256": content_hash(own)})
 
 
 def _is_ours(file: Path) -> bool:
