@@ -150,7 +150,18 @@ def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
+def handle_sigterm() -> None:
+    """From now on, SIGTERM is treated as Ctrl-C is, in this process alone.
+
+    Processes that are forked from it (nnunetv2's pools) end at once, as they would anywhere: a pool ends its workers by
+    SIGTERM, and waits for ever for one that handles it.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 def main() -> None:
     """Entry point of the ``satunet`` command."""
-    signal.signal(signal.SIGTERM, _terminate)
+    handle_sigterm()
     sys.exit(run())

@@ -101,3 +101,19 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, text=True)
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_workers_of_a_forked_pool_end_at_once() -> None:
+    """nnunetv2's pools fork and end their workers by SIGTERM; one that handled it was waited for for ever."""
+    script = (
+        "import multiprocessing, signal\n"
+        "from satunet.cli import handle_sigterm\n"
+        "handle_sigterm()\n"
+        "for _ in range(30):\n"
+        "    with multiprocessing.get_context('fork').Pool(4) as pool:\n"
+        "        assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL\n"
+        "assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
