@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
 from satunet.prediction.masks import BoxedMask, restore_values
 from satunet.prediction.mean import ValuesInFile
@@ -89,12 +90,16 @@ class Found:
         geometry: Of that view.
         in_file: In the grid of the file.
         one_piece: Whether the models say that the structure is one connected piece.
+        peak: Largest probability in any look of any model.
+        agreement: Share of the looks that agree; of several models or parts, the mean.
     """
 
     probability: Probability | None = None
     geometry: ScanGeometry | None = None
     in_file: ValuesInFile | None = None
     one_piece: bool = False
+    peak: float = 0.0
+    agreement: float = 0.0
 
     def restored(self) -> ValuesInFile | None:
         """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
@@ -103,3 +108,16 @@ class Found:
         if self.probability.values is None:
             return None
         return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighed:
+    """A mask, and what speaks for it.
+
+    Attributes:
+        mask: In the scan's own grid.
+        evidence: What its confidence is estimated from.
+    """
+
+    mask: BoxedMask
+    evidence: Evidence
