@@ -189,6 +189,17 @@ class Calibration:
         present = self.present(features, mask.class_name)
         return Worth(confidence=present * self.dice(features, mask.class_name), absent=1 - present)
 
+    def with_others(self, others: Sequence[Calibration], masks: Sequence[Seen]) -> list[Worth]:
+        """The mean of what the calibrations of several networks say; all see the same evidence, of their mean."""
+        several = [calibration.estimate(masks) for calibration in (self, *others)]
+        return [
+            Worth(
+                confidence=None if worths[0].confidence is None else float(np.mean([w.confidence for w in worths])),
+                absent=float(np.mean([w.absent for w in worths])),
+            )
+            for worths in zip(*several, strict=True)
+        ]
+
     def save(self, folder: Path) -> None:
         """Write it into the folder of a model."""
         save_record(folder / CONFIDENCE_FILE, self)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from satunet.confidence.calibration import Worth
 from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
 from satunet.prediction.masks import BoxedMask, restore_values
@@ -25,10 +26,14 @@ class PromptMask:
     Attributes:
         match: What the prompt means to the model.
         boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
+        worth: What it is worth; ``None`` where the model's confidence was not calibrated.
+        left_out: Why a mask that was found is not in ``boxed``; empty if it was not left out.
     """
 
     match: PromptMatch
     boxed: BoxedMask | None
+    worth: Worth | None = None
+    left_out: str = ""
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:

@@ -34,6 +34,7 @@ from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
 from satunet.prediction.door import Vocabulary
 from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
+from satunet.prediction.judging import judge
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.mean import Values, ValuesInFile, larger
 from satunet.prediction.modality import modality_of
@@ -156,16 +157,15 @@ class Predictor:
         modality = modality or self.options.modality or modality_of(loaded, self.vocabulary.modalities)[0]
         matches = [self.vocabulary.offered(match, modality) for match in matches]
         scan = self.prepare(loaded, modality, matches)
-        masks: list[BoxedMask | None] = [
-            None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
-        ]
+        nothing = Weighed(mask=BoxedMask.empty(scan.image.grid.shape), evidence=Evidence(peak=0.0))
+        masks: list[Weighed | None] = [None if match.status == "unknown" else nothing for match in matches]
         for i, found in self.find(scan, matches, embeddings=embeddings, on_progress=on_progress):
-            masks[i] = self.restore(found, scan)
-        return Prediction(
-            image=scan.image,
-            modality=scan.modality,
-            masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
-        )
+            masks[i] = self.weigh(found, scan)
+        return Prediction(image=scan.image, modality=scan.modality, masks=self.judge(matches, masks))
+
+    def judge(self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None]) -> tuple[PromptMask, ...]:
+        """Say what all masks of a scan are worth, and leave out those that the options leave out."""
+        return judge(matches, masks, [m.calibration for m in self.models if m.calibration is not None], self.options)
 
     def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
         """The same models, their networks wrapped: in something that remembers what it has encoded, for example.
