@@ -71,6 +71,7 @@ OPTIONS = {
         "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
     },
     "view": {"--output", "-o", "--modality", "--megavoxels", "--open", "--verbose"},
+    "try": {"--output", "-o", "--model", "-m", "--modality", "--open", "--device", "-device", "--verbose"},
     "info": {"--classes", "--verify", "--json", "--verbose"},
     "knowledge build": {
         "--output", "-o", "--ontologies", "--obo", "--umls", "--tables", "--dataset", "-d", "--licence", "--lenient",
