@@ -11,12 +11,13 @@ Backward keeps the convolution's output and the result, which the next convoluti
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from satunet.network import triton_kernels
 
 _BLOCK = 4096
 """Numbers that a program of the Triton kernel handles."""
@@ -94,7 +95,7 @@ def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _scale(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None, out: Tensor) -> None:
     """Scale and shift columns, then leaky ReLU, in float32 whatever the rows are."""
-    kernel = _kernel() if rows.is_cuda else None
+    kernel = triton_kernels.scale_and_leaky_relu if rows.is_cuda else None
     if kernel is not None:
         slope = 1.0 if negative_slope is None else negative_slope
         with torch.cuda.device_of(rows):
@@ -124,13 +125,3 @@ def _backward(
     of_weight, of_bias = (given * normal).sum(0), given.sum(0)
     found = (given - of_bias / len(rows) - normal * of_weight / len(rows)) * (inverse * weight)
     return found.to(rows.dtype), of_weight, of_bias
-
-
-@functools.cache
-def _kernel() -> Any:
-    """The Triton kernel of :func:`_scale`; ``None`` without Triton."""
-    try:
-        from satunet.network import triton_kernels
-    except ImportError:
-        return None
-    return triton_kernels.scale_and_leaky_relu
