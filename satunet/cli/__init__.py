@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
+    from satunet.cli.first_look import Try
     from satunet.cli.knowledge import Knowledge, Text
     from satunet.cli.models import Export, Import, Info
     from satunet.cli.predict import Predict
@@ -77,6 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Import, subcommand("import")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")]
+        | Annotated[Try, subcommand("try")]
         | Annotated[View, subcommand("view")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]
