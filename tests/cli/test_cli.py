@@ -64,6 +64,7 @@ OPTIONS = {
         "--commands", "--medsam", "--medsam_boxes", "--tolerance", "--tolerances", "--policy", "--no_distances",
         "--organs", "--trust_shape", "--copy_baseline", "--correction", "--device", "-device", "--processes", "-np", "--verbose",
     },
+    "models": {"--fetch", "--json", "--verbose"},
     "import": {
         "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",
     },
