@@ -73,7 +73,7 @@ class PredictOptions:
     strict: bool = False
     overlap: float | None = None
     mirror: bool = False
-    max_absent: float = 0.9
+    max_absent: float = 0.5
     min_confidence: float = 0.0
     fast: bool = False
     batch: int = 1

@@ -17,9 +17,7 @@ def bodies(count: int = 8, stray_mm: float = 2.0) -> list[CaseClasses]:
     found = []
     for _ in range(count):
         shift = rng.normal(0, 300, 3)
-        centres = {
-            name: tuple(np.array(place) + shift + rng.normal(0, stray_mm, 3)) for name, place in PLACES.items()
-        }
+        centres = {name: tuple(np.array(place) + shift + rng.normal(0, stray_mm, 3)) for name, place in PLACES.items()}
         found.append(CaseClasses(dataset="D", volumes_ml=dict.fromkeys(PLACES, 10.0), centres_mm=centres))
     return found
 
@@ -28,7 +26,7 @@ def test_a_body_moved_and_larger_is_in_place_and_one_structure_is_not() -> None:
     known = ClassStatistics.of(bodies())
     there = {name: tuple(1.2 * np.array(place) + [500, -70, 3]) for name, place in PLACES.items()}
     assert max(known.place_deviations(there).values()) < 1
-    there["c"] = tuple(np.array(there["c"]) + [0, 80, 0])
+    there["c"] = tuple(np.add(there["c"], (0, 80, 0)))
     found = known.place_deviations(there)
     assert max(found, key=found.__getitem__) == "c"
     assert found["c"] > 10
