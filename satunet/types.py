@@ -36,5 +36,5 @@ Affine: TypeAlias = Float64[np.ndarray[Any, np.dtype[np.float64]], "4 4"]
 Embeddings: TypeAlias = Float32[np.ndarray[Any, np.dtype[np.float32]], "n d"]
 """One row per text."""
 
-PackedFloats = NewType("PackedFloats", NDArray[np.float32])
+PackedFloats = NewType("PackedFloats", np.ndarray[Any, np.dtype[np.float32]])
 """Many numbers along one axis; in a record's file base64 of little-endian float32, a third of what a list takes."""

@@ -215,9 +215,9 @@ def _register_arrays(converter: Any) -> None:
     from satunet.types import PackedFloats
 
     converter.register_unstructure_hook_func(
-        lambda t: np.ndarray in (t, get_origin(t)), lambda array: np.asarray(array).tolist()
+        lambda t: t is np.ndarray or _number_type(t) is not None, lambda array: np.asarray(array).tolist()
     )
-    converter.register_structure_hook_func(lambda t: get_origin(t) is np.ndarray, _array)
+    converter.register_structure_hook_func(lambda t: _number_type(t) is not None, _array)
     packed = np.dtype("<f4")
     converter.register_unstructure_hook_func(
         lambda t: t is PackedFloats, lambda array: base64.b64encode(array.astype(packed).tobytes()).decode()
@@ -235,9 +235,20 @@ def _array(value: Any, kind: Any) -> NDArray[Any]:
     import numpy as np
 
     try:
-        return np.array(value, dtype=get_args(get_args(kind)[1])[0])
+        return np.array(value, dtype=_number_type(kind))
     except (ValueError, TypeError) as error:
         raise TypeError(f"expected are numbers in lists of one length, got {value!r:.80}") from error
+
+
+def _number_type(kind: Any) -> Any:
+    """``np.float64`` of ``NDArray[np.float64]``; ``None`` of what is no array."""
+    import numpy as np
+
+    origin = get_origin(kind)
+    if origin is np.ndarray:
+        return get_args(get_args(kind)[1])[0]
+    # From numpy 2.5 on, NDArray is an alias that keeps its own name.
+    return get_args(kind)[0] if getattr(origin, "__name__", None) == "NDArray" else None
 
 
 def _bytes(value: Any) -> bytes:
