@@ -178,7 +178,7 @@ def test_arrays_come_back_with_their_type_and_shape() -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
         assert getattr(found, name).dtype == getattr(record, name).dtype
     for affine in ("x", [[1], [1, 2]], {"a": 1}):
-        with pytest.raises(UserError, match="f: .*expected are numbers in lists of one length.* in affine"):
+        with pytest.raises(UserError, match=r"f: .*expected are numbers in lists of one length.* in affine"):
             from_plain(plain | {"affine": affine}, Arrays, source="f")
 
 
