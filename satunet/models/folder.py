@@ -8,6 +8,7 @@ A model folder::
     text_bank.safetensors     embeddings of their texts
     weights.safetensors       the network
     trained_scans.json        optional: digests of the scans it was trained on
+    confidence.json           optional: what its masks are worth, calibrated (in a result folder: beside the weights)
     text_encoder/             optional: the encoder, where it cannot be had by name
 
 A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
@@ -29,9 +30,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import to_plain
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import (
     empty_network,
@@ -239,12 +242,14 @@ class ModelFolder(ModelDescription):
         weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
         fold: Which fold's weights.
         checkpoint: Name of the weights' file.
+        calibration: What its masks are worth; ``None`` where that was not calibrated.
     """
 
     network: PromptedUNet
     weights_hash: str
     fold: int | str
     checkpoint: str = DEFAULT_CHECKPOINT
+    calibration: Calibration | None = None
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -252,11 +257,15 @@ class ModelFolder(ModelDescription):
         plan = json.dumps(self.plan.to_nnunet(), sort_keys=True, default=str)
         texts = hashlib.sha256("\n".join(self.bank.texts).encode())
         texts.update(np.ascontiguousarray(self.bank.vectors).tobytes())
-        return {
+        known = {
             "weights": self.weights_hash,
             "plan": hashlib.sha256(plan.encode()).hexdigest()[:16],
             "texts": texts.hexdigest()[:16],
         }
+        if self.calibration is not None:
+            confidence = json.dumps(to_plain(self.calibration), sort_keys=True)
+            known["confidence"] = hashlib.sha256(confidence.encode()).hexdigest()[:16]
+        return known
 
     @classmethod
     def load(
@@ -301,7 +310,20 @@ class ModelFolder(ModelDescription):
             fold=chosen,
             checkpoint=file.name,
             card=card,
+            calibration=_calibration_of(file.parent, digest[:16]),
         )
+
+
+def _calibration_of(folder: Path, weights_hash: str) -> Calibration | None:
+    """The calibration beside some weights; one of other weights says nothing of these."""
+    found = Calibration.load(folder)
+    if found is not None and found.weights_hash != weights_hash:
+        logger.warning(
+            "%s: calibrated for the weights %s, these are %s; masks get no confidence",
+            folder / CONFIDENCE_FILE, found.weights_hash, weights_hash,
+        )  # fmt: skip
+        return None
+    return found
 
 
 def is_model_folder(path: Path) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from satunet.confidence.calibration import Calibration
 from satunet.errors import ModelError
 from satunet.jobs.files import atomic_folder, write_json
 from satunet.labels import LabelSpace
@@ -45,6 +47,7 @@ def write_model(
     trained: TrainedScans | None = None,
     scores: Sequence[ClassScore] = (),
     sources: Sequence[Source] = (),
+    calibration: Calibration | None = None,
 ) -> ModelCard:
     """Write a model folder, whole.
 
@@ -62,6 +65,7 @@ def write_model(
         trained: Scans it was trained on.
         scores: What it can do, on scans it was not trained on.
         sources: What it was trained on.
+        calibration: What its masks are worth.
 
     Raises:
         UserError: The folder is there.
@@ -97,6 +101,8 @@ def write_model(
             copy_text_encoder(text_encoder, folder / TEXT_ENCODER_FOLDER)
         if trained is not None:
             trained.save(folder / TRAINED_SCANS_FILE)
+        if calibration is not None:
+            replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
         write_json(folder / MODEL_FILE, card.to_json())
     return card
 
@@ -150,6 +156,7 @@ def export_model(
         trained=TrainedScans.of_model(model.path, model.fold),
         scores=model.card.scores if model.card else (),
         sources=model.card.sources if model.card else (),
+        calibration=model.calibration,
     )
 
 
