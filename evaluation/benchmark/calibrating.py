@@ -22,6 +22,7 @@ from satunet.geometry import Grid
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.labels import build_label_space
 from satunet.prediction.predictor import Predictor
+from satunet.types import Box
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def _case(
             )
 
 
-def _cut(image: Image, box: tuple[slice, slice, slice]) -> Image:
+def _cut(image: Image, box: Box) -> Image:
     shift = np.eye(4)
     shift[:3, 3] = [s.start for s in box]
     array = np.ascontiguousarray(image.array[box])
@@ -167,7 +168,7 @@ def _cut(image: Image, box: tuple[slice, slice, slice]) -> Image:
 
 def _parts(
     labels: NDArray[np.integer], ids: Mapping[str, Sequence[int]], names: Sequence[str], count: int, *, seed: str
-) -> list[tuple[slice, slice, slice]]:
+) -> list[Box]:
     """Boxes of a scan that leave out a structure each, as few others as that takes."""
     rng = np.random.default_rng([ord(c) for c in seed])
     found = []

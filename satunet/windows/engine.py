@@ -30,9 +30,11 @@ import torch
 from torch import Tensor
 
 from satunet.compute.devices import Precision, autocast_for
+from satunet.geometry import moved_box
 from satunet.network.model import ImageFeatures
-from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Box, Layer, Structures, Tiling, sweep_axis
-from satunet.windows.starts import Axes, gaussian_weights, window_starts
+from satunet.types import Axes, Box
+from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.starts import gaussian_weights, window_starts
 from satunet.windows.votes import Votes
 
 MASK_CHUNK = 8
@@ -465,5 +467,4 @@ def _intersection(a: Box, b: Box) -> Box | None:
 
 
 def _relative(box: Box, to: Box) -> Box:
-    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, to, strict=True))
-    return x, y, z
+    return moved_box(box, [-side.start for side in to])
