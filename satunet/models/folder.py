@@ -22,10 +22,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -33,8 +33,7 @@ from torch import Tensor
 from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
-from satunet.jobs.files import read_json
-from satunet.jobs.records import to_plain
+from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import (
     empty_network,
@@ -63,7 +62,7 @@ class ClassScore:
 
     Attributes:
         class_name: The class.
-        modality: Of the scans.
+        modality: Modality of the scans.
         dsc: Mean Dice similarity coefficient.
         nsd: Mean normalised surface Dice at 1 mm.
         scans: How many scans show the class.
@@ -85,7 +84,7 @@ class Source:
     """What a model was trained on.
 
     Attributes:
-        name: Of the data.
+        name: Name of the data.
         what: Images with labels, or label maps that images were made of; how many.
         licence: As stated.
         address: Where they come from.
@@ -98,48 +97,45 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What is known of a model besides plan, classes and weights: the content of ``model.json``.
+class EncoderIdentity:
+    """Which text encoder made the embeddings of a model.
 
     Attributes:
+        name: Its name.
+        fingerprint: Hash of its files.
+    """
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a model besides plan, classes and weights: the record in ``model.json``.
+
+    Attributes:
+        format: What tells the file from other models' ``model.json``.
         name: A name for people.
         weights_hash: :func:`~satunet.models.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
-        encoder_name: Name of the text encoder.
-        encoder_fingerprint: Hash of the text encoder.
-        licence: Of the weights; ``None`` if it was not stated.
-        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
+        text_encoder: The text encoder.
+        licence: Licence of the weights; ``None`` if it was not stated.
         fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
+        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
         scores: What it can do. A model with scores offers no class without one.
         sources: What it was trained on.
     """
 
+    RECORD_VERSION: ClassVar[int] = MODEL_VERSION
+
+    format: Literal["satunet model"] = "satunet model"
     name: str
     weights_hash: str
-    encoder_name: str
-    encoder_fingerprint: str
+    text_encoder: EncoderIdentity
     licence: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
     fold: int | str = "all"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[ClassScore, ...] = ()
     sources: tuple[Source, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts and numbers."""
-        return {
-            "format": "satunet model",
-            "version": MODEL_VERSION,
-            "name": self.name,
-            "weights_hash": self.weights_hash,
-            "text_encoder": {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint},
-            "licence": self.licence,
-            "fold": self.fold,
-            "provenance": dict(self.provenance),
-            **{
-                name: [asdict(record) for record in records]
-                for name, records in (("scores", self.scores), ("sources", self.sources))
-                if records
-            },
-        }
 
     @classmethod
     def load(cls, path: Path) -> ModelCard:
@@ -148,28 +144,11 @@ class ModelCard:
         Raises:
             ModelError: It is not one, or one of another version.
         """
-        try:
-            content = read_json(path)
-            if content["format"] != "satunet model" or content["version"] != MODEL_VERSION:
-                raise ModelError(
-                    f"{path}: format {content['format']!r} of version {content['version']!r}; this satunet reads "
-                    f"'satunet model' of version {MODEL_VERSION}"
-                )
-            return cls(
-                name=content["name"],
-                weights_hash=content["weights_hash"],
-                encoder_name=content["text_encoder"]["name"],
-                encoder_fingerprint=content["text_encoder"]["fingerprint"],
-                licence=content["licence"],
-                provenance=content["provenance"],
-                fold=content["fold"],
-                scores=tuple(ClassScore(**score) for score in content.get("scores", ())),
-                sources=tuple(Source(**source) for source in content.get("sources", ())),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"{path}: not a satunet model ({type(error).__name__}: {error})") from error
+        content = load_json(path, what="a model card", error=ModelError)
+        if not isinstance(content, Mapping) or content.get("format") != "satunet model":
+            found = content.get("format") if isinstance(content, Mapping) else None
+            raise ModelError(f"{path}: not a satunet model: its format is {found!r}, expected is 'satunet model'")
+        return from_plain(content, cls, source=path, error=ModelError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

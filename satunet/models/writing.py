@@ -13,7 +13,8 @@ from torch import Tensor
 
 from satunet.confidence.calibration import Calibration
 from satunet.errors import ModelError
-from satunet.jobs.files import atomic_folder, write_json
+from satunet.jobs.files import atomic_folder
+from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import empty_network, hash_weights, load_weights
 from satunet.models.folder import (
@@ -21,6 +22,7 @@ from satunet.models.folder import (
     MODEL_FILE,
     WEIGHTS_FILE,
     ClassScore,
+    EncoderIdentity,
     ModelCard,
     ModelFolder,
     Source,
@@ -80,8 +82,7 @@ def write_model(
     card = ModelCard(
         name=name,
         weights_hash=hash_weights(weights),
-        encoder_name=bank.encoder_name,
-        encoder_fingerprint=bank.encoder_fingerprint,
+        text_encoder=EncoderIdentity(name=bank.encoder_name, fingerprint=bank.encoder_fingerprint),
         licence=licence,
         fold=fold,
         scores=tuple(scores),
@@ -103,7 +104,7 @@ def write_model(
             trained.save(folder / TRAINED_SCANS_FILE)
         if calibration is not None:
             replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
-        write_json(folder / MODEL_FILE, card.to_json())
+        save_record(folder / MODEL_FILE, card)
     return card
 
 
