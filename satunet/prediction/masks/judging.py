@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from satunet.confidence.calibration import Calibration, Seen, Worth
-from satunet.prediction.found import PromptMask, Weighed
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import PromptMask, Weighed
 from satunet.prediction.options import PredictOptions
 from satunet.prompts.matching import PromptMatch
 
