@@ -26,7 +26,6 @@ from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
-from satunet.labels.containment import wholes_of
 from satunet.prediction.door.inputs import Scan, collect_scans
 from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.door.limits import require_memory, require_writable
@@ -301,6 +300,7 @@ class FolderRun:
             "mirror": options.mirror,
             "max_absent": options.max_absent,
             "min_confidence": options.min_confidence,
+            "repair": options.repair,
             "postprocessing": asdict(options.postprocessing),
             "outputs": asdict(options.outputs),
             "version": __version__,
@@ -309,7 +309,7 @@ class FolderRun:
     @cached_property
     def wholes(self) -> dict[str, frozenset[str]]:
         """Class → classes that it is part of; needed for combined label maps alone."""
-        return wholes_of(self.predictor.vocabulary.space) if self.predictor.options.outputs.combine else {}
+        return dict(self.predictor.anatomy.wholes) if self.predictor.options.outputs.combine else {}
 
 
 def protect(
@@ -432,4 +432,4 @@ def _finish(run: FolderRun, result: ScanResult, pending: list[tuple[int, Future[
     masks: list[Weighed | None] = [None] * len(result.matches)
     for position, future in pending:
         masks[position] = future.result()
-    result.finish(run.predictor.judge(result.matches, masks), time.monotonic() - started)
+    result.finish(run.predictor.judge(result.matches, masks, result.scan), time.monotonic() - started)
