@@ -80,7 +80,7 @@ def checkpoint_of(
         "init_args": dict(made_by),
         "trainer_name": trainer_name,
         "inference_allowed_mirroring_axes": None,
-        "satunet": {"training_config": to_plain(config), "bad_steps": state.bad_steps.to_json()} | dict(counted),
+        "satunet": {"training_config": to_plain(config), "bad_steps": state.bad_steps.state_dict()} | dict(counted),
     }
 
 
@@ -105,7 +105,7 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
-    state.bad_steps.load(ours.get("bad_steps"))
+    state.bad_steps.load_state_dict(ours.get("bad_steps"))
     state.reporter.load(ours)
     if state.scaler is not None and scaler_state is not None:
         state.scaler.load_state_dict(scaler_state)
