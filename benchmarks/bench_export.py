@@ -27,11 +27,11 @@ from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.prediction.masks import restore_box
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
+from satunet.types import Box
 
 CLASSES = 117
 THREADS = 2
 """Of both sides."""
-Box = tuple[slice, slice, slice]
 
 
 def structures(shape: tuple[int, ...], count: int) -> list[tuple[Box, np.ndarray]]:

@@ -15,6 +15,7 @@ from satunet.images.colours import colours_of
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.jobs.files import atomic_path
+from satunet.types import Box
 from satunet.viewing.planes import cut_plane, fullest_slices, intensity_window, paint, palette, structures_box
 
 PLANE = 420
@@ -31,7 +32,7 @@ class Mask(Protocol):
     """A mask that is kept inside a box; :class:`satunet.prediction.masks.BoxedMask` is one."""
 
     @property
-    def box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> Box:
         """Where it may be true."""
         ...
 
