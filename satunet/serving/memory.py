@@ -148,4 +148,6 @@ def feature_bytes(features: ImageFeatures) -> int:
 
 def _prepared_bytes(value: tuple[PreparedScan, tuple[FileState, ...]]) -> int:
     scan = value[0]
-    return int(scan.image.array.nbytes + sum(view.volume.nbytes for view in scan.views.values()))
+    return int(
+        scan.image.array.nbytes + sum({id(view.volume): view.volume.nbytes for view in scan.views.values()}.values())
+    )

@@ -23,7 +23,7 @@ from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic import painting, trunks
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group, class_spacings, one_piece
+from satunet.trainers.synthetic.mixture import Group, class_patches, one_piece
 from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
 
 logger = logging.getLogger(__name__)
@@ -407,6 +407,7 @@ def training_config(steps: int = STEPS) -> TrainingConfig:
 
 def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> UnifiedPlan:
     """The plan of the starter: what prediction needs to know."""
+    patches = class_patches(groups, space)
     return UnifiedPlan(
         dataset_name="Dataset900_Starter",
         spacing_mm=(1.7, 1.7, 1.7),
@@ -414,8 +415,8 @@ def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> Unifi
         network=network_config(bank.dim),
         text_encoder=bank.encoder_name,
         datasets=tuple(sorted(space.ids)),
-        class_spacings_mm=class_spacings(groups, space),
-        fit_windows=True,
+        class_spacings_mm={m: {name: tuple(found) for name, found in c.items()} for m, c in patches.items()},
+        class_windows={m: {name: tuple(found.values()) for name, found in c.items()} for m, c in patches.items()},
         one_piece=one_piece(groups, space),
         explanation={
             "starter": "made by scripts/train_starter from several sources, each with its own spacing and patch"
