@@ -253,6 +253,8 @@ class MixtureBatches:
             if rng.random() < 0.5:  # with the water around the brain, or most of it
                 beyond |= (tissues == 24) & (painting.smooth_regions(tissues.shape, 2, 6, generator) == 0)
             image = image.masked_fill(beyond, 0.0)
+        if rng.random() < 0.4:  # taken at voxels of this size or larger, as scans of 2 mm are
+            image = painting.blur(image, (float(rng.uniform(0.4, 0.9)),) * 3)
         image = painting.spoil(image, rng, generator, strength=0.5)
         if look.in_slices and rng.random() < 0.5:
             thickness = rng.uniform(2, 6.5) / spacing_mm
