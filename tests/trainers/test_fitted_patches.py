@@ -98,10 +98,10 @@ def test_the_average_is_what_one_computes_by_hand() -> None:
         average.update(step)
         kept = min(0.5, (1 + step) / (10 + step))
         wanted = kept * wanted + (1 - kept) * step
-    assert float(average.average.weight) == pytest.approx(wanted)
+    assert average.average.weight.item() == pytest.approx(wanted)
     with average.applied():
-        assert float(layer.weight) == pytest.approx(wanted)
-    assert float(layer.weight) == 11
+        assert layer.weight.item() == pytest.approx(wanted)
+    assert layer.weight.item() == 11
 
 
 def test_a_run_with_averaged_weights_goes_on_as_if_never_interrupted(planned: Path) -> None:
