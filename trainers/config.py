@@ -53,10 +53,11 @@ class TrainingConfig:
         batch_size: Patches per step, of all processes together; the plan's if not given.
         patches_at_once: Patches of a step that a process works on at once; the others follow, and their gradients add up.
             The plan's if not given.
-        patches: Size of a step's patches: the 'plan''s; or a step takes patches of one dataset, the smallest that hold its
-            scans and that the strides allow, up to the plan's: as many as ever ('fit'), or as many as have the voxels of
-            the plan's batch ('fill').
-        dataset_draws: How often a dataset is drawn: by the 'plan''s weights of its scans, or every one as often ('even').
+        patches: Size of a step's patches: 'plan' takes the plan's; with the others a step takes patches of one dataset, the
+            smallest that hold its scans and that the strides allow, up to the plan's: 'fit' as many as ever, 'fill' as many
+            as have the voxels of the plan's batch.
+        dataset_draws: How often a dataset is drawn: 'plan' follows the plan's weights of its scans, 'even' draws every one
+            as often.
         queries_per_scan: Queries per patch, at most; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Negative queries, at most, as a share of the positive ones.
