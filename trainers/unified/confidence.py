@@ -9,7 +9,7 @@ from typing import Any
 
 from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration, Outcome, Seen
 from satunet.confidence.evidence import Evidence
-from satunet.confidence.statistics import CaseClasses, ClassStatistics
+from satunet.confidence.expected import CaseClasses, ClassStatistics
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import split_scan_id
 from satunet.errors import SatunetError, UserError

@@ -12,7 +12,7 @@ from satunet.errors import SatunetError
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.records import from_plain
-from satunet.prediction.door import ScanJob
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
 
