@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,9 @@ def train_mixture(
     *,
     device: torch.device | str = "cpu",
     seconds: float = math.inf,
+    start: Mapping[str, Tensor] | None = None,
+    voxels_until: float = VOXELS_UNTIL,
+    averaged: float = AVERAGED,
 ) -> Trained:
     """Train, or go on where an earlier call stopped.
 
@@ -80,6 +83,9 @@ def train_mixture(
         device: Where to train.
         seconds: How long to train at most. The learning rate follows the clock where the steps would take longer, so
             that it ends as it should.
+        start: Weights to begin with.
+        voxels_until: Share of the training in which single voxels are classified, too.
+        averaged: Share of the averaged weights that a step keeps, once there are enough steps.
     """
     work.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
@@ -87,6 +93,8 @@ def train_mixture(
     model = PromptedUNet(network)
     if model.adapter is not None:
         model.adapter.fit_whitening(torch.from_numpy(bank.matrix(space.class_names)))
+    if start is not None:
+        model.load_state_dict(start)
     model = model.to(device)
     if device.type == "cpu":
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -110,11 +118,11 @@ def train_mixture(
     began, spent, saved = time.perf_counter(), state["seconds"], time.perf_counter()
     for step, batch in _loaded(data, state["step"], config, device):
         done = max(step / config.steps, state["seconds"] / seconds)
-        stepper.voxel_weight = VOXEL_WEIGHT if done < VOXELS_UNTIL else 0.0
+        stepper.voxel_weight = VOXEL_WEIGHT if done < voxels_until else 0.0
         result = stepper.take(batch, min(int(done * config.steps), config.steps - 1))
         if result.skipped:
             logger.warning("step %d was skipped, its gradients are not finite: %s", step, ", ".join(result.suspects))
-        _average(average, model, min(AVERAGED, (1 + step) / (10 + step)))
+        _average(average, model, min(averaged, (1 + step) / (10 + step)))
         since[data.group_of(step).name].append(result.loss)
         state["seconds"] = spent + time.perf_counter() - began
         last = step + 1 == config.steps or state["seconds"] >= seconds
