@@ -22,15 +22,14 @@ from typing import Any, Protocol
 
 from satunet import __version__
 from satunet.errors import DiskFullError, UserError
+from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import Stamp
-from satunet.jobs.names import name_key
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
-from satunet.labels.containment import wholes_of
-from satunet.prediction.door import ScanJob, Vocabulary, resolve
-from satunet.prediction.found import Found, PreparedScan, Weighed
-from satunet.prediction.inputs import Scan, collect_scans
-from satunet.prediction.limits import require_memory, require_writable
+from satunet.prediction.door.inputs import Scan, collect_scans
+from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
+from satunet.prediction.door.limits import require_memory, require_writable
+from satunet.prediction.masks.found import Found, PreparedScan, Weighed
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.manifests import MANIFEST_VERSION, why_not_done
@@ -51,7 +50,7 @@ def predict_folder(
     """Predict scans into a folder; :mod:`satunet.prediction.results.outputs` says what is written.
 
     Args:
-        inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
+        inputs: Files, folders (see :func:`~satunet.prediction.door.inputs.collect_scans`) or scans.
         output: Where to write.
         predictor: With its model and options.
         prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
@@ -78,7 +77,7 @@ def predict_jobs(
     """Predict scans of which everything is decided; started by ``torchrun``, every process takes its share.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
+        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
         output: Where to write.
         predictor: With its model and options.
         inputs: Other files that no result may replace, such as lists of prompts.
@@ -301,6 +300,7 @@ class FolderRun:
             "mirror": options.mirror,
             "max_absent": options.max_absent,
             "min_confidence": options.min_confidence,
+            "repair": options.repair,
             "postprocessing": asdict(options.postprocessing),
             "outputs": asdict(options.outputs),
             "version": __version__,
@@ -309,7 +309,7 @@ class FolderRun:
     @cached_property
     def wholes(self) -> dict[str, frozenset[str]]:
         """Class → classes that it is part of; needed for combined label maps alone."""
-        return wholes_of(self.predictor.vocabulary.space) if self.predictor.options.outputs.combine else {}
+        return dict(self.predictor.anatomy.wholes) if self.predictor.options.outputs.combine else {}
 
 
 def protect(
@@ -432,4 +432,4 @@ def _finish(run: FolderRun, result: ScanResult, pending: list[tuple[int, Future[
     masks: list[Weighed | None] = [None] * len(result.matches)
     for position, future in pending:
         masks[position] = future.result()
-    result.finish(run.predictor.judge(result.matches, masks), time.monotonic() - started)
+    result.finish(run.predictor.judge(result.matches, masks, result.scan), time.monotonic() - started)

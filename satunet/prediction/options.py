@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.compute.choices import Engine, Precision
 from satunet.errors import UserError
-from satunet.prediction.postprocess import Postprocessing
+from satunet.prediction.masks.postprocess import Postprocessing
 
 Modality = Literal["ct", "mri", "us", "pet", "other"]
 FAST_OVERLAP = 0.2
@@ -56,6 +56,8 @@ class PredictOptions:
         mirror: Average over mirrored windows, never across left and right; for models trained with mirroring.
         max_absent: Leave out a mask where the structure is absent with at least this probability, and say that it is not
             seen; 1 leaves none out. For models whose confidence is calibrated.
+        repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside of their
+            wholes), which are else only told.
         min_confidence: Leave out a mask of which a smaller Dice is expected, and say so.
         fast: Fewer windows (overlap 0.2): up to three times as fast, a little less exact.
         batch: Windows that go through the network at once.
@@ -75,6 +77,7 @@ class PredictOptions:
     mirror: bool = False
     max_absent: float = 0.5
     min_confidence: float = 0.0
+    repair: bool = False
     fast: bool = False
     batch: int = 1
     memory_gb: Annotated[float, arg(name="memory")] = 2.0

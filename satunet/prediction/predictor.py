@@ -3,7 +3,7 @@ the file's grid inside its own box.
 
 A predictor has one model or several. Models that see a scan the same way (folds of a training) share its preprocessing
 and its windows, and the engine averages their probabilities; those of other models are averaged in the scan's own grid
-(:mod:`satunet.prediction.mean`).
+(:mod:`satunet.prediction.masks.mean`).
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import extent_mm
 from satunet.images.image import Image, as_image
+from satunet.knowledge.make import default_tree
+from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
-from satunet.prediction.door import Vocabulary
-from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
-from satunet.prediction.judging import judge
-from satunet.prediction.masks import BoxedMask
-from satunet.prediction.mean import Values, ValuesInFile, larger
-from satunet.prediction.modality import modality_of
+from satunet.prediction.door.jobs import Vocabulary
+from satunet.prediction.door.modality import modality_of
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
+from satunet.prediction.masks.judging import judge
+from satunet.prediction.masks.mean import Values, ValuesInFile, larger
+from satunet.prediction.masks.plausibility import Anatomy
+from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
@@ -123,7 +126,7 @@ class Predictor:
         return other
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; see :meth:`satunet.prediction.door.Vocabulary.match`."""
+        """What prompts mean to the model; see :meth:`satunet.prediction.door.jobs.Vocabulary.match`."""
         return self.vocabulary.match(prompts)
 
     def predict(
@@ -161,11 +164,21 @@ class Predictor:
         masks: list[Weighed | None] = [None if match.status == "unknown" else nothing for match in matches]
         for i, found in self.find(scan, matches, embeddings=embeddings, on_progress=on_progress):
             masks[i] = self.weigh(found, scan)
-        return Prediction(image=scan.image, modality=scan.modality, masks=self.judge(matches, masks))
+        return Prediction(image=scan.image, modality=scan.modality, masks=self.judge(matches, masks, scan))
 
-    def judge(self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None]) -> tuple[PromptMask, ...]:
-        """Say what all masks of a scan are worth, and leave out those that the options leave out."""
-        return judge(matches, masks, [m.calibration for m in self.models if m.calibration is not None], self.options)
+    def judge(
+        self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None], scan: PreparedScan
+    ) -> tuple[PromptMask, ...]:
+        """Say what all masks of a scan are worth and where they contradict each other; the options may leave some out."""
+        calibrations = [m.calibration for m in self.models if m.calibration is not None]
+        return judge(matches, masks, calibrations, self.options, scan.image.grid, self.anatomy)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What masks are held against."""
+        known = [m.calibration.statistics for m in self.models if m.calibration is not None]
+        statistics = known[0] if known else None
+        return Anatomy(wholes=wholes_of(self.vocabulary.space), statistics=statistics, tree=default_tree())
 
     def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
         """The same models, their networks wrapped: in something that remembers what it has encoded, for example.

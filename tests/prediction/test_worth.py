@@ -9,6 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from satunet.confidence.calibration import Calibration, Rule
 from satunet.confidence.evidence import Evidence
@@ -16,6 +18,7 @@ from satunet.errors import UserError
 from satunet.images.image import as_image
 from satunet.jobs.files import read_json
 from satunet.models.folder import ModelFolder
+from satunet.network.model import ImageFeatures
 from satunet.prediction import Outputs, PredictOptions, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.results.manifests import result_rows, write_statistics
@@ -125,3 +128,43 @@ def test_evidence_is_of_the_file_and_not_of_the_grid_it_was_found_in(tmp_path: P
         assert evidence.centre_mm == pytest.approx((8, 8, 8), abs=0.6)
         assert (evidence.whole, evidence.free) == (1, 1)
         assert evidence.peak > 0.99
+
+
+class _Halves(nn.Module):
+    """``left bright`` is where the image is bright, ``right bright`` where it is dark: swapped sides."""
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        return ImageFeatures(memory=image.new_zeros(1, 1, 1), grid=(1, 1, 1), maps=(image,))
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (torch.stack([60 * queries[..., 0], torch.full_like(queries[..., 0], -60.0)], dim=-1),)
+
+
+def test_contradictions_are_told_and_repaired_when_asked(tmp_path: Path) -> None:
+    made = make_model(patch=(20, 20, 20))
+    vectors = np.zeros_like(made.bank.vectors)
+    vectors[:, 0] = [{"left bright": 1.0, "right bright": -1.0}.get(name, 0.5) for name in made.bank.texts]
+    halves = replace(made, network=_Halves(), bank=replace(made.bank, vectors=vectors))
+    volume = np.full((20, 20, 20), 10.0, np.float32)
+    volume[14:18, 5:12, 5:12] = 100  # to the right
+    volume[2:6, 5:12, 5:12] = -80  # to the left
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii.gz")
+    asked = ["left bright", "right bright"]
+    predictor = Predictor(halves, device="cpu")
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, asked)
+    left, right = read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"]
+    assert left["doubts"] == ["lies to the right of 'right bright'"]
+    assert (right["doubts"], right["repaired"]) == (["lies to the left of 'left bright'"], False)
+    assert "doubtful: lies to the right of" in str(result_rows(tmp_path / "out", ["a"], combine=False)[0]["where"])
+    assert "lies to the right of 'right bright'" in write_statistics(tmp_path / "out", ["a"], combine=False).read_text()
+    predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor.changed(repair=True), asked)
+    content = read_json(tmp_path / "out" / "a" / "manifest.json")
+    assert [e["repaired"] for e in content["prompts"]] == [True, True]
+    assert content["prompts"][0]["box"][0] == [2, 6]
+    found = np.asarray(nib.load(tmp_path / "out" / "a" / content["prompts"][0]["file"]).dataobj)
+    assert np.argwhere(found).min(0).tolist() == [2, 5, 5]
+    # the state of the files is that of the repaired ones: nothing is to be done again
+    assert (
+        predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor.changed(repair=True), asked).done_items
+        == []
+    )

@@ -178,7 +178,7 @@ def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) 
     batch = data[0]
     assert (batch.labels == IGNORED).any()
     assert not (batch.labels == other).any()
-    counts = next(iter(score_scan(setup, trainer.network, scan, device=torch.device("cpu")).values()))
+    counts = next(iter(score_scan(setup, trainer.network, scan, device=torch.device("cpu")).metrics.values()))
     labels = np.asarray(trainer.setup.store.labels(scan)[:])
     assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == (labels != other).sum()
 

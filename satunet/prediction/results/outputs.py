@@ -23,9 +23,9 @@ from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
-from satunet.prediction.door import ScanJob
-from satunet.prediction.found import Found, PreparedScan, PromptMask
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign
 from satunet.prediction.results.painting import paint
@@ -105,6 +105,7 @@ class ScanResult:
         entries = [self._describe(mask) for mask in found]
         masks = [mask.boxed for mask in found]
         self._take_back(found)
+        self._write_repaired(found)
         content = dict(self.manifest)
         if self.outputs.combine:
             content |= self._write_map(entries, masks)
@@ -231,6 +232,13 @@ class ScanResult:
                     self._written.remove(file)
                     file.unlink(missing_ok=True)
 
+    def _write_repaired(self, found: Sequence[PromptMask]) -> None:
+        """Write masks again that were repaired when all were known."""
+        for mask, name in zip(found, self._names, strict=True):
+            if mask.repaired and mask.boxed is not None and not self.outputs.combine:
+                file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
+                write_label_map(file, mask.boxed.full, like=self.scan.image)
+
     def _describe(self, found: PromptMask) -> dict[str, Any]:
         match, mask = found.match, found.boxed
         entry: dict[str, Any] = {
@@ -253,6 +261,9 @@ class ScanResult:
                 entry["absent"] = round(found.worth.absent, 3)
             if found.left_out:
                 entry["left_out"] = found.left_out
+            if found.doubts:
+                entry["doubts"] = list(found.doubts)
+                entry["repaired"] = found.repaired
             entry |= _amount(mask.voxels, mask.mean_of(self.scan.image.array), self.scan.image.grid.voxel_ml)
             extent = mask.extent
             entry["box"] = None if extent is None else [[side.start, side.stop] for side in extent]

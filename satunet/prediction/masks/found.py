@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from satunet.confidence.calibration import Worth
 from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
-from satunet.prediction.masks import BoxedMask, restore_values
-from satunet.prediction.mean import ValuesInFile
+from satunet.prediction.masks.boxed import BoxedMask, restore_values
+from satunet.prediction.masks.mean import ValuesInFile
 from satunet.preprocessing.transform import ScanGeometry
 from satunet.prompts.matching import PromptMatch
 from satunet.windows.engine import Probability
@@ -28,12 +28,16 @@ class PromptMask:
         boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
         worth: What it is worth; ``None`` where the model's confidence was not calibrated.
         left_out: Why a mask that was found is not in ``boxed``; empty if it was not left out.
+        doubts: How it contradicts the scan's other masks, or training; a sentence each.
+        repaired: Whether it was changed for that.
     """
 
     match: PromptMatch
     boxed: BoxedMask | None
     worth: Worth | None = None
     left_out: str = ""
+    doubts: tuple[str, ...] = ()
+    repaired: bool = False
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
