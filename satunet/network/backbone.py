@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from satunet.network.config import NetworkConfig
-from satunet.network.gpu import normalise
+from satunet.network.gpu import joined, normalise, one_channel
 
 
 class ConvBlock(nn.Module):
     """Convolution → instance norm → leaky ReLU, the last if there is an activation.
 
     Attributes:
-        channels_last: Compute as :mod:`satunet.network.gpu` does; the weights are the same.
+        channels_last: Whether to compute as :mod:`satunet.network.gpu` does; the weights are the same.
+        equal_inputs: Whether all input channels are the same, of which ``channels_last`` makes use.
     """
 
     channels_last = False
+    equal_inputs = False
 
     def __init__(
         self,
@@ -61,9 +63,10 @@ class ConvBlock(nn.Module):
         extents = zip(x.shape[2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
         if all((n + 2 * int(p) - k) // s == 0 for n, p, k, s in extents):
             return None
-        x = nn.functional.conv3d(x, conv.weight, None, conv.stride, conv.padding)
+        x, weight = one_channel(x, conv.weight) if self.equal_inputs else (x, conv.weight)
+        x = nn.functional.conv3d(x, weight, None, conv.stride, conv.padding)
         slope = float(self.nonlin.negative_slope) if isinstance(self.nonlin, nn.LeakyReLU) else None
-        return normalise(x, self.norm, slope)
+        return normalise(x, self.norm, slope, conv.bias)
 
 
 class ConvStack(nn.Module):
@@ -173,7 +176,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The expanding half, with skip connections."""
+    """The expanding half, with skip connections.
+
+    Attributes:
+        channels_last: Whether maps are so in memory.
+    """
+
+    channels_last = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -193,7 +202,11 @@ class Decoder(nn.Module):
         x = skips[-1]
         maps = []
         for step, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(torch.cat((up(x), skips[-step - 2]), dim=1))
+            skip = skips[-step - 2]
+            if self.channels_last and not torch.is_grad_enabled():
+                x = stage(joined(up, x, skip))  # type: ignore[arg-type]
+            else:
+                x = stage(torch.cat((up(x), skip), dim=1))
             maps.append(x)
         return maps[::-1]
 
@@ -221,11 +234,17 @@ class UNet(nn.Module):
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Let all convolution blocks compute as :mod:`satunet.network.gpu` does, with weights in that memory layout."""
+    """Let all U-Nets in a network compute as :mod:`satunet.network.gpu` does, with weights in that memory layout.
+
+    Their images are one channel, repeated where the network was made for several.
+    """
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for module in network.modules():
-        if isinstance(module, ConvBlock):
+        if isinstance(module, (ConvBlock, Decoder)):
             module.channels_last = True
+        elif isinstance(module, UNet):
+            first = next(block for block in module.encoder.modules() if isinstance(block, ConvBlock))
+            first.equal_inputs = True
 
 
 def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace, text_variants
 from satunet.network.config import NetworkConfig
+from satunet.network.engines import for_training
 from satunet.network.model import PromptedUNet
 from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import VOXELS_UNTIL, TrainingConfig
@@ -95,9 +96,7 @@ def train_mixture(
         model.adapter.fit_whitening(torch.from_numpy(bank.matrix(space.class_names)))
     if start is not None:
         model.load_state_dict(start)
-    model = model.to(device)
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    model = for_training(model, device)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
