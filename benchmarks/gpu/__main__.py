@@ -33,6 +33,7 @@ def parts(sizes: Sizes) -> list[Part]:
         ("prompts", prediction.prompts, 30),
         ("SAT's windows", prediction.sats_windows, 20),
         ("busy network", network.idle, 20),
+        ("layers", network.layers, 20),
         ("loss", network.loss, 15),
         ("patch of Pro", partial(network.patch, config=sizes.pro, name="Pro"), 25),
         ("folder", prediction.folder, 40),

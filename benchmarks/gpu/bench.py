@@ -99,6 +99,7 @@ class Bench:
         output: Text file that holds the same as what is printed.
         deadline: Of the whole run, by :func:`time.monotonic`.
         peak: Measured rate of a large bfloat16 matrix product, operations per second.
+        fused: Whether the engine ``fused`` is known to run there.
     """
 
     device: torch.device
@@ -106,6 +107,7 @@ class Bench:
     output: Path
     deadline: float
     peak: float = 0.0
+    fused: bool = False
     failed: list[str] = field(default_factory=list)
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpu.bench import Axes, Bench, Measured
 from gpu.sat import SatGraph, as_sat_runs, plain_loss
@@ -309,6 +311,52 @@ def _loss(bench: Bench, count: int) -> None:
         f"  autograd: {peer}; satunet {peer.seconds / mine.seconds:.2f} times as fast; loss and gradients of map "
         f"and queries differ by {distance[0]:.0e}, {distance[1]:.0e}, {distance[2]:.0e}"
     )
+
+
+@torch.inference_mode()
+def layers(bench: Bench) -> None:
+    """Convolutions one by one, without norms: which of them are far from the peak."""
+    calls: list[tuple[str, Any, tuple[int, ...]]] = []
+    with torch.device("meta"):
+        network, image = PromptedUNet(bench.sizes.nano), torch.zeros(1, 1, *bench.sizes.patch)
+    for name, module in network.backbone.named_modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            module.register_forward_hook(
+                lambda m, given, _, n=name: calls.append((n, m, tuple(given[0].shape)))  # type: ignore[misc]
+            )
+    network.encode_image(image)
+    half = torch.float16 if bench.cuda else torch.bfloat16
+    last = torch.channels_last_3d
+    ways_ = {
+        "as SAT": (half, torch.contiguous_format, functools.partial(as_sat_runs, bench.device)),
+        "channels last": (torch.bfloat16, last, contextlib.nullcontext),
+        "benchmarked": (torch.bfloat16, last, _benchmarked),
+    }
+    rows = [["convolution", "input", "output", "GFLOP", *(f"{way}, ms" for way in ways_), "% of the peak"]]
+    sums = [0.0] * len(ways_)
+    for name, module, shape in calls:
+        taken = []
+        up = isinstance(module, nn.ConvTranspose3d)
+        grid = [n * s if up else n // s for n, s in zip(shape[2:], module.stride, strict=True)]
+        taps = math.prod(module.kernel_size) / (math.prod(module.stride) if up else 1)
+        work = 2 * module.in_channels * module.out_channels * math.prod(grid) * taps
+        call = nn.functional.conv_transpose3d if up else nn.functional.conv3d
+        for dtype, layout, context in ways_.values():
+            x = torch.randn(shape, device=bench.device, dtype=dtype).contiguous(memory_format=layout)  # type: ignore[call-overload]
+            w = torch.randn(module.weight.shape, device=bench.device, dtype=dtype).contiguous(memory_format=layout)  # type: ignore[call-overload]
+            options = {"stride": module.stride, "padding": module.padding}
+            with context():
+                run = functools.partial(call, x, w, None, **options)
+                taken.append(bench.time(run, budget=0.05, most=5, warm=1).seconds)
+            del x, w, run
+        sums = [a + b for a, b in zip(sums, taken, strict=True)]
+        best = 100 * work / min(taken) / bench.peak if bench.peak else 0.0
+        rows.append(
+            [name.replace(".convs", ""), f"{shape[1]} x {'·'.join(map(str, shape[2:]))}", str(module.out_channels),
+             f"{work / 1e9:.1f}", *(f"{1e3 * t:.2f}" for t in taken), f"{best:.0f}"]
+        )  # fmt: skip
+    rows.append(["all", "", "", "", *(f"{1e3 * t:.1f}" for t in sums), ""])
+    bench.table(rows)
 
 
 def idle(bench: Bench) -> None:

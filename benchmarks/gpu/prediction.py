@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -11,13 +12,19 @@ import torch
 from phantom import PROMPTS, PhantomNano, phantom
 from torch import Tensor
 
-from gpu.bench import Bench
+from gpu.bench import Axes, Bench
 from gpu.network import make, sat_of
 from gpu.sat import as_sat_runs
 from satunet.compute.devices import autocast_for
+from satunet.network.backbone import use_channels_last
 from satunet.network.engines import accelerate
 from satunet.windows.engine import WindowedScan
 from satunet.windows.starts import gaussian_weights, window_starts
+
+
+@functools.cache
+def _volume(shape: Axes) -> Tensor:
+    return torch.from_numpy(phantom(shape))
 
 
 def _network(bench: Bench) -> Any:
@@ -28,6 +35,7 @@ def _network(bench: Bench) -> Any:
         model.nano = accelerate(model.nano, bench.device, engine="fused")
         with torch.inference_mode(), autocast_for(bench.device):
             model.nano.encode_image(image)
+        bench.fused = bench.cuda
     except Exception as error:
         bench.say(f"  engine fused failed ({str(error).splitlines()[0][:200]}); going on with eager")
         model = PhantomNano(bench.sizes.nano).eval().to(bench.device)
@@ -55,7 +63,7 @@ def _run(scan: WindowedScan) -> tuple[int, int]:
 
 def prompts(bench: Bench) -> None:
     """Time and memory of a scan by the number of prompts; masks are in the scan's own grid."""
-    network, volume = _network(bench), torch.from_numpy(phantom(bench.sizes.scan))
+    network, volume = _network(bench), _volume(bench.sizes.scan)
     windows = len(window_starts(bench.sizes.scan, bench.sizes.patch, 0.5))
     bench.say(f"  scan {bench.sizes.scan}, {windows} windows of {bench.sizes.patch}")
     _run(_scan(bench, network, volume, 1))
@@ -78,7 +86,7 @@ def sats_windows(bench: Bench) -> None:
     count = sorted(bench.sizes.prompts)[1]
     network = make(bench.sizes.nano, bench.device)
     sat = sat_of(network, bench.device)
-    volume, size = torch.from_numpy(phantom(bench.sizes.scan)), bench.sizes.patch
+    volume, size = _volume(bench.sizes.scan), bench.sizes.patch
     gauss = (10 * torch.from_numpy(gaussian_weights(tuple(size)))).half().to(bench.device)
     prediction, weight = (torch.zeros(count, *bench.sizes.scan) for _ in range(2))
     queries = torch.randn(1, count, network.config.text_dim, device=bench.device)
@@ -102,7 +110,7 @@ def sats_windows(bench: Bench) -> None:
 def busy(bench: Bench) -> None:
     """How busy the card is while a scan is predicted."""
     count = sorted(bench.sizes.prompts)[1]
-    network, volume = _network(bench), torch.from_numpy(phantom(bench.sizes.scan))
+    network, volume = _network(bench), _volume(bench.sizes.scan)
     bench.say(f"  {count} prompts: {bench.busy(lambda: _run(_scan(bench, network, volume, count)))}")
 
 
@@ -115,6 +123,8 @@ def folder(bench: Bench) -> None:
     from satunet.prediction.folder import predict_folder
 
     model = make_model(bench.sizes.patch, bench.sizes.nano)
+    if bench.fused:
+        use_channels_last(model.network.nano)
     predictor = Predictor(model, device=str(bench.device), modality="mri")
     count = sorted(bench.sizes.prompts)[1]
     with tempfile.TemporaryDirectory() as place:

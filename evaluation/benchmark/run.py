@@ -341,7 +341,7 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
     paths.append(predictions / DATASET_FILE)
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
     content = {
-        "version": EVALUATION_VERSION, "rules": rules.to_json(), "policy": repr(rules.absence), "classes": repr(task.classes),
+        "version": EVALUATION_VERSION, "rules": rules.comparable(), "policy": repr(rules.absence), "classes": repr(task.classes),
         "files": stamps, "cases": list(task.references),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -137,14 +137,14 @@ class Evaluation:
         classes: The classes that were scored, with their ids, in the order they were given.
         cases: Names of the cases that were to be scored.
         failures: Scan (or ``scan: class``) → why its prediction could not be used.
-        rules: How it was scored, as :meth:`Rules.to_json` says it.
+        rules: How it was scored, as :meth:`Rules.comparable` says it.
     """
 
     rows: tuple[Row, ...]
     classes: tuple[ScoredClass, ...]
     cases: tuple[str, ...]
     failures: dict[str, str]
-    rules: dict[str, Any] = field(default_factory=lambda: Rules().to_json())
+    rules: dict[str, Any] = field(default_factory=lambda: Rules().comparable())
 
     @cached_property
     def class_summaries(self) -> tuple[ClassSummary, ...]:

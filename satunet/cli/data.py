@@ -121,7 +121,7 @@ class Labels:
         from satunet.datasets.paths import dataset_number
         from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
-        from satunet.jobs.records import to_plain
+        from satunet.jobs.records import fields_of, to_plain
         from satunet.labels import build_label_space
         from satunet.planners.run import known_fingerprints, scans_of
         from satunet.planners.unified.review import review_label_space
@@ -132,7 +132,7 @@ class Labels:
         fingerprints = known_fingerprints(names)
         findings = review_label_space(space, fingerprints)
         if self.json:
-            found = [finding.to_json() for finding in findings]
+            found = [fields_of(finding) for finding in findings]
             sys.stdout.write(json.dumps(to_plain(space) | {"findings": found}, indent=1) + "\n")
             return 0
         rows: list[dict[str, object]] = [

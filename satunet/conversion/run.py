@@ -95,12 +95,15 @@ def convert(
         jobs = _without_fresh(jobs, made, summary)
         if jobs:  # a conversion that is killed leaves no dataset that could be used
             (folder / "dataset.json").unlink(missing_ok=True)
+        known = folder / RECORDS / "classes.json"
+        if not jobs and not known.is_file():  # one that was killed after its last case
+            write_json(known, _combinations(table))
         # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
         # cases; those cases are then read once more.
         while jobs:
             again, combinations = _convert(jobs, made, summary, processes)
             table = table.extended(c for case in source.cases for c in combinations.get(case.identifier, ()))
-            write_json(folder / RECORDS / "classes.json", _combinations(table))
+            write_json(known, _combinations(table))
             jobs = [replace(job, table=table) for job in jobs if job.case.identifier in again]
         _write_dataset(folder, source, table, made)
     _tell(source, made, summary)

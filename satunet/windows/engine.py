@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Protocol, runtime_checkable
 
@@ -30,9 +30,12 @@ import torch
 from torch import Tensor
 
 from satunet.compute.devices import Precision, autocast_for
+from satunet.geometry import moved_box
 from satunet.network.model import ImageFeatures
-from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Box, Layer, Structures, Tiling, sweep_axis
-from satunet.windows.starts import Axes, gaussian_weights, window_starts
+from satunet.types import Axes, Box
+from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.starts import gaussian_weights, window_starts
+from satunet.windows.votes import Votes
 
 MASK_CHUNK = 8
 """Prompts whose probabilities are computed at once in a block."""
@@ -40,8 +43,8 @@ NEGLIGIBLE = 1e-3
 """Probabilities of a block in a window count as zero if none of them is larger."""
 
 _LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
-_UNITS = 64
-"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts."""
+_UNITS = {"cpu": 64, "cuda": 512}
+"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts; a GPU waits between them."""
 _SCREEN_BYTES = 256 << 20
 
 OnProgress = Callable[[int, int], object]
@@ -68,10 +71,15 @@ class Probability:
         box: Place in the preprocessed scan, one voxel wider than needed where the scan goes on: a linear
             interpolation of the voxels inside reaches that far.
         values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds the level.
+        peak: Largest probability in any look at any window, also below the level.
+        agreement: Of the looks at blocks where some look exceeds one half, the share that do, by the windows' weights:
+            neighbouring windows, mirrored ones, and the networks of an ensemble. 0 if none does.
     """
 
     box: Box
     values: Tensor | None
+    peak: float = 0.0
+    agreement: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +142,8 @@ class WindowedScan:
     _done: int = 0
 
     def __post_init__(self) -> None:
-        self.padded, self.inside = pad_to(self.volume, self.patch)
+        padded, self.inside = pad_to(self.volume, self.patch)
+        self.padded = padded.to(self.device)  # once: cutting windows out and sending them keeps a GPU waiting
         x, y, z = self.padded.shape
         starts = window_starts((x, y, z), self.patch, self.overlap)
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
@@ -155,9 +164,15 @@ class WindowedScan:
         """Number of each query and its probability; those that take further passes come last."""
         first = _Pass(scan=self, keys=torch.arange(len(self.queries)))
         structures = first.run()
+        peaks, agreements = first.votes.peaks(), first.votes.agreements()
+
+        def found(structures: Structures, place: int, k: int) -> tuple[int, Probability]:
+            known = self._probability(structures, place)
+            return k, replace(known, peak=peaks[k], agreement=agreements[k])
+
         put_off = (~first.active).nonzero()[:, 0]
         for k in first.active.nonzero()[:, 0].tolist():
-            yield k, self._probability(structures, k)
+            yield found(structures, k, k)
         del structures
         allowed = self.tiling.widened(first.positive[put_off.to(self.device)])
         groups = _groups(allowed.sum((1, 2)).tolist(), self.memory_bytes // BLOCK_BYTES)
@@ -166,7 +181,7 @@ class WindowedScan:
             keys = put_off[group]
             structures = _Pass(scan=self, keys=keys, allowed=allowed[torch.tensor(group)]).run()
             for i, k in enumerate(keys.tolist()):
-                yield k, self._probability(structures, i)
+                yield found(structures, i, k)
 
     def advance(self, windows: int = 1) -> None:
         """Windows have been done."""
@@ -222,6 +237,7 @@ class _Pass:
         allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
         active: (N,) boolean on the CPU, queries that have not been put off.
         positive: (N, layers, P) boolean, blocks in which a probability may exceed the level in some window.
+        votes: How far the looks agree; of a first pass.
     """
 
     scan: WindowedScan
@@ -229,11 +245,13 @@ class _Pass:
     allowed: Tensor | None = None
     active: Tensor = field(init=False)
     positive: Tensor = field(init=False)
+    votes: Votes = field(init=False)
 
     def __post_init__(self) -> None:
         tiling, count = self.scan.tiling, len(self.keys)
         self.active = torch.ones(count, dtype=torch.bool)
         self.positive = torch.zeros(count, tiling.layers, tiling.places, dtype=torch.bool, device=self.scan.device)
+        self.votes = Votes.none(count, self.scan.device)
         self._structures = Structures(tiling=tiling, active=self.active)
         self._layers: dict[int, Layer] = {}
         self._finished = 0
@@ -271,6 +289,7 @@ class _Pass:
     def _finish(self, until: int) -> None:
         """Turn the sums of layers that no window touches any more into probabilities."""
         for number in range(self._finished, until):
+            self.votes.finish(number)
             layer = self._layers.pop(number, None) or self._new_layer()
             self._structures.append(layer.means(self._weight(number), self.scan.level))
         self._finished = max(self._finished, until)
@@ -298,6 +317,9 @@ class _Pass:
         largest, error = _largest_logits(blocks, embeddings)
         level = math.log(self.scan.level / (1 - self.scan.level))
         self.positive[:, number, places] |= (largest > level - error) & asked[:, None]
+        if self.allowed is None:
+            weight = tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0].amax(1)
+            self.votes.add(number, places, largest, weight, asked=asked, width=tiling.places)
         wanted = (largest > _LEAST_LOGIT - error) & (self.active.to(blocks.device) & asked)[:, None]
         if self.allowed is not None:
             wanted &= self.allowed[:, number, places]
@@ -308,8 +330,9 @@ class _Pass:
         shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
-        for first in range(0, len(units), _UNITS):
-            unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
+        step = _UNITS.get(blocks.device.type, 64)
+        for first in range(0, len(units), step):
+            unit, key = units[first : first + step], keys[first : first + step]
             logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
             matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
             owner = unit[:, None].expand_as(key)[matters]
@@ -444,5 +467,4 @@ def _intersection(a: Box, b: Box) -> Box | None:
 
 
 def _relative(box: Box, to: Box) -> Box:
-    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, to, strict=True))
-    return x, y, z
+    return moved_box(box, [-side.start for side in to])

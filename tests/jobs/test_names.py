@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from satunet.jobs.names import name_key, safe_name, unique_names
+from satunet.jobs.file_names import name_key, safe_name, unique_names
 
 LONG = "heterogeneously enhancing mass in the left hepatic lobe, " * 6
 TEXTS = st.text(min_size=0, max_size=400)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from satunet.errors import PlanError
-from satunet.models.folder import ClassScore, ModelCard, ModelFolder
+from satunet.models.folder import ClassScore, EncoderIdentity, ModelCard, ModelFolder
 from satunet.plan import UnifiedPlan
 from satunet.prediction import Predictor
 
@@ -79,7 +79,9 @@ def with_scores(*scores: tuple[str, str]) -> ModelFolder:
         ClassScore(class_name=name, modality=modality, dsc=0.8, nsd=0.8, scans=1, dataset="D", kept_out=True)
         for name, modality in scores
     )
-    card = ModelCard(name="m", weights_hash="0", encoder_name="minilm", encoder_fingerprint="x", scores=rows)
+    card = ModelCard(
+        name="m", weights_hash="0", text_encoder=EncoderIdentity(name="minilm", fingerprint="x"), scores=rows
+    )
     return replace(make_model(), card=card)
 
 

@@ -28,7 +28,7 @@ from satunet.models.results import CONFIG_FILE, begin_again, end_run, last_check
 from satunet.planners.specialist.nnunet import PLANS
 from satunet.planners.specialist.planner import CONFIGURATION
 from satunet.trainers.config import TrainingChoices, TrainingConfig
-from satunet.trainers.specialist.config import SpecialistConfig
+from satunet.trainers.specialist.recipe import SpecialistConfig
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ from satunet.trainers.synthetic.subjects import Subject
 from satunet.trainers.unified.batches.batch import Batch, Sample
 from satunet.trainers.unified.batches.sampling import Query, sample_rng
 from satunet.trainers.unified.loss import IGNORED
-
-Axes = tuple[int, int, int]
+from satunet.types import Axes
 
 
 @dataclass(frozen=True, kw_only=True)

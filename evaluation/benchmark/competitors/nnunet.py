@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from satunet.compute.devices import autocast_for, pick_device
 from satunet.errors import ModelError, SatunetError
+from satunet.jobs.files import scratch_folder
 from satunet.jobs.progress import prints_to_log
 from satunet.trainers.specialist.trainer import register, specialist_folder
 
@@ -78,7 +78,7 @@ def predict_specialist(
 
 def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
     """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of one."""
-    for left_over in output.glob(".tmp-*"):
+    for left_over in output.glob(".tmp-*"):  # there is one writer
         shutil.rmtree(left_over, ignore_errors=True)
     ending = str(predictor.dataset_json["file_ending"])
     failures: dict[str, str] = {}
@@ -86,15 +86,15 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
         if (output / f"{case}{ending}").is_file():
             continue
         try:
-            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output) as temporary:
+            with scratch_folder(output) as temporary:
                 predictor.predict_from_files_sequential(
                     [[str(p) for p in images]],
-                    [str(Path(temporary) / case)],
+                    [str(temporary / case)],
                     save_probabilities=False,
                     overwrite=True,
                 )
                 for name in ("dataset.json", "plans.json", f"{case}{ending}"):
-                    (Path(temporary) / name).replace(output / name)
+                    (temporary / name).replace(output / name)
         except Exception as error:  # nnunetv2 and its readers raise what they like
             failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
     return failures

@@ -101,7 +101,7 @@ class StepBatches(Dataset[Batch]):
         return Batch.of([self._sample(step, index) for index in self.places])
 
     def _repeats(self, record: ScanRecord) -> int:
-        low, high = self.boxes.get(record.scan_id, ((0, 0, 0), record.shape))
+        low, high = self.boxes.get(record.scan, ((0, 0, 0), record.shape))
         extent = [b - a for a, b in zip(low, high, strict=True)]
         return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.crop_size, self.limit)
 
@@ -113,13 +113,11 @@ class StepBatches(Dataset[Batch]):
             try:
                 return dataclasses.replace(self._crop(record, rng), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
-                failed.append(record.scan_id)
-                logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan_id,
+                failed.append(record.scan)
+                logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
                              type(error).__name__, error)  # fmt: skip
                 if len(failed) >= _MAX_FAILURES:
-                    raise DatasetError(
-                        f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan_id}"
-                    ) from error
+                    raise DatasetError(f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan}") from error
 
     def _crop(self, record: ScanRecord, rng: np.random.Generator) -> Sample:
         patch = self.plan.crop_size
@@ -128,8 +126,8 @@ class StepBatches(Dataset[Batch]):
             centre = centre_of_class(self.store, record, self.space, rng)
         if centre is None and record.dataset in self.space.ignored:
             centre = annotated_centre(self.store, record, rng)
-        start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan_id))
-        image_array, label_array = self._arrays(record.scan_id)
+        start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan))
+        image_array, label_array = self._arrays(record.scan)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
         labels = torch.from_numpy(read_crop(label_array, start, patch).astype(np.int32))[None]
         if self._augmentation is not None:
@@ -145,7 +143,7 @@ class StepBatches(Dataset[Batch]):
             embeddings=self.bank.matrix(texts),
             queries=queries,
             modality=MODALITIES.index(record.modality),
-            scan=record.scan_id,
+            scan=record.scan,
         )
 
     def _wording(self, query: Query, rng: np.random.Generator) -> str:

@@ -242,14 +242,14 @@ def centre_of_class(
     ids = shown[int(rng.integers(len(shown)))]
     voxels = np.array([record.label_voxels[i] for i in ids], dtype=float)
     label = ids[int(rng.choice(len(ids), p=voxels / voxels.sum()))]
-    places = store.locations(record.scan_id)[label]
+    places = store.locations(record.scan)[label]
     place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
     return place
 
 
 def annotated_centre(store: ScanStore, record: ScanRecord, rng: np.random.Generator) -> NDArray[np.int32] | None:
     """A voxel that somebody looked at, of a scan of which parts are not labelled; ``None`` for another scan."""
-    places = store.locations(record.scan_id).get(ANNOTATED)
+    places = store.locations(record.scan).get(ANNOTATED)
     if places is None or not len(places):
         return None
     place: NDArray[np.int32] = places[int(rng.integers(len(places)))]
