@@ -23,7 +23,7 @@ from satunet.evaluation.scoring.scores import Evaluation, mean_of
 from satunet.geometry import Grid
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map
-from satunet.jobs.names import safe_name
+from satunet.jobs.file_names import safe_name
 from satunet.labels.scored import ScoredClasses
 from satunet.viewing.page import write_page
 from satunet.viewing.structures import Structure
