@@ -29,7 +29,7 @@ from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import extent_mm
 from satunet.images.image import Image, as_image
-from satunet.knowledge.make import default_tree
+from satunet.knowledge.file import default_tree
 from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
