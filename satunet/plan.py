@@ -20,7 +20,8 @@ from satunet.datasets.unified import PLANS_NAME, UnifiedFolder
 from satunet.errors import PlanError
 from satunet.jobs.files import write_json
 from satunet.jobs.records import from_plain, load_json, to_plain
-from satunet.network.config import Axes, NetworkConfig
+from satunet.network.config import NetworkConfig
+from satunet.types import Axes
 
 PLAN_VERSION = 1
 _SAID_BY_NNUNET = frozenset({"dataset_name", "plans_name", "configuration", "spacing_mm", "patch_size", "batch_size"})

@@ -85,7 +85,9 @@ class Evil:
 
 
 def test_a_checkpoint_with_code_in_it_never_reaches_nnunetv2(nnunet: SimpleNamespace, tmp_path: Path) -> None:
-    torch.save({"network_weights": {}, "init_args": Evil(tmp_path / "ran")}, tmp_path / "fold_0" / "checkpoint_final.pth")
+    torch.save(
+        {"network_weights": {}, "init_args": Evil(tmp_path / "ran")}, tmp_path / "fold_0" / "checkpoint_final.pth"
+    )
     with pytest.raises(ModelError, match=r"checkpoint_final\.pth: .*objects other than weights"):
         predict(nnunet, "a")
     assert nnunet.asked == []

@@ -160,7 +160,7 @@ def _loaded(
     if not config.workers:
         yield from ((step, data[step]) for step in steps)
         return
-    loader = DataLoader(
+    loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=None,
         sampler=steps,

@@ -81,8 +81,8 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
             if entry.get("doubts"):
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}"
-                row["where"] += " (repaired)" if entry.get("repaired") else ""
+                repaired = " (repaired)" if entry.get("repaired") else ""
+                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
             rows.append(row)
     return rows
 
