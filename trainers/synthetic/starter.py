@@ -360,7 +360,7 @@ HISTORY = (
     "1.0). The shipped weights differ by that, and by rounding, from what the command makes. That masks were too large before "
     "the last steps, without the loss of single voxels, was seen on the scans that give the scores."
 )
-"""How the shipped weights came about, where it was not in one piece."""
+"""How the shipped weights came about, which an earlier recipe made: see ``benchmarks/results/starter.txt``."""
 LICENCE = "CC BY-SA 4.0"
 
 WITHHELD = {
