@@ -18,9 +18,9 @@ from satunet.geometry import Grid
 from satunet.jobs.files import read_json
 from satunet.labels.scored import ScoredClasses
 from satunet.prediction import ModelFolder, Outputs, Predictor
+from satunet.prediction.door import limits as module_limits
 from satunet.prediction.door.inputs import Scan
 from satunet.prediction.door.jobs import ScanJob
-from satunet.prediction.door.jobs import limits as module_limits
 from satunet.prediction.folder import predict_folder, predict_jobs
 from satunet.prediction.results.manifests import write_statistics
 from satunet.prompts import PromptMatch

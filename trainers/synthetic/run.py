@@ -24,7 +24,7 @@ from satunet.network.config import NetworkConfig
 from satunet.network.engines import for_training
 from satunet.network.model import PromptedUNet
 from satunet.text import TextBank, load_text_encoder
-from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import VOXELS_UNTIL, TrainingConfig
 from satunet.trainers.synthetic.mixture import Group, MixtureBatches
 from satunet.trainers.synthetic.voxels import VOXEL_WEIGHT, MixtureStepper
 from satunet.trainers.unified.batches.batch import Batch
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 AVERAGED = 0.999
 """Share of the averaged weights that a step keeps, once there are enough steps."""
-VOXELS_UNTIL = 0.7
-"""Share of the training in which single voxels are classified, too; without an end to it, masks come out too large."""
 _ALL = 1 << 10
 """Crops that the network sees at once: all of a step."""
 LOGGED, SAVED_S = 50, 60.0

@@ -57,7 +57,7 @@ def training_cases(
     for dataset in datasets:
         file = preprocessed_dir() / dataset / "dataset_fingerprint.json"
         try:
-            fingerprint = DatasetFingerprint.from_json(load_json(file, what="a fingerprint"))
+            fingerprint = DatasetFingerprint.of_file(load_json(file, what="a fingerprint"), file)
         except (SatunetError, KeyError, TypeError, ValueError):
             logger.debug("%s: not used for the sizes of classes", file)
             continue

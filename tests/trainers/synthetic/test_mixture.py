@@ -24,8 +24,8 @@ from satunet.trainers.synthetic.mixture import (
 )
 from satunet.trainers.synthetic.starter import foreign_classes
 from satunet.trainers.synthetic.subjects import make_subject
-from satunet.trainers.synthetic.voxels import voxel_loss
 from satunet.trainers.unified.loss import IGNORED
+from satunet.trainers.unified.voxels import voxel_loss
 
 HEADS, ORGANS = "Dataset701_Heads", "Dataset702_Organs"
 
