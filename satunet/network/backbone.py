@@ -60,8 +60,9 @@ class ConvBlock(nn.Module):
     def _channels_last(self, x: Tensor) -> Tensor | None:
         """The same on a GPU; ``None`` where the result is a single voxel, which is not normalised."""
         conv = self.conv
-        extents = zip(x.shape[2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
-        if all((n + 2 * int(str(p)) - k) // s == 0 for n, p, k, s in extents):
+        padding = [int(p) for p in conv.padding]
+        extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
+        if all((n + 2 * p - k) // s == 0 for n, p, k, s in extents):
             return None
         x, weight = one_channel(x, conv.weight) if self.equal_inputs else (x, conv.weight)
         x = nn.functional.conv3d(x, weight, None, conv.stride, conv.padding)
