@@ -52,6 +52,9 @@ def use_folders(work: Path, results: Path) -> None:
         os.environ[f"nnUNet_{name}"] = str(folder.resolve())
 
 
+Scores = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
+
+
 def specialists_folder(work: Path, steps: int, seed: int) -> Path:
     """Results of the nnU-Nets of a budget and seed."""
     return work / "specialists" / f"steps_{steps}_seed_{seed}"
@@ -231,8 +234,15 @@ def _specialists(work: Path, place: Path) -> dict[str, Any]:
     return found
 
 
-def score(work: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Predict and score what is not yet; competitor → dataset → class → DSC and NSD of each case, in the files' own grids."""
+def score(work: Path, name: str, changed: Sequence[str] = (), datasets: Sequence[str] = ()) -> Scores:
+    """Predict and score what is not yet; competitor → dataset → class → DSC and NSD of each case, in the files' own grids.
+
+    Args:
+        work: Folder of the contest.
+        name: The network of which every budget is scored, with the nnU-Nets and the copies; with ``changed`` its last alone.
+        changed: Other networks, whose last weights are scored.
+        datasets: Those to score; all if none is given.
+    """
     from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
     from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
     from satunet.evaluation.benchmark.run import Contest, Standing, run_contest
@@ -240,23 +250,21 @@ def score(work: Path, names: Sequence[str]) -> dict[str, Any]:
     use_folders(work, work / "planned")
     place = work / "scored" / "predictions"
     networks = [
-        UnifiedCompetitor(model=model, output=place, device="cpu", name=f"{name} step_{step}")
-        for name in names
-        for step, (model, _) in sorted(kept_models(work, name).items(), reverse=True)
+        UnifiedCompetitor(model=model, output=place, device="cpu", name=f"{which} step_{step}")
+        for which in (name, *changed)
+        for step, (model, _) in sorted(kept_models(work, which).items(), reverse=True)[: 1 if changed else None]
     ]
-    contest = Contest(
-        unified=networks[0],
-        others=[*networks[1:], *_specialists(work, place).values(), NearestCopyCompetitor(output=place, name="copy")],
-        output=work / "scored",
-        folds=(0,),
-    )
+    others: list[Any] = [*networks[1:]]
+    if not changed:
+        others += [*_specialists(work, place).values(), NearestCopyCompetitor(output=place, name="copy")]
+    contest = Contest(unified=networks[0], others=others, output=work / "scored", folds=(0,))
     standing: list[Standing] = []
 
     def watch(make: Any, final: bool) -> None:
         if final:
             standing.append(make())
 
-    run_contest(planned(work), contest, watch)
+    run_contest([*(datasets or planned(work))], contest, watch)
     found: dict[str, Any] = {}
     for dataset, results in standing[0].results.items():
         for competitor, evaluation in results.evaluations.items():
@@ -267,9 +275,6 @@ def score(work: Path, names: Sequence[str]) -> dict[str, Any]:
                     classes[row.class_name]["nsd"].append(row.nsd)
             found.setdefault(competitor, {})[dataset] = dict(classes)
     return found
-
-
-Scores = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
 
 
 def mean_of(scores: Mapping[str, Mapping[str, Sequence[float]]], metric: str) -> float:
@@ -301,7 +306,7 @@ def seconds_of(work: Path, steps: int, datasets: Sequence[str]) -> float:
 
 def report(work: Path, output: Path, names: Sequence[str], picture: Path | None) -> int:
     """Score what is not scored yet, and write tables and curves."""
-    scores: Scores = score(work, names)
+    scores = score(work, names[0])
     datasets = [d for d in planned(work) if all(d in s for s in (scores["copy"],))]
     turn = len(planned(work))
     budgets = specialist_budgets(work, scores)
@@ -312,6 +317,7 @@ def report(work: Path, output: Path, names: Sequence[str], picture: Path | None)
     lines = _by_dataset(scores, datasets, final, budgets[equal], max(networks) // turn, equal)
     lines += _curve(work, scores, datasets, networks, models, budgets, turn)
     lines += _each_budget(scores, datasets, networks, budgets, turn)
+    lines += _ablations(work, names[1:])
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write = {
         c: {d: {m: mean_of(s, m) for m in ("dsc", "nsd")} for d, s in found.items()} for c, found in scores.items()
@@ -324,7 +330,8 @@ def report(work: Path, output: Path, names: Sequence[str], picture: Path | None)
 
 
 def _row(values: Sequence[Any]) -> str:
-    return "| " + " | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values) + " |"
+    shown = [("–" if v != v else f"{v:.1f}") if isinstance(v, float) else str(v) for v in values]
+    return "| " + " | ".join(shown) + " |"
 
 
 def _by_dataset(
@@ -351,7 +358,7 @@ def _by_dataset(
             many = [mean_of(scores[s][dataset], metric) for s in seeds]
             network, copy = mean_of(scores[final][dataset], metric), mean_of(scores["copy"][dataset], metric)
             spread = f" ({min(many):.1f} to {max(many):.1f})" if len(many) > 1 and metric == "dsc" else ""
-            cells += [network, f"{_average(many):.1f}{spread}", copy]
+            cells += [network, f"{_average(many):.1f}{spread}" if many else "–", copy]
             for who, value in (("network", network), ("nnU-Net", _average(many)), ("copy", copy)):
                 totals[who, metric].append(value)
         lines.append(_row(cells))
@@ -365,6 +372,14 @@ def _by_dataset(
     return lines
 
 
+def shared_by(
+    budgets: Mapping[int, Mapping[str, Sequence[str]]], datasets: Sequence[str]
+) -> tuple[list[int], list[str]]:
+    """Budgets of more than a few datasets, and the datasets that all of these have."""
+    wide = [steps for steps, found in budgets.items() if len(found) > len(datasets) / 2]
+    return wide, [d for d in datasets if all(d in budgets[steps] for steps in wide)]
+
+
 def _curve(
     work: Path,
     scores: Scores,
@@ -374,24 +389,30 @@ def _curve(
     budgets: Mapping[int, Mapping[str, Sequence[str]]],
     turn: int,
 ) -> list[str]:
-    lines = [
-        "# Mean over the datasets against total compute\n",
-        "| who | steps a dataset | steps | processor seconds | DSC | NSD |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for step, name in networks.items():
-        values = [_average([mean_of(scores[name][d], m) for d in datasets]) for m in ("dsc", "nsd")]
-        lines.append(_row(["network", step // turn, step, round(models[step][1]), *values]))
-    for steps, found in budgets.items():
-        if set(found) >= set(datasets):
-            values = [
-                _average([_average([mean_of(scores[s][d], m) for s in found[d]]) for d in datasets])
-                for m in ("dsc", "nsd")
-            ]
-            cost = round(seconds_of(work, steps, datasets))
-            lines.append(_row([f"{len(found)} nnU-Nets", steps, steps * len(found), cost, *values]))
-    values = [_average([mean_of(scores["copy"][d], m) for d in datasets]) for m in ("dsc", "nsd")]
-    return [*lines, _row(["copy", "", "", "", *values]), ""]
+    wide, shared = shared_by(budgets, datasets)
+    lines: list[str] = []
+    for which in [shared, *([list(datasets)] if len(shared) < len(datasets) else [])]:
+        without = ", ".join(d.partition("_")[2] for d in datasets if d not in which)
+        lines += [
+            f"# Mean over {len(which)} datasets against total compute{f', without {without}' if without else ''}\n",
+            "The network's seconds are those of its whole training, the nnU-Nets' those of these datasets.\n",
+            "| who | steps a dataset | processor seconds | DSC | NSD |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+        for step, name in networks.items():
+            values = [_average([mean_of(scores[name][d], m) for d in which]) for m in ("dsc", "nsd")]
+            lines.append(_row(["network", step // turn, round(models[step][1]), *values]))
+        for steps in wide:
+            found = budgets[steps]
+            if set(found) >= set(which):
+                values = [
+                    _average([_average([mean_of(scores[s][d], m) for s in found[d]]) for d in which])
+                    for m in ("dsc", "nsd")
+                ]
+                lines.append(_row([f"{len(which)} nnU-Nets", steps, round(seconds_of(work, steps, which)), *values]))
+        values = [_average([mean_of(scores["copy"][d], m) for d in which]) for m in ("dsc", "nsd")]
+        lines += [_row(["copy", "", "", *values]), ""]
+    return lines
 
 
 def _each_budget(
@@ -416,6 +437,27 @@ def _each_budget(
     return [*lines, ""]
 
 
+def _ablations(work: Path, names: Sequence[str]) -> list[str]:
+    """Trainings of a few datasets, one change each."""
+    if len(names) < 2:
+        return []
+    models = {name: kept_models(work, name) for name in names}
+    last = {name: max(models[name]) for name in names}
+    split = json.loads(next((work / "networks" / names[0] / UNIFIED).rglob("split.json")).read_text(encoding="utf-8"))
+    own = [d for d in planned(work) if any(s.startswith(d) for s in split["train"])]
+    scores = score(work, names[0], names[1:], own)
+    lines = [
+        "# One change each, on a few datasets\n",
+        _row(["training", "processor seconds", *[d.partition("_")[2] for d in own], "mean DSC", "mean NSD"]),
+        _row(["---", *["---:"] * (len(own) + 3)]),
+    ]
+    for name in names:
+        found = scores[f"{name} step_{last[name]}"]
+        dsc, nsd = ([mean_of(found[d], m) for d in own] for m in ("dsc", "nsd"))
+        lines.append(_row([name, round(models[name][last[name]][1]), *dsc, _average(dsc), _average(nsd)]))
+    return [*lines, ""]
+
+
 def draw(
     work: Path,
     scores: Scores,
@@ -437,19 +479,18 @@ def draw(
     rows = -(-(len(datasets) + 1) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(15, 2.9 * rows), sharey=True, constrained_layout=True)
     first, *others = axes.flat
-    full = {steps: found for steps, found in budgets.items() if set(found) >= set(datasets)}
-    means = [_average([mean_of(scores[n][d], "dsc") for d in datasets]) for n in networks.values()]
+    wide, shared = shared_by(budgets, datasets)
+    full = {steps: budgets[steps] for steps in wide}
+    means = [_average([mean_of(scores[n][d], "dsc") for d in shared]) for n in networks.values()]
     first.plot([models[s][1] for s in networks], means, "o-", color=ours, label="one network")
     means = [
-        _average([_average([mean_of(scores[s][d], "dsc") for s in found[d]]) for d in datasets])
+        _average([_average([mean_of(scores[s][d], "dsc") for s in found[d]]) for d in shared])
         for found in full.values()
     ]
-    first.plot(
-        [seconds_of(work, s, datasets) for s in full], means, "s-", color=theirs, label=f"{len(datasets)} nnU-Nets"
-    )
-    copy = _average([mean_of(scores["copy"][d], "dsc") for d in datasets])
+    first.plot([seconds_of(work, s, shared) for s in full], means, "s-", color=theirs, label=f"{len(shared)} nnU-Nets")
+    copy = _average([mean_of(scores["copy"][d], "dsc") for d in shared])
     first.axhline(copy, color=nobody, linestyle=":", label="copy of the nearest scan")
-    first.set(title="mean of all", xlabel="processor seconds, all steps", ylabel="DSC, %", ylim=(0, 100))
+    first.set(title=f"mean of {len(shared)}", xlabel="processor seconds, all steps", ylabel="DSC, %", ylim=(0, 100))
     first.legend(fontsize=8)
     for axis, dataset in zip(others, datasets, strict=False):
         values = [mean_of(scores[n][dataset], "dsc") for n in networks.values()]

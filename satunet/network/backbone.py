@@ -50,11 +50,24 @@ class ConvBlock(nn.Module):
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
         if self.channels_last and (maps := self._channels_last(x)) is not None:
             return maps
-        x = self.conv(x)
+        x = self._convolve(x)
         if x[0, 0].numel() > 1:
             # One voxel has no variance: torch refuses to normalise it, so it stays as it is.
             x = self.norm(x)
         result: Tensor = self.nonlin(x)
+        return result
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The convolution, in the weights' type where oneDNN's gradient in bfloat16 is wrong.
+
+        Where the first axis has two voxels, the gradient of the weights reads memory that nobody wrote (torch 2.13, CPU):
+        it differs from call to call, and now and then it is not finite.
+        """
+        if x.device.type == "cpu" and x.shape[2] == 2 and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):
+                wide: Tensor = self.conv(x.to(self.conv.weight.dtype))
+            return wide
+        result: Tensor = self.conv(x)
         return result
 
     def _channels_last(self, x: Tensor) -> Tensor | None:
