@@ -28,8 +28,11 @@ def test_a_room_says_what_it_is_for_and_has_floors_before_it_is_crowded() -> Non
         str(room) for room in rooms if not (ROOT / room / "__init__.py").read_text(encoding="utf-8").startswith('"""')
     ]
     assert silent == [], "without a docstring"
+    # A module per command is what one looks for in cli; everywhere else so many want floors.
     crowded = {
-        str(room): n for room in rooms if (n := sum(p.parent == room and p.stem != "__init__" for p in modules())) > 16
+        str(room): n
+        for room in rooms - {Path("satunet/cli")}
+        if (n := sum(p.parent == room and p.stem != "__init__" for p in modules())) > 16
     }
     assert crowded == {}
 

@@ -178,7 +178,8 @@ def test_every_import_is_declared_and_every_declaration_is_used(installed: Path)
     assert not unknown, f"imported, and of no installed package: {unknown}"
     metadata = email.message_from_string(next(installed.glob("*.dist-info/METADATA")).read_text(encoding="utf-8"))
     declared = requirement_names(
-        metadata.get_all("Requires-Dist") or [], extras={"cluster", "demo", "dicom", "knowledge", "parquet", "server"}
+        metadata.get_all("Requires-Dist") or [],
+        extras={"cluster", "demo", "dicom", "dicomweb", "knowledge", "parquet", "server"},
     )
     candidates = {module: {normalised(d) for d in distributions[module]} for module in used}
     assert not {module for module, names in candidates.items() if not names & declared}
