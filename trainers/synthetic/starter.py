@@ -406,7 +406,8 @@ def training_config(steps: int = STEPS) -> TrainingConfig:
 
 
 _REFINED: Mapping[str, float] = {
-    "heads, coarse": 0.74, "hippocampus": 0.08, "head and neck": 0.08, "sarcoma PET": 0.03, "abdomens": 0.05, "trunks": 0.02,
+    "heads, coarse": 0.60, "hippocampus": 0.10, "head and neck": 0.10, "sarcoma PET": 0.03, "fetal brain": 0.03,
+    "abdomens": 0.07, "trunks": 0.07,
 }  # fmt: skip
 
 
