@@ -18,7 +18,7 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.jobs.file_names import table_cell, text_of_cell
 from satunet.jobs.files import atomic_path, read_json, write_json, write_text
 from satunet.jobs.progress import JobSummary
-from satunet.jobs.records import from_plain
+from satunet.jobs.records import MALFORMED, from_plain
 from satunet.labels.scored import ScoredClass
 
 EVALUATION_VERSION = 3
@@ -261,7 +261,7 @@ class Evaluation:
                 failures=dict(content["failures"]),
                 rules=dict(content["rules"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, csv.Error, *MALFORMED) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{folder}: not the results of an evaluation ({type(error).__name__}: {error})") from error

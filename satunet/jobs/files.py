@@ -240,14 +240,29 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: There is no such file.
         ValueError: The file is not JSON, not in UTF-8, or nested too deeply; the message names it.
     """
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(text: str | bytes, source: Path | str) -> Any:
+    """What a text in JSON says.
+
+    Args:
+        text: The text, in UTF-8 if it is bytes.
+        source: Where it comes from, for messages.
+
+    Raises:
+        ValueError: It is not JSON, not in UTF-8, nested too deeply, or has numbers without end; the message names the
+            source.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark of byte order
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text  # Windows' editors mark the byte order
+        return json.loads(decoded)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file: its text is not in UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise ValueError(f"{source}: not JSON: its text is not in UTF-8 (byte {error.start})") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: not a JSON file that can be used: it is nested too deeply") from error
+        raise ValueError(f"{source}: not JSON that can be used: it is nested too deeply") from error
+    except ValueError as error:  # not JSON, or a number of thousands of digits
+        raise ValueError(f"{source}: not JSON ({error})") from error
 
 
 def mask_file_name(name: str) -> str:

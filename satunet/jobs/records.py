@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
@@ -128,6 +129,32 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     except ValueError as problem:
         raise error(str(problem)) from problem
+
+
+@contextlib.contextmanager
+def understanding(source: Path | str, what: str, error: type[SatunetError] = UserError) -> Iterator[None]:
+    """Take apart, in this block, what a file that is no record says: whatever is not as expected is one error.
+
+    Args:
+        source: The file, for messages.
+        what: What it should be.
+        error: Class of the error to raise.
+
+    Raises:
+        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. Errors of the project that
+            are raised in the block stay what they are.
+    """
+    try:
+        yield
+    except SatunetError:
+        raise
+    except MALFORMED as problem:
+        why = f"{problem} is missing" if isinstance(problem, KeyError) else f"{type(problem).__name__}: {problem}"
+        raise error(f"{source}: not {what} ({why:.300})") from problem
+
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What Python says of content that is not of the expected kind."""
 
 
 def _version(cls: type[Any]) -> int:

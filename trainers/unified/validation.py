@@ -22,8 +22,9 @@ from satunet.compute import distributed
 from satunet.compute.choices import Precision
 from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES, split_scan_id
+from satunet.errors import SatunetError
 from satunet.jobs.files import read_json, write_json
-from satunet.jobs.records import to_plain
+from satunet.jobs.records import MALFORMED, from_plain, to_plain
 from satunet.models.checkpoints import hash_weights
 from satunet.network.model import PromptedUNet
 from satunet.trainers.unified.confidence import calibrate_fold
@@ -206,9 +207,18 @@ def _known(file: Path, weights: str) -> dict[str, Any] | None:
     """A scan's result of before, if it is of the same weights."""
     try:
         case: dict[str, Any] = read_json(file)
-    except (OSError, ValueError):
+        whole = case["scan"] == file.stem and case["weights"] == weights
+        for counts in case["metrics"].values():
+            whole = whole and {"Dice", "IoU"} <= counts.keys() and all(_is_number(v) for v in counts.values())
+        for found in case["evidence"].values():
+            from_plain(found, Evidence, source=file)
+    except (OSError, SatunetError, *MALFORMED):
         return None
-    return case if case.get("weights") == weights and "evidence" in case else None
+    return case if whole else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def _means(cases: Iterable[dict[str, Counts]]) -> dict[str, Counts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from satunet.errors import SatunetError
 from satunet.jobs.file_names import table_cell
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
-from satunet.jobs.records import from_plain
+from satunet.jobs.records import MALFORMED, from_plain
 from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
@@ -48,7 +49,7 @@ def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping
         for name, state in content["files"].items():
             if not from_plain(state, FileState, source=file).is_of(file.parent / name):
                 return f"{file.parent / name} is missing or damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
+    except (OSError, SatunetError, *MALFORMED) as error:
         return f"{file} is damaged ({type(error).__name__})"
     return f"{missing[0]} is missing" if missing else None
 
@@ -62,29 +63,31 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
     """
     rows: list[dict[str, object]] = []
     for name in names:
-        try:
+        # What cannot be used is told among the failures.
+        with contextlib.suppress(OSError, *MALFORMED):
             entries = read_json(manifest_file(output, name, combine))["prompts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # told among the failures
-        for entry in entries:
-            row: dict[str, object] = {"scan": name} if len(names) > 1 else {}
-            kind = entry.get("class") or ""
-            row |= {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
-            voxels, box = entry.get("voxels"), entry.get("box")
-            row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
-            if voxels is None:
-                row["where"] = f"no mask: {entry.get('note') or entry['status']}"
-            elif not voxels:
-                row["where"] = _why_nothing(entry)
-            else:
-                row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
-            if entry.get("confidence") is not None:
-                row["confidence"] = f"{entry['confidence']:.2f}"
-            if entry.get("doubts"):
-                repaired = " (repaired)" if entry.get("repaired") else ""
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
-            rows.append(row)
+            shown: dict[str, object] = {"scan": name} if len(names) > 1 else {}
+            rows += [shown | _row_of(entry) for entry in entries]
     return rows
+
+
+def _row_of(entry: Mapping[str, Any]) -> dict[str, object]:
+    kind = entry.get("class") or ""
+    row: dict[str, object] = {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
+    voxels, box = entry.get("voxels"), entry.get("box")
+    row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
+    if voxels is None:
+        row["where"] = f"no mask: {entry.get('note') or entry['status']}"
+    elif not voxels:
+        row["where"] = _why_nothing(entry)
+    else:
+        row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
+    if entry.get("confidence") is not None:
+        row["confidence"] = f"{entry['confidence']:.2f}"
+    if entry.get("doubts"):
+        repaired = " (repaired)" if entry.get("repaired") else ""
+        row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
+    return row
 
 
 def _why_nothing(entry: Mapping[str, Any]) -> str:
@@ -99,12 +102,11 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
     writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for name in names:
-        try:
+        with contextlib.suppress(OSError, *MALFORMED):  # a scan that failed has no rows
             content = read_json(manifest_file(output, name, combine))
-        except (OSError, ValueError):
-            continue  # a scan that failed has no rows
-        for entry in content["prompts"]:
-            writer.writerow({"scan": name, "modality": content["modality"], **_plain_cells(entry)})
+            writer.writerows(
+                [{"scan": name, "modality": content["modality"], **_plain_cells(entry)} for entry in content["prompts"]]
+            )
     write_text(output / STATISTICS, text.getvalue())
     return output / STATISTICS
 
@@ -121,7 +123,7 @@ def is_foreign(manifest: Path) -> bool:
     """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
     try:
         content = read_json(manifest)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False
     return not (isinstance(content, dict) and {"prompts", "stamp"} & set(content))
 
@@ -131,5 +133,5 @@ def files_of(manifest: Path) -> list[Path]:
     try:
         names = read_json(manifest)["files"]
         return [manifest.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, *MALFORMED):
         return []

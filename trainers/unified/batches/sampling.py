@@ -135,12 +135,23 @@ def foreground_box(record: ScanRecord, locations: Mapping[int, NDArray[np.int32]
     return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
+def _is_box(entry: Any, shape: Sequence[int]) -> bool:
+    """Whether an entry of the kept boxes is a box inside a scan, and a hash."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        return False
+    low, high = entry[:2]
+    triples = all(isinstance(p, list) and len(p) == 3 and all(type(i) is int for i in p) for p in (low, high))
+    return triples and all(0 <= i < j <= n for i, j, n in zip(low, high, shape, strict=True))
+
+
 def foreground_boxes(store: ScanStore) -> dict[str, Foreground]:
     """Foreground box of every scan of a store that can be read; found once, then kept in a file of the store."""
     file = store.folder / "foreground_boxes.json"
     try:
-        known: dict[str, Any] = read_json(file)
+        known = read_json(file)
     except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict):
         known = {}
     boxes: dict[str, Foreground] = {}
     content: dict[str, Any] = {}
@@ -148,7 +159,7 @@ def foreground_boxes(store: ScanStore) -> dict[str, Foreground]:
         record = store.record(scan)
         source = record.files.get("_locations.npz", (0, ""))[1]
         entry = known.get(scan)
-        if not (isinstance(entry, list) and len(entry) == 3 and entry[2] == source):
+        if not (_is_box(entry, record.shape) and entry[2] == source):
             try:
                 entry = [*map(list, foreground_box(record, store.locations(scan))), source]
             except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
