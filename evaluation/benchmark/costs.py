@@ -116,7 +116,7 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
     run = {
         "cases": cases, "scans": scans, "seconds": round(seconds, 3), "memory_bytes": memory_bytes, "threads": threads,
     }  # fmt: skip
-    write_json(folder / RUNS, {"runs": [*runs_of(folder), run]})
+    write_json(folder / RUNS, {"runs": [*runs_of(folder), run]}, sealed=True)
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:

@@ -262,7 +262,7 @@ def _files_of(folder: Path) -> dict[str, str]:
             entries = read_json(manifest)["prompts"]
             # What was asked for by its own name goes before what a prompt turned out to mean.
             for key in ("class", "prompt"):
-                files |= {e[key]: e["file"] for e in entries if e.get(key) and e.get("file")}
+                files |= {str(e[key]): str(e["file"]) for e in entries if e.get(key) and e.get("file")}
             # A manifest that points elsewhere, at the references for instance, would score files of somebody else.
             outside = [f for f in files.values() if Path(f).name != f or f in ("", ".", "..")]
         except (OSError, *MALFORMED) as error:

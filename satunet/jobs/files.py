@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -228,19 +229,48 @@ def write_text(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood."""
-    write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
+    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood.
+
+    Args:
+        path: The file.
+        content: What it is to say.
+        sealed: Whether an object gets a digest of all that it says, which :func:`read_json` checks. Files that people
+            edit, and formats of others, have none.
+    """
+    text = json.dumps(content, indent=1, default=_to_json)
+    if sealed:
+        plain = json.loads(text)  # keys are texts now, and tuples lists, as whoever reads it has them
+        text = json.dumps(plain | {DIGEST: digest_of(plain)}, indent=1)
+    write_text(path, text + "\n")
+
+
+DIGEST = "digest"
+"""Key of a sealed object's digest."""
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what an object says, however it is laid out: 64 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; the digest of a sealed one is checked, and not part of what is returned.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, not in UTF-8, or nested too deeply; the message names it.
+        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than what
+            was written; the message names it.
     """
-    return parse_json(Path(path).read_bytes(), path)
+    content = parse_json(Path(path).read_bytes(), path)
+    sealed = isinstance(content, dict) and isinstance(content.get(DIGEST), str)
+    if sealed and content.pop(DIGEST) != digest_of(content):
+        raise ValueError(
+            f"{path}: damaged: its content is not what was written (its digest says so; whoever changed it on purpose "
+            f"removes the line {DIGEST!r})"
+        )
+    return content
 
 
 def parse_json(text: str | bytes, source: Path | str) -> Any:

@@ -97,8 +97,8 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
 
 
 def save_record(path: Path, record: Any) -> None:
-    """Write a record, whole."""
-    write_json(path, to_plain(record))
+    """Write a record, whole and sealed (:func:`satunet.jobs.files.write_json`)."""
+    write_json(path, to_plain(record), sealed=True)
 
 
 def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = UserError) -> Record:

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from satunet.confidence.calibration import Calibration
+from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.errors import ModelError
 from satunet.jobs.files import atomic_folder
+from satunet.jobs.fresh import content_hash
 from satunet.jobs.records import load_json, save_record
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import empty_network, hash_weights, load_weights
@@ -103,6 +104,9 @@ def write_model(
             trained.save(folder / TRAINED_SCANS_FILE)
         if calibration is not None:
             replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
+        apart = (WEIGHTS_FILE, CONFIDENCE_FILE)  # the one has its own hash, the other is calibrated anew later
+        others = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in apart)
+        card = replace(card, files={name: content_hash(folder / name) for name in others})
         save_record(folder / MODEL_FILE, card)
     return card
 

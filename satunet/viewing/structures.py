@@ -16,7 +16,7 @@ from satunet.errors import MissingFileError, UnreadableImageError, UserError
 from satunet.geometry import Grid, box_of
 from satunet.images.image import image_ending, list_images, read_label_map, strip_ending
 from satunet.jobs.files import read_json
-from satunet.jobs.records import MALFORMED
+from satunet.jobs.records import MALFORMED, understanding
 from satunet.labels.names import normalize_name
 from satunet.types import Box
 
@@ -131,6 +131,11 @@ def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
         entries = [e for e in content["prompts"] if isinstance(e["prompt"], str)]
     except (OSError, *MALFORMED):
         return None
+    with understanding(manifest, "a manifest of masks"):
+        return _listed(entries, manifest, grid)
+
+
+def _listed(entries: Sequence[Mapping[str, Any]], manifest: Path, grid: Grid) -> list[Structure]:
     labels: NDArray[Any] | None = None
     found = []
     for entry in entries:

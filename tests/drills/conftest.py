@@ -16,7 +16,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of :func:`tests.drills.stages.make_world`; a test that damages it works on a copy."""
     folder = tmp_path_factory.mktemp("world") / "run"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.drills.stages", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.drills.stages", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -76,7 +76,7 @@ def validate(
                 scored = score_scan(setup, network, scan, device=device, precision=precision)
                 evidence = {name: to_plain(found) for name, found in scored.evidence.items()}
                 case = {"scan": scan, "weights": weights, "metrics": scored.metrics, "evidence": evidence}
-                write_json(file, case)
+                write_json(file, case, sealed=True)
             cases.append(case)
             logger.debug("validated %s", scan)
         except Exception as error:  # one scan that cannot be read must not cost the validation of the others
@@ -203,13 +203,16 @@ def score_scan(
     return Scored(metrics={n: metrics[n] for n in names}, evidence={n: evidence[n] for n in names})
 
 
+_COUNTS = count_voxels(0, 0, 0, 0).keys()
+
+
 def _known(file: Path, weights: str) -> dict[str, Any] | None:
     """A scan's result of before, if it is of the same weights."""
     try:
         case: dict[str, Any] = read_json(file)
         whole = case["scan"] == file.stem and case["weights"] == weights
         for counts in case["metrics"].values():
-            whole = whole and {"Dice", "IoU"} <= counts.keys() and all(_is_number(v) for v in counts.values())
+            whole = whole and counts.keys() == _COUNTS and all(_is_number(v) for v in counts.values())
         for found in case["evidence"].values():
             from_plain(found, Evidence, source=file)
     except (OSError, SatunetError, *MALFORMED):

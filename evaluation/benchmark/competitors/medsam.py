@@ -153,7 +153,7 @@ class MedSAMCompetitor:
         for name, mask in masks.items():
             entries.append({"prompt": name, "class": name, "file": f"{mask_file_name(name)}.nii.gz"})
             write_label_map(folder / entries[-1]["file"], mask, like=image)
-        write_json(folder / MANIFEST, {"made_from": made_from, "prompts": entries})
+        write_json(folder / MANIFEST, {"made_from": made_from, "prompts": entries}, sealed=True)
 
     def _network(self) -> Any:
         if self._model is None:

@@ -170,7 +170,7 @@ def foreground_boxes(store: ScanStore) -> dict[str, Foreground]:
         boxes[scan] = ((x, y, z), (u, v, w))
     if content != known:
         with contextlib.suppress(OSError):  # a store that may only be read
-            write_json(file, content)
+            write_json(file, content, sealed=True)
     return boxes
 
 
