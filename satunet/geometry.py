@@ -132,6 +132,13 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
     return turned, Grid(shape=(i, j, k), affine=affine)
 
 
+def extent_mm(grid: Grid, orientation: str = "RAS") -> tuple[float, float, float]:
+    """Size in mm of a grid's voxels, first to last, along the axes of an orientation."""
+    turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, orientation)[1]
+    x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
+    return x, y, z
+
+
 def box_of(mask: Mask) -> Box | None:
     """Smallest box around the true voxels of a mask.
 

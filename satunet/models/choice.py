@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 8
 WHAT_A_MODEL_IS = (
     "a model is a folder with plans.json, label_space.json, text_bank.safetensors and weights: a result folder that "
-    "'satunet train' leaves, or what 'satunet export' and 'satunet import' write"
+    "'satunet train' leaves, or what 'satunet export' and 'satunet import' write; or a name that 'satunet models' lists"
 )
 
 
@@ -31,13 +31,14 @@ class ModelChoice:
     """Models to use together; probabilities of several, and of several folds, are averaged.
 
     Attributes:
-        model: Model folder, or 'starter', which comes with satunet; several are averaged. If not given, your own of
-            dataset 900, or where there is none, 'starter'.
+        model: Model folder; 'starter', which comes with satunet; or a published one, which is fetched once: 'sat-nano',
+            'sat-pro', hf:owner/name[/folder][@revision]. Several are averaged. If not given, your own of dataset 900, or
+            where there is none, 'starter'.
         fold: Fold whose weights to take, or several to average; the only one if not given.
         checkpoint: Checkpoint file in the fold's folder.
     """
 
-    model: Annotated[tuple[Path, ...], arg(aliases=["-m"], metavar="FOLDER")] = ()
+    model: Annotated[tuple[Path, ...], arg(aliases=["-m"], metavar="MODEL")] = ()
     fold: Annotated[tuple[str, ...], arg(aliases=["-f"], metavar="FOLD")] = ()
     checkpoint: Annotated[str, arg(aliases=["-chk"])] = "checkpoint_final.pth"
 

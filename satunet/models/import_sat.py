@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ def import_sat(
     licence: str | None = None,
     presets: Sequence[NetworkConfig] | None = None,
     patch_size: tuple[int, int, int] = SAT_PATCH,
+    architecture_name: str | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """Turn SAT's checkpoints into a model folder that prediction takes.
 
@@ -63,6 +65,8 @@ def import_sat(
         licence: Of the weights, as their publishers state it.
         presets: The networks it may be; SAT's two if not given.
         patch_size: Windows to predict with.
+        architecture_name: What the model says that architecture is, where a folder was given that will not stay.
+        origin: Where the files come from, for the model's provenance.
 
     Raises:
         UserError: ``output`` is there already.
@@ -79,7 +83,9 @@ def import_sat(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as temporary:
         folder = Path(temporary) / "text_encoder"
-        published = save_sat_encoder(text_state, folder, source=text_encoder, architecture=text_architecture)
+        published = save_sat_encoder(
+            text_state, folder, source=text_encoder, architecture=text_architecture, architecture_name=architecture_name
+        )
         rows, row_sources = modality_rows(published, MODALITIES)
         weights = {k: v.to(torch.float32) for k, v in weights.items()} | {"adapter.modality_embedding.weight": rows}
         plan, space = sat_plan(config, patch_size), sat_label_space()
@@ -103,8 +109,9 @@ def import_sat(
             provenance={
                 "source": "SAT (arXiv 2312.17183), imported",
                 "checkpoint": _file(checkpoint),
-                "text_encoder": _file(text_encoder) | {"architecture": text_architecture},
+                "text_encoder": _file(text_encoder) | {"architecture": architecture_name or text_architecture},
                 "modality_embedding": row_sources,
+                **(origin or {}),
             },
             text_encoder=folder,
         )

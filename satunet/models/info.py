@@ -35,7 +35,7 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
     Raises:
         ModelError: Not a model, or damaged.
     """
-    path = resolve_model(path)
+    path = resolve_model(path, fetch=False)
     plan, space, bank = read_description(path)
     facts: dict[str, Any] = {"folder": str(path)}
     if is_model_folder(path):

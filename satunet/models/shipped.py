@@ -1,20 +1,39 @@
-"""Models by name: those that come with satunet."""
+"""Models by name: those that come with satunet, and published ones, which are fetched when they are first asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from satunet.errors import ModelError
+
 SHIPPED = ("starter",)
 """Names of the models in the package; a folder of that name goes first."""
 
 
-def resolve_model(model: Path | str) -> Path:
-    """The folder of a model that is given by name or path; a path that is neither stays as it is.
+def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
+    """The folder of a model that is given by name or path; a path that is none of a name stays as it is.
 
     Args:
-        model: Folder, or one of :data:`SHIPPED`.
+        model: Folder, one of :data:`SHIPPED`, or the name of a published model
+            (:mod:`satunet.models.published.names`).
+        fetch: Whether a published model that is not here yet is fetched.
+
+    Raises:
+        ModelError: A published model that cannot be had, or is not here and must not be fetched.
     """
     path = Path(model).expanduser()
-    if str(model) in SHIPPED and not path.is_dir():
-        return Path(__file__).parent / str(model)
-    return path
+    if path.is_dir():
+        return path
+    name = Path(model).as_posix()
+    if name in SHIPPED:
+        return Path(__file__).parent / name
+    from satunet.models.published.names import published_model
+
+    published = published_model(name)
+    if published is None:
+        return path
+    if not fetch and not published.place.is_dir():
+        raise ModelError(f"{name}: not on this machine yet; 'satunet models --fetch {name}' fetches it")
+    from satunet.models.published.folder import published_folder
+
+    return published_folder(published)

@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from satunet.network.config import NetworkConfig
+from satunet.network.gpu import normalise
 
 
 class ConvBlock(nn.Module):
-    """Convolution → instance norm → leaky ReLU, the last if there is an activation."""
+    """Convolution → instance norm → leaky ReLU, the last if there is an activation.
+
+    Attributes:
+        channels_last: Compute as :mod:`satunet.network.gpu` does; the weights are the same.
+    """
+
+    channels_last = False
 
     def __init__(
         self,
@@ -39,12 +46,24 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
+        if self.channels_last and (maps := self._channels_last(x)) is not None:
+            return maps
         x = self.conv(x)
         if x[0, 0].numel() > 1:
             # One voxel has no variance: torch refuses to normalise it, so it stays as it is.
             x = self.norm(x)
         result: Tensor = self.nonlin(x)
         return result
+
+    def _channels_last(self, x: Tensor) -> Tensor | None:
+        """The same on a GPU; ``None`` where the result is a single voxel, which is not normalised."""
+        conv = self.conv
+        extents = zip(x.shape[2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
+        if all((n + 2 * int(p) - k) // s == 0 for n, p, k, s in extents):
+            return None
+        x = nn.functional.conv3d(x, conv.weight, None, conv.stride, conv.padding)
+        slope = float(self.nonlin.negative_slope) if isinstance(self.nonlin, nn.LeakyReLU) else None
+        return normalise(x, self.norm, slope)
 
 
 class ConvStack(nn.Module):
@@ -199,6 +218,14 @@ class UNet(nn.Module):
         """Encoder maps and decoder maps, full resolution first."""
         skips = self.encoder(x)
         return skips, self.decoder(skips)
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Let all convolution blocks compute as :mod:`satunet.network.gpu` does, with weights in that memory layout."""
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            module.channels_last = True
 
 
 def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

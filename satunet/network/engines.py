@@ -4,6 +4,7 @@
 engine   what it does                                              where it is taken by ``auto``
 ======== ========================================================= ============================================
 fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU
+         (CPU); :mod:`satunet.network.gpu` (CUDA)
 compile  fused, the last step of norms by ``torch.compile``        never: it has to be asked for
          (CPU); the whole backbone compiled, channels last (GPU)
 eager    the modules one by one, under autocast                    GPU
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from satunet.compute.choices import Engine as Engine
 from satunet.compute.devices import Precision, precision_for
 from satunet.errors import UserError
-from satunet.network.backbone import UNet
+from satunet.network.backbone import UNet, use_channels_last
 from satunet.network.cpu.fused import FusedUNet
 from satunet.network.cpu.norms import Norm, scale_
 
@@ -64,6 +65,9 @@ def accelerate(
         return network
     if chosen == "eager":
         return network
+    if device.type == "cuda" and chosen == "fused":
+        use_channels_last(network)
+        return network
     if device.type != "cpu":
         # Channels last here alone: torch's own instance norm copies to the usual layout and back, a compiled one not.
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -81,8 +85,10 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
     Raises:
         UserError: An engine that cannot run there.
     """
-    if engine == "fused" and device.type != "cpu":
-        raise UserError(f"engine 'fused' runs on a CPU, the device is {device}; allowed there are auto, eager, compile")
+    if engine == "fused" and device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"engine 'fused' runs on a CPU or CUDA, the device is {device}; allowed there are auto, eager, compile"
+        )
     if engine == "auto":
         return "fused" if device.type == "cpu" else "eager"
     if engine == "compile" and device.type == "cpu" and compiler() is None:

@@ -22,7 +22,7 @@ from satunet.jobs.names import name_key, safe_name, unique_names
 if TYPE_CHECKING:  # pydicom and SimpleITK are needed for DICOM series alone
     from satunet.images.dicom import Series
 
-_OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
+OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
               *(f"prediction_summary_{rank}" for rank in range(64)))  # fmt: skip
 """Names that no scan's results may have: other files of the output folder."""
 
@@ -191,7 +191,7 @@ def _named(scans: list[Scan]) -> list[Scan]:
     alike = Counter(name_key(safe_name(name)) for name in short)
     names = [s if alike[name_key(safe_name(s))] == 1 else f for s, f in zip(short, full, strict=True)]
     names = _with_folders(scans, names)
-    return [replace(scan, name=name) for scan, name in zip(scans, unique_names(names, taken=_OUR_FILES), strict=True)]
+    return [replace(scan, name=name) for scan, name in zip(scans, unique_names(names, taken=OUR_FILES), strict=True)]
 
 
 def _each_once(scans: list[Scan]) -> list[Scan]:

@@ -66,5 +66,5 @@ def _header(scan: Scan) -> tuple[Grid, int]:
     if series is None:
         return read_grid(scan.path), voxel_bytes(scan.path)
     if series.grid is None:
-        raise UnreadableImageError(series.folder, series.fault or f"series {series.uid} is no volume")
+        raise UnreadableImageError(scan.path, series.fault or f"series {series.uid} is no volume")
     return series.grid, 8

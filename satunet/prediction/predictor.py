@@ -26,7 +26,7 @@ from torch import Tensor
 from satunet.compute.devices import pick_device
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
-from satunet.geometry import reorient
+from satunet.geometry import extent_mm
 from satunet.images.image import Image, as_image
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
@@ -248,7 +248,7 @@ class Predictor:
         if name is None or match.status != "known" or len(self.models) > 1:
             return None
         spacings = plan.class_spacings_mm.get(scan.modality, {})
-        chosen = plan.spacing_for(name, scan.modality, self._extent_mm(scan, plan))[0]
+        chosen = plan.spacing_for(name, scan.modality, extent_mm(scan.image.grid, plan.orientation))[0]
         if chosen <= spacings.get(name, (chosen,))[0]:
             return None
         left, right = f"left {name}", f"right {name}"
@@ -333,20 +333,12 @@ class Predictor:
         """Group of models and spacing → positions of the prompts that it is asked."""
         looks: dict[tuple[int, Spacing], list[int]] = {}
         for number, group in enumerate(self._groups):
-            extent = self._extent_mm(scan, group.plan)
+            extent = extent_mm(scan.image.grid, group.plan.orientation)
             for i, match in enumerate(matches):
                 if match.status != "unknown" and self._voters(group, match, scan.modality):
                     name = match.class_name or next((n for n, _ in match.nearest), None)
                     looks.setdefault((number, group.plan.spacing_for(name, scan.modality, extent)), []).append(i)
         return looks
-
-    @staticmethod
-    def _extent_mm(scan: PreparedScan, plan: UnifiedPlan) -> Spacing:
-        """Size of a scan along the axes of a plan."""
-        grid = scan.image.grid
-        turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, plan.orientation)[1]
-        x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
-        return x, y, z
 
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
         """Models of a group that a prompt is asked of.

@@ -14,8 +14,6 @@ from functools import lru_cache
 from itertools import islice, product
 from pathlib import Path
 
-from rapidfuzz.distance import OSA
-
 from satunet.prompts.vocabulary import load_vocabulary
 
 _TOKENIZER = Path(__file__).parents[1] / "text" / "anatomy" / "tokenizer.json"
@@ -79,6 +77,8 @@ class Speller:
         common = word in common_words()
         if word in anatomy_words() or (common and len(word) < _COMMON_FROM[boldness]) or _compound(word):
             return (word,)
+        from rapidfuzz.distance import OSA  # few prompts are misspelled
+
         most = 2 if len(word) >= 8 and not common else 1
         lemma = load_vocabulary().lemma
         for edits in range(1, most + 1):

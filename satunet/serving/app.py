@@ -35,10 +35,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from satunet import __version__
 from satunet.errors import ScanError, UserError
+from satunet.jobs.files import read_json
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.serving import monailabel
-from satunet.serving.desk import BusyError, Desk, Job, UnknownError, told
+from satunet.serving.desk import BusyError, Desk, Job, UnknownError, told, without_places
 from satunet.serving.options import ServeOptions
 from satunet.serving.uploads import UNPACKED, TooLargeError, ending_of, receive, scan_in
 
@@ -224,12 +225,14 @@ def _add_jobs(app: FastAPI, desk: Desk) -> None:
         """End a job."""
         return answer_of(desk, desk.cancel(job))
 
-    @app.get("/jobs/{job}/files/{name}")
-    def result(job: str, name: str) -> FileResponse:
+    @app.get("/jobs/{job}/files/{name}", response_class=FileResponse)
+    def result(job: str, name: str) -> Response:
         """A result by the name that the job lists."""
         found = desk.job(job).files.get(name)
         if found is None:
             raise UnknownError(f"no result {name!r} of this job")
+        if found.suffix == ".json":
+            return JSONResponse(without_places(read_json(found)))
         return FileResponse(found, filename=name)
 
 
@@ -257,6 +260,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
         vocabulary = desk.predictor.vocabulary
         return {
             "model": desk.predictor.model.path.name,
+            "most_upload_mb": desk.options.most_upload_mb,
             "modalities": list(vocabulary.modalities),
             "classes": [{"name": c.name, "modalities": list(c.modalities)} for c in vocabulary.space.classes],
         }

@@ -34,6 +34,8 @@ from satunet.serving.options import ServeOptions
 logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
+_PLACES = ("source", "path", "model")
+"""Entries of a manifest that say where something is."""
 _NAME = "scan"
 """Name of every scan's results: clients' names stay outside."""
 
@@ -325,6 +327,21 @@ def _reporter(job: Job) -> Callable[[int, int], bool]:
         return not job.cancelled.is_set()
 
     return report
+
+
+def without_places(content: Any) -> Any:
+    """What a client may read of a manifest: names of files and models, not where the server has them.
+
+    Args:
+        content: JSON, as it was read.
+    """
+    if isinstance(content, dict):
+        return {k: _names_of(v) if k in _PLACES else without_places(v) for k, v in content.items()}
+    return [without_places(v) for v in content] if isinstance(content, list) else content
+
+
+def _names_of(places: Any) -> Any:
+    return [Path(p).name for p in places] if isinstance(places, list) else Path(places).name
 
 
 def told(error: Exception, folder: Path) -> str:

@@ -78,7 +78,12 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def save_sat_encoder(
-    state: Mapping[str, Any], folder: Path, *, source: Path | str, architecture: str = SAT_ARCHITECTURE
+    state: Mapping[str, Any],
+    folder: Path,
+    *,
+    source: Path | str,
+    architecture: str = SAT_ARCHITECTURE,
+    architecture_name: str | None = None,
 ) -> Any:
     """Turn the tensors of a published text encoder into a folder that :func:`~satunet.text.load_text_encoder` takes.
 
@@ -88,6 +93,7 @@ def save_sat_encoder(
         folder: Where to write.
         source: File the tensors come from, for messages.
         architecture: Hub name, or folder, of the model whose configuration and tokenizer to take.
+        architecture_name: What the written folder calls it, where that is not ``architecture``.
 
     Returns:
         The modality embedding, a (4 or 5, D) tensor.
@@ -130,7 +136,9 @@ def save_sat_encoder(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     save_file({key: value.float().contiguous() for key, value in projection.items()}, folder / _PROJECTION_FILE)
-    write_json(folder / SAT_ENCODER_FILE, {"kind": "sat", "version": 1, "architecture": architecture})
+    write_json(
+        folder / SAT_ENCODER_FILE, {"kind": "sat", "version": 1, "architecture": architecture_name or architecture}
+    )
     return modality
 
 

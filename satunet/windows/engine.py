@@ -40,8 +40,8 @@ NEGLIGIBLE = 1e-3
 """Probabilities of a block in a window count as zero if none of them is larger."""
 
 _LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
-_UNITS = 64
-"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts."""
+_UNITS = {"cpu": 64, "cuda": 512}
+"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts; a GPU waits between them."""
 _SCREEN_BYTES = 256 << 20
 
 OnProgress = Callable[[int, int], object]
@@ -134,7 +134,8 @@ class WindowedScan:
     _done: int = 0
 
     def __post_init__(self) -> None:
-        self.padded, self.inside = pad_to(self.volume, self.patch)
+        padded, self.inside = pad_to(self.volume, self.patch)
+        self.padded = padded.to(self.device)  # once: cutting windows out and sending them keeps a GPU waiting
         x, y, z = self.padded.shape
         starts = window_starts((x, y, z), self.patch, self.overlap)
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
@@ -308,8 +309,9 @@ class _Pass:
         shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
-        for first in range(0, len(units), _UNITS):
-            unit, key = units[first : first + _UNITS], keys[first : first + _UNITS]
+        step = _UNITS.get(blocks.device.type, 64)
+        for first in range(0, len(units), step):
+            unit, key = units[first : first + step], keys[first : first + step]
             logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
             matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
             owner = unit[:, None].expand_as(key)[matters]

@@ -44,7 +44,7 @@ OPTIONS = {
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
-        "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--preview", "--scheduler", "--statistics", "--largest_component",
+        "--dicomweb", "--study", "--series", "--keep_local", "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--preview", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
     },
@@ -64,6 +64,7 @@ OPTIONS = {
         "--commands", "--medsam", "--medsam_boxes", "--tolerance", "--tolerances", "--policy", "--no_distances",
         "--organs", "--trust_shape", "--copy_baseline", "--correction", "--device", "-device", "--processes", "-np", "--verbose",
     },
+    "models": {"--fetch", "--json", "--verbose"},
     "import": {
         "--checkpoint", "--text_encoder", "--output", "-o", "--text_architecture", "--name", "--licence", "--verbose",
     },
@@ -71,6 +72,7 @@ OPTIONS = {
         "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
     },
     "view": {"--output", "-o", "--modality", "--megavoxels", "--open", "--verbose"},
+    "try": {"--output", "-o", "--model", "-m", "--modality", "--open", "--device", "-device", "--verbose"},
     "info": {"--classes", "--verify", "--json", "--verbose"},
     "knowledge build": {
         "--output", "-o", "--ontologies", "--obo", "--umls", "--tables", "--dataset", "-d", "--licence", "--lenient",

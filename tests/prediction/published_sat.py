@@ -50,39 +50,39 @@ def network_checkpoint(path: Path, config: NetworkConfig = TINY, **changes: Any)
     return path
 
 
-def bert_folder(folder: Path) -> Path:
+def bert_folder(folder: Path, width: int = WIDTH) -> Path:
     """Configuration and tokenizer of a tiny BERT, as a hub would give them."""
     from transformers import BertConfig, BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
-    _bert_config(BertConfig).save_pretrained(folder)
+    _bert_config(BertConfig, width).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 
 
-def text_checkpoint(path: Path, rows: int = 4, **changes: Any) -> Path:
+def text_checkpoint(path: Path, rows: int = 4, width: int = WIDTH, **changes: Any) -> Path:
     """Text tower, projection, modality embedding, and the parts of pre-training that are not needed."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(1)
-    tower = BertModel(_bert_config(BertConfig)).state_dict()
+    tower = BertModel(_bert_config(BertConfig, width)).state_dict()
     state = {f"module.text_tower.biolord.{name}": value for name, value in tower.items()}
     state["module.text_tower.biolord.embeddings.position_ids"] = torch.arange(40)[None]
     for layer in (0, 2):
-        state[f"module.projection_layer.{layer}.weight"] = torch.randn(WIDTH, WIDTH) / WIDTH**0.5
-        state[f"module.projection_layer.{layer}.bias"] = torch.randn(WIDTH)
-    state["module.modality_embed.weight"] = torch.randn(rows, WIDTH)
+        state[f"module.projection_layer.{layer}.weight"] = torch.randn(width, width) / width**0.5
+        state[f"module.projection_layer.{layer}.bias"] = torch.randn(width)
+    state["module.modality_embed.weight"] = torch.randn(rows, width)
     state["module.atlas_tower.conv.weight"] = torch.randn(3, 3)
     state["module.temperature"] = torch.tensor(0.07)
     torch.save({"step": 1, "model_state_dict": _changed(state, changes), "optimizer_state_dict": {}}, path)
     return path
 
 
-def _bert_config(kind: Any) -> Any:
+def _bert_config(kind: Any, width: int) -> Any:
     return kind(
         vocab_size=len(WORDS),
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=16,

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
 from satunet.prediction import Predictor
-from satunet.serving.app import create_app
-from satunet.serving.options import ServeOptions
 from tests.prediction.conftest import make_model, write_model
+from tests.serving.running import running
 from tests.viewing.chromium import Page, find_chromium
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,17 +40,8 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server in a thread of this process, with a model of known answer."""
     folder = tmp_path_factory.mktemp("server")
-    app = create_app(Predictor(make_model(), device="cpu"), folder / "desk", ServeOptions())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(timeout=30)
+    with running(Predictor(make_model(), device="cpu"), folder / "desk") as found:
+        yield found
 
 
 def test_monai_labels_own_client(address: str, scan: Path, tmp_path: Path) -> None:

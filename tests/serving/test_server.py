@@ -83,6 +83,18 @@ def test_a_scan_and_a_word_give_the_mask(client: TestClient, scan: bytes, tmp_pa
     assert client.get(f"/scans/{name}/image").content == scan
 
 
+def test_a_manifest_does_not_say_where_the_server_is(client: TestClient, scan: bytes, tmp_path: Path) -> None:
+    name = bring(client, scan)
+    for combine, file in ((False, "manifest.json"), (True, "scan.json")):
+        done = ask(client, name, prompts=["bright", "/bright/"], combine=combine)
+        text = client.get(f"/jobs/{done['job']}/files/{file}").text
+        assert str(tmp_path) not in text
+        found = json.loads(text)
+        assert found["source"] == "upload.nii.gz" and found["model"] == ["model"]
+        assert found["stamp"]["files"][0]["path"] == "upload.nii.gz" and found["stamp"]["files"][0]["sha256"]
+        assert [p["prompt"] for p in found["prompts"]] == ["bright", "/bright/"] == found["requested"]
+
+
 def test_one_label_map_and_what_its_numbers_mean(client: TestClient, scan: bytes) -> None:
     done = ask(client, bring(client, scan), combine=True)
     assert done["prompts"][0]["label"] == 1 and "scan.nii.gz" in done["files"]

@@ -61,12 +61,14 @@ def crop_places(
     Returns:
         (X, Y, Z, 3) float32 voxel coordinates.
     """
-    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * s for n, s in zip(patch, spacing_mm, strict=True)]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     matrix = _matrix(deformation, rng)
     if mirrored:
         matrix = matrix @ np.diag([-1.0, 1.0, 1.0])
-    places = grid @ torch.from_numpy(matrix.T).float()
+    columns = [
+        ((torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * s)[:, None] * torch.from_numpy(matrix[:, a]).float()
+        for a, (n, s) in enumerate(zip(patch, spacing_mm, strict=True))
+    ]
+    places = columns[0][:, None, None] + columns[1][None, :, None] + columns[2][None, None]
     if deformation.warp:
         side = min(n * s for n, s in zip(patch, spacing_mm, strict=True))
         knots = rng.normal(0, deformation.warp * side * rng.uniform(0, 1), (1, 3, _KNOTS, _KNOTS, _KNOTS))
@@ -103,6 +105,8 @@ def sample(volume: Tensor, places: Tensor, *, labels: bool, outside: float = 0.0
     Returns:
         (x, y, z): int64 for labels, float32 else.
     """
+    if labels:
+        return _nearest(volume, places, int(outside))
     flat = places.reshape(-1, 3)
     low = flat.amin(0).floor().long().clamp_min(0)
     high = torch.minimum(flat.amax(0).ceil().long() + 1, torch.tensor(volume.shape))
@@ -115,11 +119,22 @@ def sample(volume: Tensor, places: Tensor, *, labels: bool, outside: float = 0.0
     values = functional.grid_sample(
         part[None, None],
         grid.flip(-1)[None],
-        mode="nearest" if labels else "bilinear",
+        mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )[0, 0]
     size_of_all = torch.tensor(volume.shape, dtype=torch.float32)
     beyond = ((places < -0.5) | (places > size_of_all - 0.5)).any(-1)
-    values = values.masked_fill(beyond, outside)
-    return values.round().long() if labels else values
+    return values.masked_fill(beyond, outside)
+
+
+def _nearest(volume: Tensor, places: Tensor, outside: int) -> Tensor:
+    # Three times as fast as grid_sample, which also wants the whole volume in floating point.
+    index, beyond = torch.zeros(places.shape[:3], dtype=torch.long), None
+    for axis, n in enumerate(volume.shape):
+        nearest = places[..., axis].round().long()
+        out = (nearest < 0) | (nearest >= n)
+        beyond = out if beyond is None else beyond | out
+        index.mul_(n).add_(nearest.clamp_(0, n - 1))
+    assert beyond is not None
+    return volume.reshape(-1)[index].long().masked_fill(beyond, outside)

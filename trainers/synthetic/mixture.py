@@ -45,6 +45,7 @@ class Group:
         foreign: Classes that none of the scans can show, asked for now and then.
         foreground_share: Share of crops that are centred on a class.
         names: Tissue id → name, of painted images.
+        label_of: (tissues,) int64, tissue id → label id, of painted images.
         predicted: Whether prediction looks for the group's classes at its spacing.
     """
 
@@ -59,6 +60,7 @@ class Group:
     foreign: Sequence[str] = ()
     foreground_share: float = 0.6
     names: Mapping[int, str] = field(default_factory=dict)
+    label_of: Tensor | None = None
     predicted: bool = True
 
     @property
@@ -197,22 +199,22 @@ class MixtureBatches:
         places = crop_places(
             centre, group.patch, spacings, person.spacing_mm, group.deformation, rng, mirrored=mirrored
         )
-        real = person.image is not None
-        labels = sample(person.labels, places, labels=True, outside=IGNORED if real else 0)
-        if real:
-            assert person.image is not None
+        if person.image is not None:
+            labels = sample(person.labels, places, labels=True, outside=IGNORED)
             image, modality = sample(person.image, places, labels=False), person.modality
             image = _vary(image, labels != IGNORED, rng, generator, modality)
-        elif group.kind == "brain":
-            image, labels, modality = self._head(group, person, places, labels, rng, generator), labels, "mri"
         else:
-            image, modality = self._trunk(group, person, places, rng, generator)
+            assert person.tissues is not None and group.label_of is not None
+            tissues = sample(person.tissues, places, labels=True)
+            labels = group.label_of[tissues]
+            if group.kind == "brain":
+                image, modality = self._head(group, person, tissues, spacing, rng, generator), "mri"
+            else:
+                image, modality = self._trunk(group, person, tissues, places, rng, generator)
+            if rng.random() < 0.35:
+                image, labels = _cropped(image, labels, rng)
         if mirrored:
             labels = self.swaps[person.dataset][labels.clamp_min(0)].where(labels >= 0, labels)
-        if not real and rng.random() < 0.3:
-            outside = _random_box(labels.shape, rng)
-            image = image.masked_fill(outside, 0.0)
-            labels = labels.masked_fill(outside, IGNORED)
         return image, labels, modality
 
     def _centre(
@@ -237,13 +239,11 @@ class MixtureBatches:
         return centre
 
     def _head(
-        self, group: Group, person: Subject, places: Tensor, labels: Tensor, rng: np.random.Generator,
+        self, group: Group, person: Subject, tissues: Tensor, spacing_mm: float, rng: np.random.Generator,
         generator: torch.Generator,
     ) -> Tensor:  # fmt: skip
-        assert person.tissues is not None
-        tissues = sample(person.tissues, places, labels=True)
-        size = int(person.tissues.max()) + 1
-        look = painting.brain_look(group.names, size, rng)
+        assert group.label_of is not None
+        look = painting.brain_look(group.names, len(group.label_of), rng)
         image = painting.paint(tissues, look, generator)
         stripped = rng.random() < 0.5
         if stripped:
@@ -252,15 +252,19 @@ class MixtureBatches:
                 beyond |= (tissues == 24) & (painting.smooth_regions(tissues.shape, 2, 6, generator) == 0)
             image = image.masked_fill(beyond, 0.0)
         image = painting.spoil(image, rng, generator, strength=0.5)
+        if look.in_slices and rng.random() < 0.5:
+            thickness = rng.uniform(2, 6.5) / spacing_mm
+            if thickness > 1.2:
+                image = painting.thick_slices(image, int(rng.choice(3, p=(0.2, 0.2, 0.6))), float(thickness))
         if stripped:
             image = image.masked_fill(beyond, 0.0)
         return _standard(image, rng)
 
     def _trunk(
-        self, group: Group, person: Subject, places: Tensor, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[Tensor, str]:
-        assert person.tissues is not None and person.depth is not None
-        tissues = sample(person.tissues, places, labels=True)
+        self, group: Group, person: Subject, tissues: Tensor, places: Tensor, rng: np.random.Generator,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, str]:  # fmt: skip
+        assert person.depth is not None
         depth = sample(person.depth, places, labels=False, outside=200)
         fillers = list(range(trunks.FILLER, trunks.FILLER + painting.FILLERS))
         regions = painting.smooth_regions(tissues.shape, painting.FILLERS, int(rng.integers(6, 16)), generator)
@@ -333,13 +337,17 @@ def _vary(image: Tensor, known: Tensor, rng: np.random.Generator, generator: tor
     return image.masked_fill(~known, 0.0)
 
 
-def _random_box(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """What lies outside of a random box, (X, Y, Z) bool."""
-    outside = torch.ones(tuple(shape), dtype=torch.bool)
+def _cropped(image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A scan that ends within the crop: zeros outside of a random box, where nothing is asked.
+
+    A scan is normalised by what it shows, so the box gets mean 0 and deviation 1.
+    """
     box = []
-    for n in shape:
-        size = int(n * rng.uniform(0.6, 1.0))
+    for n in image.shape:
+        size = int(n * rng.uniform(0.45, 1.0))
         start = int(rng.integers(0, n - size + 1))
         box.append(slice(start, start + size))
-    outside[tuple(box)] = False
-    return outside
+    shown, known = torch.zeros_like(image), torch.full_like(labels, IGNORED)
+    shown[tuple(box)] = _standard(image[tuple(box)], rng)
+    known[tuple(box)] = labels[tuple(box)]
+    return shown, known

@@ -23,10 +23,12 @@ class Look:
     Attributes:
         means: (ids,) float32.
         spreads: (ids,) float32, standard deviation inside a structure.
+        in_slices: Whether such images are mostly taken in thick slices, as T2 and FLAIR are and T1 is not.
     """
 
     means: NDArray[np.float32]
     spreads: NDArray[np.float32]
+    in_slices: bool = False
 
 
 def paint(ids: Tensor, look: Look, generator: torch.Generator) -> Tensor:
@@ -80,13 +82,15 @@ def blur(image: Tensor, sigmas: Sequence[float] | NDArray[np.float64]) -> Tensor
         if sigma < 0.15:
             continue
         reach = max(1, int(np.ceil(2.5 * sigma)))
-        offsets = torch.arange(-reach, reach + 1, dtype=torch.float32)
-        kernel = torch.exp(-0.5 * (offsets / float(sigma)) ** 2)
-        kernel = kernel / kernel.sum()
-        moved = image.movedim(axis, -1)
-        shape = moved.shape
-        flat = functional.pad(moved.reshape(-1, 1, shape[-1]), (reach, reach), mode="replicate")
-        image = functional.conv1d(flat, kernel[None, None]).reshape(shape).movedim(-1, axis)
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / float(sigma)) ** 2)
+        kernel /= kernel.sum()
+        n = image.shape[axis]
+        inside = torch.arange(-reach, n + reach).clamp_(0, n - 1)
+        padded = image.index_select(axis, inside)
+        # A sum of shifted volumes: ten times as fast on a CPU as a convolution with one channel.
+        image = padded.narrow(axis, 0, n) * float(kernel[0])
+        for shift, weight in enumerate(kernel[1:].tolist(), start=1):
+            image.add_(padded.narrow(axis, shift, n), alpha=weight)
     return image
 
 
@@ -110,7 +114,12 @@ def uneven_field(shape: Sequence[int], rng: np.random.Generator, deviation: floa
 def smooth_regions(shape: Sequence[int], count: int, cells: int, generator: torch.Generator) -> Tensor:
     """Split a box into ``count`` random smooth regions, (X, Y, Z) int64: what lies between labelled organs."""
     knots = torch.randn((1, count, cells, cells, cells), generator=generator)
-    return functional.interpolate(knots, tuple(shape), mode="trilinear", align_corners=True)[0].argmax(0)
+    fields = functional.interpolate(knots, tuple(shape), mode="trilinear", align_corners=True)[0]
+    best, region = fields[0].clone(), torch.zeros(tuple(shape), dtype=torch.long)
+    for number in range(1, count):  # argmax over the first axis of so many is ten times slower
+        region[fields[number] > best] = number
+        torch.maximum(best, fields[number], out=best)
+    return region
 
 
 # ---- brains ---------------------------------------------------------------------------------------------------------
@@ -141,14 +150,14 @@ BRAIN_TISSUES: Mapping[str, tuple[float, float, float]] = {
 def brain_look(names: Mapping[int, str], size: int, rng: np.random.Generator) -> Look:
     """A random contrast of a head.
 
-    Half of the heads look like T1, an eighth each like T2 and FLAIR, the others like nothing in particular.
+    Forty in a hundred heads look like T1, eighteen each like T2 and FLAIR, the others like nothing in particular.
 
     Args:
         names: Id → class without its side; ids that are missing here get any value.
         size: Number of ids.
         rng: Generator.
     """
-    kind = rng.choice(4, p=(0.7, 0.1, 0.1, 0.1))
+    kind = int(rng.choice(4, p=(0.40, 0.18, 0.18, 0.24)))
     means = rng.uniform(0, 200, size)
     shared: dict[str, float] = {}
     jitter = rng.uniform(2, 9)
@@ -162,7 +171,7 @@ def brain_look(names: Mapping[int, str], size: int, rng: np.random.Generator) ->
         means = means + rng.uniform(0, 0.5) * (means.mean() - means)
     means[0] = rng.uniform(0, 15) if rng.random() < 0.8 else rng.uniform(0, 200)
     spreads = rng.uniform(0.5, 9, size) * rng.uniform(0.3, 1.2)
-    return Look(means=means.astype(np.float32), spreads=spreads.astype(np.float32))
+    return Look(means=means.astype(np.float32), spreads=spreads.astype(np.float32), in_slices=kind != 0)
 
 
 # ---- trunks ---------------------------------------------------------------------------------------------------------

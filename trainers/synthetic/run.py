@@ -1,13 +1,14 @@
-"""The loop over a mixture of sources: one process, weights averaged over the steps, resumable."""
+"""The loop over a mixture of sources: one device, weights averaged over the steps, resumable."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace, text_variants
@@ -24,15 +26,18 @@ from satunet.text import TextBank, load_text_encoder
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic.mixture import Group, MixtureBatches
 from satunet.trainers.synthetic.voxels import VOXEL_WEIGHT, MixtureStepper
+from satunet.trainers.unified.batches.batch import Batch
 
 logger = logging.getLogger(__name__)
 
-AVERAGED = 0.998
+AVERAGED = 0.999
 """Share of the averaged weights that a step keeps, once there are enough steps."""
+VOXELS_UNTIL = 0.7
+"""Share of the training in which single voxels are classified, too; without an end to it, masks come out too large."""
 _ALL = 1 << 10
-"""Crops that the network sees at once: the batches of a CPU are small."""
-LOGGED, SAVED = 50, 150
-"""Steps between two lines of the log, and between two checkpoints."""
+"""Crops that the network sees at once: all of a step."""
+LOGGED, SAVED_S = 50, 60.0
+"""Steps between two lines of the log, and seconds between two checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,66 +65,69 @@ def train_mixture(
     network: NetworkConfig,
     config: TrainingConfig,
     work: Path,
+    bank: TextBank,
     *,
-    encoder: str = "anatomy",
-    start: Mapping[str, Tensor] | None = None,
-    voxel_weight: float = VOXEL_WEIGHT,
-    averaged: float = AVERAGED,
+    device: torch.device | str = "cpu",
+    seconds: float = math.inf,
 ) -> Trained:
-    """Train on a CPU, or go on where an earlier call stopped.
+    """Train, or go on where an earlier call stopped.
 
     Args:
         groups: The sources.
         space: Classes of all of them.
         network: What to train.
-        config: Steps, learning rate, precision, seed.
+        config: Steps, learning rate, precision, seed, workers.
         work: Folder of the checkpoint.
-        encoder: Text encoder.
-        start: Weights to begin with.
-        voxel_weight: Weight of the voxel loss.
-        averaged: Share of the averaged weights that a step keeps.
+        bank: Embeddings of every wording of every class.
+        device: Where to train.
+        seconds: How long to train at most. The learning rate follows the clock where the steps would take longer, so
+            that it ends as it should.
     """
     work.mkdir(parents=True, exist_ok=True)
-    texts = [text for info in space.classes for text in text_variants(info)]
-    bank = TextBank.build(load_text_encoder(encoder), texts)
+    device = torch.device(device)
     torch.manual_seed(config.seed)
     model = PromptedUNet(network)
     if model.adapter is not None:
         model.adapter.fit_whitening(torch.from_numpy(bank.matrix(space.class_names)))
-    if start is not None:
-        model.load_state_dict(start)
-    model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    model = model.to(device)
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
+    )
     average = copy.deepcopy(model).requires_grad_(False)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "losses": {}}
     checkpoint = work / "checkpoint.pt"
     if checkpoint.is_file():
-        state |= torch.load(checkpoint, weights_only=True)
+        state |= torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         logger.info("going on at step %d", state["step"])
     save_record(work / "training_config.json", config)
     data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
-    stepper = MixtureStepper(model, optimizer, None, config, torch.device("cpu"), at_once=_ALL)
-    stepper.voxel_weight = voxel_weight
+    stepper = MixtureStepper(model, optimizer, None, config, device, at_once=_ALL)
     model.train()
     since: dict[str, list[float]] = defaultdict(list)
-    for step in range(state["step"], config.steps):
-        began = time.perf_counter()
-        result = stepper.take(data[step], step)
+    began, spent, saved = time.perf_counter(), state["seconds"], time.perf_counter()
+    for step, batch in _loaded(data, state["step"], config, device):
+        done = max(step / config.steps, state["seconds"] / seconds)
+        stepper.voxel_weight = VOXEL_WEIGHT if done < VOXELS_UNTIL else 0.0
+        result = stepper.take(batch, min(int(done * config.steps), config.steps - 1))
         if result.skipped:
             logger.warning("step %d was skipped, its gradients are not finite: %s", step, ", ".join(result.suspects))
-        _average(average, model, min(averaged, (1 + step) / (10 + step)))
+        _average(average, model, min(AVERAGED, (1 + step) / (10 + step)))
         since[data.group_of(step).name].append(result.loss)
-        state["seconds"] += time.perf_counter() - began
-        last = step + 1 == config.steps
+        state["seconds"] = spent + time.perf_counter() - began
+        last = step + 1 == config.steps or state["seconds"] >= seconds
         if (step + 1) % LOGGED == 0 or last:
             means = {name: round(float(np.mean(values)), 4) for name, values in sorted(since.items())}
             state["losses"][step + 1] = means
-            logger.info("step %d: %s", step + 1, ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+            logger.info("step %d, %.0f s: %s", step + 1, state["seconds"], shown)
             since.clear()
-        if (step + 1) % SAVED == 0 or last:
+        if time.perf_counter() - saved > SAVED_S or last:
+            saved = time.perf_counter()
             state |= {
                 "network": model.state_dict(),
                 "average": average.state_dict(),
@@ -128,16 +136,46 @@ def train_mixture(
             }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        if last:
+            break
     return Trained(
-        weights=average.state_dict(),
+        weights={name: value.cpu() for name, value in average.state_dict().items()},
         bank=bank,
-        steps=config.steps,
+        steps=state["step"],
         seconds=state["seconds"],
         losses=state["losses"],
     )
 
 
+def _loaded(
+    data: MixtureBatches, first: int, config: TrainingConfig, device: torch.device
+) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches, made by worker processes where there are any."""
+    steps = range(first, config.steps)
+    if not config.workers:
+        yield from ((step, data[step]) for step in steps)
+        return
+    loader = DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=steps,
+        num_workers=config.workers,
+        prefetch_factor=4,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_alone,
+    )
+    yield from zip(steps, loader, strict=False)
+
+
+def _alone(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
 @torch.no_grad()
 def _average(average: torch.nn.Module, model: torch.nn.Module, kept: float) -> None:
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1 - kept)
+    torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 1 - kept)
+
+
+def text_bank(space: LabelSpace, encoder: str = "anatomy") -> TextBank:
+    """Embeddings of every wording of every class."""
+    return TextBank.build(load_text_encoder(encoder), [text for info in space.classes for text in text_variants(info)])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from satunet.datasets.raw import Dataset, read_dataset
 from satunet.labels import LabelSpace, build_label_space
@@ -18,7 +21,7 @@ from satunet.network.config import NetworkConfig
 from satunet.plan import SAT_NORMALIZATION, UnifiedPlan
 from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.synthetic import trunks
+from satunet.trainers.synthetic import painting, trunks
 from satunet.trainers.synthetic.crops import Deformation
 from satunet.trainers.synthetic.mixture import Group, class_spacings, one_piece
 from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
@@ -37,7 +40,8 @@ HELD_OUT: Mapping[str, Sequence[str]] = {
         "hippocampus_199", "hippocampus_234", "hippocampus_277", "hippocampus_311",
     ),
 }  # fmt: skip
-"""Patients whose scans are never trained on, in any of these datasets."""
+"""Patients whose scans are never trained on, in any of these datasets: some have several, see ``_KEPT_OUT``."""
+_KEPT_OUT = frozenset(case for cases in HELD_OUT.values() for case in cases)
 
 TRUNK_CLASSES = (
     "aorta", "autochthon_left", "autochthon_right", "brain", "colon", "duodenum", "esophagus", "femur_left",
@@ -50,15 +54,49 @@ TRUNK_CLASSES = (
 )  # fmt: skip
 """Structures of the trunk maps that are large enough for 3 mm, beside all vertebrae together."""
 
-BELOW = ("larynx", "esophagus", "left lung", "right lung", "mandible")
-CEREBRAL = ("left hippocampus", "right thalamus", "left caudate nucleus", "lateral ventricle", "right putamen",
-            "left cerebral cortex")  # fmt: skip
+_REGIONS: Mapping[str, str] = {
+    "brain": r"cerebr|cerebell|ventric|thalamus|caudate|putamen|pallidum|hippocamp|amygdala|accumbens|diencephalon|brainstem"
+    r"|[gw]\w+ matter|corpus callosum",
+    "neck": r"larynx|mandible|parotid",
+    "chest": r"lung|heart|aorta|trachea|esophagus|ribs?\b|scapula",
+    "abdomen": r"liver|spleen|stomach|pancreas|kidney|gallbladder|duodenum|colon|small bowel|adrenal|portal vein"
+    r"|inferior vena cava",
+    "pelvis": r"urinary bladder|hip\b|gluteus|sacrum|femur|iliopsoas",
+    "limb": r"soft tissue sarcoma|humerus",
+}
+"""Region → how words of its classes begin."""
+_FAR: Mapping[str, tuple[str, ...]] = {
+    "heads, coarse": ("chest", "abdomen", "pelvis", "limb", "neck"),
+    "heads": ("chest", "abdomen", "pelvis", "limb", "neck"),
+    "hippocampus": ("chest", "abdomen", "pelvis", "limb", "neck"),
+    "head and neck": ("abdomen", "pelvis"),
+    "sarcoma PET": ("brain", "neck", "chest", "abdomen"),
+    "sarcoma CT and MR": ("brain", "neck", "chest", "abdomen"),
+    "fetal brain": ("chest", "abdomen", "pelvis", "limb", "neck"),
+    "spine MR": ("abdomen", "pelvis", "limb"),
+    "thorax CT": ("brain", "neck", "pelvis"),
+    "abdomens": ("brain", "neck"),
+}
+"""Group → regions that none of its scans shows; the trunks show nearly all of them."""
+
+
+def foreign_classes(group: str, space: LabelSpace) -> tuple[str, ...]:
+    """Classes that no scan of a group can show: asked for now and then, so that a model learns to draw nothing.
+
+    Args:
+        group: Name of the group.
+        space: All classes.
+    """
+    if group not in _FAR:
+        return ()
+    words = re.compile(rf"\b(?:{'|'.join(_REGIONS[region] for region in _FAR[group])})")
+    return tuple(name for name in space.class_names if words.search(name))
 
 
 def network_config(text_dim: int) -> NetworkConfig:
-    """5.5 M parameters, light where the voxels are many."""
+    """9.1 M parameters, light where the voxels are many."""
     return NetworkConfig.auto(
-        features_per_stage=(16, 32, 64, 128, 192),
+        features_per_stage=(32, 64, 96, 160, 224),
         strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
         kernel_sizes=((3, 3, 3),) * 5,
         n_conv_per_stage=(1, 2, 2, 2, 2),
@@ -67,86 +105,85 @@ def network_config(text_dim: int) -> NetworkConfig:
     )
 
 
-def groups_of(data: Path, *, trunk: bool = False) -> tuple[list[Group], LabelSpace]:
+def groups_of(data: Path) -> tuple[list[Group], LabelSpace]:
     """The sources of the starter, and the label space of all of them.
 
     Args:
         data: Folder with ``nnUNet_raw``, ``more/nnUNet_raw`` and the folders of label maps.
-        trunk: Whether to paint abdomens and trunks, too.
     """
     datasets: list[Dataset] = []
 
     def real(name: str, modality: str, only: str = "") -> list[Subject]:
         dataset = find_dataset(data, name)
         datasets.append(dataset)
-        held_out = HELD_OUT.get(name, ())
         return [
             read_subject(name, c.identifier, modality, c.images[0], c.label, SAT_NORMALIZATION[modality])
             for c in dataset.training_cases()
-            if c.identifier not in held_out and c.label is not None and c.identifier.startswith(only)
+            if c.identifier not in _KEPT_OUT and c.label is not None and c.identifier.startswith(only)
         ]
 
-    heads, head_set, head_names = _heads(data / "brain_label_maps")
-    datasets.append(head_set)
-    gentle = Deformation(rotation_deg=7, stretch=0.07, warp=0.02)
-    head = Deformation(rotation_deg=6, stretch=0.07, warp=0.025, mirror=True)
-    tumour = Deformation(rotation_deg=15, stretch=0.12, warp=0.03, mirror=True)
+    heads, head_set, head_names, head_labels = _heads(data / "brain_label_maps")
+    abdomens, abdomen_set, abdomen_names, abdomen_labels = _abdomens(data / "abdomen_label_maps")
+    bodies, trunk_set, trunk_names, trunk_labels = _trunks(data / "trunk_label_maps")
+    datasets += [head_set, abdomen_set, trunk_set]
+    gentle = Deformation(rotation_deg=8, stretch=0.09, warp=0.03)
+    head = Deformation(rotation_deg=9, stretch=0.10, warp=0.03, mirror=True)
+    neck = Deformation(rotation_deg=8, stretch=0.10, warp=0.03, mirror=True)
+    tumour = Deformation(rotation_deg=18, stretch=0.15, warp=0.04, mirror=True)
     groups = [
         # Whole heads, first coarse and cheap: anatomy and words are learned there, outlines later.
         Group(
-            name="heads, coarse", share=(0.42, 0.08), kind="brain", subjects=heads, names=head_names,
-            patch=(48, 64, 48), spacing_mm=(2.6, 3.3), batch=2, deformation=head, foreign=BELOW,
+            name="heads, coarse", share=(0.30, 0.05), kind="brain", subjects=heads, names=head_names,
+            label_of=head_labels, patch=(64, 80, 64), spacing_mm=(2.3, 2.9), batch=4, deformation=head,
             foreground_share=0.2, predicted=False,
         ),
         Group(
-            name="heads", share=(0.10, 0.44), kind="brain", subjects=heads, names=head_names, patch=(64, 80, 64),
-            spacing_mm=(1.9, 2.4), batch=1, deformation=head, foreign=BELOW, foreground_share=0.3,
+            name="heads", share=(0.22, 0.45), kind="brain", subjects=heads, names=head_names, label_of=head_labels,
+            patch=(96, 112, 96), spacing_mm=(1.5, 1.9), batch=2, deformation=head, foreground_share=0.3,
         ),
         Group(
-            name="hippocampus", share=(0.20, 0.20), subjects=real("Dataset309_Hippocampus_MR", "mri"),
-            patch=(48, 64, 48), spacing_mm=(0.95, 1.05), foreign=BELOW,
-            deformation=Deformation(rotation_deg=8, stretch=0.08, warp=0.025, mirror=True),
+            name="hippocampus", share=(0.10, 0.12), subjects=real("Dataset309_Hippocampus_MR", "mri"),
+            patch=(48, 64, 48), spacing_mm=(0.95, 1.05), batch=8,
+            deformation=Deformation(rotation_deg=9, stretch=0.09, warp=0.03, mirror=True),
         ),
         Group(
-            name="head and neck", share=(0.17, 0.17), subjects=real("Dataset308_HeadNeckOAR_CT", "ct"),
-            patch=(64, 64, 64), spacing_mm=(2.8, 3.3), batch=1, foreign=BELOW,
-            deformation=Deformation(rotation_deg=6, stretch=0.08, warp=0.02, mirror=True),
+            name="head and neck", share=(0.12, 0.13), subjects=real("Dataset308_HeadNeckOAR_CT", "ct"),
+            patch=(80, 80, 64), spacing_mm=(2.7, 3.3), batch=4, deformation=neck,
         ),
         Group(
-            name="sarcoma PET", share=(0.05, 0.05), subjects=real("Dataset317_SoftTissueSarcoma_PET", "pet"),
-            patch=(48, 48, 48), spacing_mm=(2.8, 3.3), foreign=(*BELOW, *CEREBRAL), deformation=tumour,
+            name="sarcoma PET", share=(0.04, 0.04), subjects=real("Dataset317_SoftTissueSarcoma_PET", "pet"),
+            patch=(48, 48, 48), spacing_mm=(2.7, 3.3), batch=8, deformation=tumour,
+        ),
+        Group(
+            name="sarcoma CT and MR", share=(0.01, 0.01), patch=(48, 48, 48), spacing_mm=(2.7, 3.3), batch=4,
+            subjects=real("Dataset315_SoftTissueSarcoma_CT", "ct") + real("Dataset316_SoftTissueSarcoma_MR", "mri"),
+            deformation=tumour,
         ),
         Group(
             name="fetal brain", share=(0.02, 0.02), subjects=real("Dataset305_FetalBrain_MR", "mri", "fetal_SB_atlas"),
-            patch=(48, 64, 48), spacing_mm=(1.3, 1.7), batch=1, foreign=BELOW, deformation=tumour,
+            patch=(64, 80, 64), spacing_mm=(1.3, 1.7), batch=2, deformation=tumour,
         ),
         Group(
-            name="spine MR", share=(0.02, 0.02), patch=(48, 48, 48), spacing_mm=(1.3, 1.7), batch=1,
+            name="spine MR", share=(0.02, 0.02), patch=(48, 48, 48), spacing_mm=(1.3, 1.7), batch=4,
             subjects=real("Dataset319_SpinalCord_MR", "mri") + real("Dataset327_Vertebra_MR", "mri"),
             deformation=Deformation(rotation_deg=12, stretch=0.1, warp=0.03),
         ),
         Group(
             name="thorax CT", share=(0.02, 0.02), subjects=real("Dataset330_ThoraxCoarse_CT", "ct"),
-            patch=(64, 64, 64), spacing_mm=(2.8, 3.3), batch=1, deformation=gentle, foreign=CEREBRAL,
+            patch=(80, 80, 64), spacing_mm=(2.7, 3.3), batch=2, deformation=gentle,
+        ),
+        Group(
+            name="abdomens", share=(0.14, 0.14), kind="trunk", subjects=abdomens, names=abdomen_names,
+            label_of=abdomen_labels, patch=(96, 96, 80), spacing_mm=(2.6, 3.3), batch=2, deformation=gentle,
+        ),
+        Group(
+            name="trunks", share=(0.10, 0.10), kind="trunk", subjects=bodies, names=trunk_names,
+            label_of=trunk_labels, patch=(96, 96, 96), spacing_mm=(2.6, 3.3), batch=2,
+            deformation=Deformation(rotation_deg=8, stretch=0.12, warp=0.035),
         ),
     ]  # fmt: skip
-    if trunk:
-        abdomens, abdomen_set, abdomen_names = _abdomens(data / "abdomen_label_maps")
-        bodies, trunk_set, trunk_names = _trunks(data / "trunk_label_maps")
-        datasets += [abdomen_set, trunk_set]
-        groups += [
-            Group(
-                name="abdomens", share=(0.20, 0.20), kind="trunk", subjects=abdomens, names=abdomen_names,
-                patch=(64, 64, 64), spacing_mm=(2.7, 3.4), batch=1, deformation=gentle, foreign=CEREBRAL,
-            ),
-            Group(
-                name="trunks", share=(0.06, 0.06), kind="trunk", subjects=bodies, names=trunk_names,
-                patch=(64, 64, 64), spacing_mm=(2.7, 3.4), batch=1, foreign=CEREBRAL,
-                deformation=Deformation(rotation_deg=7, stretch=0.1, warp=0.03),
-            ),
-        ]  # fmt: skip
     space = build_label_space(datasets)
-    return groups, space
+    return [dataclasses.replace(g, foreign=foreign_classes(g.name, space)) for g in groups], space
 
 
 def _dataset(name: str, modalities: Sequence[str], labels: Mapping[str, tuple[int, ...]]) -> Dataset:
@@ -160,7 +197,21 @@ def _dataset(name: str, modalities: Sequence[str], labels: Mapping[str, tuple[in
     )
 
 
-def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+_HEAD_UNIONS: Mapping[str, tuple[str, ...]] = {
+    "cerebellum": ("cerebellar cortex", "cerebellar white matter"),
+    "white matter": ("cerebral white matter",),
+    "cortical grey matter": ("cerebral cortex",),
+    "deep grey matter": ("thalamus", "caudate nucleus", "putamen", "pallidum", "nucleus accumbens"),
+    "intra-axial CSF (ventricles)": (
+        "lateral ventricle",
+        "inferior lateral ventricle",
+        "third ventricle",
+        "fourth ventricle",
+    ),
+}
+
+
+def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str], Tensor]:
     rows = list(csv.DictReader((folder / "labels.tsv").open(encoding="utf-8"), delimiter="\t"))
     class_of = {int(r["id"]): int(r["class_id"]) for r in rows}
     name_of = {int(r["class_id"]): r["class"] for r in rows if int(r["class_id"])}
@@ -173,10 +224,14 @@ def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
         case = file.name.partition(".")[0]
         subjects.append(make_subject(HEADS, case, "mri", None, table[tissues], spacing, tissues=tissues))
     names = {label: normalize_name(name_of[number]).base for label, number in class_of.items() if number}
-    return subjects, _dataset(HEADS, ("mri",), {n: (i,) for i, n in name_of.items()}), names
+    classes: dict[str, tuple[int, ...]] = {n: (i,) for i, n in name_of.items()}
+    # What other datasets call by one word: without it, a network would learn it from fetal brains alone.
+    for whole, words in _HEAD_UNIONS.items():
+        classes[whole] = tuple(sorted({class_of[i] for i, name in names.items() if name in words}))
+    return subjects, _dataset(HEADS, ("mri",), classes), names, torch.from_numpy(table.astype(np.int64))
 
 
-def _abdomens(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+def _abdomens(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str], Tensor]:
     names = _names(folder / "labels.tsv")
     ids = {name: label for label, name in names.items()}
     subjects = []
@@ -190,15 +245,20 @@ def _abdomens(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
         case = file.name.partition(".")[0]
         subjects.append(make_subject(ABDOMENS, case, "ct", None, organs, spacing, tissues=tissues, depth=depth))
     painted = names | {trunks.BONE: "bone", trunks.CANAL: "spinal cord", trunks.AIR: "air", trunks.MUSCLE: "autochthon"}
-    return subjects, _dataset(ABDOMENS, ("ct", "mri"), {n: (i,) for n, i in ids.items()}), painted
+    labels = torch.arange(trunks.FILLER + painting.FILLERS)
+    labels[trunks.BONE :] = 0  # tissues that nobody drew
+    return subjects, _dataset(ABDOMENS, ("ct", "mri"), {n: (i,) for n, i in ids.items()}), painted, labels
 
 
-def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
+def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str], Tensor]:
     names = _names(folder / "labels.tsv")
     ids = {name: label for label, name in names.items()}
     classes: dict[str, tuple[int, ...]] = {name.replace("_", " "): (ids[name],) for name in TRUNK_CLASSES}
     classes["vertebrae"] = tuple(sorted(i for name, i in ids.items() if name.startswith("vertebrae_")))
     classes["ribs"] = tuple(sorted(i for name, i in ids.items() if name.startswith("rib_")))
+    for side in ("left", "right"):
+        lobes = (ids.get(f"lung_{part}_lobe_{side}") for part in ("upper", "middle", "lower"))
+        classes[f"{side} lung"] = tuple(i for i in lobes if i is not None)
     known = {i for values in classes.values() for i in values}
     subjects = []
     for file in sorted(folder.glob("*.nii.gz")):
@@ -209,7 +269,10 @@ def _trunks(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str]]:
         # Every structure keeps its id; only those that are classes are asked for.
         subjects.append(make_subject(TRUNKS, case, "ct", None, tissues, spacing, tissues=tissues, depth=depth))
         logger.info("%s shows %d of %d structures", case, len(shown & known), len(known))
-    return subjects, _dataset(TRUNKS, ("ct", "mri"), classes), {i: n.replace("_", " ") for i, n in names.items()}
+    labels = torch.arange(trunks.FILLER + painting.FILLERS)
+    labels[trunks.BONE :] = 0
+    painted = {i: n.replace("_", " ") for i, n in names.items()}
+    return subjects, _dataset(TRUNKS, ("ct", "mri"), classes), painted, labels
 
 
 def _names(file: Path) -> dict[int, str]:
@@ -290,7 +353,7 @@ def judges(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
     return [(find_dataset(data, name), HELD_OUT.get(name)) for name in JUDGES]
 
 
-STEPS = 5200
+STEPS = 20_000
 HISTORY = (
     "The steps planned, which set the learning rate and the shares, were 4200 until step 600, 5400 until step 1800, 4800 until "
     "step 4200 and 5200 from then on. Until step 900, heads were turned, stretched and spoiled more (9 degrees, 0.10, strength "
@@ -334,24 +397,20 @@ def training_config(steps: int = STEPS) -> TrainingConfig:
         recipe="cpu",
         learning_rate=1.5e-3,
         steps=steps,
-        warmup_steps=100,
+        warmup_steps=min(200, steps // 10),
         gradient_clip=2.0,
         precision="bfloat16",
         batch_size=2,
+        workers=0,
     )
-
-
-def settling_config(steps: int = 260) -> TrainingConfig:
-    """Of the last steps, which leave out the loss of single voxels."""
-    return dataclasses.replace(training_config(steps), learning_rate=4e-4, warmup_steps=10)
 
 
 def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> UnifiedPlan:
     """The plan of the starter: what prediction needs to know."""
     return UnifiedPlan(
         dataset_name="Dataset900_Starter",
-        spacing_mm=(2.1, 2.1, 2.1),
-        patch_size=(64, 80, 64),
+        spacing_mm=(1.7, 1.7, 1.7),
+        patch_size=(96, 112, 96),
         network=network_config(bank.dim),
         text_encoder=bank.encoder_name,
         datasets=tuple(sorted(space.ids)),

@@ -33,8 +33,9 @@ class MixtureStepper(Stepper):
         b = batch.to(self.device)
         with autocast_for(self.device, self.config.precision):
             maps, embeddings = module(b.image, b.queries, b.modality)
+        chunk = 16 if self.device.type == "cpu" else 64  # a GPU waits for the next call, a CPU for its memory
         masks = prompted_loss(
-            maps, embeddings, b.labels, b.membership, b.valid, chunk=16, count=count, ignored=b.some_ignored
+            maps, embeddings, b.labels, b.membership, b.valid, chunk=chunk, count=count, ignored=b.some_ignored
         )
         if not self.voxel_weight:
             return masks
@@ -60,8 +61,8 @@ def voxel_loss(
         ids = labels[b].reshape(-1).long()
         parts = ((membership[b].sum(1) == 1) & shown[b]).nonzero()[:, 0]
         background = len(parts)
-        table = torch.full((membership.shape[-1],), -1)
-        table[membership[b, parts].int().argmax(1)] = torch.arange(background)
+        table = torch.full((membership.shape[-1],), -1, device=ids.device)
+        table[membership[b, parts].int().argmax(1)] = torch.arange(background, device=ids.device)
         table[0] = background
         target = torch.where(ids < 0, -1, table[ids.clamp_min(0)])
         known = (target >= 0).nonzero()[:, 0]

@@ -66,6 +66,11 @@ class Found:
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
+def modality_of(word: str) -> str:
+    """One of :data:`satunet.datasets.raw.MODALITIES` for DICOM's word."""
+    return _MODALITY.get(word, "other")
+
+
 def find_series(folder: Path) -> list[Series]:
     """All series in a folder and the folders in it that are volumes or should be; see :func:`search`.
 
@@ -165,7 +170,7 @@ def _of(headers: Sequence[Header], made: Stack | None, remarks: Sequence[str], f
     return Series(
         uid=first.series,
         files=tuple(dict.fromkeys(s.file for s in slices)) or tuple(header.file for header in headers),
-        modality=_MODALITY.get(first.modality, "other"),
+        modality=modality_of(first.modality),
         number=first.number,
         description=first.description,
         patient=first.patient,

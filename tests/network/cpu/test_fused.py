@@ -130,8 +130,9 @@ def test_auto_is_fused_on_a_cpu_and_eager_elsewhere() -> None:
         accelerate(network, CPU, engine="fast")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="take 'eager'"):
         accelerate(network, CPU, precision="float16")
-    with pytest.raises(UserError, match="runs on a CPU"):
-        choose_engine(torch.device("cuda"), "fused")
+    assert choose_engine(torch.device("cuda"), "fused") == "fused"
+    with pytest.raises(UserError, match="runs on a CPU or CUDA"):
+        choose_engine(torch.device("mps"), "fused")
 
 
 def test_without_a_compiler_compile_is_fused_and_says_so(

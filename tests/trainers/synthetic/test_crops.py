@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from satunet.trainers.synthetic.crops import Deformation, crop_places, sample
 
@@ -52,6 +53,21 @@ def test_outside_of_the_volume_nothing_is_known():
     assert (found[:2] == -1).all()
     assert (found[-2:] == -1).all()
     assert torch.equal(found[2:-2], labels.long())
+
+
+def test_labels_and_images_are_taken_where_scipy_takes_them():
+    bent = places(Deformation(rotation_deg=20, stretch=0.2, warp=0.2), patch=(9, 11, 10), seed=1)
+    labels, image = blocks(), torch.randn(12, 10, 8)
+    where = bent.permute(3, 0, 1, 2).numpy()
+    inside = ((where > -0.5) & (where < np.array([12, 10, 8])[:, None, None, None] - 0.5)).all(0)
+    assert 0.3 < inside.mean() < 1
+    found = sample(labels, bent, labels=True, outside=-1).numpy()
+    assert np.array_equal(found == -1, ~inside)
+    assert np.array_equal(found[inside], map_coordinates(labels.numpy(), where, order=0, mode="nearest")[inside])
+    values = sample(image, bent, labels=False).numpy()
+    assert np.allclose(
+        values[inside], map_coordinates(image.numpy(), where, order=1, mode="nearest")[inside], atol=1e-4
+    )
 
 
 def test_a_deformation_is_a_function_of_its_generator():

@@ -1,5 +1,6 @@
 """Several sources in one training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic import run
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group, MixtureBatches, class_spacings, one_piece, swapped_ids
+from satunet.trainers.synthetic.mixture import (
+    Group,
+    MixtureBatches,
+    _cropped,
+    class_spacings,
+    one_piece,
+    swapped_ids,
+)
+from satunet.trainers.synthetic.starter import foreign_classes
 from satunet.trainers.synthetic.subjects import make_subject
 from satunet.trainers.synthetic.voxels import voxel_loss
 from satunet.trainers.unified.loss import IGNORED
@@ -59,6 +68,7 @@ def groups():
             name="heads", share=(1.0, 0.0), kind="brain", patch=(16, 32, 16), spacing_mm=(1.0, 2.0), batch=3,
             subjects=[make_subject(HEADS, "a", "mri", None, head, (1.0, 1.0, 1.0), tissues=tissues)],
             deformation=mirror, names={1: "thalamus", 2: "thalamus", 3: "third ventricle"}, foreign=("liver",),
+            label_of=torch.arange(501) * (torch.arange(501) < 4),
         ),
         Group(
             name="organs", share=(0.0, 1.0), patch=(32, 16, 16), spacing_mm=(3.0, 3.0), batch=1,
@@ -163,28 +173,78 @@ def test_the_voxel_loss_of_a_crop_without_structures_is_zero():
     assert float(loss) == 0
 
 
-def test_a_training_leaves_averaged_weights_and_goes_on_where_it_stopped(groups, space, bank, tmp_path, monkeypatch):
-    class Encoder:
-        name, fingerprint = "random", "0"
+@pytest.fixture
+def network():
+    return NetworkConfig.auto(
+        features_per_stage=(4, 8), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=8, query_dim=8,
+    )  # fmt: skip
 
-        def encode(self, texts, on_progress=None):
-            return bank.matrix(list(texts))
 
-    monkeypatch.setattr(run, "load_text_encoder", lambda name: Encoder())
-    network = NetworkConfig.auto(
-        features_per_stage=(4, 8),
-        strides=((1, 1, 1), (2, 2, 2)),
-        kernel_sizes=((3, 3, 3),) * 2,
-        text_dim=8,
-        query_dim=8,
-    )
-    config = TrainingConfig(steps=4, warmup_steps=0, learning_rate=1e-3, precision="float32")
-    whole = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+SHORT = TrainingConfig(steps=4, warmup_steps=0, learning_rate=1e-3, precision="float32")
+
+
+def test_a_training_leaves_averaged_weights_and_goes_on_where_it_stopped(groups, space, bank, network, tmp_path):
+    whole = run.train_mixture(groups, space, network, SHORT, tmp_path / "whole", bank)
     assert whole.steps == 4
     assert set(whole.losses) == {4}
-    again = run.train_mixture(groups, space, network, config, tmp_path / "whole")
+    again = run.train_mixture(groups, space, network, SHORT, tmp_path / "whole", bank)
     assert all(torch.equal(whole.weights[name], again.weights[name]) for name in whole.weights)
-    more = run.train_mixture(
-        groups, space, network, config, tmp_path / "more", start=whole.weights, voxel_weight=0.0, averaged=0.5
-    )
-    assert not all(torch.equal(whole.weights[name], more.weights[name]) for name in whole.weights)
+
+
+def test_crops_of_workers_are_those_of_one_process(groups, space, bank, network, tmp_path):
+    alone = run.train_mixture(groups, space, network, SHORT, tmp_path / "alone", bank)
+    helped = run.train_mixture(groups, space, network, replace(SHORT, workers=2), tmp_path / "helped", bank)
+    assert all(torch.equal(alone.weights[name], helped.weights[name]) for name in alone.weights)
+
+
+def test_a_training_ends_with_its_time_and_at_a_small_rate(groups, space, bank, network, tmp_path, monkeypatch):
+    rates = []
+    take = run.MixtureStepper.take
+
+    def watched(stepper, batch, step):
+        rates.append((stepper.config.learning_rate_at(step), stepper.voxel_weight))
+        return take(stepper, batch, step)
+
+    monkeypatch.setattr(run.MixtureStepper, "take", watched)
+    config = replace(SHORT, steps=10**6)
+    trained = run.train_mixture(groups, space, network, config, tmp_path, bank, seconds=3.0)
+    assert 3.0 <= trained.seconds < 30
+    assert trained.steps == len(rates) < 10**6
+    assert rates[0][0] > 0.99e-3
+    assert rates[0][1] > 0
+    assert rates[-1][0] < 0.3e-3
+    assert rates[-1][1] == 0
+
+
+def test_what_lies_beyond_the_end_of_a_scan_is_zero_and_not_asked_for():
+    image, labels = torch.randn(20, 24, 28) * 3 + 7, torch.ones(20, 24, 28, dtype=torch.long)
+    shown, known = _cropped(image, labels, np.random.default_rng(0))
+    inside = known != IGNORED
+    assert 0.09 < float(inside.float().mean()) < 1
+    assert (shown[~inside] == 0).all()
+    # The box has been normalised by itself, as a scan that ends there would have been.
+    assert abs(float(shown[inside].mean())) < 1
+    assert 0.4 < float(shown[inside].std()) < 2.5
+    assert torch.equal(known[inside], labels[inside])
+
+
+def test_a_region_is_not_asked_for_what_it_may_show():
+    labels = {
+        "liver": 1,
+        "left hip": 2,
+        "left hippocampus": 3,
+        "larynx": 4,
+        "soft tissue sarcoma": 5,
+        "third ventricle": 6,
+    }
+    space = build_label_space([dataset("Dataset703_All", ("ct",), labels)])
+    assert set(foreign_classes("hippocampus", space)) == {
+        "liver",
+        "left hip",
+        "hip",
+        "larynx",
+        "soft tissue sarcoma",
+    } & set(space.class_names)
+    assert set(foreign_classes("sarcoma PET", space)) >= {"liver", "left hippocampus", "larynx", "third ventricle"}
+    assert not set(foreign_classes("sarcoma PET", space)) & {"left hip", "soft tissue sarcoma"}
+    assert foreign_classes("trunks", space) == ()

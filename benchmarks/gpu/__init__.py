@@ -1,0 +1,1 @@
+"""What satunet does on a GPU, beside SAT's own graph: see :mod:`gpu.__main__`."""

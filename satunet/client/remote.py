@@ -1,0 +1,268 @@
+"""A server as Python sees it: scans are brought to it, words are asked of them, masks are saved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from satunet.client.requests import Requests, ServerError, plain_name, quoted
+from satunet.errors import MissingFileError
+
+_FIRST_WAIT_SECONDS = 0.02
+_LONGEST_WAIT_SECONDS = 1.0
+_BUSY_SECONDS = 5.0
+
+
+class Server:
+    """A satunet server.
+
+    Args:
+        address: ``http://127.0.0.1:8000`` or wherever it is.
+        token: Secret that it asks for, if it does.
+        timeout_seconds: Longest silence of the server before it counts as gone.
+        busy_seconds: How long to ask again while it says that too many jobs wait.
+
+    Raises:
+        ServerError: No address that can be asked.
+    """
+
+    def __init__(
+        self, address: str, token: str | None = None, *, timeout_seconds: float = 600.0, busy_seconds: float = 600.0
+    ) -> None:
+        self._requests = Requests(address, token, timeout_seconds)
+        self._busy_seconds = busy_seconds
+
+    def model(self) -> dict[str, Any]:
+        """Name, modalities and classes of the server's model.
+
+        Raises:
+            ServerError: It cannot be reached, or refuses.
+        """
+        return dict(self._requests.json("GET", "/model"))
+
+    def meaning(self, words: str) -> dict[str, Any]:
+        """What words mean to the model, and classes whose names hold them.
+
+        Raises:
+            ServerError: As :meth:`model`.
+        """
+        return dict(self._requests.json("GET", f"/prompts?q={quoted(words)}"))
+
+    def bring(self, scan: str | os.PathLike[str]) -> RemoteScan:
+        """Upload a scan.
+
+        Args:
+            scan: A file that the server reads (NIfTI, NRRD, MHA, a ``.zip``), or a folder of one DICOM series.
+
+        Raises:
+            MissingFileError: There is no such file, or nothing in the folder.
+            ServerError: As :meth:`model`, or it is no scan.
+        """
+        with _as_file(Path(scan)) as (stream, name):
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            most = self.model().get("most_upload_mb")
+            if (
+                most is not None and size > 1e6 * most
+            ):  # told before hours of sending, and where a proxy would cut it off
+                raise ServerError(f"{scan}: {size / 1e6:,.1f} MB; the server takes up to {most:,.0f} MB")
+            brought = self._requests.upload(f"/scans?filename={quoted(name)}", stream, size)
+        return RemoteScan(self._requests, brought, self._busy_seconds)
+
+
+class RemoteScan:
+    """A scan that is at a server; at the end of a ``with`` block it is forgotten there.
+
+    Attributes:
+        id: Its name there.
+        shape: Voxels along its axes.
+        spacing_mm: Distance between voxel centres, in millimetres.
+    """
+
+    def __init__(self, requests: Requests, brought: dict[str, Any], busy_seconds: float) -> None:
+        self._requests, self._busy_seconds = requests, busy_seconds
+        self.id = str(brought["scan"])
+        self.shape: tuple[int, ...] = tuple(brought["shape"])
+        self.spacing_mm: tuple[float, ...] = tuple(brought["spacing_mm"])
+
+    def ask(
+        self,
+        *prompts: str,
+        combine: bool = False,
+        dicom_seg: bool = False,
+        modality: str | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> RemoteJob:
+        """Look for prompts, and wait for it; whatever ends the wait, Ctrl-C too, cancels the job.
+
+        Args:
+            prompts: What to look for; none: every class that the model knows in the scan's modality.
+            combine: One label map, not one mask per prompt.
+            dicom_seg: A DICOM Segmentation as well, for DICOM series.
+            modality: Modality of the scan, if it is to be taken for another than it seems.
+            on_progress: Called with the share that is done, 0 to 1.
+
+        Raises:
+            ServerError: It cannot be reached, refuses, or the job fails.
+        """
+        job = self.begin(*prompts, combine=combine, dicom_seg=dicom_seg, modality=modality)
+        try:
+            return job.wait(on_progress)
+        except BaseException:
+            with contextlib.suppress(ServerError):
+                job.cancel()
+            raise
+
+    def begin(
+        self, *prompts: str, combine: bool = False, dicom_seg: bool = False, modality: str | None = None
+    ) -> RemoteJob:
+        """As :meth:`ask`, without waiting for the end."""
+        asked = {
+            "prompts": list(prompts) or None,
+            "combine": combine,
+            "dicom_seg": dicom_seg,
+            "modality": modality,
+        }
+        end = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                return RemoteJob(self._requests, self._requests.json("POST", f"/scans/{quoted(self.id)}/jobs", asked))
+            except ServerError as error:
+                seconds = error.retry_seconds or _BUSY_SECONDS
+                if error.status != 503 or time.monotonic() + seconds > end:
+                    raise
+                time.sleep(seconds)
+
+    def forget(self) -> None:
+        """Have the server forget the scan, its jobs and results; a scan that it has forgotten already is fine."""
+        try:
+            self._requests.json("DELETE", f"/scans/{quoted(self.id)}")
+        except ServerError as error:
+            if error.status != 404:
+                raise
+
+    def __enter__(self) -> RemoteScan:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.forget()
+        else:  # what went wrong first is what is told
+            with contextlib.suppress(ServerError):
+                self.forget()
+
+
+class RemoteJob:
+    """Prompts on a scan that is at a server."""
+
+    def __init__(self, requests: Requests, answer: dict[str, Any]) -> None:
+        self._requests, self._answer = requests, answer
+
+    @property
+    def id(self) -> str:
+        """Its name there."""
+        return str(self._answer["job"])
+
+    @property
+    def state(self) -> str:
+        """Where it was when it was last asked for: waiting, running, done, failed or cancelled."""
+        return str(self._answer["state"])
+
+    @property
+    def prompts(self) -> list[dict[str, Any]]:
+        """What was found of each prompt: class, status, voxels, millilitres."""
+        return list(self._answer["prompts"])
+
+    @property
+    def modality(self) -> str | None:
+        """Modality that the scan was taken for."""
+        found = self._answer["modality"]
+        return None if found is None else str(found)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the results."""
+        return list(self._answer["files"])
+
+    def wait(self, on_progress: Callable[[float], None] | None = None) -> RemoteJob:
+        """Wait until it is done.
+
+        Raises:
+            ServerError: It failed, was cancelled, or the server cannot be reached.
+        """
+        pause = _FIRST_WAIT_SECONDS
+        while self.state in ("waiting", "running"):
+            if on_progress is not None:
+                on_progress(float(self._answer["progress"]))
+            time.sleep(pause)
+            pause = min(1.3 * pause, _LONGEST_WAIT_SECONDS)
+            self._answer = self._requests.json("GET", f"/jobs/{quoted(self.id)}")
+        if self.state != "done":
+            raise ServerError(f"the job {self.state}" + (f": {self._answer['error']}" if self._answer["error"] else ""))
+        if on_progress is not None:
+            on_progress(1.0)
+        return self
+
+    def cancel(self) -> None:
+        """End it.
+
+        Raises:
+            ServerError: The server cannot be reached, or has forgotten it.
+        """
+        self._answer = self._requests.json("DELETE", f"/jobs/{quoted(self.id)}")
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Save all results; each file appears whole, in place of one that had its name.
+
+        Raises:
+            ServerError: The server cannot be reached, or has forgotten them.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return [self._save(name, target / plain_name(name)) for name in self.files]
+
+    def _save(self, name: str, file: Path) -> Path:
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=file.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                self._requests.download(f"/jobs/{quoted(self.id)}/files/{quoted(name)}", stream)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # as any new file; a temporary one is its owner's alone
+            os.replace(temporary, file)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return file
+
+
+@contextlib.contextmanager
+def _as_file(scan: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """A scan as one file, and a name whose ending says what it is: all that a server is told of its name."""
+    if not scan.is_dir():
+        try:
+            stream = scan.open("rb")
+        except OSError as error:
+            raise MissingFileError(scan, error.strerror or str(error)) from error
+        with stream:
+            ending = re.search(r"(\.nii\.gz|\.[A-Za-z0-9]+)$", scan.name)
+            yield stream, f"scan{ending[0].lower() if ending else ''}"
+        return
+    files = sorted(f for f in scan.rglob("*") if f.is_file() and not f.name.startswith("."))
+    if not files:
+        raise MissingFileError(scan, "no files in this folder")
+    with tempfile.TemporaryFile() as packed:
+        with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
+            for number, file in enumerate(files):
+                archive.write(file, f"{number:06d}.dcm")  # names of patients in file names stay here
+        yield packed, "scan.zip"

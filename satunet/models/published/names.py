@@ -1,0 +1,110 @@
+"""Names of published models: ``sat-nano``, ``sat-pro``, or ``hf:owner/name[/folder][@revision]``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from satunet.errors import ModelError
+from satunet.jobs.cache import cache_dir
+
+HUB_PREFIX = "hf:"
+_PART = re.compile(r"[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w][\w./-]*")
+_SAT_CITATION = (
+    "Zhao et al., Large-Vocabulary Segmentation for Medical Images with Text Prompts, npj Digital Medicine 2025 "
+    "(arXiv 2312.17183)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A model on the hub.
+
+    Attributes:
+        name: As it was asked for, without the revision.
+        repository: ``owner/name`` on the hub.
+        folder: Folder in the repository; empty for its top.
+        revision: Branch, tag or commit; ``None`` for what is newest when it is fetched first.
+        citation: What to cite; empty where only the repository's page says it.
+        about: What it is, for lists.
+    """
+
+    name: str
+    repository: str
+    folder: str = ""
+    revision: str | None = None
+    citation: str = ""
+    about: str = ""
+
+    @property
+    def place(self) -> Path:
+        """The model folder in the cache, whether it is there or not."""
+        key = "--".join(filter(None, (*self.repository.split("/"), *self.folder.split("/"))))
+        if self.revision is not None:
+            key += "@" + self.revision.replace("/", "--")
+        return models_dir() / key
+
+    @property
+    def fetched(self) -> Path:
+        """Where the files of the repository are kept until they are imported, under their own paths."""
+        return fetched_dir(self.repository, self.revision)
+
+
+KNOWN = {
+    known.name: known
+    for known in (
+        Published(
+            name="sat-nano",
+            repository="zzh99/SAT",
+            folder="Nano",
+            citation=_SAT_CITATION,
+            about="SAT-Nano, 110.28 M parameters",
+        ),
+        Published(
+            name="sat-pro",
+            repository="zzh99/SAT",
+            folder="Pro",
+            citation=_SAT_CITATION,
+            about="SAT-Pro, 477.09 M parameters",
+        ),
+    )
+}
+"""Models that have a name of their own."""
+
+
+def models_dir() -> Path:
+    """Where imported models are kept."""
+    return cache_dir() / "models"
+
+
+def fetched_dir(repository: str, revision: str | None = None) -> Path:
+    """Where files of a repository are kept until they are imported."""
+    folder = cache_dir() / "fetched" / Path(*repository.split("/"))
+    return folder if revision is None else folder.with_name(f"{folder.name}@{revision.replace('/', '--')}")
+
+
+def published_model(name: str) -> Published | None:
+    """The published model of a name; ``None`` if the name is none of a published model.
+
+    Raises:
+        ModelError: It begins like a hub's name, and is none.
+    """
+    bare, at, revision = name.partition("@")
+    if bare in KNOWN:
+        found = replace(KNOWN[bare], revision=revision or None)
+    elif name.startswith(HUB_PREFIX):
+        owner, _, rest = bare.removeprefix(HUB_PREFIX).partition("/")
+        repository, _, folder = rest.partition("/")
+        found = Published(
+            name=bare, repository=f"{owner}/{repository}", folder=folder.strip("/"), revision=revision or None
+        )
+    else:
+        return None
+    parts = [*found.repository.split("/"), *filter(None, found.folder.split("/"))]
+    whole = all(_PART.fullmatch(part) for part in parts) and (not at or _REVISION.fullmatch(revision))
+    if not whole or ".." in name:
+        known = ", ".join(KNOWN)
+        raise ModelError(f"{name}: no model's name; allowed are {known} and hf:owner/name[/folder][@revision]")
+    return found

@@ -1,0 +1,120 @@
+"""Studies of an archive: their series become scans, their results go back into it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from satunet.errors import SatunetError, UserError
+
+if TYPE_CHECKING:  # the options are part of the command line, which answers before anything heavy is imported
+    from satunet.images.dicom import Series
+    from satunet.images.dicom.web import Archive
+    from satunet.jobs.progress import JobSummary
+    from satunet.prediction.inputs import Scan
+
+logger = logging.getLogger(__name__)
+
+FETCHED = "dicom"
+"""Folder of the results' folder in which the series are kept, so that a second call fetches what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Which studies of an archive to segment.
+
+    Attributes:
+        dicomweb: Address of an archive's DICOMweb services, instead of -i (extra: dicomweb). DICOMWEB_USER and
+            DICOMWEB_PASSWORD, or DICOMWEB_TOKEN, say who asks.
+        study: StudyInstanceUIDs of the studies whose CT, MR, PET and ultrasound volumes are segmented.
+        series: SeriesInstanceUIDs, where not all volumes of the studies are wanted.
+        keep_local: Store nothing in the archive: results stay in the output folder.
+    """
+
+    dicomweb: Annotated[str | None, arg(metavar="URL")] = None
+    study: Annotated[tuple[str, ...], arg(metavar="UID")] = ()
+    series: Annotated[tuple[str, ...], arg(metavar="UID")] = ()
+    keep_local: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dicomweb is None and (self.study or self.series or self.keep_local):
+            raise UserError("--study, --series and --keep_local go with --dicomweb URL")
+        if self.dicomweb is not None and not self.study:
+            raise UserError("--dicomweb needs --study UID: which study of the archive")
+
+
+def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[Scan]:
+    """Scans of studies, once they lie in a folder.
+
+    Args:
+        archive: Where the studies are.
+        options: Which.
+        folder: Where to: ``STUDY/SERIES/INSTANCE.dcm``.
+
+    Returns:
+        One for each volume, named by number and description; a series that did not come is a scan whose reading fails.
+
+    Raises:
+        ArchiveError: No such study, or an archive that cannot be asked.
+        UserError: Nothing in the studies is a volume, or they do not hold a series that was asked for.
+    """
+    from satunet.jobs.names import unique_names
+    from satunet.jobs.progress import progress_bar
+    from satunet.prediction.inputs import OUR_FILES, Scan
+
+    stored = [series for study in dict.fromkeys(options.study) for series in archive.series(study)]
+    unknown = set(options.series) - {series.uid for series in stored}
+    if unknown:
+        raise UserError(f"the studies do not hold series {', '.join(sorted(unknown))}")
+    wanted = [s for s in stored if (s.uid in options.series if options.series else s.is_scan)]
+    found: list[tuple[str, Path, Series]] = []
+    with progress_bar("Fetching", len(wanted)) as advance:
+        for one in wanted:
+            own = folder / one.study / one.uid
+            found += [(one.study, own, series) for series in archive.fetch(one, own)]
+            advance(note=one.uid)
+    if not found:
+        others = ", ".join(sorted({s.modality or "unknown" for s in stored}))
+        raise UserError(f"no volumes to segment; of the {len(stored)} series there, modalities are {others}")
+    several = len(set(options.study)) > 1
+    names = [f"{study}_{_name(series)}" if several else _name(series) for study, _, series in found]
+    names = [n if names.count(n) == 1 else f"{n}_{series.uid}" for n, (_, _, series) in zip(names, found, strict=True)]
+    return [
+        Scan(path=own, name=name, modality=series.modality if series.modality != "other" else None, series=series)
+        for name, (_, own, series) in zip(unique_names(names, taken=(*OUR_FILES, FETCHED)), found, strict=True)
+    ]
+
+
+def store_results(archive: Archive, output: Path, names: Iterable[str], combine: bool, summary: JobSummary) -> None:
+    """Store the DICOM objects of scans in the archive; one that is refused is that scan's failure.
+
+    Args:
+        archive: Where to.
+        output: Folder of the results.
+        names: Scans whose results are there.
+        combine: Whether they are combined label maps.
+        summary: Counts and reasons, to which failures and the number of stored objects are added.
+    """
+    from satunet.prediction.results.manifests import files_of
+    from satunet.prediction.results.places import SUMMARY, manifest_file
+
+    stored = 0
+    for name in names:
+        try:
+            for file in files_of(manifest_file(output, name, combine)):
+                if file.suffix == ".dcm":
+                    archive.store(file)
+                    stored += 1
+        except (SatunetError, OSError) as error:
+            summary.failed(name, error)
+    summary.note("stored", f"{stored} objects in {archive.address}")
+    summary.save(output / SUMMARY)
+
+
+def _name(series: Series) -> str:
+    return "_".join(part for part in (series.number, series.description) if part) or series.uid
