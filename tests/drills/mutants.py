@@ -47,7 +47,16 @@ HEAVY = (
     *("numpy", "scipy.ndimage", "scipy.stats", "scipy.special", "torch", "nibabel", "SimpleITK", "pandas", "blosc2"),
     *("cc3d", "fill_voids", "cattrs", "rich.progress", "hypothesis", "pytest", "transformers", "matplotlib.pyplot"),
     *("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunetv2.experiment_planning.plan_and_preprocess_api"),
-    *("beartype", "jaxtyping", "tyro", "monai.metrics", "surface_distance", "pydicom", "highdicom", "safetensors.torch"),
+    *(
+        "beartype",
+        "jaxtyping",
+        "tyro",
+        "monai.metrics",
+        "surface_distance",
+        "pydicom",
+        "highdicom",
+        "safetensors.torch",
+    ),
 )
 
 
@@ -207,7 +216,9 @@ def _differing(before: str, after: str) -> tuple[str, str]:
     first = before.rfind("\n", 0, start) + 1
     tail = before.find("\n", len(before) - end)
     tail = len(before) if tail < 0 else tail
-    return tuple(" ".join(text.split())[:160] for text in (before[first:tail], after[first : len(after) - len(before) + tail]))  # type: ignore[return-value]
+    return tuple(
+        " ".join(text.split())[:160] for text in (before[first:tail], after[first : len(after) - len(before) + tail])
+    )  # type: ignore[return-value]
 
 
 # Running tests in a fork ---------------------------------------------------------------------------------------------
@@ -348,7 +359,13 @@ def baseline(folder: Path, room: Room, files: list[str]) -> dict[str, Any]:
 
     meter.set_option("run:dynamic_context", "none")
     meter.start()
-    code = _pytest(folder, [t for t in room.tests if (REPOSITORY / t).exists()], durations, Contexts(), options=("--maxfail=1000000",))
+    code = _pytest(
+        folder,
+        [t for t in room.tests if (REPOSITORY / t).exists()],
+        durations,
+        Contexts(),
+        options=("--maxfail=1000000",),
+    )
     meter.stop()
     if code not in (0, 1):
         raise RuntimeError(f"the tests of {room.tests} did not run: pytest said {code}")
@@ -497,7 +514,7 @@ def main() -> int:
     os.chdir(REPOSITORY)
     os.nice(10)
     os.environ |= {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "", "MPLBACKEND": "Agg"}
-    os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     os.environ |= {"BLOSC_NTHREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     judged: dict[str, list[tuple[Mutant, str]]] = {}
