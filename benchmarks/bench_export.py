@@ -25,13 +25,13 @@ from satunet.geometry import Grid
 from satunet.images.image import Image, read_label_map, write_label_map
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.prediction.masks import restore_box
+from satunet.prediction.masks.boxed import restore_box
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
+from satunet.types import Box
 
 CLASSES = 117
 THREADS = 2
 """Of both sides."""
-Box = tuple[slice, slice, slice]
 
 
 def structures(shape: tuple[int, ...], count: int) -> list[tuple[Box, np.ndarray]]:

@@ -48,15 +48,14 @@ def copies(dataset: Dataset, case, groups: list[Group], space: LabelSpace) -> di
 
     def box_of(person: Subject):
         if person.image is not None:
-            return tuple((0, n) for n in person.labels.shape)  # cut to what is not zero when it was read
+            return tuple(slice(0, n) for n in person.labels.shape)  # cut to what is not zero when it was read
         return nonzero_box(person.labels.numpy())
 
     if real:
-        inside = tuple(slice(a, b) for a, b in target)
-        wanted = volume[inside].astype(float).ravel()[::7]
+        wanted = volume[target].astype(float).ravel()[::7]
         likeness = []
         for person in peers:
-            there = moved(np.round(person.image.numpy() * 1000).astype(np.int64), box_of(person))[inside].ravel()[::7]
+            there = moved(np.round(person.image.numpy() * 1000).astype(np.int64), box_of(person))[target].ravel()[::7]
             likeness.append(np.corrcoef(wanted, there)[0, 1])
         peers = [peers[int(np.argmax(likeness))]]
     found: dict[str, list[float]] = defaultdict(list)

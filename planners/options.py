@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Fixed, Suppress, arg
 
@@ -25,7 +24,7 @@ LOSS_CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Values to plan with; those that are ``None`` are planned.
+    """Values to plan with; those that are ``None`` are planned. A record, which the plan keeps.
 
     Attributes:
         preset: ``"auto"``, or SAT's networks as published, ``"nano"`` and ``"pro"``.
@@ -99,20 +98,3 @@ class PlanOptions:
             )
         if self.patch_size is not None and min(self.patch_size) < 1:
             raise PlanError(f"the patch must be three positive integers, got {self.patch_size}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts, lists and numbers, as a plan keeps them."""
-        from satunet.jobs.records import to_plain
-
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in to_plain(self).items()}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PlanOptions:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            PlanError: An unknown option, or values that make no plan.
-        """
-        from satunet.jobs.records import from_plain
-
-        return from_plain(content, cls, source="options of the plan", error=PlanError)

@@ -11,8 +11,9 @@ from satunet.datasets.paths import all_dataset_names, dataset_number, preprocess
 from satunet.datasets.raw import load_dataset
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, PlanError, UserError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import write_json
 from satunet.jobs.progress import JobSummary
+from satunet.jobs.records import load_json
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
@@ -165,10 +166,9 @@ def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]
     """Fingerprints that were extracted before; a dataset without one, or with one of nnunetv2's, is left out."""
     found = []
     for name in dataset_names:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # one that is damaged is made again
-            found.append(
-                DatasetFingerprint.from_json(read_json(preprocessed_dir() / name / "dataset_fingerprint.json"))
-            )
+        file = preprocessed_dir() / name / "dataset_fingerprint.json"
+        with contextlib.suppress(PlanError):  # one that is damaged is made again
+            found.append(DatasetFingerprint.of_file(load_json(file, error=PlanError), file))
     return found
 
 

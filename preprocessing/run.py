@@ -17,7 +17,9 @@ from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.images.content import voxel_digest
 from satunet.images.image import read_image, read_label_map
 from satunet.jobs.files import only_writer, write_json
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.records import save_record
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
@@ -167,26 +169,30 @@ class _Job:
         """Names of the case's scans."""
         return [scan_id(self.dataset.name, self.case.identifier, c) for c in range(len(self.case.images))]
 
-    def made_by(self, channel: int) -> tuple[object, ...]:
+    def made_by(self, channel: int) -> dict[str, Any]:
         """All that a scan depends on beside its files."""
         modality = self.dataset.modalities[channel]
-        values = self.plan.preprocessing_of(self.dataset.name, modality, channel)
-        ignored = () if self.dataset.ignore_label is None else ("ignored", self.dataset.ignore_label)
-        ids = sorted(self.dataset.label_ids)
-        trusted = ("trust_shape",) if self.dataset.trust_shape else ()
-        return STORE_VERSION, modality, json.dumps(values, sort_keys=True), ids, *ignored, *trusted
+        return {
+            "store": STORE_VERSION,
+            "modality": modality,
+            "preprocessing": self.plan.preprocessing_of(self.dataset.name, modality, channel),
+            "label_ids": sorted(self.dataset.label_ids),
+            "ignored": self.dataset.ignore_label,
+            "trust_shape": self.dataset.trust_shape,
+        }
 
-    def stamp(self, channel: int) -> str:
-        """Changes when anything may have changed: quick to tell."""
-        assert self.case.label is not None  # training cases always name one
-        return _digest(*self.made_by(channel), _stamp(self.case.images[channel]), _stamp(self.case.label))
+    def inputs(self, channel: int) -> list[Path]:
+        """Files that a scan is made of."""
+        label = self.case.label
+        assert label is not None  # training cases always name one
+        return [file for given in (self.case.images[channel], label) for file in files_behind(given)]
 
 
 def _is_fresh(job: _Job) -> bool:
     """Whether all scans of a case are in the store, made of the same files as far as size and time tell."""
     for channel, scan in enumerate(job.scans):
         known = complete_record(job.store, scan)
-        if known is None or known.stamp != job.stamp(channel):
+        if known is None or not known.made_of.is_untouched(job.inputs(channel), job.made_by(channel)):
             return False
     return True
 
@@ -215,16 +221,14 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     path, label = case.images[channel], case.label
     assert label is not None
     scan = job.scans[channel]
-    stamp = job.stamp(channel)
+    files, made_by = job.inputs(channel), job.made_by(channel)
     known = complete_record(job.store, scan)
-    if known is not None and known.stamp == stamp:
+    if known is not None and known.made_of.is_untouched(files, made_by):
         return 0
-    files = [file for given in (path, label) for file in files_behind(given)]
-    hashes = [file_hash(file) if file.is_file() else "missing" for file in files]
-    source = _digest(*job.made_by(channel), *hashes)
-    if known is not None and known.source == source:
+    made_of = Stamp.of(files, made_by)
+    if known is not None and _same_content(known, made_of, job, channel):
         # Touched, not changed: the next run is to see that without reading the files.
-        write_json(scan_files(job.store, scan)[-1], replace(known, stamp=stamp).to_json())
+        save_record(scan_files(job.store, scan)[-1], replace(known, made_of=made_of, source=""))
         return 0
     modality = dataset.modalities[channel]
     image = read_image(path)
@@ -241,27 +245,31 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)
     record = ScanRecord(
-        dataset=dataset.name,
-        case=case.identifier,
-        channel=channel,
+        scan=scan,
         modality=modality,
         label_voxels=voxels,
         geometry=prepared.geometry,
-        source=source,
-        stamp=stamp,
+        made_of=made_of,
         content=content,
     )
     return write_scan(job.store, record, prepared.array, ids, locations, plan.patch_size)
 
 
-def _digest(*parts: object) -> str:
+def _same_content(known: ScanRecord, made_of: Stamp, job: _Job, channel: int) -> bool:
+    """Whether a scan was made of what is there now, whenever that was touched."""
+    if known.source:  # the store is of an earlier version, and need not be made again for that
+        return known.source == _source_of_version_2(job, channel)
+    return known.made_of.digest == made_of.digest
+
+
+def _source_of_version_2(job: _Job, channel: int) -> str:
+    by = job.made_by(channel)
+    ignored = () if by["ignored"] is None else ("ignored", by["ignored"])
+    trusted = ("trust_shape",) if by["trust_shape"] else ()
+    preprocessing = json.dumps(by["preprocessing"], sort_keys=True)
+    hashes = [file_hash(file) for file in job.inputs(channel)]
+    parts = (STORE_VERSION, by["modality"], preprocessing, by["label_ids"], *ignored, *trusted, *hashes)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _stamp(path: Path) -> str:
-    """Size and times of an image's files; the time of change is nobody's to set."""
-    stats = [file.stat() if file.is_file() else None for file in files_behind(path)]
-    return ",".join(f"{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}" if s else "missing" for s in stats)
 
 
 def _dataset_json(plan: UnifiedPlan, space: LabelSpace, datasets: list[Dataset], scans: int) -> dict[str, Any]:

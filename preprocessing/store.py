@@ -16,15 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.datasets.raw import scan_id, split_scan_id
-from satunet.errors import DatasetError
+from satunet.datasets.raw import split_scan_id
+from satunet.errors import DatasetError, SatunetError
 from satunet.images.label_ids import dense_ids
 from satunet.jobs.files import atomic_path, flush_to_disk, read_json, write_json
+from satunet.jobs.fresh import Stamp
+from satunet.jobs.records import load_record, save_record
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.transform import ScanGeometry
 
@@ -39,78 +41,63 @@ _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanRecord:
-    """What is known of a preprocessed scan without reading its voxels.
+    """What is known of a preprocessed scan without reading its voxels; a record.
 
     Attributes:
-        dataset: Name of its dataset.
-        case: Identifier of its case.
-        channel: Channel of the case.
+        scan: Name of the scan: dataset, case and channel, see :func:`satunet.datasets.raw.scan_id`.
         modality: Modality.
         label_voxels: Label id → voxels of it, in the preprocessed scan; the ignore label is none.
         geometry: Where it comes from.
-        source: Hash of the input files, what the plan does to them, and the store's version.
-        stamp: The same with sizes and times of the input files instead of their content: quick to compare.
+        made_of: Input files, and what was done to them; empty in what an older version wrote.
         content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the scan.
         files: Name ending → (bytes, hash) of the files beside the record.
+        source: Hash of contents of the input files and of what was done to them, as version 2 had it.
     """
 
-    dataset: str
-    case: str
-    channel: int
+    RECORD_VERSION: ClassVar[int] = 3
+
+    scan: str
     modality: str
     label_voxels: dict[int, int]
     geometry: ScanGeometry
-    source: str
-    stamp: str = ""
+    made_of: Stamp = field(default_factory=Stamp)
     content: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        split_scan_id(self.scan)
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 2 had two hashes in place of the stamp.
+
+        Raises:
+            DatasetError: A version before 2.
+        """
+        if version < 2:
+            raise DatasetError(f"store version {version}; this satunet reads {STORE_VERSION}; preprocess again")
+        return {name: value for name, value in content.items() if name != "stamp"}
 
     @property
-    def scan_id(self) -> str:
-        """Name of the scan."""
-        return scan_id(self.dataset, self.case, self.channel)
+    def dataset(self) -> str:
+        """Name of its dataset."""
+        return split_scan_id(self.scan)[0]
+
+    @property
+    def case(self) -> str:
+        """Identifier of its case."""
+        return split_scan_id(self.scan)[1]
+
+    @property
+    def channel(self) -> int:
+        """Channel of the case."""
+        return split_scan_id(self.scan)[2]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z) of the preprocessed scan."""
         return self.geometry.shape
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts, lists and numbers."""
-        return {
-            "version": STORE_VERSION,
-            "scan": self.scan_id,
-            "modality": self.modality,
-            "label_voxels": {str(k): v for k, v in self.label_voxels.items()},
-            "geometry": self.geometry.to_json(),
-            "source": self.source,
-            "stamp": self.stamp,
-            "content": self.content,
-            "files": {ending: list(value) for ending, value in self.files.items()},
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ScanRecord:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: Another version, or malformed.
-        """
-        if content.get("version") != STORE_VERSION:
-            raise ValueError(f"store version {content.get('version')!r}; this satunet reads {STORE_VERSION}")
-        dataset, case, channel = split_scan_id(content["scan"])
-        return cls(
-            dataset=dataset,
-            case=case,
-            channel=channel,
-            modality=content["modality"],
-            label_voxels={int(k): int(v) for k, v in content["label_voxels"].items()},
-            geometry=ScanGeometry.from_json(content["geometry"]),
-            source=content["source"],
-            stamp=content.get("stamp", ""),
-            content=str(content.get("content", "")),
-            files={ending: (int(size), str(digest)) for ending, (size, digest) in content["files"].items()},
-        )
 
 
 class ScanStore:
@@ -142,10 +129,7 @@ class ScanStore:
         """What is known of a scan."""
         if scan not in self._records:
             file = self.folder / f"{scan}.json"
-            try:
-                self._records[scan] = ScanRecord.from_json(read_json(file))
-            except (OSError, ValueError, KeyError) as error:
-                raise DatasetError(f"{file}: not a record of a preprocessed scan ({error})") from error
+            self._records[scan] = load_record(file, ScanRecord, error=DatasetError)
         return self._records[scan]
 
     def image(self, scan: str) -> Any:
@@ -185,7 +169,7 @@ def write_scan(
     Returns:
         Bytes written.
     """
-    files = scan_files(folder, record.scan_id)
+    files = scan_files(folder, record.scan)
     files[3].unlink(missing_ok=True)  # from here until the end, the scan does not exist
     _write_array(files[0], image, patch_size)
     _write_array(files[1], labels, patch_size)
@@ -194,7 +178,7 @@ def write_scan(
         ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
     }
     flush_to_disk(files[:3])  # the record promises them
-    write_json(files[3], replace(record, files=described).to_json())
+    save_record(files[3], replace(record, files=described))
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
 
 
@@ -202,9 +186,9 @@ def complete_record(folder: Path, scan: str) -> ScanRecord | None:
     """The record of a scan whose other files are there with the sizes they were written with, else ``None``."""
     *_, file = scan_files(folder, scan)
     try:
-        record = ScanRecord.from_json(read_json(file))
+        record = load_record(file, ScanRecord)
         sizes = {ending: (folder / f"{scan}{ending}").stat().st_size for ending in _ENDINGS[:3]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, SatunetError):
         return None
     return record if sizes == {ending: size for ending, (size, _) in record.files.items()} else None
 

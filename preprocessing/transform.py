@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import GridMismatchError
-from satunet.geometry import Grid, reorient, same_grid
+from satunet.geometry import Grid, box_of, box_shape, reorient, same_grid
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.plan import Normalization, UnifiedPlan
@@ -26,77 +27,49 @@ from satunet.preprocessing.resampling import (
     resample_image,
     resample_labels,
 )
+from satunet.types import Box
 
 _PIECE = 1 << 20
-
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanGeometry:
-    """How a preprocessed scan lies in its file.
+    """How a preprocessed scan lies in its file; part of a scan's record.
 
     Attributes:
         original: Grid of the file.
         orientation: Orientation of the preprocessed scan.
-        turned: Grid of the file after its axes were turned.
-        crop: (start, stop) along each turned axis.
+        crop: Part of the turned volume that was kept.
         shape: Shape of the preprocessed scan.
         spacing_mm: Spacing of the preprocessed scan, as planned.
     """
 
     original: Grid
     orientation: str
-    turned: Grid
     crop: Box
     shape: Shape
     spacing_mm: Spacing
 
+    @cached_property
+    def turned(self) -> Grid:
+        """Grid of the file after its axes were turned."""
+        _, turned = reorient(np.broadcast_to(np.uint8(0), self.original.shape), self.original, self.orientation)
+        return turned
+
     @property
     def cropped_shape(self) -> Shape:
         """Shape of the crop before resampling."""
-        x, y, z = (stop - start for start, stop in self.crop)
-        return x, y, z
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The crop as an index into the turned volume."""
-        (a, b), (c, d), (e, f) = self.crop
-        return slice(a, b), slice(c, d), slice(e, f)
+        return box_shape(self.crop)
 
     @property
     def grid(self) -> Grid:
         """Grid of the preprocessed scan in physical space."""
         step = np.array(self.cropped_shape) / np.array(self.shape)
-        start = np.array([low for low, _ in self.crop])
+        start = np.array([s.start for s in self.crop])
         to_turned = np.eye(4)
         to_turned[:3, :3] = np.diag(step)
         to_turned[:3, 3] = start + step / 2 - 0.5  # centre of the first new voxel, in turned voxels
         return Grid(shape=self.shape, affine=self.turned.affine @ to_turned)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {
-            "original": self.original.to_json(),
-            "orientation": self.orientation,
-            "crop": [list(c) for c in self.crop],
-            "shape": list(self.shape),
-            "spacing_mm": list(self.spacing_mm),
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ScanGeometry:
-        """The inverse of :meth:`to_json`."""
-        original = Grid.from_json(content["original"])
-        _, turned = reorient(np.broadcast_to(np.uint8(0), original.shape), original, content["orientation"])
-        return cls(
-            original=original,
-            orientation=content["orientation"],
-            turned=turned,
-            crop=tuple((int(a), int(b)) for a, b in content["crop"]),  # type: ignore[arg-type]
-            shape=tuple(int(n) for n in content["shape"]),  # type: ignore[arg-type]
-            spacing_mm=tuple(float(s) for s in content["spacing_mm"]),  # type: ignore[arg-type]
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,10 +106,9 @@ def preprocess_image(
     orientation = orientation or plan.orientation
     volume, turned = reorient(image.array, image.grid, orientation)
     crop = nonzero_box(volume)
-    (a, b), (c, d), (e, f) = crop
-    volume = volume[a:b, c:d, e:f]
+    volume = volume[crop]
     spacing = turned.spacing_mm
-    shape = new_shape((b - a, d - c, f - e), spacing, plan.spacing_mm)
+    shape = new_shape(box_shape(crop), spacing, plan.spacing_mm)
     if modality == "ct":
         volume = to_hounsfield(volume)
     # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
@@ -144,7 +116,6 @@ def preprocess_image(
     geometry = ScanGeometry(
         original=image.grid,
         orientation=orientation,
-        turned=turned,
         crop=crop,
         shape=shape,
         spacing_mm=plan.spacing_mm,
@@ -166,7 +137,7 @@ def preprocess_labels(labels: Image, geometry: ScanGeometry) -> NDArray[np.unsig
         raise GridMismatchError(path, f"shape {labels.grid.shape}, the scan has {geometry.original.shape}")
     ids = labels.array.astype(np.min_scalar_type(int(labels.array.max(initial=0))), copy=False)
     turned, _ = reorient(ids, labels.grid, geometry.orientation)
-    cropped = turned[geometry.slices]
+    cropped = turned[geometry.crop]
     resampled = resample_labels(cropped, geometry.shape, geometry.turned.spacing_mm, geometry.spacing_mm)
     return np.ascontiguousarray(resampled[None])
 
@@ -194,23 +165,15 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
         else:
             tensor = functional.interpolate(tensor, geometry.cropped_shape, mode="trilinear", align_corners=False)
     full = np.zeros(geometry.turned.shape, dtype=np.float32)
-    full[geometry.slices] = tensor[0, 0].numpy()
+    full[geometry.crop] = tensor[0, 0].numpy()
     back, _ = reorient(full, geometry.turned, geometry.original.orientation)
     return np.ascontiguousarray(back)
 
 
 def nonzero_box(volume: NDArray[Any]) -> Box:
     """Smallest box with every voxel that is not zero; the whole volume if all are zero."""
-    nonzero = volume != 0
-    box: list[tuple[int, int]] = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = np.flatnonzero(nonzero.any(axis=others))
-        if hits.size == 0:
-            x, y, z = volume.shape
-            return (0, x), (0, y), (0, z)
-        box.append((int(hits[0]), int(hits[-1]) + 1))
-    return box[0], box[1], box[2]
+    x, y, z = volume.shape
+    return box_of(volume != 0) or (slice(0, x), slice(0, y), slice(0, z))
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from satunet.datasets.people import find_people
 from satunet.datasets.raw import Case, Dataset, check_case, check_dataset, load_dataset
 from satunet.errors import DatasetError, UserError
 from satunet.images.content import voxel_digest
-from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.records import load_record
 from satunet.jobs.workers import Workers
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.headers import dataset_doubts
@@ -77,12 +77,9 @@ class _Listed:
 def _faults_of_scan(job: _Listed) -> list[str]:
     *arrays, file = scan_files(job.folder, job.scan)
     try:
-        content = read_json(file)
-        record = ScanRecord.from_json(content)
-    except FileNotFoundError:
-        return [f"{file.name} is missing"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{file.name} is no record of a scan ({error})"]
+        record = load_record(file, ScanRecord, error=DatasetError)
+    except DatasetError as error:
+        return [str(error) if file.exists() else f"{file.name} is missing"]
     faults = [] if file_hash(file) == job.digest else [f"{file.name} is not the record that the manifest lists"]
     for path in arrays:
         size, digest = record.files.get(path.name[len(job.scan) :], (0, ""))

@@ -12,6 +12,7 @@ SAT, nibabel and the NIfTI standard speak RAS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import nibabel.orientations as nio
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.types import Box, Mask
+from satunet.types import Axes, Box, Mask
 
 SAME_PLACE = 0.1
 """Voxels by which grids that are one may differ: what rounded headers add up to over 500 voxels, and a fifth of the
@@ -28,7 +29,7 @@ half voxel by which a wrong convention moves an image."""
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Grid:
-    """Shape and affine of a volume.
+    """Shape and affine of a volume; part of records (:mod:`satunet.jobs.records`).
 
     Attributes:
         shape: Voxels along (i, j, k).
@@ -63,16 +64,6 @@ class Grid:
     def voxel_ml(self) -> float:
         """Volume of a voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {"shape": list(self.shape), "affine": self.affine.tolist()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Grid:
-        """The inverse of :meth:`to_json`."""
-        i, j, k = content["shape"]
-        return cls(shape=(i, j, k), affine=np.asarray(content["affine"], dtype=np.float64))
 
 
 def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
@@ -155,3 +146,15 @@ def box_of(mask: Mask) -> Box | None:
             return None
         spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return spans[0], spans[1], spans[2]
+
+
+def box_shape(box: Box) -> Axes:
+    """Voxels of a box along each axis."""
+    x, y, z = (side.stop - side.start for side in box)
+    return x, y, z
+
+
+def moved_box(box: Box, by: Sequence[int]) -> Box:
+    """A box elsewhere: ``by`` voxels further along each axis."""
+    x, y, z = (slice(side.start + step, side.stop + step) for side, step in zip(box, by, strict=True))
+    return x, y, z

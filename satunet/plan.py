@@ -13,15 +13,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from satunet.datasets.paths import UNIFIED_DATASET
 from satunet.datasets.unified import PLANS_NAME, UnifiedFolder
 from satunet.errors import PlanError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import write_json
+from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.network.config import NetworkConfig
+from satunet.types import Axes
 
 PLAN_VERSION = 1
+_SAID_BY_NNUNET = frozenset({"dataset_name", "plans_name", "configuration", "spacing_mm", "patch_size", "batch_size"})
+_ONLY_IN_SOME = frozenset(
+    {"class_spacings_mm", "class_windows", "patches_at_once", "training_patch_size", "fit_windows", "one_piece"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,7 @@ SAT_NORMALIZATION = {
 
 @dataclass(frozen=True, kw_only=True)
 class UnifiedPlan:
-    """One plan for all datasets.
+    """One plan for all datasets; a record, of which nnU-Net's part of the file says some fields.
 
     Attributes:
         dataset_name: Folder of the unified dataset in ``nnUNet_preprocessed``.
@@ -133,11 +139,16 @@ class UnifiedPlan:
         explanation: Value → one sentence that says why it was chosen.
         class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
             not ``spacing_mm``; see :meth:`spacing_for`.
+        class_windows: Modality → class → voxels of the patches it was trained in, one per spacing of
+            ``class_spacings_mm``. A network that saw a class in patches of one size finds it in windows of that size,
+            and may not in others: norms and positions differ.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
         one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
         options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
     """
+
+    RECORD_VERSION: ClassVar[int] = PLAN_VERSION
 
     dataset_name: str = UNIFIED_DATASET
     plans_name: str = PLANS_NAME
@@ -158,6 +169,7 @@ class UnifiedPlan:
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
     class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    class_windows: dict[str, dict[str, tuple[Axes, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
     one_piece: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -187,6 +199,16 @@ class UnifiedPlan:
         for name, spacings in (pair for found in self.class_spacings_mm.values() for pair in found.items()):
             if not spacings or min(spacings) <= 0 or list(spacings) != sorted(set(spacings)):
                 raise PlanError(f"the spacings of {name!r} must be positive and rising, got {spacings}")
+        for modality, windows in self.class_windows.items():
+            for name, sizes in windows.items():
+                count = len(self.class_spacings_mm.get(modality, {}).get(name, ()))
+                if len(sizes) != count or any(
+                    n < 1 or n % d for s in sizes for n, d in zip(s, self.network.divisor, strict=True)
+                ):
+                    raise PlanError(
+                        f"the windows of {name!r} must be {count}, one per spacing, and divisible by the network's strides "
+                        f"{self.network.divisor}, got {sizes}"
+                    )
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
 
@@ -206,9 +228,19 @@ class UnifiedPlan:
         spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "")
         if not spacings:
             return self.spacing_mm
-        holds = [s for s in spacings if all(e <= p * s for e, p in zip(extent_mm, self.patch_size, strict=True))]
+        holds = [
+            s
+            for s in spacings
+            if all(e <= p * s for e, p in zip(extent_mm, self.window_of(class_name, modality, s), strict=True))
+        ]
         chosen = min(holds, default=max(spacings))
         return chosen, chosen, chosen
+
+    def window_of(self, class_name: str | None, modality: str, spacing_mm: float) -> Axes:
+        """Voxels of a window in which to look for a class at a spacing, before :meth:`window_for` fits it to a scan."""
+        spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "", ())
+        windows = self.class_windows.get(modality, {}).get(class_name or "", ())
+        return dict(zip(spacings, windows, strict=False)).get(spacing_mm, self.patch_size)
 
     def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Voxels of a window in a preprocessed scan of this shape."""
@@ -314,40 +346,13 @@ class UnifiedPlan:
             "experiment_planner_used": "satunet",
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {},
-            "satunet": {
-                "version": PLAN_VERSION,
-                "orientation": self.orientation,
-                "dataset_orientation": self.dataset_orientation,
-                "queries_per_scan": self.queries_per_scan,
-                "normalization": {m: dataclasses.asdict(n) for m, n in self.normalization.items()},
-                "channel_normalization": {c: dataclasses.asdict(n) for c, n in self.channel_normalization.items()},
-                "network": network.to_json(),
-                "text_encoder": self.text_encoder,
-                "datasets": list(self.datasets),
-                "dataset_weights": self.dataset_weights,
-                "explanation": self.explanation,
-                **self._windows(),
-                "options": self.options,
-            },
+            "satunet": self._own_part(),
         }
 
-    def _windows(self) -> dict[str, Any]:
-        """What only some plans have; left out of the others' files."""
-        found: dict[str, Any] = {}
-        if self.class_spacings_mm:
-            found["class_spacings_mm"] = {
-                modality: {name: list(values) for name, values in sorted(classes.items())}
-                for modality, classes in sorted(self.class_spacings_mm.items())
-            }
-        if self.patches_at_once is not None:
-            found["patches_at_once"] = self.patches_at_once
-        if self.training_patch_size is not None:
-            found["training_patch_size"] = list(self.training_patch_size)
-        if self.fit_windows:
-            found["fit_windows"] = True
-        if self.one_piece:
-            found["one_piece"] = list(self.one_piece)
-        return found
+    def _own_part(self) -> dict[str, Any]:
+        """The record, without what nnU-Net's part of the file says already and without what only some plans have."""
+        fields = {name: value for name, value in to_plain(self).items() if name not in _SAID_BY_NNUNET}
+        return {name: value for name, value in fields.items() if value or name not in _ONLY_IN_SOME}
 
     @classmethod
     def from_nnunet(cls, content: dict[str, Any], *, source: Path | str = "plan") -> UnifiedPlan:
@@ -356,52 +361,24 @@ class UnifiedPlan:
         Raises:
             PlanError: Not a unified plan, of another version, or with values that make no plan.
         """
-        ours = content.get("satunet")
+        ours = content.get("satunet") if isinstance(content, Mapping) else None
         if not isinstance(ours, dict):
             raise PlanError(f"{source}: no unified plan of satunet (the key 'satunet' is missing)")
-        if ours.get("version") != PLAN_VERSION:
-            raise PlanError(
-                f"{source}: plan version {ours.get('version')!r}; this satunet reads version {PLAN_VERSION}"
-            )
         try:
             (name, configuration), *others = content["configurations"].items()
-            if others:
-                raise PlanError(f"{source}: one configuration is allowed, got {list(content['configurations'])}")
-            return cls(
-                dataset_name=content["dataset_name"],
-                plans_name=content["plans_name"],
-                configuration=name,
-                orientation=ours["orientation"],
-                dataset_orientation=dict(ours["dataset_orientation"]),
-                spacing_mm=tuple(float(s) for s in configuration["spacing"]),  # type: ignore[arg-type]
-                patch_size=tuple(int(p) for p in configuration["patch_size"]),  # type: ignore[arg-type]
-                batch_size=int(configuration["batch_size"]),
-                queries_per_scan=int(ours["queries_per_scan"]),
-                patches_at_once=None if ours.get("patches_at_once") is None else int(ours["patches_at_once"]),
-                training_patch_size=(
-                    None
-                    if ours.get("training_patch_size") is None
-                    else tuple(int(p) for p in ours["training_patch_size"])  # type: ignore[arg-type]
-                ),
-                normalization={m: _normalization(n) for m, n in ours["normalization"].items()},
-                channel_normalization={c: _normalization(n) for c, n in ours.get("channel_normalization", {}).items()},
-                network=NetworkConfig.from_json(ours["network"]),
-                text_encoder=ours["text_encoder"],
-                datasets=tuple(ours["datasets"]),
-                dataset_weights={k: float(v) for k, v in ours["dataset_weights"].items()},
-                explanation=dict(ours["explanation"]),
-                class_spacings_mm={
-                    modality: {name: tuple(float(v) for v in values) for name, values in classes.items()}
-                    for modality, classes in ours.get("class_spacings_mm", {}).items()
-                },
-                fit_windows=bool(ours.get("fit_windows", False)),
-                one_piece=tuple(map(str, ours.get("one_piece", ()))),
-                options=dict(ours.get("options", {})),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
+            said = {
+                "dataset_name": content["dataset_name"],
+                "plans_name": content["plans_name"],
+                "configuration": name,
+                "spacing_mm": configuration["spacing"],
+                "patch_size": configuration["patch_size"],
+                "batch_size": configuration["batch_size"],
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"{source}: not a valid unified plan ({type(error).__name__}: {error})") from error
+        if others:
+            raise PlanError(f"{source}: one configuration is allowed, got {list(content['configurations'])}")
+        return from_plain(ours | said, cls, source=source, error=PlanError)
 
     def save(self, path: Path) -> None:
         """Write the plan file, whole."""
@@ -414,28 +391,6 @@ class UnifiedPlan:
         Raises:
             PlanError: No such file, or not a unified plan.
         """
-        try:
-            return cls.from_nnunet(read_json(path), source=path)
-        except FileNotFoundError as error:
-            raise PlanError(f"{path}: no such plan; make one with 'satunet plan_and_preprocess'") from error
-        except (OSError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(str(error)) from error
-
-
-def _normalization(content: dict[str, Any]) -> Normalization:
-    def pair(value: Any) -> tuple[float, float] | None:
-        return None if value is None else (float(value[0]), float(value[1]))
-
-    def number(name: str) -> float | None:
-        return None if content.get(name) is None else float(content[name])
-
-    return Normalization(
-        clip=pair(content["clip"]),
-        percentiles=pair(content["percentiles"]),
-        mean=number("mean"),
-        std=number("std"),
-        nonzero=bool(content.get("nonzero", False)),
-        unit_range=bool(content.get("unit_range", False)),
-    )
+        if not path.exists():
+            raise PlanError(f"{path}: no such plan; make one with 'satunet plan_and_preprocess'")
+        return cls.from_nnunet(load_json(path, what="a plan", error=PlanError), source=path)

@@ -6,7 +6,7 @@ values of an embedding.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Integer, Shaped
@@ -35,3 +35,6 @@ Affine: TypeAlias = Float64[np.ndarray[Any, np.dtype[np.float64]], "4 4"]
 
 Embeddings: TypeAlias = Float32[np.ndarray[Any, np.dtype[np.float32]], "n d"]
 """One row per text."""
+
+PackedFloats = NewType("PackedFloats", np.ndarray[Any, np.dtype[np.float32]])
+"""Many numbers along one axis; in a record's file base64 of little-endian float32, a third of what a list takes."""

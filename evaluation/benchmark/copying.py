@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.preprocessing.transform import Box
+from satunet.types import Box
 
 
 def copied_labels(
@@ -23,8 +23,9 @@ def copied_labels(
         target: What is not zero in the other scan.
     """
     index = []
-    for n, (low, high), (start, stop) in zip(shape, box, target, strict=True):
-        places = low + (np.arange(n) + 0.5 - start) * (high - low) / (stop - start)
+    for n, here, there in zip(shape, box, target, strict=True):
+        scale = (here.stop - here.start) / (there.stop - there.start)
+        places = here.start + (np.arange(n) + 0.5 - there.start) * scale
         index.append(np.floor(places).astype(int))
     inside = [(i >= 0) & (i < n) for i, n in zip(index, labels.shape, strict=True)]
     clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, labels.shape, strict=True)]

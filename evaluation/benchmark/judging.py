@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
 from satunet.models.folder import ClassScore
-from satunet.prediction.found import Prediction
+from satunet.prediction.masks.found import Prediction
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,6 @@ class Judged:
     nsd: float
     reference_ml: float
     predicted_ml: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def judge(

@@ -182,7 +182,7 @@ class BenchmarkTables:
         missing: Competitor → datasets it has no evaluation of → reason.
         waiting: What is not done yet; something here makes the results partial.
         published: Means that were published for the same datasets and classes.
-        rules: How it was scored, as :meth:`satunet.evaluation.scoring.rules.Rules.to_json` says it.
+        rules: How it was scored, as :meth:`satunet.evaluation.scoring.rules.Rules.comparable` says it.
         correction: How p-values are adjusted.
         notes: What a reader must know, a sentence each.
     """

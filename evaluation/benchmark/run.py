@@ -55,6 +55,7 @@ class Contest:
         correction: How p-values are adjusted.
         processes: Worker processes for scoring.
         score: What scores a folder of predictions.
+        notes: What the report says besides, a sentence each.
     """
 
     unified: UnifiedSide
@@ -65,6 +66,7 @@ class Contest:
     correction: Correction = "holm"
     processes: int = 1
     score: Score = evaluate_cases
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.competitors]
@@ -121,7 +123,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
     """
     summary = JobSummary("benchmark")
     tasks = _tasks(dataset_names, contest, summary)
-    run = _Run(contest=contest, tasks=tasks, summary=summary, notes=_not_scored(summary.failures))
+    run = _Run(contest=contest, tasks=tasks, summary=summary, notes=[*contest.notes, *_not_scored(summary.failures)])
     for task in tasks:
         for competitor in contest.competitors:
             run.score(competitor, task)
@@ -339,7 +341,7 @@ def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
     paths.append(predictions / DATASET_FILE)
     stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
     content = {
-        "version": EVALUATION_VERSION, "rules": rules.to_json(), "policy": repr(rules.absence), "classes": repr(task.classes),
+        "version": EVALUATION_VERSION, "rules": rules.comparable(), "policy": repr(rules.absence), "classes": repr(task.classes),
         "files": stamps, "cases": list(task.references),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -127,8 +127,11 @@ class Rules:
         wanted = set(names)
         return replace(self, tolerances=tuple(f"{n}={v}" for n, v in self.tolerances_mm.items() if n in wanted))
 
-    def to_json(self) -> dict[str, Any]:
-        """What must be equal for scores to be comparable."""
+    def comparable(self) -> dict[str, Any]:
+        """What must be equal for scores to be comparable, as ``summary.json``, whose format is nnU-Net's, has it.
+
+        Not the record of the options: two ways to ask for the same tolerances are one entry.
+        """
         return {
             "tolerance_mm": self.tolerance_mm,
             "tolerances_mm": self.tolerances_mm,

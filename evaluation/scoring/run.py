@@ -112,7 +112,7 @@ def evaluate_cases(
         classes=classes.classes,
         cases=tuple(references),
         failures=dict(sorted(failures.items())),
-        rules=rules.to_json(),
+        rules=rules.comparable(),
     )
     summary = evaluation.job_summary()
     summary.started = started

@@ -15,6 +15,7 @@ from typing import Any
 
 from satunet.errors import EnvironmentProblemError, UserError
 from satunet.evaluation.scoring.rules import Rules
+from satunet.jobs.file_names import table_cell, text_of_cell
 from satunet.jobs.files import atomic_path, read_json, write_json, write_text
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.records import from_plain
@@ -137,14 +138,14 @@ class Evaluation:
         classes: The classes that were scored, with their ids, in the order they were given.
         cases: Names of the cases that were to be scored.
         failures: Scan (or ``scan: class``) → why its prediction could not be used.
-        rules: How it was scored, as :meth:`Rules.to_json` says it.
+        rules: How it was scored, as :meth:`Rules.comparable` says it.
     """
 
     rows: tuple[Row, ...]
     classes: tuple[ScoredClass, ...]
     cases: tuple[str, ...]
     failures: dict[str, str]
-    rules: dict[str, Any] = field(default_factory=lambda: Rules().to_json())
+    rules: dict[str, Any] = field(default_factory=lambda: Rules().comparable())
 
     @cached_property
     def class_summaries(self) -> tuple[ClassSummary, ...]:
@@ -311,6 +312,8 @@ def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, str):
+        return table_cell(value)
     return repr(float(value)) if isinstance(value, float) else value
 
 
@@ -318,5 +321,5 @@ def _read_row(record: Mapping[str, str]) -> Row:
     values: dict[str, Any] = {}
     for column in _COLUMNS:
         text = record[_HEADINGS.get(column, column)]
-        values[column] = text if column in _TEXTS else float(text) if text else math.nan
+        values[column] = text_of_cell(text) if column in _TEXTS else float(text) if text else math.nan
     return Row(**values)

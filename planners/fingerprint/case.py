@@ -7,9 +7,9 @@ file adds to them, leaves out what nobody labelled, and has its axes in RAS. Bot
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ from satunet.images.content import voxel_digest
 from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import Image, read_image, read_label_map, require_grid
 from satunet.images.label_ids import dense_ids
+from satunet.jobs.fresh import Stamp
 from satunet.planners.fingerprint.dataset import CaseFingerprint, Triple
 from satunet.planners.fingerprint.intensities import CaseIntensities
 from satunet.planners.fingerprint.readers import nnunet_axes
-
-Slices = tuple[slice, slice, slice]
+from satunet.types import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
     """
     if case.label is None:
         raise MissingFileError(dataset.folder, f"case {case.identifier} has no label map")
-    source = file_stamp(case)
+    made_of = case_stamp(case)
     images = [read_image(path) for path in case.images]
     grid = images[0].grid
     images = [require_grid(image, grid, trust_shape=dataset.trust_shape) for image in images]
@@ -99,8 +99,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
         label_centroids_mm=centroids,
         cropped_voxels={n: lost for n, count in voxels.items() if (lost := count - inside.get(n, 0))},
         scans=tuple(voxel_digest(image) for image in images),
-        source=source,
-        digest=file_digest(case),
+        made_of=made_of,
     )
     offsets = tuple(hounsfield_offset(voxels) for voxels in voxels_of)
     return CaseFindings(fingerprint=fingerprint, intensities=intensities, nnunet=nnunet, offsets=offsets)
@@ -148,31 +147,37 @@ def count_labels(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
     return {ids[place]: int(n) for place, n in enumerate(np.bincount(dense.ravel())) if n and ids[place]}
 
 
-def file_stamp(case: Case) -> str:
-    """Size and times of a case's files; the time of change is nobody's to set, so that it tells a file put in place."""
-    parts = []
-    for path in case.files:
-        stat = path.stat() if path.is_file() else None
-        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}" if stat else "missing")
-    return ",".join(parts)
+def case_stamp(case: Case) -> Stamp:
+    """What a case is read from; which of its files are not there is part of it.
+
+    Raises:
+        MissingFileError: A file is there and cannot be read.
+    """
+    return Stamp.of(*_files_and_missing(case))
 
 
-def file_digest(case: Case) -> str:
-    """Hash of the bytes of a case's files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in case.files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        digest.update(b"|")
-    return digest.hexdigest()
+def is_untouched(made_of: Stamp, case: Case) -> bool:
+    """Whether times and sizes alone say that a case's files are what they were; none is read."""
+    return made_of.is_untouched(*_files_and_missing(case))
+
+
+def renewed_stamp(made_of: Stamp, case: Case) -> Stamp | None:
+    """The stamp with today's times, if the case's files hold what they did, else ``None``; files may be read."""
+    files, combined = _files_and_missing(case)
+    return made_of.renewed(files) if made_of.why_stale(files, combined) is None else None
+
+
+def _files_and_missing(case: Case) -> tuple[list[Path], dict[str, Any]]:
+    files = [path for path in case.files if path.is_file()]
+    missing = [path.name for path in case.files if path not in files]
+    return files, {"missing": missing} if missing else {}
 
 
 def _without(labels: NDArray[Any], ignore_label: int | None) -> NDArray[Any]:
     return labels if ignore_label is None else np.where(labels == ignore_label, labels.dtype.type(0), labels)
 
 
-def _nonzero_box(images: Sequence[Image]) -> Slices:
+def _nonzero_box(images: Sequence[Image]) -> Box:
     """Smallest box around the voxels that are not zero in some channel; everything if there are none."""
     nonzero = np.zeros(images[0].grid.shape, dtype=bool)
     for image in images:

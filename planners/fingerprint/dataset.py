@@ -10,16 +10,19 @@ again. A fingerprint that nnunetv2 made, or that was published, has none of this
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import PlanError
+from satunet.jobs.fresh import Stamp
+from satunet.jobs.records import from_plain, to_plain
 from satunet.planners.fingerprint.intensities import ChannelStatistics
 
-FINGERPRINT_VERSION = 5
+FINGERPRINT_VERSION = 6
 
 Triple = tuple[float, float, float]
 
@@ -42,8 +45,7 @@ class CaseFingerprint:
         label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
         cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are any.
         scans: Hash of the voxels of each channel; empty for constant ones.
-        source: Size and time of its files.
-        digest: Hash of its files: what the cache goes by where only their times have changed.
+        made_of: Its files, as they were; empty in what an older version wrote, and in unions.
     """
 
     dataset: str
@@ -59,29 +61,25 @@ class CaseFingerprint:
     label_centroids_mm: dict[int, Triple] = field(default_factory=dict)
     cropped_voxels: dict[int, int] = field(default_factory=dict)
     scans: tuple[str, ...] = ()
-    source: str = ""
-    digest: str = ""
+    made_of: Stamp = field(default_factory=Stamp)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts, lists and numbers."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> CaseFingerprint:
-        """The inverse of :meth:`to_json`."""
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
-        for name in ("label_voxels", "cropped_voxels"):
-            values[name] = {int(key): int(value) for key, value in content[name].items()}
-        for name in ("label_extents_mm", "label_centroids_mm"):
-            values[name] = {int(key): tuple(value) for key, value in content[name].items()}
-        return cls(**values)
+@dataclass(frozen=True, kw_only=True)
+class FailedCase:
+    """A case that cannot be used.
+
+    Attributes:
+        reason: Why, in one sentence.
+        made_of: Its files, as they were.
+    """
+
+    reason: str
+    made_of: Stamp = field(default_factory=Stamp)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFingerprint:
-    """A dataset, or a union of datasets.
+    """A dataset, or a union of datasets; a record.
 
     Attributes:
         dataset: Name.
@@ -90,17 +88,19 @@ class DatasetFingerprint:
         nnunet_channels: The same of the foreground as nnunetv2 sees it, voxels as they are stored and the ignore label
             among them; empty where there is no difference.
         channel_names: What ``dataset.json`` calls the channels; of a union: nothing.
-        failed: Case → (size and time of its files, why it cannot be used).
+        failed: Cases that cannot be used.
         settings: What of ``dataset.json`` the fingerprint depends on.
         approximate: Whether a part of it is nnU-Net's own, which merges approximately and knows no label.
     """
+
+    RECORD_VERSION: ClassVar[int] = FINGERPRINT_VERSION
 
     dataset: str
     cases: tuple[CaseFingerprint, ...]
     channels: tuple[ChannelStatistics, ...]
     nnunet_channels: tuple[ChannelStatistics, ...] = ()
     channel_names: tuple[str, ...] = ()
-    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    failed: dict[str, FailedCase] = field(default_factory=dict)
     settings: str = ""
     approximate: bool = False
 
@@ -109,8 +109,8 @@ class DatasetFingerprint:
         """Scans: every channel of every case."""
         return sum(case.channels for case in self.cases)
 
-    def to_json(self) -> dict[str, Any]:
-        """nnU-Net's content, and ours under ``"satunet"``."""
+    def to_nnunet(self) -> dict[str, Any]:
+        """Content of nnU-Net's file, and this record under ``"satunet"``."""
         return {
             "spacings": [list(c.spacing) for c in self.cases],
             "shapes_after_crop": [list(c.shape_after_crop) for c in self.cases],
@@ -118,41 +118,36 @@ class DatasetFingerprint:
                 str(i): channel.to_nnunet() for i, channel in enumerate(self.nnunet_channels or self.channels)
             },
             "median_relative_size_after_cropping": float(np.median([c.relative_size for c in self.cases])),
-            "satunet": {
-                "version": FINGERPRINT_VERSION,
-                "dataset": self.dataset,
-                "settings": self.settings,
-                "approximate": self.approximate,
-                "cases": [case.to_json() for case in self.cases],
-                "channels": [channel.to_json() for channel in self.channels],
-                "nnunet_channels": [channel.to_json() for channel in self.nnunet_channels],
-                "channel_names": list(self.channel_names),
-                "failed": {case: list(why) for case, why in self.failed.items()},
-            },
+            "satunet": to_plain(self),
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> DatasetFingerprint:
-        """The inverse of :meth:`to_json`.
+    def of_file(cls, content: Mapping[str, Any], source: Path | str) -> DatasetFingerprint:
+        """The inverse of :meth:`to_nnunet`.
+
+        Args:
+            content: Content of a ``dataset_fingerprint.json``.
+            source: The file, for messages.
 
         Raises:
             PlanError: Not ours, or of another version.
         """
-        ours = content.get("satunet") or {}
-        if ours.get("version") != FINGERPRINT_VERSION:
-            raise PlanError(
-                f"fingerprint of version {ours.get('version')!r}; this satunet reads version {FINGERPRINT_VERSION}"
-            )
-        return cls(
-            dataset=ours["dataset"],
-            cases=tuple(CaseFingerprint.from_json(case) for case in ours["cases"]),
-            channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["channels"]),
-            nnunet_channels=tuple(ChannelStatistics.from_json(channel) for channel in ours["nnunet_channels"]),
-            channel_names=tuple(ours["channel_names"]),
-            failed={case: (source, reason) for case, (source, reason) in ours["failed"].items()},
-            settings=ours["settings"],
-            approximate=bool(ours["approximate"]),
-        )
+        return from_plain(content.get("satunet"), cls, source=source, error=PlanError)
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 5 knew sizes and times of files in another form; what versions before lack is in the scans alone.
+
+        Raises:
+            PlanError: A version before 5.
+        """
+        if version < 5:
+            raise PlanError(f"fingerprint of version {version}; this satunet reads versions 5 to {cls.RECORD_VERSION}")
+        cases = [{k: v for k, v in case.items() if k not in ("source", "digest")} for case in content["cases"]]
+        return content | {
+            "cases": cases,
+            "failed": {case: {"reason": why} for case, (_, why) in content["failed"].items()},
+        }
 
     @classmethod
     def from_nnunet(cls, content: Mapping[str, Any], dataset: Dataset) -> DatasetFingerprint:
@@ -221,7 +216,11 @@ def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "
         raise ValueError("there is nothing to merge")
     return DatasetFingerprint(
         dataset=name,
-        cases=tuple(sorted((c for f in fingerprints for c in f.cases), key=lambda c: (c.dataset, c.case))),
+        # Whether a case is fresh is asked where its dataset's own fingerprint is.
+        cases=tuple(
+            replace(case, made_of=Stamp())
+            for case in sorted((c for f in fingerprints for c in f.cases), key=lambda c: (c.dataset, c.case))
+        ),
         channels=tuple(merged[modality] for modality in sorted(merged, key=MODALITIES.index)),
         approximate=any(f.approximate for f in fingerprints),
     )

@@ -7,20 +7,22 @@ interrupted extraction goes on where it stopped, and a case that is added is the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from satunet.datasets.memory import reading_bytes
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, load_dataset
-from satunet.errors import DatasetError, PlanError
+from satunet.errors import DatasetError, MissingFileError, PlanError, SatunetError
 from satunet.jobs.files import read_json, write_json
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.records import load_record, save_record
 from satunet.jobs.workers import Workers
-from satunet.planners.fingerprint.case import CaseFindings, analyze_case, file_digest, file_stamp
-from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint
+from satunet.planners.fingerprint.case import CaseFindings, analyze_case, case_stamp, is_untouched, renewed_stamp
+from satunet.planners.fingerprint.dataset import FINGERPRINT_VERSION, CaseFingerprint, DatasetFingerprint, FailedCase
 from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
 from satunet.planners.fingerprint.readers import nnunet_reader
@@ -71,18 +73,18 @@ def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[Dat
     if not dataset.has_scans and existing:
         return _without_scans(existing, dataset, file, summary), summary
     cases = dataset.training_cases()
-    cached = _cached(existing)
+    cached = _cached(existing, file)
     if cached is not None and _is_of(cached, dataset, cases):
         for case in cached.cases:
             summary.skipped(f"{name}/{case.case}")
-        for identifier, (_, reason) in cached.failed.items():
-            summary.failed(f"{name}/{identifier}", reason)
+        for identifier, failed in cached.failed.items():
+            summary.failed(f"{name}/{identifier}", failed.reason)
         return cached, summary
     fingerprint = _extract(dataset, cases, folder / CASES_FOLDER, summary, processes)
     for doubt in dataset_doubts(dataset, cases):
         logger.warning("%s: %s", name, doubt)
         summary.note(f"headers of {name}", doubt)
-    content = fingerprint.to_json()
+    content = fingerprint.to_nnunet()
     if "satunet" not in existing and len(existing.get("spacings", ())) == len(fingerprint.cases):
         content |= {key: existing[key] for key in _NNUNET_KEYS if key in existing}
     write_json(file, content)
@@ -94,9 +96,9 @@ def _without_scans(
 ) -> DatasetFingerprint:  # fmt: skip
     if "satunet" in content:
         try:
-            found = DatasetFingerprint.from_json(content)
-        except (PlanError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"{file}: {error}; extract it again where the scans are") from error
+            found = DatasetFingerprint.of_file(content, file)
+        except PlanError as error:
+            raise PlanError(f"{error}; extract it again where the scans are") from error
     else:
         found = DatasetFingerprint.from_nnunet(content, dataset)
     for case in found.cases:
@@ -138,7 +140,11 @@ def _extract(
         else:
             summary.failed(f"{name}/{case.identifier}", outcome.error or "no result")
             reasons[case.identifier] = summary.failures[f"{name}/{case.identifier}"]
-    failed = {c.identifier: (file_stamp(c), reasons[c.identifier]) for c in cases if c.identifier in reasons}
+    failed = {
+        c.identifier: FailedCase(reason=reasons[c.identifier], made_of=_stamp_if_readable(c))
+        for c in cases
+        if c.identifier in reasons
+    }
     if not found:
         reason = next(iter(reasons.values()))
         raise DatasetError(f"{name}: none of its {len(cases)} cases can be read; first reason: {reason}")
@@ -172,60 +178,80 @@ def _existing(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _cached(content: dict[str, Any]) -> DatasetFingerprint | None:
+def _cached(content: dict[str, Any], file: Path) -> DatasetFingerprint | None:
     try:
-        return DatasetFingerprint.from_json(content)
-    except (PlanError, ValueError, KeyError, TypeError):
+        return DatasetFingerprint.of_file(content, file)
+    except PlanError:
         return None
 
 
+def _stamp_if_readable(case: Case) -> Stamp:
+    try:
+        return case_stamp(case)
+    except MissingFileError:  # it may become readable without any other change: ask again
+        return Stamp()
+
+
 def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Case]) -> bool:
-    """Whether no file of the dataset has changed since."""
-    known = {c.case: c.source for c in fingerprint.cases}
-    known |= {case: source for case, (source, _) in fingerprint.failed.items()}
-    return fingerprint.settings == _all_settings(dataset) and known == {c.identifier: file_stamp(c) for c in cases}
+    """Whether no file of the dataset has been touched since."""
+    known = {c.case: c.made_of for c in fingerprint.cases}
+    known |= {case: failed.made_of for case, failed in fingerprint.failed.items()}
+    return (
+        fingerprint.settings == _all_settings(dataset)
+        and known.keys() == {c.identifier for c in cases}
+        and all(is_untouched(known[c.identifier], c) for c in cases)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KnownCase:
+    """What was found in a case before: a record.
+
+    Attributes:
+        settings: What the numbers depend on besides the case's files.
+        fingerprint: Grid and labels.
+        channels: Annotated foreground of each channel.
+        offsets: Distance of each channel from HU.
+        nnunet: Foreground as nnunetv2 sees it, where that differs.
+    """
+
+    RECORD_VERSION: ClassVar[int] = FINGERPRINT_VERSION
+
+    settings: str
+    fingerprint: CaseFingerprint
+    channels: tuple[CaseIntensities | None, ...]
+    offsets: tuple[float, ...]
+    nnunet: tuple[CaseIntensities | None, ...] | None = None
 
 
 def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -> CaseFindings | None:
     """What was found in a case, if its files are what they were; their times may differ if their content does not."""
-    content = _existing(cache / f"{case.identifier}.json")
     try:
-        if content["version"] != FINGERPRINT_VERSION or content["settings"] != _case_settings(dataset, reader):
+        known = load_record(cache / f"{case.identifier}.json", _KnownCase)
+        if known.settings != _case_settings(dataset, reader):
             return None
-        fingerprint = CaseFingerprint.from_json(content["fingerprint"])
-        source = file_stamp(case)
-        if fingerprint.source != source:
-            if _sizes(fingerprint.source) != _sizes(source) or fingerprint.digest != file_digest(case):
-                return None
-            fingerprint = replace(fingerprint, source=source)
-        intensities = _intensities(content["channels"])
-        nnunet = intensities if content["nnunet"] is None else _intensities(content["nnunet"])
-        offsets = tuple(float(value) for value in content["offsets"])
-    except (KeyError, TypeError, ValueError, OSError):
+        made_of = renewed_stamp(known.fingerprint.made_of, case)
+    except SatunetError:  # there is none, it is damaged, or another version's: the case is read
         return None
-    return CaseFindings(fingerprint=fingerprint, intensities=intensities, nnunet=nnunet, offsets=offsets)
+    if made_of is None:
+        return None
+    return CaseFindings(
+        fingerprint=replace(known.fingerprint, made_of=made_of),
+        intensities=known.channels,
+        nnunet=known.channels if known.nnunet is None else known.nnunet,
+        offsets=known.offsets,
+    )
 
 
 def _to_cache(cache: Path, dataset: Dataset, case: Case, found: CaseFindings, reader: str | None) -> None:
-    content: Mapping[str, Any] = {
-        "version": FINGERPRINT_VERSION,
-        "settings": _case_settings(dataset, reader),
-        "fingerprint": found.fingerprint.to_json(),
-        "channels": [c if c is None else c.to_json() for c in found.intensities],
-        "offsets": list(found.offsets),
-        "nnunet": None
-        if found.nnunet is found.intensities
-        else [c if c is None else c.to_json() for c in found.nnunet],
-    }
-    write_json(cache / f"{case.identifier}.json", content)
-
-
-def _intensities(content: Sequence[Any]) -> tuple[CaseIntensities | None, ...]:
-    return tuple(c if c is None else CaseIntensities.from_json(c) for c in content)
-
-
-def _sizes(source: str) -> list[str]:
-    return [part.partition(":")[0] for part in source.split(",")]
+    known = _KnownCase(
+        settings=_case_settings(dataset, reader),
+        fingerprint=found.fingerprint,
+        channels=found.intensities,
+        offsets=found.offsets,
+        nnunet=None if found.nnunet is found.intensities else found.nnunet,
+    )
+    save_record(cache / f"{case.identifier}.json", known)
 
 
 def _settings(dataset: Dataset) -> str:

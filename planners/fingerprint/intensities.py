@@ -8,7 +8,6 @@ opening a scan again. Of the sketches at hand it is the one without randomness: 
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from satunet.types import PackedFloats
 
 SKETCH_K = 2000
 """Size of the sketch (20 KB): its percentiles are off by less than 0.2 percentage points in rank, in the tails by
@@ -45,7 +46,11 @@ class CaseIntensities:
     mean_square: float
     minimum: float
     maximum: float
-    quantiles: NDArray[np.float32]
+    quantiles: PackedFloats
+
+    def __post_init__(self) -> None:
+        if self.quantiles.size != RANKS.size:
+            raise ValueError(f"{self.quantiles.size} quantiles; expected are {RANKS.size}")
 
     @classmethod
     def of(cls, values: NDArray[Any], limit: int) -> CaseIntensities | None:
@@ -59,7 +64,7 @@ class CaseIntensities:
             mean_square=float(np.square(exact).mean()),
             minimum=float(exact.min()),
             maximum=float(exact.max()),
-            quantiles=np.quantile(kept, RANKS).astype(np.float32),
+            quantiles=PackedFloats(np.quantile(kept, RANKS).astype(np.float32)),
         )
 
     def shifted(self, offset: float) -> CaseIntensities:
@@ -69,30 +74,8 @@ class CaseIntensities:
             mean_square=self.mean_square + 2 * offset * self.mean + offset**2,
             minimum=self.minimum + offset,
             maximum=self.maximum + offset,
-            quantiles=(self.quantiles.astype(np.float64) + offset).astype(np.float32),
+            quantiles=PackedFloats((self.quantiles.astype(np.float64) + offset).astype(np.float32)),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Numbers, and the quantile function as text."""
-        return {
-            "mean": self.mean,
-            "mean_square": self.mean_square,
-            "minimum": self.minimum,
-            "maximum": self.maximum,
-            "quantiles": base64.b64encode(self.quantiles.astype("<f4").tobytes()).decode(),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> CaseIntensities:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: A quantile function at other ranks.
-        """
-        quantiles = np.frombuffer(base64.b64decode(content["quantiles"]), dtype="<f4").astype(np.float32)
-        if quantiles.size != RANKS.size:
-            raise ValueError(f"{quantiles.size} quantiles; expected are {RANKS.size}")
-        return cls(**{**content, "quantiles": quantiles})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,23 +183,6 @@ class ChannelStatistics:
             "percentile_99_5": high,
             "percentile_00_5": low,
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts and numbers."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return content | {"sketch": base64.b64encode(self.sketch).decode()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ChannelStatistics:
-        """The inverse of :meth:`to_json`."""
-        quantiles = content["quantiles"]
-        return cls(
-            **content
-            | {
-                "quantiles": None if quantiles is None else tuple(quantiles),
-                "sketch": base64.b64decode(content["sketch"]),
-            }
-        )
 
 
 def _percentiles(cases: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import PlanError
 from satunet.jobs.files import write_json
+from satunet.jobs.records import to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import DatasetFingerprint, merge_fingerprints
@@ -113,15 +114,15 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         dataset_weights={name: weights[name] for name in names},
         dataset_orientation=orientation,
         explanation=why,
-        options=options.to_json(),
+        options=to_plain(options),
     )
 
 
 def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
-    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_json())
     file = plan.unified_folder.plan
-    plan.save(file)
+    plan.save(file)  # first: a fingerprint without a plan beside it is that of a raw dataset
+    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_nnunet())
     return file
 
 

@@ -7,8 +7,7 @@ and a left that is right are all seen in numbers that fingerprints hold already:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -118,10 +117,6 @@ class Finding:
     classes: tuple[str, ...]
     datasets: tuple[str, ...]
     message: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and texts."""
-        return asdict(self)
 
 
 def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint] = ()) -> list[Finding]:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import PlanError
-from satunet.network.config import Axes, NetworkConfig
+from satunet.network.config import NetworkConfig
 from satunet.planners.options import LOSS_CHUNK
+from satunet.types import Axes
 
 GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000

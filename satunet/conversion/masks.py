@@ -180,8 +180,7 @@ def _from_files(mask: MaskSource, table: ClassTable, grid: Grid, trust_shape: bo
     for number, (name, path) in enumerate(zip(mask.names, mask.paths, strict=True)):
         if path.suffix == ".npy":
             inside = np.asarray(load_array(path)) > 0.5
-            i1, j1, k1, i2, j2, k2 = mask.boxes[number] if mask.boxes else (0, 0, 0, *grid.shape)
-            part = numbers[i1:i2, j1:j2, k1:k2]
+            part = numbers[mask.boxes[number]] if mask.boxes else numbers
             if inside.shape != part.shape:
                 raise GridMismatchError(path, f"its shape is {inside.shape}, its box in the image {part.shape}")
             combiner.add(part, name, inside)

@@ -22,6 +22,7 @@ from satunet.datasets.raw import modality_of_channel
 from satunet.errors import DatasetError, UserError
 from satunet.images.image import image_ending, strip_ending
 from satunet.jobs.files import mask_file_name, read_json
+from satunet.types import Box
 
 SEQUENCES = ("cases", "channels")
 """What the scans of one mask become: cases of their own, as in the published versions, or channels of one case."""
@@ -362,7 +363,7 @@ def _mask(row: _Row, root: Path) -> MaskSource | None:
         return MaskSource(paths=(path,), names=row.labels[:1])  # what is missing is said when it is read
     paths: list[Path] = []
     names: list[str] = []
-    boxes: list[Any] = []
+    boxes: list[Box] = []
     for number, name in enumerate(row.labels):
         box = row.boxes[number] if row.boxes else None
         if row.boxes and not box:
@@ -372,5 +373,14 @@ def _mask(row: _Row, root: Path) -> MaskSource | None:
         if found is not None:
             paths.append(found)
             names.append(name)
-            boxes += [tuple(int(n) for n in box)] if box else []
+            boxes += [_box(box, row)] if box else []
     return MaskSource(paths=tuple(paths), names=tuple(names), boxes=tuple(boxes))
+
+
+def _box(corners: Any, row: _Row) -> Box:
+    """The box of a row's ``renorm_y1x1z1_y2x2z2``, whose axes are those of the array all the same."""
+    try:
+        i1, j1, k1, i2, j2, k2 = (int(n) for n in corners)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"row {row.number}: a box is six whole numbers, got {corners!r:.80}") from error
+    return slice(i1, i2), slice(j1, j2), slice(k1, k2)

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.conversion.classes import ClassTable
+from satunet.datasets.raw import files_behind
 from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
 from satunet.images import nifti
 from satunet.images.dicom import Series, read_series
 from satunet.images.image import Image, image_ending, read_grid, read_image
+from satunet.types import Box
 
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
-
-Box = tuple[int, int, int, int, int, int]
 
 
 class NumberNeededError(UserError):
@@ -48,8 +48,8 @@ class ImageSource:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the scan is read from."""
-        return self.dicom.files if self.dicom is not None else (self.path,)
+        """The files that the scan is read from, voxels behind a header among them."""
+        return self.dicom.files if self.dicom is not None else files_behind(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class MaskSource:
         names: Class of each mask, where there is one per class.
         order: Classes of a stack's masks, or of the ids 1, 2, 3 … of a label map, as the case itself lists them; those
             of the whole dataset where it does not.
-        boxes: For masks cut to their boxes (``.npy``): (i1, j1, k1, i2, j2, k2) of each.
+        boxes: Places of masks that are cut to them (``.npy``), one per mask.
     """
 
     paths: tuple[Path, ...]

@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class FileState:
         size: Size in bytes.
         time_ns: Modification time, nanoseconds since the epoch.
         change_ns: Change time of content or rights, nanoseconds since the epoch.
-        sha256: Hash of the content.
-        seen_ns: When it was looked at, nanoseconds since the epoch.
+        sha256: Hash of the content; empty where times alone are to decide.
+        seen_ns: When it was looked at, nanoseconds since the epoch, or as soon after its last change as times can be
+            trusted: equal files have equal states, however long afterwards they are seen.
     """
 
     path: str
@@ -47,15 +48,16 @@ class FileState:
     time_ns: int
     change_ns: int
     sha256: str
-    seen_ns: int
+    seen_ns: int = field(compare=False)
 
     @classmethod
-    def of(cls, path: Path, *, sha256: str | None = None) -> FileState:
+    def of(cls, path: Path, *, sha256: str | None = None, read: bool = True) -> FileState:
         """State of a file as it is now.
 
         Args:
             path: The file.
             sha256: Hash of its content where the caller has just read it.
+            read: Whether to read the file for its hash even where its times can be trusted.
 
         Raises:
             MissingFileError: It is not there, or it is no regular file.
@@ -65,7 +67,8 @@ class FileState:
             if not path.is_file():
                 raise MissingFileError(path, "no such file" if not path.exists() else "is no regular file")
             status = path.stat()
-            digest = sha256 or content_hash(path)
+            newest = max(status.st_mtime_ns, status.st_ctime_ns)
+            digest = sha256 or (content_hash(path) if read or newest >= seen - RACY_NS else "")
         except OSError as error:
             raise MissingFileError(path, f"cannot be read ({error.strerror or error})") from error
         return cls(
@@ -74,7 +77,7 @@ class FileState:
             time_ns=status.st_mtime_ns,
             change_ns=status.st_ctime_ns,
             sha256=digest,
-            seen_ns=seen,
+            seen_ns=min(seen, newest + RACY_NS + 1),
         )
 
     def is_of(self, path: Path) -> bool:
@@ -82,17 +85,24 @@ class FileState:
         try:
             if not path.is_file():
                 return False
-            status = path.stat()
-            if status.st_size != self.size:
+            if path.stat().st_size != self.size:
                 return False
-            return self._untouched(path, status) or content_hash(path) == self.sha256
+            return self.is_untouched(path) or (self.sha256 != "" and content_hash(path) == self.sha256)
         except OSError:
             return False
 
-    def _untouched(self, path: Path, status: Any) -> bool:
-        same = (status.st_mtime_ns, status.st_ctime_ns) == (self.time_ns, self.change_ns)
-        settled = max(self.time_ns, self.change_ns) < self.seen_ns - RACY_NS
-        return same and settled and str(path.resolve()) == self.path
+    def is_untouched(self, path: Path) -> bool:
+        """Whether place, size and times alone say that the file at ``path`` is this one; it is not read.
+
+        ``False`` may mean no more than that they cannot tell.
+        """
+        try:
+            status = path.stat()
+            now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            settled = max(self.time_ns, self.change_ns) < self.seen_ns - RACY_NS
+            return settled and now == (self.size, self.time_ns, self.change_ns) and str(path.resolve()) == self.path
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +118,19 @@ class Stamp:
     combined: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None) -> Stamp:
+    def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None, *, read: bool = True) -> Stamp:
         """The stamp of what is there now.
 
         Args:
             files: Input files; data files behind a header belong to them.
             combined: Name → plain value (what JSON holds).
+            read: Whether files are read for their hashes. Where they are large and the result is cheap to make again,
+                only those are read whose times tell nothing yet; a file that is touched then makes the result stale.
 
         Raises:
             MissingFileError: A file is not there.
         """
-        return cls(files=tuple(FileState.of(file) for file in files), combined=_plain(combined or {}))
+        return cls(files=tuple(FileState.of(file, read=read) for file in files), combined=_plain(combined or {}))
 
     def why_stale(self, files: Sequence[Path], combined: Mapping[str, Any] | None = None) -> str | None:
         """Reason why a result with this stamp is not that of these files and values; ``None`` if it is.
@@ -127,7 +139,7 @@ class Stamp:
             files: As for :meth:`of`.
             combined: As for :meth:`of`.
         """
-        now = _plain(combined or {})
+        now = _plain(combined or {})  # as a saved stamp has them
         changed = [name for name in sorted({*now, *self.combined}) if now.get(name) != self.combined.get(name)]
         if changed:
             return f"made with another {', '.join(changed)}"
@@ -138,6 +150,32 @@ class Stamp:
              if not was.is_of(file)),
             None,
         )  # fmt: skip
+
+    def is_untouched(self, files: Sequence[Path], combined: Mapping[str, Any] | None = None) -> bool:
+        """Whether place, size and times alone say that a result with this stamp is fresh; no file is read.
+
+        For runs that look at thousands of results first: what this cannot tell is for :meth:`why_stale`, in a worker.
+
+        Args:
+            files: As for :meth:`of`.
+            combined: As for :meth:`of`.
+        """
+        return (
+            _plain(combined or {}) == self.combined
+            and len(files) == len(self.files)
+            and all(was.is_untouched(file) for file, was in zip(files, self.files, strict=True))
+        )
+
+    def renewed(self, files: Sequence[Path]) -> Stamp:
+        """The same stamp with today's places and times, after :meth:`why_stale` found nothing; no file is read.
+
+        The next run can then tell without reading them.
+        """
+        states = tuple(
+            FileState.of(file, sha256=was.sha256, read=was.sha256 != "")
+            for file, was in zip(files, self.files, strict=True)
+        )
+        return replace(self, files=states)
 
     @property
     def digest(self) -> str:

@@ -10,19 +10,32 @@ its version, and how to read older ones, by two optional members:
     Class method that turns the content of an older version into today's.
 
 Fields that a file lacks have the dataclass's default; fields that the class does not know are refused, because they
-mean that somebody else's file is read, or a newer one.
+mean that somebody else's file is read, or a newer one. Fields with ``init=False`` follow from the others and are not
+written. JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lists, or base64 where its field is
+a :data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and
+stop; a whole number as a key is a text.
+
+Not everything in a file is a record. Formats of others (nnU-Net's plans, fingerprints, ``dataset.json``, splits and
+``summary.json``; sentence-transformers' folders) are read and written by hand where they are used; what satunet adds to
+such a file is a record under one key.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from satunet.errors import SatunetError, UserError
 from satunet.jobs.files import read_json, write_json
+
+if TYPE_CHECKING:  # commands that read no array start without numpy
+    from numpy.typing import NDArray
 
 Record = TypeVar("Record")
 
@@ -35,8 +48,13 @@ def to_plain(record: Any) -> dict[str, Any]:
     Args:
         record: Instance of a dataclass.
     """
+    return {"version": _version(type(record))} | fields_of(record)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """A record as plain values without its version: for parts of a file that says a version itself."""
     fields: dict[str, Any] = _converter().unstructure(record)
-    return {"version": _version(type(record))} | fields
+    return fields
 
 
 def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: type[SatunetError] = UserError) -> Record:
@@ -155,11 +173,10 @@ def _told(problem: BaseException, wanted: type[Any] | None) -> str:
 @functools.cache
 def _converter() -> Any:
     """Cattrs with strict plain types: nothing becomes a number or a text that was none."""
-    import cattrs
-    import numpy as np  # here: commands that never read a record start without it
+    import cattrs  # here: commands that never read a record start without it
     from cattrs.gen import make_dict_structure_fn
 
-    converter = cattrs.Converter(detailed_validation=True)
+    converter = cattrs.Converter(detailed_validation=True, unstruct_collection_overrides={tuple: list})
 
     def exactly(kind: type[Any], *allowed: type[Any]) -> None:
         def structure(value: Any, _: type[Any]) -> Any:
@@ -176,18 +193,108 @@ def _converter() -> Any:
     converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
-    converter.register_unstructure_hook(np.ndarray, lambda array: array.tolist())
     converter.register_unstructure_hook(int, int)  # numbers of numpy, which JSON does not know
     converter.register_unstructure_hook(float, float)
     converter.register_unstructure_hook(bool, bool)  # a kind of int to Python, which would write 1
     converter.register_unstructure_hook_func(
         lambda t: getattr(t, "__origin__", t) in (set, frozenset), lambda values: sorted(values)
     )
+    converter.register_structure_hook_func(_is_choice_of_scalars, _scalar)
+    converter.register_structure_hook_factory(_has_whole_keys, lambda t: _whole_keys(converter, t))
+    _register_arrays(converter)
     converter.register_structure_hook_factory(
         dataclasses.is_dataclass,
         lambda cls: make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True),
     )
     return converter
+
+
+def _register_arrays(converter: Any) -> None:
+    import numpy as np
+
+    from satunet.types import PackedFloats
+
+    converter.register_unstructure_hook_func(
+        lambda t: t is np.ndarray or _number_type(t) is not None, lambda array: np.asarray(array).tolist()
+    )
+    converter.register_structure_hook_func(lambda t: _number_type(t) is not None, _array)
+    packed = np.dtype("<f4")
+    converter.register_unstructure_hook_func(
+        lambda t: t is PackedFloats, lambda array: base64.b64encode(array.astype(packed).tobytes()).decode()
+    )
+    converter.register_structure_hook_func(
+        lambda t: t is PackedFloats, lambda value, _: np.frombuffer(_bytes(value), dtype=packed).astype(np.float32)
+    )
+    converter.register_unstructure_hook(slice, lambda part: [part.start, part.stop])
+    converter.register_structure_hook(slice, lambda value, _: slice(*converter.structure(value, tuple[int, int])))
+    converter.register_unstructure_hook(bytes, lambda value: base64.b64encode(value).decode())
+    converter.register_structure_hook(bytes, lambda value, _: _bytes(value))
+
+
+def _array(value: Any, kind: Any) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        return np.array(value, dtype=_number_type(kind))
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"expected are numbers in lists of one length, got {value!r:.80}") from error
+
+
+def _number_type(kind: Any) -> Any:
+    """``np.float64`` of ``NDArray[np.float64]``; ``None`` of what is no array."""
+    import numpy as np
+
+    origin = get_origin(kind)
+    if origin is np.ndarray:
+        return get_args(get_args(kind)[1])[0]
+    # From numpy 2.5 on, NDArray is an alias that keeps its own name.
+    return get_args(kind)[0] if getattr(origin, "__name__", None) == "NDArray" else None
+
+
+def _bytes(value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise TypeError(f"expected is base64, got {value!r:.80}") from error
+
+
+_SCALARS = (str, int, float, bool, type(None))
+
+
+def _is_choice_of_scalars(kind: Any) -> bool:
+    """``int | str``, and not ``int | None``, which cattrs can tell apart."""
+    members = get_args(kind)
+    return (
+        get_origin(kind) in (Union, UnionType)
+        and set(members) <= set(_SCALARS)
+        and len(set(members) - {type(None)}) > 1
+    )
+
+
+def _scalar(value: Any, kind: Any) -> Any:
+    if type(value) not in get_args(kind):
+        allowed = " or ".join("null" if t is type(None) else _expected(t) for t in get_args(kind))
+        raise TypeError(f"expected is {allowed}, got {value!r:.80}")
+    return value
+
+
+def _has_whole_keys(kind: Any) -> bool:
+    return get_origin(kind) in (dict, Mapping) and get_args(kind)[0] is int
+
+
+def _whole_keys(converter: Any, kind: Any) -> Any:
+    inner = dict[str, get_args(kind)[1]]  # type: ignore[misc,valid-type]  # decided when it runs
+
+    def structure(value: Any, _: Any) -> dict[int, Any]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected is a JSON object, got {_kind(value)}")
+        found = converter.structure(value, inner)
+        wrong = [key for key in found if not key.removeprefix("-").isdecimal()]
+        if wrong:
+            raise TypeError(f"expected are whole numbers as keys, got {wrong[0]!r:.80}")
+        return {int(key): content for key, content in found.items()}
+
+    return structure
 
 
 def _expected(kind: type[Any]) -> str:

@@ -58,8 +58,8 @@ class Measures:
     side_confusion: float
     sided: int
 
-    def to_json(self) -> dict[str, object]:
-        """Plain numbers; not a number is ``None``."""
+    def rounded(self) -> dict[str, object]:
+        """Numbers for a report, to four places; not a number is ``None``. Nothing reads them back as a record."""
         content = asdict(self)
         for part in (content, *(v for v in content.values() if isinstance(v, dict))):
             for key, value in part.items():

@@ -8,6 +8,7 @@ A model folder::
     text_bank.safetensors     embeddings of their texts
     weights.safetensors       the network
     trained_scans.json        optional: digests of the scans it was trained on
+    confidence.json           optional: what its masks are worth, calibrated (in a result folder: beside the weights)
     text_encoder/             optional: the encoder, where it cannot be had by name
 
 A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
@@ -21,17 +22,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
+from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
-from satunet.jobs.files import read_json
+from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import (
     empty_network,
@@ -60,7 +62,7 @@ class ClassScore:
 
     Attributes:
         class_name: The class.
-        modality: Of the scans.
+        modality: Modality of the scans.
         dsc: Mean Dice similarity coefficient.
         nsd: Mean normalised surface Dice at 1 mm.
         scans: How many scans show the class.
@@ -82,7 +84,7 @@ class Source:
     """What a model was trained on.
 
     Attributes:
-        name: Of the data.
+        name: Name of the data.
         what: Images with labels, or label maps that images were made of; how many.
         licence: As stated.
         address: Where they come from.
@@ -95,48 +97,45 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What is known of a model besides plan, classes and weights: the content of ``model.json``.
+class EncoderIdentity:
+    """Which text encoder made the embeddings of a model.
 
     Attributes:
+        name: Its name.
+        fingerprint: Hash of its files.
+    """
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a model besides plan, classes and weights: the record in ``model.json``.
+
+    Attributes:
+        format: What tells the file from other models' ``model.json``.
         name: A name for people.
         weights_hash: :func:`~satunet.models.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
-        encoder_name: Name of the text encoder.
-        encoder_fingerprint: Hash of the text encoder.
-        licence: Of the weights; ``None`` if it was not stated.
-        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
+        text_encoder: The text encoder.
+        licence: Licence of the weights; ``None`` if it was not stated.
         fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
+        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
         scores: What it can do. A model with scores offers no class without one.
         sources: What it was trained on.
     """
 
+    RECORD_VERSION: ClassVar[int] = MODEL_VERSION
+
+    format: Literal["satunet model"] = "satunet model"
     name: str
     weights_hash: str
-    encoder_name: str
-    encoder_fingerprint: str
+    text_encoder: EncoderIdentity
     licence: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
     fold: int | str = "all"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[ClassScore, ...] = ()
     sources: tuple[Source, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain texts and numbers."""
-        return {
-            "format": "satunet model",
-            "version": MODEL_VERSION,
-            "name": self.name,
-            "weights_hash": self.weights_hash,
-            "text_encoder": {"name": self.encoder_name, "fingerprint": self.encoder_fingerprint},
-            "licence": self.licence,
-            "fold": self.fold,
-            "provenance": dict(self.provenance),
-            **{
-                name: [asdict(record) for record in records]
-                for name, records in (("scores", self.scores), ("sources", self.sources))
-                if records
-            },
-        }
 
     @classmethod
     def load(cls, path: Path) -> ModelCard:
@@ -145,28 +144,11 @@ class ModelCard:
         Raises:
             ModelError: It is not one, or one of another version.
         """
-        try:
-            content = read_json(path)
-            if content["format"] != "satunet model" or content["version"] != MODEL_VERSION:
-                raise ModelError(
-                    f"{path}: format {content['format']!r} of version {content['version']!r}; this satunet reads "
-                    f"'satunet model' of version {MODEL_VERSION}"
-                )
-            return cls(
-                name=content["name"],
-                weights_hash=content["weights_hash"],
-                encoder_name=content["text_encoder"]["name"],
-                encoder_fingerprint=content["text_encoder"]["fingerprint"],
-                licence=content["licence"],
-                provenance=content["provenance"],
-                fold=content["fold"],
-                scores=tuple(ClassScore(**score) for score in content.get("scores", ())),
-                sources=tuple(Source(**source) for source in content.get("sources", ())),
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"{path}: not a satunet model ({type(error).__name__}: {error})") from error
+        content = load_json(path, what="a model card", error=ModelError)
+        if not isinstance(content, Mapping) or content.get("format") != "satunet model":
+            found = content.get("format") if isinstance(content, Mapping) else None
+            raise ModelError(f"{path}: not a satunet model: its format is {found!r}, expected is 'satunet model'")
+        return from_plain(content, cls, source=path, error=ModelError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,12 +221,14 @@ class ModelFolder(ModelDescription):
         weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
         fold: Which fold's weights.
         checkpoint: Name of the weights' file.
+        calibration: What its masks are worth; ``None`` where that was not calibrated.
     """
 
     network: PromptedUNet
     weights_hash: str
     fold: int | str
     checkpoint: str = DEFAULT_CHECKPOINT
+    calibration: Calibration | None = None
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -252,11 +236,15 @@ class ModelFolder(ModelDescription):
         plan = json.dumps(self.plan.to_nnunet(), sort_keys=True, default=str)
         texts = hashlib.sha256("\n".join(self.bank.texts).encode())
         texts.update(np.ascontiguousarray(self.bank.vectors).tobytes())
-        return {
+        known = {
             "weights": self.weights_hash,
             "plan": hashlib.sha256(plan.encode()).hexdigest()[:16],
             "texts": texts.hexdigest()[:16],
         }
+        if self.calibration is not None:
+            confidence = json.dumps(to_plain(self.calibration), sort_keys=True)
+            known["confidence"] = hashlib.sha256(confidence.encode()).hexdigest()[:16]
+        return known
 
     @classmethod
     def load(
@@ -301,7 +289,20 @@ class ModelFolder(ModelDescription):
             fold=chosen,
             checkpoint=file.name,
             card=card,
+            calibration=_calibration_of(file.parent, digest[:16]),
         )
+
+
+def _calibration_of(folder: Path, weights_hash: str) -> Calibration | None:
+    """The calibration beside some weights; one of other weights says nothing of these."""
+    found = Calibration.load(folder)
+    if found is not None and found.weights_hash != weights_hash:
+        logger.warning(
+            "%s: calibrated for the weights %s, these are %s; masks get no confidence",
+            folder / CONFIDENCE_FILE, found.weights_hash, weights_hash,
+        )  # fmt: skip
+        return None
+    return found
 
 
 def is_model_folder(path: Path) -> bool:

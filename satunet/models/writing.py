@@ -5,13 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from satunet.confidence.calibration import Calibration
 from satunet.errors import ModelError
-from satunet.jobs.files import atomic_folder, write_json
+from satunet.jobs.files import atomic_folder
+from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import empty_network, hash_weights, load_weights
 from satunet.models.folder import (
@@ -19,6 +22,7 @@ from satunet.models.folder import (
     MODEL_FILE,
     WEIGHTS_FILE,
     ClassScore,
+    EncoderIdentity,
     ModelCard,
     ModelFolder,
     Source,
@@ -45,6 +49,7 @@ def write_model(
     trained: TrainedScans | None = None,
     scores: Sequence[ClassScore] = (),
     sources: Sequence[Source] = (),
+    calibration: Calibration | None = None,
 ) -> ModelCard:
     """Write a model folder, whole.
 
@@ -62,6 +67,7 @@ def write_model(
         trained: Scans it was trained on.
         scores: What it can do, on scans it was not trained on.
         sources: What it was trained on.
+        calibration: What its masks are worth.
 
     Raises:
         UserError: The folder is there.
@@ -76,8 +82,7 @@ def write_model(
     card = ModelCard(
         name=name,
         weights_hash=hash_weights(weights),
-        encoder_name=bank.encoder_name,
-        encoder_fingerprint=bank.encoder_fingerprint,
+        text_encoder=EncoderIdentity(name=bank.encoder_name, fingerprint=bank.encoder_fingerprint),
         licence=licence,
         fold=fold,
         scores=tuple(scores),
@@ -97,7 +102,9 @@ def write_model(
             copy_text_encoder(text_encoder, folder / TEXT_ENCODER_FOLDER)
         if trained is not None:
             trained.save(folder / TRAINED_SCANS_FILE)
-        write_json(folder / MODEL_FILE, card.to_json())
+        if calibration is not None:
+            replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
+        save_record(folder / MODEL_FILE, card)
     return card
 
 
@@ -150,6 +157,7 @@ def export_model(
         trained=TrainedScans.of_model(model.path, model.fold),
         scores=model.card.scores if model.card else (),
         sources=model.card.sources if model.card else (),
+        calibration=model.calibration,
     )
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from satunet.errors import PlanError
-
-Axes = tuple[int, int, int]
+from satunet.types import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,22 +195,6 @@ class NetworkConfig:
             text_dim=768,
             adapter="none",
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> NetworkConfig:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            PlanError: Missing or unknown fields, or values that make no network.
-        """
-        known = {f.name for f in dataclasses.fields(cls)}
-        if set(content) - known or known - set(content) - {"num_modalities", "backbone"}:
-            raise PlanError(f"network: fields {sorted(set(content) ^ known)} are missing or unknown")
-        return cls(**{key: _tuples(value) for key, value in content.items()})
 
 
 def _blocks(stages: int) -> tuple[int, ...]:

@@ -22,16 +22,14 @@ from typing import Any, Protocol
 
 from satunet import __version__
 from satunet.errors import DiskFullError, UserError
+from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import Stamp
-from satunet.jobs.names import name_key
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
-from satunet.labels.containment import wholes_of
-from satunet.prediction.door import ScanJob, Vocabulary, resolve
-from satunet.prediction.found import Found, PreparedScan
-from satunet.prediction.inputs import Scan, collect_scans
-from satunet.prediction.limits import require_memory, require_writable
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.door.inputs import Scan, collect_scans
+from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
+from satunet.prediction.door.limits import require_memory, require_writable
+from satunet.prediction.masks.found import Found, PreparedScan, Weighed
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.manifests import MANIFEST_VERSION, why_not_done
@@ -52,7 +50,7 @@ def predict_folder(
     """Predict scans into a folder; :mod:`satunet.prediction.results.outputs` says what is written.
 
     Args:
-        inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
+        inputs: Files, folders (see :func:`~satunet.prediction.door.inputs.collect_scans`) or scans.
         output: Where to write.
         predictor: With its model and options.
         prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
@@ -79,7 +77,7 @@ def predict_jobs(
     """Predict scans of which everything is decided; started by ``torchrun``, every process takes its share.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
+        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
         output: Where to write.
         predictor: With its model and options.
         inputs: Other files that no result may replace, such as lists of prompts.
@@ -111,7 +109,9 @@ def predict_jobs(
                 pending = _find_and_write(run, result, writing, masks, partial(tally.windows, job), clock)
                 with clock.idle():
                     behind.acquire()
-                closing.submit(_close, result, pending, started, tally).add_done_callback(lambda _: behind.release())
+                closing.submit(_close, run, result, pending, started, tally).add_done_callback(
+                    lambda _: behind.release()
+                )
             except Exception as error:  # whatever is wrong with this scan, the others go on
                 tally.ended(job, error)
     if tally.full is not None:
@@ -283,11 +283,11 @@ class FolderRun:
             protected=self.protected,
         )
 
-    def write(self, result: ScanResult, position: int, found: Found) -> BoxedMask:
+    def write(self, result: ScanResult, position: int, found: Found) -> Weighed:
         """Restore and write one mask."""
-        mask = self.predictor.restore(found, result.scan)
-        result.write_mask(position, mask, found)
-        return mask
+        weighed = self.predictor.weigh(found, result.scan)
+        result.write_mask(position, weighed.mask, found)
+        return weighed
 
     def combined(self, job: ScanJob) -> dict[str, Any]:
         """What a scan's result depends on besides the scan."""
@@ -298,6 +298,9 @@ class FolderRun:
             "modality": job.modality,
             "overlap": options.window_overlap,
             "mirror": options.mirror,
+            "max_absent": options.max_absent,
+            "min_confidence": options.min_confidence,
+            "repair": options.repair,
             "postprocessing": asdict(options.postprocessing),
             "outputs": asdict(options.outputs),
             "version": __version__,
@@ -306,7 +309,7 @@ class FolderRun:
     @cached_property
     def wholes(self) -> dict[str, frozenset[str]]:
         """Class → classes that it is part of; needed for combined label maps alone."""
-        return wholes_of(self.predictor.vocabulary.space) if self.predictor.options.outputs.combine else {}
+        return dict(self.predictor.anatomy.wholes) if self.predictor.options.outputs.combine else {}
 
 
 def protect(
@@ -356,7 +359,7 @@ def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], 
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
         with _one_network:
             pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS), on_progress)
-        _finish(result, pending, started)
+        _finish(run, result, pending, started)
     return True
 
 
@@ -367,7 +370,7 @@ def _find_and_write(
     room: threading.Semaphore,
     report: Callable[[int, int], bool | None] | None = None,
     clock: _Clock | None = None,
-) -> list[tuple[int, Future[BoxedMask]]]:
+) -> list[tuple[int, Future[Weighed]]]:
     """Look for a scan's prompts; what is found is restored and written meanwhile, a bounded number of masks at once."""
     pending = []
     for position, found in run.predictor.find(result.scan, result.matches, on_progress=report):
@@ -413,18 +416,20 @@ class _Clock:
         return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
-def _close(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float, tally: _Tally) -> None:
+def _close(
+    run: FolderRun, result: ScanResult, pending: list[tuple[int, Future[Weighed]]], started: float, tally: _Tally
+) -> None:
     """Wait for a scan's masks and write its manifest."""
     try:
-        _finish(result, pending, started)
+        _finish(run, result, pending, started)
     except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
         tally.ended(result.job, error)
     else:
         tally.ended(result.job)
 
 
-def _finish(result: ScanResult, pending: list[tuple[int, Future[BoxedMask]]], started: float) -> None:
-    masks: list[BoxedMask | None] = [None] * len(result.matches)
+def _finish(run: FolderRun, result: ScanResult, pending: list[tuple[int, Future[Weighed]]], started: float) -> None:
+    masks: list[Weighed | None] = [None] * len(result.matches)
     for position, future in pending:
         masks[position] = future.result()
-    result.finish(masks, time.monotonic() - started)
+    result.finish(run.predictor.judge(result.matches, masks, result.scan), time.monotonic() - started)

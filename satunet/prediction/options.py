@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.compute.choices import Engine, Precision
 from satunet.errors import UserError
-from satunet.prediction.postprocess import Postprocessing
+from satunet.prediction.masks.postprocess import Postprocessing
 
 Modality = Literal["ct", "mri", "us", "pet", "other"]
 FAST_OVERLAP = 0.2
@@ -54,14 +54,19 @@ class PredictOptions:
         strict: End before the first scan if a prompt names no class of the model.
         overlap: Share of a window that its neighbour covers too; 0.5 if not given.
         mirror: Average over mirrored windows, never across left and right; for models trained with mirroring.
+        max_absent: Leave out a mask where the structure is absent with at least this probability, and say that it is not
+            seen; 1 leaves none out. For models whose confidence is calibrated.
+        repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside of their
+            wholes), which are else only told.
+        min_confidence: Leave out a mask of which a smaller Dice is expected, and say so.
         fast: Fewer windows (overlap 0.2): up to three times as fast, a little less exact.
         batch: Windows that go through the network at once.
         memory_gb: GB for the probabilities of prompts; less costs time, never a voxel.
         overwrite: Predict scans again that are done already.
         device: Where to compute: cuda, cuda:1, mps or cpu; 'auto' takes the best.
-        engine: How to run the network: 'fused' is faster on a CPU that nothing else uses; results agree within
-            rounding.
-        precision: Precision of the network; 'auto' takes the fastest that the device has.
+        engine: How to run the network; results agree within rounding, and 'auto' takes the fastest that was measured.
+        precision: Precision of the network; 'auto' is float16 on CUDA, where overflow is noticed, and on a CPU bfloat16 if
+            the processor computes in it.
     """
 
     modality: Modality | None = None
@@ -70,6 +75,9 @@ class PredictOptions:
     strict: bool = False
     overlap: float | None = None
     mirror: bool = False
+    max_absent: float = 0.5
+    min_confidence: float = 0.0
+    repair: bool = False
     fast: bool = False
     batch: int = 1
     memory_gb: Annotated[float, arg(name="memory")] = 2.0
@@ -83,6 +91,9 @@ class PredictOptions:
             raise UserError(f"overlap must lie in [0, 1), got {self.overlap}")
         if self.batch < 1:
             raise UserError(f"batch must be at least 1, got {self.batch}")
+        for name in ("max_absent", "min_confidence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.memory_gb > 0:
             raise UserError(f"memory must be a positive number of GB, got {self.memory_gb}")
 

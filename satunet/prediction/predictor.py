@@ -3,7 +3,7 @@ the file's grid inside its own box.
 
 A predictor has one model or several. Models that see a scan the same way (folds of a training) share its preprocessing
 and its windows, and the engine averages their probabilities; those of other models are averaged in the scan's own grid
-(:mod:`satunet.prediction.mean`).
+(:mod:`satunet.prediction.masks.mean`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from satunet.compute.devices import pick_device
+from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import extent_mm
 from satunet.images.image import Image, as_image
+from satunet.knowledge.file import default_tree
+from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
-from satunet.prediction.door import Vocabulary
-from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View
-from satunet.prediction.masks import BoxedMask
-from satunet.prediction.mean import Values, ValuesInFile, larger
-from satunet.prediction.modality import modality_of
+from satunet.prediction.door.jobs import Vocabulary
+from satunet.prediction.door.modality import modality_of
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, Look, Prediction, PreparedScan, PromptMask, View, Weighed
+from satunet.prediction.masks.judging import judge
+from satunet.prediction.masks.mean import Values, ValuesInFile, larger
+from satunet.prediction.masks.plausibility import Anatomy
+from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
@@ -121,7 +126,7 @@ class Predictor:
         return other
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; see :meth:`satunet.prediction.door.Vocabulary.match`."""
+        """What prompts mean to the model; see :meth:`satunet.prediction.door.jobs.Vocabulary.match`."""
         return self.vocabulary.match(prompts)
 
     def predict(
@@ -155,16 +160,25 @@ class Predictor:
         modality = modality or self.options.modality or modality_of(loaded, self.vocabulary.modalities)[0]
         matches = [self.vocabulary.offered(match, modality) for match in matches]
         scan = self.prepare(loaded, modality, matches)
-        masks: list[BoxedMask | None] = [
-            None if match.status == "unknown" else BoxedMask.empty(scan.image.grid.shape) for match in matches
-        ]
+        nothing = Weighed(mask=BoxedMask.empty(scan.image.grid.shape), evidence=Evidence(peak=0.0))
+        masks: list[Weighed | None] = [None if match.status == "unknown" else nothing for match in matches]
         for i, found in self.find(scan, matches, embeddings=embeddings, on_progress=on_progress):
-            masks[i] = self.restore(found, scan)
-        return Prediction(
-            image=scan.image,
-            modality=scan.modality,
-            masks=tuple(PromptMask(match=m, boxed=mask) for m, mask in zip(matches, masks, strict=True)),
-        )
+            masks[i] = self.weigh(found, scan)
+        return Prediction(image=scan.image, modality=scan.modality, masks=self.judge(matches, masks, scan))
+
+    def judge(
+        self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None], scan: PreparedScan
+    ) -> tuple[PromptMask, ...]:
+        """Say what all masks of a scan are worth and where they contradict each other; the options may leave some out."""
+        calibrations = [m.calibration for m in self.models if m.calibration is not None]
+        return judge(matches, masks, calibrations, self.options, scan.image.grid, self.anatomy)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What masks are held against."""
+        known = [m.calibration.statistics for m in self.models if m.calibration is not None]
+        statistics = known[0] if known else None
+        return Anatomy(wholes=wholes_of(self.vocabulary.space), statistics=statistics, tree=default_tree())
 
     def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
         """The same models, their networks wrapped: in something that remembers what it has encoded, for example.
@@ -229,15 +243,18 @@ class Predictor:
                 asked[i] = sides[0]
                 asked.append(sides[1])
                 owner.append(i)
-        halves: dict[int, ValuesInFile | None] = {}
+        halves: dict[int, Found] = {}
         for j, found in self._find(scan, asked, embeddings=embeddings, on_progress=on_progress):
             i = owner[j]
             if owner.count(i) == 1:
                 yield i, found
             elif i in halves:
-                yield i, Found(in_file=larger(halves.pop(i), _largest_piece(found)))
+                half = halves.pop(i)
+                both = larger(_largest_piece(half), _largest_piece(found))
+                yield i, Found(in_file=both, peak=max(half.peak, found.peak),
+                               agreement=(half.agreement + found.agreement) / 2)  # fmt: skip
             else:
-                halves[i] = _largest_piece(found)
+                halves[i] = found
 
     def _sides_of(self, match: PromptMatch, scan: PreparedScan) -> tuple[PromptMatch, PromptMatch] | None:
         """Left and right of a class that other sources taught at a finer spacing, where the scan is looked at coarsely.
@@ -272,6 +289,7 @@ class Predictor:
             for i, count in enumerate(shares)
             if count > 1
         }
+        votes: dict[int, tuple[float, float]] = {}  # largest peak, mean agreement so far
         with Values(memory_bytes=self._memory_bytes) as sums:
             for key, positions in looks.items():
                 view, group = self._view(scan, key), self._groups[key[0]]
@@ -281,22 +299,38 @@ class Predictor:
                 for number, probability in windows.probabilities():
                     i = positions[number]
                     whole = self._is_one_piece(matches[i])
-                    found = Found(probability=probability, geometry=view.geometry, one_piece=whole)
+                    found = Found(
+                        probability=probability, geometry=view.geometry, one_piece=whole,
+                        peak=probability.peak, agreement=probability.agreement,
+                    )  # fmt: skip
                     if i not in voters:
                         yield i, found
                         continue
                     share = len(self._voters(group, matches[i], scan.modality)) / voters[i]
                     sums.add(i, found.restored(), share)
+                    peak, agreement = votes.get(i, (0.0, 0.0))
+                    votes[i] = (max(peak, found.peak), agreement + share * found.agreement)
                     shares[i] -= 1
                     if shares[i] == 0:
-                        yield i, Found(in_file=sums.take(i), one_piece=whole)
+                        peak, agreement = votes[i]
+                        yield i, Found(in_file=sums.take(i), one_piece=whole, peak=peak, agreement=agreement)
 
     def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
         """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
-        restored = found.restored()
+        return self.weigh(found, scan).mask
+
+    def weigh(self, found: Found, scan: PreparedScan) -> Weighed:
+        """The mask of a probability, as :meth:`restore`, and what speaks for it."""
+        restored, grid = found.restored(), scan.image.grid
         if restored is None:
-            return BoxedMask.empty(scan.image.grid.shape)
+            return Weighed(mask=BoxedMask.empty(grid.shape), evidence=Evidence(peak=found.peak))
         values, start = restored
+        evidence = weigh(values, start, grid.shape, grid.affine, peak=found.peak, agreement=found.agreement)
+        return Weighed(mask=self._mask(values, start, found, scan), evidence=evidence)
+
+    def _mask(
+        self, values: NDArray[np.float32], start: tuple[int, int, int], found: Found, scan: PreparedScan
+    ) -> BoxedMask:
         mask = BoxedMask.of(values > 0.5, start, scan.image.grid.shape)
         postprocessing = self.options.postprocessing
         if found.one_piece:
@@ -318,7 +352,7 @@ class Predictor:
         for model in self.models:
             plan = model.plan
             key = (plan.orientation, plan.spacing_mm, plan.patch_size, plan.normalization, plan.class_spacings_mm,
-                   plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
+                   plan.class_windows, plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
             alike.setdefault(repr(key), []).append(model)
         engine, precision = self.options.engine, self.options.precision
         return tuple(
@@ -329,15 +363,17 @@ class Predictor:
             for models in alike.values()
         )
 
-    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[tuple[int, Spacing], list[int]]:
-        """Group of models and spacing → positions of the prompts that it is asked."""
-        looks: dict[tuple[int, Spacing], list[int]] = {}
+    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[Look, list[int]]:
+        """Look → positions of the prompts that it is asked."""
+        looks: dict[Look, list[int]] = {}
         for number, group in enumerate(self._groups):
             extent = extent_mm(scan.image.grid, group.plan.orientation)
             for i, match in enumerate(matches):
                 if match.status != "unknown" and self._voters(group, match, scan.modality):
                     name = match.class_name or next((n for n, _ in match.nearest), None)
-                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, extent)), []).append(i)
+                    spacing = group.plan.spacing_for(name, scan.modality, extent)
+                    window = group.plan.window_of(name, scan.modality, spacing[0])
+                    looks.setdefault((number, spacing, window), []).append(i)
         return looks
 
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
@@ -356,14 +392,16 @@ class Predictor:
             if name in model.space and (not trained or modality in model.space.info(name).modalities)
         ]
 
-    def _view(self, scan: PreparedScan, key: tuple[int, Spacing]) -> View:
+    def _view(self, scan: PreparedScan, key: Look) -> View:
         if key not in scan.views:
-            number, spacing = key
-            plan = self._groups[number].plan
-            done = preprocess_image(scan.image, modality=scan.modality, plan=replace(plan, spacing_mm=spacing))
-            x, y, z = done.array.shape[1:]
-            patch = plan.window_for((x, y, z))
-            scan.views[key] = View(volume=done.array[0], geometry=done.geometry, patch=patch)
+            number, spacing, window = key
+            same = next((view for other, view in scan.views.items() if other[:2] == key[:2]), None)
+            plan = replace(self._groups[number].plan, spacing_mm=spacing, patch_size=window)
+            if same is None:
+                done = preprocess_image(scan.image, modality=scan.modality, plan=plan)
+                same = View(volume=done.array[0], geometry=done.geometry, patch=window)
+            x, y, z = same.volume.shape
+            scan.views[key] = replace(same, patch=plan.window_for((x, y, z)))
         return scan.views[key]
 
     def _count(self, view: View) -> int:

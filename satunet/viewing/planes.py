@@ -7,18 +7,18 @@ the left. Pixels are square in millimetres. Arrays here are (X, Y, Z) with axes 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satunet.geometry import Grid
 from satunet.images.colours import colours_of
+from satunet.types import Box
 
 PANEL = 288
 """Width and height of one plane, in pixels, where nothing else is asked for."""
 
-Box3: TypeAlias = tuple[slice, slice, slice]
 
 _MARGIN_MM = 12.0
 _SOFT_TISSUE = (-200.0, 300.0)
@@ -48,7 +48,7 @@ def palette(classes: Sequence[str]) -> NDArray[np.float32]:
     return np.divide([(0, 0, 0), *colours_of(classes)], 255, dtype=np.float32)
 
 
-def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box3:
+def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box:
     """Box of everything drawn with a margin, at least half as long along an axis as along the longest."""
     found = [np.array([(w.min(), w.max() + 1) for w in np.nonzero(m)]) for m in maps if m.any()]
     spacing, shape = np.array(grid.spacing_mm), np.array(grid.shape)
@@ -98,7 +98,7 @@ def cut_plane(
     labels: NDArray[np.uint16],
     axis: int,
     index: int,
-    box: Box3,
+    box: Box,
     spacing_mm: Sequence[float],
     panel: int = PANEL,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:

@@ -15,6 +15,7 @@ from satunet.images.colours import colours_of
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image
 from satunet.jobs.files import atomic_path
+from satunet.types import Box
 from satunet.viewing.planes import cut_plane, fullest_slices, intensity_window, paint, palette, structures_box
 
 PLANE = 420
@@ -28,10 +29,10 @@ _INK, _PAPER, _FAINT = (235, 238, 240), (16, 18, 20), (150, 156, 160)
 
 
 class Mask(Protocol):
-    """A mask that is kept inside a box; :class:`satunet.prediction.masks.BoxedMask` is one."""
+    """A mask that is kept inside a box; :class:`satunet.prediction.masks.boxed.BoxedMask` is one."""
 
     @property
-    def box(self) -> tuple[slice, slice, slice]:
+    def box(self) -> Box:
         """Where it may be true."""
         ...
 

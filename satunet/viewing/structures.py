@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import MissingFileError, UnreadableImageError, UserError
-from satunet.geometry import Grid
+from satunet.geometry import Grid, box_of
 from satunet.images.image import image_ending, list_images, read_label_map, strip_ending
 from satunet.jobs.files import read_json
 from satunet.labels.names import normalize_name
+from satunet.types import Box
 
 MANIFEST = "manifest.json"
 """In a scan's folder of results: what its masks are."""
@@ -39,7 +40,7 @@ class Structure:
     """
 
     name: str
-    box: tuple[slice, slice, slice]
+    box: Box
     inside: NDArray[np.bool_]
     kind: str
     group: str = ""
@@ -169,7 +170,7 @@ def _of_label_map(file: Path, grid: Grid) -> list[Structure]:
     return [_structure(names.get(i, f"label {i}"), labels[boxes[i]] == i, box=boxes[i]) for i in ids]
 
 
-def _boxes(labels: NDArray[Any]) -> dict[int, tuple[slice, slice, slice]]:
+def _boxes(labels: NDArray[Any]) -> dict[int, Box]:
     from scipy.ndimage import find_objects
 
     dense = np.unique(labels)
@@ -220,18 +221,10 @@ def _structure(
     *,
     kind: str | None = None,
     note: str = "",
-    box: tuple[slice, slice, slice] | None = None,
+    box: Box | None = None,
 ) -> Structure:
     """A structure of a whole mask, or of its part in a box."""
     if box is None:
-        box = _box_of(mask)
+        box = box_of(mask) or (slice(0, 0),) * 3
         mask = np.array(mask[box])
     return Structure(name=name, box=box, inside=mask, kind=normalize_name(kind or name).canonical or name, note=note)
-
-
-def _box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    ends = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        ends.append(slice(int(along[0]), int(along[-1]) + 1) if along.size else slice(0, 0))
-    return ends[0], ends[1], ends[2]

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from satunet.windows.starts import Axes
+from satunet.types import Axes
 
 BLOCK: Axes = (16, 16, 8)
 VOXELS = int(np.prod(BLOCK))
 BLOCK_BYTES = 4 * VOXELS
-
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, kw_only=True)

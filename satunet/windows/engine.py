@@ -22,17 +22,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from satunet.compute.devices import Precision, autocast_for
+from satunet.compute.devices import Precision
+from satunet.geometry import moved_box
 from satunet.network.model import ImageFeatures
-from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Box, Layer, Structures, Tiling, sweep_axis
-from satunet.windows.starts import Axes, gaussian_weights, window_starts
+from satunet.types import Axes, Box
+from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.precision import look_in
+from satunet.windows.starts import gaussian_weights, window_starts
+from satunet.windows.votes import Votes
 
 MASK_CHUNK = 8
 """Prompts whose probabilities are computed at once in a block."""
@@ -68,10 +72,15 @@ class Probability:
         box: Place in the preprocessed scan, one voxel wider than needed where the scan goes on: a linear
             interpolation of the voxels inside reaches that far.
         values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds the level.
+        peak: Largest probability in any look at any window, also below the level.
+        agreement: Of the looks at blocks where some look exceeds one half, the share that do, by the windows' weights:
+            neighbouring windows, mirrored ones, and the networks of an ensemble. 0 if none does.
     """
 
     box: Box
     values: Tensor | None
+    peak: float = 0.0
+    agreement: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +113,7 @@ class WindowedScan:
         patch: Of a window.
         overlap: Share of a window that its neighbour covers too.
         device: Where to compute and to keep the sums.
-        precision: Of the network; probabilities and sums are float32.
+        precision: Of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
         flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
             1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
         batch: Windows that go through the network at once.
@@ -156,9 +165,15 @@ class WindowedScan:
         """Number of each query and its probability; those that take further passes come last."""
         first = _Pass(scan=self, keys=torch.arange(len(self.queries)))
         structures = first.run()
+        peaks, agreements = first.votes.peaks(), first.votes.agreements()
+
+        def found(structures: Structures, place: int, k: int) -> tuple[int, Probability]:
+            known = self._probability(structures, place)
+            return k, replace(known, peak=peaks[k], agreement=agreements[k])
+
         put_off = (~first.active).nonzero()[:, 0]
         for k in first.active.nonzero()[:, 0].tolist():
-            yield k, self._probability(structures, k)
+            yield found(structures, k, k)
         del structures
         allowed = self.tiling.widened(first.positive[put_off.to(self.device)])
         groups = _groups(allowed.sum((1, 2)).tolist(), self.memory_bytes // BLOCK_BYTES)
@@ -167,7 +182,7 @@ class WindowedScan:
             keys = put_off[group]
             structures = _Pass(scan=self, keys=keys, allowed=allowed[torch.tensor(group)]).run()
             for i, k in enumerate(keys.tolist()):
-                yield k, self._probability(structures, i)
+                yield found(structures, i, k)
 
     def advance(self, windows: int = 1) -> None:
         """Windows have been done."""
@@ -180,12 +195,14 @@ class WindowedScan:
         """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
         axes = [axis - 3 for axis in flip]
         crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
-        with autocast_for(self.device, self.precision):
+        modality = torch.full((len(starts),), self.modality, device=self.device)
+        several = member.queries[None].expand(len(starts), -1, -1)
+
+        def run() -> tuple[Tensor, Tensor]:
             features = member.network.encode_image(crops.flip(axes) if axes else crops)
-            modality = torch.full((len(starts),), self.modality, device=self.device)
-            several = member.queries[None].expand(len(starts), -1, -1)
-            embeddings = member.network.decode(features, several, modality)[0].float()
-        maps = features.maps[0]
+            return features.maps[0], member.network.decode(features, several, modality)[0].float()
+
+        maps, embeddings = look_in(member.network, self.device, self.precision, run)
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:
@@ -223,6 +240,7 @@ class _Pass:
         allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
         active: (N,) boolean on the CPU, queries that have not been put off.
         positive: (N, layers, P) boolean, blocks in which a probability may exceed the level in some window.
+        votes: How far the looks agree; of a first pass.
     """
 
     scan: WindowedScan
@@ -230,11 +248,13 @@ class _Pass:
     allowed: Tensor | None = None
     active: Tensor = field(init=False)
     positive: Tensor = field(init=False)
+    votes: Votes = field(init=False)
 
     def __post_init__(self) -> None:
         tiling, count = self.scan.tiling, len(self.keys)
         self.active = torch.ones(count, dtype=torch.bool)
         self.positive = torch.zeros(count, tiling.layers, tiling.places, dtype=torch.bool, device=self.scan.device)
+        self.votes = Votes.none(count, self.scan.device)
         self._structures = Structures(tiling=tiling, active=self.active)
         self._layers: dict[int, Layer] = {}
         self._finished = 0
@@ -272,6 +292,7 @@ class _Pass:
     def _finish(self, until: int) -> None:
         """Turn the sums of layers that no window touches any more into probabilities."""
         for number in range(self._finished, until):
+            self.votes.finish(number)
             layer = self._layers.pop(number, None) or self._new_layer()
             self._structures.append(layer.means(self._weight(number), self.scan.level))
         self._finished = max(self._finished, until)
@@ -299,6 +320,9 @@ class _Pass:
         largest, error = _largest_logits(blocks, embeddings)
         level = math.log(self.scan.level / (1 - self.scan.level))
         self.positive[:, number, places] |= (largest > level - error) & asked[:, None]
+        if self.allowed is None:
+            weight = tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0].amax(1)
+            self.votes.add(number, places, largest, weight, asked=asked, width=tiling.places)
         wanted = (largest > _LEAST_LOGIT - error) & (self.active.to(blocks.device) & asked)[:, None]
         if self.allowed is not None:
             wanted &= self.allowed[:, number, places]
@@ -446,5 +470,4 @@ def _intersection(a: Box, b: Box) -> Box | None:
 
 
 def _relative(box: Box, to: Box) -> Box:
-    x, y, z = (slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, to, strict=True))
-    return x, y, z
+    return moved_box(box, [-side.start for side in to])

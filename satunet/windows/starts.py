@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-Axes = tuple[int, int, int]
+from satunet.types import Axes
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Axes]:

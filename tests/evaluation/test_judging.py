@@ -71,14 +71,14 @@ def test_the_offered_classes_are_those_with_scores_in_their_modalities() -> None
 
 def test_a_copy_onto_the_same_scan_is_the_label_map() -> None:
     labels = np.arange(60).reshape(3, 4, 5)
-    box = ((0, 3), (0, 4), (0, 5))
+    box = (slice(0, 3), slice(0, 4), slice(0, 5))
     assert np.array_equal(copied_labels(labels, box, (3, 4, 5), box), labels)
 
 
 def test_a_copy_is_moved_and_stretched_from_box_to_box() -> None:
     labels = np.zeros((8, 4, 4), np.int64)
     labels[2:4, 1:3, 1:3] = 7
-    copied = copied_labels(labels, ((2, 4), (1, 3), (1, 3)), (10, 6, 6), ((4, 8), (0, 2), (3, 5)))
+    copied = copied_labels(labels, np.s_[2:4, 1:3, 1:3], (10, 6, 6), np.s_[4:8, 0:2, 3:5])
     expected = np.zeros((10, 6, 6), np.int64)
     expected[4:8, 0:2, 3:5] = 7
     assert np.array_equal(copied, expected)

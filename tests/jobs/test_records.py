@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from satunet.errors import PlanError, SatunetError, UserError
-from satunet.jobs.records import from_plain, load_record, save_record, to_plain
+from satunet.jobs.records import fields_of, from_plain, load_record, save_record, to_plain
+from satunet.types import Box, PackedFloats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,10 @@ class Example:
 
     count: int
     inner: Inner
+    placed: dict[int, Box] = field(default_factory=dict)
+    fold: int | str = "all"
+    digest: bytes = b""
+    parts: tuple[Inner | None, ...] = ()
     side: Literal["left", "right"] | None = None
     ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
@@ -55,6 +63,10 @@ examples = st.builds(
     inner=st.builds(Inner, spacing_mm=st.tuples(*[st.floats(0.01, 1e6)] * 3), name=st.text()),
     side=st.sampled_from([None, "left", "right"]),
     ids=st.dictionaries(st.text(max_size=5), st.lists(st.integers(), max_size=4).map(tuple), max_size=3),
+    placed=st.dictionaries(st.integers(), st.tuples(*[st.builds(slice, st.integers(), st.integers())] * 3), max_size=3),
+    fold=st.integers() | st.text(),
+    digest=st.binary(max_size=9),
+    parts=st.lists(st.none() | st.just(Inner(spacing_mm=(1, 2, 3))), max_size=3).map(tuple),
     known=st.frozensets(st.text(max_size=5), max_size=4),
     share=st.floats(allow_nan=False),
 )
@@ -92,6 +104,11 @@ def test_an_older_version_is_read_and_a_newer_one_refused() -> None:
         ({"side": "up"}, r"side"),
         ({"colour": 1, "taste": 2}, r"colour, taste not known to this version"),
         ({"ids": {"a": 1}}, r"ids"),
+        ({"placed": {"a": [[1, 2], [3, 4], [5, 6]]}}, r"expected are whole numbers as keys, got 'a' in placed"),
+        ({"placed": []}, r"expected is a JSON object, got a list in placed"),
+        ({"placed": {"1": [[1, 2], [3, 4]]}}, r"placed"),
+        ({"fold": 1.5}, r"expected is a whole number or a text, got 1.5 in fold"),
+        ({"digest": "%"}, r"expected is base64, got '%' in digest"),
         ({"version": "2"}, r"its version is '2'"),
         ({"version": 0}, r"its version is 0"),
     ],
@@ -143,6 +160,32 @@ def test_no_content_gives_another_error(content: object) -> None:
     else:
         return
     assert message.startswith("f: ")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arrays:
+    affine: NDArray[np.float64]
+    curve: PackedFloats
+
+
+def test_arrays_come_back_with_their_type_and_shape() -> None:
+    record = Arrays(affine=np.arange(6.0).reshape(2, 3), curve=PackedFloats(np.float32([0.1, np.nan, np.inf])))
+    plain = json.loads(json.dumps(to_plain(record)))
+    assert plain["affine"] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert base64.b64decode(plain["curve"]) == struct.pack("<3f", 0.1, float("nan"), float("inf"))
+    found = from_plain(plain, Arrays, source="f")
+    for name in ("affine", "curve"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
+        assert getattr(found, name).dtype == getattr(record, name).dtype
+    for affine in ("x", [[1], [1, 2]], {"a": 1}):
+        with pytest.raises(UserError, match=r"f: .*expected are numbers in lists of one length.* in affine"):
+            from_plain(plain | {"affine": affine}, Arrays, source="f")
+
+
+def test_a_part_of_a_file_has_no_version_of_its_own() -> None:
+    assert "version" not in fields_of(EXAMPLE)
+    assert to_plain(EXAMPLE) == {"version": 2} | fields_of(EXAMPLE)
+    assert fields_of(EXAMPLE)["inner"]["spacing_mm"] == [1.0, 1.5, 2.0]  # what JSON would make of it
 
 
 def test_numbers_of_numpy_are_written_as_numbers() -> None:

@@ -72,6 +72,7 @@ def test_preprocessing_on_a_dask_cluster_writes_the_same_store(nnunet_env: Path)
     def content() -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in store.iterdir() if p.name != ".lock"}
 
+    time.sleep(2.1)  # what was written just now has a stamp that says when it was seen
     here = preprocess_datasets(plan, names, processes=0)
     expected = content()
     for path in store.iterdir():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satunet.errors import PlanError
+from satunet.jobs.records import from_plain, to_plain
 from satunet.network import NetworkConfig
 
 
@@ -28,7 +29,7 @@ def small(**changes: Any) -> NetworkConfig:
 
 @pytest.mark.parametrize("config", [NetworkConfig.nano(), NetworkConfig.pro(), small()])
 def test_json_round_trip(config: NetworkConfig) -> None:
-    assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert from_plain(json.loads(json.dumps(to_plain(config))), NetworkConfig, source="f") == config
 
 
 @given(
@@ -55,7 +56,7 @@ def test_auto_accepts_what_a_planner_may_ask(
         for stride in strides[: stages - 1]:
             product *= stride[axis]
         assert config.divisor[axis] == product
-    assert NetworkConfig.from_json(config.to_json()) == config
+    assert from_plain(to_plain(config), NetworkConfig, source="f") == config
 
 
 def test_scales_follow_the_strides() -> None:
@@ -91,9 +92,9 @@ def test_impossible_values_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_json_with_a_wrong_field_is_refused() -> None:
-    content = small().to_json()
+    content = to_plain(small())
     with pytest.raises(PlanError, match="colour"):
-        NetworkConfig.from_json(content | {"colour": 1})
+        from_plain(content | {"colour": 1}, NetworkConfig, source="f", error=PlanError)
     del content["query_dim"]
     with pytest.raises(PlanError, match="query_dim"):
-        NetworkConfig.from_json(content)
+        from_plain(content, NetworkConfig, source="f", error=PlanError)

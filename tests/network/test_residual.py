@@ -8,6 +8,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
+from satunet.jobs.records import from_plain, to_plain
 from satunet.network import NetworkConfig
 from satunet.network.backbone import UNet
 from satunet.planners.unified.topology import backbone_parameters, feature_map_elements
@@ -60,12 +61,12 @@ def test_the_planner_counts_it() -> None:
 
 
 def test_json_round_trip_and_older_plans() -> None:
-    assert NetworkConfig.from_json(CONFIG.to_json()) == CONFIG
-    content = NetworkConfig.nano().to_json()
+    assert from_plain(to_plain(CONFIG), NetworkConfig, source="f") == CONFIG
+    content = to_plain(NetworkConfig.nano())
     del content["backbone"]
-    assert NetworkConfig.from_json(content) == NetworkConfig.nano()
+    assert from_plain(content, NetworkConfig, source="f") == NetworkConfig.nano()
 
 
 def test_presets_stay_plain() -> None:
     with pytest.raises(ValueError, match="plain backbone"):
-        NetworkConfig.from_json(NetworkConfig.nano().to_json() | {"backbone": "residual"})
+        from_plain(to_plain(NetworkConfig.nano()) | {"backbone": "residual"}, NetworkConfig, source="f")

@@ -94,10 +94,10 @@ def test_a_fingerprint_is_read_as_it_was_written(nnunet_env: Path) -> None:
     name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
     found, _ = fingerprint_dataset(name)
     content = json.loads((nnunet_env / "preprocessed" / name / "dataset_fingerprint.json").read_text())
-    assert DatasetFingerprint.from_json(content) == found
-    assert DatasetFingerprint.from_json(content).to_json() == found.to_json()
-    with pytest.raises(PlanError, match="version None; this satunet reads version"):
-        DatasetFingerprint.from_json({"spacings": []})
+    assert DatasetFingerprint.of_file(content, "f") == found
+    assert json.loads(json.dumps(DatasetFingerprint.of_file(content, "f").to_nnunet())) == content
+    with pytest.raises(PlanError, match="f: not a dataset fingerprint"):
+        DatasetFingerprint.of_file({"spacings": []}, "f")
 
 
 def test_the_cache_goes_by_files_and_settings(nnunet_env: Path) -> None:
@@ -340,7 +340,7 @@ def test_merging_datasets_gives_one_channel_a_modality(nnunet_env: Path) -> None
     merged = merge_fingerprints(fingerprints, "Dataset900_Unified")
     assert [c.modality for c in merged.channels] == ["ct", "mri"]
     assert merged.scans == 4
-    assert DatasetFingerprint.from_json(json.loads(json.dumps(merged.to_json()))) == merged
+    assert DatasetFingerprint.of_file(json.loads(json.dumps(merged.to_nnunet())), "f") == merged
     with pytest.raises(ValueError, match="nothing"):
         merge_fingerprints([])
 

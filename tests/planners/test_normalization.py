@@ -49,7 +49,7 @@ def test_a_channels_name_means_what_it_means_to_nnunetv2(nnunet_env: Path, name:
     fingerprints, _ = fingerprint_datasets([dataset])
     theirs = get_normalization_scheme(name).__name__
     intensities = fingerprints[0].channels[0].to_nnunet()
-    cut_out = fingerprints[0].to_json()["median_relative_size_after_cropping"] < 0.75
+    cut_out = fingerprints[0].to_nnunet()["median_relative_size_after_cropping"] < 0.75
     expected = Normalization.of_nnunet(theirs, use_mask=cut_out, intensities=intensities)
     modality = fingerprints[0].channels[0].modality
     found = plan_normalization(fingerprints, "nnunet").by_modality[modality]

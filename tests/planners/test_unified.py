@@ -8,6 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import PlanError
+from satunet.jobs.records import from_plain
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
@@ -34,7 +35,6 @@ def dataset(
             spacing_ras=spacing,
             shape_ras=shape,
             label_voxels={1: 5},
-            source="",
         )
         for i in range(count)
     )
@@ -98,9 +98,9 @@ def test_given_values_are_taken_and_said_to_be() -> None:
 def test_a_plan_keeps_what_was_asked_for(tmp_path: Path) -> None:
     options = PlanOptions(spacing_mm=(2, 2, 2), base_features=12)
     plan_unified([ABDOMEN], options).save(tmp_path / "plan.json")
-    assert PlanOptions.from_json(UnifiedPlan.load(tmp_path / "plan.json").options) == options
+    assert from_plain(UnifiedPlan.load(tmp_path / "plan.json").options, PlanOptions, source="plan") == options
     with pytest.raises(PlanError, match="magic"):
-        PlanOptions.from_json({"magic": 1})
+        from_plain({"magic": 1}, PlanOptions, source="plan", error=PlanError)
 
 
 def test_every_value_is_explained() -> None:

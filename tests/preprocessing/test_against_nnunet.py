@@ -82,7 +82,7 @@ def test_a_real_scan_comes_out_as_from_nnunetv2(real_raw: Path, number: int) -> 
 
     # Label maps by themselves: nnunetv2's cropping splits the background in two, -1 where the image is zero and 0
     # elsewhere, and a voxel that is half background on such an edge is then lost to a structure with less of it.
-    inside = reorient(labels.array, labels.grid, "RAS")[0][prepared.geometry.slices]
+    inside = reorient(labels.array, labels.grid, "RAS")[0][prepared.geometry.crop]
     by_nnunet = resample_data_or_seg_to_shape(
         np.ascontiguousarray(inside)[None], prepared.geometry.shape, grid.spacing_mm, spacing, is_seg=True, order=1,
         order_z=0, force_separate_z=None,

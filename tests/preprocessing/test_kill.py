@@ -51,6 +51,7 @@ def reference(nnunet_env: Path) -> tuple[Path, tuple[str, ...], dict[str, bytes]
     """Store folder, dataset names, and what an undisturbed run writes there; the folder is empty again."""
     names = make_synthetic_datasets(nnunet_env / "raw", cases=3)
     store = nnunet_env / "preprocessed" / PLAN.dataset_name / PLAN.data_identifier
+    time.sleep(2.1)  # what was written just now has a stamp that says when it was seen
     assert preprocess_datasets(PLAN, names).failures == {}
     expected = content(store)
     for path in store.iterdir():

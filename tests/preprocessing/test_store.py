@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from satunet.datasets.raw import scan_id
 from satunet.errors import DatasetError
 from satunet.geometry import Grid
 from satunet.images.image import Image
+from satunet.jobs.records import to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import (
@@ -37,8 +39,8 @@ def write(folder: Path, case: str = "a_b", shape: tuple[int, int, int] = (20, 18
     labels = rng.choice([0, 1, 300], size=(1, *shape)).astype(np.uint16)
     voxels, locations = label_locations(labels[0])
     record = ScanRecord(
-        dataset="Dataset001_X", case=case, channel=1, modality="mri", label_voxels=voxels,
-        geometry=prepared.geometry, source="abc", stamp="def",
+        scan=scan_id("Dataset001_X", case, 1), modality="mri", label_voxels=voxels,
+        geometry=prepared.geometry,
     )  # fmt: skip
     write_scan(folder, record, prepared.array, labels, locations, PLAN.patch_size)
     return record, np.stack([prepared.array, labels.astype(np.float32)])
@@ -50,7 +52,7 @@ def test_a_scan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert store.scan_ids == ("Dataset001_X__a_b__0001",)
     scan = store.scan_ids[0]
     found = store.record(scan)
-    assert replace(found, files={}).to_json() == record.to_json()
+    assert to_plain(replace(found, files={})) == to_plain(record)
     assert {scan + ending for ending in found.files} == {p.name for p in tmp_path.iterdir() if p.suffix != ".json"}
     assert (found.case, found.channel, found.shape) == ("a_b", 1, (20, 18, 9))
     image, labels = store.image(scan), store.labels(scan)
@@ -79,23 +81,23 @@ def test_locations_are_all_or_an_even_draw() -> None:
 def test_a_scan_without_its_record_does_not_exist(tmp_path: Path) -> None:
     write(tmp_path, "a")
     record, _ = write(tmp_path, "b")
-    scan_files(tmp_path, record.scan_id)[-1].unlink()
+    scan_files(tmp_path, record.scan)[-1].unlink()
     assert ScanStore(tmp_path).scan_ids == ("Dataset001_X__a__0001",)
 
 
 def test_a_truncated_array_is_not_complete(tmp_path: Path) -> None:
     record, _ = write(tmp_path)
-    assert complete_record(tmp_path, record.scan_id) is not None
-    array = scan_files(tmp_path, record.scan_id)[0]
+    assert complete_record(tmp_path, record.scan) is not None
+    array = scan_files(tmp_path, record.scan)[0]
     array.write_bytes(array.read_bytes()[:-10])
-    assert complete_record(tmp_path, record.scan_id) is None
+    assert complete_record(tmp_path, record.scan) is None
 
 
 def test_scans_outside_the_manifest_are_not_used(tmp_path: Path) -> None:
     kept, _ = write(tmp_path, "a")
     write(tmp_path, "b")
-    write_manifest(tmp_path, PLAN, dict.fromkeys([kept.scan_id, "Dataset001_X__gone__0000"], ""), complete=True)
-    assert ScanStore(tmp_path).scan_ids == (kept.scan_id,)
+    write_manifest(tmp_path, PLAN, dict.fromkeys([kept.scan, "Dataset001_X__gone__0000"], ""), complete=True)
+    assert ScanStore(tmp_path).scan_ids == (kept.scan,)
 
 
 def test_an_empty_or_missing_store_says_what_to_do(tmp_path: Path) -> None:
@@ -106,14 +108,14 @@ def test_an_empty_or_missing_store_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     record, _ = write(tmp_path)
-    file = scan_files(tmp_path, record.scan_id)[-1]
-    file.write_text(file.read_text().replace('"version": 2', '"version": 0'))
+    file = scan_files(tmp_path, record.scan)[-1]
+    file.write_text(file.read_text().replace('"version": 3', '"version": 1'))
     with pytest.raises(DatasetError, match=file.name):
-        ScanStore(tmp_path).record(record.scan_id)
+        ScanStore(tmp_path).record(record.scan)
 
 
 def test_removing_leaves_nothing(tmp_path: Path) -> None:
     record, _ = write(tmp_path)
-    remove_scan(tmp_path, record.scan_id)
-    remove_scan(tmp_path, record.scan_id)
+    remove_scan(tmp_path, record.scan)
+    remove_scan(tmp_path, record.scan)
     assert list(tmp_path.iterdir()) == []

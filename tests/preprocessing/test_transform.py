@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from satunet.errors import GridMismatchError
 from satunet.geometry import Grid, reorient
 from satunet.images.image import Image
+from satunet.jobs.records import from_plain, to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import Normalization, UnifiedPlan
 from satunet.preprocessing.transform import (
@@ -115,7 +116,7 @@ def test_probabilities_come_back_exactly_where_nothing_is_resampled() -> None:
         prepared = preprocess_image(Image(array=turned, grid=turned_grid), modality="mri", plan=plan())
         assert prepared.geometry.cropped_shape == prepared.geometry.shape
         inside = np.where(turned != 0, turned, 0)
-        cut = reorient(inside, turned_grid, "RAS")[0][prepared.geometry.slices]
+        cut = reorient(inside, turned_grid, "RAS")[0][prepared.geometry.crop]
         np.testing.assert_array_equal(restore(cut, prepared.geometry), turned)
 
 
@@ -138,7 +139,7 @@ def test_any_grid_goes_there_and_back(shape, spacing, angles, orientation) -> No
     assert prepared.array.dtype == np.float32
     assert np.isfinite(prepared.array).all()
     assert (preprocess_labels(labels, prepared.geometry) == 1).all()
-    again = ScanGeometry.from_json(json.loads(json.dumps(prepared.geometry.to_json())))
+    again = from_plain(json.loads(json.dumps(to_plain(prepared.geometry))), ScanGeometry, source="scan")
     ones = restore(np.ones(again.shape, np.float32), again)
     assert ones.shape == shape
     np.testing.assert_allclose(ones, array != 0, atol=1e-6)
@@ -159,7 +160,7 @@ def test_an_all_zero_scan_keeps_its_extent() -> None:
 def test_the_crop_is_the_box_of_nonzero_voxels() -> None:
     volume = np.zeros((9, 9, 9))
     volume[2, 3:6, 8] = -1
-    assert nonzero_box(volume) == ((2, 3), (3, 6), (8, 9))
+    assert nonzero_box(volume) == (slice(2, 3), slice(3, 6), slice(8, 9))
 
 
 def test_a_label_map_on_another_grid_is_refused() -> None:

@@ -142,7 +142,7 @@ def test_skipped_steps_have_a_limit_in_a_window() -> None:
     bad.add(50, float("inf"), ["b"])
     bad.add(120, 1.0, ["c"])  # the first is forgotten
     again = BadSteps(limit=2, window=100)
-    again.load(bad.to_json())
+    again.load_state_dict(bad.state_dict())
     with pytest.raises(SatunetError, match=r"3 of the last 100 steps.*scans: d\. Lower --learning_rate"):
         again.add(121, float("nan"), ["d"])
     assert again.count == 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -249,3 +251,46 @@ def test_mirrored_looks_are_averaged(network: PromptedUNet, memory_bytes: int) -
         inside = other > 0
         assert torch.allclose(one[inside], other[inside], atol=1e-5)
         assert (one[~inside] <= 0.5 + 1e-5).all()
+
+
+def test_peaks_and_agreement_are_those_of_the_windows(network: PromptedUNet) -> None:
+    """Against every window's own probabilities, block by block; less memory changes neither."""
+    torch.manual_seed(3)
+    volume, queries = torch.randn(40, 24, 24), torch.randn(5, 6)
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        network.logit_bias.fill_(-14.0)  # a mask here and there, which not every window sees
+    few = {
+        "network": network, "volume": volume, "queries": queries, "modality": 1, "patch": PATCH, "device": CPU,
+        "precision": "float32",
+    }  # fmt: skip
+    scan = WindowedScan(**few, overlap=0.5)  # type: ignore[arg-type]
+    told = dict(scan.probabilities())
+    gauss = torch.from_numpy(gaussian_weights(PATCH))
+    yes: dict[tuple[int, tuple[int, ...]], float] = {}
+    every: dict[tuple[int, ...], float] = {}
+    peaks = torch.zeros(5)
+    with torch.no_grad():
+        for start in window_starts(volume.shape, PATCH, 0.5):
+            place = tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True))
+            p = network(volume[place][None, None], queries[None], torch.tensor([1]))[0][0].sigmoid()
+            peaks = torch.maximum(peaks, p.amax((1, 2, 3)))
+            blocks = [range(s // b, -(-(s + n) // b)) for s, n, b in zip(start, PATCH, BLOCK, strict=True)]
+            for block in ((i, j, k) for i in blocks[0] for j in blocks[1] for k in blocks[2]):
+                inside = tuple(
+                    slice(max(0, c * b - s), min(n, (c + 1) * b - s))
+                    for c, b, s, n in zip(block, BLOCK, start, PATCH, strict=True)
+                )
+                weight = float(gauss[inside].max())
+                every[block] = every.get(block, 0) + weight
+                for q in range(5):
+                    if (p[q][inside] > 0.5).any():
+                        yes[q, block] = yes.get((q, block), 0) + weight
+    for q in range(5):
+        voted = [block for number, block in yes if number == q]
+        expected = sum(yes[q, b] for b in voted) / sum(every[b] for b in voted) if voted else 0
+        assert told[q].agreement == pytest.approx(expected, abs=1e-5)
+        assert told[q].peak == pytest.approx(float(peaks[q]), abs=1e-5)
+    assert {round(t.agreement, 3) for t in told.values()} - {0.0, 1.0}
+    poor = dict(WindowedScan(**few, overlap=0.5, memory_bytes=4 * BLOCK_BYTES).probabilities())  # type: ignore[arg-type]
+    assert all(poor[q].agreement == told[q].agreement and poor[q].peak == told[q].peak for q in range(5))

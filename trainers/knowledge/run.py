@@ -157,7 +157,7 @@ def measured(tower: TextTower, concepts: Sequence[Concept]) -> dict[str, object]
         "confusion %.3f", found.candidates, found.synonym.recall_at_1, found.definition.recall_at_1,
         found.part_whole.recall_at_1, found.side_confusion,
     )  # fmt: skip
-    return found.to_json()
+    return found.rounded()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

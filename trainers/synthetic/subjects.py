@@ -67,7 +67,7 @@ def read_subject(
     labels = read_label_map(label_file, grid=image.grid)
     volume, grid = reorient(image.array, image.grid, "RAS")
     ids, _ = reorient(labels.array, labels.grid, "RAS")
-    box = tuple(slice(a, b) for a, b in nonzero_box(volume))
+    box = nonzero_box(volume)
     cropped = volume[box]
     if modality == "ct":
         cropped = to_hounsfield(cropped)

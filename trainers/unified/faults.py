@@ -52,12 +52,12 @@ class BadSteps:
             )
         return message
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as torch's optimizers name it; the limits are the run's, and not kept."""
         return {"recent": list(self.recent), "count": self.count}
 
-    def load(self, content: Any) -> None:
-        """Go on from what :meth:`to_json` gave."""
+    def load_state_dict(self, content: Any) -> None:
+        """Go on from what :meth:`state_dict` gave; checkpoints of older versions have nothing."""
         if isinstance(content, dict):
             self.recent, self.count = list(content["recent"]), int(content["count"])
 

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 
 from satunet.compute import distributed
 from satunet.compute.choices import Precision
+from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES, split_scan_id
 from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import to_plain
 from satunet.models.checkpoints import hash_weights
 from satunet.network.model import PromptedUNet
+from satunet.trainers.unified.confidence import calibrate_fold
 from satunet.trainers.unified.setup import TrainingSetup
 from satunet.windows.engine import WindowedScan
 
@@ -53,6 +57,8 @@ def validate(
         device: Where the network is.
         precision: What to compute in.
 
+    What the masks turned out to be worth is written beside the weights, as ``confidence.json``.
+
     Returns:
         The content of ``validation/summary.json``; ``None`` on all processes but the first.
     """
@@ -66,8 +72,9 @@ def validate(
         try:
             case = _known(file, weights)
             if case is None:
-                metrics = score_scan(setup, network, scan, device=device, precision=precision)
-                case = {"scan": scan, "weights": weights, "metrics": metrics}
+                scored = score_scan(setup, network, scan, device=device, precision=precision)
+                evidence = {name: to_plain(found) for name, found in scored.evidence.items()}
+                case = {"scan": scan, "weights": weights, "metrics": scored.metrics, "evidence": evidence}
                 write_json(file, case)
             cases.append(case)
             logger.debug("validated %s", scan)
@@ -81,6 +88,7 @@ def validate(
         return None
     summary = summarize(sorted(every, key=lambda c: str(c["scan"])), failures)
     write_json(folder / "summary.json", summary)
+    calibrate_fold(setup, every, folder.parent, weights)
     return summary
 
 
@@ -141,9 +149,22 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A scan, segmented and counted.
+
+    Attributes:
+        metrics: Class → its counts.
+        evidence: Class → what speaks for its mask.
+    """
+
+    metrics: dict[str, Counts]
+    evidence: dict[str, Evidence]
+
+
 def score_scan(
     setup: TrainingSetup, network: PromptedUNet, scan: str, *, device: torch.device, precision: Precision = "auto"
-) -> dict[str, Counts]:
+) -> Scored:
     """Segment a scan of the store with every class its dataset annotates, and count what was labelled.
 
     The network must be in evaluation mode, without deep supervision.
@@ -159,11 +180,11 @@ def score_scan(
         volume=torch.from_numpy(volume),
         queries=torch.from_numpy(setup.bank.matrix(names)),
         modality=MODALITIES.index(record.modality),
-        patch=setup.plan.patch_size,
+        patch=setup.plan.window_for(record.shape),
         device=device,
         precision=precision,
     )
-    metrics = {}
+    metrics, evidence, affine = {}, {}, record.geometry.grid.affine
     for position, found in windows.probabilities():
         name = names[position]
         ids = setup.space.ids_of(record.dataset, name)
@@ -174,7 +195,11 @@ def score_scan(
             predicted = int(mask.sum())
             both = int((mask & np.isin(labels[found.box], ids)).sum())
         metrics[name] = count_voxels(predicted, reference, both, voxels)
-    return {name: metrics[name] for name in names}  # prompts come when they are known
+        values = np.zeros((0, 0, 0), np.float32) if found.values is None else found.values.numpy()
+        start = [side.start for side in found.box]
+        evidence[name] = weigh(values, start, volume.shape, affine, peak=found.peak, agreement=found.agreement)
+    # prompts come when they are known
+    return Scored(metrics={n: metrics[n] for n in names}, evidence={n: evidence[n] for n in names})
 
 
 def _known(file: Path, weights: str) -> dict[str, Any] | None:
@@ -183,7 +208,7 @@ def _known(file: Path, weights: str) -> dict[str, Any] | None:
         case: dict[str, Any] = read_json(file)
     except (OSError, ValueError):
         return None
-    return case if case.get("weights") == weights else None
+    return case if case.get("weights") == weights and "evidence" in case else None
 
 
 def _means(cases: Iterable[dict[str, Counts]]) -> dict[str, Counts]:

@@ -22,6 +22,7 @@ from satunet.evaluation.benchmark.tasks import Task
 from satunet.geometry import Grid
 from satunet.images.image import Image, read_grid, read_label_map, write_label_map
 from satunet.jobs.files import write_json
+from satunet.jobs.records import fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class NearestCopyCompetitor:
         others = [c for c in donors if task.patient(c.identifier) != task.patient(case.identifier)]
         nearest = min(others, key=lambda c: (distance_mm(self._grid(c), grid), c.identifier), default=None)
         target, note = folder / f"{case.identifier}.nii.gz", folder / f"{case.identifier}.copied.json"
-        made_from: dict[str, Any] = {"case": None if nearest is None else nearest.identifier, "grid": grid.to_json()}
+        made_from: dict[str, Any] = {"case": None if nearest is None else nearest.identifier, "grid": fields_of(grid)}
         if nearest is not None and nearest.label is not None:
             made_from["modified"] = nearest.label.stat().st_mtime_ns
         if target.is_file() and read_object(note) == made_from:

@@ -20,7 +20,7 @@ from satunet.images.dicom import Series
 from satunet.jobs.files import atomic_path
 from satunet.prediction.dicom_objects.codes import Coding, SegmentCodes, segment_codes
 from satunet.prediction.dicom_objects.source import SourceImages, read_source
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 if TYPE_CHECKING:
     from satunet.knowledge.tree import KnowledgeTree
@@ -39,6 +39,7 @@ def write_segmentations(
     masks: NamedMasks,
     *,
     classes: Sequence[str | None] | None = None,
+    texts: Sequence[str] | None = None,
     kind: Kind = "auto",
     tree: KnowledgeTree | None = None,
 ) -> list[Path]:
@@ -53,6 +54,7 @@ def write_segmentations(
         masks: (name, mask on the series' grid); those without a voxel are left out, as the standard has no segments
             without frames.
         classes: Class that each mask is of, where it differs from the name: codes and colours go by it.
+        texts: What each segment's description says; empty for nothing.
         kind: ``auto`` makes a label map where no two masks overlap; ``binary`` never does.
         tree: Knowledge tree, for the codes of names that no table has.
 
@@ -78,6 +80,9 @@ def write_segmentations(
         _description(number, names[i], segment_codes(kinds[i], tree), colours[i])
         for number, i in enumerate(shown, start=1)
     ]
+    for description, i in zip(described, shown, strict=True):
+        if texts and texts[i]:
+            description.SegmentDescription = texts[i]
     found = [masks[i][1] for i in shown]
     labels = _label_map(found) if kind == "auto" else None
     if labels is not None:

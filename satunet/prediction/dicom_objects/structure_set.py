@@ -17,7 +17,7 @@ from satunet.prediction.dicom_objects.codes import Coding, SegmentCodes, segment
 from satunet.prediction.dicom_objects.outlines import outlines
 from satunet.prediction.dicom_objects.segmentation import NamedMasks, dicom_name, series_number
 from satunet.prediction.dicom_objects.source import Plane, SourceImages, read_source
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 if TYPE_CHECKING:
     from satunet.knowledge.tree import KnowledgeTree
@@ -32,6 +32,7 @@ def write_structure_set(
     masks: NamedMasks,
     *,
     classes: Sequence[str | None] | None = None,
+    texts: Sequence[str] | None = None,
     tree: KnowledgeTree | None = None,
 ) -> None:
     """Write masks as contours of one DICOM RT Structure Set that refers to the series' images.
@@ -44,6 +45,7 @@ def write_structure_set(
         series: What was segmented.
         masks: (name, mask on the series' grid); those without a voxel are regions without contours.
         classes: Class that each mask is of, where it differs from the name: codes and colours go by it.
+        texts: What each region's description says; empty for nothing.
         tree: Knowledge tree, for the codes of names that no table has.
 
     Raises:
@@ -63,13 +65,15 @@ def write_structure_set(
     result.StructureSetROISequence, result.ROIContourSequence, result.RTROIObservationsSequence = [], [], []
     kinds = [c or n for c, (n, _) in zip(classes or [None] * len(masks), masks, strict=True)]
     colours = colours_of(kinds)
-    for number, ((name, mask), kind, colour) in enumerate(zip(masks, kinds, colours, strict=True), start=1):
+    told = texts or [""] * len(masks)
+    for number, ((name, mask), kind, colour, text) in enumerate(zip(masks, kinds, colours, told, strict=True), start=1):
         result.StructureSetROISequence.append(
             _item(
                 ROINumber=number,
                 ReferencedFrameOfReferenceUID=frame_of_reference,
                 ROIName=dicom_name(name),
                 ROIGenerationAlgorithm="AUTOMATIC",
+                **({"ROIDescription": text} if text else {}),
             )
         )
         region = _item(ROIDisplayColor=list(colour), ReferencedROINumber=number)

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import SatunetError
+from satunet.jobs.file_names import table_cell
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.records import from_plain
-from satunet.prediction.door import ScanJob
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
 
-MANIFEST_VERSION = 5
+MANIFEST_VERSION = 6
 _COLUMNS = (
-    "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality", "file",
-    "label", "note",
+    "scan", "prompt", "class", "status", "seen", "confidence", "absent", "left_out", "voxels", "volume_ml",
+    "mean_intensity", "covered_ml", "modality", "file", "label", "doubts", "repaired", "note",
 )  # fmt: skip
 
 
@@ -74,13 +75,22 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
             if voxels is None:
                 row["where"] = f"no mask: {entry.get('note') or entry['status']}"
             elif not voxels:
-                row["where"] = "covered by others" if entry.get("covered_ml") else "not found"
+                row["where"] = _why_nothing(entry)
             else:
                 row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
+            if entry.get("doubts"):
+                repaired = " (repaired)" if entry.get("repaired") else ""
+                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
             rows.append(row)
     return rows
+
+
+def _why_nothing(entry: Mapping[str, Any]) -> str:
+    if entry.get("left_out"):
+        return f"left out: {entry['left_out']}"
+    return "covered by others" if entry.get("covered_ml") else "not seen"
 
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
@@ -102,7 +112,7 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Cells that no spreadsheet takes for a formula."""
     return {
-        key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+        key: "; ".join(value) if key == "doubts" else table_cell(value) if isinstance(value, str) else value
         for key, value in entry.items()
     }
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from satunet.confidence.calibration import Worth
 from satunet.errors import UserError
 from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
-from satunet.prediction.door import ScanJob
-from satunet.prediction.found import Found, PreparedScan
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign
 from satunet.prediction.results.painting import paint
@@ -99,9 +100,12 @@ class ScanResult:
             file = self._place(folder / f"{name}{PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
 
-    def finish(self, masks: Sequence[BoxedMask | None], seconds: float) -> None:
-        """Write what takes all masks, and the manifest."""
-        entries = [self._describe(m, mask) for m, mask in zip(self.matches, masks, strict=True)]
+    def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
+        """Write what takes all masks, and the manifest; masks that are left out are taken back."""
+        entries = [self._describe(mask) for mask in found]
+        masks = [mask.boxed for mask in found]
+        self._take_back(found)
+        self._write_repaired(found)
         content = dict(self.manifest)
         if self.outputs.combine:
             content |= self._write_map(entries, masks)
@@ -109,9 +113,10 @@ class ScanResult:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
                 entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
         _say_what_is_not_seen(self.job.name, entries)
+        told = [worth_in_words(mask.worth) for mask in found]
         series = self.job.scan.series
         if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
-            content["dicom"] = [file.name for file in self._write_dicom(series, masks)]
+            content["dicom"] = [file.name for file in self._write_dicom(series, masks, told)]
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -172,13 +177,13 @@ class ScanResult:
     def _wholes_of(self, label: int) -> frozenset[str]:
         return self.wholes.get(self._class_of(label), frozenset())
 
-    def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None]) -> list[Path]:
-        from satunet.knowledge.make import default_tree
+    def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None], told: Sequence[str]) -> list[Path]:
+        from satunet.knowledge.file import default_tree
         from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
-        found = [(m, mask) for m, mask in zip(self.matches, masks, strict=True) if mask is not None]
-        named = [(m.prompt, mask) for m, mask in found]
-        classes = [m.class_name for m, _ in found]
+        found = [(m, mask, text) for m, mask, text in zip(self.matches, masks, told, strict=True) if mask is not None]
+        named = [(m.prompt, mask) for m, mask, _ in found]
+        classes, texts = [m.class_name for m, _, _ in found], [text for *_, text in found]
         folder = self.output if self.outputs.combine else self.output / self.job.name
         start = f"{self.job.name}_" if self.outputs.combine else ""
         files = []
@@ -186,11 +191,13 @@ class ScanResult:
             kind: Kind = "binary" if self.outputs.binary_seg else "auto"
             file = folder / f"{start}segmentation.dcm"
             self.protected.check(file)
-            files += write_segmentations(file, series, named, classes=classes, kind=kind, tree=default_tree())
+            files += write_segmentations(
+                file, series, named, classes=classes, texts=texts, kind=kind, tree=default_tree()
+            )
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
             self.protected.check(files[-1])
-            write_structure_set(files[-1], series, named, classes=classes, tree=default_tree())
+            write_structure_set(files[-1], series, named, classes=classes, texts=texts, tree=default_tree())
         self._written.extend(files)
         return files
 
@@ -216,7 +223,24 @@ class ScanResult:
             self._written.remove(file)
             logger.warning("%s: no picture could be drawn (%s)", self.job.name, error)
 
-    def _describe(self, match: PromptMatch, mask: BoxedMask | None) -> dict[str, Any]:
+    def _take_back(self, found: Sequence[PromptMask]) -> None:
+        """Remove the files of masks that were written before it was known that they are left out."""
+        folder, ending = self.output / self.job.name, self.job.scan.ending
+        for mask, name in zip(found, self._names, strict=True):
+            for file in (folder / f"{name}{ending}", folder / f"{name}{PROBABILITY}{ending}") if mask.left_out else ():
+                if file in self._written:
+                    self._written.remove(file)
+                    file.unlink(missing_ok=True)
+
+    def _write_repaired(self, found: Sequence[PromptMask]) -> None:
+        """Write masks again that were repaired when all were known."""
+        for mask, name in zip(found, self._names, strict=True):
+            if mask.repaired and mask.boxed is not None and not self.outputs.combine:
+                file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
+                write_label_map(file, mask.boxed.full, like=self.scan.image)
+
+    def _describe(self, found: PromptMask) -> dict[str, Any]:
+        match, mask = found.match, found.boxed
         entry: dict[str, Any] = {
             "prompt": match.prompt,
             "class": match.class_name,
@@ -231,6 +255,15 @@ class ScanResult:
             entry["note"] = match.note
         if mask is not None:
             entry["seen"] = mask.voxels > 0
+            if found.worth is not None:
+                confidence = found.worth.confidence
+                entry["confidence"] = None if confidence is None else round(confidence, 3)
+                entry["absent"] = round(found.worth.absent, 3)
+            if found.left_out:
+                entry["left_out"] = found.left_out
+            if found.doubts:
+                entry["doubts"] = list(found.doubts)
+                entry["repaired"] = found.repaired
             entry |= _amount(mask.voxels, mask.mean_of(self.scan.image.array), self.scan.image.grid.voxel_ml)
             extent = mask.extent
             entry["box"] = None if extent is None else [[side.start, side.stop] for side in extent]
@@ -239,10 +272,23 @@ class ScanResult:
 
 def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> None:
     """Absent is an answer: no mask, and the log says so."""
-    absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False]
+    absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False and "left_out" not in entry]
+    left_out = [f"{entry['prompt']} ({entry['left_out']})" for entry in entries if "left_out" in entry]
     if absent:
-        shown = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
-        logger.info("%s: not seen: %s", scan, shown)
+        logger.info("%s: not seen: %s", scan, _first(absent))
+    if left_out:
+        logger.info("%s: masks left out: %s", scan, _first(left_out))
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def worth_in_words(worth: Worth | None) -> str:
+    """What a mask is worth, for objects that have room for a text alone; empty where nothing is known."""
+    if worth is None or worth.confidence is None:
+        return ""
+    return f"estimated Dice {worth.confidence:.2f}, absent with a probability of {worth.absent:.2f}"
 
 
 def _amount(voxels: int, mean: float | None, voxel_ml: float) -> dict[str, Any]:

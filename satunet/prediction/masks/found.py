@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from satunet.confidence.calibration import Worth
+from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
-from satunet.prediction.masks import BoxedMask, restore_values
-from satunet.prediction.mean import ValuesInFile
+from satunet.prediction.masks.boxed import BoxedMask, restore_values
+from satunet.prediction.masks.mean import ValuesInFile
 from satunet.preprocessing.transform import ScanGeometry
 from satunet.prompts.matching import PromptMatch
+from satunet.types import Axes, SpacingMm
 from satunet.windows.engine import Probability
 
-Spacing = tuple[float, float, float]
+Look = tuple[int, SpacingMm, Axes]
+"""Number of a group of models, spacing and window: one way to look at a scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,10 +28,18 @@ class PromptMask:
     Attributes:
         match: What the prompt means to the model.
         boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
+        worth: What it is worth; ``None`` where the model's confidence was not calibrated.
+        left_out: Why a mask that was found is not in ``boxed``; empty if it was not left out.
+        doubts: How it contradicts the scan's other masks, or training; a sentence each.
+        repaired: Whether it was changed for that.
     """
 
     match: PromptMatch
     boxed: BoxedMask | None
+    worth: Worth | None = None
+    left_out: str = ""
+    doubts: tuple[str, ...] = ()
+    repaired: bool = False
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
@@ -72,12 +84,12 @@ class PreparedScan:
     Attributes:
         image: As it was given.
         modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-        views: Number of a group of models and spacing → what they see; filled when it is needed.
+        views: Look → what the networks see; filled when it is needed. Looks that differ by their window share a volume.
     """
 
     image: Image
     modality: str
-    views: dict[tuple[int, Spacing], View] = field(default_factory=dict)
+    views: dict[Look, View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,12 +101,16 @@ class Found:
         geometry: Of that view.
         in_file: In the grid of the file.
         one_piece: Whether the models say that the structure is one connected piece.
+        peak: Largest probability in any look of any model.
+        agreement: Share of the looks that agree; of several models or parts, the mean.
     """
 
     probability: Probability | None = None
     geometry: ScanGeometry | None = None
     in_file: ValuesInFile | None = None
     one_piece: bool = False
+    peak: float = 0.0
+    agreement: float = 0.0
 
     def restored(self) -> ValuesInFile | None:
         """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
@@ -103,3 +119,16 @@ class Found:
         if self.probability.values is None:
             return None
         return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighed:
+    """A mask, and what speaks for it.
+
+    Attributes:
+        mask: In the scan's own grid.
+        evidence: What its confidence is estimated from.
+    """
+
+    mask: BoxedMask
+    evidence: Evidence

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.geometry import Grid, reorient
+from satunet.geometry import Grid, box_of, moved_box, reorient
 from satunet.preprocessing.resampling import interpolation_matrix
 from satunet.preprocessing.transform import ScanGeometry
-
-Box = tuple[slice, slice, slice]
+from satunet.types import Box
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,13 +60,8 @@ class BoxedMask:
     @property
     def extent(self) -> Box | None:
         """The smallest box around its voxels; ``None`` for an empty mask."""
-        inside, tight = self.inside, []
-        for axis, place in enumerate(self.box):
-            along = np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis)))
-            if not along.size:
-                return None
-            tight.append(slice(place.start + int(along[0]), place.start + int(along[-1]) + 1))
-        return tight[0], tight[1], tight[2]
+        tight = box_of(self.inside)
+        return None if tight is None else moved_box(tight, [side.start for side in self.box])
 
     def mean_of(self, image: NDArray[Any]) -> float | None:
         """Mean of an image's voxels in the mask; ``None`` for an empty one."""
@@ -123,7 +117,7 @@ def restore_values(
             first = int(rows[0])
             part = matrix[first : int(rows[-1]) + 1, piece]
             restored = np.moveaxis(np.tensordot(part, restored, axes=(1, axis)), 0, axis)
-        start.append(first + geometry.crop[axis][0])
+        start.append(first + geometry.crop[axis].start)
     return _turn_back(restored, start, geometry)
 
 

@@ -1,0 +1,230 @@
+"""What training data says of its classes: how large they are, and where they lie beside each other.
+
+Positions of scanners mean nothing, so that a map of places is relative: cases of one dataset are moved onto each other
+as well as their classes allow, and of each class stays its mean place and how far it strays. In a scan, a class's place
+is compared with where the other masks say that it should be, by the dataset's map that knows most of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Triple = tuple[float, float, float]
+
+_USUAL_SPREAD = 0.35  # of the logarithm of a volume, where too few cases tell
+_USUAL_STRAY_MM = 6.0
+_WORTH_CASES = 3  # cases that the usual spread counts for
+_LEAST_NEIGHBOURS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseClasses:
+    """Classes that a training case shows.
+
+    Attributes:
+        dataset: Its dataset.
+        volumes_ml: Class → volume.
+        centres_mm: Class → centre of mass in RAS+ millimetres, wherever their origin is.
+    """
+
+    dataset: str
+    volumes_ml: Mapping[str, float]
+    centres_mm: Mapping[str, Triple]
+
+    @classmethod
+    def of_ids(
+        cls, dataset: str, ids: Mapping[str, Sequence[int]], ml: Mapping[int, float], centres: Mapping[int, Triple]
+    ) -> CaseClasses:
+        """From label ids: a class is their union.
+
+        Args:
+            dataset: Its dataset.
+            ids: Class → label ids.
+            ml: Label id → volume.
+            centres: Label id → centre of mass.
+        """
+        volumes: dict[str, float] = {}
+        places: dict[str, Triple] = {}
+        for name, values in ids.items():
+            shown = [i for i in values if ml.get(i, 0) > 0]
+            if not shown:
+                continue
+            volumes[name] = sum(ml[i] for i in shown)
+            x, y, z = np.average([centres[i] for i in shown], axis=0, weights=[ml[i] for i in shown]).tolist()
+            places[name] = (x, y, z)
+        return cls(dataset=dataset, volumes_ml=volumes, centres_mm=places)
+
+    @classmethod
+    def of_labels(
+        cls, dataset: str, ids: Mapping[str, Sequence[int]], labels: NDArray[Any], spacing_mm: Sequence[float]
+    ) -> CaseClasses:
+        """From a label map.
+
+        Args:
+            dataset: Its dataset.
+            ids: Class → label ids.
+            labels: (X, Y, Z) in RAS; ids below zero are nobody's.
+            spacing_mm: Of its axes.
+        """
+        wanted = np.unique([i for values in ids.values() for i in values if i > 0])
+        table = np.zeros(max(int(labels.max()), int(wanted.max()) if wanted.size else 0) + 1, dtype=np.int64)
+        table[wanted] = np.arange(1, len(wanted) + 1)
+        dense = table[np.maximum(labels, 0)]
+        count = len(wanted) + 1
+        voxels = np.bincount(dense.ravel(), minlength=count)
+        sums = []
+        for axis, (n, mm) in enumerate(zip(labels.shape, spacing_mm, strict=True)):
+            slices = np.moveaxis(dense, axis, 0).reshape(n, -1)
+            sums.append(sum(k * mm * np.bincount(part, minlength=count) for k, part in enumerate(slices)))
+        centres = np.stack(sums, 1) / np.maximum(voxels, 1)[:, None]
+        voxel_ml = float(np.prod(spacing_mm)) / 1000
+        shown = [(int(i), place) for place, i in enumerate(wanted, start=1) if voxels[place]]
+        return cls.of_ids(
+            dataset,
+            ids,
+            {i: float(voxels[place]) * voxel_ml for i, place in shown},
+            {i: (float(centres[place][0]), float(centres[place][1]), float(centres[place][2])) for i, place in shown},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSize:
+    """How large a class is.
+
+    Attributes:
+        median_ml: Geometric mean of its volumes.
+        spread: Standard deviation of the volume's natural logarithm, drawn to the usual one where cases are few.
+        cases: Training cases that show it.
+    """
+
+    median_ml: float
+    spread: float
+    cases: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceMap:
+    """Where the classes of a dataset lie beside each other.
+
+    Attributes:
+        dataset: The dataset.
+        centres_mm: Class → mean place, RAS millimetres from a common origin.
+        strays_mm: Class → root mean square distance of the cases from it.
+    """
+
+    dataset: str
+    centres_mm: dict[str, Triple]
+    strays_mm: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassStatistics:
+    """What training data says of its classes.
+
+    Attributes:
+        sizes: Class → how large it is.
+        maps: A map for each dataset with classes that can be compared.
+    """
+
+    sizes: dict[str, ClassSize] = field(default_factory=dict)
+    maps: tuple[PlaceMap, ...] = ()
+
+    @classmethod
+    def of(cls, cases: Iterable[CaseClasses]) -> ClassStatistics:
+        """From training cases."""
+        volumes: dict[str, list[float]] = defaultdict(list)
+        by_dataset: dict[str, list[CaseClasses]] = defaultdict(list)
+        for case in cases:
+            by_dataset[case.dataset].append(case)
+            for name, ml in case.volumes_ml.items():
+                volumes[name].append(math.log(ml))
+        maps = (_map_of(dataset, several) for dataset, several in sorted(by_dataset.items()))
+        return cls(
+            sizes={name: _size(logs) for name, logs in sorted(volumes.items())},
+            maps=tuple(found for found in maps if len(found.centres_mm) > _LEAST_NEIGHBOURS),
+        )
+
+    def size_deviation(self, name: str | None, volume_ml: float) -> float | None:
+        """Standard deviations that a volume is from the class's usual one; ``None`` where nothing is known."""
+        size = None if name is None else self.sizes.get(name)
+        if size is None or volume_ml <= 0:
+            return None
+        return abs(math.log(volume_ml / size.median_ml)) / size.spread
+
+    def place_deviations(self, centres_mm: Mapping[str, Triple]) -> dict[str, float]:
+        """How far classes are from where the others say they should be, in their usual strays.
+
+        Args:
+            centres_mm: Class → centre of mass of its mask in RAS+ millimetres.
+
+        Returns:
+            Of each class that a map has together with at least three others.
+        """
+        known = [(sum(name in m.centres_mm for name in centres_mm), m) for m in self.maps]
+        if not known:
+            return {}
+        count, chosen = max(known, key=lambda pair: pair[0])
+        names = [name for name in centres_mm if name in chosen.centres_mm]
+        if count <= _LEAST_NEIGHBOURS:
+            return {}
+        there = np.array([centres_mm[name] for name in names])
+        here = np.array([chosen.centres_mm[name] for name in names])
+        scale = _scale(there, here)
+        found = {}
+        for i, name in enumerate(names):
+            others = np.arange(len(names)) != i
+            expected = np.median(there[others] + scale * (here[i] - here[others]), axis=0)
+            found[name] = float(np.linalg.norm(there[i] - expected)) / chosen.strays_mm[name]
+        return found
+
+
+def _size(logs: Sequence[float]) -> ClassSize:
+    mean = float(np.mean(logs))
+    squares = float(np.sum((np.array(logs) - mean) ** 2)) + _WORTH_CASES * _USUAL_SPREAD**2
+    return ClassSize(
+        median_ml=math.exp(mean), spread=math.sqrt(squares / (len(logs) - 1 + _WORTH_CASES)), cases=len(logs)
+    )
+
+
+def _map_of(dataset: str, cases: Sequence[CaseClasses]) -> PlaceMap:
+    """Mean places, after each case was moved onto the means of the classes that it shows."""
+    names = sorted({name for case in cases for name in case.centres_mm})
+    places = np.full((len(cases), len(names), 3), np.nan)
+    for row, case in enumerate(cases):
+        for name, centre in case.centres_mm.items():
+            places[row, names.index(name)] = centre
+    known = [row for row in places if np.isfinite(row).any()]
+    if not known:
+        return PlaceMap(dataset=dataset, centres_mm={}, strays_mm={})
+    moved = np.stack(known)
+    moved -= np.nanmean(moved, axis=1, keepdims=True)
+    for _ in range(20):
+        mean = np.nanmean(moved, axis=0)
+        moved -= np.nanmean(moved - mean, axis=1, keepdims=True)
+    mean = np.nanmean(moved, axis=0)
+    squares = np.nansum((moved - mean) ** 2, axis=(0, 2)) + _WORTH_CASES * _USUAL_STRAY_MM**2
+    counts = np.isfinite(moved[:, :, 0]).sum(0)
+    strays = np.sqrt(squares / (counts + _WORTH_CASES - 1))
+    centres = {name: (float(x), float(y), float(z)) for name, (x, y, z) in zip(names, mean, strict=True)}
+    return PlaceMap(
+        dataset=dataset,
+        centres_mm=centres,
+        strays_mm={name: float(stray) for name, stray in zip(names, strays, strict=True)},
+    )
+
+
+def _scale(there: NDArray[np.float64], here: NDArray[np.float64]) -> float:
+    """How much larger a body is than the map, from all distances between two classes."""
+    a, b = np.triu_indices(len(there), 1)
+    real, usual = np.linalg.norm(there[a] - there[b], axis=1), np.linalg.norm(here[a] - here[b], axis=1)
+    apart = usual > 5.0
+    if not apart.any():
+        return 1.0
+    return float(np.clip(np.median(real[apart] / usual[apart]), 0.6, 1.6))

@@ -1,0 +1,196 @@
+"""Contradictions between the masks of a scan: told, and repaired only when that is asked for.
+
+- Sides: the left one of two lies to the right of the other.
+- Containment: part of a part lies outside of its whole, by the label space (and the knowledge tree, where there is one).
+- Order: a vertebra or a rib lies above one that it is below of.
+- Size: a volume that is far from those in training, where the model's calibration knows them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from satunet.confidence.expected import ClassStatistics
+from satunet.geometry import Grid
+from satunet.knowledge.tree import KnowledgeTree
+from satunet.labels.names import normalize_name
+from satunet.prediction.masks.boxed import BoxedMask
+
+MOST_OUTSIDE = 0.05
+"""Share of a part that may lie outside of its whole: masks of two prompts are cut at one half each."""
+MOST_DEVIATIONS = 4.0
+"""Standard deviations, of the logarithm of a volume, that are no contradiction."""
+_REPAIRABLE = 0.5  # share of a part that may be cut off
+_REGIONS = {"cervical": 0, "thoracic": 7, "lumbar": 19, "sacral": 25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """A mask of a scan that has voxels.
+
+    Attributes:
+        name: Its class.
+        mask: In the scan's grid.
+    """
+
+    name: str
+    mask: BoxedMask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """What masks are held against.
+
+    Attributes:
+        wholes: Class → classes that it is part of.
+        statistics: Sizes in training.
+        tree: Knowledge tree, for parts that the label space does not know.
+    """
+
+    wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    statistics: ClassStatistics | None = None
+    tree: KnowledgeTree | None = None
+
+    def whole_pairs(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Pairs of a part and a whole of it among some classes."""
+        known = set(names)
+        for part in names:
+            wholes = {whole for whole in self.wholes.get(part, ()) if whole in known}
+            if self.tree is not None:
+                wholes |= self._by_tree(part, known)
+            yield from ((part, whole) for whole in sorted(wholes))
+
+    def _by_tree(self, part: str, known: set[str]) -> set[str]:
+        assert self.tree is not None
+        found = set()
+        for term in self.tree.find(part)[:1]:
+            for ancestor in self.tree.ancestors(term.id, ("part_of",)):
+                found |= {name for name in self.tree.term(ancestor).names if name in known}
+        return found - {part}
+
+
+def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[tuple[str, ...]]:
+    """Contradictions of each mask, a sentence each.
+
+    Args:
+        structures: Masks of a scan, each class once.
+        grid: Of the scan.
+        anatomy: What they are held against.
+    """
+    found: dict[str, list[str]] = {s.name: [] for s in structures}
+    by_name = {s.name: s for s in structures}
+    centres = {s.name: centre_mm(s.mask, grid) for s in structures}
+    for left, right in _swapped(centres):
+        found[left].append(f"lies to the right of {right!r}")
+        found[right].append(f"lies to the left of {left!r}")
+    for part, whole in anatomy.whole_pairs(list(by_name)):
+        outside = 1 - shared_voxels(by_name[part].mask, by_name[whole].mask) / by_name[part].mask.voxels
+        if outside > MOST_OUTSIDE:
+            found[part].append(f"{100 * outside:.0f} % of it lies outside of {whole!r}")
+    for upper, lower in _out_of_order(centres):
+        found[upper].append(f"lies below {lower!r}")
+        found[lower].append(f"lies above {upper!r}")
+    if anatomy.statistics is not None:
+        for structure in structures:
+            volume = structure.mask.voxels * grid.voxel_ml
+            away = anatomy.statistics.size_deviation(structure.name, volume)
+            if away is not None and away > MOST_DEVIATIONS:
+                size = anatomy.statistics.sizes[structure.name]
+                low, high = (size.median_ml * math.exp(sign * 2 * size.spread) for sign in (-1, 1))
+                found[structure.name].append(f"has {volume:,.1f} ml, in training {low:,.1f} to {high:,.1f}")
+    return [tuple(found[s.name]) for s in structures]
+
+
+def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[Structure]:
+    """The same structures, with contradictions repaired where that is clear.
+
+    Two sides that are swapped change names, as do vertebrae and ribs that are out of order; what lies outside of its whole
+    is cut off, if it is less than half. Sizes stay.
+    """
+    masks = {s.name: s.mask for s in structures}
+    centres = {name: centre_mm(mask, grid) for name, mask in masks.items()}
+    for left, right in _swapped(centres):
+        masks[left], masks[right] = masks[right], masks[left]
+        centres[left], centres[right] = centres[right], centres[left]
+    for row in _rows(centres):
+        if any(centres[a][2] <= centres[b][2] for a, b in pairwise(row)):
+            from_above = [masks[name] for name in sorted(row, key=lambda name: -centres[name][2])]
+            masks.update(zip(row, from_above, strict=True))
+    for part, whole in anatomy.whole_pairs(list(masks)):
+        share = 1 - shared_voxels(masks[part], masks[whole]) / masks[part].voxels
+        if MOST_OUTSIDE < share < _REPAIRABLE:
+            masks[part] = intersection(masks[part], masks[whole])
+    return [replace(s, mask=masks[s.name]) for s in structures]
+
+
+def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
+    """Centre of mass in RAS+ millimetres of a mask that has voxels."""
+    inside = mask.inside
+    centre = []
+    for axis, side in enumerate(mask.box):
+        profile = inside.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
+        centre.append(side.start + float(profile @ np.arange(profile.size)) / float(profile.sum()))
+    x, y, z = (grid.affine @ np.array([*centre, 1.0]))[:3]
+    return float(x), float(y), float(z)
+
+
+def shared_voxels(a: BoxedMask, b: BoxedMask) -> int:
+    """Voxels that two masks of one shape share."""
+    return intersection(a, b).voxels
+
+
+def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
+    """What two masks of one shape share."""
+    box = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.box, b.box, strict=True)]
+    if any(side.start >= side.stop for side in box):
+        return BoxedMask.empty(a.shape)
+
+    def part(mask: BoxedMask) -> np.ndarray:
+        return mask.inside[
+            tuple(slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, mask.box, strict=True))
+        ]
+
+    return BoxedMask.of(part(a) & part(b), (box[0].start, box[1].start, box[2].start), a.shape)
+
+
+def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
+    """Left and right of structures whose left one lies to the right: x grows to the right."""
+    for left in centres:
+        name = normalize_name(left)
+        right = f"right {name.base}"
+        if name.side == "left" and right in centres and centres[left][0] > centres[right][0]:
+            yield left, right
+
+
+def _out_of_order(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
+    """Neighbours of a row, the upper of which does not lie above the lower."""
+    for row in _rows(centres):
+        for upper, lower in pairwise(row):
+            if centres[upper][2] <= centres[lower][2]:
+                yield upper, lower
+
+
+def _rows(names: Mapping[str, object]) -> list[list[str]]:
+    """Vertebrae, and the ribs of each side, from cranial to caudal."""
+    rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for name in names:
+        if (place := place_in_row(name)) is not None:
+            rows[place[0]].append((place[1], name))
+    return [[name for _, name in sorted(row)] for row in rows.values()]
+
+
+def place_in_row(name: str) -> tuple[str, int] | None:
+    """What row of the skeleton a class is in, and its number from cranial to caudal; ``None`` if it is in none."""
+    canonical = normalize_name(name)
+    if vertebra := re.fullmatch(r"(cervical|thoracic|lumbar|sacral) vertebrae (\d+) \(\w+\)", canonical.base):
+        return "vertebrae", _REGIONS[vertebra[1]] + int(vertebra[2])
+    if rib := re.fullmatch(r"rib (\d+)", canonical.base):
+        return f"{canonical.side} ribs", int(rib[1])
+    return None

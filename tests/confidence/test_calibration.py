@@ -1,0 +1,123 @@
+"""Calibration: what is said comes true on masks that were not used, and more evidence never says less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from satunet.confidence.calibration import Calibration, Outcome, Seen
+from satunet.confidence.evidence import Evidence
+from satunet.confidence.expected import ClassStatistics
+from satunet.errors import ModelError, UserError
+from satunet.evaluation.benchmark.calibrating import auroc, calibration_error
+
+NOTHING = ClassStatistics()
+
+
+def outcomes(count: int, seed: int, offset: float = 0.0, name: str = "liver") -> list[Outcome]:
+    """Masks whose chance to be there, and whose Dice, are logistic in ``inside``."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        inside = float(rng.uniform(0.5, 1.0))
+        strength = 2 * inside - 1
+        present = bool(rng.uniform() < 1 / (1 + np.exp(4 - 8 * strength)))
+        dsc = 1 / (1 + np.exp(1 - 3 * strength - offset)) if present else 0.0
+        evidence = Evidence(
+            peak=0.99, agreement=0.9, volume_ml=5, inside=inside, overlap=0.7, whole=1, free=1, centre_mm=(0, 0, 0)
+        )
+        found.append(
+            Outcome(
+                seen=Seen(class_name=name, evidence=evidence),
+                present=present,
+                dsc=float(np.clip(dsc + rng.normal(0, 0.02), 0, 1)),
+                scan=f"{seed}/{i}",
+                patient=f"{seed}/{i}",
+            )
+        )
+    return found
+
+
+def test_what_is_said_comes_true() -> None:
+    calibration = Calibration.fit(outcomes(600, 0), NOTHING)
+    fresh = outcomes(3000, 1)
+    worths = calibration.estimate([o.seen for o in fresh])
+    absent = np.array([w.absent for w in worths])
+    gone = np.array([not o.present for o in fresh])
+    assert calibration_error(absent, gone) < 0.03
+    assert auroc(absent, gone) > 0.85
+    said = np.array([w.confidence for w in worths])
+    assert np.mean(said) == pytest.approx(np.mean([o.dsc for o in fresh]), abs=0.02)
+    strongest = said > np.quantile(said, 0.8)
+    assert said[strongest].mean() == pytest.approx(np.mean([o.dsc for o in fresh], where=strongest), abs=0.03)
+
+
+def test_more_evidence_never_says_less() -> None:
+    calibration = Calibration.fit(outcomes(80, 0), NOTHING)
+    weights = [*calibration.present.weights.values(), *calibration.dice.weights.values()]
+    assert min(weights) >= 0
+    base = outcomes(1, 3)[0].seen
+    for field in ("peak", "agreement", "inside", "overlap", "whole", "free"):
+        low, high = (
+            calibration.estimate([replace(base, evidence=replace(base.evidence, **{field: value}))])[0]
+            for value in (0.55, 0.95)
+        )
+        assert high.confidence is not None and low.confidence is not None
+        assert high.confidence >= low.confidence
+        assert high.absent <= low.absent
+
+
+def test_a_class_with_many_masks_has_an_offset_of_its_own_and_one_with_two_hardly() -> None:
+    worse = 1.5
+    rows = outcomes(300, 0) + outcomes(300, 1, -worse, "spleen") + outcomes(4, 2, -worse, "aorta")
+    offsets = Calibration.fit(rows, NOTHING).dice.offsets
+    assert offsets["liver"] - offsets["spleen"] == pytest.approx(worse, abs=0.3)
+    assert abs(offsets["aorta"]) < abs(offsets["spleen"]) / 3
+
+
+def test_without_a_mask_there_is_no_dice_but_a_probability_of_absence() -> None:
+    empty = Evidence(peak=0.001)
+    rows = outcomes(100, 0)
+    rows += [
+        Outcome(seen=Seen(class_name="liver", evidence=empty), present=i == 0, dsc=0.0, scan=f"e{i}", patient=f"e{i}")
+        for i in range(40)
+    ]
+    (worth,) = Calibration.fit(rows, NOTHING).estimate([Seen(class_name="liver", evidence=empty)])
+    assert worth.confidence is None
+    assert worth.absent == pytest.approx(39 / 40, abs=0.03)
+
+
+def test_masks_of_unknown_truth_teach_nothing() -> None:
+    rows = outcomes(60, 0)
+    unknown = [replace(o, known=False, present=not o.present) for o in outcomes(60, 1)]
+    assert Calibration.fit(rows + unknown, NOTHING).present == Calibration.fit(rows, NOTHING).present
+    with pytest.raises(UserError, match="cannot be calibrated"):
+        Calibration.fit(unknown, NOTHING)
+
+
+def test_several_networks_say_their_mean() -> None:
+    one, other = Calibration.fit(outcomes(80, 0), NOTHING), Calibration.fit(outcomes(80, 1, 2.0), NOTHING)
+    seen = [o.seen for o in outcomes(3, 2)]
+    for a, b, both in zip(one.estimate(seen), other.estimate(seen), one.with_others([other], seen), strict=True):
+        assert both.absent == pytest.approx((a.absent + b.absent) / 2)
+        assert both.confidence == pytest.approx(((a.confidence or 0) + (b.confidence or 0)) / 2)
+
+
+def test_it_is_a_file_of_the_model(tmp_path: Path) -> None:
+    calibration = Calibration.fit(outcomes(50, 0), NOTHING, weights_hash="abc")
+    calibration.save(tmp_path)
+    assert Calibration.load(tmp_path) == calibration
+    assert Calibration.load(tmp_path / "elsewhere") is None
+    (tmp_path / "confidence.json").write_text('{"version": 1, "present": 3}')
+    with pytest.raises(ModelError, match=r"confidence\.json"):
+        Calibration.load(tmp_path)
+
+
+def test_measures_of_estimates() -> None:
+    assert auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == pytest.approx(0.75)
+    assert np.isnan(auroc(np.array([1.0]), np.array([True])))
+    # all in one bin: said 0.9 on average, came true half of the time
+    assert calibration_error(np.array([0.9, 0.9]), np.array([True, False])) == pytest.approx(0.4)
