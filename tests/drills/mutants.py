@@ -7,22 +7,30 @@ imports, and strings with a space in them, which are sentences for people.
 mutmut's own runner wants functions it can wrap and a copy of the tree. Here a process that has imported the heavy
 libraries, but nothing of satunet, forks for each mutant; the child sees the changed source through an import hook and
 runs the tests that reached the changed line, the quickest first, until one fails. Where a module has more mutants than
-asked for, a sample is taken with a fixed seed, which depends on the module's name alone.
+asked for, a sample is taken with a seed. Tests that were written for the survivors of one seed are judged by another:
+the same sample would flatter them.
 
-    make mutants                            all rooms; figures and survivors go to benchmarks/results
+    make mutants ARGS="--seed 3 --record"   all rooms; figures go to benchmarks/results/drills.txt
     make mutants ARGS="labels --sample 0"   every mutant of one room
+
+Survivors that were read and change nothing that anybody can see are listed, with why, in ``survivors.txt``; they count
+as not killed all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
+import platform
 import random
 import re
 import resource
@@ -38,10 +46,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tests.drills.record import record
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "mutants.txt"
 REASONS = Path(__file__).with_name("survivors.txt")
 GOAL = 0.85
+KILLED = ("killed", "time")
+"""Verdicts of a mutant that tests noticed: one failed, or did not end."""
 
 HEAVY = (
     *("numpy", "scipy.ndimage", "scipy.stats", "scipy.special", "torch", "nibabel", "SimpleITK", "pandas", "blosc2"),
@@ -126,8 +137,15 @@ class Mutant:
     change: str
 
 
-def mutants_of(path: Path, sample: int) -> list[Mutant]:
-    """Mutants of a module in the order of its lines; all for a ``sample`` of 0."""
+Judged = list[tuple[Mutant, str]]
+"""Mutants, and the verdict on each."""
+
+
+def mutants_of(path: Path, sample: int, seed: int = 0) -> list[Mutant]:
+    """Mutants of a module in the order of its lines; all for a ``sample`` of 0.
+
+    A sample depends on the seed and the name of the module alone.
+    """
     import libcst as cst
     from libcst.metadata import MetadataWrapper, PositionProvider
     from mutmut.mutation.mutators import mutation_operators
@@ -144,7 +162,7 @@ def mutants_of(path: Path, sample: int) -> list[Mutant]:
         if not _drops_strict(node, other)
     ]
     if sample and len(found) > sample:
-        found = random.Random(path.name).sample(found, sample)
+        found = random.Random(f"{seed} {path.name}").sample(found, sample)
     mutants = []
     for where, node, other in sorted(found, key=lambda f: (f[0].start.line, f[0].start.column)):
         source = module.deep_replace(node, other).code  # type: ignore[arg-type]
@@ -211,14 +229,19 @@ def _is_alias(node: Any) -> bool:
 
 def _differing(before: str, after: str) -> tuple[str, str]:
     """The part of a line that differs between two texts."""
-    start = len(os.path.commonprefix([before, after]))
-    end = len(os.path.commonprefix([before[start:][::-1], after[start:][::-1]]))
+    start = _in_common(before, after)
+    end = _in_common(before[start:][::-1], after[start:][::-1])
     first = before.rfind("\n", 0, start) + 1
     tail = before.find("\n", len(before) - end)
     tail = len(before) if tail < 0 else tail
     return tuple(
         " ".join(text.split())[:160] for text in (before[first:tail], after[first : len(after) - len(before) + tail])
     )  # type: ignore[return-value]
+
+
+def _in_common(one: str, other: str) -> int:
+    """Characters at the start of two texts that are the same."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 # Running tests in a fork ---------------------------------------------------------------------------------------------
@@ -331,10 +354,8 @@ def forked(work: Callable[[], Any], *, limit_s: float, log: Path) -> tuple[Any, 
         if not part:
             break
         received += part
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     os.close(reader)
     os.waitpid(child, 0)
     return (json.loads(received) if received and not ended else None), ended
@@ -468,6 +489,7 @@ def modules_of(room: Room) -> list[str]:
     return [str(p.relative_to(REPOSITORY)) for p in found if p.name != "__init__.py"]
 
 
+@functools.cache
 def reasons() -> dict[tuple[str, str], str]:
     """Why survivors that were read may live, by file and change."""
     known, file, pending = {}, "", ""
@@ -481,48 +503,108 @@ def reasons() -> dict[tuple[str, str], str]:
     return known
 
 
-def summary(judged: dict[str, list[tuple[Mutant, str]]]) -> list[str]:
-    """The table of rooms, and the survivors of each."""
-    why, lines = reasons(), []
+def table(judged: dict[str, Judged]) -> list[str]:
+    """A line for each room, and one for all together."""
+    lines = [f"{'':13} mutants  killed  equivalent      %  95 % interval"]
     everything = [pair for pairs in judged.values() for pair in pairs]
     for name, pairs in [*judged.items(), ("all", everything)]:
-        killed = sum(verdict in ("killed", "time") for _, verdict in pairs)
-        share = killed / max(1, len(pairs))
-        error = 1.96 * math.sqrt(share * (1 - share) / max(1, len(pairs)))
-        lines.append(f"{name}: {killed} of {len(pairs)} mutants killed, {100 * share:.1f} % (± {100 * error:.1f})")
+        killed = sum(verdict in KILLED for _, verdict in pairs)
+        equivalent = sum(verdict not in KILLED and bool(reason(m)) for m, verdict in pairs)
+        low, high = wilson(killed, len(pairs))
+        share = 100 * killed / max(1, len(pairs))
+        lines.append(
+            f"{name:13} {len(pairs):7}  {killed:6}  {equivalent:10}  {share:5.1f}  {100 * low:.1f} to {100 * high:.1f}"
+        )
+    return lines
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.96, hits / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+
+
+def survivors(judged: dict[str, Judged]) -> list[str]:
+    """What no test noticed, room by room."""
+    lines = []
     for name, pairs in judged.items():
         lines += ["", f"survivors of {name}:"]
         for mutant, verdict in pairs:
-            if verdict in ("killed", "time"):
+            if verdict in KILLED:
                 continue
-            reason = why.get((mutant.file, mutant.change), "")
-            note = f"   [{reason}]" if reason else ""
+            note = f"   [{reason(mutant)}]" if reason(mutant) else ""
             reached = "" if verdict == "survived" else "   (no test reaches it)"
             lines.append(f"  {mutant.file}:{mutant.line}  {mutant.change}{reached}{note}")
     return lines
 
 
-def main() -> int:
-    """Judge mutants; 0 if at least the goal is killed in all rooms together."""
+def reason(mutant: Mutant) -> str:
+    """Why a survivor that was read is no other program; empty if it was not read, or is one."""
+    return reasons().get((mutant.file, mutant.change), "")
+
+
+def versions() -> str:
+    """Versions of what decides the figures."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "pytest", "torch", "numpy"))
+
+
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def options() -> argparse.Namespace:
+    """What was asked for on the command line."""
     parser = argparse.ArgumentParser(description="Small changes of the code that tests have to notice.")
     parser.add_argument("rooms", nargs="*", choices=[*ROOMS, []], help="rooms; all without")
     parser.add_argument("--sample", type=int, default=40, help="mutants of a module at most; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--files", default="", help="only modules whose path matches this expression")
     parser.add_argument("--processes", type=int, default=2, help="processes")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.relative_to(REPOSITORY)}")
-    arguments = parser.parse_args()
+    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/results/drills.txt")
+    return parser.parse_args()
+
+
+def quietly() -> None:
+    """Few threads, low priority, no network, this checkout's code: for this process and those that it starts."""
     os.chdir(REPOSITORY)
     os.nice(10)
     os.environ |= {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "", "MPLBACKEND": "Agg"}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     os.environ |= {"BLOSC_NTHREADS": "1", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    judged: dict[str, list[tuple[Mutant, str]]] = {}
+
+
+def judge_room(pool: Pool, files: list[str], known: dict[str, Any], sample: int, seed: int) -> Judged:
+    """Mutants of a room's modules, each with what its tests made of it."""
+    mutants = [m for f in files for m in mutants_of(REPOSITORY / f, sample, seed)]
+    jobs = [(tests_of(m, known), m) for m in mutants]
+    verdicts = {(m.file, m.source): "no tests" for _, m in jobs}
+    for (_, m, _), verdict, seconds in pool.each([("mutant", m, t) for t, m in jobs if t]):
+        verdicts[m.file, m.source] = verdict
+        print(f"{verdict:9} {seconds:5.1f} s  {m.file}:{m.line}  {m.change}", flush=True)
+    return [(m, verdicts[m.file, m.source]) for m in mutants]
+
+
+def main() -> int:
+    """Judge mutants; 0 if at least the goal is killed in all rooms together."""
+    arguments = options()
+    quietly()
+    names = arguments.rooms or list(ROOMS)
+    files = {n: [f for f in modules_of(ROOMS[n]) if re.search(arguments.files, f)] for n in names}
+    judged: dict[str, Judged] = {}
+    started = time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="mutants"))
     pool = Pool(arguments.processes, scratch)
     try:
-        names = arguments.rooms or list(ROOMS)
-        files = {n: [f for f in modules_of(ROOMS[n]) if re.search(arguments.files, f)] for n in names}
         known = {}
         for (_, room, _), answer, seconds in pool.each([("baseline", ROOMS[n], files[n]) for n in names]):
             name = next(n for n in names if ROOMS[n] == room)
@@ -531,23 +613,21 @@ def main() -> int:
             known[name] = answer
             print(f"mutants: {len(answer['seconds'])} tests of {name} pass, {seconds:.0f} s", flush=True)
         for name in names:
-            mutants = [m for f in files[name] for m in mutants_of(REPOSITORY / f, arguments.sample)]
-            jobs = [(tests_of(m, known[name]), m) for m in mutants]
-            verdicts = {id(m): "no tests" for tests, m in jobs if not tests}
-            by_source = {(m.file, m.source): id(m) for m in mutants}
-            for (_, m, _), verdict, seconds in pool.each([("mutant", m, t) for t, m in jobs if t]):
-                verdicts[by_source[m.file, m.source]] = verdict
-                print(f"{verdict:9} {seconds:5.1f} s  {m.file}:{m.line}  {m.change}", flush=True)
-            judged[name] = [(m, verdicts[by_source[m.file, m.source]]) for m in mutants]
-            print("\n".join(summary(judged)[: len(judged) + 1]), flush=True)
+            judged[name] = judge_room(pool, files[name], known[name], arguments.sample, arguments.seed)
+            print("\n".join(table(judged)), flush=True)
     finally:
         pool.close()
         shutil.rmtree(scratch, ignore_errors=True)
-    lines = summary(judged)
-    print("\n".join(lines))
+    print("\n".join(survivors(judged)))
     if arguments.record:
-        RESULTS.write_text("\n".join(lines) + "\n", "utf-8")
-    return 0
+        what = f"at most {arguments.sample} of a module" if arguments.sample else "all"
+        seconds = time.monotonic() - started
+        said = (
+            f"{what}, seed {arguments.seed}; {arguments.processes} processes of {os.cpu_count()} cores, {seconds:.0f} s"
+        )
+        record("Mutants", [f"{processor()}; {versions()}", said, *table(judged)])
+    everything = [verdict for pairs in judged.values() for _, verdict in pairs]
+    return int(sum(v in KILLED for v in everything) < GOAL * len(everything))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,6 @@ def test_rules_of_some_classes_keep_their_tolerances() -> None:
     some = rules.of_classes(["liver", "aorta"])
     assert some.tolerances_mm == {"liver": 3.0}
     assert (some.tolerance_of("liver"), some.tolerance_of("spleen")) == (3.0, 2.0)
-    assert some.to_json()["trust_shape"] is True
-    assert "trust_shape" not in Rules().to_json()
+    assert some.comparable()["trust_shape"] is True
+    assert "trust_shape" not in Rules().comparable()
     assert Rules().organs == "whole"

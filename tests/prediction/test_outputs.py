@@ -15,7 +15,7 @@ from satunet.errors import UserError
 from satunet.jobs.files import read_json, write_json
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign, result_rows, write_statistics
 from satunet.prediction.results.painting import paint
@@ -43,7 +43,7 @@ def test_rows_for_people(tmp_path: Path, combine: bool) -> None:
     rows = result_rows(tmp_path, ["broken", "a", "lost", "b"], combine)
     expected = [
         {"prompt": "the liver", "class": "liver", "ml": "1,234.6", "where": "slices 7 to 12", "confidence": "0.88"},
-        {"prompt": "spleen", "class": "", "ml": "0.0", "where": "not found"},
+        {"prompt": "spleen", "class": "", "ml": "0.0", "where": "not seen"},
         {"prompt": "=cup", "class": "", "ml": "", "where": "no mask: unknown"},
         {"prompt": "mug", "class": "", "ml": "", "where": "no mask: no such class"},
     ]
@@ -59,13 +59,14 @@ def test_the_table_of_statistics(tmp_path: Path) -> None:
     with file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == [
-        "scan", "prompt", "class", "status", "seen", "voxels", "volume_ml", "mean_intensity", "covered_ml", "modality",
-        "file", "label", "note",
+        "scan", "prompt", "class", "status", "seen", "confidence", "absent", "left_out", "voxels", "volume_ml",
+        "mean_intensity", "covered_ml", "modality", "file", "label", "doubts", "repaired", "note",
     ]  # fmt: skip
     assert rows[0] == {
         "scan": "a", "prompt": "the liver", "class": "liver", "status": "exact", "seen": "True", "voxels": "12",
         "volume_ml": "1234.56", "mean_intensity": "3.5", "covered_ml": "0.25", "modality": "ct",
-        "file": "the liver.nii.gz", "label": "1", "note": "as a whole",
+        "file": "the liver.nii.gz", "label": "1", "note": "as a whole", "confidence": "0.876",
+        "absent": "", "left_out": "", "doubts": "", "repaired": "",
     }  # fmt: skip
     assert [(r["scan"], r["prompt"]) for r in rows] == [
         ("a", "the liver"), ("a", "spleen"), ("a", "'=cup"), ("a", "mug"), ("b", "the liver"),

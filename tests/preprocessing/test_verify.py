@@ -11,6 +11,7 @@ import pytest
 
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import load_record, save_record
 from satunet.preprocessing.store import (
     ANNOTATED,
     LOCATIONS_PER_LABEL,
@@ -86,9 +87,17 @@ def test_a_record_that_is_another_or_none(store: Path) -> None:
     content = read_json(file)
     write_json(file, content | {"modality": "ct"})
     assert verify_store(store).failures == {SCAN: f"{file.name} is not the record that the manifest lists"}
-    for wrong in ("{", "[]", "{}", "3"):
+    for wrong, why in (
+        ("{", "not a JSON file"),
+        ("[]", "not a scan record"),
+        ("{}", "store version"),
+        ("3", "a number"),
+    ):
         file.write_text(wrong)
-        assert f"{file.name} is no record of a scan" in str(verify_store(store).failures[SCAN])
+        said = str(verify_store(store).failures[SCAN])
+        assert said.startswith(f"{file}: ") and why in said
+    file.unlink()
+    assert verify_store(store).failures == {SCAN: f"{file.name} is missing"}
 
 
 def test_files_of_another_scan_under_this_name(store: Path) -> None:
@@ -98,8 +107,8 @@ def test_files_of_another_scan_under_this_name(store: Path) -> None:
     for file in scan_files(store, SCAN)[:2]:
         shutil.copy(file, store / file.name.replace(SCAN, small))
     files = {f.name[len(small) :]: (f.stat().st_size, file_hash(f)) for f in scan_files(store, small)[:3]}
-    record = replace(ScanRecord.from_json(read_json(scan_files(store, small)[-1])), files=files)
-    write_json(scan_files(store, small)[-1], record.to_json())
+    record = replace(load_record(scan_files(store, small)[-1], ScanRecord), files=files)
+    save_record(scan_files(store, small)[-1], record)
     write_manifest(store, PLAN, {small: file_hash(scan_files(store, small)[-1])}, complete=True)
     said = str(verify_store(store).failures[small])
     assert "has the shape (1, 20, 18, 9), the record says (1, 10, 11, 12)" in said
