@@ -79,6 +79,8 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
                 row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
+            if entry.get("instances"):
+                row["where"] = f"{row['where']}; {len(entry['instances'])} of them"
             if entry.get("doubts"):
                 row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}"
                 row["where"] += " (repaired)" if entry.get("repaired") else ""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,16 @@ from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
+from satunet.labels import LabelSpace
 from satunet.prediction.door import ScanJob
 from satunet.prediction.found import Found, PreparedScan, PromptMask
+from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.masks import BoxedMask
+from satunet.prediction.mean import ValuesInFile
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign
 from satunet.prediction.results.painting import paint
-from satunet.prediction.results.places import PROBABILITY, Protected, manifest_file, mask_names
+from satunet.prediction.results.places import INSTANCES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
@@ -52,6 +55,7 @@ class ScanResult:
         manifest: What the manifest says besides.
         wholes: Class → classes that it is part of, for combined label maps.
         protected: What may not be replaced.
+        space: Classes of the models, to know what comes in numbers.
     """
 
     output: Path
@@ -61,6 +65,8 @@ class ScanResult:
     manifest: Mapping[str, Any]
     wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     protected: Protected = field(default_factory=Protected)
+    space: LabelSpace | None = None
+    _instances: dict[int, tuple[Instance, ...]] = field(default_factory=dict)
     _written: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,6 +105,23 @@ class ScanResult:
                 volume[place] = np.rint(values.clip(0, 1) * 255)
             file = self._place(folder / f"{name}{PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
+        self._write_instances(position, mask, found.restored)
+
+    def _write_instances(
+        self, position: int, mask: BoxedMask, probability: Callable[[], ValuesInFile | None] = lambda: None
+    ) -> None:
+        """Number the structures of a mask that come in numbers, if that is asked for."""
+        kind = self.matches[position].class_name
+        if not self.outputs.instances or kind is None or self.space is None or not comes_in_numbers(kind, self.space):
+            return
+        counted = count_instances(mask, self.scan.image.grid, kind, probability())
+        labels = np.zeros(mask.shape, np.uint8 if len(counted.found) <= 255 else np.uint16)
+        labels[mask.box] = counted.labels
+        file = self.output / self.job.name / f"{self._names[position]}{INSTANCES}{self.job.scan.ending}"
+        if file not in self._written:  # repaired masks are counted again
+            self._place(file)
+        write_label_map(file, labels, like=self.scan.image)
+        self._instances[position] = counted.found
 
     def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
         """Write what takes all masks, and the manifest; masks that are left out are taken back."""
@@ -112,6 +135,9 @@ class ScanResult:
         else:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
                 entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
+            for position, found_ones in self._instances.items():
+                if entries[position]["file"] is not None:
+                    entries[position]["instances"] = [asdict(one) for one in found_ones]
         _say_what_is_not_seen(self.job.name, entries)
         told = [worth_in_words(mask.worth) for mask in found]
         series = self.job.scan.series
@@ -227,17 +253,19 @@ class ScanResult:
         """Remove the files of masks that were written before it was known that they are left out."""
         folder, ending = self.output / self.job.name, self.job.scan.ending
         for mask, name in zip(found, self._names, strict=True):
-            for file in (folder / f"{name}{ending}", folder / f"{name}{PROBABILITY}{ending}") if mask.left_out else ():
+            for tail in ("", PROBABILITY, INSTANCES) if mask.left_out else ():
+                file = folder / f"{name}{tail}{ending}"
                 if file in self._written:
                     self._written.remove(file)
                     file.unlink(missing_ok=True)
 
     def _write_repaired(self, found: Sequence[PromptMask]) -> None:
         """Write masks again that were repaired when all were known."""
-        for mask, name in zip(found, self._names, strict=True):
+        for position, (mask, name) in enumerate(zip(found, self._names, strict=True)):
             if mask.repaired and mask.boxed is not None and not self.outputs.combine:
                 file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
                 write_label_map(file, mask.boxed.full, like=self.scan.image)
+                self._write_instances(position, mask.boxed)
 
     def _describe(self, found: PromptMask) -> dict[str, Any]:
         match, mask = found.match, found.boxed

@@ -17,11 +17,12 @@ STATISTICS = "statistics.csv"
 SUMMARY = "prediction_summary.json"
 LOG = "predict.log"
 PROBABILITY = "_probability"
+INSTANCES = "_instances"
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
     """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
-    return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY))
+    return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY, INSTANCES))
 
 
 def manifest_file(output: Path, name: str, combine: bool) -> Path:
@@ -71,7 +72,11 @@ class Protected:
         if not folder.is_dir():
             self.check(folder)
             return
-        names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", PROBABILITY)}
+        names = {
+            name_key(f"{n}{tail}{job.scan.ending}")
+            for n in mask_names(matches)
+            for tail in ("", PROBABILITY, INSTANCES)
+        }
         for file in folder.iterdir():
             if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
                 self.check(file)
