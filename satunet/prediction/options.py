@@ -30,6 +30,7 @@ class Outputs:
         binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
         instances: Number what comes in numbers (lesions, vertebrae, ribs, teeth) from cranial to caudal: a label map beside
             the mask, and voxels and ml of each in the manifest.
+        measures: Write a table of each scan's masks: volume, surface, axes, intensities, on CT shares of tissues by HU.
         preview: Write a picture of each scan and what was found in it: three planes, coloured, with a legend (PNG).
     """
 
@@ -39,6 +40,7 @@ class Outputs:
     rtstruct: bool = False
     binary_seg: bool = False
     instances: bool = False
+    measures: bool = False
     preview: bool = False
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,11 @@ from satunet.prediction.found import Found, PreparedScan, PromptMask
 from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.masks import BoxedMask
 from satunet.prediction.mean import ValuesInFile
+from satunet.prediction.measures import Measures, measure
 from satunet.prediction.options import Outputs
-from satunet.prediction.results.manifests import files_of, is_foreign
+from satunet.prediction.results.manifests import files_of, is_foreign, write_table
 from satunet.prediction.results.painting import paint
-from satunet.prediction.results.places import INSTANCES, PROBABILITY, Protected, manifest_file, mask_names
+from satunet.prediction.results.places import INSTANCES, MEASURES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
@@ -143,6 +144,8 @@ class ScanResult:
         series = self.job.scan.series
         if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
             content["dicom"] = [file.name for file in self._write_dicom(series, masks, told)]
+        if self.outputs.measures:
+            self._write_measures(masks)
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -226,6 +229,20 @@ class ScanResult:
             write_structure_set(files[-1], series, named, classes=classes, texts=texts, tree=default_tree())
         self._written.extend(files)
         return files
+
+    def _write_measures(self, masks: Sequence[BoxedMask | None]) -> None:
+        """A row for each mask that has voxels."""
+        image, rows = self.scan.image, []
+        for match, mask in zip(self.matches, masks, strict=True):
+            found = None if mask is None else measure(mask, image.grid, image.array, self.job.modality)
+            if found is not None:
+                numbers = {name: None if v is None else round(v, 4) for name, v in asdict(found).items()}
+                rows.append({"prompt": match.prompt, "class": match.class_name, **numbers})
+        file = self.output / self.job.name / MEASURES
+        if self.outputs.combine:
+            file = self.output / f"{self.job.name}_{MEASURES}"
+        columns = ("prompt", "class", *(f.name for f in fields(Measures)))
+        write_table(self._place(file), columns, rows)
 
     def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
         """A picture beside the masks. What goes wrong with it is told; the masks are kept."""

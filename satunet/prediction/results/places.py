@@ -18,6 +18,7 @@ SUMMARY = "prediction_summary.json"
 LOG = "predict.log"
 PROBABILITY = "_probability"
 INSTANCES = "_instances"
+MEASURES = "measures.csv"
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
@@ -60,7 +61,7 @@ class Protected:
             raise UserError(f"{job.scan.path}: {job.name!r} is no name for results; allowed is one part of a path")
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
-            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
+            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png", f"_{MEASURES}"):
                 self.check(output / f"{job.name}{ending}")
             if job.scan.series is None and job.scan.path.resolve().parent == output.resolve():
                 raise UserError(
@@ -78,7 +79,7 @@ class Protected:
             for tail in ("", PROBABILITY, INSTANCES)
         }
         for file in folder.iterdir():
-            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
+            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png", ".csv"):
                 self.check(file)
 
 
