@@ -26,7 +26,7 @@ check: .venv/.ready ## lint, format, types, layers
 bench: .venv/.ready ## speed and memory beside peers
 	bash scripts/bench $(ARGS)
 
-drill: .venv/.ready ## many faults made on purpose: images that are damaged, and so on
+drill: .venv/.ready ## many faults made on purpose: damaged files, kills, disks that fail
 	bash scripts/drill $(ARGS)
 
 clean: ## remove all that the other targets made

@@ -39,6 +39,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "pytest>=8",
+    "schemathesis>=4",
     "surface-distance>=0.1",
 ]
 DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]

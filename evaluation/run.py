@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from satunet.evaluation.benchmark.results import BenchmarkTables
 from satunet.evaluation.benchmark.run import Contest, Standing, run_contest
-from satunet.evaluation.report.page import write_report
+from satunet.evaluation.report.document import write_report
 from satunet.evaluation.report.pictures import ReportCase, cases_to_show, draw_cases
 from satunet.evaluation.report.tables import print_table
 from satunet.jobs.progress import JobSummary

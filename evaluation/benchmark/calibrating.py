@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.confidence.calibration import Calibration, Outcome, Seen, Worth
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.datasets.raw import Case, Dataset
 from satunet.geometry import Grid
 from satunet.images.image import Image, read_image, read_label_map

@@ -120,9 +120,9 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
 
 def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
-    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_nnunet())
     file = plan.unified_folder.plan
-    plan.save(file)
+    plan.save(file)  # first: a fingerprint without a plan beside it is that of a raw dataset
+    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_nnunet())
     return file
 
 

@@ -12,10 +12,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Protocol, TypeAlias, get_args, runtime_checkable
 
-from satunet.errors import EnvironmentProblemError, ScanError, Terminated, UserError
+from satunet.errors import SatunetError, ScanError, Terminated
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +125,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     setup_logging(verbose=command.verbose)
     try:
         return command.run()
-    except (UserError, EnvironmentProblemError) as error:
-        logger.error("%s", error)
-        logger.debug("where it came from", exc_info=True)
-        return 2
     except ScanError as error:
         logger.error("%s", error)
         return 1
+    except SatunetError as error:
+        logger.error("%s", error)
+        logger.debug("where it came from", exc_info=True)
+        return 2
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`). Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,7 +139,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or error.errno not in _CAUSED_BY_FOLDERS:
             raise
-        logger.error("%s: %s", error.filename, os.strerror(error.errno).lower())
+        logger.error("%s: %s", os.fsdecode(error.filename), os.strerror(error.errno).lower())
         logger.debug("where it came from", exc_info=True)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -178,7 +179,13 @@ def _end_by_sigterm() -> None:
     _let_sigterm()
 
 
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """A library's thread that ends (TensorBoard's, on a full disk) is told of; whoever waits for it raises the error."""
+    logger.debug("a thread ended", exc_info=ended.exc_value)
+
+
 def main() -> None:
     """Entry point of the ``satunet`` command."""
     handle_sigterm()
+    threading.excepthook = _tell_of_thread
     sys.exit(run())

@@ -68,7 +68,7 @@ class Prompts:
     def _listed(self) -> tuple[str, ...]:
         if self.prompt_file is None:
             return ()
-        from satunet.prediction.inputs import read_prompts
+        from satunet.prediction.door.inputs import read_prompts
 
         return read_prompts(self.prompt_file)
 

@@ -40,6 +40,11 @@ class Server:
         self._requests = Requests(address, token, timeout_seconds)
         self._busy_seconds = busy_seconds
 
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self._requests.address
+
     def model(self) -> dict[str, Any]:
         """Name, modalities and classes of the server's model.
 

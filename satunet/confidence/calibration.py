@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.confidence.evidence import Evidence, Triple
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.errors import ModelError, UserError
 from satunet.jobs.records import load_record, save_record
 

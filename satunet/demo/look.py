@@ -21,9 +21,9 @@ from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary
 from satunet.labels import LabelSpace
 from satunet.plan import UnifiedPlan
-from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.folder import predict_jobs
-from satunet.prediction.inputs import Scan
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import manifest_file

@@ -7,8 +7,8 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 import filelock
 
 from satunet.errors import DiskFullError, SatunetError, UserError
-from satunet.jobs.names import safe_name
+from satunet.jobs.file_names import safe_name
+from satunet.jobs.leftovers import START, temporary_beside
 
 _LITTLE = 1 << 20
 """Bytes that are left where a disk is as good as full."""
@@ -29,30 +30,72 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
     The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it,
     and starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the
-    temporary file is removed and ``final`` is left as it was. The folder is made if needed.
+    temporary file is removed and ``final`` is left as it was. The folder is made if needed. What a killed process left
+    there is removed (:mod:`satunet.jobs.leftovers`).
 
     Raises:
         DiskFullError: There is no space left.
     """
     final = Path(final)
+    with _told_of(final), _atomic_path(final) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _told_of(final: Path) -> Iterator[None]:
+    """Errors of the disk while something is written are of the file that people know, whatever library found them."""
     try:
-        with _atomic_path(final) as temporary:
-            yield temporary
+        yield
     except Exception as error:
-        if not isinstance(error, SatunetError) and _disk_is_full(error, final.parent):
+        if isinstance(error, SatunetError):
+            raise
+        cause = cause_of(error)
+        if _disk_is_full(cause, final.parent):
             raise DiskFullError(
                 f"{final}: no space left on the disk. What is done is kept; make room and start the same job again"
             ) from error
+        if isinstance(cause, OSError) and (cause is not error or _is_temporary(cause.filename)):
+            raise OSError(cause.errno, os.strerror(cause.errno or 0), str(final)) from error
         raise
+
+
+_OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error of the operating system that another one tells of or comes from; the error itself if there is none.
+
+    Rust says it at the end of a text (``os error 28``), torch raises another error while it handles it.
+    """
+    earlier: BaseException | None = error
+    while earlier is not None:
+        if isinstance(earlier, OSError) and (earlier is error or earlier.errno in _OF_DISKS):
+            return earlier
+        if told := re.search(r"\(os error (\d+)\)", str(earlier)):
+            return OSError(int(told[1]), os.strerror(int(told[1])))
+        earlier = earlier.__cause__ or earlier.__context__
+    return error
+
+
+def _is_temporary(name: object) -> bool:
+    return name is None or any(part.startswith(START) for part in Path(os.fsdecode(name)).parts)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder inside another one, removed at the end; what a killed process left is removed as well."""
+    folder = temporary_beside(parent / "scratch")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _atomic_path(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
-    temporary.unlink()  # some writers (blosc2) refuse to write to a file that exists
+    temporary = temporary_beside(final)  # not made here: some writers (blosc2) refuse to write to a file that exists
     try:
         yield temporary
         if temporary.is_file():
@@ -78,13 +121,20 @@ def flush_to_disk(paths: Iterable[Path]) -> None:
         _flush(place)
 
 
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EISDIR}
+"""What file systems say that flush nothing or no folders, and Windows of every folder."""
+
+
 def _flush(path: Path) -> None:
-    with contextlib.suppress(OSError):
+    try:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:  # a disk that could not keep what it was given
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
 def make_readable(folder: Path) -> None:
@@ -117,19 +167,21 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
     Raises:
         UserError: ``final`` exists already (an empty folder does not count).
+        DiskFullError: There is no space left.
     """
     final = Path(final)
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise UserError(f"{final}: is there already; remove it, or name another folder")
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", suffix=f"-{final.name}", dir=final.parent))
-    temporary.chmod(_usual_rights(0o777))
+    temporary = temporary_beside(final)
+    temporary.mkdir()
     try:
-        yield temporary
-        make_readable(temporary)
-        if final.is_dir():
-            final.rmdir()
-        temporary.replace(final)
+        with _told_of(final):
+            yield temporary
+            make_readable(temporary)
+            if final.is_dir():
+                final.rmdir()
+            temporary.replace(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -199,7 +251,7 @@ def read_json(path: Path) -> Any:
 
 
 def mask_file_name(name: str) -> str:
-    """File name, without ending, of a prompt's mask; see :mod:`satunet.jobs.names`."""
+    """File name, without ending, of a prompt's mask; see :mod:`satunet.jobs.file_names`."""
     return safe_name(name)
 
 

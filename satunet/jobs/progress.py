@@ -42,9 +42,21 @@ def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> Non
     root.addHandler(terminal)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        to_file = _LogFile(log_file, encoding="utf-8")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         root.addHandler(to_file)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written (a full disk) is told of once; the job goes on and fails by its results, if at all."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Instead of a traceback for every record."""
+        if not self._told:
+            self._told = True
+            sys.stderr.write(f"{self.baseFilename}: the log cannot be written ({sys.exc_info()[1]})\n")
 
 
 def _terminal_handler() -> logging.Handler:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from satunet.datasets.catalogue import Catalogue, load_catalogue
 from satunet.datasets.raw import MODALITIES, Dataset
 from satunet.errors import UserError
+from satunet.jobs.files import scratch_folder
 from satunet.labels import LabelSpace, build_label_space, text_variants
 from satunet.models.checkpoints import empty_network, load_checkpoint, load_weights
 from satunet.models.folder import ModelCard
@@ -81,8 +81,8 @@ def import_sat(
     load_weights(empty_network(config), weights, source=checkpoint)
     text_state = state_dict_of(load_checkpoint(text_encoder), source=text_encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as temporary:
-        folder = Path(temporary) / "text_encoder"
+    with scratch_folder(output.parent) as temporary:
+        folder = temporary / "text_encoder"
         published = save_sat_encoder(
             text_state, folder, source=text_encoder, architecture=text_architecture, architecture_name=architecture_name
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.geometry import Grid
 from satunet.labels import LabelSpace
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 _TOUCHING = re.compile(r"\b(vertebrae|teeth|tooth|intervertebral discs?|metacarpals?|metatarsals?|phalan\w+)\b")
 _APART = re.compile(

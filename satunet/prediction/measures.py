@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from satunet.geometry import Grid
 from satunet.images.hounsfield import hounsfield_offset
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 HU_CLASSES = {"air": (-math.inf, -200.0), "fat": (-200.0, -30.0), "soft": (-30.0, 150.0), "dense": (150.0, math.inf)}
 """Share of the mask → HU from (inclusive) and to: air and lung, fat, soft tissue and fluid, bone and contrast medium."""

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.compute.choices import Engine, Precision
 from satunet.errors import UserError
-from satunet.prediction.postprocess import Postprocessing
+from satunet.prediction.masks.postprocess import Postprocessing
 
 Modality = Literal["ct", "mri", "us", "pet", "other"]
 FAST_OVERLAP = 0.2

@@ -3,7 +3,7 @@ the file's grid inside its own box.
 
 A predictor has one model or several. Models that see a scan the same way (folds of a training) share its preprocessing
 and its windows, and the engine averages their probabilities; those of other models are averaged in the scan's own grid
-(:mod:`satunet.prediction.mean`).
+(:mod:`satunet.prediction.masks.mean`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
-from satunet.prediction.door import Vocabulary
-from satunet.prediction.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
-from satunet.prediction.judging import judge
-from satunet.prediction.masks import BoxedMask
-from satunet.prediction.mean import Values, ValuesInFile, larger
-from satunet.prediction.modality import modality_of
+from satunet.prediction.door.jobs import Vocabulary
+from satunet.prediction.door.modality import modality_of
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
+from satunet.prediction.masks.judging import judge
+from satunet.prediction.masks.mean import Values, ValuesInFile, larger
+from satunet.prediction.masks.plausibility import Anatomy
+from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.plausibility import Anatomy
-from satunet.prediction.postprocess import Postprocessing
 from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
@@ -126,7 +126,7 @@ class Predictor:
         return other
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; see :meth:`satunet.prediction.door.Vocabulary.match`."""
+        """What prompts mean to the model; see :meth:`satunet.prediction.door.jobs.Vocabulary.match`."""
         return self.vocabulary.match(prompts)
 
     def predict(

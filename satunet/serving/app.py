@@ -32,6 +32,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from satunet import __version__
 from satunet.errors import ScanError, UserError
@@ -161,6 +162,13 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
 
     for kind, code in codes.items():
         app.add_exception_handler(kind, handler(code))
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(
+            status_code=400
+        )  # a client that breaks off an upload is no fault of the server, and hears nothing
+
+    app.add_exception_handler(ClientDisconnect, gone)
 
 
 def _add_scans(app: FastAPI, desk: Desk) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from satunet.jobs.fresh import FileState
 from satunet.network.model import ImageFeatures
-from satunet.prediction.found import PreparedScan
-from satunet.prediction.inputs import Scan
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.masks.found import PreparedScan
 
 Value = TypeVar("Value")
 

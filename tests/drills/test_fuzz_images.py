@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.drills import fuzz_images
+from tests.drills import children, fuzz_images
 from tests.drills.fuzz_images import drill
 from tests.drills.record import record
 
@@ -44,7 +44,7 @@ for n in range(first, end):
     print(json.dumps({"n": n, "kind": "k", "way": "w", "outcome": "same", "told": "", "seconds": 0}), flush=True)
 """
     monkeypatch.setattr(fuzz_images, "CHILD", [sys.executable, "-c", child])
-    monkeypatch.setattr(fuzz_images, "SECONDS", 1.0)
+    monkeypatch.setattr(children, "SECONDS", 1.0)
     figures = drill(6)
     assert figures.counts == {("k", "same"): 4, ("k", "crash"): 1, ("k", "hang"): 1}
     assert set(figures.bad) == {2, 4}

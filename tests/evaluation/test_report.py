@@ -14,8 +14,8 @@ import pytest
 from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.results import BenchmarkTables, Cost
 from satunet.evaluation.report.charts import bland_altman
+from satunet.evaluation.report.document import report_html, report_markdown, write_report
 from satunet.evaluation.report.overlays import PANEL, Overlay, class_index_map, draw_overlay
-from satunet.evaluation.report.page import report_html, report_markdown, write_report
 from satunet.evaluation.report.pictures import ReportCase, draw_cases
 from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.evaluation.scoring.scores import Evaluation, Row

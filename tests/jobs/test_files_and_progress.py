@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from satunet.errors import MissingFileError, ScanError
-from satunet.jobs.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json
+from satunet.errors import DiskFullError, MissingFileError, ScanError
+from satunet.jobs import leftovers
+from satunet.jobs.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json, write_text
 from satunet.jobs.progress import JobSummary, prints_to_log, run_parallel
 
 
@@ -115,3 +119,66 @@ def test_the_summary_counts_and_sets_the_exit_code(tmp_path: Path) -> None:
     content = read_json(tmp_path / "s.json")
     assert content["done"] == ["a"]
     assert content["failed"] == {"c": "c.nii: no such file"}
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    """A process that is killed while it writes, one that still runs, and a name that tells nothing."""
+    script = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom satunet.jobs.files import atomic_folder, atomic_path\n"
+        "folder = Path(sys.argv[1])\n"
+        "with atomic_path(folder / 'a.json') as file, atomic_folder(folder / 'b') as inside:\n"
+        "    file.write_text('half')\n    (inside / 'c').write_text('half')\n    print('there', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    writing = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) for _ in range(2)]
+    for process in writing:
+        assert process.stdout is not None and process.stdout.readline() == b"there\n"
+    (tmp_path / ".tmp-of_somebody").write_text("")
+    assert len(list(tmp_path.glob(".tmp-*"))) == 5
+    writing[0].kill()
+    writing[0].wait()
+    with atomic_path(tmp_path / "d.json") as file:
+        file.write_text("{}")
+    left = {path.name for path in tmp_path.glob(".tmp-*")}
+    assert len(left) == 3 and ".tmp-of_somebody" in left  # of the one that runs: a file and a folder
+    assert all(f"-{leftovers._digits(writing[1].pid)}-" in name for name in left - {".tmp-of_somebody"})
+    writing[1].kill()
+    writing[1].wait()
+
+
+def test_what_a_disk_says_is_told_of_the_file_that_people_know(tmp_path: Path) -> None:
+    def write(error: BaseException) -> None:
+        with atomic_path(tmp_path / "a.json"):
+            raise error
+
+    with pytest.raises(OSError, match=r"Input/output error: '.*/a\.json'"):
+        write(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(DiskFullError, match=r"a\.json"):
+        write(RuntimeError("I/O error: No space left on device (os error 28)"))
+    torch_like = RuntimeError("unexpected pos 9021952 vs 9021840")
+    torch_like.__context__ = OSError(errno.EROFS, "Read-only file system")
+    with pytest.raises(OSError, match=r"Read-only file system: '.*/a\.json'"):
+        write(torch_like)
+    unrelated = ValueError("a bug")
+    unrelated.__context__ = FileNotFoundError(errno.ENOENT, "no", "x")
+    with pytest.raises(ValueError, match="a bug"):
+        write(unrelated)
+
+
+def test_a_disk_that_cannot_flush_is_an_error_and_one_that_never_does_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        def fsync(handle: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    refuse(errno.EINVAL)
+    write_text(tmp_path / "a", "text")
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "b", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -15,7 +15,7 @@ from satunet.geometry import Grid
 from satunet.jobs.files import read_json
 from satunet.prediction import Outputs, Predictor
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.measures import measure
 from tests.prediction.conftest import make_model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +68,28 @@ def test_monai_labels_own_client(address: str, scan: Path, tmp_path: Path) -> No
         client.get_session(session)
     with pytest.raises(module.client.MONAILabelClientException, match="422"):
         client.infer("segment_by_text", "patient 7", {})
+
+
+def test_an_upload_that_breaks_off_is_no_fault_of_the_server(
+    scan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(Predictor(make_model(), device="cpu"), tmp_path / "desk") as address:
+        port = int(address.rsplit(":", 1)[1])
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port)) as line:
+                content = scan.read_bytes()
+                line.sendall(
+                    f"POST /scans?filename=x.nii.gz HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+                )
+                line.sendall(content[: len(content) // 2])
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "desk").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        while list(tmp_path.glob("desk/*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (tmp_path / "desk").is_dir() and not list(tmp_path.glob("desk/*"))
+        assert httpx.get(f"{address}/health").json()["status"] == "ok"
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
 @pytest.mark.slow

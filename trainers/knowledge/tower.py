@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from satunet.compute.devices import Precision, autocast_for
 from satunet.errors import ModelError
 from satunet.jobs.files import make_readable, write_json
+from satunet.jobs.leftovers import temporary_beside
 from satunet.text.encoder import TextEncoder
 from satunet.text.quantized import QuantizedEncoder
 from satunet.text.transformer import TransformerEncoder, embed, quiet_transformers
@@ -106,8 +107,7 @@ class TextTower(nn.Module):
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
         """Write the folder beside its place, and move it there whole; an older one there is replaced."""
-        temporary = folder.with_name(f".tmp-{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = temporary_beside(folder)
         temporary.mkdir(parents=True)
         with quiet_transformers():
             self.model.save_pretrained(temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from satunet.confidence.statistics import CaseClasses, ClassStatistics
+from satunet.confidence.expected import CaseClasses, ClassStatistics
 from satunet.datasets.raw import Dataset
 from satunet.labels import LabelSpace
 from satunet.trainers.synthetic.mixture import Group

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from satunet.errors import ModelError, SatunetError
-from satunet.jobs.files import atomic_path, write_json
+from satunet.errors import EnvironmentProblemError, ModelError
+from satunet.jobs.files import atomic_path, cause_of, write_json
 from satunet.jobs.records import save_record, to_plain
 from satunet.models.checkpoints import load_weights, network_weights
 from satunet.models.results import CONFIG_FILE, SPLIT_FILE, trained_scans
@@ -178,19 +178,20 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> 
         Whether it was written.
 
     Raises:
-        SatunetError: It was required and cannot be written (a full disk, as a rule).
+        EnvironmentProblemError: It was required and cannot be written (a full disk, as a rule).
     """
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns what the disk says into a RuntimeError
+        told = cause_of(error)
+        reason = str(told).strip().splitlines()[0] if str(told).strip() else type(told).__name__
         kept = "the checkpoint of that name from before is untouched" if path.is_file() else "there is none from before"
         message = f"{path} cannot be written ({reason}); {kept}"
         if required:
-            raise SatunetError(f"{message}; make room and go on with --c") from error
+            raise EnvironmentProblemError(f"{message}; mend that and go on with --c") from error
         logger.error("%s; the training goes on, and the next checkpoint tries again", message)
         return False
     return True

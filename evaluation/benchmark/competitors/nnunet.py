@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 
 from satunet.compute.devices import autocast_for, pick_device
 from satunet.errors import ModelError, SatunetError
+from satunet.jobs.files import scratch_folder
 from satunet.jobs.progress import prints_to_log
+from satunet.models.checkpoints import load_checkpoint
 from satunet.trainers.specialist.trainer import register, specialist_folder
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ def predict_specialist(
         ModelError: It is not trained, or not one case could be predicted.
     """
     folder = model or specialist_folder(dataset_name)
-    if not (folder / f"fold_{fold}" / "checkpoint_final.pth").is_file():
+    checkpoint = folder / f"fold_{fold}" / "checkpoint_final.pth"
+    if not checkpoint.is_file():
         raise ModelError(f"{folder}: no finished training of fold {fold}; train it with 'satunet train --specialist'")
+    load_checkpoint(checkpoint)  # nnunetv2 unpickles it: one that holds more than data is refused before
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     register()
@@ -78,7 +81,7 @@ def predict_specialist(
 
 def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
     """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of one."""
-    for left_over in output.glob(".tmp-*"):
+    for left_over in output.glob(".tmp-*"):  # there is one writer
         shutil.rmtree(left_over, ignore_errors=True)
     ending = str(predictor.dataset_json["file_ending"])
     failures: dict[str, str] = {}
@@ -86,15 +89,15 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
         if (output / f"{case}{ending}").is_file():
             continue
         try:
-            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output) as temporary:
+            with scratch_folder(output) as temporary:
                 predictor.predict_from_files_sequential(
                     [[str(p) for p in images]],
-                    [str(Path(temporary) / case)],
+                    [str(temporary / case)],
                     save_probabilities=False,
                     overwrite=True,
                 )
                 for name in ("dataset.json", "plans.json", f"{case}{ending}"):
-                    (Path(temporary) / name).replace(output / name)
+                    (temporary / name).replace(output / name)
         except Exception as error:  # nnunetv2 and its readers raise what they like
             failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
     return failures

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import SatunetError
+from satunet.jobs.file_names import table_cell
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.records import from_plain
-from satunet.prediction.door import ScanJob
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
 
@@ -121,11 +122,7 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Cells that no spreadsheet takes for a formula."""
     return {
-        key: "; ".join(value)
-        if key == "doubts"
-        else f"'{value}"
-        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        else value
+        key: "; ".join(value) if key == "doubts" else table_cell(value) if isinstance(value, str) else value
         for key, value in entry.items()
     }
 

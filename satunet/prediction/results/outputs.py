@@ -24,11 +24,11 @@ from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
 from satunet.labels import LabelSpace
-from satunet.prediction.door import ScanJob
-from satunet.prediction.found import Found, PreparedScan, PromptMask
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
-from satunet.prediction.masks import BoxedMask
-from satunet.prediction.mean import ValuesInFile
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
+from satunet.prediction.masks.mean import ValuesInFile
 from satunet.prediction.measures import Measures, measure
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign, write_table

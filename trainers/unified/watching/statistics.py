@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections import defaultdict
@@ -21,6 +22,8 @@ import torch
 from satunet.compute import distributed
 from satunet.datasets.raw import split_scan_id
 from satunet.jobs.files import write_text
+
+logger = logging.getLogger(__name__)
 
 PHASES = ("data", "forward", "backward", "optimizer")
 """Parts of a step: waiting for the batch; network and loss; gradients; clipping and update."""
@@ -167,40 +170,63 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: Path, steps_per_epoch: int, first_step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+        self.folder = folder
+        self.writer: Any = None
         self.steps_per_epoch = steps_per_epoch
+        with self._not_worth_a_run():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def _not_worth_a_run(self) -> Iterator[None]:
+        """A disk that takes no curves ends the curves, not the training."""
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            logger.warning("%s: no more curves are written (%s)", self.folder, error.strerror or error)
+
+    def _scalar(self, key: str, value: float, step: int) -> None:
+        with self._not_worth_a_run():
+            if self.writer is not None:
+                self.writer.add_scalar(key, value, step)
 
     def update_config(self, config: dict[str, Any]) -> None:
         """Show a configuration as text."""
         for key, value in config.items():
             text = json.dumps(value, indent=1, default=str)
-            self.writer.add_text(key, f"```\n{text[:20_000]}\n```")  # type: ignore[no-untyped-call]
+            with self._not_worth_a_run():
+                if self.writer is not None:
+                    self.writer.add_text(key, f"```\n{text[:20_000]}\n```")
 
     def log(self, key: str, value: Any, step: int) -> None:
         """A value of an epoch; texts and what is no number are left out."""
         if isinstance(value, (int, float)) and value == value:
-            self.writer.add_scalar(key, value, (step + 1) * self.steps_per_epoch)  # type: ignore[no-untyped-call]
+            self._scalar(key, value, (step + 1) * self.steps_per_epoch)
 
     def log_step(self, values: Mapping[str, float], step: int) -> None:
         """Values of a single training step."""
         for key, value in values.items():
-            self.writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+            self._scalar(key, value, step)
 
     def log_figure(self, key: str, figure: Any, epoch: int) -> None:
         """A picture."""
-        self.writer.add_figure(key, figure, (epoch + 1) * self.steps_per_epoch)  # type: ignore[no-untyped-call]
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        with self._not_worth_a_run():
+            if self.writer is not None:
+                self.writer.add_figure(key, figure, (epoch + 1) * self.steps_per_epoch)
+                self.writer.flush()
 
     def log_summary(self, key: str, value: Any) -> None:
         """A value of the whole run."""
         if isinstance(value, (int, float)) and value == value:
-            self.writer.add_scalar(key, value, 0)  # type: ignore[no-untyped-call]
+            self._scalar(key, value, 0)
 
     def close(self) -> None:
         """Write what is left."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        with self._not_worth_a_run():
+            if self.writer is not None:
+                self.writer.close()
 
 
 class ProgressFile:

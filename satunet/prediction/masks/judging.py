@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from satunet.confidence.calibration import Calibration, Seen, Worth
 from satunet.geometry import Grid
-from satunet.prediction.found import PromptMask, Weighed
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import PromptMask, Weighed
+from satunet.prediction.masks.plausibility import Anatomy, Structure, doubts, repaired
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.plausibility import Anatomy, Structure, doubts, repaired
 from satunet.prompts.matching import PromptMatch
 
 

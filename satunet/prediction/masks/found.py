@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from satunet.confidence.calibration import Worth
 from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
-from satunet.prediction.masks import BoxedMask, restore_values
-from satunet.prediction.mean import ValuesInFile
+from satunet.prediction.masks.boxed import BoxedMask, restore_values
+from satunet.prediction.masks.mean import ValuesInFile
 from satunet.preprocessing.transform import ScanGeometry
 from satunet.prompts.matching import PromptMatch
 from satunet.windows.engine import Probability
