@@ -83,8 +83,8 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
             if entry.get("instances"):
                 row["where"] = f"{row['where']}; {len(entry['instances'])} of them"
             if entry.get("doubts"):
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}"
-                row["where"] += " (repaired)" if entry.get("repaired") else ""
+                repaired = " (repaired)" if entry.get("repaired") else ""
+                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
             rows.append(row)
     return rows
 

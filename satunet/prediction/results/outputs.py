@@ -207,7 +207,7 @@ class ScanResult:
         return self.wholes.get(self._class_of(label), frozenset())
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None], told: Sequence[str]) -> list[Path]:
-        from satunet.knowledge.make import default_tree
+        from satunet.knowledge.file import default_tree
         from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
         found = [(m, mask, text) for m, mask, text in zip(self.matches, masks, told, strict=True) if mask is not None]
