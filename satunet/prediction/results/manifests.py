@@ -81,7 +81,8 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
             if entry.get("instances"):
-                row["where"] = f"{row['where']}; {len(entry['instances'])} of them"
+                count = len(entry["instances"])
+                row["where"] = f"{row['where']}; {count} instance{'s' if count != 1 else ''}"
             if entry.get("doubts"):
                 repaired = " (repaired)" if entry.get("repaired") else ""
                 row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
