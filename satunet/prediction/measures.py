@@ -1,4 +1,8 @@
-"""Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by their HU."""
+"""Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by their HU.
+
+Volume, surface, axes, mean and deviation are defined as the Image Biomarker Standardisation Initiative does it
+(arXiv 1612.07003), so that they are those of radiomics software and have codes in DICOM.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,15 @@ class Measures:
     """Of a mask that has voxels.
 
     Attributes:
-        volume_ml: Voxels times their volume.
-        surface_cm2: Area of the surface through the middle between voxels inside and outside (marching cubes of
-            the voxels, as IBSI has it: steps make that of a smooth body up to a tenth larger).
-        longest_mm: Longest axis of the ellipsoid with the same second moments.
-        middle_mm: Its middle axis.
-        shortest_mm: Its shortest axis.
+        volume_ml: Voxels times their volume (IBSI YEKZ).
+        surface_cm2: Area of the surface through the middle between voxels inside and outside, by marching cubes
+            (IBSI C0JK): steps make that of a smooth body up to a tenth larger.
+        major_axis_mm: Four standard deviations of the voxels' centres along their first principal axis (IBSI TDIC). A solid
+            ellipsoid is 1.118 (half the root of 5) times as long.
+        minor_axis_mm: The same along the second (IBSI P9VJ).
+        least_axis_mm: The same along the third (IBSI 7J51).
         mean: Mean intensity, on CT in HU.
-        deviation: Standard deviation of the intensity.
+        deviation: Standard deviation of the intensity, of all of the mask's voxels.
         air: Share of voxels below -200 HU; this and what follows ``None`` where the scan is no CT.
         fat: Share from -200 to -30 HU.
         soft: Share from -30 to 150 HU.
@@ -38,9 +43,9 @@ class Measures:
 
     volume_ml: float
     surface_cm2: float
-    longest_mm: float
-    middle_mm: float
-    shortest_mm: float
+    major_axis_mm: float
+    minor_axis_mm: float
+    least_axis_mm: float
     mean: float
     deviation: float
     air: float | None = None
@@ -66,13 +71,13 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | No
     if modality == "ct":
         values -= hounsfield_offset(image)
         shares = {name: float(((values >= low) & (values < high)).mean()) for name, (low, high) in HU_CLASSES.items()}
-    longest, middle, shortest = _axes_mm(inside, grid)
+    major, minor, least = _axes_mm(inside, grid)
     return Measures(
         volume_ml=int(inside.sum()) * grid.voxel_ml,
         surface_cm2=_surface_mm2(inside, grid) / 100,
-        longest_mm=longest,
-        middle_mm=middle,
-        shortest_mm=shortest,
+        major_axis_mm=major,
+        minor_axis_mm=minor,
+        least_axis_mm=least,
         mean=float(values.mean()),
         deviation=float(values.std()),
         **shares,
@@ -80,12 +85,12 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | No
 
 
 def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float]:
-    """Axes of the solid ellipsoid whose second moments are those of the voxels, each a small box of its own."""
     places = np.argwhere(inside) @ grid.affine[:3, :3].T
-    covariance = np.cov(places.T, bias=True).reshape(3, 3)
-    covariance += grid.affine[:3, :3] @ grid.affine[:3, :3].T / 12  # of a voxel around its centre
-    shortest, middle, longest = 2 * np.sqrt(5 * np.linalg.eigvalsh(covariance))
-    return float(longest), float(middle), float(shortest)
+    if len(places) < 2:
+        return 0.0, 0.0, 0.0
+    variances = np.linalg.eigvalsh(np.cov(places.T))  # of a sample, as the published values are
+    least, minor, major = 4 * np.sqrt(variances.clip(0))
+    return float(major), float(minor), float(least)
 
 
 def _surface_mm2(inside: NDArray[np.bool_], grid: Grid) -> float:

@@ -1,4 +1,4 @@
-"""Measures against bodies whose values are known, and against SimpleITK's label statistics."""
+"""Measures against bodies whose values are known, the IBSI's digital phantom, and SimpleITK's label statistics."""
 
 from __future__ import annotations
 
@@ -37,13 +37,39 @@ def test_an_ellipsoid() -> None:
     found = measure(boxed(ellipsoid((30, 60, 50))), GRID, np.ones(GRID.shape, np.float32), "mri")
     assert found is not None
     assert found.volume_ml == pytest.approx(math.pi / 6 * 30 * 60 * 50 / 1000, rel=0.01)
-    assert (found.longest_mm, found.middle_mm, found.shortest_mm) == pytest.approx((60, 50, 30), rel=0.01)
+    axes = np.array([found.major_axis_mm, found.minor_axis_mm, found.least_axis_mm])
+    assert axes * math.sqrt(5) / 2 == pytest.approx((60, 50, 30), rel=0.01)
     p = 1.6075  # Knud Thomsen's formula, right within 1.1 %
     a, b, c = 15, 30, 25
     surface = 4 * math.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p) / 100
     assert found.surface_cm2 == pytest.approx(surface, rel=0.12)  # a surface of steps is larger
     assert found.surface_cm2 > 0.98 * surface
     assert found.air is None
+
+
+def test_the_digital_phantom_has_its_published_values() -> None:
+    """Image Biomarker Standardisation Initiative, reference manual (arXiv 1612.07003), 5.1 and chapter 3."""
+    planes = (
+        "14411 14611 41641 44641",
+        "14411 11611 x1311 44611",
+        "144xx 11111 11x11 11611",
+        "144xx 11111 11111 11611",
+    )
+    rows = [[list(row) for row in plane.split()] for plane in planes]
+    values = np.array(rows).transpose(2, 1, 0)  # x, y, z
+    mask = values != "x"
+    found = measure(
+        boxed(mask),
+        Grid(shape=mask.shape, affine=np.diag([2.0, 2.0, 2.0, 1.0])),
+        np.where(mask, values, "0").astype(np.int16),
+        "mri",
+    )
+    assert found is not None
+    assert found.volume_ml == pytest.approx(0.592)
+    assert found.surface_cm2 == pytest.approx(3.88, abs=0.005)
+    axes = (found.major_axis_mm, found.minor_axis_mm, found.least_axis_mm)
+    assert axes == pytest.approx((11.4, 9.31, 8.54), abs=0.05)
+    assert (found.mean, found.deviation**2) == pytest.approx((2.15, 3.05), abs=0.005)
 
 
 def test_simple_itk_says_the_same() -> None:
@@ -60,10 +86,9 @@ def test_simple_itk_says_the_same() -> None:
     statistics.Execute(voxels, labels)
     assert found.volume_ml == pytest.approx(shape.GetPhysicalSize(1) / 1000)
     moments = sorted(shape.GetPrincipalMoments(1))
-    axes = (found.shortest_mm, found.middle_mm, found.longest_mm)
-    # ITK's moments are of the voxels' centres
-    assert [(a / 2) ** 2 / 5 for a in axes] == pytest.approx(moments, rel=0.01)
+    axes = (found.least_axis_mm, found.minor_axis_mm, found.major_axis_mm)
     n = int(mask.sum())
+    assert [(a / 4) ** 2 * (n - 1) / n for a in axes] == pytest.approx(moments)
     assert found.mean == pytest.approx(statistics.GetMean(1), rel=1e-5)
     assert found.deviation == pytest.approx(statistics.GetSigma(1) * math.sqrt((n - 1) / n), rel=1e-5)
 
@@ -88,8 +113,7 @@ def test_nothing_and_a_single_voxel() -> None:
     one[3, 3, 3] = True
     found = measure(boxed(one), GRID, np.ones(GRID.shape), "mri")
     assert found is not None
-    assert found.longest_mm == pytest.approx(2 * math.sqrt(5 * 2.0**2 / 12))
-    assert found.deviation == 0
+    assert (found.major_axis_mm, found.deviation) == (0, 0)
 
 
 def test_a_row_for_each_mask(tmp_path: Path) -> None:
