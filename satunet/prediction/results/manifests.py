@@ -84,6 +84,9 @@ def _row_of(entry: Mapping[str, Any]) -> dict[str, object]:
         row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
     if entry.get("confidence") is not None:
         row["confidence"] = f"{entry['confidence']:.2f}"
+    if entry.get("instances"):
+        count = len(entry["instances"])
+        row["where"] = f"{row['where']}; {count} instance{'s' if count != 1 else ''}"
     if entry.get("doubts"):
         repaired = " (repaired)" if entry.get("repaired") else ""
         row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
@@ -98,23 +101,33 @@ def _why_nothing(entry: Mapping[str, Any]) -> str:
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
     """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, Any]] = []
     for name in names:
         with contextlib.suppress(OSError, *MALFORMED):  # a scan that failed has no rows
             content = read_json(manifest_file(output, name, combine))
-            writer.writerows(
-                [{"scan": name, "modality": content["modality"], **_plain_cells(entry)} for entry in content["prompts"]]
-            )
-    write_text(output / STATISTICS, text.getvalue())
+            rows += [{"scan": name, "modality": content["modality"], **entry} for entry in content["prompts"]]
+    write_table(output / STATISTICS, _COLUMNS, rows)
     return output / STATISTICS
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole; cells that a spreadsheet would take for a formula are quoted for it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(_plain_cells(row))
+    write_text(file, text.getvalue())
 
 
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Cells that no spreadsheet takes for a formula."""
     return {
-        key: "; ".join(value) if key == "doubts" else table_cell(value) if isinstance(value, str) else value
+        key: "; ".join(map(str, value))
+        if isinstance(value, list)
+        else table_cell(value)
+        if isinstance(value, str)
+        else value
         for key, value in entry.items()
     }
 
