@@ -118,7 +118,7 @@ class DatasetFingerprint:
                 str(i): channel.to_nnunet() for i, channel in enumerate(self.nnunet_channels or self.channels)
             },
             "median_relative_size_after_cropping": float(np.median([c.relative_size for c in self.cases])),
-            "satunet": to_plain(self),
+            "satunet": to_plain(self, sealed=True),
         }
 
     @classmethod

@@ -240,13 +240,34 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
     """
     text = json.dumps(content, indent=1, default=_to_json)
     if sealed:
-        plain = json.loads(text)  # keys are texts now, and tuples lists, as whoever reads it has them
-        text = json.dumps(plain | {DIGEST: digest_of(plain)}, indent=1)
+        text = json.dumps(seal(json.loads(text)), indent=1)  # keys are texts now, and tuples lists
     write_text(path, text + "\n")
 
 
-DIGEST = "digest"
+DIGEST = "content_sha256"
 """Key of a sealed object's digest."""
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of plain values, as JSON has them, with its digest."""
+    return {**content, DIGEST: digest_of(content)}
+
+
+def unseal(content: Any, source: Path | str) -> Any:
+    """What an object says, without its digest; anything that is not sealed as it is.
+
+    Raises:
+        ValueError: It says something else than what was written; the message names the source.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
+        return content
+    said = {key: value for key, value in content.items() if key != DIGEST}
+    if content[DIGEST] != digest_of(said):
+        raise ValueError(
+            f"{source}: damaged: its content is not what was written (its digest says so; whoever changed it on purpose "
+            f"removes the line {DIGEST!r})"
+        )
+    return said
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -263,14 +284,7 @@ def read_json(path: Path) -> Any:
         ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than what
             was written; the message names it.
     """
-    content = parse_json(Path(path).read_bytes(), path)
-    sealed = isinstance(content, dict) and isinstance(content.get(DIGEST), str)
-    if sealed and content.pop(DIGEST) != digest_of(content):
-        raise ValueError(
-            f"{path}: damaged: its content is not what was written (its digest says so; whoever changed it on purpose "
-            f"removes the line {DIGEST!r})"
-        )
-    return content
+    return unseal(parse_json(Path(path).read_bytes(), path), path)
 
 
 def parse_json(text: str | bytes, source: Path | str) -> Any:

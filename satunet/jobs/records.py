@@ -27,13 +27,14 @@ import binascii
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from satunet.errors import SatunetError, UserError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import read_json, seal, unseal, write_json
 
 if TYPE_CHECKING:  # commands that read no array start without numpy
     from numpy.typing import NDArray
@@ -43,13 +44,15 @@ Record = TypeVar("Record")
 _SHOWN = 3  # faults of one file that are told
 
 
-def to_plain(record: Any) -> dict[str, Any]:
+def to_plain(record: Any, *, sealed: bool = False) -> dict[str, Any]:
     """A record as plain values, with its version.
 
     Args:
         record: Instance of a dataclass.
+        sealed: Whether it gets a digest, for a record in a file of another format; :func:`from_plain` checks it.
     """
-    return {"version": _version(type(record))} | fields_of(record)
+    content = {"version": _version(type(record))} | fields_of(record)
+    return seal(json.loads(json.dumps(content))) if sealed else content
 
 
 def fields_of(record: Any) -> dict[str, Any]:
@@ -71,6 +74,10 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
         SatunetError: ``error``, with the source, the version and the fields that are wrong.
     """
     what = _noun(cls)
+    try:
+        content = unseal(content, source)
+    except ValueError as problem:
+        raise error(str(problem)) from problem
     if not isinstance(content, Mapping):
         raise error(f"{source}: not {what}: expected is a JSON object, got {_kind(content)}")
     fields = dict(content)

@@ -104,7 +104,11 @@ def write_model(
             trained.save(folder / TRAINED_SCANS_FILE)
         if calibration is not None:
             replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
-        apart = (WEIGHTS_FILE, CONFIDENCE_FILE)  # the one has its own hash, the other is calibrated anew later
+        apart = (
+            WEIGHTS_FILE,
+            "text_bank.safetensors",
+            CONFIDENCE_FILE,
+        )  # have hashes of their own, or are calibrated later
         others = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in apart)
         card = replace(card, files={name: content_hash(folder / name) for name in others})
         save_record(folder / MODEL_FILE, card)

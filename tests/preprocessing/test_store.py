@@ -109,7 +109,7 @@ def test_an_empty_or_missing_store_says_what_to_do(tmp_path: Path) -> None:
 def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     record, _ = write(tmp_path)
     file = scan_files(tmp_path, record.scan)[-1]
-    file.write_text(file.read_text().replace('"version": 3', '"version": 1'))
+    file.write_text(file.read_text().replace('"version": 4', '"version": 1'))
     with pytest.raises(DatasetError, match=file.name):
         ScanStore(tmp_path).record(record.scan)
 
