@@ -42,6 +42,7 @@ TEST = [
     "schemathesis>=4",
     "surface-distance>=0.1",
 ]
+MUTANTS = ["coverage>=7.6", "mutmut>=3.8,<4"]
 DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]
 
 setup(
@@ -119,6 +120,7 @@ setup(
         "server": SERVER,
         "test": [*TEST, *DICOMWEB],
         "dev": DEV,
+        "mutants": MUTANTS,
     },
     entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
 )
