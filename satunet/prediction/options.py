@@ -30,6 +30,8 @@ class Outputs:
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Write the segments of the DICOM Segmentation as binary frames, for readers that do not know label
             maps.
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, with the Segmentation that has
+            the segments they belong to (extra: dicom).
         instances: Number structures that occur several times (lesions, vertebrae, ribs, teeth) from cranial to caudal:
             in a label map beside the mask, with voxels and ml of each in the manifest.
         measures: Write a table of each scan's masks: volume, surface, axes, intensities, and on CT the shares of
@@ -42,6 +44,7 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    dicom_sr: bool = False
     instances: bool = False
     measures: bool = False
     preview: bool = False
@@ -51,6 +54,11 @@ class Outputs:
             raise UserError("probabilities can be written with one mask per prompt, not with one combined label map")
         if self.combine and self.instances:
             raise UserError("instances can be written with one mask per prompt, not with one combined label map")
+
+    @property
+    def dicom(self) -> bool:
+        """Whether DICOM objects are written for DICOM series."""
+        return self.dicom_seg or self.rtstruct or self.dicom_sr
 
 
 @dataclass(frozen=True, kw_only=True)
