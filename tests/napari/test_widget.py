@@ -1,0 +1,120 @@
+"""The plug-in in napari itself, with Qt offscreen, against a server whose answer is known."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+napari = pytest.importorskip("napari", reason="napari is not installed (pip install 'satunet[napari]')")
+pytest.importorskip("qtpy", reason="no Qt is installed (pip install PyQt6)")
+
+from satunet.geometry import Grid  # noqa: E402
+from satunet.images.image import write_volume  # noqa: E402
+from satunet.napari.widget import segment_widget  # noqa: E402
+from satunet.prediction import Predictor  # noqa: E402
+from tests.prediction.conftest import make_model  # noqa: E402
+from tests.serving.running import running  # noqa: E402
+
+SHAPE = (20, 22, 24)
+BOX = (slice(3, 9), slice(4, 16), slice(5, 17))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(Predictor(make_model(), device="cpu"), tmp_path_factory.mktemp("server") / "desk") as found:
+        yield found
+
+
+@pytest.fixture
+def viewer() -> Iterator[Any]:
+    made = napari.Viewer(show=False)
+    yield made
+    made.close()
+
+
+def volume() -> np.ndarray:
+    image = np.random.default_rng(0).normal(0, 0.01, SHAPE).astype(np.float32)
+    image[BOX] += 5
+    return image
+
+
+def asked(viewer: Any, address: str, words: str) -> Any:
+    """The layer that comes, once the button was pressed."""
+    from qtpy.QtWidgets import QApplication
+
+    widget = segment_widget()
+    viewer.window.add_dock_widget(widget, name="Segment by text")
+    widget.words.value, widget.address.value = words, address
+    before = len(viewer.layers)
+    widget()
+    end = time.monotonic() + 120
+    while not widget.call_button.enabled and time.monotonic() < end:
+        QApplication.processEvents()
+        time.sleep(0.01)
+    assert widget.call_button.enabled
+    return viewer.layers[-1] if len(viewer.layers) > before else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [False, True])
+def test_words_on_a_file_become_a_layer(viewer: Any, address: str, tmp_path: Path, turned: bool) -> None:
+    """As nibabel's readers show a file, and with the axes reversed, as ITK's do; the file says where left is."""
+    from napari.layers import Image
+
+    image = volume()
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    write_volume(tmp_path / "scan.nii.gz", image, like=Grid(shape=SHAPE, affine=affine))
+    layer = Image(image.T if turned else image, scale=(2, 1, 1))
+    layer._set_source(path=str(tmp_path / "scan.nii.gz")) if hasattr(layer, "_set_source") else _say_source(
+        layer, tmp_path
+    )
+    viewer.add_layer(layer)
+    found = asked(viewer, address, "bright, coffee cup")
+    expected = np.zeros(SHAPE, bool)
+    expected[BOX] = True
+    np.testing.assert_array_equal(found.data > 0, expected.T if turned else expected)
+    np.testing.assert_array_equal(found.scale, layer.scale)
+    assert list(found.features["structure"]) == ["", "bright"]
+    assert [p["status"] for p in found.metadata["prompts"]] == ["known", "unknown"]
+
+
+def _say_source(layer: Any, folder: Path) -> None:
+    from napari.layers._source import Source
+
+    layer._source = Source(path=str(folder / "scan.nii.gz"))
+
+
+@pytest.mark.slow
+def test_a_layer_without_a_file_is_taken_as_itk_gives_it(viewer: Any, address: str) -> None:
+    viewer.add_image(volume(), scale=(1, 1, 1))
+    found = asked(viewer, address, "bright")
+    expected = np.zeros(SHAPE, bool)
+    expected[BOX] = True
+    np.testing.assert_array_equal(found.data > 0, expected)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_told_and_the_button_comes_back(viewer: Any, address: str) -> None:
+    from napari.utils.notifications import notification_manager
+
+    viewer.add_image(np.zeros((5, 6), np.float32))
+    assert asked(viewer, address, "bright") is None
+    assert "the layer must be 3D" in notification_manager.records[-1].message
+
+
+def test_the_manifest_is_npe2s() -> None:
+    from npe2 import PluginManifest
+
+    import satunet.napari
+
+    manifest = PluginManifest.from_file(Path(satunet.napari.__file__).with_name("napari.yaml"))
+    (widget,) = manifest.contributions.widgets
+    (command,) = manifest.contributions.commands
+    assert widget.command == command.id and command.python_name == "satunet.napari.widget:segment_widget"
