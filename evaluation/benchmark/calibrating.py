@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.confidence.calibration import Calibration, Outcome, Seen, Worth
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.datasets.raw import Case, Dataset
 from satunet.geometry import Grid
 from satunet.images.image import Image, read_image, read_label_map
@@ -171,7 +171,7 @@ def _parts(
 ) -> list[Box]:
     """Boxes of a scan that leave out a structure each, as few others as that takes."""
     rng = np.random.default_rng([ord(c) for c in seed])
-    found = []
+    found: list[Box] = []
     wanted = [name for name in names if name in ids]
     for position in rng.permutation(len(wanted)):
         if len(found) == count:

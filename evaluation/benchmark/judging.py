@@ -20,7 +20,7 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space
 from satunet.models.folder import ClassScore
-from satunet.prediction.found import Prediction
+from satunet.prediction.masks.found import Prediction
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)

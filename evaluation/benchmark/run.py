@@ -55,6 +55,7 @@ class Contest:
         correction: How p-values are adjusted.
         processes: Worker processes for scoring.
         score: What scores a folder of predictions.
+        notes: What the report says besides, a sentence each.
     """
 
     unified: UnifiedSide
@@ -65,6 +66,7 @@ class Contest:
     correction: Correction = "holm"
     processes: int = 1
     score: Score = evaluate_cases
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.competitors]
@@ -121,7 +123,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
     """
     summary = JobSummary("benchmark")
     tasks = _tasks(dataset_names, contest, summary)
-    run = _Run(contest=contest, tasks=tasks, summary=summary, notes=_not_scored(summary.failures))
+    run = _Run(contest=contest, tasks=tasks, summary=summary, notes=[*contest.notes, *_not_scored(summary.failures)])
     for task in tasks:
         for competitor in contest.competitors:
             run.score(competitor, task)

@@ -59,6 +59,7 @@ class Overlay:
         legend: Class and CSS colour of the classes that are seen most.
         more: Classes that are seen but not in the legend.
         rank: What it is among the dataset's cases.
+        page: Address of a page to look around in, relative to the report; empty if there is none.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class Overlay:
     legend: tuple[tuple[str, str], ...]
     more: int
     rank: str = ""
+    page: str = ""
 
     @property
     def size(self) -> int:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from satunet.errors import MissingFileError, ScanError
 from satunet.evaluation.benchmark.tasks import Task, predicted_ids
@@ -20,13 +22,19 @@ from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.scores import Evaluation, mean_of
 from satunet.geometry import Grid
 from satunet.images.hounsfield import to_hounsfield
-from satunet.images.image import read_image, read_label_map
+from satunet.images.image import Image, read_image, read_label_map
+from satunet.jobs.file_names import safe_name
 from satunet.labels.scored import ScoredClasses
+from satunet.viewing.page import write_page
+from satunet.viewing.structures import Structure
 
 logger = logging.getLogger(__name__)
 
 ALL_PICTURES_BYTES = 6_000_000
 """About what all pictures of a report take together; base64 adds a third."""
+
+PAGE_VOXELS = 8_000_000
+"""Scans of more voxels are shown at a fraction of their resolution: a benchmark has many pages."""
 
 Folders = Mapping[str, Callable[[Task], Path]]
 """Competitor → where its predictions of a task are."""
@@ -108,20 +116,25 @@ def _report_case(
     )
 
 
-def draw_cases(cases: Sequence[ReportCase]) -> list[Overlay]:
-    """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty."""
+def draw_cases(cases: Sequence[ReportCase], pages: Path | None = None) -> list[Overlay]:
+    """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty.
+
+    Args:
+        cases: What to draw.
+        pages: Folder beside the report for pages to look around in, one per case; none are written if not given.
+    """
     pictures = sum(len(c.predictions) + 1 for c in cases)
     most_bytes = max(10_000, min(60_000, ALL_PICTURES_BYTES // max(1, pictures)))
     overlays = []
     for case in cases:
         try:
-            overlays.append(_draw(case, most_bytes))
+            overlays.append(_draw(case, most_bytes, pages))
         except (ScanError, OSError, ValueError) as error:
             logger.warning("no picture of %s, %s: %s", case.dataset, case.case, error)
     return overlays
 
 
-def _draw(case: ReportCase, most_bytes: int) -> Overlay:
+def _draw(case: ReportCase, most_bytes: int, pages: Path | None) -> Overlay:
     image = read_image(case.image)
     if case.modality == "ct":
         image = replace(image, array=to_hounsfield(image.array))
@@ -135,7 +148,7 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
         except (ScanError, OSError) as error:
             logger.info("no picture of %s, %s, by %s: %s", case.dataset, case.case, competitor, error)
             maps[competitor] = None
-    return draw_overlay(
+    overlay = draw_overlay(
         image,
         maps,
         names,
@@ -146,6 +159,28 @@ def _draw(case: ReportCase, most_bytes: int) -> Overlay:
         most_bytes=most_bytes,
         rank=case.rank,
     )
+    return overlay if pages is None else replace(overlay, page=_write_page(case, image, maps, names, pages))
+
+
+def _write_page(
+    case: ReportCase, image: Image, maps: Mapping[str, NDArray[np.uint16] | None], names: Sequence[str], pages: Path
+) -> str:
+    """A page with the scan, the reference and every prediction; its address beside the report."""
+    structures = [s for group, found in maps.items() if found is not None for s in _structures(found, names, group)]
+    file = pages / f"{safe_name(f'{case.dataset} {case.case}')}.html"
+    title = f"{case.dataset}, {case.case}" + (f" ({case.rank})" if case.rank else "")
+    write_page(file, image, structures, title=title, modality=case.modality, most_voxels=PAGE_VOXELS)
+    return f"{quote(pages.name)}/{quote(file.name)}"
+
+
+def _structures(labels: NDArray[np.uint16], names: Sequence[str], group: str) -> list[Structure]:
+    """Structures of a map of class numbers, 1 the first of the names."""
+    return [
+        Structure(name=names[number], kind=names[number], group=group, box=(box[0], box[1], box[2]),
+                  inside=labels[box] == number + 1)
+        for number, box in enumerate(find_objects(labels.astype(np.int32)))
+        if box is not None
+    ]  # fmt: skip
 
 
 def _predicted(

@@ -15,6 +15,7 @@ from typing import Any
 
 from satunet.errors import EnvironmentProblemError, UserError
 from satunet.evaluation.scoring.rules import Rules
+from satunet.jobs.file_names import table_cell, text_of_cell
 from satunet.jobs.files import atomic_path, read_json, write_json, write_text
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.records import from_plain
@@ -311,6 +312,8 @@ def _summarise(name: str, rows: Sequence[Row]) -> ClassSummary:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, str):
+        return table_cell(value)
     return repr(float(value)) if isinstance(value, float) else value
 
 
@@ -318,5 +321,5 @@ def _read_row(record: Mapping[str, str]) -> Row:
     values: dict[str, Any] = {}
     for column in _COLUMNS:
         text = record[_HEADINGS.get(column, column)]
-        values[column] = text if column in _TEXTS else float(text) if text else math.nan
+        values[column] = text_of_cell(text) if column in _TEXTS else float(text) if text else math.nan
     return Row(**values)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from satunet.demo.look import FirstLook
     from satunet.images.image import Image
     from satunet.models.folder import ModelDescription
-    from satunet.prediction.door import Vocabulary
-    from satunet.prediction.inputs import Scan
+    from satunet.prediction.door.inputs import Scan
+    from satunet.prediction.door.jobs import Vocabulary
     from satunet.prediction.options import PredictOptions
 
 _ROWS_SHOWN = 60
@@ -52,8 +52,8 @@ class Try:
         from satunet.demo.packaged import ICBM152
         from satunet.jobs.progress import setup_logging
         from satunet.models.choice import ModelChoice
-        from satunet.prediction.door import Vocabulary
-        from satunet.prediction.limits import require_writable
+        from satunet.prediction.door.jobs import Vocabulary
+        from satunet.prediction.door.limits import require_writable
         from satunet.prediction.options import Outputs, PredictOptions
         from satunet.prediction.results.places import LOG
 
@@ -81,7 +81,7 @@ class Try:
 
     def _scans(self) -> list[Scan]:
         from satunet.errors import MissingFileError
-        from satunet.prediction.inputs import Scan, collect_scans
+        from satunet.prediction.door.inputs import Scan, collect_scans
 
         if self.scan is not None:
             if not self.scan.exists():
@@ -121,7 +121,7 @@ class Try:
         return looks, failed
 
     def _say(self, looks: list[FirstLook], vocabulary: Vocabulary, pages: list[Path]) -> None:
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
         from satunet.demo.look import regions_found
         from satunet.prediction.results.manifests import result_rows
 
@@ -143,7 +143,7 @@ class Try:
 
 
 def _read(scan: Scan, models: list[ModelDescription]) -> Image:
-    from satunet.prediction.limits import require_memory
+    from satunet.prediction.door.limits import require_memory
 
     require_memory(scan, [model.plan for model in models])
     return scan.read()

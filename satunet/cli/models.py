@@ -39,11 +39,11 @@ class Models:
 
     def run(self) -> int:
         """Fetch what was asked for, and print a row per model; 1 if one cannot be read."""
-        from satunet.cli.data import print_rows
         from satunet.cli.environment import quick_check
+        from satunet.cli.printing import print_rows
         from satunet.errors import ModelError
         from satunet.models.listing import list_models
-        from satunet.models.published.names import KNOWN, published_model
+        from satunet.models.published.known import KNOWN, published_model
 
         quick_check()
         asked = [published_model(name) for name in self.fetch]
@@ -52,7 +52,7 @@ class Models:
             allowed = f"{', '.join(KNOWN)} and hf:owner/name[/folder][@revision]"
             raise ModelError(f"{', '.join(unknown)}: no published model's name; allowed are {allowed}")
         for model in asked:
-            from satunet.models.published.folder import published_folder
+            from satunet.models.published.cached import published_folder
 
             if model is not None:
                 published_folder(model)

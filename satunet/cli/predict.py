@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from satunet.images.dicom.web import Archive
-    from satunet.prediction.door import ScanJob
-    from satunet.prediction.inputs import Scan
+    from satunet.prediction.door.inputs import Scan
+    from satunet.prediction.door.jobs import ScanJob
     from satunet.prediction.predictor import Predictor
 
 _ROWS_SHOWN = 40
@@ -83,12 +83,12 @@ class Predict:
 
     def _predict(self, scans: list[Scan], prediction: PredictOptions, archive: Archive | None = None) -> int:
         # A wrong call should fail before anything heavy is loaded, a wrong prompt before the weights are.
-        from satunet.prediction.door import Vocabulary, resolve
+        from satunet.prediction.door.jobs import Vocabulary, resolve
 
         vocabulary = Vocabulary.of(self.models.describe())
         if not self.dry_run:
             from satunet.jobs.progress import setup_logging
-            from satunet.prediction.limits import require_writable
+            from satunet.prediction.door.limits import require_writable
             from satunet.prediction.results.places import LOG
 
             require_writable(self.output)
@@ -131,12 +131,12 @@ class Predict:
             raise PromptError('say what to segment with one of: -p "liver" …, --prompt_file FILE, --all, --pairs FILE')
 
     def _scans(self) -> list[Scan]:
-        from satunet.prediction.inputs import collect_scans, read_pairs
+        from satunet.prediction.door.inputs import collect_scans, read_pairs
 
         return read_pairs(self.pairs) if self.pairs is not None else collect_scans(self.input)
 
     def _prompts(self) -> tuple[str, ...] | None:
-        from satunet.prediction.inputs import read_prompts
+        from satunet.prediction.door.inputs import read_prompts
 
         if self.prompt_file is not None:
             return read_prompts(self.prompt_file)
@@ -152,7 +152,7 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
     """What was found, as a table; of many scans and prompts, the first ones."""
     import sys
 
-    from satunet.cli.data import print_rows
+    from satunet.cli.printing import print_rows
     from satunet.prediction.results.manifests import result_rows
 
     rows = result_rows(output, names, combine)
@@ -164,8 +164,8 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
 
 def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
     """What would be done; 1 if a scan cannot be used."""
-    from satunet.cli.data import print_rows
-    from satunet.prediction.limits import require_memory
+    from satunet.cli.printing import print_rows
+    from satunet.prediction.door.limits import require_memory
 
     rows: list[dict[str, object]] = []
     wrong = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,11 +29,13 @@ from satunet.datasets.memory import WORKER_BYTES
 from satunet.datasets.paths import raw_dir
 from satunet.datasets.people import PATIENTS_FILE
 from satunet.datasets.raw import files_behind
-from satunet.errors import GridMismatchError, MissingFileError, UserError
+from satunet.errors import GridMismatchError, MissingFileError, SatunetError, UserError
 from satunet.geometry import Grid, same_grid
 from satunet.images.image import read_grid, write_label_map, write_volume
 from satunet.jobs.files import atomic_path, only_writer, read_json, write_json
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.records import load_record, save_record
 from satunet.jobs.workers import Workers
 
 LINKS = ("auto", "hard", "symbolic", "copy")
@@ -144,27 +145,53 @@ class _Job:
         labels = [self.folder / f"labels{part}" / f"{name}{self.ending}"] if self.case.mask is not None else []
         return images + labels
 
-    def stamp(self) -> str:
-        """Changes when the sources may have changed, or what is asked for."""
-        sources = [file for image in self.case.images for file in image.files]
-        sources += [file for path in (self.case.mask.paths if self.case.mask else ()) for file in files_behind(path)]
-        files = [(str(p), s.st_size, s.st_mtime_ns) if (s := _stat(p)) else (str(p), "missing") for p in sources]
-        table = (self.table.names, sorted(self.table.labels.items()), self.table.fixed, self.table.stored_ids)
-        asked = (_VERSION, self.case, self.ending, self.link, self.trust_shape, self.channels, table)
-        return hashlib.sha256(repr((asked, files)).encode()).hexdigest()[:32]
+    @property
+    def made_of(self) -> tuple[list[Path], dict[str, Any]]:
+        """What the case is made of, for a stamp: files that are there, and what is asked for."""
+        case, table = self.case, self.table
+        sources = [file for image in case.images for file in image.files]
+        sources += [file for path in (case.mask.paths if case.mask else ()) for file in files_behind(path)]
+        files = [file for file in sources if file.is_file()]
+        return files, {
+            "version": _VERSION,
+            "case": repr(case),
+            "missing": sorted(str(file) for file in {*sources} - {*files}),
+            "ending": self.ending,
+            "link": self.link,
+            "trust_shape": self.trust_shape,
+            "channels": self.channels,
+            "table": repr((table.names, sorted(table.labels.items()), table.fixed, table.stored_ids)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ConvertedCase:
+    """What is kept of a case: a record.
+
+    Attributes:
+        made_of: Its sources, and what was asked for. Scans are linked without being read, and are not read for it.
+        sizes: Bytes of each file that was made.
+        counts: What became of it.
+    """
+
+    RECORD_VERSION: ClassVar[int] = 2
+
+    made_of: Stamp
+    sizes: tuple[int | None, ...]
+    counts: _Made
 
 
 def _without_fresh(jobs: list[_Job], made: dict[str, _Made], summary: JobSummary) -> list[_Job]:
     todo = []
     for job in jobs:
         try:
-            known = read_json(job.record)
-            fresh = known["stamp"] == job.stamp() and [_size(p) for p in job.outputs] == known["sizes"]
-            counts = known["counts"]
-        except (OSError, ValueError, KeyError, TypeError):
+            known = load_record(job.record, _ConvertedCase)
+            fresh = known.made_of.why_stale(*job.made_of) is None
+            fresh = fresh and known.sizes == tuple(_size(p) for p in job.outputs)
+        except SatunetError:  # there is none, it is damaged, or another version's: the case is converted
             fresh = False
         if fresh:
-            made[job.case.identifier] = _Made(**counts)
+            made[job.case.identifier] = known.counts
             summary.skipped(job.case.identifier)
         else:
             todo.append(job)
@@ -203,7 +230,7 @@ def _bytes(job: _Job) -> int:
 
 def _convert_case(job: _Job) -> _Made:
     case, outputs = job.case, job.outputs
-    stamp = job.stamp()
+    made_of = Stamp.of(*job.made_of, read=False)
     if len(case.images) != job.channels:
         raise MissingFileError(job.folder, f"{case.identifier} has {len(case.images)} channels, not {job.channels}")
     job.record.unlink(missing_ok=True)  # from here until the end, the case does not exist
@@ -227,8 +254,8 @@ def _convert_case(job: _Job) -> _Made:
         linked += copied == 0
         approximated = found.approximated
     made = _Made(written=written, linked=linked, approximated=approximated)
-    counts = {"written": written, "linked": linked, "approximated": approximated}
-    write_json(job.record, {"stamp": stamp, "sizes": [_size(p) for p in outputs], "counts": counts})
+    sizes = tuple(_size(p) for p in outputs)
+    save_record(job.record, _ConvertedCase(made_of=made_of, sizes=sizes, counts=made))
     return made
 
 

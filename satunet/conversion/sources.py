@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.conversion.classes import ClassTable
+from satunet.datasets.raw import files_behind
 from satunet.errors import MissingFileError, NotThreeDimensionalError, UnreadableImageError, UserError
 from satunet.geometry import Grid
 from satunet.images import nifti
@@ -47,8 +48,8 @@ class ImageSource:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the scan is read from."""
-        return self.dicom.files if self.dicom is not None else (self.path,)
+        """The files that the scan is read from, voxels behind a header among them."""
+        return self.dicom.files if self.dicom is not None else files_behind(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary
 from satunet.labels import LabelSpace
 from satunet.plan import UnifiedPlan
-from satunet.prediction.door import ScanJob, Vocabulary, resolve
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.folder import predict_jobs
-from satunet.prediction.inputs import Scan
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import manifest_file
@@ -107,7 +107,8 @@ def _windows(name: str, modality: str, grid: Grid, plan: UnifiedPlan) -> int:
     """Windows that lie side by side in a scan, at the spacing at which a class is looked for."""
     extent = extent_mm(grid, plan.orientation)
     spacing = plan.spacing_for(name, modality, extent)
-    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, plan.patch_size, strict=True))
+    window = plan.window_of(name, modality, spacing[0])
+    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, window, strict=True))
 
 
 def facts_of(job: ScanJob, image: Image) -> dict[str, str]:

@@ -17,8 +17,8 @@ from typing import Any
 import filelock
 
 from satunet.errors import DiskFullError, SatunetError, UserError
+from satunet.jobs.file_names import safe_name
 from satunet.jobs.leftovers import START, temporary_beside
-from satunet.jobs.names import safe_name
 
 _LITTLE = 1 << 20
 """Bytes that are left where a disk is as good as full."""
@@ -251,7 +251,7 @@ def read_json(path: Path) -> Any:
 
 
 def mask_file_name(name: str) -> str:
-    """File name, without ending, of a prompt's mask; see :mod:`satunet.jobs.names`."""
+    """File name, without ending, of a prompt's mask; see :mod:`satunet.jobs.file_names`."""
     return safe_name(name)
 
 

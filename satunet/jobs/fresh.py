@@ -38,7 +38,7 @@ class FileState:
         size: Size in bytes.
         time_ns: Modification time, nanoseconds since the epoch.
         change_ns: Change time of content or rights, nanoseconds since the epoch.
-        sha256: Hash of the content.
+        sha256: Hash of the content; empty where times alone are to decide.
         seen_ns: When it was looked at, nanoseconds since the epoch, or as soon after its last change as times can be
             trusted: equal files have equal states, however long afterwards they are seen.
     """
@@ -51,12 +51,13 @@ class FileState:
     seen_ns: int = field(compare=False)
 
     @classmethod
-    def of(cls, path: Path, *, sha256: str | None = None) -> FileState:
+    def of(cls, path: Path, *, sha256: str | None = None, read: bool = True) -> FileState:
         """State of a file as it is now.
 
         Args:
             path: The file.
             sha256: Hash of its content where the caller has just read it.
+            read: Whether to read the file for its hash even where its times can be trusted.
 
         Raises:
             MissingFileError: It is not there, or it is no regular file.
@@ -66,7 +67,8 @@ class FileState:
             if not path.is_file():
                 raise MissingFileError(path, "no such file" if not path.exists() else "is no regular file")
             status = path.stat()
-            digest = sha256 or content_hash(path)
+            newest = max(status.st_mtime_ns, status.st_ctime_ns)
+            digest = sha256 or (content_hash(path) if read or newest >= seen - RACY_NS else "")
         except OSError as error:
             raise MissingFileError(path, f"cannot be read ({error.strerror or error})") from error
         return cls(
@@ -75,7 +77,7 @@ class FileState:
             time_ns=status.st_mtime_ns,
             change_ns=status.st_ctime_ns,
             sha256=digest,
-            seen_ns=min(seen, max(status.st_mtime_ns, status.st_ctime_ns) + RACY_NS + 1),
+            seen_ns=min(seen, newest + RACY_NS + 1),
         )
 
     def is_of(self, path: Path) -> bool:
@@ -85,7 +87,7 @@ class FileState:
                 return False
             if path.stat().st_size != self.size:
                 return False
-            return self.is_untouched(path) or content_hash(path) == self.sha256
+            return self.is_untouched(path) or (self.sha256 != "" and content_hash(path) == self.sha256)
         except OSError:
             return False
 
@@ -116,17 +118,19 @@ class Stamp:
     combined: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None) -> Stamp:
+    def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None, *, read: bool = True) -> Stamp:
         """The stamp of what is there now.
 
         Args:
             files: Input files; data files behind a header belong to them.
             combined: Name → plain value (what JSON holds).
+            read: Whether files are read for their hashes. Where they are large and the result is cheap to make again,
+                only those are read whose times tell nothing yet; a file that is touched then makes the result stale.
 
         Raises:
             MissingFileError: A file is not there.
         """
-        return cls(files=tuple(FileState.of(file) for file in files), combined=_plain(combined or {}))
+        return cls(files=tuple(FileState.of(file, read=read) for file in files), combined=_plain(combined or {}))
 
     def why_stale(self, files: Sequence[Path], combined: Mapping[str, Any] | None = None) -> str | None:
         """Reason why a result with this stamp is not that of these files and values; ``None`` if it is.
@@ -167,7 +171,10 @@ class Stamp:
 
         The next run can then tell without reading them.
         """
-        states = tuple(FileState.of(file, sha256=was.sha256) for file, was in zip(files, self.files, strict=True))
+        states = tuple(
+            FileState.of(file, sha256=was.sha256, read=was.sha256 != "")
+            for file, was in zip(files, self.files, strict=True)
+        )
         return replace(self, files=states)
 
     @property

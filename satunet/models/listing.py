@@ -11,7 +11,7 @@ from satunet.errors import SatunetError
 from satunet.labels import LabelSpace, catalogue_space
 from satunet.models.choice import models_here
 from satunet.models.folder import MODEL_FILE, ClassScore, ModelCard, is_model_folder
-from satunet.models.published.names import KNOWN, models_dir
+from satunet.models.published.known import KNOWN, models_dir
 from satunet.models.shipped import SHIPPED, resolve_model
 
 

@@ -15,7 +15,7 @@ def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
 
     Args:
         model: Folder, one of :data:`SHIPPED`, or the name of a published model
-            (:mod:`satunet.models.published.names`).
+            (:mod:`satunet.models.published.known`).
         fetch: Whether a published model that is not here yet is fetched.
 
     Raises:
@@ -27,13 +27,13 @@ def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
     name = Path(model).as_posix()
     if name in SHIPPED:
         return Path(__file__).parent / name
-    from satunet.models.published.names import published_model
+    from satunet.models.published.known import published_model
 
     published = published_model(name)
     if published is None:
         return path
     if not fetch and not published.place.is_dir():
         raise ModelError(f"{name}: not on this machine yet; 'satunet models --fetch {name}' fetches it")
-    from satunet.models.published.folder import published_folder
+    from satunet.models.published.cached import published_folder
 
     return published_folder(published)

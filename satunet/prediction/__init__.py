@@ -4,18 +4,18 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from satunet.models.folder import ModelFolder as ModelFolder
-    from satunet.prediction.found import Prediction as Prediction
+    from satunet.prediction.masks.found import Prediction as Prediction
+    from satunet.prediction.masks.postprocess import Postprocessing as Postprocessing
     from satunet.prediction.options import Outputs as Outputs
     from satunet.prediction.options import PredictOptions as PredictOptions
-    from satunet.prediction.postprocess import Postprocessing as Postprocessing
     from satunet.prediction.predictor import Predictor as Predictor
 
 _PLACES = {
     "ModelFolder": "satunet.models.folder",
     "Outputs": "satunet.prediction.options",
-    "Postprocessing": "satunet.prediction.postprocess",
+    "Postprocessing": "satunet.prediction.masks.postprocess",
     "PredictOptions": "satunet.prediction.options",
-    "Prediction": "satunet.prediction.found",
+    "Prediction": "satunet.prediction.masks.found",
     "Predictor": "satunet.prediction.predictor",
 }
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.models.choice import ModelChoice
-from satunet.prediction.door import ScanJob, Vocabulary
+from satunet.prediction.door.jobs import ScanJob, Vocabulary
+from satunet.prediction.door.limits import require_writable
 from satunet.prediction.folder import FolderRun, predict_one, protect
-from satunet.prediction.limits import require_writable
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import SUMMARY, Protected
@@ -37,7 +37,7 @@ def predict_on_cluster(
     """As :func:`~satunet.prediction.folder.predict_jobs`, on the workers of a Dask scheduler.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
+        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
         output: Where to write.
         choice: The models.
         options: How to predict.

@@ -22,14 +22,14 @@ from typing import Any, Protocol
 
 from satunet import __version__
 from satunet.errors import DiskFullError, UserError
+from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import Stamp
-from satunet.jobs.names import name_key
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
-from satunet.prediction.door import ScanJob, Vocabulary, resolve
-from satunet.prediction.found import Found, PreparedScan, Weighed
-from satunet.prediction.inputs import Scan, collect_scans
-from satunet.prediction.limits import require_memory, require_writable
+from satunet.prediction.door.inputs import Scan, collect_scans
+from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
+from satunet.prediction.door.limits import require_memory, require_writable
+from satunet.prediction.masks.found import Found, PreparedScan, Weighed
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.manifests import MANIFEST_VERSION, why_not_done
@@ -50,7 +50,7 @@ def predict_folder(
     """Predict scans into a folder; :mod:`satunet.prediction.results.outputs` says what is written.
 
     Args:
-        inputs: Files, folders (see :func:`~satunet.prediction.inputs.collect_scans`) or scans.
+        inputs: Files, folders (see :func:`~satunet.prediction.door.inputs.collect_scans`) or scans.
         output: Where to write.
         predictor: With its model and options.
         prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
@@ -77,7 +77,7 @@ def predict_jobs(
     """Predict scans of which everything is decided; started by ``torchrun``, every process takes its share.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.resolve` gives them.
+        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
         output: Where to write.
         predictor: With its model and options.
         inputs: Other files that no result may replace, such as lists of prompts.

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.compute.choices import Engine, Precision
 from satunet.errors import UserError
-from satunet.prediction.postprocess import Postprocessing
+from satunet.prediction.masks.postprocess import Postprocessing
 
 Modality = Literal["ct", "mri", "us", "pet", "other"]
 FAST_OVERLAP = 0.2
@@ -64,9 +64,9 @@ class PredictOptions:
         memory_gb: GB for the probabilities of prompts; less costs time, never a voxel.
         overwrite: Predict scans again that are done already.
         device: Where to compute: cuda, cuda:1, mps or cpu; 'auto' takes the best.
-        engine: How to run the network: 'fused' is faster on a CPU that nothing else uses; results agree within
-            rounding.
-        precision: Precision of the network; 'auto' takes the fastest that the device has.
+        engine: How to run the network; results agree within rounding, and 'auto' takes the fastest that was measured.
+        precision: Precision of the network; 'auto' is float16 on CUDA, where overflow is noticed, and on a CPU bfloat16 if
+            the processor computes in it.
     """
 
     modality: Modality | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the options are part of the command line, which answers bef
     from satunet.images.dicom import Series
     from satunet.images.dicom.web import Archive
     from satunet.jobs.progress import JobSummary
-    from satunet.prediction.inputs import Scan
+    from satunet.prediction.door.inputs import Scan
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
         ArchiveError: No such study, or an archive that cannot be asked.
         UserError: Nothing in the studies is a volume, or they do not hold a series that was asked for.
     """
-    from satunet.jobs.names import unique_names
+    from satunet.jobs.file_names import unique_names
     from satunet.jobs.progress import progress_bar
-    from satunet.prediction.inputs import OUR_FILES, Scan
+    from satunet.prediction.door.inputs import OUR_FILES, Scan
 
     stored = [series for study in dict.fromkeys(options.study) for series in archive.series(study)]
     unknown = set(options.series) - {series.uid for series in stored}

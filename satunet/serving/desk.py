@@ -23,9 +23,9 @@ from typing import Any, Literal
 from satunet.errors import PromptError, SatunetError
 from satunet.jobs.files import read_json
 from satunet.network.model import ImageFeatures
-from satunet.prediction.door import ScanJob, resolve
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.jobs import ScanJob, resolve
 from satunet.prediction.folder import FolderRun, predict_one
-from satunet.prediction.inputs import Scan
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import manifest_file
@@ -160,7 +160,7 @@ class Desk:
         Raises:
             ScanError: Its header cannot be read, or it would not fit into memory.
         """
-        from satunet.prediction.limits import require_memory
+        from satunet.prediction.door.limits import require_memory
 
         require_memory(scan, [model.plan for model in self.predictor.models])
         if scan.series is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from satunet.errors import UnreadableImageError, UserError
 from satunet.images.image import IMAGE_ENDINGS
-from satunet.prediction.inputs import Scan, collect_scans
+from satunet.prediction.door.inputs import Scan, collect_scans
 
 UNPACKED = 10
 """An archive may unpack to so many times the largest upload."""

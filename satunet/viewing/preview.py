@@ -29,7 +29,7 @@ _INK, _PAPER, _FAINT = (235, 238, 240), (16, 18, 20), (150, 156, 160)
 
 
 class Mask(Protocol):
-    """A mask that is kept inside a box; :class:`satunet.prediction.masks.BoxedMask` is one."""
+    """A mask that is kept inside a box; :class:`satunet.prediction.masks.boxed.BoxedMask` is one."""
 
     @property
     def box(self) -> Box:

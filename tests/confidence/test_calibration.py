@@ -10,7 +10,7 @@ import pytest
 
 from satunet.confidence.calibration import Calibration, Outcome, Seen
 from satunet.confidence.evidence import Evidence
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.errors import ModelError, UserError
 from satunet.evaluation.benchmark.calibrating import auroc, calibration_error
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from satunet.confidence.statistics import CaseClasses, ClassStatistics
+from satunet.confidence.expected import CaseClasses, ClassStatistics
 
 PLACES = {"a": (0, 0, 0), "b": (40, 0, 0), "c": (0, 50, 0), "d": (0, 0, 60), "e": (40, 50, 60)}
 

@@ -21,8 +21,8 @@ from satunet.images.image import Image
 from satunet.labels import LabelSpace
 from satunet.labels.space import ClassInfo
 from satunet.models.folder import ModelDescription
-from satunet.prediction.door import Vocabulary
-from satunet.prediction.inputs import Scan
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.jobs import Vocabulary
 from satunet.prediction.options import PredictOptions
 
 ROOT = Path(__file__).resolve().parents[2]

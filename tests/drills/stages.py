@@ -154,3 +154,18 @@ def _command(arguments: tuple[str, ...], told: Path, before: Callable[[], None],
     after()
     sys.stdout.flush()
     return code
+
+
+def make_world(work: Path) -> None:
+    """Run every stage once, in this process: an example of every kind of file that satunet writes."""
+    from satunet.cli import run
+
+    set_environment(work)
+    prepare(work)
+    for stage in stages(work):
+        if run(stage.arguments) != 0:
+            raise RuntimeError(f"{stage.name} failed in the making of an example")
+
+
+if __name__ == "__main__":
+    make_world(Path(sys.argv[1]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ import pytest
 from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.results import BenchmarkTables, Cost
 from satunet.evaluation.report.charts import bland_altman
+from satunet.evaluation.report.document import report_html, report_markdown, write_report
 from satunet.evaluation.report.overlays import PANEL, Overlay, class_index_map, draw_overlay
-from satunet.evaluation.report.page import report_html, report_markdown, write_report
 from satunet.evaluation.report.pictures import ReportCase, draw_cases
 from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.evaluation.scoring.scores import Evaluation, Row
@@ -249,6 +251,29 @@ def test_cases_from_files(tmp_path: Path) -> None:
     assert reference.picture == same.picture
     assert box_only.picture not in (None, reference.picture)
     assert nothing.picture is None
+
+
+def test_a_case_opens_in_a_page_to_look_around_in(tmp_path: Path) -> None:
+    image, labels = scan()
+    write_volume(tmp_path / "i.nii.gz", image.array, like=image.grid)
+    write_label_map(tmp_path / "r" / "a#b.nii.gz", labels, like=image.grid)
+    write_label_map(tmp_path / "p" / "a#b.nii.gz", np.roll(labels, 1, axis=0) * (labels != 2), like=image.grid)
+    case = ReportCase(dataset="D", case="a#b", image=tmp_path / "i.nii.gz", reference=tmp_path / "r" / "a#b.nii.gz",
+                      classes=scored({"box": (1, 2), "spot": (2,)}), predictions={"p": tmp_path / "p", "q": tmp_path / "q"},
+                      rank="worst")  # fmt: skip
+    [shown] = draw_cases([case], tmp_path / "bench" / "pages")
+    page = tmp_path / "bench" / unquote(shown.page)
+    found = re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    content = json.loads(found[1])
+    assert content["title"] == "D, a#b (worst)"
+    volumes = {(s["group"], s["name"]): s["ml"] for s in content["structures"]}
+    voxel = image.grid.voxel_ml
+    assert volumes["reference", "spot"] == pytest.approx(np.count_nonzero(labels == 2) * voxel)
+    assert volumes["reference", "box"] == pytest.approx(np.count_nonzero(labels == 1) * voxel)
+    assert {group for group, _ in volumes} == {"reference", "p"}  # nobody predicted "q"
+    [without] = draw_cases([case])
+    assert (without.page, without.panels) == ("", shown.panels)
 
 
 def test_real_data(real_raw: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from satunet.errors import UnreadableImageError, UserError
 from satunet.images.dicom import Series, find_series, read_series, search
 from satunet.images.formats import sitk_grid
 from satunet.images.image import Image, read_image
-from satunet.prediction.inputs import collect_scans
+from satunet.prediction.door.inputs import collect_scans
 from tests.images.dicom_files import (
     AXIAL,
     CORONAL,
@@ -485,7 +485,7 @@ def test_reading_nifti_imports_no_dicom() -> None:
     # nibabel itself imports pydicom where it is installed.
     code = (
         "import sys\nsys.modules['pydicom'] = None\n"
-        "import satunet.images.image, satunet.images.dicom, satunet.prediction.inputs, satunet.conversion\n"
+        "import satunet.images.image, satunet.images.dicom, satunet.prediction.door.inputs, satunet.conversion\n"
         "print({'SimpleITK', 'imagecodecs'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ import pytest
 
 from satunet.errors import MissingFileError
 from satunet.jobs import fresh
-from satunet.jobs.fresh import FileState, Stamp, content_hash
+from satunet.jobs.fresh import RACY_NS, FileState, Stamp, content_hash
 from satunet.jobs.records import load_record, save_record
 
 
@@ -99,3 +99,30 @@ def test_the_hash_is_sha256(tmp_path: Path) -> None:
     content = os.urandom((1 << 20) + 17)
     (tmp_path / "f").write_bytes(content)
     assert content_hash(tmp_path / "f") == hashlib.sha256(content).hexdigest() == FileState.of(tmp_path / "f").sha256
+
+
+def test_files_that_are_not_read_are_judged_by_their_times_once_these_can_be_trusted(tmp_path: Path) -> None:
+    file = tmp_path / "scan"
+    file.write_bytes(b"abc")
+    young = Stamp.of([file], read=False)
+    assert young.files[0].sha256 == content_hash(file)  # another write could have the same times
+    assert young.why_stale([file]) is None
+    time.sleep(RACY_NS / 1e9 + 0.1)
+    settled = Stamp.of([file], read=False)
+    assert settled.files[0].sha256 == ""
+    assert settled.is_untouched([file])
+    assert settled.renewed([file]) == settled
+    os.utime(file)
+    assert "is not what it was made of" in str(settled.why_stale([file]))
+    assert young.why_stale([file]) is None
+    assert not young.is_untouched([file])
+    assert Stamp.of([file]).digest == young.digest
+
+
+def test_equal_files_have_equal_states_whenever_they_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "scan"
+    file.write_bytes(b"abc")
+    time.sleep(RACY_NS / 1e9 + 0.1)
+    first = Stamp.of([file])
+    time.sleep(0.05)
+    assert first.files[0].seen_ns == Stamp.of([file]).files[0].seen_ns

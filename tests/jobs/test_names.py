@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from satunet.jobs.names import name_key, safe_name, unique_names
+from satunet.jobs.file_names import name_key, safe_name, table_cell, text_of_cell, unique_names
 
 LONG = "heterogeneously enhancing mass in the left hepatic lobe, " * 6
 TEXTS = st.text(min_size=0, max_size=400)
@@ -71,3 +71,13 @@ def test_the_file_system_here_takes_them(tmp_path: Path) -> None:
     for name in unique_names(texts):
         (tmp_path / f"{name}_probability.nii.gz").write_text("")
     assert len(os.listdir(tmp_path)) == len(texts)
+
+
+@given(st.text(alphabet="=+-@'\t\rab", max_size=6))
+@example("=SUM(A1)")
+@example("'=x")
+@example("'a")
+def test_a_cell_is_no_formula_and_tells_its_text(text: str) -> None:
+    cell = table_cell(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert text_of_cell(cell) == text

@@ -20,9 +20,9 @@ from satunet.models.choice import ModelChoice
 from satunet.models.folder import ModelCard, ModelFolder
 from satunet.models.info import describe_model
 from satunet.models.published import hub as hub_module
-from satunet.models.published.folder import published_folder
+from satunet.models.published.cached import published_folder
 from satunet.models.published.hub import HubUnreachableError, list_repository
-from satunet.models.published.names import KNOWN, Published, published_model
+from satunet.models.published.known import KNOWN, Published, published_model
 from satunet.models.shipped import resolve_model
 from satunet.network import NetworkConfig
 from tests.models.hub_server import Hub, Repository

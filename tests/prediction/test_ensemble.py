@@ -18,7 +18,7 @@ from satunet.models.choice import ModelChoice
 from satunet.models.folder import ModelFolder
 from satunet.network.model import ImageFeatures, PromptedUNet
 from satunet.prediction import PredictOptions, Predictor
-from satunet.prediction.mean import Values
+from satunet.prediction.masks.mean import Values
 from tests.prediction.conftest import NETWORK, Bright, make_model, model_of, write_model
 
 CLOSE = 3e-3

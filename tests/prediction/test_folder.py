@@ -12,10 +12,10 @@ import SimpleITK as sitk
 from satunet.errors import DiskFullError, PromptError, UserError
 from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
+from satunet.prediction.door.inputs import collect_scans, read_pairs, read_prompts
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import collect_scans, read_pairs, read_prompts
+from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.options import Outputs
-from satunet.prediction.postprocess import Postprocessing
 from satunet.prediction.results.manifests import write_statistics
 
 AFFINE = np.array([[0, -1, 0, 10], [1, 0, 0, -20], [0, 0, 1, 30], [0, 0, 0, 1]], dtype=float)

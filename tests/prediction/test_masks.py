@@ -11,7 +11,7 @@ from scipy import ndimage
 from satunet.geometry import Grid, reorient
 from satunet.images.image import Image
 from satunet.plan import UnifiedPlan
-from satunet.prediction.masks import BoxedMask, restore_box
+from satunet.prediction.masks.boxed import BoxedMask, restore_box
 from satunet.preprocessing.transform import preprocess_image, restore
 
 from .conftest import NETWORK

@@ -12,7 +12,7 @@ import pytest
 from satunet.datasets.raw import MODALITIES
 from satunet.geometry import Grid
 from satunet.images.image import Image, read_image
-from satunet.prediction.modality import looks_like_ct, modality_in_name, modality_of
+from satunet.prediction.door.modality import looks_like_ct, modality_in_name, modality_of
 from satunet.prediction.options import Modality
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from satunet.confidence.statistics import ClassSize, ClassStatistics
+from satunet.confidence.expected import ClassSize, ClassStatistics
 from satunet.geometry import Grid
-from satunet.prediction.masks import BoxedMask
-from satunet.prediction.plausibility import Anatomy, Structure, centre_mm, doubts, intersection, place_in_row, repaired
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.plausibility import (
+    Anatomy,
+    Structure,
+    centre_mm,
+    doubts,
+    intersection,
+    place_in_row,
+    repaired,
+)
 
 # i runs downwards, j to the left, k to the front; 2, 1 and 3 mm
 TURNED = Grid(shape=(30, 30, 30), affine=np.array([[0.0, -1, 0, 0], [0, 0, 3, 0], [-2.0, 0, 0, 0], [0, 0, 0, 1]]))

@@ -13,7 +13,7 @@ from satunet.errors import ModelError, PromptError, UserError
 from satunet.geometry import Grid, reorient
 from satunet.images.image import Image
 from satunet.prediction import ModelFolder, Predictor
-from satunet.prediction.modality import modality_of
+from satunet.prediction.door.modality import modality_of
 from satunet.windows.starts import gaussian_weights, window_starts
 
 from .conftest import make_model

@@ -18,10 +18,10 @@ from satunet.geometry import Grid
 from satunet.jobs.files import read_json
 from satunet.labels.scored import ScoredClasses
 from satunet.prediction import ModelFolder, Outputs, Predictor
-from satunet.prediction import limits as module_limits
-from satunet.prediction.door import ScanJob
+from satunet.prediction.door import limits as module_limits
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.folder import predict_folder, predict_jobs
-from satunet.prediction.inputs import Scan
 from satunet.prediction.results.manifests import write_statistics
 from satunet.prompts import PromptMatch
 from tests.prediction.conftest import model_of
@@ -371,7 +371,7 @@ def test_one_text_is_one_prompt_and_a_generator_is_read(predictor: Predictor) ->
 
 
 def test_a_prompt_file_may_begin_with_a_mark(tmp_path: Path) -> None:
-    from satunet.prediction.inputs import read_pairs, read_prompts
+    from satunet.prediction.door.inputs import read_pairs, read_prompts
 
     (tmp_path / "p.txt").write_text("\ufeffliver\r\nspleen\n", encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("liver", "spleen")

@@ -152,7 +152,7 @@ def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: 
         repeats = round(max(1, len(trainer.setup.space.classes_of(dataset)) / 2) * np.maximum(1, extent / 16).prod())
         expected[scan] = repeats / np.sqrt(sum(s.startswith(dataset) for s in scans))
     assert len({round(v, 6) for v in expected.values()}) > 1, "a formula that makes no difference tests nothing"
-    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng: sample_of(record.scan))
+    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng, patch: sample_of(record.scan))
     draws = Counter(data._sample(step, index).scan for step in range(2000) for index in range(4))
     total = sum(expected.values())
     chi_square = sum((draws[s] - 8000 * v / total) ** 2 / (8000 * v / total) for s, v in expected.items())

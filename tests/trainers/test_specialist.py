@@ -16,7 +16,7 @@ from satunet.jobs.files import read_json
 from satunet.models.checkpoints import load_checkpoint
 from satunet.planners.specialist.planner import plan_specialist, preprocess_specialist
 from satunet.trainers.config import TrainingChoices, TrainingConfig
-from satunet.trainers.specialist.config import DEFAULT_STEPS, SpecialistConfig
+from satunet.trainers.specialist.recipe import DEFAULT_STEPS, SpecialistConfig
 from satunet.trainers.specialist.trainer import SpecialistTrainer, specialist_folder, train_specialist
 
 NAME = "Dataset902_SyntheticMRI"

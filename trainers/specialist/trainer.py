@@ -24,11 +24,12 @@ from satunet.errors import PlanError
 from satunet.jobs.files import atomic_path, read_json
 from satunet.jobs.progress import in_locale, progress_bar
 from satunet.labels import normalize_name
+from satunet.models.checkpoints import load_checkpoint
 from satunet.models.results import CONFIG_FILE, begin_again, end_run, last_checkpoint
 from satunet.planners.specialist.nnunet import PLANS
 from satunet.planners.specialist.planner import CONFIGURATION
 from satunet.trainers.config import TrainingChoices, TrainingConfig
-from satunet.trainers.specialist.config import SpecialistConfig
+from satunet.trainers.specialist.recipe import SpecialistConfig
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +245,7 @@ def train_specialist(
             if found.name == "checkpoint_final.pth":
                 logger.info("%s is trained already", output)
                 return output.parent
+            load_checkpoint(found)  # nnunetv2 unpickles it: one that holds more than data is refused before
             trainer.load_checkpoint(str(found))
             trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
         dataclasses.replace(chosen, steps=budget).save(output / CONFIG_FILE)

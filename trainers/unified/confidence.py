@@ -9,7 +9,7 @@ from typing import Any
 
 from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration, Outcome, Seen
 from satunet.confidence.evidence import Evidence
-from satunet.confidence.statistics import CaseClasses, ClassStatistics
+from satunet.confidence.expected import CaseClasses, ClassStatistics
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import split_scan_id
 from satunet.errors import SatunetError, UserError
@@ -57,7 +57,7 @@ def training_cases(
     for dataset in datasets:
         file = preprocessed_dir() / dataset / "dataset_fingerprint.json"
         try:
-            fingerprint = DatasetFingerprint.from_json(load_json(file, what="a fingerprint"))
+            fingerprint = DatasetFingerprint.of_file(load_json(file, what="a fingerprint"), file)
         except (SatunetError, KeyError, TypeError, ValueError):
             logger.debug("%s: not used for the sizes of classes", file)
             continue

@@ -16,6 +16,7 @@ from satunet.compute.devices import autocast_for, pick_device
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.files import scratch_folder
 from satunet.jobs.progress import prints_to_log
+from satunet.models.checkpoints import load_checkpoint
 from satunet.trainers.specialist.trainer import register, specialist_folder
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ def predict_specialist(
         ModelError: It is not trained, or not one case could be predicted.
     """
     folder = model or specialist_folder(dataset_name)
-    if not (folder / f"fold_{fold}" / "checkpoint_final.pth").is_file():
+    checkpoint = folder / f"fold_{fold}" / "checkpoint_final.pth"
+    if not checkpoint.is_file():
         raise ModelError(f"{folder}: no finished training of fold {fold}; train it with 'satunet train --specialist'")
+    load_checkpoint(checkpoint)  # nnunetv2 unpickles it: one that holds more than data is refused before
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     register()

@@ -19,8 +19,8 @@ from satunet.images.image import read_image
 from satunet.jobs.progress import JobSummary
 from satunet.models.folder import ModelFolder
 from satunet.models.trained_scans import TrainedScans
+from satunet.prediction.door.inputs import Scan
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import Scan
 from satunet.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)

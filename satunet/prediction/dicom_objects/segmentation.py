@@ -20,7 +20,7 @@ from satunet.images.dicom import Series
 from satunet.jobs.files import atomic_path
 from satunet.prediction.dicom_objects.codes import Coding, SegmentCodes, segment_codes
 from satunet.prediction.dicom_objects.source import SourceImages, read_source
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 if TYPE_CHECKING:
     from satunet.knowledge.tree import KnowledgeTree

@@ -17,7 +17,7 @@ from satunet.prediction.dicom_objects.codes import Coding, SegmentCodes, segment
 from satunet.prediction.dicom_objects.outlines import outlines
 from satunet.prediction.dicom_objects.segmentation import NamedMasks, dicom_name, series_number
 from satunet.prediction.dicom_objects.source import Plane, SourceImages, read_source
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 if TYPE_CHECKING:
     from satunet.knowledge.tree import KnowledgeTree

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import SatunetError
+from satunet.jobs.file_names import table_cell
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.records import from_plain
-from satunet.prediction.door import ScanJob
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
 
@@ -80,8 +81,8 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
             if entry.get("doubts"):
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}"
-                row["where"] += " (repaired)" if entry.get("repaired") else ""
+                repaired = " (repaired)" if entry.get("repaired") else ""
+                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
             rows.append(row)
     return rows
 
@@ -111,11 +112,7 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Cells that no spreadsheet takes for a formula."""
     return {
-        key: "; ".join(value)
-        if key == "doubts"
-        else f"'{value}"
-        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        else value
+        key: "; ".join(value) if key == "doubts" else table_cell(value) if isinstance(value, str) else value
         for key, value in entry.items()
     }
 

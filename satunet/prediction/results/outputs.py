@@ -23,9 +23,9 @@ from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
-from satunet.prediction.door import ScanJob
-from satunet.prediction.found import Found, PreparedScan, PromptMask
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import files_of, is_foreign
 from satunet.prediction.results.painting import paint
@@ -178,7 +178,7 @@ class ScanResult:
         return self.wholes.get(self._class_of(label), frozenset())
 
     def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None], told: Sequence[str]) -> list[Path]:
-        from satunet.knowledge.make import default_tree
+        from satunet.knowledge.file import default_tree
         from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
         found = [(m, mask, text) for m, mask, text in zip(self.matches, masks, told, strict=True) if mask is not None]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.labels.containment import wholes_first
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 _PIECE = 1 << 20
 

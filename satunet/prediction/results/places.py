@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from satunet.errors import UserError
-from satunet.jobs.names import name_key, unique_names
-from satunet.prediction.door import ScanJob
+from satunet.jobs.file_names import name_key, unique_names
+from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prompts.matching import PromptMatch
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from satunet.images.image import Image
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"

@@ -13,8 +13,8 @@ from satunet.errors import UnreadableImageError
 from satunet.images.dicom import find_series, read_series
 from satunet.prediction import ModelFolder, Predictor
 from satunet.prediction.dicom_objects import read_source, write_segmentations, write_structure_set
+from satunet.prediction.door.inputs import Scan
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import Scan
 from satunet.prediction.options import Outputs
 from tests.prediction.dicom_objects.archives import ROOT, boxed, read_back, volume, write_ct, write_enhanced
 

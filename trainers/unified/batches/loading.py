@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from satunet.trainers.unified.batches.sampling import (
     centre_of_class,
     choose_queries,
     crop_start,
+    even_weights,
+    fitted_patch,
     only_shown,
     read_crop,
     sample_rng,
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 CACHE_BYTES = 1 << 30
 """Of decompressed scans, over all workers."""
 _MAX_FAILURES = 20
+_ORDER = 1000
+"""Added to a stream, it is the stream of what a whole step draws."""
 
 
 class StepBatches(Dataset[Batch]):
@@ -83,6 +88,9 @@ class StepBatches(Dataset[Batch]):
         self.batch_size = config.batch_size or self.plan.batch_size
         self.limit = config.queries_per_scan or self.plan.queries_per_scan
         self.weights = scan_weights(self.records, self.plan.dataset_weights, [self._repeats(r) for r in self.records])
+        if config.dataset_draws == "even":
+            self.weights = even_weights(self.weights, [r.dataset for r in self.records])
+        self.rank, self.world_size = rank, world_size
         self.places = range(rank, self.batch_size, world_size)
         self.cache_bytes = cache_bytes
         if not self.places:
@@ -91,27 +99,61 @@ class StepBatches(Dataset[Batch]):
                 "or a multiple of it (the batch size is that of all processes together)"
             )
         self.variants = {c.name: [v for v in text_variants(c) if v in self.bank] for c in self.space.classes}
-        self._augmentation = Augmentation(self.plan.crop_size) if config.augment and stream == 0 else None
+        self.fitted = {} if config.patches == "plan" else self._fitted_patches()
+        self._augmentations: dict[tuple[int, int, int], Augmentation] = {}
         self._cache: OrderedDict[str, tuple[NDArray[Any], NDArray[Any]]] = OrderedDict()
 
     def __len__(self) -> int:
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
-        return Batch.of([self._sample(step, index) for index in self.places])
+        if self.config.patches == "plan":
+            return Batch.of([self._sample(step, index) for index in self.places])
+        dataset = self._dataset_of(step)
+        count = self.batch_size
+        if self.config.patches == "fill":
+            count = count * math.prod(self.plan.crop_size) // math.prod(self.fitted[dataset])
+        return Batch.of([self._sample(step, i, dataset) for i in range(self.rank, count, self.world_size)])
+
+    def _fitted_patches(self) -> dict[str, tuple[int, int, int]]:
+        """Dataset → the smallest patch that holds its scans, up to the plan's."""
+        shapes: dict[str, list[tuple[int, int, int]]] = {}
+        for record in self.records:
+            shapes.setdefault(record.dataset, []).append(record.shape)
+        return {
+            d: fitted_patch(np.max(several, axis=0).tolist(), self.plan.crop_size, self.plan.network.divisor)
+            for d, several in shapes.items()
+        }
+
+    def _dataset_of(self, step: int) -> str:
+        """Dataset of a step whose patches fit; drawn evenly, each comes once in as many steps as there are datasets."""
+        names = sorted(self.fitted)
+        if self.config.dataset_draws == "even":
+            turn, place = divmod(step, len(names))
+            order = sample_rng(self.config.seed, turn, 0, _ORDER + self.stream).permutation(len(names))
+            return names[int(order[place])]
+        shares = np.zeros(len(names))
+        for record, weight in zip(self.records, self.weights, strict=True):
+            shares[names.index(record.dataset)] += weight
+        return names[int(sample_rng(self.config.seed, step, 0, _ORDER + self.stream).choice(len(names), p=shares))]
 
     def _repeats(self, record: ScanRecord) -> int:
         low, high = self.boxes.get(record.scan, ((0, 0, 0), record.shape))
         extent = [b - a for a, b in zip(low, high, strict=True)]
         return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.crop_size, self.limit)
 
-    def _sample(self, step: int, index: int) -> Sample:
+    def _sample(self, step: int, index: int, dataset: str | None = None) -> Sample:
+        """A crop of a step; of any dataset if none is given."""
         rng = sample_rng(self.config.seed, step, index, self.stream)
         failed: list[str] = []
+        weights, patch = self.weights, self.plan.crop_size
+        if dataset is not None:
+            weights, patch = weights * [r.dataset == dataset for r in self.records], self.fitted[dataset]
+            weights = weights / weights.sum()
         while True:
-            record = self.records[int(rng.choice(len(self.records), p=self.weights))]
+            record = self.records[int(rng.choice(len(self.records), p=weights))]
             try:
-                return dataclasses.replace(self._crop(record, rng), failed=tuple(failed))
+                return dataclasses.replace(self._crop(record, rng, patch), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
                 failed.append(record.scan)
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
@@ -119,8 +161,7 @@ class StepBatches(Dataset[Batch]):
                 if len(failed) >= _MAX_FAILURES:
                     raise DatasetError(f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan}") from error
 
-    def _crop(self, record: ScanRecord, rng: np.random.Generator) -> Sample:
-        patch = self.plan.crop_size
+    def _crop(self, record: ScanRecord, rng: np.random.Generator, patch: tuple[int, int, int]) -> Sample:
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
@@ -130,8 +171,10 @@ class StepBatches(Dataset[Batch]):
         image_array, label_array = self._arrays(record.scan)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
         labels = torch.from_numpy(read_crop(label_array, start, patch).astype(np.int32))[None]
-        if self._augmentation is not None:
-            image, labels = self._augmentation(image, labels, rng)
+        if self.config.augment and self.stream == 0:
+            if patch not in self._augmentations:
+                self._augmentations[patch] = Augmentation(patch)
+            image, labels = self._augmentations[patch](image, labels, rng)
         if (ignored := self.space.ignored.get(record.dataset)) is not None:
             labels = labels.masked_fill(labels == ignored, IGNORED)
         present = frozenset(torch.unique(labels).tolist()) - {0, IGNORED}

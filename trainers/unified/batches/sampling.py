@@ -94,6 +94,33 @@ def scan_weights(
     return probabilities
 
 
+def even_weights(weights: NDArray[np.float64], datasets: Sequence[str]) -> NDArray[np.float64]:
+    """Probability of each scan where every dataset is drawn as often, and its scans as their weights say.
+
+    Args:
+        weights: Of the scans; a dataset of which all are 0 is not drawn.
+        datasets: The dataset of each.
+    """
+    totals: dict[str, float] = {}
+    for dataset, weight in zip(datasets, weights, strict=True):
+        totals[dataset] = totals.get(dataset, 0.0) + float(weight)
+    even = np.array([w / totals[d] if totals[d] else 0.0 for d, w in zip(datasets, weights, strict=True)])
+    probabilities: NDArray[np.float64] = even / even.sum()
+    return probabilities
+
+
+def fitted_patch(extent: Sequence[int], largest: Sequence[int], divisor: Sequence[int]) -> tuple[int, int, int]:
+    """The smallest patch that holds scans and that the network takes, up to a largest one.
+
+    Args:
+        extent: (X, Y, Z) voxels to hold.
+        largest: The plan's patch.
+        divisor: What the strides of the network divide a patch by.
+    """
+    x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(extent, largest, divisor, strict=True))
+    return x, y, z
+
+
 Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
 """First voxel of a box, and the voxel after its last."""
 

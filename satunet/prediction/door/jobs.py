@@ -18,8 +18,8 @@ from satunet.images.image import Image
 from satunet.labels import LabelSpace
 from satunet.labels.space import ClassInfo
 from satunet.models.folder import ModelDescription
-from satunet.prediction.inputs import Scan, as_prompts
-from satunet.prediction.modality import modality_in_name, modality_of
+from satunet.prediction.door.inputs import Scan, as_prompts
+from satunet.prediction.door.modality import modality_in_name, modality_of
 from satunet.prediction.options import PredictOptions
 from satunet.prompts.matching import PromptMatch
 from satunet.prompts.reader import PromptReader

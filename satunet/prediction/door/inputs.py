@@ -1,6 +1,6 @@
 """What a user named: scans of files, folders and DICOM series, and the prompts of each.
 
-:mod:`satunet.prediction.door` decides what becomes of it.
+:mod:`satunet.prediction.door.jobs` decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from satunet.datasets.raw import MODALITIES, modality_of_channel
 from satunet.errors import PromptError, ScanError, UserError
 from satunet.images.formats import image_files
 from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
-from satunet.jobs.names import name_key, safe_name, unique_names
+from satunet.jobs.file_names import name_key, safe_name, unique_names
 
 if TYPE_CHECKING:  # pydicom and SimpleITK are needed for DICOM series alone
     from satunet.images.dicom import Series

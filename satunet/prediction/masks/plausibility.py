@@ -17,11 +17,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from satunet.confidence.statistics import ClassStatistics
+from satunet.confidence.expected import ClassStatistics
 from satunet.geometry import Grid
 from satunet.knowledge.tree import KnowledgeTree
 from satunet.labels.names import normalize_name
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
 
 MOST_OUTSIDE = 0.05
 """Share of a part that may lie outside of its whole: masks of two prompts are cut at one half each."""

@@ -12,7 +12,7 @@ from satunet.geometry import Grid
 from satunet.images.image import read_grid, voxel_bytes
 from satunet.jobs.workers import available_memory
 from satunet.plan import UnifiedPlan
-from satunet.prediction.inputs import Scan
+from satunet.prediction.door.inputs import Scan
 
 _GB = 1e9
 

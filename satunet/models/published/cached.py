@@ -18,7 +18,7 @@ from satunet.jobs.files import atomic_folder
 from satunet.models.folder import MODEL_FILE, ModelCard, ModelFolder
 from satunet.models.import_sat import SAT_PATCH, import_sat
 from satunet.models.published.hub import HubFile, HubUnreachableError, Listing, endpoint, fetch_files, list_repository
-from satunet.models.published.names import Published, fetched_dir
+from satunet.models.published.known import Published, fetched_dir
 from satunet.network.config import NetworkConfig
 from satunet.text.sat import SAT_ARCHITECTURE
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from satunet.confidence.calibration import Calibration, Seen, Worth
 from satunet.geometry import Grid
-from satunet.prediction.found import PromptMask, Weighed
-from satunet.prediction.masks import BoxedMask
+from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.masks.found import PromptMask, Weighed
+from satunet.prediction.masks.plausibility import Anatomy, Structure, doubts, repaired
 from satunet.prediction.options import PredictOptions
-from satunet.prediction.plausibility import Anatomy, Structure, doubts, repaired
 from satunet.prompts.matching import PromptMatch
 
 
@@ -37,8 +37,8 @@ def judge(
     if calibrations and known:
         seen = [Seen(class_name=matches[i].class_name, evidence=mask.evidence) for i, mask in known]
         first, *others = calibrations
-        for (i, _), worth in zip(known, first.with_others(others, seen), strict=True):
-            worths[i] = worth
+        for (i, _), found in zip(known, first.with_others(others, seen), strict=True):
+            worths[i] = found
     judged = []
     for match, mask, worth in zip(matches, masks, worths, strict=True):
         boxed = None if mask is None else mask.mask

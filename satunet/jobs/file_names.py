@@ -61,6 +61,19 @@ def unique_names(texts: Iterable[str], *, taken: Collection[str] = (), suffixes:
     return names
 
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def table_cell(text: str) -> str:
+    """A text as a cell of a table that no spreadsheet takes for a formula; the inverse is :func:`text_of_cell`."""
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text that :func:`table_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULAS) else cell
+
+
 def name_key(name: str) -> str:
     """Equal for names that some file system takes for one."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).upper().casefold())
