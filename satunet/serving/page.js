@@ -4,6 +4,7 @@
   const state = { scan: null, job: null, asking: false, ending: false, image: null, shown: [], volumes: 0 };
   const nv = new niivue.Niivue({
     isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, show3Dcrosshair: true,
+    crosshairWidth: 0.6, crosshairColor: [0.9, 0.9, 0.9, 0.7],
     backColor: [0.063, 0.071, 0.078, 1], loadingText: "", logLevel: "error",
     onLocationChange: (where) => { by("place").textContent = where.string; },
   });

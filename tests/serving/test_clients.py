@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
     """A folder out of a file manager; a suggestion; Escape and the button end a job; the label map arrives as a file."""
     if find_chromium() is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    volume = np.zeros((30, 28, 26), np.uint16)
+    volume = np.full((30, 28, 26), 100, np.uint16)
     volume[5:15, 6:16, 7:17] = 2000
     write_slices(tmp_path / "in" / "series", volume, modality="MR")
     (tmp_path / "in" / ".DS_Store").write_bytes(b"of the file manager")
@@ -170,6 +171,7 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
     with running(predictor, tmp_path / "desk") as address, Page(tmp_path / "profile") as page:
         page.open_address(address)
         page.save_downloads_to(tmp_path / "saved")
+        assert page.run("document.getElementById('token').offsetParent === null")  # none is asked for here
         page.run("document.querySelector('#drop').focus()")
         page.drop("#drop", tmp_path / "in")
         page.wait_for("!document.getElementById('words').disabled")
@@ -179,7 +181,7 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
         page.wait_for("document.querySelectorAll('#suggestions option').length > 0")
         assert page.run("document.querySelector('#suggestions option').value") == "left bright"
 
-        monkeypatch.setattr(Slow, "seconds", 0.5)
+        monkeypatch.setattr(Slow, "seconds", 2.0)
         for end in (lambda: page.press("Escape"), lambda: page.click("#cancel")):
             page.run("document.getElementById('words').value = 'bright'")
             page.run("document.getElementById('words').focus()")
@@ -198,7 +200,11 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
         while not (found := list((tmp_path / "saved").glob("*.nii.gz"))) and time.monotonic() < deadline:
             time.sleep(0.1)
         mask = read_label_map(found[0]).array > 0
-        assert mask.sum() == 1000 and sorted(mask.shape) == [26, 28, 30]
+        # The file may turn and flip axes. It is off by less than half a voxel of the model, which is two of the scan's rows.
+        (turned,) = [t for t in permutations(range(3)) if mask.transpose(t).shape == volume.shape]
+        flips = product((slice(None), slice(None, None, -1)), repeat=3)
+        dice = max(2 * (m & (volume > 1000)).sum() / (m.sum() + 1000) for m in (mask.transpose(turned)[f] for f in flips))
+        assert dice > 0.9
 
         # By keyboard alone: everything that can be done can be reached, in the order in which it is read.
         page.run("document.activeElement.blur()")
@@ -220,8 +226,8 @@ class Slow:
         self.network = network
 
     def encode_image(self, image: Any) -> Any:
-        time.sleep(self.seconds)
         return self.network.encode_image(image)
 
     def decode(self, *given: Any) -> Any:
+        time.sleep(self.seconds)  # here, since features of a scan are kept
         return self.network.decode(*given)
