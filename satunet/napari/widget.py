@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satunet.client import Server, ServerError
-from satunet.errors import SatunetError
+from satunet.client import Server
+from satunet.errors import SatunetError, UserError
 from satunet.geometry import Grid
 from satunet.images.image import read_image, read_label_map, write_volume
 
 if TYPE_CHECKING:
+    import napari.layers
     from magicgui.widgets import FunctionGui
 
 Labels = tuple[np.ndarray[Any, Any], dict[str, Any], str]
@@ -40,10 +41,10 @@ def segment(layer: Any, words: list[str], server: Server, on_progress: Callable[
 
     Raises:
         ServerError: The server cannot be reached, or refuses.
-        ValueError: The layer is not 3D.
+        UserError: The layer is not 3D.
     """
     if layer.data.ndim != 3 or getattr(layer, "rgb", False):
-        raise ServerError(f"the layer must be 3D, of one channel; {layer.name!r} has shape {layer.data.shape}")
+        raise UserError(f"the layer must be 3D, of one channel; {layer.name!r} has shape {layer.data.shape}")
     with tempfile.TemporaryDirectory(prefix="satunet-napari-") as made:
         folder = Path(made)
         file, turned = _file_of(layer, folder)
@@ -90,7 +91,6 @@ def segment_widget() -> FunctionGui:
     """The widget that napari shows: it stays usable while the server works."""
     from magicgui import magicgui
     from napari import current_viewer
-    from napari.layers import Image
     from napari.qt.threading import thread_worker
     from napari.utils.notifications import show_error, show_info
 
@@ -100,7 +100,9 @@ def segment_widget() -> FunctionGui:
         address={"label": "Server"},
         token={"label": "Token", "widget_type": "Password"},
     )
-    def widget(image: Image, words: str = "", address: str = "http://127.0.0.1:8000", token: str = "") -> None:
+    def widget(
+        image: napari.layers.Image, words: str = "", address: str = "http://127.0.0.1:8000", token: str = ""
+    ) -> None:
         if image is None:
             show_error("open a scan first")
             return
@@ -108,25 +110,29 @@ def segment_widget() -> FunctionGui:
         asked = [w.strip() for w in words.split(",") if w.strip()]
 
         @thread_worker
-        def work() -> Labels:
-            return segment(image, asked, Server(address, token or None))
+        def work() -> Labels | str:
+            try:
+                return segment(image, asked, Server(address, token or None))
+            except (SatunetError, OSError) as error:  # anything else is a fault, which napari shows with its traceback
+                return str(error)
 
-        def show(found: Labels) -> None:
+        def show(found: Labels | str) -> None:
+            if isinstance(found, str):
+                show_error(found)
+                return
             data, attributes, _ = found
             viewer.add_labels(data, **attributes)
             absent = [p["prompt"] for p in attributes["metadata"]["prompts"] if not p.get("voxels")]
             if absent:
                 show_info(f"not found: {', '.join(absent)}")
-            widget.call_button.enabled = True
 
-        def failed(error: Exception) -> None:
+        def usable_again() -> None:
             widget.call_button.enabled = True
-            show_error(str(error))
 
         widget.call_button.enabled = False
         worker = work()
         worker.returned.connect(show)
-        worker.errored.connect(failed)
+        worker.finished.connect(usable_again)
         worker.start()
 
     return widget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ if shutil.which("Xvfb") is None:
 
 from satunet.geometry import Grid  # noqa: E402
 from satunet.images.image import write_volume  # noqa: E402
-from satunet.napari.widget import segment_widget  # noqa: E402
+from satunet.napari.widget import _file_of, segment_widget  # noqa: E402
 from satunet.prediction import Predictor  # noqa: E402
 from tests.prediction.conftest import make_model  # noqa: E402
 from tests.serving.running import running  # noqa: E402
@@ -49,6 +50,14 @@ def display() -> Iterator[None]:
         patch.setenv("DISPLAY", f":{told.readline().strip()}")
         patch.setenv("QT_QPA_PLATFORM", "xcb")
         try:
+            # Qt ends the process if a library is missing: ask another one first.
+            tried = subprocess.run(
+                [sys.executable, "-c", "from qtpy.QtWidgets import QApplication; QApplication([])"],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            if tried.returncode:
+                pytest.skip(f"Qt does not start here: {tried.stderr[:300]}")
             yield
         finally:
             server.terminate()
@@ -114,6 +123,19 @@ def test_a_layer_without_a_file_is_taken_as_itk_gives_it(viewer: Any, address: s
     expected = np.zeros(SHAPE, bool)
     expected[BOX] = True
     np.testing.assert_array_equal(found.data > 0, expected)
+
+
+def test_what_is_sent_of_a_layer_without_a_file_is_what_itk_reads_back(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    from napari.layers import Image
+
+    image = volume()
+    file, turned = _file_of(Image(image, scale=(3, 2, 1.5)), tmp_path)
+    read = sitk.ReadImage(str(file))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read), image)
+    np.testing.assert_allclose(read.GetSpacing(), (1.5, 2, 3))
+    np.testing.assert_allclose(read.GetDirection(), np.eye(3).ravel(), atol=1e-9)
+    assert turned
 
 
 @pytest.mark.slow

@@ -203,7 +203,9 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
         # The file may turn and flip axes. It is off by less than half a voxel of the model, which is two of the scan's rows.
         (turned,) = [t for t in permutations(range(3)) if mask.transpose(t).shape == volume.shape]
         flips = product((slice(None), slice(None, None, -1)), repeat=3)
-        dice = max(2 * (m & (volume > 1000)).sum() / (m.sum() + 1000) for m in (mask.transpose(turned)[f] for f in flips))
+        dice = max(
+            2 * (m & (volume > 1000)).sum() / (m.sum() + 1000) for m in (mask.transpose(turned)[f] for f in flips)
+        )
         assert dice > 0.9
 
         # By keyboard alone: everything that can be done can be reached, in the order in which it is read.
