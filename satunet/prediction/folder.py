@@ -281,6 +281,7 @@ class FolderRun:
             manifest=manifest,
             wholes=self.wholes,
             protected=self.protected,
+            space=self.predictor.vocabulary.space,
         )
 
     def write(self, result: ScanResult, position: int, found: Found) -> Weighed:

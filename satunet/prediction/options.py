@@ -28,6 +28,9 @@ class Outputs:
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
+        instances: Number what comes in numbers (lesions, vertebrae, ribs, teeth) from cranial to caudal: a label map beside
+            the mask, and voxels and ml of each in the manifest.
+        measures: Write a table of each scan's masks: volume, surface, axes, intensities, on CT shares of tissues by HU.
         preview: Write a picture of each scan and what was found in it: three planes, coloured, with a legend (PNG).
     """
 
@@ -36,11 +39,15 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    instances: bool = False
+    measures: bool = False
     preview: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:
             raise UserError("probabilities go with one mask per prompt, not with one combined label map")
+        if self.combine and self.instances:
+            raise UserError("instances go with one mask per prompt, not with one combined label map")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,17 @@ from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
+from satunet.labels import LabelSpace
 from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
+from satunet.prediction.masks.mean import ValuesInFile
+from satunet.prediction.measures import Measures, measure
 from satunet.prediction.options import Outputs
-from satunet.prediction.results.manifests import files_of, is_foreign
+from satunet.prediction.results.manifests import files_of, is_foreign, write_table
 from satunet.prediction.results.painting import paint
-from satunet.prediction.results.places import PROBABILITY, Protected, manifest_file, mask_names
+from satunet.prediction.results.places import INSTANCES, MEASURES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
@@ -52,6 +56,7 @@ class ScanResult:
         manifest: What the manifest says besides.
         wholes: Class → classes that it is part of, for combined label maps.
         protected: What may not be replaced.
+        space: Classes of the models, to know what comes in numbers.
     """
 
     output: Path
@@ -61,6 +66,8 @@ class ScanResult:
     manifest: Mapping[str, Any]
     wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     protected: Protected = field(default_factory=Protected)
+    space: LabelSpace | None = None
+    _instances: dict[int, tuple[Instance, ...]] = field(default_factory=dict)
     _written: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,6 +106,23 @@ class ScanResult:
                 volume[place] = np.rint(values.clip(0, 1) * 255)
             file = self._place(folder / f"{name}{PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
+        self._write_instances(position, mask, found.restored)
+
+    def _write_instances(
+        self, position: int, mask: BoxedMask, probability: Callable[[], ValuesInFile | None] = lambda: None
+    ) -> None:
+        """Number the structures of a mask that come in numbers, if that is asked for."""
+        kind = self.matches[position].class_name
+        if not self.outputs.instances or kind is None or self.space is None or not comes_in_numbers(kind, self.space):
+            return
+        counted = count_instances(mask, self.scan.image.grid, kind, probability())
+        labels = np.zeros(mask.shape, np.uint8 if len(counted.found) <= 255 else np.uint16)
+        labels[mask.box] = counted.labels
+        file = self.output / self.job.name / f"{self._names[position]}{INSTANCES}{self.job.scan.ending}"
+        if file not in self._written:  # repaired masks are counted again
+            self._place(file)
+        write_label_map(file, labels, like=self.scan.image)
+        self._instances[position] = counted.found
 
     def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
         """Write what takes all masks, and the manifest; masks that are left out are taken back."""
@@ -112,11 +136,16 @@ class ScanResult:
         else:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
                 entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
+            for position, found_ones in self._instances.items():
+                if entries[position]["file"] is not None:
+                    entries[position]["instances"] = [asdict(one) for one in found_ones]
         _say_what_is_not_seen(self.job.name, entries)
         told = [worth_in_words(mask.worth) for mask in found]
         series = self.job.scan.series
         if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
             content["dicom"] = [file.name for file in self._write_dicom(series, masks, told)]
+        if self.outputs.measures:
+            self._write_measures(masks)
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -201,6 +230,20 @@ class ScanResult:
         self._written.extend(files)
         return files
 
+    def _write_measures(self, masks: Sequence[BoxedMask | None]) -> None:
+        """A row for each mask that has voxels."""
+        image, rows = self.scan.image, []
+        for match, mask in zip(self.matches, masks, strict=True):
+            found = None if mask is None else measure(mask, image.grid, image.array, self.job.modality)
+            if found is not None:
+                numbers = {name: None if v is None else round(v, 4) for name, v in asdict(found).items()}
+                rows.append({"prompt": match.prompt, "class": match.class_name, **numbers})
+        file = self.output / self.job.name / MEASURES
+        if self.outputs.combine:
+            file = self.output / f"{self.job.name}_{MEASURES}"
+        columns = ("prompt", "class", *(f.name for f in fields(Measures)))
+        write_table(self._place(file), columns, rows)
+
     def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
         """A picture beside the masks. What goes wrong with it is told; the masks are kept."""
         from satunet.viewing.preview import Found as Seen
@@ -227,17 +270,19 @@ class ScanResult:
         """Remove the files of masks that were written before it was known that they are left out."""
         folder, ending = self.output / self.job.name, self.job.scan.ending
         for mask, name in zip(found, self._names, strict=True):
-            for file in (folder / f"{name}{ending}", folder / f"{name}{PROBABILITY}{ending}") if mask.left_out else ():
+            for tail in ("", PROBABILITY, INSTANCES) if mask.left_out else ():
+                file = folder / f"{name}{tail}{ending}"
                 if file in self._written:
                     self._written.remove(file)
                     file.unlink(missing_ok=True)
 
     def _write_repaired(self, found: Sequence[PromptMask]) -> None:
         """Write masks again that were repaired when all were known."""
-        for mask, name in zip(found, self._names, strict=True):
+        for position, (mask, name) in enumerate(zip(found, self._names, strict=True)):
             if mask.repaired and mask.boxed is not None and not self.outputs.combine:
                 file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
                 write_label_map(file, mask.boxed.full, like=self.scan.image)
+                self._write_instances(position, mask.boxed)
 
     def _describe(self, found: PromptMask) -> dict[str, Any]:
         match, mask = found.match, found.boxed
