@@ -28,6 +28,8 @@ class Outputs:
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, and the Segmentation whose segments
+            they are of (extra: dicom).
         instances: Number what comes in numbers (lesions, vertebrae, ribs, teeth) from cranial to caudal: a label map beside
             the mask, and voxels and ml of each in the manifest.
         measures: Write a table of each scan's masks: volume, surface, axes, intensities, on CT shares of tissues by HU.
@@ -39,6 +41,7 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    dicom_sr: bool = False
     instances: bool = False
     measures: bool = False
     preview: bool = False
@@ -48,6 +51,11 @@ class Outputs:
             raise UserError("probabilities go with one mask per prompt, not with one combined label map")
         if self.combine and self.instances:
             raise UserError("instances go with one mask per prompt, not with one combined label map")
+
+    @property
+    def dicom(self) -> bool:
+        """Whether DICOM objects are written for DICOM series."""
+        return self.dicom_seg or self.rtstruct or self.dicom_sr
 
 
 @dataclass(frozen=True, kw_only=True)
