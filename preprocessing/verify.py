@@ -20,6 +20,7 @@ from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.preprocessing.arrays import open_array
 from satunet.preprocessing.store import (
     ANNOTATED,
+    INDEX,
     STORE_VERSION,
     ScanRecord,
     is_of_hash,
@@ -67,7 +68,7 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
         with contextlib.suppress(OSError):  # a store that may only be read
             checked.save(keep=True)
     listed = {file.name for job in jobs for file in scan_files(folder, job.scan)}
-    listed |= {"manifest.json", ".lock", CHECKED_FILE, "foreground_boxes.json"}
+    listed |= {"manifest.json", INDEX, ".lock", CHECKED_FILE}
     unlisted = sorted(p.name for p in folder.iterdir() if p.name not in listed)
     if unlisted:
         few = ", ".join(unlisted[:3]) + (", …" if len(unlisted) > 3 else "")

@@ -82,7 +82,8 @@ def _of_store(work: Path) -> list[Written]:
     from satunet.labels import LabelSpace
     from satunet.plan import UnifiedPlan
     from satunet.planners.fingerprint.dataset import DatasetFingerprint
-    from satunet.preprocessing.store import ScanStore
+    from satunet.preprocessing.index import ScanIndex
+    from satunet.preprocessing.store import INDEX, ScanStore
     from satunet.trainers.unified.watching.statistics import read_progress
 
     unified = work / "preprocessed" / "Dataset900_Unified"
@@ -99,6 +100,10 @@ def _of_store(work: Path) -> list[Written]:
     def scans() -> Any:
         return {scan: to_plain(ScanStore(store).record(scan)) for scan in ScanStore(store).scan_ids}
 
+    def index() -> Any:
+        found = ScanIndex.of(ScanStore(store))
+        return [found[number] for number in range(len(found))], found.contents
+
     def plain(file: Path) -> Callable[[], Any]:
         return lambda: _named(read_json, file)
 
@@ -110,8 +115,7 @@ def _of_store(work: Path) -> list[Written]:
         Written(kind="store, locations", file=store / f"{SCAN}_locations.npz", read=locations),
         Written(kind="store, record", file=store / f"{SCAN}.json", read=scans),
         Written(kind="store, manifest", file=store / "manifest.json", read=scans),
-        Written(kind="store, boxes of scans", file=store / "foreground_boxes.json",
-                read=plain(store / "foreground_boxes.json")),
+        Written(kind="store, index", file=store / INDEX, read=index),
         Written(kind="label space", file=unified / "label_space.json",
                 read=lambda: to_plain(LabelSpace.load(unified / "label_space.json"))),
         Written(kind="fingerprint", file=own / "dataset_fingerprint.json", read=fingerprint, covered=False),

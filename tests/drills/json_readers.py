@@ -106,7 +106,6 @@ def _unified(work: Path, add: Add) -> None:
     from satunet.plan import UnifiedPlan
     from satunet.preprocessing.store import ScanStore, complete_record
     from satunet.preprocessing.verify import verify_store
-    from satunet.trainers.unified.batches.sampling import foreground_boxes
     from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
     from satunet.trainers.unified.validation import _known, summarize
     from satunet.trainers.unified.watching.statistics import read_progress
@@ -131,8 +130,6 @@ def _unified(work: Path, add: Add) -> None:
     add("folds of scans", unified.splits,
         lambda: Split.of_fold(0, store=ScanStore(unified.store), space=space, file=unified.splits))  # fmt: skip
     add("record of a scan, its classes", unified.store / f"{scan}.json", lambda: scans_by_class(space, unified.store))
-    boxes = unified.store / "foreground_boxes.json"
-    add("boxes of scans", boxes, lambda: foreground_boxes(ScanStore(unified.store)))
     fold = unified.model(0)
     kept = next(iter(sorted((fold / "validation" / "scans").glob("*.json"))))
     weights = json.loads(kept.read_text())["weights"]
