@@ -105,6 +105,22 @@ def test_figures_of_a_paragraph_stand_in_one_file(paragraph: str) -> None:
     assert [] in missing.values(), missing
 
 
+def compared() -> list[tuple[str, str]]:
+    """Pairs of figures that README sets against each other."""
+    return re.findall(rf"({NUMBER}) against ({NUMBER}) %", " ".join(README.split()))
+
+
+@pytest.mark.parametrize("pair", compared(), ids=" against ".join)
+def test_figures_that_are_compared_stand_in_one_line(pair: tuple[str, str]) -> None:
+    """What was reached, and behind it the peer's."""
+    ours, peer = map(float, pair)
+    for line in "\n".join(RESULTS.values()).splitlines():
+        values = [round(float(n), 1) for n in re.findall(NUMBER, line)]
+        if ours in values and peer in values[values.index(ours) + 1 :]:
+            return
+    pytest.fail(f"no line of the results has {pair[0]} and then {pair[1]}")
+
+
 def test_what_is_said_of_the_starter_is_true_of_it() -> None:
     said = re.search(r"the model is `starter` \((\d+) MB, (\d+) classes", README)
     assert said is not None
