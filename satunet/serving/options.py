@@ -14,19 +14,20 @@ from satunet.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Where a server listens, and what it may use.
+    """Address of a server, and limits of what it may use.
 
     Attributes:
-        host: Address to listen on; other machines reach it only where this is not a loopback address.
+        host: Address to listen on; other machines can reach the server only if this is not a loopback address.
         port: Port to listen on; 0 takes a free one.
-        token: Secret that clients send as "Authorization: Bearer TOKEN"; needed where other machines reach the server.
-        token_file: File with the token in its only line, which other users of this machine cannot read in a list of processes.
+        token: Secret that clients send as "Authorization: Bearer TOKEN"; required if other machines can reach the
+            server.
+        token_file: File whose only line is the token, so that no list of processes shows it.
         most_upload_mb: Largest upload in MB; an archive may not unpack to more than ten times as much.
-        queue: Jobs that may wait; more are refused.
-        keep_minutes: Minutes after which scans and results that nobody asked for are forgotten.
-        features_gb: Memory for what the network has encoded, in GB, so that the next prompt on a scan is quick.
+        queue: Number of jobs that may wait; further ones are refused.
+        keep_minutes: Minutes after which unused scans and results are removed.
+        features_gb: Memory for encoded features of scans, in GB, which make further prompts on a scan quick.
         scans_gb: Memory for prepared scans, in GB.
-        disk_gb: Disk for uploads and results, in GB; the oldest go first.
+        disk_gb: Disk space for uploads and results, in GB; the oldest are removed first.
     """
 
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
@@ -55,8 +56,8 @@ class ServeOptions:
             _check_token(self.token)
         if not _is_loopback(self.host) and self.token is None and self.token_file is None:
             raise UserError(
-                f"other machines reach {self.host}: give a token (--token or --token_file), and put a proxy with TLS in front; or listen "
-                "on 127.0.0.1"
+                f"other machines can reach {self.host}: give a token (--token or --token_file) and put a proxy with TLS in "
+                "front, or listen on 127.0.0.1"
             )
 
     def secret(self) -> str | None:
@@ -82,7 +83,7 @@ class ServeOptions:
 def _check_token(token: str, where: str = "") -> str:
     if len(token) < 16 or not token.isprintable() or not token.isascii() or " " in token:
         raise UserError(
-            f"{where}a token is one word of at least 16 characters of ASCII; one is made by "
+            f"{where}a token must be one word of at least 16 ASCII characters; this makes one: "
             "python -c 'import secrets; print(secrets.token_hex())'"
         )
     return token

@@ -247,7 +247,7 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path, scan: b
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(UserError, match="give a token"):
         ServeOptions(host="0.0.0.0")
-    with pytest.raises(UserError, match="at least 16 characters"):
+    with pytest.raises(UserError, match="at least 16 ASCII characters"):
         ServeOptions(host="0.0.0.0", token="short")
     ServeOptions(host="0.0.0.0", token="0123456789abcdef")
 
@@ -259,7 +259,7 @@ def test_a_token_out_of_a_file(tmp_path: Path) -> None:
         options.secret()
     for content in ("short", "", "two words are no token", "0123456789abcdef\n0123456789abcdef"):
         file.write_text(content)
-        with pytest.raises(UserError, match=f"{file}: a token is one word of at least 16"):
+        with pytest.raises(UserError, match=f"{file}: a token must be one word of at least 16"):
             options.secret()
     file.write_text("0123456789abcdef\n")
     app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", options)
