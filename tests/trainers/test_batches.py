@@ -12,7 +12,7 @@ from satunet.errors import DatasetError, UserError
 from satunet.trainers.unified.batches import batch as batch_module
 from satunet.trainers.unified.batches.augmentation import Augmentation
 from satunet.trainers.unified.batches.batch import Batch, Sample
-from satunet.trainers.unified.batches.sampling import Query, annotated_centre, foreground_box, only_shown, read_crop
+from satunet.trainers.unified.batches.sampling import Query, annotated_centre, only_shown, read_crop
 from satunet.trainers.unified.loss import IGNORED
 
 from .helpers import config, make_trainer
@@ -134,14 +134,14 @@ class Scan:
 
 
 def test_the_box_of_the_foreground() -> None:
-    from satunet.preprocessing.store import ANNOTATED
+    from satunet.preprocessing.store import ANNOTATED, foreground_box
 
     places = {1: np.array([[2, 3, 4], [5, 3, 1]], np.int32), 2: np.array([[0, 8, 2]], np.int32)}
-    assert foreground_box(Scan({}), places) == ((0, 3, 1), (6, 9, 5))  # type: ignore[arg-type]
+    assert foreground_box((9, 9, 9), places) == ((0, 3, 1), (6, 9, 5))
     more = places | {ANNOTATED: np.array([[8, 0, 8]], np.int32), 7: np.zeros((0, 3), np.int32)}
-    assert foreground_box(Scan({}), more) == ((0, 3, 1), (6, 9, 5))  # type: ignore[arg-type]
+    assert foreground_box((9, 9, 9), more) == ((0, 3, 1), (6, 9, 5))
     nothing = {ANNOTATED: np.array([[8, 0, 8]], np.int32)}
-    assert foreground_box(Scan({}), nothing) == ((0, 0, 0), (9, 9, 9))  # type: ignore[arg-type]
+    assert foreground_box((9, 9, 9), nothing) == ((0, 0, 0), (9, 9, 9))
 
 
 def test_where_somebody_looked() -> None:
@@ -169,8 +169,7 @@ def test_classes_that_no_scan_shows_are_not_asked() -> None:
     from .test_sampling import make_space
 
     space = make_space()
-    records: Any = [Scan({1: 5, 3: 7}, "Dataset001_A"), Scan({2: 1}, "Dataset777_Unknown")]
-    shown = only_shown(space, records)
+    shown = only_shown(space, {"Dataset001_A": {1, 3}, "Dataset777_Unknown": {2}})
     assert set(shown.classes_of("Dataset001_A")) == {"liver", "kidney", "right kidney"}
     assert shown.classes_of("Dataset002_B") == ()
     assert shown.class_names == space.class_names

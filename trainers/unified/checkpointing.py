@@ -172,7 +172,7 @@ def write_model_files(
 def scans_of(setup: TrainingSetup) -> TrainedScans:
     """The scans that a training sees, by name and by content."""
     train = setup.split.train
-    return TrainedScans.of(train, [setup.store.record(scan).content for scan in train])
+    return TrainedScans.of(train, setup.index.of_scans(train).contents)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> bool:

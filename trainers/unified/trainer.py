@@ -39,7 +39,7 @@ from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.averaging import WeightAverage
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
-from satunet.trainers.unified.batches.sampling import foreground_boxes, only_shown
+from satunet.trainers.unified.batches.sampling import only_shown
 from satunet.trainers.unified.checkpointing import (
     RunState,
     checkpoint_of,
@@ -221,8 +221,8 @@ class SATTrainer(nnUNetTrainer):
     def _say_what_is_not_taught(self) -> None:
         """Classes that no training scan of the fold shows are not trained, nor asked for as negatives."""
         setup = self.setup
-        records = [setup.store.record(scan) for scan in setup.split.train]
-        taught = {name for classes in only_shown(setup.space, records).ids.values() for name in classes}
+        shown = setup.index.of_scans(setup.split.train).shown()
+        taught = {name for classes in only_shown(setup.space, shown).ids.values() for name in classes}
         missing = [name for name in setup.space.class_names if name not in taught]
         if missing:
             message = (
@@ -234,8 +234,6 @@ class SATTrainer(nnUNetTrainer):
                 logger.warning("%s", message)
 
     def _make_loaders(self) -> None:
-        with distributed.first_process_first():
-            boxes = foreground_boxes(self.setup.store)
         workers = worker_count(self.config, self.device)
         split = self.setup.split
         self._train_data = StepBatches(
@@ -244,10 +242,9 @@ class SATTrainer(nnUNetTrainer):
             self.config,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            boxes=boxes,
             cache_bytes=CACHE_BYTES // max(1, workers),
         )
-        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1, boxes=boxes)
+        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1)
         first = self.current_epoch * self.num_iterations_per_epoch
         pin = self.device.type == "cuda"
         self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
