@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _VOLATILE = re.compile(
-    r"^(content_sha256|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
+    r"^(content_sha256|sums|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
     r"started|notes|files|throughput\w*|scans_per_second|\w*_seconds|\w*_timestamps)$"
 )
 """Keys of JSON files; ``stamp`` and ``files`` hold times of change, and hashes of files that hold them."""
