@@ -85,7 +85,7 @@ OPTIONS = {
         "--weight_decay", "--temperature", "--frozen_layers", "--hard", "--max_tokens", "--held_out", "--no_dropout",
         "--seed", "--checkpoint_every", "--precision", "--continue", "--c", "--device", "-device", "--verbose",
     },
-    "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
+    "demo": {"--output", "-o", "--steps", "--specialists", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip
 
 
