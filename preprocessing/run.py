@@ -23,10 +23,12 @@ from satunet.jobs.records import save_record
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
+from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.splits import Folds, folds_of, unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
     ScanRecord,
+    ScanStore,
     complete_record,
     file_hash,
     label_locations,
@@ -94,6 +96,7 @@ def preprocess_datasets(
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
+        ScanIndex.of(ScanStore(store))  # trainings find it made
     space.save(unified.label_space)
     write_json(unified.splits, unified_splits(scans, folds))
     if folds.notes:

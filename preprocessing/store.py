@@ -5,7 +5,8 @@ chunk sizes nnU-Net uses, so that reading a patch touches few chunks; ``<scan>_l
 are); and ``<scan>.json`` (what it is, what it was made from, and size and hash of the others). The JSON is written
 last: a scan without it does not exist, whatever a killed run left behind. ``manifest.json`` says by which plan the
 scans were made and lists those that belong together, each with the hash of its JSON; a scan that it does not list is
-from another plan, or its inputs cannot be used any more.
+from another plan, or its inputs cannot be used any more. ``scans.index`` holds what training asks of all scans, see
+:mod:`satunet.preprocessing.index`; it is made again whenever it does not fit.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ LOCATIONS_PER_LABEL = 1000
 ANNOTATED = -1
 """Stands for any voxel that somebody looked at, background included, among the locations of a scan of which parts are
 not labelled (nnU-Net's ``ignore``)."""
+INDEX = "scans.index"
+Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""First voxel of a box, and the voxel after its last."""
 _PIECE = 1 << 20
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
@@ -52,9 +56,10 @@ class ScanRecord:
         content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the scan.
         files: Name ending → (bytes, hash) of the files beside the record.
         source: Hash of contents of the input files and of what was done to them, as version 2 had it.
+        foreground: Box of all labels, see :func:`foreground_box`; ``None`` where an older version wrote the scan.
     """
 
-    RECORD_VERSION: ClassVar[int] = 3
+    RECORD_VERSION: ClassVar[int] = 4
 
     scan: str
     modality: str
@@ -64,6 +69,7 @@ class ScanRecord:
     content: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     source: str = ""
+    foreground: Foreground | None = None
 
     def __post_init__(self) -> None:
         split_scan_id(self.scan)
@@ -112,6 +118,10 @@ class ScanStore:
         if not self.scan_ids:
             raise DatasetError(f"{folder}: no preprocessed scans here; make them with 'satunet plan_and_preprocess'")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process looks for itself, if it has to."""
+        return {"folder": self.folder}
+
     @cached_property
     def scan_ids(self) -> tuple[str, ...]:
         """Names of all complete scans of the manifest, sorted."""
@@ -128,9 +138,12 @@ class ScanStore:
     def record(self, scan: str) -> ScanRecord:
         """What is known of a scan."""
         if scan not in self._records:
-            file = self.folder / f"{scan}.json"
-            self._records[scan] = load_record(file, ScanRecord, error=DatasetError)
+            self._records[scan] = self.read_record(scan)
         return self._records[scan]
+
+    def read_record(self, scan: str) -> ScanRecord:
+        """What is known of a scan, read now and not kept: for walks over all scans."""
+        return load_record(self.folder / f"{scan}.json", ScanRecord, error=DatasetError)
 
     def image(self, scan: str) -> Any:
         """(1, X, Y, Z) float32, lazy: index it to read a part."""
@@ -178,7 +191,7 @@ def write_scan(
         ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
     }
     flush_to_disk(files[:3])  # the record promises them
-    save_record(files[3], replace(record, files=described))
+    save_record(files[3], replace(record, files=described, foreground=foreground_box(record.shape, locations)))
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
 
 
@@ -277,6 +290,21 @@ def label_locations(
         for label, places in chosen.items()
     }
     return {ids[place]: count for place, count in voxels.items()}, locations
+
+
+def foreground_box(shape: tuple[int, int, int], locations: Mapping[int, NDArray[np.int32]]) -> Foreground:
+    """Box of all labels, from the voxels that are stored of each; the whole scan if it shows none.
+
+    Args:
+        shape: (X, Y, Z) of the preprocessed scan.
+        locations: Label id → (n, 3) voxel indices.
+    """
+    places = [p for label, p in locations.items() if len(p) and label != ANNOTATED]
+    if not places:
+        return (0, 0, 0), shape
+    low = np.min([p.min(axis=0) for p in places], axis=0)
+    high = np.max([p.max(axis=0) for p in places], axis=0) + 1
+    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
 
 
 def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:

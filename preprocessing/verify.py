@@ -18,6 +18,7 @@ from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.headers import dataset_doubts
 from satunet.preprocessing.store import (
     ANNOTATED,
+    INDEX,
     STORE_VERSION,
     ScanRecord,
     file_hash,
@@ -59,7 +60,7 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
             summary.failed(outcome.item.scan, "; ".join(faults))
         else:
             summary.done(outcome.item.scan)
-    listed = {file.name for job in jobs for file in scan_files(folder, job.scan)} | {"manifest.json", ".lock"}
+    listed = {file.name for job in jobs for file in scan_files(folder, job.scan)} | {"manifest.json", INDEX, ".lock"}
     unlisted = sorted(p.name for p in folder.iterdir() if p.name not in listed)
     if unlisted:
         few = ", ".join(unlisted[:3]) + (", …" if len(unlisted) > 3 else "")

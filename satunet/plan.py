@@ -21,10 +21,13 @@ from satunet.errors import PlanError
 from satunet.jobs.files import write_json
 from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.network.config import NetworkConfig
+from satunet.types import Axes
 
 PLAN_VERSION = 1
 _SAID_BY_NNUNET = frozenset({"dataset_name", "plans_name", "configuration", "spacing_mm", "patch_size", "batch_size"})
-_ONLY_IN_SOME = frozenset({"class_spacings_mm", "patches_at_once", "training_patch_size", "fit_windows", "one_piece"})
+_ONLY_IN_SOME = frozenset(
+    {"class_spacings_mm", "class_windows", "patches_at_once", "training_patch_size", "fit_windows", "one_piece"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,9 @@ class UnifiedPlan:
         explanation: Value → one sentence that says why it was chosen.
         class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
             not ``spacing_mm``; see :meth:`spacing_for`.
+        class_windows: Modality → class → voxels of the patches it was trained in, one per spacing of
+            ``class_spacings_mm``. A network that saw a class in patches of one size finds it in windows of that size,
+            and may not in others: norms and positions differ.
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
         one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
@@ -163,6 +169,7 @@ class UnifiedPlan:
     dataset_orientation: dict[str, str] = field(default_factory=dict)
     explanation: dict[str, str] = field(default_factory=dict)
     class_spacings_mm: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    class_windows: dict[str, dict[str, tuple[Axes, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
     one_piece: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -192,6 +199,16 @@ class UnifiedPlan:
         for name, spacings in (pair for found in self.class_spacings_mm.values() for pair in found.items()):
             if not spacings or min(spacings) <= 0 or list(spacings) != sorted(set(spacings)):
                 raise PlanError(f"the spacings of {name!r} must be positive and rising, got {spacings}")
+        for modality, windows in self.class_windows.items():
+            for name, sizes in windows.items():
+                count = len(self.class_spacings_mm.get(modality, {}).get(name, ()))
+                if len(sizes) != count or any(
+                    n < 1 or n % d for s in sizes for n, d in zip(s, self.network.divisor, strict=True)
+                ):
+                    raise PlanError(
+                        f"the windows of {name!r} must be {count}, one per spacing, and divisible by the network's strides "
+                        f"{self.network.divisor}, got {sizes}"
+                    )
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
 
@@ -211,9 +228,19 @@ class UnifiedPlan:
         spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "")
         if not spacings:
             return self.spacing_mm
-        holds = [s for s in spacings if all(e <= p * s for e, p in zip(extent_mm, self.patch_size, strict=True))]
+        holds = [
+            s
+            for s in spacings
+            if all(e <= p * s for e, p in zip(extent_mm, self.window_of(class_name, modality, s), strict=True))
+        ]
         chosen = min(holds, default=max(spacings))
         return chosen, chosen, chosen
+
+    def window_of(self, class_name: str | None, modality: str, spacing_mm: float) -> Axes:
+        """Voxels of a window in which to look for a class at a spacing, before :meth:`window_for` fits it to a scan."""
+        spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "", ())
+        windows = self.class_windows.get(modality, {}).get(class_name or "", ())
+        return dict(zip(spacings, windows, strict=False)).get(spacing_mm, self.patch_size)
 
     def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Voxels of a window in a preprocessed scan of this shape."""

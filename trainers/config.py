@@ -15,6 +15,9 @@ from satunet.errors import UserError
 
 Recipe = Literal["sat", "nnunet", "short", "cpu"]
 
+VOXELS_UNTIL = 0.7
+"""Share of a training in which single voxels are classified, too."""
+
 _LEAST = {
     "steps": 1,
     "warmup_steps": 0,
@@ -27,6 +30,7 @@ _LEAST = {
     "seed": 0,
     "bad_steps": 0,
     "weight_decay": 0,
+    "voxel_weight": 0,
 }
 
 
@@ -49,9 +53,17 @@ class TrainingConfig:
         batch_size: Patches per step, of all processes together; the plan's if not given.
         patches_at_once: Patches of a step that a process works on at once; the others follow, and their gradients add up.
             The plan's if not given.
+        patches: Size of a step's patches: 'plan' takes the plan's; with the others a step takes patches of one dataset, the
+            smallest that hold its scans and that the strides allow, up to the plan's: 'fit' as many as ever, 'fill' as many
+            as have the voxels of the plan's batch.
+        dataset_draws: How often a dataset is drawn: 'plan' follows the plan's weights of its scans, 'even' draws every one
+            as often.
         queries_per_scan: Queries per patch, at most; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Negative queries, at most, as a share of the positive ones.
+        voxel_weight: Weight of a classification of single voxels beside the loss of masks, in the first 70 % of the steps.
+        weight_average: Share of the averaged weights that a step keeps, once there are enough steps; the average is what is
+            validated and used. 0: the last weights.
         augment: Whether to augment.
         text_variants: Whether to draw other wordings of a class.
         gradient_clip: Norm that gradients are clipped to.
@@ -75,9 +87,13 @@ class TrainingConfig:
     validation_steps: int = 50
     batch_size: int | None = None
     patches_at_once: int | None = None
+    patches: Literal["plan", "fit", "fill"] = "plan"
+    dataset_draws: Literal["plan", "even"] = "plan"
     queries_per_scan: Annotated[int | None, arg(name="queries")] = None
     foreground_share: float = 0.5
     negative_share: float = 0.5
+    voxel_weight: float = 0.0
+    weight_average: float = 0.0
     augment: bool = True
     text_variants: bool = True
     gradient_clip: float = 12.0
@@ -98,6 +114,8 @@ class TrainingConfig:
         for name in ("foreground_share", "negative_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training: {name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.weight_average < 1:
+            raise UserError(f"training: weight_average must lie in [0, 1), got {self.weight_average}")
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> TrainingConfig:
@@ -111,6 +129,10 @@ class TrainingConfig:
             changes.setdefault("warmup_steps", round(base.warmup_steps * changes["steps"] / base.steps))
             changes.setdefault("steps_per_epoch", min(base.steps_per_epoch, changes["steps"]))
         return dataclasses.replace(base, **changes)
+
+    def voxel_weight_at(self, step: int) -> float:
+        """Weight of the voxel loss in a step, counted from 0; a training to its end makes masks too large."""
+        return self.voxel_weight if step < VOXELS_UNTIL * self.steps else 0.0
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

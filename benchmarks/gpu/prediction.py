@@ -33,7 +33,7 @@ def _network(bench: Bench) -> Any:
     image = torch.zeros(1, 1, *bench.sizes.checked_patch, device=bench.device)
     try:
         model.nano = accelerate(model.nano, bench.device, engine="fused")
-        with torch.inference_mode(), autocast_for(bench.device):
+        with torch.inference_mode(), autocast_for(bench.device, "float16" if bench.cuda else "auto"):
             model.nano.encode_image(image)
         bench.fused = bench.cuda
     except Exception as error:

@@ -171,7 +171,7 @@ def _parts(
 ) -> list[Box]:
     """Boxes of a scan that leave out a structure each, as few others as that takes."""
     rng = np.random.default_rng([ord(c) for c in seed])
-    found = []
+    found: list[Box] = []
     wanted = [name for name in names if name in ids]
     for position in rng.permutation(len(wanted)):
         if len(found) == count:

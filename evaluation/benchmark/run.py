@@ -11,8 +11,6 @@ What is known so far is handed on after every dataset; until the last one it say
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +22,10 @@ from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import UserError
 from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.competitors import Competitor, UnifiedSide
-from satunet.evaluation.benchmark.costs import free_memory, read_object
+from satunet.evaluation.benchmark.costs import free_memory
 from satunet.evaluation.benchmark.guards import budget_notes, patient_notes, require_same_cases, require_unseen
 from satunet.evaluation.benchmark.results import BenchmarkTables, Cost, DatasetResults
+from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.statistics import Correction
 from satunet.evaluation.benchmark.tasks import DATASET_FILE, Task, cases_of, make_task, predicted_ids
 from satunet.evaluation.scoring.predictions import find_predictions
@@ -34,7 +33,9 @@ from satunet.evaluation.scoring.rules import Rules
 from satunet.evaluation.scoring.run import NOT_SCORED, evaluate_cases
 from satunet.evaluation.scoring.scores import EVALUATION_VERSION, Evaluation
 from satunet.images.image import strip_ending
+from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary
+from satunet.jobs.records import to_plain
 from satunet.planners.run import known_fingerprints, scans_of
 
 logger = logging.getLogger(__name__)
@@ -208,10 +209,11 @@ class _Run:
         kept = self.contest.output / "scores" / competitor.name / task.name
         rules = self.contest.rules.of_classes(task.classes.names)
         rules = replace(rules, trust_shape=rules.trust_shape or task.dataset.trust_shape)
-        inputs = _fingerprint(task, predictions, rules)
-        if read_object(kept / "summary.json").get("inputs") == inputs:
+        files, combined = _made_of(task, predictions, rules)
+        if is_fresh(kept / "summary.json", files, combined):
             with contextlib.suppress(UserError):  # damaged tables are made again
                 return Evaluation.load(kept)
+        stamp = to_plain(Stamp.of(files, combined))
         evaluation, _ = self.contest.score(
             task.references,
             predictions,
@@ -223,7 +225,7 @@ class _Run:
         )
         # A worker that died or a reference that could not be read may do better the next time.
         lasting = not any(reason.startswith(NOT_SCORED) for reason in evaluation.failures.values())
-        evaluation.save(kept, extra={"inputs": inputs} if lasting else None)
+        evaluation.save(kept, extra={STAMP: stamp} if lasting else None)
         return evaluation
 
     def standing(self, *, final: bool) -> Standing:
@@ -334,17 +336,16 @@ def _not_scored(failures: Mapping[str, str]) -> list[str]:
     return [f"Not scored, because {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
 
 
-def _fingerprint(task: Task, predictions: Path, rules: Rules) -> str:
-    """Hash of everything that scores depend on: rules, classes, and size and time of every file."""
+def _made_of(task: Task, predictions: Path, rules: Rules) -> tuple[list[Path], dict[str, Any]]:
+    """Everything that scores depend on: files, and what they are combined with."""
     found, _ = find_predictions(predictions, task.references)
     paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
-    paths.append(predictions / DATASET_FILE)
-    stamps = [(str(p), s.st_size, s.st_mtime_ns) for p in (*task.references.values(), *paths) if (s := _stat(p))]
-    content = {
+    files = [p for p in (*task.references.values(), *paths, predictions / DATASET_FILE) if p.is_file()]
+    combined = {
         "version": EVALUATION_VERSION, "rules": rules.comparable(), "policy": repr(rules.absence), "classes": repr(task.classes),
-        "files": stamps, "cases": list(task.references),
+        "cases": list(task.references), "files": [f.name for f in files],
     }  # fmt: skip
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return files, combined
 
 
 def _files(path: Path) -> Iterable[Path]:
@@ -352,10 +353,3 @@ def _files(path: Path) -> Iterable[Path]:
         return sorted(p for p in path.rglob("*") if p.is_file())
     legend = path.with_name(f"{strip_ending(path.name)}.json")
     return [path, *([legend] if legend.is_file() else [])]
-
-
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError:
-        return None

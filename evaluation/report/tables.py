@@ -29,6 +29,7 @@ METRIC_NAMES = {
     "volume_error": "volume error",
     "absolute_volume_error": "|volume error|",
     "lesion_f1": "lesion F1",
+    "panoptic_quality": "PQ",
 }
 _UNITS = {"hd95_mm": "mm", "assd_mm": "mm"}
 _MANY_CLASSES = 60

@@ -47,7 +47,8 @@ class Scores:
         hd95_mm: 95th percentile of the Hausdorff distance.
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1, 0 to 1, of classes that are lesions.
-        lesions: The counts behind it.
+        panoptic_quality: Of their lesions, 0 to 1.
+        lesions: The counts behind both.
         reference_voxels: Voxels of the class in the reference.
         prediction_voxels: Voxels of the class in the prediction.
     """
@@ -57,6 +58,7 @@ class Scores:
     hd95_mm: float = math.nan
     assd_mm: float = math.nan
     lesion_f1: float = math.nan
+    panoptic_quality: float = math.nan
     lesions: LesionCounts | None = None
     reference_voxels: int
     prediction_voxels: int
@@ -192,6 +194,7 @@ def _score(
         hd95_mm=hd95,
         assd_mm=assd,
         lesion_f1=math.nan if counts is None else counts.f1,
+        panoptic_quality=math.nan if counts is None else counts.panoptic_quality,
         lesions=counts,
         reference_voxels=n_reference,
         prediction_voxels=n_prediction,
@@ -248,6 +251,7 @@ def _absent(
         hd95_mm=distance,
         assd_mm=distance,
         lesion_f1=value if lesion else math.nan,
+        panoptic_quality=value if lesion else math.nan,
         lesions=counts,
         reference_voxels=n_reference,
         prediction_voxels=n_prediction,

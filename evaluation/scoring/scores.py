@@ -21,11 +21,12 @@ from satunet.jobs.progress import JobSummary
 from satunet.jobs.records import from_plain
 from satunet.labels.scored import ScoredClass
 
-EVALUATION_VERSION = 3
+EVALUATION_VERSION = 4
 """Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
 HEADLINE = ("dsc", "nsd")
 """What the field reports first."""
-METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1")
+METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1",
+           "panoptic_quality")  # fmt: skip
 LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm", "absolute_volume_error"})
 
 
@@ -43,6 +44,7 @@ class Row:
         hd95_mm: 95th percentile of the Hausdorff distance.
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1.
+        panoptic_quality: Of the lesions.
         lesions: Lesions of the reference.
         lesions_found: Those that were found.
         lesions_predicted: Lesions of the prediction.
@@ -61,6 +63,7 @@ class Row:
     hd95_mm: float = math.nan
     assd_mm: float = math.nan
     lesion_f1: float = math.nan
+    panoptic_quality: float = math.nan
     lesions: float = math.nan
     lesions_found: float = math.nan
     lesions_predicted: float = math.nan

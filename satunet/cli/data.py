@@ -22,6 +22,7 @@ from satunet.cli.options import (
     dataset_names,
     default_processes,
 )
+from satunet.cli.printing import print_rows
 from satunet.planners.options import PlanOptions, SpecialistPlanner
 
 if TYPE_CHECKING:
@@ -319,25 +320,3 @@ def _are_whole(names: tuple[str, ...], workers: Workers) -> bool:
     if summary.failures:
         logger.error("without --verify_dataset_integrity, what is faulty is left out and the rest goes on")
     return not summary.failures
-
-
-def print_rows(rows: list[dict[str, object]], title: str) -> None:
-    """Print rows as a table, whose columns are their keys."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
-    console = Console()
-    # A pipe has no width of its own; a table cut to 80 columns would hide what it is asked for.
-    console = console if console.is_terminal else Console(width=200)
-    console.print(table)
-
-
-def _cell(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

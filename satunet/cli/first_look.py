@@ -121,7 +121,7 @@ class Try:
         return looks, failed
 
     def _say(self, looks: list[FirstLook], vocabulary: Vocabulary, pages: list[Path]) -> None:
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
         from satunet.demo.look import regions_found
         from satunet.prediction.results.manifests import result_rows
 

@@ -13,7 +13,7 @@ from satunet.cli.options import Encoder, Verbose
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from satunet.knowledge import KnowledgeTree, Term
+    from satunet.knowledge.tree import KnowledgeTree, Term
     from satunet.labels import LabelSpace
 
 TreeFile = Annotated[
@@ -47,10 +47,10 @@ class Build:
 
     def run(self) -> int:
         """Build, write tree and links, and show what is in it."""
-        from satunet.cli.data import print_rows
-        from satunet.knowledge import save_tree
+        from satunet.cli.printing import print_rows
+        from satunet.knowledge.file import default_tree_path, save_tree
         from satunet.knowledge.link import write_review
-        from satunet.knowledge.make import build_tree, default_tree_path
+        from satunet.knowledge.make import build_tree
 
         output = self.output or default_tree_path()
         space, store = self._space()
@@ -99,7 +99,8 @@ class Info:
 
     def run(self) -> int:
         """Print it."""
-        from satunet.knowledge.make import default_tree_path, load_or_build
+        from satunet.knowledge.file import default_tree_path
+        from satunet.knowledge.make import load_or_build
 
         tree = load_or_build(self.tree)
         where = self.tree or (default_tree_path() if default_tree_path().is_file() else "classes of SAT-DS")
@@ -141,7 +142,7 @@ class Check:
 
     def run(self) -> int:
         """Print the findings."""
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
         from satunet.knowledge.check import check_tree
         from satunet.knowledge.make import load_or_build
 
@@ -233,7 +234,7 @@ class Encoders:
 
     def run(self) -> int:
         """Print it."""
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
         from satunet.datasets.catalogue import load_catalogue
         from satunet.text import load_text_encoder
 
@@ -271,7 +272,7 @@ class Text:
 
 
 def _show_info(tree: KnowledgeTree, title: str) -> None:
-    from satunet.cli.data import print_rows
+    from satunet.cli.printing import print_rows
     from satunet.knowledge.build import summarise
 
     counts = tree.by_source()
@@ -285,7 +286,7 @@ def _show_info(tree: KnowledgeTree, title: str) -> None:
 
 
 def _show_term(tree: KnowledgeTree, term: Term) -> None:
-    from satunet.cli.data import print_rows
+    from satunet.cli.printing import print_rows
 
     def names(found: Iterable[str], most: int = 12) -> str:
         ids = list(found)

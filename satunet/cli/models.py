@@ -39,8 +39,8 @@ class Models:
 
     def run(self) -> int:
         """Fetch what was asked for, and print a row per model; 1 if one cannot be read."""
-        from satunet.cli.data import print_rows
         from satunet.cli.environment import quick_check
+        from satunet.cli.printing import print_rows
         from satunet.errors import ModelError
         from satunet.models.listing import list_models
         from satunet.models.published.known import KNOWN, published_model

@@ -152,7 +152,7 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
     """What was found, as a table; of many scans and prompts, the first ones."""
     import sys
 
-    from satunet.cli.data import print_rows
+    from satunet.cli.printing import print_rows
     from satunet.prediction.results.manifests import result_rows
 
     rows = result_rows(output, names, combine)
@@ -164,7 +164,7 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
 
 def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
     """What would be done; 1 if a scan cannot be used."""
-    from satunet.cli.data import print_rows
+    from satunet.cli.printing import print_rows
     from satunet.prediction.door.limits import require_memory
 
     rows: list[dict[str, object]] = []

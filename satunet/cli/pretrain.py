@@ -37,7 +37,7 @@ class PretrainText(_Pretraining):
 
     def run(self) -> int:
         """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
         from satunet.jobs.files import read_json
         from satunet.knowledge.make import load_or_build
         from satunet.trainers.knowledge.text import pretrain_text

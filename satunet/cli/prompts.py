@@ -50,7 +50,7 @@ class Prompts:
 
             print(json.dumps([as_json(reading) for reading in readings], ensure_ascii=False, indent=1))
             return 0
-        from satunet.cli.data import print_rows
+        from satunet.cli.printing import print_rows
 
         rows: list[dict[str, object]] = [
             {

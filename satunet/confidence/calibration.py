@@ -179,7 +179,7 @@ class Calibration:
     def estimate(self, masks: Sequence[Seen]) -> list[Worth]:
         """What all masks of a scan are worth, in their order."""
         return [
-            self._worth(mask, {name: self.usual[name] if f[name] is None else f[name] for name in FEATURES})
+            self._worth(mask, {name: self.usual[name] if (v := f[name]) is None else v for name in FEATURES})
             for mask, f in zip(masks, features_of(masks, self.statistics), strict=True)
         ]
 

@@ -107,7 +107,8 @@ def _windows(name: str, modality: str, grid: Grid, plan: UnifiedPlan) -> int:
     """Windows that lie side by side in a scan, at the spacing at which a class is looked for."""
     extent = extent_mm(grid, plan.orientation)
     spacing = plan.spacing_for(name, modality, extent)
-    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, plan.patch_size, strict=True))
+    window = plan.window_of(name, modality, spacing[0])
+    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, window, strict=True))
 
 
 def facts_of(job: ScanJob, image: Image) -> dict[str, str]:

@@ -283,7 +283,7 @@ def _has_whole_keys(kind: Any) -> bool:
 
 
 def _whole_keys(converter: Any, kind: Any) -> Any:
-    inner = dict[str, get_args(kind)[1]]  # type: ignore[misc]  # decided when it runs
+    inner = dict[str, get_args(kind)[1]]  # type: ignore[misc,valid-type]  # decided when it runs
 
     def structure(value: Any, _: Any) -> dict[int, Any]:
         if not isinstance(value, Mapping):

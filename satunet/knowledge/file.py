@@ -16,15 +16,20 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from satunet.errors import KnowledgeError
+from satunet.jobs.cache import cache_dir
 from satunet.jobs.files import atomic_path
 from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.tree import KnowledgeTree, Source, Term
+
+logger = logging.getLogger(__name__)
 
 TREE_VERSION = 1
 
@@ -101,3 +106,23 @@ def _read_header(line: dict[str, Any], where: str) -> list[Source]:
         return [Source(**s) for s in line["sources"]]
     except (KeyError, TypeError) as error:
         raise KnowledgeError(f"{where}: not the header of a knowledge tree ({error})") from error
+
+
+def default_tree_path() -> Path:
+    """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
+    return cache_dir() / "knowledge.jsonl.gz"
+
+
+def default_tree() -> KnowledgeTree | None:
+    """The tree in the default place; ``None`` if none was built, or, with a warning, if it cannot be read."""
+    path = default_tree_path()
+    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@lru_cache(maxsize=2)
+def _load(path: Path, changed: int) -> KnowledgeTree | None:
+    try:
+        return load_tree(path)
+    except KnowledgeError as error:
+        logger.warning("%s; prompts are read without it", error)
+        return None

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satunet.errors import KnowledgeError
-from satunet.jobs.cache import cache_dir
 from satunet.knowledge.build import Imported, assemble
-from satunet.knowledge.file import load_tree
+from satunet.knowledge.file import default_tree_path, load_tree
 from satunet.knowledge.link import Link, add_links, link_classes
 from satunet.knowledge.sources.labelspace import import_catalogue, import_label_space, scans_by_class
 from satunet.knowledge.sources.obo import import_obo
@@ -87,26 +85,6 @@ def build_tree(
     done = assemble(imports, lenient=lenient)
     notes = (*(n for imported in imports for n in imported.notes), *done.dropped)
     return Built(tree=done.tree, links=tuple(links), notes=notes)
-
-
-def default_tree_path() -> Path:
-    """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
-    return cache_dir() / "knowledge.jsonl.gz"
-
-
-def default_tree() -> KnowledgeTree | None:
-    """The tree in the default place; ``None`` if none was built, or, with a warning, if it cannot be read."""
-    path = default_tree_path()
-    return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, changed: int) -> KnowledgeTree | None:
-    try:
-        return load_tree(path)
-    except KnowledgeError as error:
-        logger.warning("%s; prompts are read without it", error)
-        return None
 
 
 def load_or_build(path: Path | None = None) -> KnowledgeTree:

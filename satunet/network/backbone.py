@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from satunet.network.config import NetworkConfig
-from satunet.network.gpu import normalise
+from satunet.network.gpu import joined, normalise, one_channel
 
 
 class ConvBlock(nn.Module):
     """Convolution → instance norm → leaky ReLU, the last if there is an activation.
 
     Attributes:
-        channels_last: Compute as :mod:`satunet.network.gpu` does; the weights are the same.
+        channels_last: Whether to compute as :mod:`satunet.network.gpu` does; the weights are the same.
+        equal_inputs: Whether all input channels are the same, of which ``channels_last`` makes use.
     """
 
     channels_last = False
+    equal_inputs = False
 
     def __init__(
         self,
@@ -48,22 +50,37 @@ class ConvBlock(nn.Module):
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
         if self.channels_last and (maps := self._channels_last(x)) is not None:
             return maps
-        x = self.conv(x)
+        x = self._convolve(x)
         if x[0, 0].numel() > 1:
             # One voxel has no variance: torch refuses to normalise it, so it stays as it is.
             x = self.norm(x)
         result: Tensor = self.nonlin(x)
         return result
 
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The convolution, in the weights' type where oneDNN's gradient in bfloat16 is wrong.
+
+        Where the first axis has two voxels, the gradient of the weights reads memory that nobody wrote (torch 2.13, CPU):
+        it differs from call to call, and now and then it is not finite.
+        """
+        if x.device.type == "cpu" and x.shape[2] == 2 and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):
+                wide: Tensor = self.conv(x.to(self.conv.weight.dtype))
+            return wide
+        result: Tensor = self.conv(x)
+        return result
+
     def _channels_last(self, x: Tensor) -> Tensor | None:
         """The same on a GPU; ``None`` where the result is a single voxel, which is not normalised."""
         conv = self.conv
-        extents = zip(x.shape[2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
-        if all((n + 2 * int(p) - k) // s == 0 for n, p, k, s in extents):
+        padding = [int(p) for p in conv.padding]
+        extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
+        if all((n + 2 * p - k) // s == 0 for n, p, k, s in extents):
             return None
-        x = nn.functional.conv3d(x, conv.weight, None, conv.stride, conv.padding)
+        x, weight = one_channel(x, conv.weight) if self.equal_inputs else (x, conv.weight)
+        x = nn.functional.conv3d(x, weight, None, conv.stride, conv.padding)
         slope = float(self.nonlin.negative_slope) if isinstance(self.nonlin, nn.LeakyReLU) else None
-        return normalise(x, self.norm, slope)
+        return normalise(x, self.norm, slope, conv.bias)
 
 
 class ConvStack(nn.Module):
@@ -173,7 +190,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The expanding half, with skip connections."""
+    """The expanding half, with skip connections.
+
+    Attributes:
+        channels_last: Whether maps are so in memory.
+    """
+
+    channels_last = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -193,7 +216,11 @@ class Decoder(nn.Module):
         x = skips[-1]
         maps = []
         for step, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
-            x = stage(torch.cat((up(x), skips[-step - 2]), dim=1))
+            skip = skips[-step - 2]
+            if self.channels_last and not torch.is_grad_enabled():
+                x = stage(joined(up, x, skip))  # type: ignore[arg-type]
+            else:
+                x = stage(torch.cat((up(x), skip), dim=1))
             maps.append(x)
         return maps[::-1]
 
@@ -221,11 +248,17 @@ class UNet(nn.Module):
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Let all convolution blocks compute as :mod:`satunet.network.gpu` does, with weights in that memory layout."""
+    """Let all U-Nets in a network compute as :mod:`satunet.network.gpu` does, with weights in that memory layout.
+
+    Their images are one channel, repeated where the network was made for several.
+    """
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for module in network.modules():
-        if isinstance(module, ConvBlock):
+        if isinstance(module, (ConvBlock, Decoder)):
             module.channels_last = True
+        elif isinstance(module, UNet):
+            first = next(block for block in module.encoder.modules() if isinstance(block, ConvBlock))
+            first.equal_inputs = True
 
 
 def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

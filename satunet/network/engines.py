@@ -3,22 +3,23 @@
 ======== ========================================================= ============================================
 engine   what it does                                              where it is taken by ``auto``
 ======== ========================================================= ============================================
-fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU
+fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU; CUDA, where it works
          (CPU); :mod:`satunet.network.gpu` (CUDA)
 compile  fused, the last step of norms by ``torch.compile``        never: it has to be asked for
          (CPU); the whole backbone compiled, channels last (GPU)
-eager    the modules one by one, under autocast                    GPU
+eager    the modules one by one, under autocast                    elsewhere
 ======== ========================================================= ============================================
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,11 @@ from satunet.errors import UserError
 from satunet.network.backbone import UNet, use_channels_last
 from satunet.network.cpu.fused import FusedUNet
 from satunet.network.cpu.norms import Norm, scale_
+from satunet.network.gpu import trouble
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _ROWS_AT_ONCE = 1 << 14
 """Voxels that are scaled at once where compiled code failed: what is computed in float32 beside them stays small."""
@@ -79,8 +83,20 @@ def accelerate(
     return _with_backbone(network, FusedUNet(backbone, dtype, norm))
 
 
+def for_training(network: Network, device: torch.device) -> Network:
+    """The network on ``device``, with the memory layout and the blocks in which a step is fastest there."""
+    network = network.to(device)
+    if device.type == "cpu":
+        # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
+        # less, though instance norm copies between layouts.
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if device.type == "cuda" and choose_engine(device, "auto") == "fused":
+        use_channels_last(network)
+    return network
+
+
 def choose_engine(device: torch.device, engine: Engine) -> Engine:
-    """What ``auto`` means on a device, and what is left of ``compile`` without a compiler.
+    """What ``auto`` means on a device, and what is left of ``compile`` and ``fused`` where something is missing.
 
     Raises:
         UserError: An engine that cannot run there.
@@ -89,8 +105,14 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
         raise UserError(
             f"engine 'fused' runs on a CPU or CUDA, the device is {device}; allowed there are auto, eager, compile"
         )
-    if engine == "auto":
-        return "fused" if device.type == "cpu" else "eager"
+    if engine == "auto" and device.type not in ("cpu", "cuda"):
+        return "eager"
+    if engine in ("auto", "fused"):
+        reason = trouble(device) if device.type == "cuda" else None
+        if reason is None:
+            return "fused"
+        _say_eager(device, reason)
+        return "eager"
     if engine == "compile" and device.type == "cpu" and compiler() is None:
         logger.warning(
             "engine 'compile' needs a C++ compiler, and there is none (g++, clang++, or the one $CXX names); going on "
@@ -98,6 +120,11 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
         )
         return "fused"
     return engine
+
+
+@functools.cache
+def _say_eager(device: torch.device, reason: str) -> None:
+    logger.warning("engine 'fused' does not run on %s (%s); going on with 'eager', which is slower", device, reason)
 
 
 def compiler() -> str | None:

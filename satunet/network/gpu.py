@@ -7,10 +7,18 @@ with torch for CUDA), else two. The convolution's bias is left out: the norm sub
 pass over the map.
 
 Backward keeps the convolution's output and the result, which the next convolution keeps anyway, and nothing else.
+
+The first convolution sees one channel instead of the same channel several times, beside zeros: tensor cores take
+channels by eight, and what cuDNN has for fewer is many times slower.
+
+Checked against float64 on a CPU. The branches for CUDA were checked against the kernels' source: the first two results
+of ``batch_norm_backward_reduce`` are plain sums (of the gradient, and of it times x - mean), the norm's own gradients
+are the last two, and ``batch_norm_backward_elemt`` divides by the count.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -21,18 +29,111 @@ from satunet.network import triton_kernels
 
 _BLOCK = 4096
 """Numbers that a program of the Triton kernel handles."""
+_CHANNELS = 8
+"""Channels that tensor cores take at once of float16 and bfloat16."""
 
 
-def normalise(x: Tensor, norm: nn.InstanceNorm3d, negative_slope: float | None) -> Tensor:
+@functools.cache
+def trouble(device: torch.device) -> str | None:
+    """Why these blocks cannot be had on a device, ``None`` if they can; found out once, by a small map.
+
+    Triton compiles at first use, for which it needs a C compiler, among other things that may be missing.
+    """
+    if device.type == "cuda" and triton_kernels.scale_and_leaky_relu is None:
+        return "Triton is not installed"
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            x = torch.arange(2 * 16 * 60, dtype=torch.float64, device="cpu").sin().add(0.5).view(2, 16, 3, 4, 5)
+            norm, gradient = nn.InstanceNorm3d(16, affine=True, dtype=torch.float64, device="cpu"), x.flip(2)
+            x.requires_grad_()
+            expected = nn.functional.leaky_relu(norm(x), 0.01)
+            (of_x,) = torch.autograd.grad(expected, x, gradient)
+            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2), (torch.float16, 1e-2)):
+                here = x.detach().to(device, dtype).requires_grad_()
+                found = normalise(here, norm.to(device, torch.float32), 0.01)
+                (of_here,) = torch.autograd.grad(found, here, gradient.to(device, dtype))
+                for ours, theirs in ((found, expected), (of_here, of_x)):
+                    if not torch.allclose(ours.detach().cpu().double(), theirs.detach(), rtol=0, atol=tolerance):
+                        return f"results in {dtype} are wrong"
+    except Exception as error:  # a driver, a compiler, a full disk: the reasons are endless
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def one_channel(x: Tensor, weight: Tensor, channels: int | None = None) -> tuple[Tensor, Tensor]:
+    """Input and weight of the same convolution, of an image whose channels are all the same.
+
+    Args:
+        x: (B, C, X, Y, Z), equal channels.
+        weight: (O, C, kx, ky, kz).
+        channels: How many the result has; those behind the first are zeros. If not given, as many as are fast: 8 in
+            float16 and bfloat16 on CUDA, else 1.
+
+    Returns:
+        (B, channels, X, Y, Z), channels last, and (O, channels, kx, ky, kz).
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if channels is None:
+        channels = _CHANNELS if x.is_cuda and dtype in (torch.float16, torch.bfloat16) else 1
+    weight = weight.sum(1, keepdim=True)
+    if channels == 1:
+        return x[:, :1], weight
+    padded = torch.zeros(len(x), *x.shape[2:], channels, dtype=dtype, device=x.device)
+    padded[..., 0] = x[:, 0]
+    weight = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, channels - 1))
+    return padded.permute(0, 4, 1, 2, 3), weight.contiguous(memory_format=torch.channels_last_3d)
+
+
+def joined(up: nn.ConvTranspose3d, x: Tensor, skip: Tensor) -> Tensor:
+    """``torch.cat((up(x), skip), 1)`` without gradients, channels last: the bias is added on the way to its place.
+
+    Args:
+        up: A transposed convolution whose stride is its kernel.
+        x: (B, C, x, y, z).
+        skip: (B, S, X, Y, Z).
+    """
+    y = nn.functional.conv_transpose3d(x, up.weight, None, up.stride)
+    both = torch.empty(len(y), *y.shape[2:], y.shape[1] + skip.shape[1], dtype=y.dtype, device=y.device)
+    both = both.permute(0, 4, 1, 2, 3)
+    place = both[:, : y.shape[1]]
+    if up.bias is None:
+        place.copy_(y)
+    else:
+        torch.add(y, up.bias.to(y.dtype).view(1, -1, 1, 1, 1), out=place)
+    both[:, y.shape[1] :].copy_(skip)
+    return both
+
+
+def average_to(maps: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Mean over equal boxes, (B, C, X, Y, Z), channels last → (B, C, *grid).
+
+    Along the first axis by a matrix product, which reads the map once, as fast as memory allows, and whose backward
+    pass writes it once; little is left for the other axes.
+    """
+    b, c, *shape = maps.shape
+    size, *others = (n // cells for n, cells in zip(shape, grid, strict=True))
+    rows = maps.permute(0, 2, 3, 4, 1).reshape(b, shape[0], -1)  # (B, X, Y·Z·C)
+    share = 0.5 ** (size - 1).bit_length()  # a power of two, which no precision rounds; sums do not grow
+    matrix = torch.eye(grid[0], dtype=maps.dtype, device=maps.device).mul_(share).repeat_interleave(size, 1)
+    sums = torch.bmm(matrix.expand(b, -1, -1), rows).view(b, grid[0], grid[1], others[0], grid[2], others[1], c)
+    means = sums.mean((3, 5))
+    if share * size != 1:
+        means = means * (1 / (share * size))
+    return means.permute(0, 4, 1, 2, 3)
+
+
+def normalise(x: Tensor, norm: nn.InstanceNorm3d, negative_slope: float | None, bias: Tensor | None = None) -> Tensor:
     """Instance norm, then leaky ReLU if there is a slope.
 
     Args:
         x: (B, C, X, Y, Z), channels last; without gradients, the result takes its place.
         norm: Affine, without running statistics.
         negative_slope: Slope of the leaky ReLU; ``None``: there is none.
+        bias: (C,) of the convolution before, which the norm subtracts; its gradient is zero.
     """
     if torch.is_grad_enabled():
-        result: Tensor = _Normalise.apply(x, norm.weight, norm.bias, norm.eps, negative_slope)  # type: ignore[no-untyped-call]
+        result: Tensor = _Normalise.apply(x, norm.weight, norm.bias, bias, norm.eps, negative_slope)  # type: ignore[no-untyped-call]
         return result
     x = x.contiguous(memory_format=torch.channels_last_3d)
     for rows in _rows(x):
@@ -52,7 +153,15 @@ def _forward(
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        subtracted: Tensor | None,
+        eps: float,
+        negative_slope: float | None,
+    ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last_3d)
         y = torch.empty_like(x)
         statistics: list[Tensor] = []
@@ -60,6 +169,7 @@ class _Normalise(torch.autograd.Function):
             statistics += _forward(source, weight, bias, eps, negative_slope, target)
         ctx.save_for_backward(x, y, weight, *statistics)
         ctx.negative_slope = negative_slope
+        ctx.subtracted = None if subtracted is None else (subtracted.shape, subtracted.dtype)
         return y
 
     @staticmethod
@@ -76,7 +186,11 @@ class _Normalise(torch.autograd.Function):
             place.copy_(found)
             of_weight += dw
             of_bias += db
-        return of_x, of_weight, of_bias, None, None
+        of_subtracted = None
+        if ctx.subtracted is not None:
+            shape, dtype = ctx.subtracted
+            of_subtracted = torch.zeros(shape, dtype=dtype, device=x.device)
+        return of_x, of_weight, of_bias, of_subtracted, None, None
 
 
 def _rows(x: Tensor) -> list[Tensor]:
@@ -84,28 +198,36 @@ def _rows(x: Tensor) -> list[Tensor]:
     return [sample.permute(1, 2, 3, 0).view(-1, x.shape[1]) for sample in x]
 
 
+def _on_gpu(rows: Tensor) -> bool:
+    return rows.is_cuda
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each column, float32."""
-    if rows.is_cuda:
+    """Mean and 1 / standard deviation of each column, float32 at least."""
+    if _on_gpu(rows):
         mean, inverse = torch.batch_norm_stats(rows, eps)
         return mean, inverse
-    variance, mean = torch.var_mean(rows.float(), 0, correction=0)
+    variance, mean = torch.var_mean(_wide(rows), 0, correction=0)
     return mean, (variance + eps).rsqrt()
 
 
 def _scale(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None, out: Tensor) -> None:
-    """Scale and shift columns, then leaky ReLU, in float32 whatever the rows are."""
-    kernel = triton_kernels.scale_and_leaky_relu if rows.is_cuda else None
+    """Scale and shift columns, then leaky ReLU, in float32 at least, whatever the rows are."""
+    kernel = triton_kernels.scale_and_leaky_relu if _on_gpu(rows) else None
     if kernel is not None:
         slope = 1.0 if negative_slope is None else negative_slope
         with torch.cuda.device_of(rows):
             kernel[(-(-rows.numel() // _BLOCK),)](rows, out, scale, offset, rows.numel(), slope, rows.shape[1], _BLOCK)
         return
-    if rows.is_cuda:
+    if _on_gpu(rows):
         zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
         out.copy_(torch.batch_norm_elemt(rows, scale, offset, zeros, ones, 0.0))
     else:
-        out.copy_(torch.addcmul(offset, rows.float(), scale))
+        out.copy_(torch.addcmul(offset, _wide(rows), scale))
     if negative_slope is not None:
         nn.functional.leaky_relu_(out, negative_slope)
 
@@ -114,14 +236,14 @@ def _backward(
     gradient: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the norm's input (V, C), weight and bias (C,)."""
-    if rows.is_cuda:
+    if _on_gpu(rows):
         sums, products, of_weight, of_bias = torch.batch_norm_backward_reduce(
             gradient, rows, mean, inverse, weight, True, True, True
         )
         count = torch.full((1,), len(rows), dtype=torch.int32, device=rows.device)
         found = torch.batch_norm_backward_elemt(gradient, rows, mean, inverse, weight, sums, products, count)
         return found, of_weight, of_bias
-    given, normal = gradient.float(), (rows.float() - mean) * inverse
+    given, normal = _wide(gradient), (_wide(rows) - mean) * inverse
     of_weight, of_bias = (given * normal).sum(0), given.sum(0)
     found = (given - of_bias / len(rows) - normal * of_weight / len(rows)) * (inverse * weight)
     return found.to(rows.dtype), of_weight, of_bias

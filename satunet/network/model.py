@@ -15,6 +15,7 @@ from satunet.network.adapter import build_adapter
 from satunet.network.backbone import UNet
 from satunet.network.config import NetworkConfig
 from satunet.network.decoder import QueryDecoder, position_encoding
+from satunet.network.gpu import average_to
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,6 +169,8 @@ def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
     Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic. Axis by axis, because the
     first mean leaves little to read, and its inner loop is long whatever the memory layout.
     """
+    if feature_map.is_cuda and feature_map.is_contiguous(memory_format=torch.channels_last_3d):
+        return average_to(feature_map, grid)
     for axis, cells in enumerate(grid):
         dim = 2 + axis
         size = feature_map.shape[dim]

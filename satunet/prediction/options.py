@@ -28,6 +28,11 @@ class Outputs:
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, and the Segmentation whose segments
+            they are of (extra: dicom).
+        instances: Number what comes in numbers (lesions, vertebrae, ribs, teeth) from cranial to caudal: a label map beside
+            the mask, and voxels and ml of each in the manifest.
+        measures: Write a table of each scan's masks: volume, surface, axes, intensities, on CT shares of tissues by HU.
         preview: Write a picture of each scan and what was found in it: three planes, coloured, with a legend (PNG).
     """
 
@@ -36,11 +41,21 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    dicom_sr: bool = False
+    instances: bool = False
+    measures: bool = False
     preview: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:
             raise UserError("probabilities go with one mask per prompt, not with one combined label map")
+        if self.combine and self.instances:
+            raise UserError("instances go with one mask per prompt, not with one combined label map")
+
+    @property
+    def dicom(self) -> bool:
+        """Whether DICOM objects are written for DICOM series."""
+        return self.dicom_seg or self.rtstruct or self.dicom_sr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +79,9 @@ class PredictOptions:
         memory_gb: GB for the probabilities of prompts; less costs time, never a voxel.
         overwrite: Predict scans again that are done already.
         device: Where to compute: cuda, cuda:1, mps or cpu; 'auto' takes the best.
-        engine: How to run the network: 'fused' is faster on a CPU that nothing else uses; results agree within
-            rounding.
-        precision: Precision of the network; 'auto' takes the fastest that the device has.
+        engine: How to run the network; results agree within rounding, and 'auto' takes the fastest that was measured.
+        precision: Precision of the network; 'auto' is float16 on CUDA, where overflow is noticed, and on a CPU bfloat16 if
+            the processor computes in it.
     """
 
     modality: Modality | None = None

@@ -29,7 +29,7 @@ from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import extent_mm
 from satunet.images.image import Image, as_image
-from satunet.knowledge.make import default_tree
+from satunet.knowledge.file import default_tree
 from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
@@ -37,7 +37,7 @@ from satunet.plan import UnifiedPlan
 from satunet.prediction.door.jobs import Vocabulary
 from satunet.prediction.door.modality import modality_of
 from satunet.prediction.masks.boxed import BoxedMask
-from satunet.prediction.masks.found import Found, Prediction, PreparedScan, PromptMask, Spacing, View, Weighed
+from satunet.prediction.masks.found import Found, Look, Prediction, PreparedScan, PromptMask, View, Weighed
 from satunet.prediction.masks.judging import judge
 from satunet.prediction.masks.mean import Values, ValuesInFile, larger
 from satunet.prediction.masks.plausibility import Anatomy
@@ -352,7 +352,7 @@ class Predictor:
         for model in self.models:
             plan = model.plan
             key = (plan.orientation, plan.spacing_mm, plan.patch_size, plan.normalization, plan.class_spacings_mm,
-                   plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
+                   plan.class_windows, plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
             alike.setdefault(repr(key), []).append(model)
         engine, precision = self.options.engine, self.options.precision
         return tuple(
@@ -363,15 +363,17 @@ class Predictor:
             for models in alike.values()
         )
 
-    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[tuple[int, Spacing], list[int]]:
-        """Group of models and spacing → positions of the prompts that it is asked."""
-        looks: dict[tuple[int, Spacing], list[int]] = {}
+    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[Look, list[int]]:
+        """Look → positions of the prompts that it is asked."""
+        looks: dict[Look, list[int]] = {}
         for number, group in enumerate(self._groups):
             extent = extent_mm(scan.image.grid, group.plan.orientation)
             for i, match in enumerate(matches):
                 if match.status != "unknown" and self._voters(group, match, scan.modality):
                     name = match.class_name or next((n for n, _ in match.nearest), None)
-                    looks.setdefault((number, group.plan.spacing_for(name, scan.modality, extent)), []).append(i)
+                    spacing = group.plan.spacing_for(name, scan.modality, extent)
+                    window = group.plan.window_of(name, scan.modality, spacing[0])
+                    looks.setdefault((number, spacing, window), []).append(i)
         return looks
 
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
@@ -390,14 +392,16 @@ class Predictor:
             if name in model.space and (not trained or modality in model.space.info(name).modalities)
         ]
 
-    def _view(self, scan: PreparedScan, key: tuple[int, Spacing]) -> View:
+    def _view(self, scan: PreparedScan, key: Look) -> View:
         if key not in scan.views:
-            number, spacing = key
-            plan = self._groups[number].plan
-            done = preprocess_image(scan.image, modality=scan.modality, plan=replace(plan, spacing_mm=spacing))
-            x, y, z = done.array.shape[1:]
-            patch = plan.window_for((x, y, z))
-            scan.views[key] = View(volume=done.array[0], geometry=done.geometry, patch=patch)
+            number, spacing, window = key
+            same = next((view for other, view in scan.views.items() if other[:2] == key[:2]), None)
+            plan = replace(self._groups[number].plan, spacing_mm=spacing, patch_size=window)
+            if same is None:
+                done = preprocess_image(scan.image, modality=scan.modality, plan=plan)
+                same = View(volume=done.array[0], geometry=done.geometry, patch=window)
+            x, y, z = same.volume.shape
+            scan.views[key] = replace(same, patch=plan.window_for((x, y, z)))
         return scan.views[key]
 
     def _count(self, view: View) -> int:

@@ -228,7 +228,7 @@ class PromptReader:
 
     def _by_tree(self, prompt: str, clause: Clause) -> Reading | None:
         """A class that the tree says is the same thing, with the prompt's own side."""
-        from satunet.knowledge.make import default_tree
+        from satunet.knowledge.file import default_tree
 
         tree = self._tree or default_tree()
         if tree is None or clause.side in ("both", "mixed") or _NO_STRUCTURE & set(clause.kinds):

@@ -78,7 +78,8 @@ class Recent(Generic[Value]):
 class RememberingNetwork:
     """A network that does not encode the same window twice; see :class:`satunet.windows.engine.Network`.
 
-    Windows are known by their content: the same voxels give the same features, in whatever scan they are.
+    Windows are known by their content: the same voxels in the same precision give the same features, in whatever scan
+    they are.
 
     Args:
         network: The network.
@@ -92,7 +93,9 @@ class RememberingNetwork:
     def encode_image(self, image: Tensor) -> ImageFeatures:
         """(B, 1, X, Y, Z) → features."""
         content = hashlib.blake2b(image.detach().cpu().numpy().tobytes(), digest_size=16).digest()
-        key = (self.number, tuple(image.shape), content)
+        kind = image.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else image.dtype
+        key = (self.number, tuple(image.shape), content, precision)
         found = self.features.get(key)
         if found is None:
             found = self.network.encode_image(image)
@@ -148,4 +151,6 @@ def feature_bytes(features: ImageFeatures) -> int:
 
 def _prepared_bytes(value: tuple[PreparedScan, tuple[FileState, ...]]) -> int:
     scan = value[0]
-    return int(scan.image.array.nbytes + sum(view.volume.nbytes for view in scan.views.values()))
+    return int(
+        scan.image.array.nbytes + sum({id(view.volume): view.volume.nbytes for view in scan.views.values()}.values())
+    )

@@ -29,11 +29,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from satunet.compute.devices import Precision, autocast_for
+from satunet.compute.devices import Precision
 from satunet.geometry import moved_box
 from satunet.network.model import ImageFeatures
 from satunet.types import Axes, Box
 from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.precision import look_in
 from satunet.windows.starts import gaussian_weights, window_starts
 from satunet.windows.votes import Votes
 
@@ -112,7 +113,7 @@ class WindowedScan:
         patch: Of a window.
         overlap: Share of a window that its neighbour covers too.
         device: Where to compute and to keep the sums.
-        precision: Of the network; probabilities and sums are float32.
+        precision: Of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
         flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
             1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
         batch: Windows that go through the network at once.
@@ -194,12 +195,14 @@ class WindowedScan:
         """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
         axes = [axis - 3 for axis in flip]
         crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
-        with autocast_for(self.device, self.precision):
+        modality = torch.full((len(starts),), self.modality, device=self.device)
+        several = member.queries[None].expand(len(starts), -1, -1)
+
+        def run() -> tuple[Tensor, Tensor]:
             features = member.network.encode_image(crops.flip(axes) if axes else crops)
-            modality = torch.full((len(starts),), self.modality, device=self.device)
-            several = member.queries[None].expand(len(starts), -1, -1)
-            embeddings = member.network.decode(features, several, modality)[0].float()
-        maps = features.maps[0]
+            return features.maps[0], member.network.decode(features, several, modality)[0].float()
+
+        maps, embeddings = look_in(member.network, self.device, self.precision, run)
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:

@@ -44,9 +44,10 @@ OPTIONS = {
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
-        "--dicomweb", "--study", "--series", "--keep_local", "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--preview", "--scheduler", "--statistics", "--largest_component",
+        "--dicomweb", "--study", "--series", "--keep_local", "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--dicom_sr", "--instances", "--measures", "--preview", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
+        "--repair", "--min_confidence", "--max_absent",
     },
     "prompts": {
         "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",

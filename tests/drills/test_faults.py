@@ -32,6 +32,8 @@ def test_the_drill_knows_a_fault_that_was_not_survived() -> None:
     assert wrong("EIO", 2, "a.json: input/output error", [], same) == ""
     assert wrong("EIO", 0, "", [], same) == ""
     assert "differs" in wrong("EIO", 0, "", [], lambda: ["a differs"])
+    assert "missing" in wrong("EIO", 0, "", [], lambda: ["fold_0/checkpoint_best.pth is missing"])
+    assert wrong("EIO", 0, "no checkpoint_best.pth", [], lambda: ["fold_0/checkpoint_best.pth is missing"]) == ""
     assert "traceback" in wrong("EIO", 1, "Traceback (most recent call last):\nOSError: input/output error", [], same)
     assert "not told" in wrong("ENOSPC", 2, "something went wrong", [], same)
     assert "left" in wrong("ENOSPC", 2, "no space left on the disk", [".tmp-a"], same)

@@ -23,16 +23,17 @@ from .conftest import GRID, NAMES, Stage
 def test_a_specialist_that_was_trained_again_is_predicted_again(stage: Stage) -> None:
     before, _ = stage.run([NAMES[0]], stage.specialist())
     place = stage.root / "bench" / "predictions" / "nnU-Net" / NAMES[0] / "fold_0"
-    for case in "xyz":  # what another network found
-        write_label_map(place / f"{case}.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
     checkpoint = specialist_folder(NAMES[0]) / "fold_0" / "checkpoint_final.pth"
     checkpoint.parent.mkdir(parents=True)
     torch.save({"network_weights": {}}, checkpoint)
-    old = place.joinpath("x.nii.gz").stat().st_mtime - 60
-    os.utime(checkpoint, (old, old))
+    stage.run([NAMES[0]], stage.specialist())
+    for case in "xyz":  # what another network would find
+        write_label_map(place / f"{case}.nii.gz", np.zeros(GRID.shape, dtype=np.uint8), like=GRID)
+    os.utime(checkpoint)
     kept, _ = stage.run([NAMES[0]], stage.specialist())
-    assert kept.datasets[0].scores["nnU-Net"]["dsc"] == 0  # predictions that are newer than the checkpoint are its own
-    os.utime(checkpoint, (old + 120, old + 120))
+    assert kept.datasets[0].scores["nnU-Net"]["dsc"] == 0  # a checkpoint of the same content is the same network
+    torch.save({"network_weights": {}, "epoch": 2}, checkpoint)
+    os.utime(checkpoint, (0, 0))  # copied with its old time
     again, _ = stage.run([NAMES[0]], stage.specialist())
     assert again.datasets[0].scores["nnU-Net"] == before.datasets[0].scores["nnU-Net"]
     assert [r["scans"] for r in read_json(place / "runs.json")["runs"]] == [3]

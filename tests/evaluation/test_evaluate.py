@@ -257,7 +257,7 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
         assert after.dsc == pytest.approx(before.dsc, nan_ok=True)
         assert (after.case, after.class_name, after.error) == (before.case, before.class_name, before.error)
     content = read_json(tmp_path / "scores" / "summary.json")
-    assert content["version"] == 3
+    assert content["version"] == 4
     assert content["per_class"]["never"]["dsc"] is None
     with (tmp_path / "scores" / "per_class.csv").open() as stream:
         rows = {r["class"]: r for r in csv.DictReader(stream)}

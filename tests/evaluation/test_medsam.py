@@ -137,7 +137,7 @@ def test_a_sam_of_transformers_from_a_folder(nnunet_env: Path, sam: Path) -> Non
     if not other.exists():
         other.symlink_to(sam)
     MedSAMCompetitor(output=nnunet_env / "out", source=str(other), device="cpu").predict(more)
-    assert read_json(manifest)["made_from"]["model"] == str(other)
+    assert read_json(manifest)["stamp"]["combined"]["model"] == str(other)
     cost = competitor.cost([task])
     assert cost is not None
     assert cost.parameters == sum(p.numel() for p in load_sam(str(sam)).parameters())

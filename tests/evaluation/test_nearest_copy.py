@@ -75,7 +75,9 @@ def task(stage: Stage) -> Task:
 
 
 def copied_from(competitor: NearestCopyCompetitor, task: Task) -> dict[str, str | None]:
-    return {c: read_json(competitor.folder(task) / f"{c}.copied.json")["case"] for c in task.references}
+    return {
+        c: read_json(competitor.folder(task) / f"{c}.copied.json")["stamp"]["combined"]["case"] for c in task.references
+    }
 
 
 def test_the_nearest_case_of_another_patient_is_copied(task: Task, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import KnowledgeError
-from satunet.knowledge import KnowledgeTree, Term, assemble
+from satunet.knowledge.build import assemble
 from satunet.knowledge.make import Built, build_tree
 from satunet.knowledge.sources.labelspace import import_classes
 from satunet.knowledge.sources.obo import import_obo
 from satunet.knowledge.sources.ontologies import relation_kind
 from satunet.knowledge.sources.table import import_table
 from satunet.knowledge.sources.umls import import_umls
+from satunet.knowledge.tree import KnowledgeTree, Term
 
 OBO = """format-version: 1.2
 ontology: tiny

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satunet.errors import KnowledgeError
-from satunet.knowledge import KnowledgeTree, Relation, Source, Term, assemble, load_tree, save_tree
-from satunet.knowledge.build import Imported
+from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.check import check_tree
-from satunet.knowledge.tree import HIERARCHY
+from satunet.knowledge.file import load_tree, save_tree
+from satunet.knowledge.tree import HIERARCHY, KnowledgeTree, Relation, Source, Term
 
 
 def imported(terms: dict[str, str], relations: list[tuple[str, str, str]], source: str = "test") -> Imported:

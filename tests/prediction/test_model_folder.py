@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from satunet.cli import run
-from satunet.errors import ModelError, UserError
+from satunet.errors import DiskFullError, ModelError, UserError
 from satunet.models.info import describe_model
 from satunet.models.trained_scans import TrainedScans
 from satunet.models.writing import export_model
@@ -149,7 +149,7 @@ def test_nothing_is_left_of_an_export_that_fails(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFullError, match="no space"):
         export_model(trained, tmp_path / "other")
     assert {p.name for p in tmp_path.iterdir()} == {"results", "model"}
 

@@ -57,6 +57,45 @@ def test_a_window_fits_the_scan_if_the_plan_says_so() -> None:
     assert plan_with(fit_windows=True).window_for((5, 40, 16)) == (6, 16, 16)
 
 
+def test_a_class_is_looked_for_in_windows_of_the_size_of_its_patches() -> None:
+    windows = {"mri": {"left bright": ((8, 8, 8),), "right bright": ((4, 4, 4), (16, 8, 16))}}
+    plan = plan_with(class_spacings_mm=SPACINGS, class_windows=windows)
+    assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
+    assert plan.window_of("left bright", "mri", 2.0) == (8, 8, 8)
+    assert plan.window_of("right bright", "mri", 3.0) == (16, 8, 16)
+    assert plan.window_of("bright", "mri", 1.0) == plan.patch_size
+    # A window of 4 voxels at 1 mm does not hold a scan of 5 mm.
+    assert plan.spacing_for("right bright", "mri", (4.0, 4.0, 4.0)) == (1.0,) * 3
+    assert plan.spacing_for("right bright", "mri", (5.0, 4.0, 4.0)) == (3.0,) * 3
+    image, truth = scene((48, 40, 30), np.diag([1.0, 1.2, 2.0, 1]))
+    predictor = Predictor(replace(make_model(), plan=plan), device="cpu", precision="float32")
+    prompts = ["bright", "left bright", "right bright"]
+    result = predictor.predict(image, prompts)
+    scan = predictor.prepare(image, "mri", predictor.match(prompts))
+    assert {(look[1][0], look[2]): view.patch for look, view in scan.views.items()} == {
+        (1.0, plan.patch_size): plan.patch_size, (2.0, (8, 8, 8)): (8, 8, 8), (3.0, (16, 8, 16)): (16, 8, 16),
+    }  # fmt: skip
+    assert all(dice(mask.mask, truth) > 0.7 for mask in result.masks if mask.mask is not None)
+
+
+def test_looks_that_differ_by_their_window_share_a_volume() -> None:
+    spacings = {"mri": {"left bright": (2.0,), "right bright": (2.0,)}}
+    windows = {"mri": {"left bright": ((8, 8, 8),), "right bright": ((4, 8, 4),)}}
+    image, _ = scene((48, 40, 30), np.diag([1.0, 1.2, 2.0, 1]))
+    model = replace(make_model(), plan=plan_with(class_spacings_mm=spacings, class_windows=windows))
+    predictor = Predictor(model, device="cpu")
+    scan = predictor.prepare(image, "mri", predictor.match(["left bright", "right bright"]))
+    first, second = scan.views.values()
+    assert first.volume is second.volume
+    assert first.patch != second.patch
+
+
+@pytest.mark.parametrize("wrong", [((8, 8, 8), (8, 8, 8)), (), ((0, 8, 8),), ((7, 8, 8),)])
+def test_windows_that_are_none_are_refused(wrong) -> None:
+    with pytest.raises(PlanError, match="windows of 'left bright'"):
+        plan_with(class_spacings_mm=SPACINGS, class_windows={"mri": {"left bright": wrong}})
+
+
 def test_masks_of_several_spacings_lie_in_one_grid() -> None:
     image, truth = scene((48, 40, 30), np.diag([1.0, 1.2, 2.0, 1]))
     model = replace(make_model(), plan=plan_with(class_spacings_mm=SPACINGS, fit_windows=True))
@@ -65,7 +104,7 @@ def test_masks_of_several_spacings_lie_in_one_grid() -> None:
     prompts = ["bright", "left bright", "right bright"]
     result = predictor.predict(image, prompts, on_progress=lambda done, total: seen.append((done, total)))
     scan = predictor.prepare(image, "mri", predictor.match(prompts))
-    assert {spacing for _, spacing in scan.views} == {(1.0,) * 3, (2.0,) * 3, (3.0,) * 3}
+    assert {spacing for _, spacing, _ in scan.views} == {(1.0,) * 3, (2.0,) * 3, (3.0,) * 3}
     for mask in result.masks:
         assert mask.mask is not None
         assert mask.mask.shape == image.grid.shape

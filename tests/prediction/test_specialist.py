@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from satunet.errors import ModelError
 from satunet.evaluation.benchmark.competitors.nnunet import predict_specialist
@@ -21,7 +22,7 @@ class Killed(BaseException):
 def nnunet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A trained fold; the predictor writes the name of its input, and cannot read ``bad`` scans."""
     (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "checkpoint_final.pth").touch()
+    torch.save({"network_weights": {"w": torch.zeros(1)}}, tmp_path / "fold_0" / "checkpoint_final.pth")
     stage = SimpleNamespace(model=tmp_path, output=tmp_path / "out", asked=[], killed_in="")
 
     class Predictor:
@@ -71,3 +72,23 @@ def test_a_killed_run_leaves_nothing_half_written(nnunet: SimpleNamespace) -> No
     assert (nnunet.output / "b.nii.gz").read_text() == "b"
     assert nnunet.asked == ["a", "b", "b"]
     assert list(nnunet.output.glob(".tmp-*")) == []
+
+
+class Evil:
+    """What it is unpickled to: a call."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_with_code_in_it_never_reaches_nnunetv2(nnunet: SimpleNamespace, tmp_path: Path) -> None:
+    torch.save(
+        {"network_weights": {}, "init_args": Evil(tmp_path / "ran")}, tmp_path / "fold_0" / "checkpoint_final.pth"
+    )
+    with pytest.raises(ModelError, match=r"checkpoint_final\.pth: .*objects other than weights"):
+        predict(nnunet, "a")
+    assert nnunet.asked == []
+    assert not (tmp_path / "ran").exists()

@@ -14,8 +14,9 @@ from tests.prediction.conftest import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 UNUSED = ("nnunetv2", "batchgeneratorsv2", "transformers", "matplotlib", "pandas", "sklearn", "torchvision", "SimpleITK",
-          "satunet.images.dicom", "distributed", "torch._dynamo", "satunet.trainers.unified", "satunet.planners.unified", "satunet.evaluation.benchmark.run",
-          "satunet.conversion")  # fmt: skip
+          "satunet.images.dicom", "distributed", "torch._dynamo", "satunet.trainers.unified", "satunet.planners.unified", "satunet.evaluation",
+          "satunet.conversion", "satunet.cli.benchmark", "satunet.cli.data", "satunet.planners", "satunet.serving",
+          "satunet.knowledge.sources", "satunet.trainers")  # fmt: skip
 
 
 def test_known_prompts_need_no_trainer_no_pictures_and_no_compiler(tmp_path: Path) -> None:

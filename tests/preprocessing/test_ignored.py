@@ -10,10 +10,11 @@ import numpy as np
 
 from satunet.plan import UnifiedPlan
 from satunet.planners.options import PlanOptions
+from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.preprocessing.store import ANNOTATED, ScanStore, label_locations
 from satunet.preprocessing.verify import verify_store
-from satunet.trainers.unified.batches.sampling import annotated_centre, crop_start, foreground_boxes, sample_rng
+from satunet.trainers.unified.batches.sampling import annotated_centre, crop_start, sample_rng
 
 NAME = "Dataset001_A"
 SCAN = f"{NAME}__c0__0000"
@@ -43,7 +44,7 @@ def test_crops_of_a_sparsely_labelled_scan_lie_where_somebody_looked(nnunet_env:
     store = store_of(nnunet_env, labels, {"background": 0, "liver": 1, "ignore": 2})
     record = store.record(SCAN)
     assert record.label_voxels == {1: 8**3}
-    assert foreground_boxes(store)[SCAN] == ((2, 2, 2), (10, 10, 10))
+    assert ScanIndex.of(store).of_scans([SCAN])[0].foreground == ((2, 2, 2), (10, 10, 10))
     assert set(store.locations(SCAN)) == {1, ANNOTATED}
     seen = set()
     for step in range(200):

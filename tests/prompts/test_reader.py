@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satunet.knowledge import assemble
-from satunet.knowledge.build import Imported
+from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.names import load_names
 from satunet.knowledge.sources.labelspace import import_label_space
 from satunet.knowledge.tree import Source, Term

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -271,6 +273,31 @@ def test_a_full_disk_lets_go_of_the_oldest(tmp_path: Path, scan: bytes) -> None:
         names = [bring(client, scan) for _ in range(4)]
         there = [client.get(f"/scans/{name}").status_code for name in names]
         assert there == [404, 404, 200, 200]
+
+
+def test_scans_that_are_forgotten_meanwhile_trouble_nobody(tmp_path: Path, scan: bytes) -> None:
+    """What one client lets go of while the desk counts what is on its disk is no error of another's."""
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wrong: list[str] = []
+
+        def come_and_go() -> None:
+            for _ in range(15):
+                answer = client.post("/scans", params={"filename": "x.nii.gz"}, content=scan)
+                if answer.status_code != 201:
+                    wrong.append(answer.text)
+                    return
+                client.delete(f"/scans/{answer.json()['scan']}")
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        done = ask(client, bring(client, scan))
+        shutil.rmtree(app.state.desk._jobs[done["job"]].folder)
+        assert client.get(f"/jobs/{done['job']}").status_code == 404
 
 
 def test_suggestions_and_meaning(client: TestClient) -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from satunet.errors import KnowledgeError, ModelError, UserError
-from satunet.knowledge import KnowledgeTree, Source, Term, assemble, load_tree, save_tree
-from satunet.knowledge.build import Imported
+from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.concepts import read_concepts
+from satunet.knowledge.file import load_tree, save_tree
 from satunet.knowledge.retrieval import measure
-from satunet.knowledge.tree import name_key
+from satunet.knowledge.tree import KnowledgeTree, Source, Term, name_key
 from satunet.text import load_text_encoder
 from satunet.trainers.knowledge.atlas import masked_mean, pretrain_atlas
 from satunet.trainers.knowledge.loss import contrastive_loss
@@ -321,7 +321,7 @@ def test_two_processes_are_one(planned: Path, start: str, tmp_path: Path) -> Non
     script = tmp_path / "two.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from satunet.knowledge import load_tree\n"
+        "from satunet.knowledge.file import load_tree\n"
         "from satunet.trainers.knowledge.atlas import pretrain_atlas\n"
         "from satunet.trainers.knowledge.options import AtlasConfig\n"
         f"pretrain_atlas({NAME!r}, load_tree(Path({str(tmp_path / 'tree.jsonl')!r})), "

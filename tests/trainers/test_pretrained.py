@@ -136,13 +136,13 @@ def test_fine_tuning_of_imported_weights_of_sat_goes_on_and_predicts(planned: Pa
     options: dict[str, Any] = {"fold": 0, "config": config(steps=4), "device": "cpu", "validate": False}
     tuned = run_training(NAME, pretrained_weights=planned / "model", minutes=1e-9, **options)
     assert tuned.current_epoch == 1  # stopped in time
-    assert tuned.setup.bank.encoder_fingerprint == sat.encoder_fingerprint
+    assert tuned.setup.bank.encoder_fingerprint == sat.text_encoder.fingerprint
     (planned / "model").rename(planned / "gone")
     whole = run_training(NAME, continue_training=True, **options)
     assert whole.plan.network == tuned.plan.network
     assert (whole.model_folder / "fold_0" / "checkpoint_final.pth").is_file()
     encoder = ModelFolder.load(whole.model_folder).text_encoder()
-    assert encoder.fingerprint == sat.encoder_fingerprint
+    assert encoder.fingerprint == sat.text_encoder.fingerprint
     whole.model_folder.rename(planned / "tuned")
     # A run from scratch has the plan's network and encoder again, and no other encoder beside it.
     fresh = run_training(NAME, **options)

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from satunet.datasets.raw import Dataset
 from satunet.errors import DatasetError
+from satunet.jobs.files import read_json, write_json
+from satunet.jobs.records import save_record
 from satunet.labels import build_label_space
+from satunet.preprocessing.store import file_hash
 from satunet.trainers.unified.batches.batch import Sample
 from satunet.trainers.unified.batches.sampling import (
     centre_of_class,
     choose_queries,
     crop_start,
-    foreground_boxes,
     read_crop,
     sample_rng,
     scan_repeats,
@@ -25,11 +27,6 @@ from satunet.trainers.unified.batches.sampling import (
 )
 
 from .helpers import config, make_trainer
-
-
-class Record:
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset
 
 
 def make_space():
@@ -43,21 +40,21 @@ def make_space():
 
 
 def test_a_scan_weighs_what_the_plan_says() -> None:
-    records = [Record("a")] * 9 + [Record("b")] * 4 + [Record("c")]
-    weights = scan_weights(records, {"a": 1 / 3, "b": 1.0, "c": 1.0, "not in this fold": 5.0})
+    datasets = ["a"] * 9 + ["b"] * 4 + ["c"]
+    weights = scan_weights(datasets, {"a": 1 / 3, "b": 1.0, "c": 1.0, "not in this fold": 5.0})
     expected = np.array([1 / 3] * 9 + [1.0] * 4 + [1.0])
     assert np.allclose(weights, expected / expected.sum())
     with pytest.raises(DatasetError, match="no scan"):
         scan_weights([], {})
     with pytest.raises(DatasetError, match=r"dataset_weights.*b, c"):
-        scan_weights(records, {"a": 1.0})
+        scan_weights(datasets, {"a": 1.0})
     for wrong in (0.0, -1.0, float("nan")):
         with pytest.raises(DatasetError, match="not negative"):
-            scan_weights(records[:9], {"a": wrong})
+            scan_weights(datasets[:9], {"a": wrong})
 
 
 def test_draws_follow_the_weights() -> None:
-    weights = scan_weights([Record("a")] * 16 + [Record("b")], {"a": 1 / 4, "b": 1.0})
+    weights = scan_weights(["a"] * 16 + ["b"], {"a": 1 / 4, "b": 1.0})
     drawn = Counter(int(sample_rng(0, step, 0).choice(17, p=weights)) for step in range(4000))
     assert drawn[16] / 4000 == pytest.approx(1 / 5, abs=0.03)  # 16 · 1/4 against 1
 
@@ -142,8 +139,7 @@ def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: 
     trainer = make_trainer(config(queries_per_scan=2, batch_size=4))
     trainer.initialize()
     scans = trainer.setup.store.scan_ids
-    boxes = foreground_boxes(trainer.setup.store)
-    data = StepBatches(trainer.setup, scans, trainer.config, boxes=boxes)
+    data = StepBatches(trainer.setup, scans, trainer.config)
     expected = {}
     for scan in scans:  # the formula, from label maps and the raw number of scans
         dataset = scan.split("__")[0]
@@ -152,7 +148,7 @@ def test_the_scans_that_training_draws_follow_the_formula(planned, monkeypatch: 
         repeats = round(max(1, len(trainer.setup.space.classes_of(dataset)) / 2) * np.maximum(1, extent / 16).prod())
         expected[scan] = repeats / np.sqrt(sum(s.startswith(dataset) for s in scans))
     assert len({round(v, 6) for v in expected.values()}) > 1, "a formula that makes no difference tests nothing"
-    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng: sample_of(record.scan))
+    monkeypatch.setattr(StepBatches, "_crop", lambda self, record, rng, patch: sample_of(record.scan))
     draws = Counter(data._sample(step, index).scan for step in range(2000) for index in range(4))
     total = sum(expected.values())
     chi_square = sum((draws[s] - 8000 * v / total) ** 2 / (8000 * v / total) for s, v in expected.items())
@@ -188,10 +184,14 @@ def test_a_class_that_no_training_scan_shows_is_no_negative(planned, caplog: pyt
     trainer.initialize()
     space = trainer.setup.space
     rare = "spleen"
+    folder = trainer.setup.store.folder
+    manifest = read_json(folder / "manifest.json")
     for scan in trainer.setup.split.train:  # as if their patients had none
         record = trainer.setup.store.record(scan)
         voxels = {i: n for i, n in record.label_voxels.items() if i not in space.ids_of(record.dataset, rare)}
-        trainer.setup.store._records[scan] = dataclasses.replace(record, label_voxels=voxels)
+        save_record(folder / f"{scan}.json", dataclasses.replace(record, label_voxels=voxels))
+        manifest["scans"][scan] = file_hash(folder / f"{scan}.json")
+    write_json(folder / "manifest.json", manifest)
     trainer.on_train_start()
     asked = {n for step in range(40) for names in trainer._train_data[step].names for n in names}
     assert asked == set(space.class_names) - {rare}
@@ -204,10 +204,9 @@ def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) ->
     trainer = make_trainer(config())
     trainer.initialize()
     store, space = trainer.setup.store, trainer.setup.space
-    boxes = foreground_boxes(store)
     scan = store.scan_ids[-1]
-    record = store.record(scan)
-    low, high = np.array(boxes[scan])
+    record = trainer.setup.index.of_scans([scan])[0]
+    low, high = np.array(record.foreground)
     assert (low > 0).any() or (high < record.shape).any()
     labels = np.asarray(store.labels(scan)[:])[0]
     patch = (4, 4, 4)
@@ -217,32 +216,13 @@ def test_half_of_the_crops_centre_on_a_class_and_all_show_foreground(planned) ->
         centre = centre_of_class(store, record, space, sample_rng(0, step, 0))
         assert centre is not None
         hit.update(n for n in names if labels[tuple(centre)] in space.ids_of(record.dataset, n))
-        start = np.array(crop_start(record.shape, patch, sample_rng(1, step, 0), box=boxes[scan]))
+        start = np.array(crop_start(record.shape, patch, sample_rng(1, step, 0), box=record.foreground))
         assert (start >= low).all() and (start + patch <= high).all()
     # Six classes, drawn evenly; "kidney" is hit with each of its two sides as well, and they with it by half.
     assert set(names) == {"kidney", "left kidney", "right kidney", "liver", "spleen", "stomach"}
     for name in ("liver", "spleen", "stomach"):
         assert hit[name] / 1500 == pytest.approx(1 / 6, abs=0.04)
     assert hit["kidney"] / 1500 == pytest.approx(3 / 6, abs=0.05)
-
-
-def test_boxes_are_kept_and_follow_the_store(planned, monkeypatch: pytest.MonkeyPatch) -> None:
-    from satunet.preprocessing.store import ScanStore
-
-    trainer = make_trainer(config())
-    trainer.initialize()
-    found = foreground_boxes(trainer.setup.store)
-    asked: list[str] = []
-    locations = ScanStore.locations
-    monkeypatch.setattr(ScanStore, "locations", lambda self, scan: (asked.append(scan), locations(self, scan))[1])
-    again = ScanStore(trainer.setup.store.folder)
-    assert foreground_boxes(again) == found
-    assert asked == []
-    victim = again.scan_ids[0]
-    record = again.record(victim)
-    again._records[victim] = dataclasses.replace(record, files=record.files | {"_locations.npz": (1, "another")})
-    assert foreground_boxes(again) == found
-    assert asked == [victim]
 
 
 @given(

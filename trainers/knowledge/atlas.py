@@ -40,7 +40,6 @@ from satunet.trainers.knowledge.text import Temperature, TextStep, seed_step
 from satunet.trainers.knowledge.tower import TextTower
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import StepBatches
-from satunet.trainers.unified.batches.sampling import foreground_boxes
 from satunet.trainers.unified.checkpointing import scans_of
 from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
 
@@ -299,10 +298,9 @@ def _batches(
 ) -> StepBatches:
     """The segmentation trainer's own crops."""
     given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)
-    boxes = foreground_boxes(setup.store)
     if measuring:  # one process's work: it takes whole batches
-        return StepBatches(setup, scans, given, stream=1, boxes=boxes)
-    return StepBatches(setup, scans, given, rank=rank(), world_size=world_size(), boxes=boxes)
+        return StepBatches(setup, scans, given, stream=1)
+    return StepBatches(setup, scans, given, rank=rank(), world_size=world_size())
 
 
 def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:

@@ -36,7 +36,9 @@ def absent_classes(space: LabelSpace) -> dict[str, frozenset[str]]:
     spans: dict[str, tuple[int, int]] = {}
     for dataset, classes in space.ids.items():
         own = _span(dataset)
-        for name in classes if own is not None else ():
+        if own is None:
+            continue
+        for name in classes:
             low, high = spans.get(name, (0, 12))
             spans[name] = (max(low, own[0]), min(high, own[1]))
     found = {}

@@ -69,9 +69,9 @@ class Group:
         return round(math.sqrt(low * high), 1)
 
 
-def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Modality → class → spacings at which the groups train it, finest first."""
-    found: dict[str, dict[str, set[float]]] = {}
+def class_patches(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict[str, dict[float, Axes]]]:
+    """Modality → class → spacings at which the groups train it, finest first → patch; of two, the larger."""
+    found: dict[str, dict[str, dict[float, Axes]]] = {}
     for group in groups:
         if not group.predicted:
             continue
@@ -79,8 +79,11 @@ def class_spacings(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict
         for person in group.subjects:
             for modality in painted or (person.modality,):
                 for name in space.classes_of(person.dataset):
-                    found.setdefault(modality, {}).setdefault(name, set()).add(group.typical_mm)
-    return {m: {name: tuple(sorted(values)) for name, values in c.items()} for m, c in found.items()}
+                    patches = found.setdefault(modality, {}).setdefault(name, {})
+                    patches[group.typical_mm] = max(
+                        patches.get(group.typical_mm, (0, 0, 0)), group.patch, key=math.prod
+                    )
+    return {m: {name: dict(sorted(values.items())) for name, values in c.items()} for m, c in found.items()}
 
 
 def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, least: float = 0.97) -> tuple[str, ...]:
@@ -250,6 +253,8 @@ class MixtureBatches:
             if rng.random() < 0.5:  # with the water around the brain, or most of it
                 beyond |= (tissues == 24) & (painting.smooth_regions(tissues.shape, 2, 6, generator) == 0)
             image = image.masked_fill(beyond, 0.0)
+        if rng.random() < 0.4:  # taken at voxels of this size or larger, as scans of 2 mm are
+            image = painting.blur(image, (float(rng.uniform(0.4, 0.9)),) * 3)
         image = painting.spoil(image, rng, generator, strength=0.5)
         if look.in_slices and rng.random() < 0.5:
             thickness = rng.uniform(2, 6.5) / spacing_mm

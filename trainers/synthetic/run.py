@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from satunet.jobs.records import save_record
 from satunet.labels import LabelSpace, text_variants
 from satunet.network.config import NetworkConfig
+from satunet.network.engines import for_training
 from satunet.network.model import PromptedUNet
 from satunet.text import TextBank, load_text_encoder
-from satunet.trainers.config import TrainingConfig
+from satunet.trainers.config import VOXELS_UNTIL, TrainingConfig
 from satunet.trainers.synthetic.mixture import Group, MixtureBatches
 from satunet.trainers.synthetic.voxels import VOXEL_WEIGHT, MixtureStepper
 from satunet.trainers.unified.batches.batch import Batch
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 AVERAGED = 0.999
 """Share of the averaged weights that a step keeps, once there are enough steps."""
-VOXELS_UNTIL = 0.7
-"""Share of the training in which single voxels are classified, too; without an end to it, masks come out too large."""
 _ALL = 1 << 10
 """Crops that the network sees at once: all of a step."""
 LOGGED, SAVED_S = 50, 60.0
@@ -69,6 +68,9 @@ def train_mixture(
     *,
     device: torch.device | str = "cpu",
     seconds: float = math.inf,
+    start: Mapping[str, Tensor] | None = None,
+    voxels_until: float = VOXELS_UNTIL,
+    averaged: float = AVERAGED,
 ) -> Trained:
     """Train, or go on where an earlier call stopped.
 
@@ -82,6 +84,9 @@ def train_mixture(
         device: Where to train.
         seconds: How long to train at most. The learning rate follows the clock where the steps would take longer, so
             that it ends as it should.
+        start: Weights to begin with.
+        voxels_until: Share of the training in which single voxels are classified, too.
+        averaged: Share of the averaged weights that a step keeps, once there are enough steps.
     """
     work.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
@@ -89,9 +94,9 @@ def train_mixture(
     model = PromptedUNet(network)
     if model.adapter is not None:
         model.adapter.fit_whitening(torch.from_numpy(bank.matrix(space.class_names)))
-    model = model.to(device)
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if start is not None:
+        model.load_state_dict(start)
+    model = for_training(model, device)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
@@ -112,11 +117,11 @@ def train_mixture(
     began, spent, saved = time.perf_counter(), state["seconds"], time.perf_counter()
     for step, batch in _loaded(data, state["step"], config, device):
         done = max(step / config.steps, state["seconds"] / seconds)
-        stepper.voxel_weight = VOXEL_WEIGHT if done < VOXELS_UNTIL else 0.0
+        stepper.voxel_weight = VOXEL_WEIGHT if done < voxels_until else 0.0
         result = stepper.take(batch, min(int(done * config.steps), config.steps - 1))
         if result.skipped:
             logger.warning("step %d was skipped, its gradients are not finite: %s", step, ", ".join(result.suspects))
-        _average(average, model, min(AVERAGED, (1 + step) / (10 + step)))
+        _average(average, model, min(averaged, (1 + step) / (10 + step)))
         since[data.group_of(step).name].append(result.loss)
         state["seconds"] = spent + time.perf_counter() - began
         last = step + 1 == config.steps or state["seconds"] >= seconds
@@ -155,7 +160,7 @@ def _loaded(
     if not config.workers:
         yield from ((step, data[step]) for step in steps)
         return
-    loader = DataLoader(
+    loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=None,
         sampler=steps,

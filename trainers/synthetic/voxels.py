@@ -1,79 +1,14 @@
-"""A classification of single voxels, beside the loss over whole masks.
-
-Dice and cross-entropy of many small structures say little to a fresh network: nearly every voxel is background to nearly every
-query. Voxels drawn evenly from the structures of a crop, each to be told from all other structures that were asked for, pull
-texts and features together in fewer steps, for a few thousand dot products. But small structures are drawn more often than they
-are met, and masks come out too large: a training has to end without this loss.
-"""
+"""Steps of a mixture: the mask loss and the voxel loss together, in one process."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from satunet.compute.devices import autocast_for
-from satunet.trainers.unified.batches.batch import Batch
-from satunet.trainers.unified.loss import PromptedLoss, prompted_loss
 from satunet.trainers.unified.stepping import Stepper
 
 VOXEL_WEIGHT = 0.3
 
 
 class MixtureStepper(Stepper):
-    """Steps of the mask loss and the voxel loss together, in one process.
+    """Steps that classify single voxels, too, until they are told not to."""
 
-    Attributes:
-        voxel_weight: Weight of the voxel loss; 0 leaves it out.
-    """
-
-    voxel_weight: float = VOXEL_WEIGHT
-
-    def _loss(self, module: nn.Module, batch: Batch, count: float | None) -> PromptedLoss:
-        b = batch.to(self.device)
-        with autocast_for(self.device, self.config.precision):
-            maps, embeddings = module(b.image, b.queries, b.modality)
-        chunk = 16 if self.device.type == "cpu" else 64  # a GPU waits for the next call, a CPU for its memory
-        masks = prompted_loss(
-            maps, embeddings, b.labels, b.membership, b.valid, chunk=chunk, count=count, ignored=b.some_ignored
-        )
-        if not self.voxel_weight:
-            return masks
-        voxels = voxel_loss(maps[0], embeddings[0], b.labels, b.membership, b.positive)
-        return PromptedLoss(masks.total + self.voxel_weight * voxels, masks.of_query, masks.dice)
-
-
-def voxel_loss(
-    features: Tensor, embeddings: Tensor, labels: Tensor, membership: Tensor, shown: Tensor, *, count: int = 4096
-) -> Tensor:
-    """Cross-entropy of drawn voxels over the structures of their crop and the background, averaged over the crops.
-
-    Args:
-        features: (B, C, X, Y, Z) at full resolution.
-        embeddings: (B, N, C + 1) mask embeddings with a bias.
-        labels: (B, X, Y, Z) label ids; negative where nobody labelled.
-        membership: (B, N, L) which ids a query is; unions of several ids take no part.
-        shown: (B, N) queries that the crop shows.
-        count: Voxels a crop.
-    """
-    total = features.new_zeros((), dtype=torch.float32)
-    for b in range(len(labels)):
-        ids = labels[b].reshape(-1).long()
-        parts = ((membership[b].sum(1) == 1) & shown[b]).nonzero()[:, 0]
-        background = len(parts)
-        table = torch.full((membership.shape[-1],), -1, device=ids.device)
-        table[membership[b, parts].int().argmax(1)] = torch.arange(background, device=ids.device)
-        table[0] = background
-        target = torch.where(ids < 0, -1, table[ids.clamp_min(0)])
-        known = (target >= 0).nonzero()[:, 0]
-        if not background or not len(known):
-            continue
-        sizes = torch.bincount(target[known], minlength=background + 1).clamp_min(1)
-        # Not quite evenly: a voxel of a structure of a hundred voxels would be drawn forty times.
-        chosen = known[torch.multinomial(sizes[target[known]].float() ** -0.75, count, replacement=True)]
-        values = features[b].reshape(features.shape[1], -1)[:, chosen].float()
-        queries = embeddings[b, parts].float()
-        logits = queries[:, :-1] @ values + queries[:, -1:]
-        logits = torch.cat((logits, torch.zeros_like(logits[:1])))
-        total = total + functional.cross_entropy(logits.T, target[chosen])
-    return total / len(labels)
+    voxel_weight = VOXEL_WEIGHT
+    chunk_on_gpu = 64  # a GPU waits for the next call

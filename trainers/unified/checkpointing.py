@@ -21,6 +21,7 @@ from satunet.models.checkpoints import load_weights, network_weights
 from satunet.models.results import CONFIG_FILE, SPLIT_FILE, trained_scans
 from satunet.models.trained_scans import TRAINED_SCANS_FILE, TrainedScans
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.averaging import WeightAverage
 from satunet.trainers.unified.faults import BadSteps
 from satunet.trainers.unified.setup import TrainingSetup
 from satunet.trainers.unified.watching.reporting import Reporter
@@ -41,6 +42,7 @@ class RunState:
         reporter: Scans drawn, and scans that could not be read.
         epochs_done: Epochs that are over.
         best_ema: Best moving average of the soft Dice so far; ``None`` before the first epoch.
+        average: Of the weights; ``None`` if there is none, or if the network has its weights for good.
     """
 
     network: nn.Module
@@ -51,6 +53,7 @@ class RunState:
     reporter: Reporter
     epochs_done: int
     best_ema: float | None
+    average: WeightAverage | None = None
 
 
 def checkpoint_of(
@@ -70,8 +73,12 @@ def checkpoint_of(
         trainer_name: Class of the trainer, which nnU-Net's tools look for.
         made_by: nnU-Net's ``init_args``.
     """
+    weights = state.network.state_dict()
+    ours = {"training_config": to_plain(config), "bad_steps": state.bad_steps.state_dict()} | dict(counted)
+    if state.average is not None:  # whoever takes the weights takes the average; a run goes on from its last ones
+        ours["last_weights"], weights = weights, state.average.average.state_dict()
     return {
-        "network_weights": state.network.state_dict(),
+        "network_weights": weights,
         "optimizer_state": state.optimizer.state_dict(),
         "grad_scaler_state": state.scaler.state_dict() if state.scaler is not None else None,
         "logging": plain(state.log.get_checkpoint()),
@@ -80,7 +87,7 @@ def checkpoint_of(
         "init_args": dict(made_by),
         "trainer_name": trainer_name,
         "inference_allowed_mirroring_axes": None,
-        "satunet": {"training_config": to_plain(config), "bad_steps": state.bad_steps.state_dict()} | dict(counted),
+        "satunet": ours,
     }
 
 
@@ -105,6 +112,8 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
+    if state.average is not None:
+        state.average.restore(ours.get("last_weights", state.network.state_dict()))
     state.bad_steps.load_state_dict(ours.get("bad_steps"))
     state.reporter.load(ours)
     if state.scaler is not None and scaler_state is not None:
@@ -163,7 +172,7 @@ def write_model_files(
 def scans_of(setup: TrainingSetup) -> TrainedScans:
     """The scans that a training sees, by name and by content."""
     train = setup.split.train
-    return TrainedScans.of(train, [setup.store.record(scan).content for scan in train])
+    return TrainedScans.of(train, setup.index.of_scans(train).contents)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> bool:

@@ -6,8 +6,11 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from satunet.compute import distributed
+from satunet.datasets.raw import split_scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
 from satunet.jobs.files import read_json
@@ -16,6 +19,7 @@ from satunet.labels import LabelSpace, text_variants
 from satunet.models.folder import read_description
 from satunet.models.results import SPLIT_FILE
 from satunet.plan import UnifiedPlan
+from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.store import ScanStore, read_manifest
 from satunet.text import TextBank, load_text_encoder
 
@@ -54,7 +58,7 @@ class Split:
             UserError: The split has no such fold.
             DatasetError: The store has no scan of these datasets.
         """
-        known = tuple(s for s in store.scan_ids if store.record(s).dataset in space.ids)
+        known = tuple(s for s in store.scan_ids if split_scan_id(s)[0] in space.ids)
         if not known:
             raise DatasetError(f"{store.folder}: no scan of the datasets in the label space")
         if fold == "all":
@@ -84,6 +88,12 @@ class TrainingSetup:
     bank: TextBank
     store: ScanStore
     split: Split
+
+    @cached_property
+    def index(self) -> ScanIndex:
+        """What the store's records say of all scans, mapped into memory."""
+        with distributed.first_process_first():
+            return ScanIndex.of(self.store)
 
     @classmethod
     def read(

@@ -20,6 +20,7 @@ from satunet.network.model import PromptedUNet
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.loss import PromptedLoss, prompted_loss
+from satunet.trainers.unified.voxels import voxel_loss
 from satunet.trainers.unified.watching.statistics import StepClock
 
 
@@ -50,10 +51,17 @@ class Stepper:
         config: Learning rate, clipping, precision, seed.
         device: Where the network is.
         at_once: Crops that the network sees at once, at most.
+        crop_voxels: Voxels of these crops; of smaller ones it sees more at once. Any crop counts as one if not given.
 
     Attributes:
         clock: Seconds of the parts of the last step.
+        voxel_weight: Weight of the classification of single voxels in the next steps; see
+            :mod:`satunet.trainers.unified.voxels`.
+        chunk_on_gpu: Queries whose logits a GPU works on at once.
     """
+
+    voxel_weight: float = 0.0
+    chunk_on_gpu: int = 32
 
     def __init__(
         self,
@@ -64,9 +72,11 @@ class Stepper:
         device: torch.device,
         *,
         at_once: int,
+        crop_voxels: int | None = None,
     ) -> None:
         self.network, self.optimizer, self.scaler = network, optimizer, scaler
         self.config, self.device, self.at_once = config, device, at_once
+        self.crop_voxels = crop_voxels
         self.clock = StepClock(device)
         self._module: nn.Module = _Forward(network)
         if distributed.world_size() > 1:
@@ -96,10 +106,11 @@ class Stepper:
         scaler = self.scaler
         own, of_query = 0.0, []
         count = self._count(batch)
-        parts = [*batch.split(self.at_once)]
+        parts = [*batch.split(self._at_once(batch))]
         for number, part in enumerate(parts, start=1):
             with self._gradients_stay_here() if number < len(parts) else contextlib.nullcontext():
-                loss = self._loss(self._module, part, count)
+                share = self.voxel_weight * len(part.scans) / len(batch.scans)
+                loss = self._loss(self._module, part, count, share)
                 self.clock.done("forward")
                 (scaler.scale(loss.total) if scaler is not None else loss.total).backward()
                 self.clock.done("backward")
@@ -138,7 +149,7 @@ class Stepper:
         count = max(1.0, float(batch.valid.sum()))
         module = _Forward(self.network)
         with torch.no_grad():
-            parts = [self._loss(module, part, count) for part in batch.split(self.at_once)]
+            parts = [self._loss(module, part, count) for part in batch.split(self._at_once(batch))]
         return PromptedLoss(
             torch.stack([p.total for p in parts]).sum(),
             torch.cat([p.of_query for p in parts]),
@@ -152,12 +163,20 @@ class Stepper:
             return max(1.0, own)
         return max(1.0, distributed.total(own, self.device)) / distributed.world_size()
 
-    def _loss(self, module: nn.Module, batch: Batch, count: float) -> PromptedLoss:
+    def _at_once(self, batch: Batch) -> int:
+        """Crops of this batch that the network sees at once."""
+        if self.crop_voxels is None:
+            return self.at_once
+        return max(self.at_once, self.at_once * self.crop_voxels // batch.labels[0].numel())
+
+    def _loss(self, module: nn.Module, batch: Batch, count: float, voxel_weight: float = 0.0) -> PromptedLoss:
         b = batch.to(self.device)
         with autocast_for(self.device, self.config.precision):
             maps, embeddings = module(b.image, b.queries, b.modality)
-        chunk = 16 if self.device.type == "cpu" else 32  # a CPU is fastest when a chunk stays in its cache
-        return prompted_loss(
+        chunk = (
+            16 if self.device.type == "cpu" else self.chunk_on_gpu
+        )  # a CPU is fastest when a chunk stays in its cache
+        masks = prompted_loss(
             maps,
             embeddings,
             b.labels,
@@ -167,6 +186,10 @@ class Stepper:
             count=count,
             ignored=b.some_ignored,
         )
+        if not voxel_weight:
+            return masks
+        voxels = voxel_loss(maps[0], embeddings[0], b.labels, b.membership, b.positive)
+        return masks._replace(total=masks.total + voxel_weight * voxels)
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
         """Gradients of all but the last part of a batch are not sent to the other processes yet."""

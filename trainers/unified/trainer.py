@@ -12,8 +12,10 @@ step that one would take.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +32,14 @@ from satunet.jobs.progress import in_locale
 from satunet.models.checkpoints import load_checkpoint
 from satunet.models.results import begin_again, end_run
 from satunet.models.trained_scans import TrainedScans
+from satunet.network.engines import for_training
 from satunet.network.model import PromptedUNet
 from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
+from satunet.trainers.unified.averaging import WeightAverage
 from satunet.trainers.unified.batches.batch import Batch
 from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
-from satunet.trainers.unified.batches.sampling import foreground_boxes, only_shown
+from satunet.trainers.unified.batches.sampling import only_shown
 from satunet.trainers.unified.checkpointing import (
     RunState,
     checkpoint_of,
@@ -90,6 +94,8 @@ class SATTrainer(nnUNetTrainer):
         self.save_every = 1
         self.bad_steps = BadSteps()
         self.reporter = Reporter(Path(str(self.output_folder)), self.logger)
+        self.average: WeightAverage | None = None
+        """Of the weights of all steps, while they are trained."""
         self.stepper: Stepper | None = None
         """Takes the steps, from :meth:`on_train_start` on."""
         self.on_step: Callable[[int, float], None] | None = None
@@ -133,16 +139,16 @@ class SATTrainer(nnUNetTrainer):
             self.setup = TrainingSetup.of_run(self.plan.unified_folder, self.fold)
         else:
             self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
+        if self.config.patches != "plan":  # what was trained with patches that fit is used with windows that fit
+            self.setup = dataclasses.replace(self.setup, plan=dataclasses.replace(self.setup.plan, fit_windows=True))
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
         if network.adapter is not None:
             network.adapter.fit_whitening(torch.from_numpy(self.setup.bank.matrix(self.setup.space.class_names)))
-        self.network = network.to(self.device)
-        if self.device.type == "cpu":
-            # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
-            # less, though instance norm copies between layouts.
-            self.network = self.network.to(memory_format=torch.channels_last_3d)
+        self.network = for_training(network, self.device)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.config.weight_average:
+            self.average = WeightAverage(self.network, self.config.weight_average)
         self.was_initialized = True
 
     @property
@@ -182,7 +188,13 @@ class SATTrainer(nnUNetTrainer):
         self._make_loaders()
         self._say_what_is_not_taught()
         self.stepper = Stepper(
-            self.network, self.optimizer, self.grad_scaler, self.config, self.device, at_once=self.patches_at_once
+            self.network,
+            self.optimizer,
+            self.grad_scaler,
+            self.config,
+            self.device,
+            at_once=self.patches_at_once,
+            crop_voxels=math.prod(self.plan.crop_size),
         )
         self.set_deep_supervision_enabled(True)
         if distributed.rank() == 0:
@@ -209,8 +221,8 @@ class SATTrainer(nnUNetTrainer):
     def _say_what_is_not_taught(self) -> None:
         """Classes that no training scan of the fold shows are not trained, nor asked for as negatives."""
         setup = self.setup
-        records = [setup.store.record(scan) for scan in setup.split.train]
-        taught = {name for classes in only_shown(setup.space, records).ids.values() for name in classes}
+        shown = setup.index.of_scans(setup.split.train).shown()
+        taught = {name for classes in only_shown(setup.space, shown).ids.values() for name in classes}
         missing = [name for name in setup.space.class_names if name not in taught]
         if missing:
             message = (
@@ -222,8 +234,6 @@ class SATTrainer(nnUNetTrainer):
                 logger.warning("%s", message)
 
     def _make_loaders(self) -> None:
-        with distributed.first_process_first():
-            boxes = foreground_boxes(self.setup.store)
         workers = worker_count(self.config, self.device)
         split = self.setup.split
         self._train_data = StepBatches(
@@ -232,10 +242,9 @@ class SATTrainer(nnUNetTrainer):
             self.config,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            boxes=boxes,
             cache_bytes=CACHE_BYTES // max(1, workers),
         )
-        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1, boxes=boxes)
+        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1)
         first = self.current_epoch * self.num_iterations_per_epoch
         pin = self.device.type == "cuda"
         self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
@@ -265,7 +274,8 @@ class SATTrainer(nnUNetTrainer):
             self.on_train_epoch_end(outputs)
             with torch.no_grad():
                 self.on_validation_epoch_start()
-                results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
+                with self.average.applied() if self.average is not None else contextlib.nullcontext():
+                    results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
                 self.on_validation_epoch_end(results)
             self.on_epoch_end()
             if self._out_of_time():
@@ -302,6 +312,7 @@ class SATTrainer(nnUNetTrainer):
         """
         assert self.stepper is not None
         self.reporter.unreadable(batch.failed)
+        self.stepper.voxel_weight = self.config.voxel_weight_at(step)
         result = self.stepper.take(batch, step, data_seconds)
         value = result.loss
         if result.skipped:
@@ -309,6 +320,8 @@ class SATTrainer(nnUNetTrainer):
             self.print_to_log_file(message)
             logger.warning("%s", message)
             value = float("nan")
+        elif self.average is not None:
+            self.average.update(step)
         seconds = self.stepper.clock.seconds()
         self.reporter.step(step, batch, result.of_query, value, self.config.learning_rate_at(step), seconds)
         return {"loss": value}
@@ -381,6 +394,9 @@ class SATTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """Save the final checkpoint and remove the latest."""
         folder = Path(str(self.output_folder))
+        if self.average is not None:  # from here on, these are the network's weights
+            self.network.load_state_dict(self.average.average.state_dict())
+            self.average = None
         self.current_epoch -= 1  # the base class's checkpoints store the epoch to go on with
         self.save_checkpoint(folder / "checkpoint_final.pth")
         self.current_epoch += 1
@@ -465,6 +481,7 @@ class SATTrainer(nnUNetTrainer):
             reporter=self.reporter,
             epochs_done=epochs_done,
             best_ema=self._best_ema,
+            average=self.average,
         )
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:

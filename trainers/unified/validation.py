@@ -180,7 +180,7 @@ def score_scan(
         volume=torch.from_numpy(volume),
         queries=torch.from_numpy(setup.bank.matrix(names)),
         modality=MODALITIES.index(record.modality),
-        patch=setup.plan.patch_size,
+        patch=setup.plan.window_for(record.shape),
         device=device,
         precision=precision,
     )

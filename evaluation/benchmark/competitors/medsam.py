@@ -26,14 +26,17 @@ from torch import Tensor
 from satunet.compute.devices import pick_device
 from satunet.datasets.raw import Case
 from satunet.errors import ModelError
-from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, read_object, record_run
+from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, record_run
 from satunet.evaluation.benchmark.results import Cost
+from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.label_index import LabelIndex
 from satunet.geometry import reorient
 from satunet.images.hounsfield import to_hounsfield
 from satunet.images.image import Image, read_image, read_label_map, write_label_map
 from satunet.jobs.files import mask_file_name, write_json
+from satunet.jobs.fresh import Stamp
+from satunet.jobs.records import to_plain
 from satunet.prediction.results.places import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -85,12 +88,12 @@ class MedSAMCompetitor:
             self._network()  # its loading is nobody's time a scan
         with Meter() as meter:
             for case in task.cases:
-                place, made_from = folder / case.identifier, self._made_from(task, case)
-                if read_object(place / MANIFEST).get("made_from") == made_from:
+                place, made_of = folder / case.identifier, self._made_of(task, case)
+                if is_fresh(place / MANIFEST, *made_of):
                     continue
                 shutil.rmtree(place, ignore_errors=True)  # of another model, other boxes or other classes
                 try:
-                    self._predict_case(task, case, place, made_from)
+                    self._predict_case(task, case, place, Stamp.of(*made_of))
                     scans += 1
                 except ModelError:
                     raise  # no case can do without the model
@@ -127,17 +130,16 @@ class MedSAMCompetitor:
             **cost_of_runs([self.folder(task) for task in tasks]),
         )
 
-    def _made_from(self, task: Task, case: Case) -> dict[str, Any]:
-        """What a case's masks depend on, as JSON gives it back."""
-        files = [f for f in (case.images[0], case.label) if f is not None and f.is_file()]
-        return {
+    def _made_of(self, task: Task, case: Case) -> tuple[list[Path], dict[str, Any]]:
+        """What a case's masks depend on: files, and what they are combined with."""
+        files = [f for f in (case.images[0], task.references[case.identifier]) if f.is_file()]
+        return files, {
             "model": None if self.boxes == "oracle" else self.source,
             "boxes": self.boxes,
             "classes": {name: list(ids) for name, ids in task.classes.ids.items()},
-            "files": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         }
 
-    def _predict_case(self, task: Task, case: Case, folder: Path, made_from: dict[str, Any]) -> None:
+    def _predict_case(self, task: Task, case: Case, folder: Path, stamp: Stamp) -> None:
         image = read_image(case.images[0])
         labels = read_label_map(
             task.references[case.identifier],
@@ -153,7 +155,7 @@ class MedSAMCompetitor:
         for name, mask in masks.items():
             entries.append({"prompt": name, "class": name, "file": f"{mask_file_name(name)}.nii.gz"})
             write_label_map(folder / entries[-1]["file"], mask, like=image)
-        write_json(folder / MANIFEST, {"made_from": made_from, "prompts": entries})
+        write_json(folder / MANIFEST, {STAMP: to_plain(stamp), "prompts": entries})
 
     def _network(self) -> Any:
         if self._model is None:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from satunet.datasets.raw import Case
 from satunet.errors import ScanError
-from satunet.evaluation.benchmark.costs import read_object
 from satunet.evaluation.benchmark.results import Cost
+from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.geometry import Grid
 from satunet.images.image import Image, read_grid, read_label_map, write_label_map
 from satunet.jobs.files import write_json
-from satunet.jobs.records import fields_of
+from satunet.jobs.fresh import Stamp
+from satunet.jobs.records import fields_of, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +90,11 @@ class NearestCopyCompetitor:
         others = [c for c in donors if task.patient(c.identifier) != task.patient(case.identifier)]
         nearest = min(others, key=lambda c: (distance_mm(self._grid(c), grid), c.identifier), default=None)
         target, note = folder / f"{case.identifier}.nii.gz", folder / f"{case.identifier}.copied.json"
-        made_from: dict[str, Any] = {"case": None if nearest is None else nearest.identifier, "grid": fields_of(grid)}
-        if nearest is not None and nearest.label is not None:
-            made_from["modified"] = nearest.label.stat().st_mtime_ns
-        if target.is_file() and read_object(note) == made_from:
+        combined = {"case": None if nearest is None else nearest.identifier, "grid": fields_of(grid)}
+        files = [nearest.label] if nearest is not None and nearest.label is not None else []
+        if target.is_file() and is_fresh(note, files, combined):
             return
+        stamp = Stamp.of(files, combined)
         if nearest is None or nearest.label is None:
             logger.info("%s: nobody to copy %s from; nothing is predicted", task.dataset.name, case.identifier)
             labels: NDArray[Any] = np.zeros(grid.shape, dtype=np.uint8)
@@ -102,7 +103,7 @@ class NearestCopyCompetitor:
             if task.dataset.ignore_label is not None:
                 labels[labels == task.dataset.ignore_label] = 0
         write_label_map(target, labels, like=grid)
-        write_json(note, made_from)
+        write_json(note, {STAMP: to_plain(stamp)})
 
     def _grid(self, case: Case) -> Grid:
         assert case.label is not None  # donors have one

@@ -12,14 +12,19 @@ from satunet.errors import DatasetError
 from satunet.evaluation.benchmark.competitors.nnunet import predict_specialist
 from satunet.evaluation.benchmark.costs import RUNS, Meter, cost_of_runs, read_object, record_run, size_of
 from satunet.evaluation.benchmark.results import Cost
+from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task, trained_cases
-from satunet.jobs.files import read_json
+from satunet.jobs.files import read_json, write_json
+from satunet.jobs.fresh import Stamp
+from satunet.jobs.records import to_plain
 from satunet.models.checkpoints import load_checkpoint, network_weights
 from satunet.trainers.specialist.trainer import specialist_folder
 
 logger = logging.getLogger(__name__)
 
 SPECIALIST = "nnU-Net"
+MADE_OF = "made_of.json"
+"""Beside the label maps: of which checkpoint they are."""
 
 PredictCases = Callable[..., dict[str, str]]
 
@@ -116,12 +121,16 @@ class SpecialistCompetitor:
         )
 
     def _remove_outdated(self, task: Task, files: Iterable[Path]) -> None:
-        """Label maps that are older than the checkpoint are of another network."""
+        """Label maps of another network go; from now on, those that are made are the present one's."""
         checkpoint = specialist_folder(task.dataset.name) / f"fold_{task.fold}" / "checkpoint_final.pth"
-        trained = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
-        outdated = [file for file in files if file.is_file() and file.stat().st_mtime < trained]
+        made_of = [checkpoint] if checkpoint.is_file() else []
+        note = self.folder(task) / MADE_OF
+        if is_fresh(note, made_of, {}):
+            return
+        outdated = [file for file in files if file.is_file()]
         for file in outdated:
             file.unlink()
         if outdated:
-            logger.info("%s was trained again: %d cases are predicted again", checkpoint, len(outdated))
+            logger.info("%s is another than before: %d cases are predicted again", checkpoint, len(outdated))
             (self.folder(task) / RUNS).unlink(missing_ok=True)
+        write_json(note, {STAMP: to_plain(Stamp.of(made_of))})

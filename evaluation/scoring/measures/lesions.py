@@ -1,7 +1,9 @@
 """Lesions counted one by one.
 
 A lesion is a connected component (26 neighbours). It is found if the other mask has a voxel in it, the rule of
-ISLES 2022 (arXiv 2206.06694): size does not matter, and one large prediction may find several lesions.
+ISLES 2022 (arXiv 2206.06694): size does not matter, and one large prediction may find several lesions. Panoptic quality
+(Kirillov 2019, arXiv 1801.00868) asks for more: of a lesion and its prediction, more than half of what either covers has to
+be covered by both, and how much it is counts.
 """
 
 from __future__ import annotations
@@ -22,18 +24,27 @@ class LesionCounts:
         found: Those that the prediction touches.
         predicted: Lesions of the prediction.
         false: Those that touch none of the reference.
+        matched: Pairs of a lesion of either whose intersection over union exceeds one half.
+        overlap: Sum of their intersections over unions.
     """
 
     reference: int
     found: int
     predicted: int
     false: int
+    matched: int = 0
+    overlap: float = 0.0
 
     @property
     def f1(self) -> float:
         """2 TP / (2 TP + FP + FN); the caller decides what it is where both have no lesion."""
         missed = self.reference - self.found
         return 2 * self.found / (2 * self.found + self.false + missed)
+
+    @property
+    def panoptic_quality(self) -> float:
+        """Sum of the matched overlaps by TP + FP / 2 + FN / 2; the caller decides where both have no lesion."""
+        return 2 * self.overlap / (self.reference + self.predicted)
 
 
 def count_lesions(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> LesionCounts:
@@ -42,7 +53,31 @@ def count_lesions(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -
     b, n_b = _components(prediction)
     both = reference & prediction
     found, touched = len(np.unique(a[both])), len(np.unique(b[both]))
-    return LesionCounts(reference=n_a, found=found, predicted=n_b, false=n_b - touched)
+    overlaps = matched_overlaps(a, b)
+    return LesionCounts(
+        reference=n_a,
+        found=found,
+        predicted=n_b,
+        false=n_b - touched,
+        matched=len(overlaps),
+        overlap=float(overlaps.sum()),
+    )
+
+
+def matched_overlaps(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Intersections over unions above one half, of which each structure has at most one.
+
+    Args:
+        a: (X, Y, Z) number of each voxel's structure, 0 outside.
+        b: The same of the other.
+    """
+    both = (a > 0) & (b > 0)
+    if not both.any():
+        return np.zeros(0)
+    sizes_a, sizes_b = np.bincount(a.ravel()), np.bincount(b.ravel())
+    pairs, shared = np.unique(np.stack((a[both], b[both])), axis=1, return_counts=True)
+    overlaps = shared / (sizes_a[pairs[0]] + sizes_b[pairs[1]] - shared)
+    return np.asarray(overlaps[overlaps > 0.5], dtype=np.float64)
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:

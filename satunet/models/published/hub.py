@@ -172,7 +172,11 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
     """Fetch what a part lacks; a connection that breaks is taken up again as long as something comes."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     url = hf_hub_url(listing.repository, file.path, revision=listing.commit, endpoint=endpoint())
     (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()

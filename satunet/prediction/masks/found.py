@@ -14,9 +14,11 @@ from satunet.prediction.masks.boxed import BoxedMask, restore_values
 from satunet.prediction.masks.mean import ValuesInFile
 from satunet.preprocessing.transform import ScanGeometry
 from satunet.prompts.matching import PromptMatch
+from satunet.types import Axes, SpacingMm
 from satunet.windows.engine import Probability
 
-Spacing = tuple[float, float, float]
+Look = tuple[int, SpacingMm, Axes]
+"""Number of a group of models, spacing and window: one way to look at a scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,12 +84,12 @@ class PreparedScan:
     Attributes:
         image: As it was given.
         modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-        views: Number of a group of models and spacing → what they see; filled when it is needed.
+        views: Look → what the networks see; filled when it is needed. Looks that differ by their window share a volume.
     """
 
     image: Image
     modality: str
-    views: dict[tuple[int, Spacing], View] = field(default_factory=dict)
+    views: dict[Look, View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -37,8 +37,8 @@ def judge(
     if calibrations and known:
         seen = [Seen(class_name=matches[i].class_name, evidence=mask.evidence) for i, mask in known]
         first, *others = calibrations
-        for (i, _), worth in zip(known, first.with_others(others, seen), strict=True):
-            worths[i] = worth
+        for (i, _), found in zip(known, first.with_others(others, seen), strict=True):
+            worths[i] = found
     judged = []
     for match, mask, worth in zip(matches, masks, worths, strict=True):
         boxed = None if mask is None else mask.mask

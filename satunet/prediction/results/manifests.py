@@ -80,9 +80,12 @@ def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[
                 row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
             if entry.get("confidence") is not None:
                 row["confidence"] = f"{entry['confidence']:.2f}"
+            if entry.get("instances"):
+                count = len(entry["instances"])
+                row["where"] = f"{row['where']}; {count} instance{'s' if count != 1 else ''}"
             if entry.get("doubts"):
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}"
-                row["where"] += " (repaired)" if entry.get("repaired") else ""
+                repaired = " (repaired)" if entry.get("repaired") else ""
+                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
             rows.append(row)
     return rows
 
@@ -95,18 +98,26 @@ def _why_nothing(entry: Mapping[str, Any]) -> str:
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
     """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, Any]] = []
     for name in names:
         try:
             content = read_json(manifest_file(output, name, combine))
         except (OSError, ValueError):
             continue  # a scan that failed has no rows
         for entry in content["prompts"]:
-            writer.writerow({"scan": name, "modality": content["modality"], **_plain_cells(entry)})
-    write_text(output / STATISTICS, text.getvalue())
+            rows.append({"scan": name, "modality": content["modality"], **entry})
+    write_table(output / STATISTICS, _COLUMNS, rows)
     return output / STATISTICS
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole; cells that a spreadsheet would take for a formula are quoted for it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(_plain_cells(row))
+    write_text(file, text.getvalue())
 
 
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:

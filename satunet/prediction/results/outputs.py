@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,17 @@ from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
+from satunet.labels import LabelSpace
 from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
+from satunet.prediction.masks.mean import ValuesInFile
+from satunet.prediction.measures import Measures, measure
 from satunet.prediction.options import Outputs
-from satunet.prediction.results.manifests import files_of, is_foreign
+from satunet.prediction.results.manifests import files_of, is_foreign, write_table
 from satunet.prediction.results.painting import paint
-from satunet.prediction.results.places import PROBABILITY, Protected, manifest_file, mask_names
+from satunet.prediction.results.places import INSTANCES, MEASURES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
 if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
@@ -52,6 +56,7 @@ class ScanResult:
         manifest: What the manifest says besides.
         wholes: Class → classes that it is part of, for combined label maps.
         protected: What may not be replaced.
+        space: Classes of the models, to know what comes in numbers.
     """
 
     output: Path
@@ -61,6 +66,8 @@ class ScanResult:
     manifest: Mapping[str, Any]
     wholes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     protected: Protected = field(default_factory=Protected)
+    space: LabelSpace | None = None
+    _instances: dict[int, tuple[Instance, ...]] = field(default_factory=dict)
     _written: list[Path] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -99,6 +106,23 @@ class ScanResult:
                 volume[place] = np.rint(values.clip(0, 1) * 255)
             file = self._place(folder / f"{name}{PROBABILITY}{self.job.scan.ending}")
             write_volume(file, volume, like=self.scan.image, slope=1 / 255)
+        self._write_instances(position, mask, found.restored)
+
+    def _write_instances(
+        self, position: int, mask: BoxedMask, probability: Callable[[], ValuesInFile | None] = lambda: None
+    ) -> None:
+        """Number the structures of a mask that come in numbers, if that is asked for."""
+        kind = self.matches[position].class_name
+        if not self.outputs.instances or kind is None or self.space is None or not comes_in_numbers(kind, self.space):
+            return
+        counted = count_instances(mask, self.scan.image.grid, kind, probability())
+        labels = np.zeros(mask.shape, np.uint8 if len(counted.found) <= 255 else np.uint16)
+        labels[mask.box] = counted.labels
+        file = self.output / self.job.name / f"{self._names[position]}{INSTANCES}{self.job.scan.ending}"
+        if file not in self._written:  # repaired masks are counted again
+            self._place(file)
+        write_label_map(file, labels, like=self.scan.image)
+        self._instances[position] = counted.found
 
     def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
         """Write what takes all masks, and the manifest; masks that are left out are taken back."""
@@ -112,11 +136,16 @@ class ScanResult:
         else:
             for entry, mask, name in zip(entries, masks, self._names, strict=True):
                 entry["file"] = f"{name}{self.job.scan.ending}" if mask is not None and mask.voxels else None
+            for position, found_ones in self._instances.items():
+                if entries[position]["file"] is not None:
+                    entries[position]["instances"] = [asdict(one) for one in found_ones]
         _say_what_is_not_seen(self.job.name, entries)
-        told = [worth_in_words(mask.worth) for mask in found]
         series = self.job.scan.series
-        if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
-            content["dicom"] = [file.name for file in self._write_dicom(series, masks, told)]
+        measures = self._measured(masks)
+        if series is not None and self.outputs.dicom:
+            content["dicom"] = [file.name for file in self._write_dicom(series, found, measures)]
+        if self.outputs.measures:
+            self._write_measures(measures)
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -177,29 +206,72 @@ class ScanResult:
     def _wholes_of(self, label: int) -> frozenset[str]:
         return self.wholes.get(self._class_of(label), frozenset())
 
-    def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None], told: Sequence[str]) -> list[Path]:
-        from satunet.knowledge.make import default_tree
+    def _measured(self, masks: Sequence[BoxedMask | None]) -> list[Measures | None]:
+        """Measures of each mask that has voxels, if they are asked for."""
+        image = self.scan.image
+        if not self.outputs.measures and (not self.outputs.dicom_sr or self.job.scan.series is None):
+            return [None] * len(masks)
+        return [None if mask is None else measure(mask, image.grid, image.array, self.job.modality) for mask in masks]
+
+    def _write_dicom(
+        self, series: Series, masks: Sequence[PromptMask], measures: Sequence[Measures | None]
+    ) -> list[Path]:
+        from satunet.knowledge.file import default_tree
         from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
-        found = [(m, mask, text) for m, mask, text in zip(self.matches, masks, told, strict=True) if mask is not None]
+        found = [(mask.match, mask.boxed, worth_in_words(mask.worth)) for mask in masks if mask.boxed is not None]
         named = [(m.prompt, mask) for m, mask, _ in found]
         classes, texts = [m.class_name for m, _, _ in found], [text for *_, text in found]
         folder = self.output if self.outputs.combine else self.output / self.job.name
         start = f"{self.job.name}_" if self.outputs.combine else ""
         files = []
-        if self.outputs.dicom_seg:
+        if self.outputs.dicom_seg or self.outputs.dicom_sr:
             kind: Kind = "binary" if self.outputs.binary_seg else "auto"
             file = folder / f"{start}segmentation.dcm"
             self.protected.check(file)
             files += write_segmentations(
                 file, series, named, classes=classes, texts=texts, kind=kind, tree=default_tree()
             )
+        if self.outputs.dicom_sr and files:
+            files.append(self._write_report(folder / f"{start}report.dcm", series, files, masks, measures))
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
             self.protected.check(files[-1])
             write_structure_set(files[-1], series, named, classes=classes, texts=texts, tree=default_tree())
         self._written.extend(files)
         return files
+
+    def _write_report(
+        self,
+        file: Path,
+        series: Series,
+        segmentations: Sequence[Path],
+        masks: Sequence[PromptMask],
+        measures: Sequence[Measures | None],
+    ) -> Path:
+        from satunet.prediction.dicom_objects import Reported, write_report
+
+        self.protected.check(file)
+        reported = [
+            Reported(measures=found, certainty=None if mask.worth is None else 1 - mask.worth.absent)
+            for mask, found in zip(masks, measures, strict=True)
+            if found is not None
+        ]
+        write_report(file, series, list(segmentations), reported)
+        return file
+
+    def _write_measures(self, measures: Sequence[Measures | None]) -> None:
+        """A row for each mask that has voxels."""
+        rows = []
+        for match, found in zip(self.matches, measures, strict=True):
+            if found is not None:
+                numbers = {name: None if v is None else round(v, 4) for name, v in asdict(found).items()}
+                rows.append({"prompt": match.prompt, "class": match.class_name, **numbers})
+        file = self.output / self.job.name / MEASURES
+        if self.outputs.combine:
+            file = self.output / f"{self.job.name}_{MEASURES}"
+        columns = ("prompt", "class", *(f.name for f in fields(Measures)))
+        write_table(self._place(file), columns, rows)
 
     def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
         """A picture beside the masks. What goes wrong with it is told; the masks are kept."""
@@ -227,17 +299,19 @@ class ScanResult:
         """Remove the files of masks that were written before it was known that they are left out."""
         folder, ending = self.output / self.job.name, self.job.scan.ending
         for mask, name in zip(found, self._names, strict=True):
-            for file in (folder / f"{name}{ending}", folder / f"{name}{PROBABILITY}{ending}") if mask.left_out else ():
+            for tail in ("", PROBABILITY, INSTANCES) if mask.left_out else ():
+                file = folder / f"{name}{tail}{ending}"
                 if file in self._written:
                     self._written.remove(file)
                     file.unlink(missing_ok=True)
 
     def _write_repaired(self, found: Sequence[PromptMask]) -> None:
         """Write masks again that were repaired when all were known."""
-        for mask, name in zip(found, self._names, strict=True):
+        for position, (mask, name) in enumerate(zip(found, self._names, strict=True)):
             if mask.repaired and mask.boxed is not None and not self.outputs.combine:
                 file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
                 write_label_map(file, mask.boxed.full, like=self.scan.image)
+                self._write_instances(position, mask.boxed)
 
     def _describe(self, found: PromptMask) -> dict[str, Any]:
         match, mask = found.match, found.boxed

@@ -17,11 +17,13 @@ STATISTICS = "statistics.csv"
 SUMMARY = "prediction_summary.json"
 LOG = "predict.log"
 PROBABILITY = "_probability"
+INSTANCES = "_instances"
+MEASURES = "measures.csv"
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
     """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
-    return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY))
+    return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY, INSTANCES))
 
 
 def manifest_file(output: Path, name: str, combine: bool) -> Path:
@@ -59,7 +61,14 @@ class Protected:
             raise UserError(f"{job.scan.path}: {job.name!r} is no name for results; allowed is one part of a path")
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
-            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png"):
+            for ending in (
+                job.scan.ending,
+                "_segmentation.dcm",
+                "_structures.dcm",
+                "_report.dcm",
+                "_preview.png",
+                f"_{MEASURES}",
+            ):
                 self.check(output / f"{job.name}{ending}")
             if job.scan.series is None and job.scan.path.resolve().parent == output.resolve():
                 raise UserError(
@@ -71,9 +80,13 @@ class Protected:
         if not folder.is_dir():
             self.check(folder)
             return
-        names = {name_key(f"{n}{tail}{job.scan.ending}") for n in mask_names(matches) for tail in ("", PROBABILITY)}
+        names = {
+            name_key(f"{n}{tail}{job.scan.ending}")
+            for n in mask_names(matches)
+            for tail in ("", PROBABILITY, INSTANCES)
+        }
         for file in folder.iterdir():
-            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png"):
+            if name_key(file.name) in names or file.suffix.lower() in (".dcm", ".png", ".csv"):
                 self.check(file)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from satunet.errors import UserError
-from satunet.network import NetworkConfig
+from satunet.network import NetworkConfig, engines
 from satunet.network.backbone import UNet
 from satunet.network.cpu.fused import FusedPool, FusedUNet, Setup
 from satunet.network.cpu.norms import scale_
-from satunet.network.engines import accelerate, choose_engine, compiled_norm, compiler
+from satunet.network.engines import Engine, accelerate, choose_engine, compiled_norm, compiler, for_training
 from satunet.network.model import PromptedUNet
 
 CPU = torch.device("cpu")
@@ -120,9 +120,10 @@ def test_planes_too_large_for_winograd_are_convolved_directly(monkeypatch: pytes
     assert (found - expected).abs().max() < 2e-3 * expected.std()
 
 
-def test_auto_is_fused_on_a_cpu_and_eager_elsewhere() -> None:
+def test_auto_is_fused_where_it_runs_and_eager_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("satunet.network.engines.trouble", lambda _: None)
     assert choose_engine(CPU, "auto") == "fused"
-    assert choose_engine(torch.device("cuda"), "auto") == "eager"
+    assert choose_engine(torch.device("cuda"), "auto") == "fused"
     assert choose_engine(torch.device("mps"), "auto") == "eager"
     network = random_network(PLAIN)
     assert accelerate(network, CPU, engine="eager") is network
@@ -133,6 +134,31 @@ def test_auto_is_fused_on_a_cpu_and_eager_elsewhere() -> None:
     assert choose_engine(torch.device("cuda"), "fused") == "fused"
     with pytest.raises(UserError, match="runs on a CPU or CUDA"):
         choose_engine(torch.device("mps"), "fused")
+
+
+@pytest.mark.parametrize("engine", ["auto", "fused"])
+def test_a_gpu_without_triton_is_eager_and_says_so_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("satunet.network.engines.trouble", lambda _: "Triton is not installed")
+    said: list[str] = []
+    monkeypatch.setattr(engines.logger, "warning", lambda text, *values: said.append(text % values))
+    engines._say_eager.cache_clear()
+    for _ in range(2):
+        assert choose_engine(torch.device("cuda"), engine) == "eager"
+    assert len(said) == 1
+    assert "does not run on cuda (Triton is not installed)" in said[0]
+    assert choose_engine(CPU, engine) == "fused"
+
+
+def test_training_takes_the_blocks_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PromptedUNet, "to", lambda self, *_, **__: self)  # there may be no GPU
+    monkeypatch.setattr("satunet.network.engines.use_channels_last", lambda network: used.append(network))
+    for reason, expected in ((None, True), ("no compiler", False)):
+        used: list[nn.Module] = []
+        monkeypatch.setattr("satunet.network.engines.trouble", lambda _, reason=reason: reason)
+        network = random_network(PLAIN)
+        assert for_training(network, torch.device("cuda")) is network
+        assert (used == [network]) is expected
+        assert not used or for_training(network, CPU) is network
 
 
 def test_without_a_compiler_compile_is_fused_and_says_so(

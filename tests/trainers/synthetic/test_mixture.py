@@ -18,14 +18,14 @@ from satunet.trainers.synthetic.mixture import (
     Group,
     MixtureBatches,
     _cropped,
-    class_spacings,
+    class_patches,
     one_piece,
     swapped_ids,
 )
 from satunet.trainers.synthetic.starter import foreign_classes
 from satunet.trainers.synthetic.subjects import make_subject
-from satunet.trainers.synthetic.voxels import voxel_loss
 from satunet.trainers.unified.loss import IGNORED
+from satunet.trainers.unified.voxels import voxel_loss
 
 HEADS, ORGANS = "Dataset701_Heads", "Dataset702_Organs"
 
@@ -141,11 +141,14 @@ def test_sides_are_swapped_by_name():
     assert table.tolist() == [0, 4, 2, 3, 1]
 
 
-def test_classes_are_predicted_at_the_spacing_of_their_group(groups, space):
-    found = class_spacings(groups, space)
-    assert found["mri"]["left thalamus"] == (1.4,)
-    assert found["ct"]["liver"] == (3.0,)
+def test_classes_are_predicted_at_the_spacing_of_their_group_and_in_its_patch(groups, space):
+    found = class_patches(groups, space)
+    assert found["mri"]["left thalamus"] == {1.4: (16, 32, 16)}
+    assert found["ct"]["liver"] == {3.0: (32, 16, 16)}
     assert "liver" not in found["mri"]
+    finer = replace(groups[1], spacing_mm=(1.0, 1.0), patch=(16, 16, 16))
+    larger = replace(groups[1], patch=(32, 32, 32))
+    assert class_patches([groups[1], finer, larger], space)["ct"]["liver"] == {1.0: (16, 16, 16), 3.0: (32, 32, 32)}
 
 
 def test_what_is_one_piece_in_every_label_map_is_said_to_be(groups, space):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,18 @@ from torch.utils.data import DataLoader, Dataset
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import DatasetError, UserError
 from satunet.labels import text_variants
-from satunet.preprocessing.store import ScanRecord
+from satunet.preprocessing.index import IndexedScan
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.augmentation import Augmentation
 from satunet.trainers.unified.batches.batch import Batch, Sample
 from satunet.trainers.unified.batches.sampling import (
-    Foreground,
     Query,
     annotated_centre,
     centre_of_class,
     choose_queries,
     crop_start,
+    even_weights,
+    fitted_patch,
     only_shown,
     read_crop,
     sample_rng,
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 CACHE_BYTES = 1 << 30
 """Of decompressed scans, over all workers."""
 _MAX_FAILURES = 20
+_ORDER = 1000
+"""Added to a stream, it is the stream of what a whole step draws."""
 
 
 class StepBatches(Dataset[Batch]):
@@ -54,7 +58,6 @@ class StepBatches(Dataset[Batch]):
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
         rank: Which of the batch's places this process fills: ``rank``, ``rank + world_size``, …
         world_size: Processes that share a batch.
-        boxes: Foreground of each scan; the whole scan where not given.
         cache_bytes: Decompressed scans that are kept, at most.
 
     Raises:
@@ -70,19 +73,21 @@ class StepBatches(Dataset[Batch]):
         stream: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        boxes: Mapping[str, Foreground] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.store, self.space, self.bank, self.plan = setup.store, setup.space, setup.bank, setup.plan
         self.config = config
         self.stream = stream
-        self.records = [self.store.record(scan) for scan in scans]
+        self.scans = setup.index.of_scans(scans)
+        datasets = self.scans.datasets
         # A class that no scan of the fold shows would be asked for as a negative alone, and be learned to be nowhere.
-        self._asked = setup.space if stream else only_shown(setup.space, self.records)
-        self.boxes = dict(boxes or {})
+        self._asked = setup.space if stream else only_shown(setup.space, self.scans.shown())
         self.batch_size = config.batch_size or self.plan.batch_size
         self.limit = config.queries_per_scan or self.plan.queries_per_scan
-        self.weights = scan_weights(self.records, self.plan.dataset_weights, [self._repeats(r) for r in self.records])
+        self.weights = scan_weights(datasets, self.plan.dataset_weights, self._repeats(datasets))
+        if config.dataset_draws == "even":
+            self.weights = even_weights(self.weights, datasets)
+        self.rank, self.world_size = rank, world_size
         self.places = range(rank, self.batch_size, world_size)
         self.cache_bytes = cache_bytes
         if not self.places:
@@ -91,27 +96,62 @@ class StepBatches(Dataset[Batch]):
                 "or a multiple of it (the batch size is that of all processes together)"
             )
         self.variants = {c.name: [v for v in text_variants(c) if v in self.bank] for c in self.space.classes}
-        self._augmentation = Augmentation(self.plan.crop_size) if config.augment and stream == 0 else None
+        names = np.array(datasets)
+        self._of_dataset = {} if config.patches == "plan" else {d: names == d for d in set(datasets)}
+        self.fitted = {} if config.patches == "plan" else self._fitted_patches()
+        self._augmentations: dict[tuple[int, int, int], Augmentation] = {}
         self._cache: OrderedDict[str, tuple[NDArray[Any], NDArray[Any]]] = OrderedDict()
 
     def __len__(self) -> int:
         return self.config.steps
 
     def __getitem__(self, step: int) -> Batch:
-        return Batch.of([self._sample(step, index) for index in self.places])
+        if self.config.patches == "plan":
+            return Batch.of([self._sample(step, index) for index in self.places])
+        dataset = self._dataset_of(step)
+        count = self.batch_size
+        if self.config.patches == "fill":
+            count = count * math.prod(self.plan.crop_size) // math.prod(self.fitted[dataset])
+        return Batch.of([self._sample(step, i, dataset) for i in range(self.rank, count, self.world_size)])
 
-    def _repeats(self, record: ScanRecord) -> int:
-        low, high = self.boxes.get(record.scan, ((0, 0, 0), record.shape))
-        extent = [b - a for a, b in zip(low, high, strict=True)]
-        return scan_repeats(len(self.space.classes_of(record.dataset)), extent, self.plan.crop_size, self.limit)
+    def _fitted_patches(self) -> dict[str, tuple[int, int, int]]:
+        """Dataset → the smallest patch that holds its scans, up to the plan's."""
+        shapes = self.scans.shapes
+        return {
+            d: fitted_patch(shapes[inside].max(axis=0).tolist(), self.plan.crop_size, self.plan.network.divisor)
+            for d, inside in self._of_dataset.items()
+        }
 
-    def _sample(self, step: int, index: int) -> Sample:
+    def _dataset_of(self, step: int) -> str:
+        """Dataset of a step whose patches fit; drawn evenly, each comes once in as many steps as there are datasets."""
+        names = sorted(self.fitted)
+        if self.config.dataset_draws == "even":
+            turn, place = divmod(step, len(names))
+            order = sample_rng(self.config.seed, turn, 0, _ORDER + self.stream).permutation(len(names))
+            return names[int(order[place])]
+        shares = np.array([self.weights[self._of_dataset[name]].sum() for name in names])
+        return names[int(sample_rng(self.config.seed, step, 0, _ORDER + self.stream).choice(len(names), p=shares))]
+
+    def _repeats(self, datasets: Sequence[str]) -> list[int]:
+        labels = {d: len(self.space.classes_of(d)) for d in set(datasets)}
+        extents = self.scans.extents.tolist()
+        return [
+            scan_repeats(labels[d], extent, self.plan.crop_size, self.limit)
+            for d, extent in zip(datasets, extents, strict=True)
+        ]
+
+    def _sample(self, step: int, index: int, dataset: str | None = None) -> Sample:
+        """A crop of a step; of any dataset if none is given."""
         rng = sample_rng(self.config.seed, step, index, self.stream)
         failed: list[str] = []
+        weights, patch = self.weights, self.plan.crop_size
+        if dataset is not None:
+            weights, patch = np.where(self._of_dataset[dataset], weights, 0.0), self.fitted[dataset]
+            weights = weights / weights.sum()
         while True:
-            record = self.records[int(rng.choice(len(self.records), p=self.weights))]
+            record = self.scans[int(rng.choice(len(self.scans), p=weights))]
             try:
-                return dataclasses.replace(self._crop(record, rng), failed=tuple(failed))
+                return dataclasses.replace(self._crop(record, rng, patch), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
                 failed.append(record.scan)
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
@@ -119,19 +159,20 @@ class StepBatches(Dataset[Batch]):
                 if len(failed) >= _MAX_FAILURES:
                     raise DatasetError(f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan}") from error
 
-    def _crop(self, record: ScanRecord, rng: np.random.Generator) -> Sample:
-        patch = self.plan.crop_size
+    def _crop(self, record: IndexedScan, rng: np.random.Generator, patch: tuple[int, int, int]) -> Sample:
         centre = None
         if rng.random() < self.config.foreground_share:
             centre = centre_of_class(self.store, record, self.space, rng)
         if centre is None and record.dataset in self.space.ignored:
             centre = annotated_centre(self.store, record, rng)
-        start = crop_start(record.shape, patch, rng, centre, self.boxes.get(record.scan))
+        start = crop_start(record.shape, patch, rng, centre, record.foreground)
         image_array, label_array = self._arrays(record.scan)
         image = torch.from_numpy(read_crop(image_array, start, patch).astype(np.float32))[None]
         labels = torch.from_numpy(read_crop(label_array, start, patch).astype(np.int32))[None]
-        if self._augmentation is not None:
-            image, labels = self._augmentation(image, labels, rng)
+        if self.config.augment and self.stream == 0:
+            if patch not in self._augmentations:
+                self._augmentations[patch] = Augmentation(patch)
+            image, labels = self._augmentations[patch](image, labels, rng)
         if (ignored := self.space.ignored.get(record.dataset)) is not None:
             labels = labels.masked_fill(labels == ignored, IGNORED)
         present = frozenset(torch.unique(labels).tolist()) - {0, IGNORED}

@@ -14,10 +14,9 @@ the samples an unbroken one would have seen.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import DatasetError
-from satunet.jobs.files import read_json, write_json
 from satunet.labels import LabelSpace
-from satunet.preprocessing.store import ANNOTATED, ScanRecord, ScanStore
+from satunet.preprocessing.index import IndexedScan
+from satunet.preprocessing.store import ANNOTATED, Foreground, ScanRecord, ScanStore
 
 logger = logging.getLogger(__name__)
 
@@ -68,24 +67,24 @@ def scan_repeats(labels: int, extent: Sequence[int], patch: Sequence[int], limit
 
 
 def scan_weights(
-    records: Sequence[ScanRecord], dataset_weights: Mapping[str, float], repeats: Sequence[int] | None = None
+    datasets: Sequence[str], dataset_weights: Mapping[str, float], repeats: Sequence[int] | None = None
 ) -> NDArray[np.float64]:
     """Probability of each scan.
 
     Args:
-        records: The scans.
+        datasets: Dataset of each scan.
         dataset_weights: The plan's: dataset → weight of each of its scans.
         repeats: Of each scan, see :func:`scan_repeats`; 1 if not given.
 
     Raises:
         DatasetError: No scan, or one of a dataset that the plan does not weigh.
     """
-    if not records:
+    if not datasets:
         raise DatasetError("there is no scan to train on in this fold")
-    unknown = sorted({r.dataset for r in records} - set(dataset_weights))
+    unknown = sorted(set(datasets) - set(dataset_weights))
     if unknown:
         raise DatasetError(f"the plan has no 'dataset_weights' of {', '.join(unknown)}; plan again, or add them")
-    weights = np.array([dataset_weights[r.dataset] for r in records], dtype=np.float64)
+    weights = np.array([dataset_weights[d] for d in datasets], dtype=np.float64)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise DatasetError("the plan's 'dataset_weights' must be numbers that are not negative, and not all zero")
     if repeats is not None:
@@ -94,46 +93,31 @@ def scan_weights(
     return probabilities
 
 
-Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""First voxel of a box, and the voxel after its last."""
+def even_weights(weights: NDArray[np.float64], datasets: Sequence[str]) -> NDArray[np.float64]:
+    """Probability of each scan where every dataset is drawn as often, and its scans as their weights say.
+
+    Args:
+        weights: Of the scans; a dataset of which all are 0 is not drawn.
+        datasets: The dataset of each.
+    """
+    totals: dict[str, float] = {}
+    for dataset, weight in zip(datasets, weights, strict=True):
+        totals[dataset] = totals.get(dataset, 0.0) + float(weight)
+    even = np.array([w / totals[d] if totals[d] else 0.0 for d, w in zip(datasets, weights, strict=True)])
+    probabilities: NDArray[np.float64] = even / even.sum()
+    return probabilities
 
 
-def foreground_box(record: ScanRecord, locations: Mapping[int, NDArray[np.int32]]) -> Foreground:
-    """Box of all labels, from the voxels that are stored of each; the whole scan if it shows none."""
-    places = [p for label, p in locations.items() if len(p) and label != ANNOTATED]
-    if not places:
-        return (0, 0, 0), record.shape
-    low = np.min([p.min(axis=0) for p in places], axis=0)
-    high = np.max([p.max(axis=0) for p in places], axis=0) + 1
-    return (int(low[0]), int(low[1]), int(low[2])), (int(high[0]), int(high[1]), int(high[2]))
+def fitted_patch(extent: Sequence[int], largest: Sequence[int], divisor: Sequence[int]) -> tuple[int, int, int]:
+    """The smallest patch that holds scans and that the network takes, up to a largest one.
 
-
-def foreground_boxes(store: ScanStore) -> dict[str, Foreground]:
-    """Foreground box of every scan of a store that can be read; found once, then kept in a file of the store."""
-    file = store.folder / "foreground_boxes.json"
-    try:
-        known: dict[str, Any] = read_json(file)
-    except (OSError, ValueError):
-        known = {}
-    boxes: dict[str, Foreground] = {}
-    content: dict[str, Any] = {}
-    for scan in store.scan_ids:
-        record = store.record(scan)
-        source = record.files.get("_locations.npz", (0, ""))[1]
-        entry = known.get(scan)
-        if not (isinstance(entry, list) and len(entry) == 3 and entry[2] == source):
-            try:
-                entry = [*map(list, foreground_box(record, store.locations(scan))), source]
-            except Exception as error:  # numpy and zipfile raise many kinds on a damaged file
-                logger.error("%s: its label locations cannot be read (%s)", scan, error)
-                continue
-        content[scan] = entry
-        (x, y, z), (u, v, w) = entry[0], entry[1]
-        boxes[scan] = ((x, y, z), (u, v, w))
-    if content != known:
-        with contextlib.suppress(OSError):  # a store that may only be read
-            write_json(file, content)
-    return boxes
+    Args:
+        extent: (X, Y, Z) voxels to hold.
+        largest: The plan's patch.
+        divisor: What the strides of the network divide a patch by.
+    """
+    x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(extent, largest, divisor, strict=True))
+    return x, y, z
 
 
 def crop_start(
@@ -182,20 +166,20 @@ def read_crop(array: Any, start: Sequence[int], patch: Sequence[int], fill: floa
     return result
 
 
-def only_shown(space: LabelSpace, records: Sequence[ScanRecord]) -> LabelSpace:
+def only_shown(space: LabelSpace, shown: Mapping[str, Set[int]]) -> LabelSpace:
     """The label space without the classes that no scan shows: the names stay, no dataset annotates them any more.
 
     Args:
         space: The label space.
-        records: Scans to train on.
+        shown: Dataset → label ids that one of its scans to train on shows.
     """
-    shown = {
+    names = {
         name
-        for record in records
-        for name, ids in space.ids.get(record.dataset, {}).items()
-        if not record.label_voxels.keys().isdisjoint(ids)
+        for dataset, present in shown.items()
+        for name, ids in space.ids.get(dataset, {}).items()
+        if not present.isdisjoint(ids)
     }
-    ids = {d: {name: i for name, i in classes.items() if name in shown} for d, classes in space.ids.items()}
+    ids = {d: {name: i for name, i in classes.items() if name in names} for d, classes in space.ids.items()}
     return dataclasses.replace(space, ids=ids)
 
 
@@ -229,7 +213,7 @@ def choose_queries(
 
 
 def centre_of_class(
-    store: ScanStore, record: ScanRecord, space: LabelSpace, rng: np.random.Generator
+    store: ScanStore, record: ScanRecord | IndexedScan, space: LabelSpace, rng: np.random.Generator
 ) -> NDArray[np.int32] | None:
     """A voxel of a class drawn evenly from those the scan shows; ``None`` if it shows none."""
     shown = [
@@ -247,7 +231,9 @@ def centre_of_class(
     return place
 
 
-def annotated_centre(store: ScanStore, record: ScanRecord, rng: np.random.Generator) -> NDArray[np.int32] | None:
+def annotated_centre(
+    store: ScanStore, record: ScanRecord | IndexedScan, rng: np.random.Generator
+) -> NDArray[np.int32] | None:
     """A voxel that somebody looked at, of a scan of which parts are not labelled; ``None`` for another scan."""
     places = store.locations(record.scan).get(ANNOTATED)
     if places is None or not len(places):

@@ -1,0 +1,100 @@
+"""Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by their HU.
+
+Volume, surface, axes, mean and deviation are defined as the Image Biomarker Standardisation Initiative does it
+(arXiv 1612.07003), so that they are those of radiomics software and have codes in DICOM.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satunet.geometry import Grid
+from satunet.images.hounsfield import hounsfield_offset
+from satunet.prediction.masks.boxed import BoxedMask
+
+HU_CLASSES = {"air": (-math.inf, -200.0), "fat": (-200.0, -30.0), "soft": (-30.0, 150.0), "dense": (150.0, math.inf)}
+"""Share of the mask → HU from (inclusive) and to: air and lung, fat, soft tissue and fluid, bone and contrast medium."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Of a mask that has voxels.
+
+    Attributes:
+        volume_ml: Voxels times their volume (IBSI YEKZ).
+        surface_cm2: Area of the surface through the middle between voxels inside and outside, by marching cubes
+            (IBSI C0JK): steps make that of a smooth body up to a tenth larger.
+        major_axis_mm: Four standard deviations of the voxels' centres along their first principal axis (IBSI TDIC). A solid
+            ellipsoid is 1.118 (half the root of 5) times as long.
+        minor_axis_mm: The same along the second (IBSI P9VJ).
+        least_axis_mm: The same along the third (IBSI 7J51).
+        mean: Mean intensity, on CT in HU.
+        deviation: Standard deviation of the intensity, of all of the mask's voxels.
+        air: Share of voxels below -200 HU; this and what follows ``None`` where the scan is no CT.
+        fat: Share from -200 to -30 HU.
+        soft: Share from -30 to 150 HU.
+        dense: Share from 150 HU on.
+    """
+
+    volume_ml: float
+    surface_cm2: float
+    major_axis_mm: float
+    minor_axis_mm: float
+    least_axis_mm: float
+    mean: float
+    deviation: float
+    air: float | None = None
+    fat: float | None = None
+    soft: float | None = None
+    dense: float | None = None
+
+
+def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | None) -> Measures | None:
+    """Measure a mask; ``None`` if it has no voxel.
+
+    Args:
+        mask: In the scan's grid.
+        grid: Of the scan.
+        image: (X, Y, Z) its voxels.
+        modality: Of the scan; on CT, intensities are in HU.
+    """
+    inside = mask.inside
+    if not inside.any():
+        return None
+    values = image[mask.box][inside].astype(np.float64)
+    shares: dict[str, float | None] = {}
+    if modality == "ct":
+        values -= hounsfield_offset(image)
+        shares = {name: float(((values >= low) & (values < high)).mean()) for name, (low, high) in HU_CLASSES.items()}
+    major, minor, least = _axes_mm(inside, grid)
+    return Measures(
+        volume_ml=int(inside.sum()) * grid.voxel_ml,
+        surface_cm2=_surface_mm2(inside, grid) / 100,
+        major_axis_mm=major,
+        minor_axis_mm=minor,
+        least_axis_mm=least,
+        mean=float(values.mean()),
+        deviation=float(values.std()),
+        **shares,
+    )
+
+
+def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float]:
+    places = np.argwhere(inside) @ grid.affine[:3, :3].T
+    if len(places) < 2:
+        return 0.0, 0.0, 0.0
+    variances = np.linalg.eigvalsh(np.cov(places.T))  # of a sample, as the published values are
+    least, minor, major = 4 * np.sqrt(variances.clip(0))
+    return float(major), float(minor), float(least)
+
+
+def _surface_mm2(inside: NDArray[np.bool_], grid: Grid) -> float:
+    from skimage.measure import marching_cubes, mesh_surface_area
+
+    vertices, faces, *_ = marching_cubes(np.pad(inside, 1).astype(np.float32), 0.5)
+    return float(mesh_surface_area(vertices @ grid.affine[:3, :3].T, faces))
