@@ -6,7 +6,7 @@
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" --gpus all satunet:gpu predict -i SCANS -o OUT -p liver
 #
 # The default build of torch brings CUDA's libraries with it, so that both run on one base image; the driver is the host's.
-# What satunet fetches is kept in /cache: give it a volume to keep it for the next run.
+# It runs as any user. What it fetches and compiles is kept in /cache: give it a volume to keep that for the next run.
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
@@ -22,12 +22,17 @@ COPY planners planners
 COPY preprocessing preprocessing
 COPY trainers trainers
 COPY evaluation evaluation
+# On a GPU, Triton compiles a launcher for each of its kernels with the system's C compiler.
+RUN if [ -n "${TORCH}" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN PIP_NO_CACHE_DIR=1 TORCH="${TORCH}" EXTRAS="${EXTRAS}" PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL}" bash scripts/setup \
+    && .venv/bin/python -m compileall -q satunet planners preprocessing trainers evaluation \
     && mkdir -m 1777 /cache /data
 
 ENV PATH=/opt/satunet/.venv/bin:$PATH \
-    SATUNET_CACHE=/cache \
-    MPLCONFIGDIR=/tmp/matplotlib \
+    HOME=/cache \
+    SATUNET_CACHE=/cache/satunet \
     PYTHONUNBUFFERED=1
 WORKDIR /data
 ENTRYPOINT ["satunet"]

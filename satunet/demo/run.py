@@ -29,8 +29,8 @@ from satunet.jobs.progress import JobSummary
 from satunet.models.checkpoints import load_checkpoint
 from satunet.models.shipped import SHIPPED, resolve_model
 from satunet.planners.options import PlanOptions
-from satunet.prediction.folder import predict_folder
 from satunet.prediction.door.inputs import Scan
+from satunet.prediction.folder import predict_folder
 from satunet.prediction.options import Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.preprocessing.pipeline import plan_and_preprocess

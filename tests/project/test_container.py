@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import time
 from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "Dockerfile"
@@ -61,11 +66,56 @@ def test_set_up_heeds_the_extras(tmp_path: Path) -> None:
         assert (tmp_path / "asked").read_text().split()[-1] == expected
 
 
-def test_the_shell_completes_commands() -> None:
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that README tells to make."""
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    command = re.search(
+        r"`satunet (--tyro-print-completion bash) > ~/\.local/share/bash-completion/completions/satunet`", readme
+    )
+    assert command is not None
     done = subprocess.run(
-        [sys.executable, "-m", "satunet", "--tyro-print-completion", "bash"], capture_output=True, encoding="utf-8",
+        [sys.executable, "-m", "satunet", *command[1].split()], capture_output=True, encoding="utf-8",
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "complete" in done.stdout
-    assert all(command in done.stdout for command in ("predict", "plan_and_preprocess", "models"))
+    file = tmp_path_factory.mktemp("completion") / "satunet"
+    file.write_text(done.stdout, "utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("satunet plan_and\t", "satunet plan_and_preprocess"),
+        ("satunet predict --comb\t", "satunet predict --combine"),
+        ("satunet serve --most_u\t", "satunet serve --most_upload_mb"),
+        ("satunet predict -o a_fold\t", "satunet predict -o a_folder_of_scans"),
+    ],
+)
+def test_bash_completes_what_is_typed(completion: Path, tmp_path: Path, typed: str, line: str) -> None:
+    """In an interactive bash at a terminal, with the Tab key."""
+    (tmp_path / "a_folder_of_scans").mkdir()
+    master, terminal = pty.openpty()
+    shell = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"], stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TERM": "dumb", "PS1": "> "},
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(terminal)
+    try:
+        os.write(master, f"bind 'set bell-style none'; source {completion}; echo rea''dy\n".encode())
+        _read_until(master, "\nready")
+        os.write(master, typed.encode())
+        _read_until(master, line)
+    finally:
+        shell.kill()
+        shell.wait(timeout=30)
+        os.close(master)
+
+
+def _read_until(terminal: int, wanted: str) -> None:
+    seen, end = "", time.monotonic() + 120
+    while wanted not in seen:
+        assert select.select([terminal], [], [], max(0.0, end - time.monotonic()))[0], f"not {wanted!r} but {seen!r}"
+        seen += os.read(terminal, 65536).decode(errors="replace").replace("\r", "")
