@@ -1,4 +1,4 @@
-"""``satunet demo``: everything once, on real data, without a GPU."""
+"""``satunet demo``: every stage once, on real data, without a GPU."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from satunet.cli.options import Device, Processes, Verbose, default_processes
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """A first picture, then from three brain datasets to a benchmark report: plan, train, predict by text, compare."""
+    """From three brain datasets to a benchmark report: plan, train, predict by text, compare with three nnU-Nets."""
 
-    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="For data, models and the report.")] = Path(
-        "demo_output"
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for data, models and the report.")] = (
+        Path("demo_output")
     )
-    steps: Annotated[int, arg(help="Training steps of every network.")] = 250
-    specialists: Annotated[
-        bool, arg(help="Train and compare a nnU-Net per dataset, too, with as many steps: several times as long.")
-    ] = False
+    steps: Annotated[int, arg(help="Training steps of every network.")] = 180
     device: Device = "auto"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Run all stages; a second run goes on where the first one stopped."""
+        """Run all stages; a second run continues where the first one stopped."""
         from satunet.cli.environment import quick_check
 
         quick_check()
@@ -35,10 +32,4 @@ class Demo:
         from satunet.jobs.progress import setup_logging
 
         setup_logging(self.output / "demo.log", verbose=self.verbose)
-        return run_demo(
-            self.output,
-            steps=self.steps,
-            specialists=self.specialists,
-            device=self.device,
-            processes=self.processes,
-        )
+        return run_demo(self.output, steps=self.steps, device=self.device, processes=self.processes)
