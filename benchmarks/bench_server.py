@@ -243,7 +243,10 @@ class Load:
             job = scan.ask(*self.words.three, modality=self.words.modality)
             saved = {f.name: f for f in job.save(out) if f.name.endswith(".nii.gz")}
             known = self.expected / file.name.split(".")[0]
-            assert set(saved) == {f.name for f in known.glob("*.nii.gz")}, f"{sorted(saved)} of {known.name}"
+            assert saved, "no masks"
+            assert set(saved) == {f.name for f in known.glob("*.nii.gz")}, (
+                f"{sorted(saved)} of {known.name}: {job.prompts}"
+            )
             for name, mask in saved.items():
                 got, want = (np.asanyarray(nib.load(f).dataobj) for f in (mask, known / name))
                 assert np.array_equal(got, want), f"{name} of {known.name} differs in {(got != want).sum()} voxels"
@@ -324,6 +327,8 @@ def load(process: Process, words: Words, predictor: Predictor, folder: Path, cli
     )
     left = [f for f in process.folder.rglob("*") if f.is_file()]
     log = process.log.read_text()
+    if "Traceback" in log:
+        print(log[-1500:])
     print(f"  files left on the server: {len(left)}; tracebacks in its log: {log.count('Traceback')}")
     return not made.wrong and not left and "Traceback" not in log and parts[4] < 1.1 * max(parts[1:4])
 
@@ -357,7 +362,8 @@ def main() -> int:
             words = Words(server)
             print(f"model {server.model()['model']}, {words.modality}, words: {', '.join(words.three)}")
             next_words(process, words, write_scan(folder / "known.nii.gz", arguments.size, 1), 20)
-            throughput(process, words, predictor, folder, arguments.size, arguments.scans)
+            if arguments.scans:
+                throughput(process, words, predictor, folder, arguments.size, arguments.scans)
             good = load(process, words, predictor, folder, arguments.clients, arguments.requests)
         finally:
             process.end()

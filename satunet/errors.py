@@ -22,10 +22,10 @@
     │   ├── MissingFileError
     │   └── ScanTooLargeError
     └── EnvironmentProblemError (RuntimeError)   the installation cannot do what was asked
-        └── DiskFullError              no space to write to: nothing that follows could be kept either
+        └── DiskFullError              no space to write to: no later result could be saved either
 
     KeyboardInterrupt
-    └── Terminated                     SIGTERM: treated as Ctrl-C is, with exit code 143
+    └── Terminated                     SIGTERM: treated like Ctrl-C, with exit code 143
 
 A message says what was received, what is allowed, and which file it is about.
 """
@@ -98,7 +98,7 @@ class ScanError(SatunetError, ValueError):
 
 
 class UnreadableImageError(ScanError):
-    """The file is no image that satunet can read, or it is truncated."""
+    """The file is not an image that satunet can read, or it is truncated."""
 
 
 class NotThreeDimensionalError(ScanError):
@@ -122,7 +122,7 @@ class MissingFileError(ScanError):
 
 
 class ScanTooLargeError(ScanError):
-    """Looking at the scan would take more memory than there is."""
+    """Processing the scan would take more memory than there is."""
 
 
 class EnvironmentProblemError(SatunetError, RuntimeError):
@@ -130,8 +130,8 @@ class EnvironmentProblemError(SatunetError, RuntimeError):
 
 
 class DiskFullError(EnvironmentProblemError):
-    """There is no space left to write to: a long job stops, and goes on from there when it is started again."""
+    """There is no space left to write to: a long job stops, and continues from there when it is started again."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): what handles Ctrl-C handles it."""
+    """The process was asked to end (SIGTERM): whatever handles Ctrl-C handles it."""

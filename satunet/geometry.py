@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from satunet.types import Axes, Box, Mask
 
 SAME_PLACE = 0.1
-"""Voxels by which grids that are one may differ: what rounded headers add up to over 500 voxels, and a fifth of the
-half voxel by which a wrong convention moves an image."""
+"""Voxels by which equal grids may differ. Errors of rounded headers add up to this over 500 voxels, and it is a fifth
+of the half voxel by which a wrong convention moves an image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,12 +67,12 @@ class Grid:
 
 
 def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
-    """Whether two grids have one shape and put every voxel in the same place.
+    """Whether two grids have the same shape and put every voxel in the same place.
 
     Args:
         a: A grid.
         b: Another.
-        tolerance: How far apart the centres of a voxel may be, in voxels of ``a`` along each axis.
+        tolerance: Largest distance between the two centres of a voxel, in voxels of ``a`` along each axis.
     """
     if a.shape != b.shape:
         return False
@@ -84,7 +84,7 @@ def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
 
 
 def _is_invertible(axes: NDArray[np.float64]) -> bool:
-    """Whether three axes span space, whatever the unit: how flat their box is counts, not how small."""
+    """Whether three axes span space, in any unit: what counts is how flat their box is, not how small."""
     lengths = np.linalg.norm(axes, axis=0)
     if not (lengths > 1e-9).all() or lengths.max() > 1e30:
         return False
@@ -97,7 +97,7 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
     Args:
         array: (..., X, Y, Z), any dtype; its last three axes are those of ``grid``.
         grid: The grid of the last three axes.
-        orientation: Three letters out of R/L, A/P, S/I.
+        orientation: Three letters: one of R/L, one of A/P, one of S/I, in any order.
 
     Returns:
         The turned array (a view where numpy allows it) and its grid.
@@ -124,7 +124,7 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
 
 
 def extent_mm(grid: Grid, orientation: str = "RAS") -> tuple[float, float, float]:
-    """Size in mm of a grid's voxels, first to last, along the axes of an orientation."""
+    """Size of a grid in mm, from its first to its last voxel, along the axes of an orientation."""
     turned = reorient(np.broadcast_to(np.uint8(0), grid.shape), grid, orientation)[1]
     x, y, z = (n * s for n, s in zip(turned.shape, turned.spacing_mm, strict=True))
     return x, y, z
@@ -155,6 +155,6 @@ def box_shape(box: Box) -> Axes:
 
 
 def moved_box(box: Box, by: Sequence[int]) -> Box:
-    """A box elsewhere: ``by`` voxels further along each axis."""
+    """The box moved by ``by`` voxels along each axis."""
     x, y, z = (slice(side.start + step, side.stop + step) for side, step in zip(box, by, strict=True))
     return x, y, z

@@ -1,7 +1,7 @@
-"""Arrays and their axes, under the names that signatures use; shapes are checked while tests run.
+"""Names for arrays and their axes, used in signatures; the tests check the shapes.
 
-Axes x, y, z are a volume's voxel axes (i, j, k), see :mod:`satunet.geometry`; ``n`` counts prompts or classes, ``d`` the
-values of an embedding.
+Axes x, y, z are a volume's voxel axes (i, j, k), see :mod:`satunet.geometry`; ``n`` counts prompts or classes, ``d``
+the values of an embedding.
 """
 
 from __future__ import annotations
@@ -37,4 +37,5 @@ Embeddings: TypeAlias = Float32[np.ndarray[Any, np.dtype[np.float32]], "n d"]
 """One row per text."""
 
 PackedFloats = NewType("PackedFloats", np.ndarray[Any, np.dtype[np.float32]])
-"""Many numbers along one axis; in a record's file base64 of little-endian float32, a third of what a list takes."""
+"""Many numbers along one axis; a record's file holds them as base64 of little-endian float32, a third of the size of a
+list."""

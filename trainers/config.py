@@ -1,4 +1,4 @@
-"""How to train, as plain data that commands embed and that is saved with the run."""
+"""How to train: options that commands embed and that are saved with the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from satunet.errors import UserError
 Recipe = Literal["sat", "nnunet", "short", "cpu"]
 
 VOXELS_UNTIL = 0.7
-"""Share of a training in which single voxels are classified, too."""
+"""Share of the steps, from the first, in which single voxels are classified, too."""
 
 _LEAST = {
     "steps": 1,
@@ -39,9 +39,9 @@ class TrainingConfig:
     """Hyper-parameters of a training run.
 
     Attributes:
-        recipe: Where values come from that are not given: 'sat' as published; 'nnunet' SGD with polynomial decay; 'short'
-            a few minutes, 'cpu' an hour or more, both for a CPU. Specialists are trained by nnU-Net's own unless it is
-            'short' or 'cpu'.
+        recipe: Values of all settings that are not given: 'sat' as published; 'nnunet' SGD with polynomial decay;
+            'short' for a few minutes and 'cpu' for an hour or more, both on a CPU. Specialists keep nnU-Net's own
+            recipe unless it is 'short' or 'cpu'.
         optimizer: Optimizer: AdamW, or SGD with Nesterov's momentum 0.99.
         schedule: Course of the learning rate after the warm-up: cosine to zero, or polynomial with exponent 0.9.
         learning_rate: Peak learning rate.
@@ -50,27 +50,28 @@ class TrainingConfig:
         warmup_steps: Steps of linear warm-up.
         steps_per_epoch: Steps between two validations and checkpoints.
         validation_steps: Batches of a validation.
-        batch_size: Patches per step, of all processes together; the plan's if not given.
-        patches_at_once: Patches of a step that a process works on at once; the others follow, and their gradients add up.
-            The plan's if not given.
-        patches: Size of a step's patches: 'plan' takes the plan's; with the others a step takes patches of one dataset, the
-            smallest that hold its scans and that the strides allow, up to the plan's: 'fit' as many as ever, 'fill' as many
-            as have the voxels of the plan's batch.
-        dataset_draws: How often a dataset is drawn: 'plan' follows the plan's weights of its scans, 'even' draws every one
-            as often.
-        queries_per_scan: Queries per patch, at most; the plan's if not given.
+        batch_size: Patches per step, over all processes; the plan's if not given.
+        patches_at_once: Patches that a process works on at the same time; the others of the step follow, and all
+            gradients are added up. The plan's if not given.
+        patches: Size of the patches: 'plan' takes the plan's. With 'fit' and 'fill', a step takes patches of one
+            dataset, the smallest that hold its scans and that the strides allow, but no larger than the plan's: 'fit'
+            takes the plan's number of patches, 'fill' as many as have the voxels of the plan's batch.
+        dataset_draws: Frequency of datasets: 'plan' follows the plan's weights of their scans, 'even' draws all
+            datasets equally often.
+        queries_per_scan: Largest number of queries per patch; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
-        negative_share: Negative queries, at most, as a share of the positive ones.
-        voxel_weight: Weight of a classification of single voxels beside the loss of masks, in the first 70 % of the steps.
-        weight_average: Share of the averaged weights that a step keeps, once there are enough steps; the average is what is
-            validated and used. 0: the last weights.
+        negative_share: Largest number of negative queries, as a share of the positive ones.
+        voxel_weight: Weight of a classification of single voxels, beside the loss of the masks, in the first 70 % of
+            the steps.
+        weight_average: Decay of the running average of the weights per step, once there are enough steps; the average
+            is what is validated and used. 0 uses the last weights.
         augment: Whether to augment.
         text_variants: Whether to draw other wordings of a class.
-        gradient_clip: Norm that gradients are clipped to.
+        gradient_clip: Norm to which gradients are clipped.
         precision: Data type of convolutions and matrix products; 'auto' takes the fastest that the device has.
-        workers: Processes that load data; 0 loads between steps; chosen by the machine if not given.
+        workers: Processes that load data; 0 loads between steps; chosen for the machine if not given.
         seed: Seed of sampling, augmentation and initialisation.
-        bad_steps: Steps among the last 1000 that may be skipped because loss or gradients were not finite.
+        bad_steps: Number of steps among the last 1000 that may be skipped because loss or gradients were not finite.
         tensorboard: Whether to write TensorBoard event files.
     """
 
@@ -131,7 +132,7 @@ class TrainingConfig:
         return dataclasses.replace(base, **changes)
 
     def voxel_weight_at(self, step: int) -> float:
-        """Weight of the voxel loss in a step, counted from 0; a training to its end makes masks too large."""
+        """Weight of the voxel loss in a step, counted from 0; keeping it until the end would make masks too large."""
         return self.voxel_weight if step < VOXELS_UNTIL * self.steps else 0.0
 
     def learning_rate_at(self, step: int) -> float:
@@ -175,13 +176,14 @@ RECIPES: dict[Recipe, TrainingConfig] = {
         gradient_clip=2.0,
     ),
 }
-"""``sat``: arXiv 2312.17183. ``nnunet``: nnU-Net's optimizer and schedule. ``short``: a few minutes, on a CPU. ``cpu``: an
-hour or more, of many datasets: at the learning rate of ``short``, a network of 27 of them was no better after 750 steps
-than after 50. All classes of a crop are asked for: a step with 256 queries takes 1.2 times as long as one with 32."""
+"""``sat``: arXiv 2312.17183. ``nnunet``: nnU-Net's optimizer and schedule. ``short``: a few minutes on a CPU. ``cpu``:
+an hour or more on many datasets. At the learning rate of ``short``, a network for 27 datasets was no better after 750
+steps than after 50. All classes of a crop are asked for: a step with 256 queries takes only 1.2 times as long as one
+with 32."""
 
 
 class _Choices:
-    """What a user chose of a :class:`TrainingConfig`; every other field is ``None``.
+    """Fields of a :class:`TrainingConfig` that a user chose; every other field is ``None``.
 
     The fields of :class:`TrainingChoices` are made from those of :class:`TrainingConfig`: each is written down once.
     """
@@ -191,18 +193,18 @@ class _Choices:
         steps: int | None
 
     def given(self) -> dict[str, Any]:
-        """Field → value, of those that were chosen."""
+        """Field → value, for the fields that were chosen."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if value is not None}
 
     def config(self, begun: TrainingConfig | None = None) -> TrainingConfig:
-        """How to train.
+        """The settings of the training.
 
         Args:
-            begun: Of the run to go on with: it keeps everything that was not chosen again.
+            begun: Settings of the run to continue: everything that was not chosen again stays.
 
         Raises:
-            UserError: A value that is not allowed, or another recipe than the run was begun with.
+            UserError: A value is not allowed, or the recipe is not the one that the run was started with.
         """
         given = self.given()
         recipe = given.pop("recipe", None)
@@ -210,7 +212,7 @@ class _Choices:
             return TrainingConfig.from_recipe(recipe or "sat", **given)
         if recipe not in (None, begun.recipe):
             raise UserError(
-                f"the run was begun with the recipe {begun.recipe!r} and cannot go on with {recipe!r}; leave --recipe "
+                f"the run was started with the recipe {begun.recipe!r} and cannot continue with {recipe!r}; leave --recipe "
                 "out, or start a new run from its weights with -pretrained_weights"
             )
         return dataclasses.replace(begun, **given)
@@ -231,7 +233,7 @@ if TYPE_CHECKING:
 else:
 
     def _optional(hint: Any) -> Any:
-        """The hint with ``None`` allowed; what tyro reads of it stays outside."""
+        """The type hint with ``None`` allowed; its annotations for tyro stay outside."""
         if typing.get_origin(hint) is Annotated:
             base, *how = typing.get_args(hint)
             return Annotated[(base | None, *how)]
@@ -249,6 +251,6 @@ else:
     )
     TrainingChoices.__doc__ = (TrainingConfig.__doc__ or "").replace(
         "Hyper-parameters of a training run.",
-        "How to train. What is not given is the recipe's or, with --c, what the run was begun with.",
+        "How to train. Settings that are not given are the recipe's or, with --c, those that the run was started with.",
     )
     TrainingChoices.__module__ = __name__

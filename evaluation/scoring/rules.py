@@ -1,4 +1,4 @@
-"""The rules of a scoring: tolerances, what an absent class scores, which metrics, which ids an organ has."""
+"""The rules of scoring: tolerances, the score of an absent class, which metrics, which ids an organ has."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Policy = Literal["sat", "nnunet", "brats"]
 
 @dataclass(frozen=True, kw_only=True)
 class AbsencePolicy:
-    """What a class scores where it is absent; ``nan`` leaves the case out of that class's mean.
+    """Scores of a class that is absent; ``nan`` leaves the case out of the mean of that class.
 
     Attributes:
         both: DSC, NSD and lesion-wise F1 of a class absent in reference and prediction.
-        reference: The same, absent in the reference, present in the prediction.
-        prediction: The same, present in the reference, absent in the prediction.
+        reference: The same scores of a class that is absent in the reference only.
+        prediction: The same scores of a class that is absent in the prediction only.
         both_mm: Distances (HD95, ASSD) of a class absent in both.
-        one_mm: Distances of a class absent in one of the two, which have no definition of their own.
+        one_mm: Distances of a class absent in one of the two, which the metrics do not define.
     """
 
     both: float
@@ -36,11 +36,11 @@ class AbsencePolicy:
     one_mm: float = math.nan
 
     def score(self, n_reference: int, n_prediction: int) -> float:
-        """DSC, NSD and F1 where one of the masks, or both, have no voxel."""
+        """DSC, NSD and F1 of a class if one of the masks, or both, have no voxel."""
         return self.prediction if n_reference else self.reference if n_prediction else self.both
 
     def distance_mm(self, n_reference: int, n_prediction: int) -> float:
-        """HD95 and ASSD where one of the masks, or both, have no voxel."""
+        """HD95 and ASSD of a class if one of the masks, or both, have no voxel."""
         return self.one_mm if n_reference or n_prediction else self.both_mm
 
 
@@ -49,8 +49,9 @@ POLICIES: Mapping[Policy, AbsencePolicy] = {
     "nnunet": AbsencePolicy(both=math.nan),
     "brats": AbsencePolicy(both=1.0, both_mm=0.0, one_mm=374.0),
 }
-"""``sat``: rightly finding nothing is right (arXiv 2312.17183). ``nnunet``: it is left out, as nnunetv2 does.
-``brats``: as ``sat``, with the distances of the BraTS challenge, 374 mm (the diagonal of its volumes) for a miss."""
+"""``sat``: finding nothing where there is nothing scores 1 (arXiv 2312.17183). ``nnunet``: such cases are left out, as
+in nnunetv2. ``brats``: as ``sat``, with the distances of the BraTS challenge: 374 mm (the diagonal of its volumes) for
+a miss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,12 @@ class Rules:
     """How to score; the options of ``evaluate`` and ``benchmark``.
 
     Attributes:
-        tolerance_mm: Tolerance of NSD: surfaces that close count as equal.
+        tolerance_mm: Tolerance of NSD: surfaces within this distance count as equal.
         tolerances: Tolerances of single classes, each as ``"class=mm"``.
-        policy: What absent classes score.
+        policy: Name of the policy for absent classes.
         no_distances: Whether HD95 and ASSD, which take longer than the rest, are left out.
         organs: Whether an organ is scored with the lesions in it.
-        trust_shape: Whether a prediction of its reference's shape lies on its grid, whatever their headers say.
+        trust_shape: Whether a prediction with the shape of its reference lies on its grid, whatever the headers say.
     """
 
     tolerance_mm: Annotated[float, arg(name="tolerance", help="Tolerance of the normalised surface Dice, in mm.")] = 1.0
@@ -73,30 +74,31 @@ class Rules:
     policy: Annotated[
         Policy,
         arg(
-            help="Classes absent in reference and prediction: 'sat' scores them 1, 'nnunet' leaves them out; 'brats' "
+            help="Policy for classes absent in reference and prediction: 'sat' scores them 1, 'nnunet' leaves them out; 'brats' "
             "is 'sat' with distances of 374 mm for a class absent in one of the two."
         ),
     ] = "sat"
-    no_distances: Annotated[bool, arg(help="Leave HD95 and ASSD out: a quarter less time.")] = False
+    no_distances: Annotated[bool, arg(help="Leave out HD95 and ASSD, which saves a quarter of the time.")] = False
     organs: Annotated[
         Organs,
         arg(
-            help="An organ with a lesion in it: 'whole' scores both together as the organ, as SAT does; 'listed' only "
+            help="Organs with a lesion in them: 'whole' scores organ and lesion together as the organ, as SAT does; 'listed' scores only "
             "the ids that dataset.json gives the organ, as nnU-Net does."
         ),
     ] = "whole"
     trust_shape: Annotated[
-        bool, arg(help="Predictions of a reference's shape lie on its grid, whatever position the headers give.")
+        bool,
+        arg(help="Predictions with the shape of their reference lie on its grid, whatever position the headers give."),
     ] = False
 
     def __post_init__(self) -> None:
         for name, value in (("tolerance", self.tolerance_mm), *self.tolerances_mm.items()):
             if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name}: a tolerance in mm must be a number that is not negative, got {value}")
+                raise UserError(f"{name}: a tolerance in mm must not be negative, got {value}")
 
     @cached_property
     def tolerances_mm(self) -> dict[str, float]:
-        """Class → its own tolerance."""
+        """Tolerances of single classes, class → mm."""
         own = {}
         for text in self.tolerances:
             name, equals, value = text.rpartition("=")
@@ -128,9 +130,9 @@ class Rules:
         return replace(self, tolerances=tuple(f"{n}={v}" for n, v in self.tolerances_mm.items() if n in wanted))
 
     def comparable(self) -> dict[str, Any]:
-        """What must be equal for scores to be comparable, as ``summary.json``, whose format is nnU-Net's, has it.
+        """What must be equal for scores to be comparable, in the form of ``summary.json``, whose format is nnU-Net's.
 
-        Not the record of the options: two ways to ask for the same tolerances are one entry.
+        This is not the record of the options: two ways to ask for the same tolerances give the same entry.
         """
         return {
             "tolerance_mm": self.tolerance_mm,

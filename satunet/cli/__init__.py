@@ -1,8 +1,8 @@
 """The command line: ``satunet <command>``.
 
 A command is a frozen dataclass, its fields are its options, and ``run()`` does the work and returns the exit code:
-0 all done, 1 some inputs failed and the rest is done, 2 the call is wrong. Parsing is tyro's. Nothing heavy is
-imported before a command runs, so that help comes at once.
+0 if all is done, 1 if some inputs failed and the rest is done, 2 if the call is wrong. tyro parses the arguments.
+Nothing heavy is imported before a command runs, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _CAUSED_BY_FOLDERS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
 }  # fmt: skip
-"""Errors of the operating system that a person can cause and mend: folders that may not be written to, files in the place
-of folders, disks that fail."""
+"""Errors of the operating system that a person can cause and repair: folders without write permission, files where
+folders are expected, failing disks."""
 
 
 @runtime_checkable
 class Command(Protocol):
-    """What the command line asks of a command."""
+    """What every command must offer."""
 
     verbose: bool
 
     def run(self) -> int:
-        """Do the work; the exit code."""
+        """Do the work and return the exit code."""
         ...
 
 
@@ -66,12 +66,12 @@ COMMANDS = {
     "demo": "demo.Demo",
     "doctor": "doctor.Doctor",
 }
-"""Command → its module in this room and its class. Only the module of the command that is called is imported: it takes a
-fifth of the time that all of them take."""
+"""Command → its module in this room and its class. Only the module of the command that is called is imported, in a
+fifth of the time that all modules would take."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:
-    """Turn arguments into a command; exits with code 2 and a message if they make none."""
+    """Turn arguments into a command; exits with code 2 and a message if they are wrong."""
     import tyro
 
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -106,19 +106,19 @@ def _every_command() -> Any:
 
 
 def _refuse_unknown_command(arguments: Sequence[str], known: Sequence[str]) -> None:
-    """Exit with code 2 and the nearest command where the first argument names none."""
+    """Exit with code 2, and suggest the nearest command, if the first argument is not a command."""
     if not arguments or arguments[0].startswith("-") or arguments[0] in known:
         return
     import difflib
 
     near = difflib.get_close_matches(arguments[0].replace("-", "_"), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    sys.stderr.write(f"satunet: no command {arguments[0]!r}; {hint}Commands are {', '.join(known)}\n")
+    sys.stderr.write(f"satunet: there is no command {arguments[0]!r}; {hint}Commands are {', '.join(known)}\n")
     raise SystemExit(2)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn satunet's own errors into one clear line; the exit code."""
+    """Parse and run; satunet's own errors become one clear line. Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
         from satunet import __version__
@@ -139,7 +139,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         logger.debug("where it came from", exc_info=True)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). Python would complain once more when it flushes at the end.
+        # Whoever read our output has seen enough (`| head`). Python would complain once more when it flushes at the
+        # end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -151,7 +152,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         ended = isinstance(interrupt, Terminated)
         what = "ended by SIGTERM" if ended else "interrupted"
-        logger.error("%s; what was finished is kept, and the same command goes on from there", what)
+        logger.error("%s; finished work is kept, and the same command continues from there", what)
         return 143 if ended else 130
 
 
@@ -161,14 +162,14 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def handle_sigterm() -> None:
-    """From now on, SIGTERM is treated as Ctrl-C is, in this process alone.
+    """From now on, this process treats SIGTERM like Ctrl-C.
 
-    Processes that are forked from it (nnunetv2's pools) end at once, as they would anywhere: a pool ends its workers by
-    SIGTERM, and waits for ever for one that handles it.
+    Processes that are forked from it (nnunetv2's pools) still end at once: a pool ends its workers by SIGTERM, and would
+    wait for ever for one that handles the signal.
     """
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(os, "register_at_fork"):
-        # Held back while forking: one that came before the child has its own way with it would be lost.
+        # Held back while forking: a signal that arrived before the child has its own handler would be lost.
         os.register_at_fork(before=_hold_sigterm, after_in_parent=_let_sigterm, after_in_child=_end_by_sigterm)
 
 
@@ -186,7 +187,9 @@ def _end_by_sigterm() -> None:
 
 
 def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
-    """A library's thread that ends (TensorBoard's, on a full disk) is told of; whoever waits for it raises the error."""
+    """Log that a library's thread ended with an error (TensorBoard's on a full disk); whoever waits for it raises the
+    error.
+    """
     logger.debug("a thread ended", exc_info=ended.exc_value)
 
 

@@ -39,33 +39,40 @@ class Evaluate:
         Path | None,
         arg(
             metavar="FILE",
-            help="dataset.json that names the ids; the one beside the references' folder if not given. A file of some "
-            "classes scores these alone.",
+            help="dataset.json that names the ids; the one beside the references' folder if not given. With a file that lists only some "
+            "classes, only these are scored.",
         ),
     ] = None
     prediction_labels: Annotated[
         Path | None,
         arg(
             metavar="FILE",
-            help="dataset.json that names the ids of predicted label maps, where they differ; the one in the folder of "
-            "predictions, which nnU-Net leaves there, if not given.",
+            help="dataset.json that names the ids of predicted label maps, if they differ from the references'; the one that nnU-Net "
+            "writes beside its predictions if not given.",
         ),
     ] = None
     output: Annotated[
         Path | None,
-        arg(aliases=["-o"], metavar="FOLDER", help="For the tables; 'scores' in the predictions if not given."),
+        arg(
+            aliases=["-o"],
+            metavar="FOLDER",
+            help="Folder for the tables; 'scores' in the folder of predictions if not given.",
+        ),
     ] = None
     rules: Scoring = field(default_factory=Rules)
     lesions: Annotated[
         tuple[str, ...],
-        arg(metavar="CLASS", help="Classes whose lesions are counted one by one; those that are pathological by name."),
+        arg(
+            metavar="CLASS",
+            help="Classes whose lesions are scored one by one; those with pathological names if not given.",
+        ),
     ] = ()
     parquet: Annotated[bool, arg(help="Write per_case.parquet as well; needs pyarrow.")] = False
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Write per_case.csv, per_class.csv and summary.json; a missing prediction is an error that is counted."""
+        """Write per_case.csv, per_class.csv and summary.json; a missing prediction counts as a failure."""
         from satunet.errors import UserError
         from satunet.evaluation.report.tables import print_evaluation
         from satunet.evaluation.scoring.run import evaluate_cases, references_in
@@ -74,8 +81,8 @@ class Evaluate:
         from satunet.labels.scored import classes_of_file
 
         references = references_in(self.references)
-        if not self.predictions.is_dir():  # before a log file makes it
-            raise UserError(f"{self.predictions}: no such folder of predictions")
+        if not self.predictions.is_dir():  # checked before the log file creates it
+            raise UserError(f"{self.predictions}: there is no such folder of predictions")
         output = self.output or self.predictions / "scores"
         setup_logging(output / "evaluate.log", verbose=self.verbose)
         classes = self._classes(references)
@@ -111,7 +118,7 @@ class Evaluate:
         if self.labels is None:
             return classes_of_file(beside, organs=self.rules.organs)
         listed = classes_of_file(self.labels, organs=self.rules.organs)
-        # A file of some classes says nothing of other ids, nor which of them means that nobody labelled a voxel.
+        # A file that lists only some classes does not say which id means that nobody labelled a voxel.
         ignore = listed.ignore_id
         if ignore is None and beside.is_file():
             ignore = classes_of_file(beside).ignore_id
@@ -126,21 +133,25 @@ class Benchmark:
     output: Output
     model: Annotated[
         Path | None,
-        arg(aliases=["-m"], metavar="MODEL", help="Model folder or name; that of dataset 900 if not given."),
+        arg(aliases=["-m"], metavar="MODEL", help="Model folder or name; the network of dataset 900 if not given."),
     ] = None
     folds: Annotated[
         tuple[str, ...],
-        arg(name="fold", aliases=["-f"], help="Folds of both sides; the model's only one if not given."),
+        arg(
+            name="fold",
+            aliases=["-f"],
+            help="Folds of the network and of the specialists; the model's only fold if not given.",
+        ),
     ] = ()
     specialists: Annotated[bool, arg(help="Predict with the datasets' specialist nnU-Nets as well.")] = False
     competitors: Annotated[
-        tuple[str, ...], arg(metavar="NAME=FOLDER", help="Predictions of others, in FOLDER/<dataset>.")
+        tuple[str, ...], arg(metavar="NAME=FOLDER", help="Predictions of other methods, in FOLDER/<dataset>.")
     ] = ()
     commands: Annotated[
         tuple[str, ...],
         arg(
             metavar="NAME=COMMAND",
-            help="Competitors that predict by a command: {input} is a folder of scans, {output} where to write; {dataset},"
+            help="Competitors that predict by a command: {input} is a folder of scans, {output} the folder to write to; {dataset},"
             " {fold} and {classes} (a JSON file) may be used too.",
         ),
     ] = ()
@@ -148,18 +159,18 @@ class Benchmark:
         str | None,
         arg(
             metavar="MODEL",
-            help="MedSAM, prompted with boxes of the reference: a SamModel of transformers by name or folder, such as "
+            help="MedSAM, prompted with boxes around the reference: name or folder of a SamModel for transformers, such as "
             "wanglab/medsam-vit-base.",
         ),
     ] = None
     medsam_boxes: Annotated[
         tuple[Literal["tight", "loose", "oracle"], ...],
-        arg(help="Boxes for MedSAM; 'oracle' takes the tight box for the mask, without a network."),
+        arg(help="Boxes for MedSAM; 'oracle' takes the tight box itself as the mask, without a network."),
     ] = ("tight",)
     rules: Scoring = field(default_factory=Rules)
     copy_baseline: Annotated[
         bool,
-        arg(help="Score a copy of the nearest training case's label map as well: what a network must beat."),
+        arg(help="Also score a copy of the nearest training case's label map: a baseline that a network must beat."),
     ] = False
     correction: Annotated[
         Literal["holm", "bh", "none"], arg(help="How p-values are adjusted for the number of tests.")
@@ -169,7 +180,7 @@ class Benchmark:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Predict, score, compare; what is done already is not done again."""
+        """Predict, score, compare; finished steps are not repeated."""
         from satunet.cli.environment import quick_check
 
         quick_check()

@@ -21,9 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Make nnU-Net raw datasets of SAT-DS's jsonl files, folders of the Medical Segmentation Decathlon or DICOM series.
+    """Make nnU-Net raw datasets from SAT-DS's jsonl files, folders of the Medical Segmentation Decathlon or DICOM
+    series.
 
-    Files that stay as they are get linked. What is converted already and unchanged is not done again.
+    Files that need no change are linked. Cases that are converted already and did not change are not converted again.
     """
 
     input: Annotated[
@@ -32,28 +33,32 @@ class Convert:
     ]
     id: Annotated[
         int | None,
-        arg(aliases=["-d"], help="Number of the dataset; of several inputs, the first of those without one."),
+        arg(
+            aliases=["-d"],
+            help="Number of the dataset; with several inputs, the number for the first one without its own.",
+        ),
     ] = None
-    name: Annotated[str | None, arg(help="Name of the dataset, without number, where it should be another.")] = None
+    name: Annotated[str | None, arg(help="Another name for the dataset, without the number.")] = None
     root: Annotated[
-        Path | None, arg(metavar="FOLDER", help="Where the paths of jsonl files start; looked for if not given.")
+        Path | None,
+        arg(metavar="FOLDER", help="Folder that the paths in jsonl files are relative to; searched for if not given."),
     ] = None
     split: Annotated[
         Path | None,
-        arg(metavar="PATH", help="SAT-DS's patient split, or the folder of all: test patients go to imagesTs."),
+        arg(metavar="PATH", help="SAT-DS's patient split, or a folder with all splits: test patients go to imagesTs."),
     ] = None
     sequences: Annotated[
         Literal["cases", "channels"],
-        arg(help="Scans with one mask become cases of their own, as SAT-DS publishes them, or channels of one case."),
+        arg(help="Scans that share a mask become separate cases, as SAT-DS publishes them, or channels of one case."),
     ] = "cases"
     labels: Annotated[
-        Path | None, arg(metavar="FOLDER", help="Label maps of DICOM series, <case>.nii.gz, with a dataset.json.")
+        Path | None, arg(metavar="FOLDER", help="Label maps for DICOM series, <case>.nii.gz, with a dataset.json.")
     ] = None
     link: Annotated[
         Literal["auto", "hard", "symbolic", "copy"], arg(help="How unchanged files get into the dataset.")
     ] = "auto"
     trust_shape: Annotated[
-        bool, arg(help="Masks of a scan's shape lie on its grid, whatever position their own headers give.")
+        bool, arg(help="Masks with the shape of their scan lie on its grid, whatever position their own headers give.")
     ] = False
     processes: Processes = field(default_factory=default_processes)
     memory: Memory = None
@@ -61,7 +66,7 @@ class Convert:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Convert one input after the other; 1 if something of one could not be converted."""
+        """Convert one input after the other; returns 1 if some cases could not be converted."""
         from satunet.conversion import convert
         from satunet.datasets.paths import raw_dir
         from satunet.errors import UserError
@@ -72,7 +77,7 @@ class Convert:
         workers = Workers(processes=self.processes, memory_gb=self.memory, scheduler=self.scheduler)
         inputs = _inputs(self.input)
         if self.name is not None and len(inputs) > 1:
-            raise UserError(f"--name is for one input, there are {len(inputs)}")
+            raise UserError(f"--name is for a single input, got {len(inputs)}")
         code = 0
         numbers = itertools.count(self.id) if self.id is not None else None
         for path in inputs:
@@ -89,7 +94,7 @@ class Convert:
         return code
 
     def _source(self, path: Path, numbers: Iterator[int] | None, *, alone: bool) -> SourceDataset:
-        """The input as a dataset; of several inputs, those without a number of their own get the next given one."""
+        """The input as a dataset; if there are several, those without a number of their own get the next free one."""
         from satunet.conversion import NumberNeededError
 
         if numbers is None or alone:

@@ -36,21 +36,24 @@ Specialists = Annotated[bool, arg(help="Plan and preprocess one nnU-Net per data
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
-    """List the datasets in nnUNet_raw, what is wrong with one, and which of SAT-DS are missing and where to get them."""
+    """List the datasets in nnUNet_raw with their problems, and the missing datasets of SAT-DS with their sources."""
 
-    present: Annotated[bool, arg(help="Leave out what is missing.")] = False
+    present: Annotated[bool, arg(help="List only the datasets that are there.")] = False
     json: Json = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print a row a dataset; 1 if one cannot be read."""
+        """Print one row per dataset; returns 1 if one cannot be read."""
         from satunet.datasets.catalogue import load_catalogue
         from satunet.datasets.paths import all_dataset_names, other_folders
 
         catalogue = load_catalogue()
         rows = [_present(name) for name in all_dataset_names()]
         rows += [
-            {"dataset": name, "problem": "no dataset's name, so nothing reads it; expected is DatasetNNN_Name"}
+            {
+                "dataset": name,
+                "problem": "not named like a dataset, so no command reads it; the name must be DatasetNNN_Name",
+            }
             for name in other_folders()
         ]
         here = {str(row.get("catalogue")) for row in rows}
@@ -62,7 +65,7 @@ class Datasets:
                 "region": record.region,
                 "scans": record.scans,
                 "classes": len(record.classes),
-                "licence": record.licence or "see its page",
+                "licence": record.licence or "see its web page",
                 "where to get it": record.link,
             }
             for record in catalogue.records
@@ -80,7 +83,7 @@ class Datasets:
 
 
 def _present(name: str) -> dict[str, object]:
-    """A dataset's row."""
+    """Row of a dataset."""
     from satunet.datasets.catalogue import load_catalogue
     from satunet.datasets.raw import load_dataset
     from satunet.errors import UserError
@@ -104,21 +107,23 @@ def _present(name: str) -> dict[str, object]:
             row["note"] = "; ".join(notes)
     except UserError as error:
         row["problem"] = str(error)
-    except Exception as error:  # whatever is wrong with one dataset, the others are listed
+    except Exception as error:  # whatever is wrong with one dataset, the others are still listed
         row["problem"] = f"{type(error).__name__}: {error}"
     return row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Show the unified label space of datasets: who annotates a class, what was inferred, and what looks wrong."""
+    """Show the unified label space of datasets: which ones annotate a class, what was inferred, and what looks
+    wrong.
+    """
 
     datasets: DatasetIds
     json: Json = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print a row a class, what was found out about each dataset, and what a person should look at."""
+        """Print one row per class, notes about each dataset, and what a person should check."""
         from satunet.datasets.paths import dataset_number
         from satunet.datasets.people import find_people
         from satunet.datasets.raw import load_dataset
@@ -150,23 +155,25 @@ class Labels:
         print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
         notes: list[dict[str, object]] = [{"dataset": d, "note": n} for d, ns in space.notes.items() for n in ns]
         if notes:
-            print_rows(notes, "What was found out about the labels")
+            print_rows(notes, "Notes about the labels")
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
             print_rows(looks, f"{len(looks)} things look wrong")
         cases = {d.name: [c.identifier for c in d.training_cases()] for d in datasets if d.has_scans}
         people = find_people(datasets, cases, scans_of(fingerprints))
         if people.findings:
-            print_rows([{"cases of one person": finding} for finding in people.findings], "Who is in several cases")
+            print_rows([{"cases of one person": finding} for finding in people.findings], "People with several cases")
         unknown = len(names) - len(fingerprints)
         if unknown:
-            sys.stdout.write(f"Volumes and sides of {unknown} datasets are not known: satunet fingerprint -d …\n")
+            sys.stdout.write(
+                f"Volumes and sides of {unknown} datasets are not known yet: run satunet fingerprint -d …\n"
+            )
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Extract the fingerprints of datasets; what is cached and unchanged is not read again."""
+    """Extract the fingerprints of datasets; cases that were read before and did not change are not read again."""
 
     datasets: DatasetIds
     modality: Modalities = ()
@@ -199,7 +206,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class _Planning:
-    """Options of everything that plans."""
+    """Options of all commands that plan."""
 
     datasets: DatasetIds
     plan: OmitArgPrefixes[PlanOptions] = field(default_factory=PlanOptions)
@@ -212,7 +219,7 @@ class _Planning:
     verbose: Verbose = False
 
     def _prepared(self) -> tuple[tuple[str, ...], Workers] | None:
-        """Names of the datasets and where to work; ``None`` if files are faulty and that was asked."""
+        """Names of the datasets and where to work; ``None`` if a check was asked for and files are faulty."""
         from satunet.datasets.paths import preprocessed_dir
         from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.jobs.progress import setup_logging
@@ -232,13 +239,13 @@ class _Planning:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(_Planning):
-    """Make the unified plan of datasets and say why each value was chosen; needs fingerprints, but no scans."""
+    """Make the unified plan of datasets and say why each value was chosen; it needs fingerprints, but no scans."""
 
     specialists: Annotated[bool, arg(help="Plan one nnU-Net per dataset as well.")] = False
     specialist_planner: Annotated[
         SpecialistPlanner,
         arg(
-            help="nnU-Net's planner of the specialists; 'satunet train' takes the same option, nnUNetv2_train the plan."
+            help="nnU-Net's planner for the specialists; give 'satunet train' the same option, or nnUNetv2_train the plan."
         ),
     ] = "default"
 
@@ -263,7 +270,7 @@ class PlanAndPreprocess(_Planning):
     specialists: Specialists = False
 
     def run(self) -> int:
-        """Do all steps; what is up to date is not done again."""
+        """Do all steps; results that are up to date are not made again."""
         from satunet.preprocessing.pipeline import plan_and_preprocess
 
         if (prepared := self._prepared()) is None:
@@ -276,10 +283,10 @@ class PlanAndPreprocess(_Planning):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """Preprocess the scans of a unified plan; what is up to date is not done again."""
+    """Preprocess the scans of a unified plan; scans that are up to date are not preprocessed again."""
 
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
-    verify: Annotated[bool, arg(help="Make nothing: check every file of the store against its manifest.")] = False
+    verify: Annotated[bool, arg(help="Only check every file of the store against its manifest.")] = False
     modality: Modalities = ()
     trust_shape: TrustShape = False
     processes: Processes = field(default_factory=default_processes)
@@ -312,11 +319,11 @@ class Preprocess:
 
 
 def _are_whole(names: tuple[str, ...], workers: Workers) -> bool:
-    """Whether all files of datasets can be used; shows what cannot."""
+    """Whether all files of the datasets can be used; shows those that cannot."""
     from satunet.preprocessing.verify import verify_datasets
 
     summary = verify_datasets(names, processes=workers)
     summary.show()
     if summary.failures:
-        logger.error("without --verify_dataset_integrity, what is faulty is left out and the rest goes on")
+        logger.error("without --verify_dataset_integrity, faulty cases are left out and the others are used")
     return not summary.failures

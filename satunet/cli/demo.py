@@ -1,4 +1,4 @@
-"""``satunet demo``: everything once, on real data, without a GPU."""
+"""``satunet demo``: every stage once, on real data, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from satunet.cli.options import Device, Processes, Verbose, default_processes
 class Demo:
     """From three brain datasets to a benchmark report: plan, train, predict by text, compare with three nnU-Nets."""
 
-    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="For data, models and the report.")] = Path(
-        "demo_output"
+    output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for data, models and the report.")] = (
+        Path("demo_output")
     )
     steps: Annotated[int, arg(help="Training steps of every network.")] = 180
     device: Device = "auto"
@@ -24,7 +24,7 @@ class Demo:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Run all stages; a second run goes on where the first one stopped."""
+        """Run all stages; a second run continues where the first one stopped."""
         from satunet.cli.environment import quick_check
 
         quick_check()

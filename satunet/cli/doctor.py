@@ -15,7 +15,7 @@ class Doctor:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print a line a check; 1 if something must be repaired."""
+        """Print one line per check; returns 1 if something must be repaired."""
         from satunet.cli.environment import check_environment
 
         issues = check_environment()
@@ -23,5 +23,5 @@ class Doctor:
             sys.stdout.write(f"{issue.severity}: {issue.message}\n")
         broken = any(issue.severity == "error" for issue in issues)
         if not broken:
-            sys.stdout.write("everything satunet needs works\n")
+            sys.stdout.write("everything that satunet needs works\n")
         return 1 if broken else 0

@@ -1,9 +1,9 @@
-"""Does this installation work? Checks that say what is wrong and the command that repairs it.
+"""Does this installation work? Checks that say what is wrong and which command repairs it.
 
 The usual trap: nnU-Net's network library needs ``timm``, which brings ``torchvision``. Beside a CPU build of torch,
 pip may have taken torchvision's CUDA build. It cannot be imported ("operator torchvision::nms does not exist"), and
-libraries that only ask whether torchvision is there then fail far from the cause. Without it everything of satunet
-works; what nnunetv2 loses is its lookup of trainers other than its standard one, which imports them all.
+libraries that only check whether torchvision is installed then fail far from the cause. Without torchvision, all of
+satunet works; only nnunetv2's lookup of trainers other than its standard one fails, because it imports all of them.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ MINIMUM_FREE_GB = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentIssue:
-    """Something a check found.
+    """A finding of a check.
 
     Attributes:
-        severity: ``"error"``: satunet will fail; ``"note"``: good to know.
-        message: What, and how to repair it.
+        severity: ``"error"`` if satunet will fail, ``"note"`` if it is only good to know.
+        message: Problem, and how to repair it.
     """
 
     severity: Literal["error", "note"]
     message: str
 
     def __post_init__(self) -> None:
-        """Refuse a severity that no reader handles."""
+        """Refuse any other severity."""
         if self.severity not in ("error", "note"):
             raise ValueError(f"severity {self.severity!r}; allowed are 'error' and 'note'")
 
 
 def quick_check() -> None:
-    """Look for the known traps without importing anything heavy; every command that computes starts with it.
+    """Look for known problems without importing anything heavy; every command that computes starts with this.
 
     Raises:
         EnvironmentProblemError: The installation cannot work; the message says how to repair it.
@@ -62,13 +62,13 @@ def quick_check() -> None:
 
 
 def check_environment() -> list[EnvironmentIssue]:
-    """Every check, with imports (some seconds); errors first."""
+    """Run every check, including imports (some seconds). Errors come first."""
     issues = [*check_torch(), *check_nnunet(), *check_text_encoder(), *check_folders()]
     return sorted(issues, key=lambda issue: issue.severity != "error")
 
 
 def check_torch() -> list[EnvironmentIssue]:
-    """Whether torch and, if it is there, torchvision can be imported, and what torch computes on."""
+    """Check whether torch and, if installed, torchvision can be imported, and what torch computes on."""
     try:
         import torch
     except Exception as error:  # a broken build raises OSError, ImportError, RuntimeError
@@ -90,7 +90,7 @@ def check_torch() -> list[EnvironmentIssue]:
 
 
 def check_nnunet() -> list[EnvironmentIssue]:
-    """Whether nnunetv2 is new enough, can be imported, and finds satunet's trainer of specialists."""
+    """Check whether nnunetv2 is new enough, can be imported, and finds satunet's trainer for specialists."""
     version = _version("nnunetv2")
     if version is None or Version(version).release < MINIMUM_NNUNET:
         return [_error(_wrong_nnunet(version))]
@@ -102,36 +102,36 @@ def check_nnunet() -> list[EnvironmentIssue]:
         register()
         found = recursive_find_trainer_class_by_name(SpecialistTrainer.__name__)
         if found is not SpecialistTrainer:
-            return [_error(f"nnunetv2 {version} does not find satunet's trainer of specialists by name")]
+            return [_error(f"nnunetv2 {version} does not find satunet's trainer for specialists by name")]
     except Exception as error:  # whatever a broken dependency of nnunetv2 raises
         return [_error(f"nnunetv2 {version} cannot be used ({type(error).__name__}: {error})")]
     issues = [_note(f"nnunetv2 {version} finds satunet's trainer")]
     if importlib.util.find_spec("torchvision") is None:
         issues.append(
             _note(
-                "torchvision is not installed: satunet needs none; nnunetv2's own commands find no trainer but "
-                "nnUNetTrainer without it, and need the torchvision built for this torch"
+                "torchvision is not installed: satunet does not need it, but without it nnunetv2's own commands find no trainer except "
+                "nnUNetTrainer; they need a torchvision that was built for this torch"
             )
         )
     return issues
 
 
 def check_text_encoder() -> list[EnvironmentIssue]:
-    """Whether the text encoder that works offline can be loaded and embeds a text."""
+    """Check whether the offline text encoder can be loaded and embeds a text."""
     from satunet.text import load_text_encoder
 
     try:
-        # A cache of its own: from the user's, an embedding would come without loading the model.
+        # A cache of its own: the user's cache would return the embedding without loading the model.
         with tempfile.TemporaryDirectory() as folder:
             encoder = load_text_encoder(cache_dir=Path(folder))
             width = encoder.encode(["liver"]).shape[1]
     except (SatunetError, ImportError, RuntimeError) as error:
         return [_error(f"the text encoder cannot be used ({error})")]
-    return [_note(f"text encoder {encoder.name}: {width} values a text")]
+    return [_note(f"text encoder {encoder.name}: {width} values per text")]
 
 
 def check_folders() -> list[EnvironmentIssue]:
-    """Whether nnU-Net's three folders are set, can be written to where they must, and have room."""
+    """Check whether nnU-Net's three folders are set, can be written to where necessary, and have free space."""
     issues = []
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(name)
@@ -141,7 +141,7 @@ def check_folders() -> list[EnvironmentIssue]:
         folder = Path(value).expanduser()
         if name == "nnUNet_raw":
             if not folder.is_dir():
-                issues.append(_note(f"{name} is set to {folder}, which is no folder"))
+                issues.append(_note(f"{name} is set to {folder}, which is not a folder"))
             continue  # only read from
         there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
         problem = "no part of the path exists" if there is None else _why_not_writable(there)
@@ -155,7 +155,9 @@ def check_folders() -> list[EnvironmentIssue]:
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    """Try it: permissions alone tell nothing of full disks, quotas and read-only mounts."""
+    """Reason why a folder cannot be written to, found by trying: permissions do not show full disks, quotas or
+    read-only mounts.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"satunet")
@@ -167,7 +169,7 @@ def _why_not_writable(folder: Path) -> str | None:
 def _broken_torchvision() -> str:
     return (
         f"torchvision {_version('torchvision')} was not built for the torch {_version('torch')} beside it and cannot "
-        "be imported; parts of transformers and nnU-Net then fail too. satunet does not need it. "
+        "be imported, so that parts of transformers and nnU-Net fail too. satunet does not need it. "
         f"Repair: {_pip('uninstall -y torchvision')}"
     )
 
@@ -179,7 +181,7 @@ def _wrong_nnunet(version: str | None) -> str:
 
 
 def _pip(arguments: str) -> str:
-    """The pip command for this very Python, ready to paste."""
+    """The pip command for this Python, ready to paste."""
     return shlex.join([sys.executable, "-m", "pip", *arguments.split()])
 
 
@@ -191,7 +193,7 @@ def _version(package: str) -> str | None:
 
 
 def _build(version: str) -> str:
-    """``cpu`` of ``2.13.0+cpu``; empty for a default build."""
+    """Build of a version: ``cpu`` for ``2.13.0+cpu``; empty for a default build."""
     return Version(version).local or ""
 
 

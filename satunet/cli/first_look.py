@@ -1,4 +1,4 @@
-"""``satunet try``: a first look at a scan, or without one, at a scan that a package ships."""
+"""``satunet try``: a first look at a scan of yours, or at one that a package ships."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS_SHOWN = 60
 class Try:
     """Look at a scan: what it is, every structure that the model knows there, a picture, and a page for a browser.
 
-    Without a scan, it looks at a brain that a package ships.
+    If no scan is given, it looks at a brain that a package ships.
     """
 
     scan: Annotated[
@@ -38,14 +38,15 @@ class Try:
         arg(aliases=["-m"], metavar="MODEL", help="Model; the one that comes with satunet if not given."),
     ] = (Path("starter"),)
     modality: Annotated[
-        Literal["ct", "mri", "us", "pet", "other"] | None, arg(help="Modality of the scan; its own, or guessed.")
+        Literal["ct", "mri", "us", "pet", "other"] | None,
+        arg(help="Modality of the scan; read from the file or guessed if not given."),
     ] = None
     open: Annotated[bool, arg(help="Open the page in the browser.")] = False
     device: Device = "auto"
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Look; 1 if a scan cannot be used."""
+        """Take the look; returns 1 if a scan cannot be used."""
         from satunet.cli.environment import quick_check
 
         quick_check()
@@ -85,7 +86,7 @@ class Try:
 
         if self.scan is not None:
             if not self.scan.exists():
-                raise MissingFileError(self.scan, "no such scan")
+                raise MissingFileError(self.scan, "there is no such scan")
             return collect_scans([self.scan])
         from satunet.demo.packaged import ICBM152
 
@@ -95,7 +96,7 @@ class Try:
     def _looks(
         self, scans: list[Scan], vocabulary: Vocabulary, models: list[ModelDescription], options: PredictOptions
     ) -> tuple[list[FirstLook], int]:
-        """What to look for in each scan, and how many cannot be used; says both."""
+        """Print and return what to look for in each scan, and how many scans cannot be used."""
         import logging
 
         from satunet.demo.look import FirstLook
@@ -115,7 +116,9 @@ class Try:
             sys.stdout.write(f"{'asked for':9} {count} classes that {self.model[0]} knows in {one.job.modality}\n")
             if one.from_crops:
                 names = ", ".join(one.from_crops)
-                sys.stdout.write(f"{'left out':9} {names}: known from crops alone (satunet predict -p …)\n")
+                sys.stdout.write(
+                    f"{'left out':9} {names}: known only from crops (ask for them with satunet predict -p …)\n"
+                )
             sys.stdout.flush()
             looks.append(one)
         return looks, failed
@@ -133,12 +136,12 @@ class Try:
             rows = result_rows(self.output, [name], False)
             print_rows(rows[:_ROWS_SHOWN], f"What was found in {name}")
             region = regions_found(self.output, name, vocabulary.space)
-            sys.stdout.write(f"region    {region or 'none that the model knows'}, by what was drawn\n")
+            sys.stdout.write(f"region    {region or 'none that the model knows'}, judging by what was drawn\n")
             sys.stdout.write(f"picture   {self.output / name / 'preview.png'}\n")
         for page in pages:
             sys.stdout.write(f"page      {page} (open it in a browser)\n")
         sys.stdout.write(
-            "A model draws what it was trained on, also where it is not: look before you believe. For research only.\n"
+            "A model may draw what it was trained on even where it is absent: check before you believe it. For research only.\n"
         )
 
 

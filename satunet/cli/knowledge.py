@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 TreeFile = Annotated[
     Path | None,
-    arg(aliases=["-t"], metavar="FILE", help="Knowledge tree; the last one built, or SAT-DS's classes, if not given."),
+    arg(
+        aliases=["-t"],
+        metavar="FILE",
+        help="Knowledge tree; if not given, the last one built or, if there is none, SAT-DS's classes.",
+    ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """Build a knowledge tree from label space, ontologies and files; every link is written for review."""
+    """Build a knowledge tree from label space, ontologies and files; every link is listed for review."""
 
     output: Annotated[
-        Path | None, arg(aliases=["-o"], metavar="FILE", help="File; where other commands look if not given.")
+        Path | None,
+        arg(aliases=["-o"], metavar="FILE", help="File to write; if not given, the one that other commands read."),
     ] = None
     ontologies: Annotated[
         tuple[Literal["UBERON", "MONDO", "none"], ...],
@@ -37,12 +42,10 @@ class Build:
     umls: Annotated[Path | None, arg(metavar="FOLDER", help="META folder of a UMLS release (RRF files).")] = None
     tables: Annotated[tuple[Path, ...], arg(metavar="FILE", help="Terms as CSV, TSV, JSON or JSON lines.")] = ()
     dataset: Annotated[
-        str | None, arg(aliases=["-d"], metavar="ID", help="Unified dataset whose classes to take, not SAT-DS's.")
+        str | None, arg(aliases=["-d"], metavar="ID", help="Unified dataset whose classes to take instead of SAT-DS's.")
     ] = None
     licence: Annotated[str, arg(help="Licence of OBO files and tables, kept with every term.")] = "as its owner says"
-    lenient: Annotated[bool, arg(help="Leave out what contradicts itself, with a warning, instead of stopping.")] = (
-        False
-    )
+    lenient: Annotated[bool, arg(help="Leave out contradictory entries, with a warning, instead of stopping.")] = False
     verbose: Verbose = False
 
     def run(self) -> int:
@@ -92,7 +95,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what a knowledge tree holds: sources, licences, terms and relations."""
+    """Show what a knowledge tree contains: sources, licences, terms and relations."""
 
     tree: TreeFile = None
     verbose: Verbose = False
@@ -110,21 +113,21 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Show a term: names, definition, relations, parts, datasets that have it."""
+    """Show a term: names, definition, relations, parts, and the datasets that have it."""
 
     term: Positional[Annotated[str, arg(metavar="TEXT", help="Name or id.")]]
     tree: TreeFile = None
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print it; 1 if there is none, with the nearest."""
+        """Print the term; if there is none, print the nearest ones and return 1."""
         from satunet.knowledge.make import load_or_build
 
         tree = load_or_build(self.tree)
         found = tree.find(self.term)
         if not found:
             near = ", ".join(f"{t.name} ({s:.2f})" for t, s in tree.nearest(self.term))
-            print(f"no term {self.term!r}; nearest by spelling: {near or 'none'}")
+            print(f"there is no term {self.term!r}; nearest by spelling: {near or 'none'}")
             return 1
         for term in found[:3]:
             _show_term(tree, term)
@@ -135,7 +138,7 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Check a knowledge tree; what contradicts itself is an error with its line, what is worth a look is listed."""
+    """Check a knowledge tree: contradictions are errors with their line, doubtful entries are listed."""
 
     tree: TreeFile = None
     verbose: Verbose = False
@@ -170,7 +173,7 @@ class Knowledge:
 
     @property
     def verbose(self) -> bool:
-        """As the action says."""
+        """Whether the action is verbose."""
         return self.action.verbose
 
     def run(self) -> int:
@@ -180,12 +183,12 @@ class Knowledge:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """Make a bank of embeddings of prompts: one file, with which prediction needs no encoder for them."""
+    """Write the embeddings of prompts into one file, a bank, so that prediction needs no encoder for them."""
 
     output: Annotated[Path, arg(aliases=["-o"], metavar="FILE", help="Bank to write (.safetensors).")]
     prompts: Annotated[tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help="Texts.")] = ()
-    prompt_file: Annotated[Path | None, arg(metavar="FILE", help="Text file with a prompt a line.")] = None
-    classes: Annotated[bool, arg(help="Every class of SAT-DS, too.")] = False
+    prompt_file: Annotated[Path | None, arg(metavar="FILE", help="Text file with one prompt per line.")] = None
+    classes: Annotated[bool, arg(help="Also encode every class of SAT-DS.")] = False
     encoder: Encoder = "minilm"
     verbose: Verbose = False
 
@@ -206,7 +209,7 @@ class Bank:
         texts += load_catalogue().class_names if self.classes else ()
         texts = list(dict.fromkeys(t for t in texts if t.strip()))
         if not texts:
-            raise PromptError('say what to encode with: -p "liver" …, --prompt_file FILE, --classes')
+            raise PromptError('say what to encode with one of: -p "liver" …, --prompt_file FILE, --classes')
         encoder = load_text_encoder(self.encoder)
         with progress_bar("Encoding", len(texts)) as advance:
             done = 0
@@ -224,11 +227,11 @@ class Bank:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """Say what a text encoder is: width, pooling, and what it finds near to a few prompts."""
+    """Show a text encoder: width, pooling, and the classes that it finds closest to a few prompts."""
 
     encoder: Encoder = "minilm"
     prompts: Annotated[
-        tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help="Texts to find the nearest classes of.")
+        tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help="Texts whose nearest classes are shown.")
     ] = ()
     verbose: Verbose = False
 
@@ -248,7 +251,7 @@ class Encoders:
                 {"prompt": p, "nearest classes": [f"{names[i]} ({row[i]:.2f})" for i in (-row).argsort()[:5]]}
                 for p, row in zip(self.prompts, similarity, strict=True)
             ]
-            print_rows(rows, f"Nearest of {len(names)} classes of SAT-DS")
+            print_rows(rows, f"Nearest of the {len(names)} classes of SAT-DS")
         return 0
 
 
@@ -263,7 +266,7 @@ class Text:
 
     @property
     def verbose(self) -> bool:
-        """As the action says."""
+        """Whether the action is verbose."""
         return self.action.verbose
 
     def run(self) -> int:

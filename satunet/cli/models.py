@@ -1,4 +1,4 @@
-"""``satunet models | import | export | info``: models as folders and by name."""
+"""``satunet models | import | export | info``: models in folders and by name."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ _Checkpoint = Annotated[str, arg(aliases=["-chk"], help="Checkpoint file in the 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List the models that come with satunet, those in the cache, your own, and those that are known by name."""
+    """List the models that come with satunet, those in the cache, your own, and published ones that are known by
+    name.
+    """
 
     fetch: Annotated[
         tuple[str, ...],
         arg(
             metavar="NAME",
-            help="Fetch published models first: sat-nano, sat-pro, hf:owner/name[/folder][@revision]. On a machine without a "
-            "hub, this says what to put where.",
+            help="Fetch published models first: sat-nano, sat-pro, hf:owner/name[/folder][@revision]. If the hub cannot be reached, "
+            "this says which files to put into which folder.",
         ),
     ] = ()
     json: Annotated[bool, arg(help="Print JSON.")] = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Fetch what was asked for, and print a row per model; 1 if one cannot be read."""
+        """Fetch the models asked for and print one row per model; returns 1 if one cannot be read."""
         from satunet.cli.environment import quick_check
         from satunet.cli.printing import print_rows
         from satunet.errors import ModelError
@@ -50,7 +52,7 @@ class Models:
         unknown = [name for name, model in zip(self.fetch, asked, strict=True) if model is None]
         if unknown:
             allowed = f"{', '.join(KNOWN)} and hf:owner/name[/folder][@revision]"
-            raise ModelError(f"{', '.join(unknown)}: no published model's name; allowed are {allowed}")
+            raise ModelError(f"{', '.join(unknown)}: not the name of a published model; allowed are {allowed}")
         for model in asked:
             from satunet.models.published.cached import published_folder
 
@@ -66,7 +68,7 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Turn published checkpoints into a model folder; known are those of SAT (Nano and Pro)."""
+    """Turn the published checkpoints of SAT (Nano or Pro) into a model folder."""
 
     source: Annotated[Positional[Literal["sat"]], arg(metavar="sat", help="Whose checkpoints.")]
     checkpoint: Annotated[Path, arg(metavar="FILE", help="SAT_Nano.pth or SAT_Pro.pth.")]
@@ -81,7 +83,7 @@ class Import:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Import; prints what ``satunet info`` prints."""
+        """Import the model and print the same as ``satunet info``."""
         from satunet.cli.environment import quick_check
         from satunet.models.import_sat import import_sat
 
@@ -99,7 +101,9 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Make a model folder of a trained network: weights, plan, classes and texts, without what training alone needs."""
+    """Make a model folder from a trained network: weights, plan, classes and texts, without what only training
+    needs.
+    """
 
     model: Model
     output: NewModel
@@ -110,7 +114,7 @@ class Export:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Export; prints what ``satunet info`` prints."""
+        """Export the model and print the same as ``satunet info``."""
         from satunet.cli.environment import quick_check
         from satunet.models.writing import export_model
 
@@ -128,19 +132,19 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show what a model is: network, plan, classes, text encoder, hash, provenance, licence."""
+    """Show a model: network, plan, classes, text encoder, hash, provenance, licence."""
 
     model: Annotated[
         Positional[Path],
         arg(metavar="MODEL", help="Model folder, or result folder of a trained network."),
     ]
-    classes: Annotated[bool, arg(help="List the classes, too.")] = False
+    classes: Annotated[bool, arg(help="Also list the classes.")] = False
     verify: Annotated[bool, arg(help="Load the weights and check them against their hash.")] = False
     json: Annotated[bool, arg(help="Print JSON.")] = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print; a model that cannot be read is an error."""
+        """Print the model; one that cannot be read is an error."""
         from satunet.models.info import describe_model
 
         facts = describe_model(self.model, classes=self.classes, verify=self.verify)

@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled once, with nnU-Net's short flags where they mean the same."""
+"""Options that several commands share, written once, with nnU-Net's short flags where they mean the same."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ DatasetIds = Annotated[
     tuple[str, ...],
     arg(name="datasets", aliases=["-d"], metavar="ID", help="Dataset ids or names; 'all' for every one in nnUNet_raw."),
 ]
-Processes = Annotated[int, arg(aliases=["-np"], help="Worker processes; 0 works in this process.")]
+Processes = Annotated[int, arg(aliases=["-np"], help="Number of worker processes; 0 works in this process.")]
 Memory = Annotated[
-    float | None, arg(help="Memory in GB that the processes may need together; most of what is free if not given.")
+    float | None, arg(help="Memory in GB that the processes may use together; most of the free memory if not given.")
 ]
 Scheduler = Annotated[
     str | None,
-    arg(metavar="ADDRESS", help="Dask scheduler (tcp://host:8786) whose workers to use instead of processes here."),
+    arg(metavar="ADDRESS", help="Dask scheduler (tcp://host:8786) whose workers to use instead of local processes."),
 ]
 Modalities = Annotated[
     tuple[str, ...],
     arg(
         metavar="DATASET[:CHANNEL]=MODALITY",
-        help="What channels are (ct, mri, pet, us, other) where dataset.json does not tell; kept for later commands.",
+        help="Modality of channels (ct, mri, pet, us, other) where dataset.json does not tell; saved for later commands.",
     ),
 ]
 VerifyIntegrity = Annotated[
-    bool, arg(help="First read every file of the datasets, tell all faults at once, and stop if there is one.")
+    bool, arg(help="First read every file of the datasets, report all faults at once, and stop if there is one.")
 ]
 TrustShape = Annotated[
     bool,
     arg(
-        help="Files of a case that have one shape lie on one grid, whatever position their headers give; kept for later "
+        help="Files of a case with the same shape lie on the same grid, whatever position their headers give; saved for later "
         "commands, in trust_shape.json beside the fingerprint."
     ),
 ]
 Fold = Annotated[str, arg(aliases=["-f"], help="Fold of the split, or 'all' to train on every scan.")]
-Continue = Annotated[bool, arg(name="continue", aliases=["--c"], help="Go on from the last checkpoint.")]
+Continue = Annotated[bool, arg(name="continue", aliases=["--c"], help="Continue from the last checkpoint.")]
 Device = Annotated[
-    Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Where to compute; 'auto' takes the best.")
+    Literal["auto", "cuda", "mps", "cpu"], arg(aliases=["-device"], help="Device to compute on; 'auto' takes the best.")
 ]
 Engine = Annotated[
     Literal["auto", "eager", "fused", "compile"],
     arg(
-        help="How to run the network: 'fused' is faster on a CPU that nothing else uses; results agree within rounding."
+        help="Engine that runs the network: 'fused' is faster on an otherwise idle CPU; results agree within rounding."
     ),
 ]
 Output = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")]
@@ -57,13 +57,13 @@ Encoder = Annotated[
     arg(
         aliases=["-e"],
         metavar="NAME",
-        help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options behind '?' (pooling=last).",
+        help="Text encoder: 'minilm', 'anatomy', a folder or a hub name, with options after '?' (pooling=last).",
     ),
 ]
 
 
 def default_processes() -> int:
-    """Worker processes to start with: one a core, at most eight, as nnU-Net does."""
+    """Default number of worker processes: one per core, at most eight, as in nnU-Net."""
     import os
 
     return max(1, min(8, os.cpu_count() or 1))
@@ -73,7 +73,7 @@ def fold_of(text: str) -> int | str:
     """A fold's number, or ``"all"``.
 
     Raises:
-        UserError: Neither.
+        UserError: It is neither.
     """
     from satunet.errors import UserError
 
@@ -85,7 +85,7 @@ def fold_of(text: str) -> int | str:
 
 
 def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the datasets given by id, name or ``all``, each once.
+    """Names of the datasets that are given by id, by name or as ``all``, each once.
 
     Raises:
         DatasetNotFoundError: One is unknown, or ``nnUNet_raw`` has none at all.
@@ -97,10 +97,10 @@ def dataset_names(datasets: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(dataset_name_of(d) for d in datasets))
     names = all_dataset_names()
     if not names:
-        raise DatasetNotFoundError(f"{raw_dir()}: no dataset here; expected are folders named DatasetNNN_Name")
+        raise DatasetNotFoundError(f"{raw_dir()}: there is no dataset here; datasets are folders named DatasetNNN_Name")
     if others := other_folders():
         logger.warning(
-            "%s: left out, since a dataset's folder is named DatasetNNN_Name: %s. 'satunet convert' makes one of TaskNNN_Name",
+            "%s: these folders are left out, because datasets are named DatasetNNN_Name: %s. 'satunet convert' converts TaskNNN_Name",
             raw_dir(),
             ", ".join(others),
         )

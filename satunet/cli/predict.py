@@ -39,19 +39,20 @@ class Predict:
     archive: OmitArgPrefixes[StudyOptions] = field(default_factory=StudyOptions)
     output: Output
     prompts: Annotated[
-        tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help='What to segment: "liver" "left kidney".')
+        tuple[str, ...],
+        arg(aliases=["-p"], metavar="TEXT", help='Prompts: what to segment, such as "liver" "left kidney".'),
     ] = ()
     prompt_file: Annotated[Path | None, arg(metavar="FILE", help="Text file with one prompt per line.")] = None
-    all: Annotated[bool, arg(help="Every class the model knows for the scan's modality.")] = False
+    all: Annotated[bool, arg(help="Segment every class that the model knows in the scan's modality.")] = False
     models: OmitArgPrefixes[ModelChoice] = field(default_factory=ModelChoice)
     prediction: OmitArgPrefixes[PredictOptions] = field(default_factory=PredictOptions)
     statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
-    dry_run: Annotated[bool, arg(help="Show scans, modalities, prompts and windows, and write nothing.")] = False
+    dry_run: Annotated[bool, arg(help="Only show scans, modalities, prompts and windows; nothing is written.")] = False
     scheduler: Scheduler = None
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Predict; a scan that cannot be used is counted, the others go on."""
+        """Predict; a scan that cannot be used is counted, and the others continue."""
         from satunet.cli.environment import quick_check
 
         quick_check()
@@ -61,7 +62,7 @@ class Predict:
         return self._predict_studies(self.archive.dicomweb)
 
     def _predict_studies(self, address: str) -> int:
-        """Fetch studies, predict them, store what was found."""
+        """Fetch studies, predict them, store the results."""
         import tempfile
         from contextlib import ExitStack
 
@@ -82,7 +83,7 @@ class Predict:
             )
 
     def _predict(self, scans: list[Scan], prediction: PredictOptions, archive: Archive | None = None) -> int:
-        # A wrong call should fail before anything heavy is loaded, a wrong prompt before the weights are.
+        # A wrong call should fail before anything heavy is loaded, and a wrong prompt before the weights are loaded.
         from satunet.prediction.door.jobs import Vocabulary, resolve
 
         vocabulary = Vocabulary.of(self.models.describe())
@@ -149,7 +150,7 @@ class Predict:
 
 
 def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
-    """What was found, as a table; of many scans and prompts, the first ones."""
+    """Print what was found as a table; of many rows, only the first ones."""
     import sys
 
     from satunet.cli.printing import print_rows
@@ -159,11 +160,11 @@ def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
     if rows:
         print_rows(rows[:_ROWS_SHOWN], "What was found")
     if len(rows) > _ROWS_SHOWN:
-        sys.stdout.write(f"and {len(rows) - _ROWS_SHOWN} more; --statistics writes all of them as a table\n")
+        sys.stdout.write(f"and {len(rows) - _ROWS_SHOWN} more; --statistics writes all of them to a table\n")
 
 
 def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
-    """What would be done; 1 if a scan cannot be used."""
+    """Print what would be done; returns 1 if a scan cannot be used."""
     from satunet.cli.printing import print_rows
     from satunet.prediction.door.limits import require_memory
 

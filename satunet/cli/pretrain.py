@@ -1,4 +1,4 @@
-"""``satunet pretrain text | atlas``: knowledge into the text encoder."""
+"""``satunet pretrain text | atlas``: teach the text encoder anatomical knowledge."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PretrainText(_Pretraining):
     config: Annotated[PretrainConfig, OmitArgPrefixes] = field(default_factory=PretrainConfig)
 
     def run(self) -> int:
-        """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
+        """Train; the same command with ``--c`` continues, and ``torchrun`` shares the work."""
         from satunet.cli.printing import print_rows
         from satunet.jobs.files import read_json
         from satunet.knowledge.make import load_or_build
@@ -59,14 +59,16 @@ class PretrainText(_Pretraining):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainAtlas(_Pretraining):
-    """Stage 2: text encoder and image encoder learn from each other, class by class, with a text step after each."""
+    """Stage 2: text encoder and image encoder learn from each other, class by class; each step is followed by a text
+    step.
+    """
 
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
     fold: Fold = "0"
     config: Annotated[AtlasConfig, OmitArgPrefixes] = field(default_factory=AtlasConfig)
 
     def run(self) -> int:
-        """Train; the same command with ``--c`` goes on, ``torchrun`` shares the work."""
+        """Train; the same command with ``--c`` continues, and ``torchrun`` shares the work."""
         from satunet.datasets.paths import dataset_name_of
         from satunet.knowledge.make import load_or_build
         from satunet.trainers.knowledge.atlas import pretrain_atlas
@@ -92,13 +94,13 @@ PretrainAction: TypeAlias = Annotated[PretrainText, subcommand("text")] | Annota
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Pre-train the text encoder on knowledge: text with text, then atlas with text."""
+    """Pre-train the text encoder on anatomical knowledge: text with text, then images with text."""
 
     action: Annotated[PretrainAction, arg(name="")]
 
     @property
     def verbose(self) -> bool:
-        """As the action says."""
+        """Whether the action is verbose."""
         return self.action.verbose
 
     def run(self) -> int:

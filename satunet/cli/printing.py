@@ -16,7 +16,7 @@ def print_rows(rows: list[dict[str, object]], title: str) -> None:
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
     console = Console()
-    # A pipe has no width of its own; a table cut to 80 columns would hide what it is asked for.
+    # A pipe has no width, and a table cut to 80 columns would hide what the user wants to see.
     console = console if console.is_terminal else Console(width=200)
     console.print(table)
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Say what prompts mean to a model: class or classes, nearest ones, and why; the same as prediction decides."""
+    """Say what prompts mean to a model: which classes, the nearest ones, and why. Prediction decides in the same
+    way.
+    """
 
     prompts: Annotated[
-        tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help='Prompts: "liver" "left kidney".')
+        tuple[str, ...], arg(aliases=["-p"], metavar="TEXT", help='Prompts, such as "liver" "left kidney".')
     ] = ()
     prompt_file: Annotated[Path | None, arg(metavar="FILE", help="Text file with one prompt per line.")] = None
     model: Annotated[
@@ -41,7 +43,7 @@ class Prompts:
 
         wanted = [p for p in (*self.prompts, *self._listed()) if p.strip()]
         if not wanted:
-            raise PromptError('say what to read with: -p "liver" …, or --prompt_file FILE')
+            raise PromptError('say what to read with one of: -p "liver" …, --prompt_file FILE')
         space, where = self._space()
         reader = PromptReader(space)
         readings = [reader.interpret(prompt, self._encoder) for prompt in wanted]
@@ -78,14 +80,14 @@ class Prompts:
         if self.model is not None:
             from satunet.models.choice import existing_model
 
-            # No more of the model is read: words decide without its weights and its encoder, and without torch.
+            # Nothing else of the model is read: words are understood without its weights, its encoder, and torch.
             return LabelSpace.load(existing_model(self.model) / "label_space.json"), str(self.model)
         if self.labels == "sat_ds":
             return catalogue_space(), "SAT-DS"
         return LabelSpace.load(Path(self.labels)), self.labels
 
     def _encoder(self) -> TextEncoder:
-        """The text encoder, loaded for the first prompt that words alone do not explain."""
+        """The text encoder, loaded for the first prompt whose words alone do not tell its meaning."""
         if self.model is not None:
             from satunet.models.folder import ModelDescription
 
@@ -96,7 +98,7 @@ class Prompts:
 
 
 def as_json(reading: Reading) -> dict[str, object]:
-    """A reading as plain texts and numbers."""
+    """A reading as plain strings and numbers."""
     return {
         "prompt": reading.prompt,
         "status": reading.status,

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Serve a model over HTTP: scans and words in, masks out; a page for people at its address (extra: server)."""
+    """Serve a model over HTTP: it takes scans and words and returns masks; its address opens a page (extra: server)."""
 
     models: OmitArgPrefixes[ModelChoice] = field(default_factory=ModelChoice)
     serving: OmitArgPrefixes[ServeOptions] = field(default_factory=ServeOptions)

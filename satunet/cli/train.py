@@ -14,7 +14,7 @@ from satunet.trainers.config import TrainingChoices
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train the text-prompted network of a unified plan, or a dataset's specialist nnU-Net."""
+    """Train the text-prompted network of a unified plan, or the specialist nnU-Nets of single datasets."""
 
     dataset: Annotated[str, arg(aliases=["-d"], metavar="ID", help="Id or name of the unified dataset.")] = "900"
     fold: Fold = "0"
@@ -23,34 +23,40 @@ class Train:
         arg(
             aliases=["--specialists"],
             metavar="ID",
-            help="Train the nnU-Nets of these datasets by nnunetv2 instead; 'all' goes on where a run before stopped.",
+            help="Train the nnU-Nets of these datasets by nnunetv2 instead; 'all' continues where an earlier run stopped.",
         ),
     ] = ()
     specialist_planner: Annotated[
-        Literal["default", "resenc_m", "resenc_l", "resenc_xl"], arg(help="Whose plan the specialists are trained by.")
+        Literal["default", "resenc_m", "resenc_l", "resenc_xl"],
+        arg(help="nnU-Net's planner whose plans the specialists are trained with."),
     ] = "default"
     config: Annotated[TrainingChoices, OmitArgPrefixes] = field(default_factory=TrainingChoices)
     continue_: Continue = False
-    val: Annotated[bool, arg(help="Only validate: segment the fold's held-out scans with the finished network.")] = (
-        False
-    )
+    val: Annotated[
+        bool, arg(help="Only validate: segment the held-out scans of the fold with the finished network.")
+    ] = False
     pretrained_weights: Annotated[
         Path | None,
         arg(
             aliases=["-pretrained_weights"],
             metavar="PATH",
-            help="Weights to start from: a checkpoint, a result or model folder, or an image encoder alone.",
+            help="Weights to start from: a checkpoint, a result or model folder, or only an image encoder.",
         ),
     ] = None
     minutes: Annotated[
-        float | None, arg(help="Stop at a checkpoint before so many minutes are over, for queues with a time limit.")
+        float | None,
+        arg(help="Stop at a checkpoint before this many minutes have passed, for queues with a time limit."),
     ] = None
     num_gpus: Annotated[
-        int, arg(aliases=["-num_gpus"], help="GPUs of this machine to train on; for several machines call torchrun.")
+        int,
+        arg(
+            aliases=["-num_gpus"],
+            help="Number of GPUs of this machine to train on; for several machines, call torchrun.",
+        ),
     ] = 1
     cluster: Annotated[
         Literal["slurm", "local"] | None,
-        arg(help="Submit each specialist as a job of a Slurm array by submitit; 'local' runs them as processes here."),
+        arg(help="Submit each specialist as a job of a Slurm array by submitit; 'local' runs them as local processes."),
     ] = None
     cluster_options: Annotated[
         tuple[str, ...],
@@ -63,7 +69,7 @@ class Train:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Train; every checkpoint is written whole, and the same command with ``--c`` goes on."""
+        """Train; a checkpoint is written completely or not at all, and the same command with ``--c`` continues."""
         from satunet.cli.environment import quick_check
         from satunet.errors import UserError
 
@@ -100,11 +106,13 @@ class Train:
         )
         if trainer.failed_scans:
             scans = ", ".join(f"{scan} ({count} times)" for scan, count in sorted(trainer.failed_scans.items()))
-            logging.getLogger("satunet").error("scans that could not be read, others took their place: %s", scans)
+            logging.getLogger("satunet").error(
+                "scans that could not be read, so that others took their place: %s", scans
+            )
         return 1 if trainer.failed_scans else 0
 
     def _several_processes(self) -> int:
-        """The same command once a GPU, by torchrun."""
+        """Run the same command once per GPU, by torchrun."""
         import subprocess
         import sys
 

@@ -21,7 +21,7 @@ _AIR_HU = -500
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Write a scan and its masks as one HTML file that opens in a browser, without a network."""
+    """Write a scan and its masks as one HTML file that opens in a browser, offline."""
 
     scan: Annotated[Positional[Path], arg(metavar="SCAN", help="The scan (NIfTI, NRRD, MHA, MHD, DICOM folder).")]
     masks: Annotated[
@@ -35,9 +35,12 @@ class View:
         Path | None, arg(aliases=["-o"], metavar="FILE", help="Page to write; SCAN_view.html here if not given.")
     ] = None
     modality: Annotated[
-        Literal["ct", "mri", "us", "pet", "other"] | None, arg(help="Decides the grey values shown; guessed.")
+        Literal["ct", "mri", "us", "pet", "other"] | None,
+        arg(help="Modality, which decides the grey values shown; guessed if not given."),
     ] = None
-    megavoxels: Annotated[float, arg(help="Scans of more voxels are shown at a fraction of their resolution.")] = 32.0
+    megavoxels: Annotated[
+        float, arg(help="Millions of voxels above which a scan is shown at a fraction of its resolution.")
+    ] = 32.0
     open: Annotated[bool, arg(help="Open the page in the browser.")] = False
     verbose: Verbose = False
 
@@ -77,7 +80,7 @@ def _read(scan: Path) -> tuple[Image, str | None, tuple[str, ...]]:
     from satunet.images.image import read_image, strip_ending
 
     if not scan.exists():
-        raise MissingFileError(scan, "no such scan")
+        raise MissingFileError(scan, "there is no such scan")
     if not scan.is_dir():
         image = read_image(scan)
         is_ct = float(image.array.min()) <= _AIR_HU or hounsfield_offset(image.array) > 0
@@ -86,7 +89,7 @@ def _read(scan: Path) -> tuple[Image, str | None, tuple[str, ...]]:
     series = find_series(scan)
     if len(series) != 1:
         found = "; ".join(f"{s.folder} ({s.number or s.uid})" for s in series[:5]) or "none"
-        raise UserError(f"{scan}: expected is a folder of one DICOM series, found are {len(series)}: {found}")
+        raise UserError(f"{scan}: a folder with exactly one DICOM series is needed, but it has {len(series)}: {found}")
     (one,) = series
     ends = [one.folder.name, scan.name, one.patient]
     return read_series(one), one.modality, tuple(n for e in ends if e for n in (f"{e}_{one.number}", e))
@@ -98,7 +101,7 @@ def _refuse_to_replace(output: Path, inputs: tuple[Path, ...]) -> None:
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{output}: the page's name has to end in .html")
     if output.is_dir() or any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
-        raise UserError(f"{output}: is there already and is no page; name another file (-o)")
+        raise UserError(f"{output}: this file exists and is not a page; give another file name (-o)")
 
 
 def _say(output: Path, structures: Sequence[Structure]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import tempfile
 import time
 import zipfile
@@ -237,17 +238,13 @@ class RemoteJob:
         return [self._save(name, target / plain_name(name)) for name in self.files]
 
     def _save(self, name: str, file: Path) -> Path:
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=file.parent)
+        temporary = file.parent / f".tmp-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with temporary.open("xb") as stream:
                 self._requests.download(f"/jobs/{quoted(self.id)}/files/{quoted(name)}", stream)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)  # as any new file; a temporary one is its owner's alone
-            os.replace(temporary, file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
         return file
 
 

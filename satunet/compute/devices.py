@@ -1,10 +1,10 @@
-"""Where to compute, and in which precision: one rule for training, and one exception for prediction.
+"""Device and precision: one rule for training, and one exception for prediction.
 
-CUDA trains in bfloat16 where the GPU has it, else in float16, and predicts in float16, which is as fast and rounds an
-eighth as much; gradients need bfloat16's range, maps behind norms do not. A CPU computes in bfloat16 only if it has
-instructions for it, because emulated bfloat16 is several times slower than float32; Apple's MPS computes in
-float32. The environment variable ``SATUNET_PRECISION`` takes the place of this rule: it says what ``auto`` means, in
-this process and those it starts.
+Training on CUDA is in bfloat16 where the GPU has it, otherwise in float16. Prediction on CUDA is in float16, which is
+as fast and has an eighth of the rounding errors: gradients need bfloat16's range, maps behind norms do not. A CPU
+computes in bfloat16 only if it has instructions for it, because emulated bfloat16 is several times slower than float32.
+Apple's MPS computes in float32. The environment variable ``SATUNET_PRECISION`` overrides this rule: it says what
+``auto`` means, in this process and those that it starts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PRECISION_VARIABLE = "SATUNET_PRECISION"
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+    """The device with this name; ``auto`` prefers CUDA, then MPS, then the CPU.
 
     Raises:
-        UserError: A name torch does not know, or a device that is not here.
+        UserError: torch does not know the name, or this machine does not have the device.
     """
     import torch
 
@@ -40,9 +40,9 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     except RuntimeError as error:
         raise UserError(f"device {name!r}; allowed are auto, cuda, cuda:<number>, mps, cpu") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} was asked for, and torch {torch.__version__} sees {_cuda_devices()}")
+        raise UserError(f"device {name!r} was asked for, but torch {torch.__version__} sees {_cuda_devices()}")
     if device.type == "mps" and not _has_mps():
-        raise UserError("device 'mps' was asked for, and this machine has none")
+        raise UserError("device 'mps' was asked for, but this machine has none")
     return device
 
 
@@ -70,7 +70,8 @@ def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
 
 
 def precision_for_prediction(device: torch.device, amp: Precision = "auto") -> torch.dtype:
-    """:func:`precision_for`, but ``auto`` is float16 on CUDA; :mod:`satunet.windows.precision` is on guard there.
+    """As :func:`precision_for`, but ``auto`` is float16 on CUDA, where :mod:`satunet.windows.precision` notices
+    overflow.
 
     Raises:
         UserError: As there.
@@ -89,12 +90,12 @@ def wider_than_float16(device: torch.device) -> torch.dtype:
 
 
 def autocast_for(device: torch.device, amp: Precision = "auto") -> AbstractContextManager[object]:
-    """Context in which the network runs on ``device``: autocast to :func:`precision_for`, none for float32."""
+    """Context in which the network runs on ``device``: autocast to :func:`precision_for`, or nothing for float32."""
     import torch
 
     dtype = precision_for(device, amp)
     if dtype is torch.float32:
-        # Not enabled=False: an autocast around this one is the caller's wish and stays.
+        # Not enabled=False: if the caller opened an autocast around this one, it stays.
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
@@ -105,7 +106,7 @@ def cpu_has_bfloat16() -> bool:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False  # no Linux: float32 is right everywhere, at worst slower
+        return False  # not Linux: float32 is correct everywhere, at worst slower
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.lower().split()))
 

@@ -1,6 +1,6 @@
-"""Training in several processes (torchrun, DDP): who am I, and what do the others have.
+"""Training in several processes (torchrun, DDP): rank of this process, and exchange with the others.
 
-Without torchrun every function here is that of a single process, and does nothing.
+Without torchrun, every function behaves as in a single process and exchanges nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Item = TypeVar("Item")
 
 
 def rank() -> int:
-    """Number of this process, 0 for the one that writes files."""
+    """Number of this process; 0 is the one that writes files."""
     return dist.get_rank() if _running() else 0
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if _running() else 1
 
 
@@ -36,7 +36,7 @@ def launched() -> bool:
 
 
 def first() -> bool:
-    """Whether this is the first of the processes that torchrun started, also before they have met."""
+    """Whether this is the first of the processes that torchrun started, even before they are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -50,13 +50,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started, for the length of the block.
 
     Args:
-        device: What was asked for; each process takes the GPU of its local rank.
+        device: Device that was asked for; each process takes the GPU of its local rank.
 
     Yields:
         The device of this process.
 
     Raises:
-        UserError: More processes on this machine than GPUs.
+        UserError: There are more processes on this machine than GPUs.
     """
     if not launched() or _running():
         yield device
@@ -65,16 +65,16 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"process {local} of this machine has no GPU of its own, there are {torch.cuda.device_count()}; "
+                f"process {local} of this machine has no GPU of its own, because there are only {torch.cuda.device_count()}; "
                 "lower --nproc_per_node"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    # Processes wait for each other's whole scans in the validation: longer than the default of minutes.
+    # In the validation, processes wait while others predict whole scans: this takes longer than the default of minutes.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     try:
         yield device
-        dist.barrier()  # whoever leaves first must not take the connections of the others with it
+        dist.barrier()  # the first process to leave would close the connections of the others
     finally:
         dist.destroy_process_group()
 
@@ -86,7 +86,9 @@ def barrier() -> None:
 
 
 def gather(item: Item) -> list[Item]:
-    """Every process's item, in the order of the ranks, on every process; anything that can be pickled."""
+    """Collect the items of all processes on each of them, in the order of the ranks; an item can be anything
+    picklable.
+    """
     if not _running():
         return [item]
     found: list[Any] = [None] * world_size()
@@ -105,7 +107,7 @@ def total(value: float, device: torch.device) -> float:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """The first process runs the block, then the others: they find the files it wrote."""
+    """The first process runs the block before the others, which then find the files that it wrote."""
     if rank() > 0:
         barrier()
     try:

@@ -1,4 +1,4 @@
-"""Which model a command takes: folders or names, folds, checkpoint; and what there is where none was named."""
+"""Which model a command uses: folders or names, folds, checkpoint; and the default where none was named."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ logger = logging.getLogger(__name__)
 _SHOWN = 8
 WHAT_A_MODEL_IS = (
     "a model is a folder with plans.json, label_space.json, text_bank.safetensors and weights: a result folder that "
-    "'satunet train' leaves, or what 'satunet export' and 'satunet import' write; or a name that 'satunet models' lists"
+    "'satunet train' leaves, or one that 'satunet export' or 'satunet import' writes; or a name that 'satunet models' lists"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Models to use together; probabilities of several, and of several folds, are averaged.
+    """Models to use together; the probabilities of several models or folds are averaged.
 
     Attributes:
         model: Model folder; 'starter', which comes with satunet; or a published one, which is fetched once: 'sat-nano',
-            'sat-pro', hf:owner/name[/folder][@revision]. Several are averaged. If not given, your own of dataset 900, or
-            where there is none, 'starter'.
-        fold: Fold whose weights to take, or several to average; the only one if not given.
+            'sat-pro', hf:owner/name[/folder][@revision]. Several are averaged. If not given, your own network of
+            dataset 900 or, if there is none, 'starter'.
+            fold: Fold whose weights to use, or several to average; the only one if not given.
         checkpoint: Checkpoint file in the fold's folder.
     """
 
@@ -52,7 +52,7 @@ class ModelChoice:
         return tuple(dict.fromkeys(map(existing_model, self.model))) or (default_model(),)
 
     def describe(self) -> list[ModelDescription]:
-        """What the models can be asked for, one per folder; no weights are read.
+        """Descriptions of the models, one per folder, without reading weights.
 
         Raises:
             ModelError: One cannot be used, or lacks a fold.
@@ -83,26 +83,26 @@ def existing_model(given: Path) -> Path:
     """The folder of a model.
 
     Raises:
-        ModelError: It is not there; the message says what a model is and which are here.
+        ModelError: It does not exist; the message says what a model is and which ones are here.
     """
     resolved = resolve_model(given)
     if resolved.is_dir():
         return resolved
-    why = "this is a file" if given.is_file() else "no such folder"
+    why = "this is a file" if given.is_file() else "there is no such folder"
     raise ModelError(f"{given}: {why}; {WHAT_A_MODEL_IS}. {_here()}")
 
 
 def default_model() -> Path:
-    """The network of dataset 900 in ``nnUNet_results`` if there is one, else the model that comes with satunet."""
+    """The network of dataset 900 in ``nnUNet_results`` if there is one, otherwise the model that comes with satunet."""
     from satunet.datasets.unified import UnifiedFolder
 
     with contextlib.suppress(PathsNotSetError):
         own = UnifiedFolder().results
         if (own / "plans.json").is_file():
-            logger.info("no model was named (-m): taking your own, %s", own)
+            logger.info("no model was given (-m): using your own, %s", own)
             return own
     name = SHIPPED[0]
-    logger.info("no model was named (-m): taking %r, which comes with satunet (satunet info %s)", name, name)
+    logger.info("no model was given (-m): using %r, which comes with satunet (satunet info %s)", name, name)
     return resolve_model(name)
 
 
@@ -126,6 +126,6 @@ def models_here() -> list[Path]:
 def _here() -> str:
     here = models_here()
     if not here:
-        return "Here is none"
+        return "There is none here"
     more = f" and {len(here) - _SHOWN} more" if len(here) > _SHOWN else ""
     return f"Here are {', '.join(map(str, here[:_SHOWN]))}{more}"

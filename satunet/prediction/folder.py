@@ -233,7 +233,7 @@ class FolderRun:
             return None
         logger.debug("%s: %s", job.name, reason or "done already, and predicted again as asked")
         outputs = predictor.options.outputs
-        if job.scan.series is not None and (outputs.dicom_seg or outputs.rtstruct):
+        if job.scan.series is not None and outputs.dicom:
             from satunet.prediction.dicom_objects.source import read_source
 
             read_source(job.scan.series)  # a series that cannot carry results is refused before any work

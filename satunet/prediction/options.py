@@ -1,5 +1,5 @@
-"""What a user may choose about a prediction: every option once, embedded by the command, taken by the API, kept with
-the result.
+"""What a user may choose about a prediction: every option is defined once, embedded by the command, taken by the API
+and saved with the result.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ class Outputs:
     """What to write.
 
     Attributes:
-        combine: One label map per scan; where masks overlap, the later prompt wins, and a part its whole.
+        combine: Write one label map per scan; where masks overlap, the later prompt wins, and a part wins over its
+            whole.
         probabilities: Write probabilities beside the masks.
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
-        binary_seg: Segments of the DICOM Segmentation as binary frames, for readers without label maps.
-        instances: Number what comes in numbers (lesions, vertebrae, ribs, teeth) from cranial to caudal: a label map beside
-            the mask, and voxels and ml of each in the manifest.
-        measures: Write a table of each scan's masks: volume, surface, axes, intensities, on CT shares of tissues by HU.
-        preview: Write a picture of each scan and what was found in it: three planes, coloured, with a legend (PNG).
+        binary_seg: Write the segments of the DICOM Segmentation as binary frames, for readers that do not know label
+            maps.
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, with the Segmentation that has
+            the segments they belong to (extra: dicom).
+        instances: Number structures that occur several times (lesions, vertebrae, ribs, teeth) from cranial to caudal:
+            in a label map beside the mask, with voxels and ml of each in the manifest.
+        measures: Write a table of each scan's masks: volume, surface, axes, intensities, and on CT the shares of
+            tissues by HU.
+        preview: Write a picture of each scan and what was found in it: three planes in colour with a legend (PNG).
     """
 
     combine: bool = False
@@ -39,15 +44,21 @@ class Outputs:
     dicom_seg: bool = False
     rtstruct: bool = False
     binary_seg: bool = False
+    dicom_sr: bool = False
     instances: bool = False
     measures: bool = False
     preview: bool = False
 
     def __post_init__(self) -> None:
         if self.combine and self.probabilities:
-            raise UserError("probabilities go with one mask per prompt, not with one combined label map")
+            raise UserError("probabilities can be written with one mask per prompt, not with one combined label map")
         if self.combine and self.instances:
-            raise UserError("instances go with one mask per prompt, not with one combined label map")
+            raise UserError("instances can be written with one mask per prompt, not with one combined label map")
+
+    @property
+    def dicom(self) -> bool:
+        """Whether DICOM objects are written for DICOM series."""
+        return self.dicom_seg or self.rtstruct or self.dicom_sr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +66,26 @@ class PredictOptions:
     """How to predict.
 
     Attributes:
-        modality: Modality of all scans; a scan's own, or guessed, if not given.
+        modality: Modality of all scans; read from each scan or guessed if not given.
         outputs: What to write.
-        postprocessing: What is done to every mask.
+        postprocessing: Corrections of every mask.
         strict: End before the first scan if a prompt names no class of the model.
         overlap: Share of a window that its neighbour covers too; 0.5 if not given.
-        mirror: Average over mirrored windows, never across left and right; for models trained with mirroring.
-        max_absent: Leave out a mask where the structure is absent with at least this probability, and say that it is not
+        mirror: Average over mirrored windows, but never swap left and right; for models trained with mirroring.
+        max_absent: Leave out a mask if its structure is absent with at least this probability, and report it as not
             seen; 1 leaves none out. For models whose confidence is calibrated.
-        repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside of their
-            wholes), which are else only told.
-        min_confidence: Leave out a mask of which a smaller Dice is expected, and say so.
+        repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside their
+            wholes) instead of only reporting them.
+        min_confidence: Leave out a mask if its expected Dice is smaller than this, and report it.
         fast: Fewer windows (overlap 0.2): up to three times as fast, a little less exact.
-        batch: Windows that go through the network at once.
-        memory_gb: GB for the probabilities of prompts; less costs time, never a voxel.
-        overwrite: Predict scans again that are done already.
-        device: Where to compute: cuda, cuda:1, mps or cpu; 'auto' takes the best.
-        engine: How to run the network; results agree within rounding, and 'auto' takes the fastest that was measured.
-        precision: Precision of the network; 'auto' is float16 on CUDA, where overflow is noticed, and on a CPU bfloat16 if
-            the processor computes in it.
+        batch: Number of windows that go through the network at once.
+        memory_gb: Memory for the probabilities of prompts in GB; less takes more time, but gives the same masks.
+        overwrite: Predict all scans again, also those that are done.
+        device: Device to compute on: cuda, cuda:1, mps or cpu; 'auto' takes the best.
+        engine: Engine that runs the network; results agree within rounding, and 'auto' takes the fastest that was
+            measured.
+        precision: Precision of the network; 'auto' is float16 on CUDA (an overflow is noticed), and bfloat16 on a CPU
+            if the processor computes in it.
     """
 
     modality: Modality | None = None
@@ -106,5 +118,5 @@ class PredictOptions:
 
     @property
     def window_overlap(self) -> float:
-        """Overlap of windows that ``overlap`` and ``fast`` come to."""
+        """Overlap of windows that follows from ``overlap`` and ``fast``."""
         return self.overlap if self.overlap is not None else FAST_OVERLAP if self.fast else USUAL_OVERLAP

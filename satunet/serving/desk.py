@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import re
 import secrets
@@ -106,14 +107,19 @@ class Job:
         """What was found; empty until it is done."""
         if self.state != "done":
             return {}
-        content: dict[str, Any] = read_json(manifest_file(self.folder, _NAME, self.outputs.combine))
+        try:
+            content: dict[str, Any] = read_json(manifest_file(self.folder, _NAME, self.outputs.combine))
+        except FileNotFoundError as error:
+            raise UnknownError(f"job {self.id!r} is forgotten by now") from error
         return content
 
     @property
     def files(self) -> dict[str, Path]:
         """Result files by name."""
-        found = (file for file in self.folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-        return {file.name: file for file in found if file.suffix != ".log"} if self.state == "done" else {}
+        if self.state != "done":
+            return {}
+        found = (file for file in _files_in(self.folder) if not file.name.startswith("."))
+        return {file.name: file for file in found if file.suffix != ".log"}
 
 
 class Desk:
@@ -359,7 +365,12 @@ def told(error: Exception, folder: Path) -> str:
 
 def _size(folder: Path) -> int:
     total = 0
-    for file in folder.rglob("*"):
+    for file in _files_in(folder):
         with contextlib.suppress(OSError):
-            total += file.stat().st_size if file.is_file() else 0
+            total += file.stat().st_size
     return total
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Files below a folder; of one that somebody forgets meanwhile, those that are left (pathlib's own walk raises)."""
+    return [Path(where) / name for where, _, names in os.walk(folder) for name in names]

@@ -1,9 +1,10 @@
 "use strict";
 (() => {
   const by = (id) => document.getElementById(id);
-  const state = { scan: null, job: null, image: null, shown: [], volumes: 0 };
+  const state = { scan: null, job: null, asking: false, ending: false, image: null, shown: [], volumes: 0 };
   const nv = new niivue.Niivue({
     isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, show3Dcrosshair: true,
+    crosshairWidth: 0.6, crosshairColor: [0.9, 0.9, 0.9, 0.7],
     backColor: [0.063, 0.071, 0.078, 1], loadingText: "", logLevel: "error",
     onLocationChange: (where) => { by("place").textContent = where.string; },
   });
@@ -35,19 +36,26 @@
     for (const id of ["words", "go", "everything"]) by(id).disabled = !on;
   }
 
-  async function bring(file) {
+  // One file as it is; several, as of a folder, as one archive.
+  async function bring(files) {
+    files = files.filter((f) => !f.name.startsWith("."));
     problem();
+    by("said").textContent = "";
+    if (!files.length) { problem("nothing was dropped that is a file"); return; }
     ready(false);
-    by("scan").textContent = `Uploading ${file.name} …`;
+    const title = files.length === 1 ? files[0].name : `${files.length} files`;
+    by("scan").textContent = `Uploading ${title} …`;
     try {
-      const brought = await json(`scans?filename=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+      const [sent, called] = files.length === 1 && /\.(nii|gz|nrrd|mha|zip)$/i.test(files[0].name)
+        ? [files[0], files[0].name] : [await zip(files), "scan.zip"];
+      const brought = await json(`scans?filename=${encodeURIComponent(called)}`, { method: "POST", body: sent });
       if (state.scan) call(`scans/${state.scan}`, { method: "DELETE" }).catch(() => {});
       state.scan = brought.scan;
-      by("scan").textContent = `${file.name}: ${brought.shape.join(" × ")} voxels of ` +
+      by("scan").textContent = `${title}: ${brought.shape.join(" × ")} voxels of ` +
         `${brought.spacing_mm.map((s) => s.toFixed(2)).join(" × ")} mm`;
       by("structures").replaceChildren();
       const image = await (await call(`scans/${state.scan}/image`)).arrayBuffer();
-      const name = /\.(nrrd|mha)$/i.exec(file.name) ? `scan${/\.(nrrd|mha)$/i.exec(file.name)[0]}` : "scan.nii.gz";
+      const name = /\.(nrrd|mha|nii)$/i.exec(called) ? `scan${/\.(nrrd|mha|nii)$/i.exec(called)[0].toLowerCase()}` : "scan.nii.gz";
       nv.volumes = [];
       await nv.loadFromArrayBuffer(image, name);
       nv.setSliceType(nv.sliceTypeMultiplanar);
@@ -63,7 +71,10 @@
   async function ask(prompts) {
     problem();
     ready(false);
+    by("said").textContent = "";
+    state.asking = true;
     by("cancel").hidden = false;
+    by("cancel").focus(); // what has the focus is disabled now, and would hear no key
     by("progress").hidden = false;
     try {
       let job = await json(`scans/${state.scan}/jobs`, {
@@ -72,21 +83,28 @@
         body: JSON.stringify({ prompts, combine: true }),
       });
       state.job = job.job;
+      if (state.ending) cancel(); // asked for before the server had told the job's name
       while (job.state === "waiting" || job.state === "running") {
         by("progress").value = job.progress;
         await new Promise((done) => setTimeout(done, 150));
         job = await json(`jobs/${job.job}`);
       }
       if (job.state === "failed") throw new Error(job.error);
-      if (job.state === "done") await show(job);
+      if (job.state === "cancelled") by("said").textContent = "Cancelled.";
+      if (job.state === "done") {
+        await show(job);
+        by("said").textContent = `Done in ${job.seconds.toFixed(1)} s.`;
+      }
     } catch (error) {
       problem(error);
     } finally {
       state.job = null;
-      by("cancel").hidden = true;
+      state.asking = state.ending = false;
       by("progress").hidden = true;
       by("progress").value = 0;
       ready(true);
+      if (document.activeElement === by("cancel")) by("words").focus();
+      by("cancel").hidden = true;
     }
   }
 
@@ -182,10 +200,35 @@
     if (prompts.length) ask(prompts);
   });
   by("everything").addEventListener("click", () => ask(null));
-  by("cancel").addEventListener("click", () => {
+  function cancel() {
+    if (!state.asking) return;
+    state.ending = true;
     if (state.job) call(`jobs/${state.job}`, { method: "DELETE" }).catch(problem);
-  });
-  by("file").addEventListener("change", () => { if (by("file").files[0]) bring(by("file").files[0]); });
+  }
+  by("cancel").addEventListener("click", cancel);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") cancel(); });
+  for (const id of ["file", "folder"]) {
+    by(id).addEventListener("change", () => {
+      const files = [...by(id).files];
+      if (files.length) bring(files.sort((a, b) => (a.webkitRelativePath < b.webkitRelativePath ? -1 : 1)));
+      by(id).value = ""; // the same one may be chosen again
+    });
+  }
+  by("choose-folder").addEventListener("click", () => by("folder").click());
+
+  async function within(entry) {
+    if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+    const reader = entry.createReader(), found = [];
+    for (;;) { // a reader gives a hundred at a time
+      const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+      if (!some.length) break;
+      found.push(...some);
+    }
+    found.sort((a, b) => (a.name < b.name ? -1 : 1));
+    const files = [];
+    for (const inner of found) files.push(...await within(inner));
+    return files;
+  }
   const drop = by("drop");
   drop.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); by("file").click(); }
@@ -197,7 +240,10 @@
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    if (event.dataTransfer.files[0]) bring(event.dataTransfer.files[0]);
+    const entries = [...event.dataTransfer.items].map((i) => i.webkitGetAsEntry && i.webkitGetAsEntry()).filter(Boolean);
+    const plain = [...event.dataTransfer.files];
+    (entries.length ? Promise.all(entries.map(within)).then((all) => all.flat()) : Promise.resolve(plain))
+      .then(bring).catch(problem);
   });
   by("opacity").addEventListener("input", () => {
     if (nv.volumes.length > 1) nv.setOpacity(1, by("opacity").value / 100);

@@ -14,4 +14,5 @@ NIIVUE = _HERE.parent / "viewing" / "niivue" / "niivue.umd.js"
 def page() -> str:
     """The page, with its style and script."""
     parts = {name: (_HERE / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    parts["html"] = parts["html"].replace("@@ZIP@@", (_HERE / "zip.js").read_text("utf-8"))
     return parts["html"].replace("@@STYLE@@", parts["css"]).replace("@@SCRIPT@@", parts["js"])

@@ -44,7 +44,7 @@ OPTIONS = {
     },
     "predict": {
         "--input", "-i", "--pairs", "--output", "-o", "--model", "-m", "--prompts", "-p", "--prompt_file", "--all",
-        "--dicomweb", "--study", "--series", "--keep_local", "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--instances", "--measures", "--preview", "--scheduler", "--statistics", "--largest_component",
+        "--dicomweb", "--study", "--series", "--keep_local", "--modality", "--combine", "--probabilities", "--dicom_seg", "--rtstruct", "--binary_seg", "--dicom_sr", "--instances", "--measures", "--preview", "--scheduler", "--statistics", "--largest_component",
         "--fill_holes", "--strict", "--fold", "-f", "--checkpoint", "-chk", "--overlap", "--mirror", "--fast", "--batch",
         "--memory", "--overwrite", "--dry_run", "--engine", "--precision", "--device", "-device", "--verbose",
         "--repair", "--min_confidence", "--max_absent",
@@ -53,7 +53,7 @@ OPTIONS = {
         "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
     },
     "serve": {
-        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--most_upload_mb", "--queue",
+        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--token_file", "--most_upload_mb", "--queue",
         "--keep_minutes", "--features_gb", "--scans_gb", "--disk_gb", "--verbose",
     },
     "evaluate": {
@@ -156,7 +156,7 @@ def test_a_missing_model_says_what_a_model_is_and_which_are_here(
     call = ["predict", "-i", str(tmp_path / "scans"), "-p", "hippocampus"]
     assert run([*call, "-o", str(tmp_path / "first")]) == 1  # the scan is empty; the model comes with satunet
     said = capfd.readouterr()
-    assert "no model was named (-m): taking 'starter'" in said.err + said.out
+    assert "no model was given (-m): using 'starter'" in said.err + said.out
     call += ["-o", str(tmp_path / "out")]
     for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
         folder.mkdir(parents=True)

@@ -233,8 +233,8 @@ def test_whatever_is_wrong_with_one_dataset_the_others_are_listed(
     rows = {row["dataset"]: row for row in json.loads(capfd.readouterr().out)}
     assert "problem" not in rows["Dataset007_X"]
     assert "modalities" in rows["Dataset008_Y"]["problem"]
-    assert "nothing reads it" in rows["Task005_Old"]["problem"]
+    assert "no command reads it" in rows["Task005_Old"]["problem"]
     run(["fingerprint", "-d", "all", "--processes", "1"])
-    assert "left out, since a dataset's folder is named DatasetNNN_Name: Task005_Old" in " ".join(
+    assert "left out, because datasets are named DatasetNNN_Name: Task005_Old" in " ".join(
         capfd.readouterr().err.split()
     )

@@ -188,7 +188,7 @@ def test_a_class_may_have_its_own_tolerance() -> None:
     b = np.roll(a, 1, axis=0)
     scores = score_label_maps(a, b, (2.0, 1.0, 1.0), {"x": (1,), "y": (2,)}, rules=Rules(tolerances=("y=2",)))
     assert scores["x"].nsd < 1 == scores["y"].nsd
-    with pytest.raises(UserError, match=r"y: a tolerance in mm must be a number that is not negative, got -1"):
+    with pytest.raises(UserError, match=r"y: a tolerance in mm must not be negative, got -1"):
         Rules(tolerances=("y=-1",))
 
 

@@ -57,7 +57,7 @@ def test_sigterm_is_treated_as_ctrl_c_is(tmp_path: Path) -> None:
     assert process.returncode in (143, 0), told  # 0 where it was done before the signal came
     assert "Traceback" not in told
     if process.returncode == 143:
-        assert "ended by SIGTERM; what was finished is kept" in told
+        assert "ended by SIGTERM; finished work is kept" in told
     assert not list(tmp_path.rglob(".tmp-*"))
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr

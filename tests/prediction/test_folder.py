@@ -225,6 +225,27 @@ def test_dicom_series_are_predicted_and_give_a_segmentation_object(tmp_path: Pat
     assert (tmp_path / "combined" / "patient_x_4_structures.dcm").is_file()
 
 
+@pytest.mark.parametrize("combine", [False, True])
+def test_dicom_series_give_a_report_of_measures(tmp_path: Path, predictor: Predictor, combine: bool) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    from tests.images.test_dicom import write_series
+
+    write_series(tmp_path / "in" / "x", modality="MR")
+    outputs = Outputs(dicom_sr=True, measures=True, combine=combine)
+    summary = predict_folder([tmp_path / "in"], tmp_path / "out", predictor.changed(outputs=outputs), ["cup", "bright"])
+    assert summary.failures == {}
+    folder, start = (tmp_path / "out", "x_4_") if combine else (tmp_path / "out" / "x_4", "")
+    manifest = read_json(folder / ("x_4.json" if combine else "manifest.json"))
+    assert manifest["dicom"] == [f"{start}segmentation.dcm", f"{start}report.dcm"]
+    report = pydicom.dcmread(folder / f"{start}report.dcm")
+    numbers = [float(e.value) for e in report.iterall() if e.keyword == "NumericValue"]
+    with (folder / f"{start}measures.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    columns = ("volume_ml", "surface_cm2", "major_axis_mm", "minor_axis_mm", "least_axis_mm", "mean", "deviation")
+    assert numbers == [float(row[column]) for column in columns]
+
+
 def test_series_of_one_number_in_nested_folders_are_told_apart(tmp_path: Path) -> None:
     from tests.images.test_dicom import write_series
 

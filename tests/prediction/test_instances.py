@@ -99,5 +99,5 @@ def test_a_label_map_and_the_manifest(tmp_path: Path) -> None:
     ]  # fmt: skip
     found = np.asarray(nib.load(tmp_path / "out" / "a" / "liver_tumor_instances.nii.gz").dataobj)
     assert (found[13, 13, 13], found[4, 4, 4], int((found > 0).sum())) == (1, 2, 91)
-    with pytest.raises(UserError, match="instances go with one mask per prompt"):
+    with pytest.raises(UserError, match="instances can be written with one mask per prompt"):
         Outputs(combine=True, instances=True)

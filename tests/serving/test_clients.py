@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import permutations, product
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
 from satunet.prediction import Predictor
+from tests.images.dicom_files import write_slices
 from tests.prediction.conftest import make_model, write_model
 from tests.serving.running import running
 from tests.viewing.chromium import Page, find_chromium
@@ -153,3 +156,80 @@ def test_a_server_as_a_process_of_its_own(scan: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
     assert not list(tmp_path.glob("satunet-serve-*"))
+
+
+@pytest.mark.slow
+def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder out of a file manager; a suggestion; Escape and the button end a job; the label map arrives as a file."""
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    volume = np.full((30, 28, 26), 100, np.uint16)
+    volume[5:15, 6:16, 7:17] = 2000
+    write_slices(tmp_path / "in" / "series", volume, modality="MR")
+    (tmp_path / "in" / ".DS_Store").write_bytes(b"of the file manager")
+    predictor = Predictor(make_model(), device="cpu").with_networks(Slow)
+    with running(predictor, tmp_path / "desk") as address, Page(tmp_path / "profile") as page:
+        page.open_address(address)
+        page.save_downloads_to(tmp_path / "saved")
+        assert page.run("document.getElementById('token').offsetParent === null")  # none is asked for here
+        page.run("document.querySelector('#drop').focus()")
+        page.drop("#drop", tmp_path / "in")
+        page.wait_for("!document.getElementById('words').disabled")
+        assert "26 files: 30 × 28 × 26 voxels" in page.run("document.getElementById('scan').textContent")
+        assert page.run("document.activeElement.id") == "words"  # the next thing to do
+        page.type_into("#words", "left br")
+        page.wait_for("document.querySelectorAll('#suggestions option').length > 0")
+        assert page.run("document.querySelector('#suggestions option').value") == "left bright"
+
+        monkeypatch.setattr(Slow, "seconds", 2.0)
+        for end in (lambda: page.press("Escape"), lambda: page.click("#cancel")):
+            page.run("document.getElementById('words').value = 'bright'")
+            page.run("document.getElementById('words').focus()")
+            page.press("Enter")
+            page.wait_for("!document.getElementById('cancel').hidden")
+            end()
+            page.wait_for("document.getElementById('said').textContent == 'Cancelled.'")
+            assert page.run("document.getElementById('cancel').hidden && !document.getElementById('go').disabled")
+        monkeypatch.setattr(Slow, "seconds", 0.0)
+
+        page.run("document.getElementById('go').focus()")
+        page.press("Enter")
+        page.wait_for("document.querySelectorAll('#structures input').length == 1")
+        page.click("#structures button")
+        deadline = time.monotonic() + 30
+        while not (found := list((tmp_path / "saved").glob("*.nii.gz"))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        mask = read_label_map(found[0]).array > 0
+        # The file may turn and flip axes. It is off by less than half a voxel of the model, which is two of the scan's rows.
+        (turned,) = [t for t in permutations(range(3)) if mask.transpose(t).shape == volume.shape]
+        flips = product((slice(None), slice(None, None, -1)), repeat=3)
+        dice = max(
+            2 * (m & (volume > 1000)).sum() / (m.sum() + 1000) for m in (mask.transpose(turned)[f] for f in flips)
+        )
+        assert dice > 0.9
+
+        # By keyboard alone: everything that can be done can be reached, in the order in which it is read.
+        page.run("document.activeElement.blur()")
+        reached = []
+        for _ in range(12):
+            page.press("Tab")
+            reached.append(page.run("document.activeElement.id || document.activeElement.textContent"))
+        wanted = ["drop", "choose-folder", "words", "go", "everything", "opacity", "s0", "Download label map"]
+        assert [r for r in reached if r in wanted][: len(wanted)] == wanted, reached
+        assert not page.problems, page.problems
+
+
+class Slow:
+    """A network that takes its time, so that a job can be met while it runs."""
+
+    seconds = 0.0
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def encode_image(self, image: Any) -> Any:
+        return self.network.encode_image(image)
+
+    def decode(self, *given: Any) -> Any:
+        time.sleep(self.seconds)  # here, since features of a scan are kept
+        return self.network.decode(*given)

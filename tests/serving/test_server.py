@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -245,9 +247,27 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path, scan: b
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(UserError, match="give a token"):
         ServeOptions(host="0.0.0.0")
-    with pytest.raises(UserError, match="at least 16 characters"):
+    with pytest.raises(UserError, match="at least 16 ASCII characters"):
         ServeOptions(host="0.0.0.0", token="short")
     ServeOptions(host="0.0.0.0", token="0123456789abcdef")
+
+
+def test_a_token_out_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    options = ServeOptions(host="0.0.0.0", token_file=file)
+    with pytest.raises(UserError, match=f"{file}: no token can be read"):
+        options.secret()
+    for content in ("short", "", "two words are no token", "0123456789abcdef\n0123456789abcdef"):
+        file.write_text(content)
+        with pytest.raises(UserError, match=f"{file}: a token must be one word of at least 16"):
+            options.secret()
+    file.write_text("0123456789abcdef\n")
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", options)
+    with TestClient(app) as client:
+        assert client.get("/model").status_code == 401
+        assert client.get("/model", headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 200
+    with pytest.raises(UserError, match="not both"):
+        ServeOptions(token="0123456789abcdef", token_file=file)
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         ServeOptions(host=host)
 
@@ -271,6 +291,31 @@ def test_a_full_disk_lets_go_of_the_oldest(tmp_path: Path, scan: bytes) -> None:
         names = [bring(client, scan) for _ in range(4)]
         there = [client.get(f"/scans/{name}").status_code for name in names]
         assert there == [404, 404, 200, 200]
+
+
+def test_scans_that_are_forgotten_meanwhile_trouble_nobody(tmp_path: Path, scan: bytes) -> None:
+    """What one client lets go of while the desk counts what is on its disk is no error of another's."""
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wrong: list[str] = []
+
+        def come_and_go() -> None:
+            for _ in range(15):
+                answer = client.post("/scans", params={"filename": "x.nii.gz"}, content=scan)
+                if answer.status_code != 201:
+                    wrong.append(answer.text)
+                    return
+                client.delete(f"/scans/{answer.json()['scan']}")
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        done = ask(client, bring(client, scan))
+        shutil.rmtree(app.state.desk._jobs[done["job"]].folder)
+        assert client.get(f"/jobs/{done['job']}").status_code == 404
 
 
 def test_suggestions_and_meaning(client: TestClient) -> None:

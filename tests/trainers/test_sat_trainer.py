@@ -226,7 +226,7 @@ def test_choices_change_what_they_name_and_nothing_else() -> None:
     assert begun == TrainingConfig.from_recipe("short", steps=100, seed=7)
     assert TrainingChoices().config(begun) == begun
     assert TrainingChoices(recipe="short", workers=0).config(begun) == dataclasses.replace(begun, workers=0)
-    with pytest.raises(UserError, match="begun with the recipe 'short' and cannot go on with 'sat'"):
+    with pytest.raises(UserError, match="started with the recipe 'short' and cannot continue with 'sat'"):
         TrainingChoices(recipe="sat").config(begun)
     chosen = {f.name for f in dataclasses.fields(TrainingChoices)}
     assert chosen == {f.name for f in dataclasses.fields(TrainingConfig)}

@@ -84,7 +84,7 @@ def test_choices_of_a_specialist_are_heeded_and_kept(tmp_path: Path) -> None:
     assert SpecialistConfig.of(TrainingChoices(seed=9), begun=chosen) == dataclasses.replace(chosen, seed=9)
     with pytest.raises(UserError, match="begun with nnU-Net's own recipe"):
         SpecialistConfig.of(TrainingChoices(recipe="short"), begun=chosen)
-    with pytest.raises(UserError, match="begun with the recipe 'short'"):
+    with pytest.raises(UserError, match="started with the recipe 'short'"):
         SpecialistConfig.of(TrainingChoices(recipe="cpu"), begun=short)
     with pytest.raises(UserError, match="batch_size must be at least 1"):
         SpecialistConfig.of(TrainingChoices(batch_size=0))

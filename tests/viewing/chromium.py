@@ -115,6 +115,20 @@ class Page:
         found = self._send("Runtime.evaluate", {"expression": f"document.querySelector({selector!r})"})
         self._send("DOM.setFileInputFiles", {"files": [str(file)], "objectId": found["result"]["objectId"]})
 
+    def drop(self, selector: str, *paths: Path) -> None:
+        """Drop files or folders on an element, as out of a file manager."""
+        box = self.run(
+            f"(() => {{const b = document.querySelector({selector!r}).getBoundingClientRect();"
+            " return [b.x + b.width / 2, b.y + b.height / 2]})()"
+        )
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self._send("Input.dispatchDragEvent", {"type": kind, "x": box[0], "y": box[1], "data": data})
+
+    def save_downloads_to(self, folder: Path) -> None:
+        """From now on, what a page offers for download is saved there."""
+        self._send("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}, session=None)
+
     def type_into(self, selector: str, text: str) -> None:
         """Type into an input."""
         self.run(f"document.querySelector({selector!r}).focus()")
@@ -122,7 +136,7 @@ class Page:
 
     def press(self, key: str) -> None:
         """Press and let go of a key."""
-        codes = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
+        codes = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " "), "Escape": (27, "")}
         number, text = codes[key]
         for kind in ("keyDown", "keyUp"):
             event = {"type": kind, "key": key, "windowsVirtualKeyCode": number}

@@ -1,4 +1,4 @@
-"""What a pre-training does, in numbers."""
+"""Settings of the pre-trainings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class PretrainConfig:
         warmup: Share of the steps that warm up.
         weight_decay: Weight decay of AdamW.
         temperature: Temperature of the contrastive loss at the start; it is learned, its inverse at most 100.
-        frozen_layers: Lowest layers of the text encoder that stay as they are, the table of words with them.
-        hard: Concepts per group that are easily taken for each other.
-        max_tokens: Tokens of a text that are read, at most.
-        held_out: Share of the names that are kept out of training, to measure with.
+        frozen_layers: Number of lowest layers of the text encoder that are not trained, with the table of words.
+        hard: Number of concepts in a group of concepts that are easily confused.
+        max_tokens: Largest number of tokens that are read of a text.
+        held_out: Share of the names that are kept out of training, for measuring.
         dropout: Whether the text encoder's own dropout is on.
         seed: Seed of split, pairs and dropout.
         checkpoint_every: Steps between checkpoints.
-        precision: Data type of both encoders; 'auto' is bfloat16 where the device has it. The loss is float32 always.
+        precision: Data type of both encoders; 'auto' is bfloat16 where the device has it. The loss is always float32.
     """
 
     steps: int = 1000
@@ -56,9 +56,11 @@ class PretrainConfig:
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.held_out < 1 or not 0 <= self.warmup <= 1:
-            raise UserError(f"held_out and warmup are shares, got {self.held_out}, {self.warmup}")
+            raise UserError(f"held_out and warmup must be shares, got {self.held_out}, {self.warmup}")
         if self.learning_rate <= 0 or self.temperature <= 0:
-            raise UserError(f"learning_rate and temperature are positive, got {self.learning_rate}, {self.temperature}")
+            raise UserError(
+                f"learning_rate and temperature must be positive, got {self.learning_rate}, {self.temperature}"
+            )
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then cosine to 0."""

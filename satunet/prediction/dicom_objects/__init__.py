@@ -1,8 +1,11 @@
-"""Masks as DICOM objects beside the series they were found in: Segmentation and RT Structure Set (extra ``dicom``)."""
+"""Masks as DICOM objects beside the series they were found in: Segmentation, RT Structure Set, and their measures as a
+Structured Report (extra ``dicom``).
+"""
 
 from satunet.prediction.dicom_objects.outlines import outlines
+from satunet.prediction.dicom_objects.report import Reported, write_report
 from satunet.prediction.dicom_objects.segmentation import Kind, write_segmentations
 from satunet.prediction.dicom_objects.source import read_source
 from satunet.prediction.dicom_objects.structure_set import write_structure_set
 
-__all__ = ["Kind", "outlines", "read_source", "write_segmentations", "write_structure_set"]
+__all__ = ["Kind", "Reported", "outlines", "read_source", "write_report", "write_segmentations", "write_structure_set"]

@@ -142,6 +142,8 @@ def _description(number: int, name: str, codes: SegmentCodes, colour: tuple[int,
     description = SegmentDescription(
         segment_number=number,
         segment_label=dicom_name(name),
+        tracking_id=dicom_name(name),
+        tracking_uid=hd.UID(),
         segmented_property_category=_code(codes.category),
         segmented_property_type=_code(codes.type),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -25,7 +25,7 @@ _EMPTY_ALLOWED = (
 _DATES, _TIMES = ("PatientBirthDate", "StudyDate"), ("StudyTime",)
 _NAMED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
 """Attribute of an image → where the file's own header says it again."""
-_INSTEAD = "leave out --dicom_seg and --rtstruct to get its masks as NIfTI"
+_INSTEAD = "leave out --dicom_seg, --rtstruct and --dicom_sr to get its masks as NIfTI"
 
 
 @dataclass(frozen=True, kw_only=True)

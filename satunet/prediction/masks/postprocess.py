@@ -1,11 +1,11 @@
-"""What may be done to a mask after thresholding; nothing is, unless asked for."""
+"""Corrections of a mask after thresholding; none is made unless asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # commands show these options in their help, without numpy
+if TYPE_CHECKING:  # the help of commands shows these options without importing numpy
     import numpy as np
     from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ class Postprocessing:
         return self.largest_component or self.fill_holes
 
     def __call__(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(X, Y, Z) boolean → the same shape; a mask without a voxel stays as it is."""
+        """Correct a mask, (X, Y, Z) boolean; a mask without a voxel stays as it is."""
         import numpy as np
 
         if not mask.any():
@@ -34,7 +34,8 @@ class Postprocessing:
         if self.largest_component:
             import cc3d
 
-            # Padded, because cc3d 4.1 has room for too few components in a small box whose every other voxel is one.
+            # Padded, because cc3d 4.1 reserves room for too few components in a small box in which every other voxel is
+            # one.
             largest = cc3d.largest_k(np.pad(mask, 1), k=1, connectivity=26)
             mask = np.ascontiguousarray(largest[1:-1, 1:-1, 1:-1] > 0)
         if self.fill_holes:

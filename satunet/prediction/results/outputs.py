@@ -140,12 +140,12 @@ class ScanResult:
                 if entries[position]["file"] is not None:
                     entries[position]["instances"] = [asdict(one) for one in found_ones]
         _say_what_is_not_seen(self.job.name, entries)
-        told = [worth_in_words(mask.worth) for mask in found]
         series = self.job.scan.series
-        if series is not None and (self.outputs.dicom_seg or self.outputs.rtstruct):
-            content["dicom"] = [file.name for file in self._write_dicom(series, masks, told)]
+        measures = self._measured(masks)
+        if series is not None and self.outputs.dicom:
+            content["dicom"] = [file.name for file in self._write_dicom(series, found, measures)]
         if self.outputs.measures:
-            self._write_measures(masks)
+            self._write_measures(measures)
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -206,23 +206,34 @@ class ScanResult:
     def _wholes_of(self, label: int) -> frozenset[str]:
         return self.wholes.get(self._class_of(label), frozenset())
 
-    def _write_dicom(self, series: Series, masks: Sequence[BoxedMask | None], told: Sequence[str]) -> list[Path]:
+    def _measured(self, masks: Sequence[BoxedMask | None]) -> list[Measures | None]:
+        """Measures of each mask that has voxels, if they are asked for."""
+        image = self.scan.image
+        if not self.outputs.measures and (not self.outputs.dicom_sr or self.job.scan.series is None):
+            return [None] * len(masks)
+        return [None if mask is None else measure(mask, image.grid, image.array, self.job.modality) for mask in masks]
+
+    def _write_dicom(
+        self, series: Series, masks: Sequence[PromptMask], measures: Sequence[Measures | None]
+    ) -> list[Path]:
         from satunet.knowledge.file import default_tree
         from satunet.prediction.dicom_objects import Kind, write_segmentations, write_structure_set
 
-        found = [(m, mask, text) for m, mask, text in zip(self.matches, masks, told, strict=True) if mask is not None]
+        found = [(mask.match, mask.boxed, worth_in_words(mask.worth)) for mask in masks if mask.boxed is not None]
         named = [(m.prompt, mask) for m, mask, _ in found]
         classes, texts = [m.class_name for m, _, _ in found], [text for *_, text in found]
         folder = self.output if self.outputs.combine else self.output / self.job.name
         start = f"{self.job.name}_" if self.outputs.combine else ""
         files = []
-        if self.outputs.dicom_seg:
+        if self.outputs.dicom_seg or self.outputs.dicom_sr:
             kind: Kind = "binary" if self.outputs.binary_seg else "auto"
             file = folder / f"{start}segmentation.dcm"
             self.protected.check(file)
             files += write_segmentations(
                 file, series, named, classes=classes, texts=texts, kind=kind, tree=default_tree()
             )
+        if self.outputs.dicom_sr and files:
+            files.append(self._write_report(folder / f"{start}report.dcm", series, files, masks, measures))
         if self.outputs.rtstruct:
             files.append(folder / f"{start}structures.dcm")
             self.protected.check(files[-1])
@@ -230,11 +241,29 @@ class ScanResult:
         self._written.extend(files)
         return files
 
-    def _write_measures(self, masks: Sequence[BoxedMask | None]) -> None:
+    def _write_report(
+        self,
+        file: Path,
+        series: Series,
+        segmentations: Sequence[Path],
+        masks: Sequence[PromptMask],
+        measures: Sequence[Measures | None],
+    ) -> Path:
+        from satunet.prediction.dicom_objects import Reported, write_report
+
+        self.protected.check(file)
+        reported = [
+            Reported(measures=found, certainty=None if mask.worth is None else 1 - mask.worth.absent)
+            for mask, found in zip(masks, measures, strict=True)
+            if found is not None
+        ]
+        write_report(file, series, list(segmentations), reported)
+        return file
+
+    def _write_measures(self, measures: Sequence[Measures | None]) -> None:
         """A row for each mask that has voxels."""
-        image, rows = self.scan.image, []
-        for match, mask in zip(self.matches, masks, strict=True):
-            found = None if mask is None else measure(mask, image.grid, image.array, self.job.modality)
+        rows = []
+        for match, found in zip(self.matches, measures, strict=True):
             if found is not None:
                 numbers = {name: None if v is None else round(v, 4) for name, v in asdict(found).items()}
                 rows.append({"prompt": match.prompt, "class": match.class_name, **numbers})

@@ -61,7 +61,14 @@ class Protected:
             raise UserError(f"{job.scan.path}: {job.name!r} is no name for results; allowed is one part of a path")
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
-            for ending in (job.scan.ending, "_segmentation.dcm", "_structures.dcm", "_preview.png", f"_{MEASURES}"):
+            for ending in (
+                job.scan.ending,
+                "_segmentation.dcm",
+                "_structures.dcm",
+                "_report.dcm",
+                "_preview.png",
+                f"_{MEASURES}",
+            ):
                 self.check(output / f"{job.name}{ending}")
             if job.scan.series is None and job.scan.path.resolve().parent == output.resolve():
                 raise UserError(

@@ -117,7 +117,7 @@ def test_a_series_that_cannot_carry_results_is_refused(
         read_source(series)
     message = str(refused.value)
     assert message.startswith(f"{tmp_path / 'ct'}: ")
-    assert message.endswith("leave out --dicom_seg and --rtstruct to get its masks as NIfTI")
+    assert message.endswith("leave out --dicom_seg, --rtstruct and --dicom_sr to get its masks as NIfTI")
     assert "\n" not in message
 
 
