@@ -41,6 +41,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "pytest>=8",
     "schemathesis>=4",
+    "sentence-transformers>=3",
     "surface-distance>=0.1",
 ]
 MUTANTS = ["coverage>=7.6", "mutmut>=3.8,<4"]

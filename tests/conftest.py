@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,10 +19,13 @@ settings.load_profile("reproducible")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--golden`` writes the golden loss curve anew; ``--precision`` says what 'auto' means."""
+    """``--golden`` writes the golden loss curve anew; ``--precision`` says what 'auto' means; ``--complete`` refuses skips."""
     parser.addoption("--golden", action="store_true", help="write the golden loss curve anew")
     parser.addoption(
         "--precision", choices=("bfloat16", "float16", "float32"), help="compute in it wherever a test asks for 'auto'"
+    )
+    parser.addoption(
+        "--complete", action="store_true", help="fail if a test skips for want of what scripts/setup installs"
     )
 
 
@@ -28,6 +33,38 @@ def pytest_configure(config: pytest.Config) -> None:
     """What 'auto' means here, and in the processes that tests start."""
     if precision := config.getoption("--precision"):
         os.environ["SATUNET_PRECISION"] = precision
+
+
+MAY_BE_ABSENT = (
+    r"the reference material \(\.\./shared\)", r"the real datasets \(\.\./shared/data\)", "no list of prompts there",
+    r"no GPU$", r"needs a GPU$", "root writes everywhere", "mounting a small disk is not allowed",
+    "needs Linux and a C compiler", r"no C\+\+ compiler", "git is not here", "chromium is not installed",
+    "Orthanc is not installed", r"(plastimatch|segimage2itkimage|itkimage2segimage|dcm2niix|dcmqi) is not installed",
+    "could not import 'panoptica'",  # it holds numpy below 2.3
+    "monailabel is not installed",  # it brings a server's worth of packages, and another version of MONAI
+)  # fmt: skip
+"""Why a test may skip after ``scripts/setup``: data beside the project, hardware, rights, programs that pip has not."""
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With ``--complete``, name the tests that skip for another reason."""
+    if config.getoption("--complete"):
+        for test, why in _unexpected(terminalreporter):
+            terminalreporter.write_line(f"SKIPPED, and set-up brings what it needs: {test}: {why}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``--complete``, a run with such tests has failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--complete") and reporter is not None and _unexpected(reporter):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def _unexpected(reporter: Any) -> list[tuple[str, str]]:
+    """Tests and files that skipped for another reason than those of :data:`MAY_BE_ABSENT`."""
+    reasons = [(r.nodeid, str(r.longrepr[2]).removeprefix("Skipped: ")) for r in reporter.stats.get("skipped", [])]
+    return [(test, why) for test, why in reasons if not any(re.match(known, why) for known in MAY_BE_ABSENT)]
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -96,7 +96,11 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
         predictor: With its model.
         folder: Folder of the server's own, for uploads and results; removed at the end.
         options: What it may use.
+
+    Raises:
+        UserError: The file of the token cannot be read, or holds none.
     """
+    token = options.secret()
     desk = Desk(predictor, folder, options)
 
     @contextlib.asynccontextmanager
@@ -114,7 +118,7 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
         version=__version__,
         summary="Text-prompted segmentation of 3D medical images",
         lifespan=lifespan,
-        dependencies=[Depends(_token_check(options.token))] if options.token else [],
+        dependencies=[Depends(_token_check(token))] if token else [],
     )
     app.state.desk = desk
     _add_errors(app, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
@@ -20,6 +21,7 @@ class ServeOptions:
         port: Port to listen on; 0 takes a free one.
         token: Secret that clients send as "Authorization: Bearer TOKEN"; required if other machines can reach the
             server.
+        token_file: File whose only line is the token, so that no list of processes shows it.
         most_upload_mb: Largest upload in MB; an archive may not unpack to more than ten times as much.
         queue: Number of jobs that may wait; further ones are refused.
         keep_minutes: Minutes after which unused scans and results are removed.
@@ -31,6 +33,7 @@ class ServeOptions:
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
     port: int = 8000
     token: str | None = None
+    token_file: Annotated[Path | None, arg(metavar="FILE")] = None
     most_upload_mb: float = 1024.0
     queue: int = 32
     keep_minutes: float = 60.0
@@ -47,20 +50,43 @@ class ServeOptions:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.port < 65536:
             raise UserError(f"port must be from 0 to 65535, got {self.port}")
-        if self.token is not None and len(self.token) < 16:
+        if self.token is not None and self.token_file is not None:
+            raise UserError("give a token or a file with one, not both")
+        if self.token is not None:
+            _check_token(self.token)
+        if not _is_loopback(self.host) and self.token is None and self.token_file is None:
             raise UserError(
-                "a token must have at least 16 characters; this makes one: python -c 'import secrets; print(secrets.token_hex())'"
+                f"other machines can reach {self.host}: give a token (--token or --token_file) and put a proxy with TLS in "
+                "front, or listen on 127.0.0.1"
             )
-        if not _is_loopback(self.host) and self.token is None:
-            raise UserError(
-                f"other machines can reach {self.host}: give a token (--token) and put a proxy with TLS in front, or listen "
-                "on 127.0.0.1"
-            )
+
+    def secret(self) -> str | None:
+        """The token, given or read from its file; ``None`` where none is asked for.
+
+        Raises:
+            UserError: The file cannot be read, or holds no token.
+        """
+        if self.token_file is None:
+            return self.token
+        try:
+            text = self.token_file.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.token_file}: no token can be read ({error})") from error
+        return _check_token(text.strip(), f"{self.token_file}: ")
 
     @property
     def most_upload_bytes(self) -> int:
         """Largest upload in bytes."""
         return int(self.most_upload_mb * 1e6)
+
+
+def _check_token(token: str, where: str = "") -> str:
+    if len(token) < 16 or not token.isprintable() or not token.isascii() or " " in token:
+        raise UserError(
+            f"{where}a token must be one word of at least 16 ASCII characters; this makes one: "
+            "python -c 'import secrets; print(secrets.token_hex())'"
+        )
+    return token
 
 
 def _is_loopback(host: str) -> bool:

@@ -92,6 +92,7 @@ def drill(
     set_environment(run)
     prepare(run)
     for stage in stages(run):
+        stage.before()
         start = work / "start"
         _put(run, start)
         journal, told = work / "journal", work / "told"

@@ -420,6 +420,7 @@ def serve(connection: Connection, scratch: Path) -> None:
     """A process with the heavy libraries in it: judges mutants until there are none."""
     import importlib
 
+    sys.dont_write_bytecode = False  # each mutant would compile all the other modules again
     for name in HEAVY:
         try:
             importlib.import_module(name)

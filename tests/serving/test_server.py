@@ -247,9 +247,27 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(tmp_path: Path, scan: b
 def test_other_machines_need_a_token() -> None:
     with pytest.raises(UserError, match="give a token"):
         ServeOptions(host="0.0.0.0")
-    with pytest.raises(UserError, match="at least 16 characters"):
+    with pytest.raises(UserError, match="at least 16 ASCII characters"):
         ServeOptions(host="0.0.0.0", token="short")
     ServeOptions(host="0.0.0.0", token="0123456789abcdef")
+
+
+def test_a_token_out_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    options = ServeOptions(host="0.0.0.0", token_file=file)
+    with pytest.raises(UserError, match=f"{file}: no token can be read"):
+        options.secret()
+    for content in ("short", "", "two words are no token", "0123456789abcdef\n0123456789abcdef"):
+        file.write_text(content)
+        with pytest.raises(UserError, match=f"{file}: a token must be one word of at least 16"):
+            options.secret()
+    file.write_text("0123456789abcdef\n")
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", options)
+    with TestClient(app) as client:
+        assert client.get("/model").status_code == 401
+        assert client.get("/model", headers={"Authorization": "Bearer 0123456789abcdef"}).status_code == 200
+    with pytest.raises(UserError, match="not both"):
+        ServeOptions(token="0123456789abcdef", token_file=file)
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         ServeOptions(host=host)
 

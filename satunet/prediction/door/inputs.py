@@ -5,7 +5,6 @@ Then :mod:`satunet.prediction.door.jobs` decides what is done with each.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from satunet.errors import PromptError, ScanError, UserError
 from satunet.images.formats import image_files
 from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images, read_image, strip_ending
 from satunet.jobs.file_names import name_key, safe_name, unique_names
+from satunet.jobs.files import parse_json
 
 if TYPE_CHECKING:  # pydicom and SimpleITK are needed only for DICOM series
     from satunet.images.dicom import Series
@@ -120,7 +120,10 @@ def read_pairs(file: Path) -> list[Scan]:
             raise UserError(f"{file}, {where}: 'image' must be a path, got {entry.get('image')!r}")
         path = file.parent / entry["image"]
         modality = _modality_of(entry, where, file)
-        scans = collect_scans([path]) if path.is_dir() else [_of_file(path)]
+        try:
+            scans = collect_scans([path]) if path.is_dir() else [_of_file(path)]
+        except OSError as error:  # a name that no file system takes, a folder that may not be read
+            raise UserError(f"{file}, {where}: {path!s:.200} cannot be read ({error.strerror or error})") from error
         own = tuple(dict.fromkeys(prompts))
         jobs += [replace(scan, prompts=own, modality=modality or scan.modality) for scan in scans]
     if not jobs:
@@ -248,14 +251,14 @@ def _modality_of(entry: dict[str, Any], where: str, file: Path) -> str | None:
 def _entries(text: str, file: Path) -> list[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
-            return [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), start=1)]
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}: not a JSON list ({error})") from error
+            return [(f"entry {i}", entry) for i, entry in enumerate(parse_json(text, file), start=1)]
+        except ValueError as error:
+            raise UserError(str(error)) from error
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                entries.append((f"line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}: not a JSON object ({error})") from error
+                entries.append((f"line {number}", parse_json(line, f"{file}, line {number}")))
+            except ValueError as error:
+                raise UserError(str(error)) from error
     return entries

@@ -156,7 +156,7 @@ class ScanResult:
             "files": {file.name: to_plain(FileState.of(file)) for file in self._written},
         }
         flush_to_disk(self._written)  # the manifest promises them
-        write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content)
+        write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content, sealed=True)
 
     @cached_property
     def _names(self) -> list[str]:
