@@ -355,7 +355,9 @@ def test_a_class_that_was_never_learned_from_such_scans_is_said(tmp_path: Path) 
     predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["liver", "brain tumor"])
     liver, tumor = read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"]
     assert "note" not in liver
-    assert tumor["note"] == ("'brain tumor' was learned from mri only, but this scan is taken as ct: its mask is a guess")
+    assert tumor["note"] == (
+        "'brain tumor' was learned from mri only, but this scan is taken as ct: its mask is a guess"
+    )
     with pytest.raises(PromptError, match=r"--strict: .*learned from mri only"):
         predict_folder([tmp_path / "a.nii.gz"], tmp_path / "o2", predictor.changed(strict=True), ["brain tumor"])
 
