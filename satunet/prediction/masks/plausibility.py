@@ -1,7 +1,8 @@
 """Contradictions between the masks of a scan: always reported, but repaired only when that is asked for.
 
 - Sides: a left structure lies to the right of its right counterpart.
-- Containment: a structure lies partly outside its whole, by the label space (and the knowledge tree, if there is one).
+- Containment: a structure lies partly outside its whole, by the label space (and the knowledge tree, if there is one),
+  and by more than the borders of two masks differ anyway.
 - Order: a vertebra or a rib lies above one that it should be below.
 - Size: a volume is far from those in training, where the model's calibration knows them.
 """
@@ -24,7 +25,11 @@ from satunet.labels.names import normalize_name
 from satunet.prediction.masks.boxed import BoxedMask
 
 MOST_OUTSIDE = 0.05
-"""Share of a part that may lie outside its whole, because the masks of two prompts are thresholded separately."""
+"""Share of a part that may lie clearly outside its whole."""
+CLEARLY_MM = 3.0
+"""Distance from the whole (at least one voxel) within which the borders of part and whole may differ, because each
+border is where a blurred probability reaches one half.
+"""
 MOST_DEVIATIONS = 4.0
 """Number of standard deviations, of the logarithm of a volume, that are not a contradiction."""
 _REPAIRABLE = 0.5  # share of a part that may be cut off
@@ -91,7 +96,7 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
         found[left].append(f"lies to the right of {right!r}")
         found[right].append(f"lies to the left of {left!r}")
     for part, whole in anatomy.whole_pairs(list(by_name)):
-        outside = 1 - shared_voxels(by_name[part].mask, by_name[whole].mask) / by_name[part].mask.voxels
+        outside = clearly_outside(by_name[part].mask, by_name[whole].mask, grid)
         if outside > MOST_OUTSIDE:
             found[part].append(f"{100 * outside:.0f} % of it lies outside {whole!r}")
     for upper, lower in _out_of_order(centres):
@@ -124,9 +129,10 @@ def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> l
             from_above = [masks[name] for name in sorted(row, key=lambda name: -centres[name][2])]
             masks.update(zip(row, from_above, strict=True))
     for part, whole in anatomy.whole_pairs(list(masks)):
-        share = 1 - shared_voxels(masks[part], masks[whole]) / masks[part].voxels
-        if MOST_OUTSIDE < share < _REPAIRABLE:
-            masks[part] = intersection(masks[part], masks[whole])
+        inside = intersection(masks[part], masks[whole])
+        kept = inside.voxels / masks[part].voxels
+        if kept > 1 - _REPAIRABLE and clearly_outside(masks[part], masks[whole], grid) > MOST_OUTSIDE:
+            masks[part] = inside
     return [replace(s, mask=masks[s.name]) for s in structures]
 
 
@@ -141,9 +147,31 @@ def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-def shared_voxels(a: BoxedMask, b: BoxedMask) -> int:
-    """Number of voxels that two masks of the same shape share."""
-    return intersection(a, b).voxels
+def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
+    """Share of a mask that lies farther than :data:`CLEARLY_MM`, and than one voxel, from another mask of the same
+    shape.
+
+    It is 0 where no more than :data:`MOST_OUTSIDE` lies outside at all.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if part.voxels - intersection(part, whole).voxels <= MOST_OUTSIDE * part.voxels:
+        return 0.0
+    far_mm = max(CLEARLY_MM, *grid.spacing_mm)
+    reach = [math.ceil(far_mm / mm) for mm in grid.spacing_mm]
+    start = [max(0, side.start - n) for side, n in zip(part.box, reach, strict=True)]
+    stop = [min(size, side.stop + n) for size, side, n in zip(part.shape, part.box, reach, strict=True)]
+    here = np.zeros([b - a for a, b in zip(start, stop, strict=True)], bool)
+    shared = [slice(max(a, w.start), min(b, w.stop)) for a, b, w in zip(start, stop, whole.box, strict=True)]
+    if any(side.start >= side.stop for side in shared):
+        return 1.0
+    of_whole = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(shared, whole.box, strict=True))
+    here[tuple(slice(s.start - a, s.stop - a) for s, a in zip(shared, start, strict=True))] = whole.inside[of_whole]
+    if not here.any():
+        return 1.0
+    far = distance_transform_edt(~here, sampling=grid.spacing_mm) > far_mm
+    own = tuple(slice(side.start - a, side.stop - a) for side, a in zip(part.box, start, strict=True))
+    return int(np.count_nonzero(far[own] & part.inside)) / part.voxels
 
 
 def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
