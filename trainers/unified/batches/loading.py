@@ -53,10 +53,10 @@ class StepBatches(Dataset[Batch]):
 
     Args:
         setup: Scans, classes, their embeddings and the plan.
-        scans: Those to draw from.
+        scans: Scans to draw from.
         config: Batch, queries, augmentation, seed.
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
-        rank: Which of the batch's places this process fills: ``rank``, ``rank + world_size``, …
+        rank: Rank, which tells the positions of the batch that this process fills: ``rank``, ``rank + world_size``, …
         world_size: Processes that share a batch.
         cache_bytes: Decompressed scans that are kept, at most.
 
