@@ -249,7 +249,7 @@ def test_the_recipe_of_augmentation_is_sats() -> None:
     names = [type(p.transform).__name__ for p in others]
     assert [(n, p.apply_probability) for n, p in zip(names, others, strict=True)] == [
         ("GaussianNoiseTransform", 0.1),
-        ("SharpeningTransform", 0.2),
+        ("Sharpening", 0.2),
         ("MultiplicativeBrightnessTransform", 0.15),
         ("GammaTransform", 0.1),
         ("GammaTransform", 0.3),
@@ -264,6 +264,19 @@ def test_the_recipe_of_augmentation_is_sats() -> None:
     for each in (inverted, gamma):
         assert tuple(each.gamma.contrast_range) == (0.7, 1.5)
         assert each.p_retain_stats == each.p_per_channel == 1
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 1, 7), (1, 9, 7), (1, 1, 9), (6, 5, 4)])
+def test_sharpening_adds_a_laplacian_whatever_the_shape(shape: tuple[int, int, int]) -> None:
+    from scipy.ndimage import laplace
+
+    from satunet.trainers.unified.batches.sharpening import Sharpening
+
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    expected = np.stack([channel - 0.5 * laplace(channel, mode="nearest") for channel in image])
+    transform = Sharpening(strength=0.5, p_per_channel=1)
+    sharpened = transform(image=torch.from_numpy(image.copy()))["image"]
+    np.testing.assert_allclose(sharpened.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_augmenting_changes_pairs_alike_and_no_generator() -> None:
