@@ -2,7 +2,7 @@
 
 For each precision the machine computes natively (float32; bfloat16 with AMX or AVX512-BF16): eager as a plain call of
 the modules, bfloat16 as autocast with channels last, and the engines of satunet.network.engines. Sides take turns, so
-that a machine that is slow for a while is slow for all. ``--openvino`` adds the same network in OpenVINO (float32),
+that a machine that is slow for a while is slow for all. ``--openvino`` adds the same network in OpenVINO, in the same precisions,
 ``--model FOLDER --scan FILE`` compares the masks of a trained model.
 """
 
@@ -46,11 +46,13 @@ def engines(net: UNet, *, compile_too: bool, openvino: bool, shape: tuple[int, .
         if compile_too and compiler() is not None:
             runs["compile, bfloat16"] = FusedUNet(net, torch.bfloat16, compiled_norm())
     if openvino:
-        runs["OpenVINO, float32"] = in_openvino(net, shape)
+        runs["OpenVINO, float32"] = in_openvino(net, shape, "f32")
+        if cpu_has_bfloat16():
+            runs["OpenVINO, bfloat16"] = in_openvino(net, shape, "bf16")
     return runs
 
 
-def in_openvino(net: UNet, shape: tuple[int, ...]) -> Run:
+def in_openvino(net: UNet, shape: tuple[int, ...], precision: str) -> Run:
     import openvino as ov
 
     class Maps(torch.nn.Module):
@@ -62,10 +64,17 @@ def in_openvino(net: UNet, shape: tuple[int, ...]) -> Run:
             skips, maps = self.net(x)
             return (*skips, *maps)
 
+    with torch.inference_mode():
+        skips = len(net(torch.zeros(1, 3, 64, 64, 64))[0])
     model = ov.convert_model(Maps(), example_input=torch.zeros(1, 3, *shape), input=[[1, 3, *shape]])
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
     compiled = ov.compile_model(model, "CPU", threads)
-    return lambda x: compiled([x.numpy()])
+
+    def run(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        found = [torch.from_numpy(array) for array in compiled([x.numpy()]).values()]
+        return found[:skips], found[skips:]
+
+    return run
 
 
 def error_of(found: object, expected: object) -> float:
@@ -84,8 +93,8 @@ def measure(shape: tuple[int, int, int], repeats: int, *, compile_too: bool, ope
     for name, run in runs.items():
         started = time.perf_counter()
         found = run(x)
-        note = "" if "OpenVINO" in name else f", largest difference {error_of(found, expected):.1e} std"
-        print(f"{name}: first call {time.perf_counter() - started:.1f} s{note}")
+        taken = time.perf_counter() - started
+        print(f"{name}: first call {taken:.1f} s, largest difference {error_of(found, expected):.1e} std")
     wall: dict[str, list[float]] = {name: [] for name in runs}
     work: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):

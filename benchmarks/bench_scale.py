@@ -24,8 +24,23 @@ from typing import Any
 import numpy as np
 from common import header
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 DATASETS, SCANS = 72, 22_000
 SHAPE = (20, 20, 16)
+ORGANS = (
+    "kidney",
+    "lung",
+    "femur",
+    "hip",
+    "scapula",
+    "humerus",
+    "clavicle",
+    "adrenal gland",
+    "parotid gland",
+    "eye",
+    "breast",
+)
 _SATUNET = (sys.executable, "-m", "satunet")
 _TINY = ("--spacing", "3", "3", "3", "--patch_size", "16", "16", "16", "--base_features", "4", "--batch_size", "1")
 
@@ -67,10 +82,31 @@ def _measure(work: Path, given: argparse.Namespace) -> int:
     _tell("plan with the 73rd", "plan", "-d", *ids, last[7:10], *_TINY)
     _tell("plan without it", "plan", "-d", *ids, *_TINY)
     _tell("preprocessing, nothing new", "preprocess", "-d", "900")
+    _predict(work)
     for turn in ("first", "second"):
         _child_tells(f"start of training, {turn} time", "start")
     _child_tells("a worker that loads batches", "worker")
     return 0
+
+
+def _predict(work: Path) -> None:
+    """A folder of 1,000 scans, 22 prompts each: once, and again when all of it is done."""
+    from satunet.geometry import Grid
+    from satunet.images.image import write_volume
+    from tests.prediction.conftest import write_model
+
+    scans, model = work / "scans", work / "model"
+    if not model.is_dir():
+        write_model(model)
+        for number in range(1000):
+            image = np.random.default_rng(number).normal(0, 100, SHAPE).astype(np.float32)
+            write_volume(scans / f"scan_{number:04d}.nii.gz", image, like=Grid(shape=SHAPE, affine=np.eye(4)))
+    prompts = [f"{side} {organ}" for organ in ORGANS for side in ("left", "right")]
+    arguments = ("predict", "-i", str(scans), "-o", str(work / "out"), "-m", str(model), "--modality", "mri",
+                 "-device", "cpu", "-p", *prompts)  # fmt: skip
+    if not (work / "out").is_dir():
+        _tell("1,000 scans x 22 prompts, predicted", *arguments)
+    _tell("1,000 scans x 22 prompts, all done", *arguments)
 
 
 def _make_raw(folder: Path, published: Path | None, scans: int) -> list[str]:

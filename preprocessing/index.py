@@ -34,7 +34,7 @@ def _rows(name: int) -> np.dtype[Any]:
     return np.dtype(
         [
             ("scan", f"S{name}"),
-            ("record", f"S{_DIGEST}"),
+            ("record", f"S{2 * _DIGEST}"),
             ("content", f"S{_DIGEST}"),
             ("modality", "u1"),
             ("located", "?"),

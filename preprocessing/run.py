@@ -17,7 +17,7 @@ from satunet.errors import DatasetError, DiskFullError, SatunetError, UserError
 from satunet.images.content import voxel_digest
 from satunet.images.image import read_image, read_label_map
 from satunet.jobs.files import only_writer, write_json
-from satunet.jobs.fresh import Stamp
+from satunet.jobs.fresh import Stamp, content_hash
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.records import save_record
 from satunet.jobs.workers import Workers
@@ -31,6 +31,7 @@ from satunet.preprocessing.store import (
     ScanStore,
     complete_record,
     file_hash,
+    is_whole,
     label_locations,
     read_manifest,
     remove_scan,
@@ -39,6 +40,7 @@ from satunet.preprocessing.store import (
     write_scan,
 )
 from satunet.preprocessing.transform import preprocess_image, preprocess_labels
+from satunet.preprocessing.wholeness import CheckedScans
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def preprocess_datasets(
         scans = _run(jobs, summary, processes)
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
-        write_manifest(store, plan, {scan: file_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
+        write_manifest(store, plan, {scan: content_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
         ScanIndex.of(ScanStore(store))  # trainings find it made
     space.save(unified.label_space)
     write_json(unified.splits, unified_splits(scans, folds))
@@ -115,11 +117,12 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> lis
     # A killed run must not leave the scans of two plans side by side in the manifest.
     kept = before["scans"] if before is not None and before["plan"] == plan.content_hash() else {}
     write_manifest(store, plan, kept, complete=False)
+    checked = CheckedScans(store)
     todo: list[_Job] = []
     scans: list[str] = []
     # Most of a rerun is to see that nothing has changed: no worker is started for that.
     with ThreadPoolExecutor(8) as threads:
-        for job, fresh in zip(jobs, threads.map(_is_fresh, jobs), strict=True):
+        for job, fresh in zip(jobs, threads.map(lambda job: _is_fresh(job, checked), jobs), strict=True):
             if fresh:
                 scans += job.scans
                 for name in job.scans:
@@ -141,10 +144,12 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> lis
             if isinstance(result, int):
                 scans.append(name)
                 written += result
+                checked.made(name)
                 (summary.done if result else summary.skipped)(name)
             else:
                 summary.failed(name, result or "no result")
                 remove_scan(store, name)
+    checked.save()
     size = sum(file.stat().st_size for name in scans for file in scan_files(store, name))
     summary.note("on disk", f"{size / 1e6:.1f} MB in {store}, {written / 1e6:.1f} MB of it new")
     return scans
@@ -191,11 +196,14 @@ class _Job:
         return [file for given in (self.case.images[channel], label) for file in files_behind(given)]
 
 
-def _is_fresh(job: _Job) -> bool:
-    """Whether all scans of a case are in the store, made of the same files as far as size and time tell."""
+def _is_fresh(job: _Job, checked: CheckedScans) -> bool:
+    """Whether all scans of a case are whole in the store, made of the same files as far as size and time tell."""
     for channel, scan in enumerate(job.scans):
         known = complete_record(job.store, scan)
         if known is None or not known.made_of.is_untouched(job.inputs(channel), job.made_by(channel)):
+            return False
+        if not checked.is_whole(known):
+            logger.warning("%s in %s is damaged; it is made again", scan, job.store)
             return False
     return True
 
@@ -226,6 +234,8 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
     scan = job.scans[channel]
     files, made_by = job.inputs(channel), job.made_by(channel)
     known = complete_record(job.store, scan)
+    if known is not None and not is_whole(job.store, known):
+        known = None
     if known is not None and known.made_of.is_untouched(files, made_by):
         return 0
     made_of = Stamp.of(files, made_by)

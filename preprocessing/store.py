@@ -26,9 +26,10 @@ from satunet.datasets.raw import split_scan_id
 from satunet.errors import DatasetError, SatunetError
 from satunet.images.label_ids import dense_ids
 from satunet.jobs.files import atomic_path, flush_to_disk, read_json, write_json
-from satunet.jobs.fresh import Stamp
+from satunet.jobs.fresh import Stamp, content_hash
 from satunet.jobs.records import load_record, save_record
 from satunet.plan import UnifiedPlan
+from satunet.preprocessing.arrays import StoredArray, write_array
 from satunet.preprocessing.transform import ScanGeometry
 
 STORE_VERSION = 2
@@ -40,6 +41,7 @@ INDEX = "scans.index"
 Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
 """First voxel of a box, and the voxel after its last."""
 _PIECE = 1 << 20
+_MANIFEST = "manifest.json"
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
 
@@ -55,6 +57,8 @@ class ScanRecord:
         made_of: Input files, and what was done to them; empty in what an older version wrote.
         content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the scan.
         files: Name ending → (bytes, hash) of the files beside the record.
+        sums: Name ending → checksums of an array's parts (:class:`satunet.preprocessing.arrays.PartSums`); none in what an
+            older version wrote.
         source: Hash of contents of the input files and of what was done to them, as version 2 had it.
         foreground: Box of all labels, see :func:`foreground_box`; ``None`` where an older version wrote the scan.
     """
@@ -68,6 +72,7 @@ class ScanRecord:
     made_of: Stamp = field(default_factory=Stamp)
     content: str = ""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
     source: str = ""
     foreground: Foreground | None = None
 
@@ -76,7 +81,7 @@ class ScanRecord:
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 2 had two hashes in place of the stamp.
+        """Version 2 had two hashes in place of the stamp, version 3 no checksums of parts.
 
         Raises:
             DatasetError: A version before 2.
@@ -129,6 +134,10 @@ class ScanStore:
             return ()
         present = {p.name[: -len(".json")] for p in self.folder.glob("*__*.json") if not p.name.startswith(".")}
         manifest = read_manifest(self.folder)
+        if manifest is None and (self.folder / _MANIFEST).is_file():
+            raise DatasetError(
+                f"{self.folder / _MANIFEST}: damaged, or of another version; 'satunet preprocess' makes it again"
+            )
         return tuple(sorted(present if manifest is None else present & set(manifest["scans"])))
 
     @cached_property
@@ -145,13 +154,27 @@ class ScanStore:
         """What is known of a scan, read now and not kept: for walks over all scans."""
         return load_record(self.folder / f"{scan}.json", ScanRecord, error=DatasetError)
 
-    def image(self, scan: str) -> Any:
+    def image(self, scan: str) -> StoredArray:
         """(1, X, Y, Z) float32, lazy: index it to read a part."""
-        return open_array(self.folder / f"{scan}.b2nd")
+        return self._array(scan, _ENDINGS[0])
 
-    def labels(self, scan: str) -> Any:
+    def labels(self, scan: str) -> StoredArray:
         """(1, X, Y, Z) label ids, lazy: index it to read a part."""
-        return open_array(self.folder / f"{scan}_seg.b2nd")
+        return self._array(scan, _ENDINGS[1])
+
+    def _array(self, scan: str, ending: str) -> StoredArray:
+        if (scan, ending) not in self._parts:
+            record = self.read_record(scan)
+            for each in _ENDINGS[:2]:
+                size, _ = record.files.get(each, (None, ""))
+                self._parts[scan, each] = (size, record.sums.get(each, ""), bytearray())
+        size, sums, checked = self._parts[scan, ending]
+        return StoredArray(self.folder / f"{scan}{ending}", size=size, sums=sums, checked=checked)
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str], tuple[int | None, str, bytearray]]:
+        """Sizes and checksums of the arrays that were opened, and which of their parts were found whole."""
+        return {}
 
     def locations(self, scan: str) -> dict[int, NDArray[np.int32]]:
         """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn.
@@ -184,15 +207,28 @@ def write_scan(
     """
     files = scan_files(folder, record.scan)
     files[3].unlink(missing_ok=True)  # from here until the end, the scan does not exist
-    _write_array(files[0], image, patch_size)
-    _write_array(files[1], labels, patch_size)
+    sums = {
+        ending: write_array(file, array, patch_size)
+        for ending, file, array in zip(_ENDINGS, files, (image, labels), strict=False)
+    }
     _write_locations(files[2], locations)
     described = {
-        ending: (file.stat().st_size, file_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
+        ending: (file.stat().st_size, content_hash(file)) for ending, file in zip(_ENDINGS, files[:3], strict=False)
     }
     flush_to_disk(files[:3])  # the record promises them
-    save_record(files[3], replace(record, files=described, foreground=foreground_box(record.shape, locations)))
+    box = foreground_box(record.shape, locations)
+    save_record(files[3], replace(record, files=described, sums=sums, foreground=box))
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
+
+
+def is_whole(folder: Path, record: ScanRecord) -> bool:
+    """Whether the files of a scan hold what was written; they are read."""
+    try:
+        return all(
+            is_of_hash(folder / f"{record.scan}{ending}", digest) for ending, (_, digest) in record.files.items()
+        )
+    except OSError:
+        return False
 
 
 def complete_record(folder: Path, scan: str) -> ScanRecord | None:
@@ -233,16 +269,21 @@ def write_manifest(folder: Path, plan: UnifiedPlan, scans: Mapping[str, str], *,
         "complete": complete,
         "scans": dict(sorted(scans.items())),
     }
-    write_json(folder / "manifest.json", content)
+    write_json(folder / _MANIFEST, content, sealed=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a store, or ``None`` if it has none of this version."""
+    """The manifest of a store, or ``None`` if it has none of this version that can be read."""
     try:
-        content = read_json(folder / "manifest.json")
+        content = read_json(folder / _MANIFEST)
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) and content.get("version") == STORE_VERSION else None
+    if not isinstance(content, dict) or content.get("version") != STORE_VERSION:
+        return None
+    scans = content.get("scans")
+    whole = isinstance(scans, dict) and all(isinstance(digest, str) for digest in scans.values())
+    kinds = {"plan": str, "preprocessing": dict, "complete": bool}
+    return content if whole and all(isinstance(content.get(key), kind) for key, kind in kinds.items()) else None
 
 
 def label_locations(
@@ -314,8 +355,17 @@ def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
     return np.sort(rng.choice(count, LOCATIONS_PER_LABEL, replace=False))
 
 
+def is_of_hash(path: Path, digest: str) -> bool:
+    """Whether a file has a hash, of today's kind or as an older version wrote it.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return digest == (file_hash(path) if len(digest) == 32 else content_hash(path))
+
+
 def file_hash(path: Path) -> str:
-    """Hash of a file's content."""
+    """Hash of a file's content as stores of older versions have it; :func:`~satunet.jobs.fresh.content_hash` of today's."""
     digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -323,18 +373,17 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_array(path: Path) -> Any:
-    """A stored array, lazy: it reads the chunks that an index touches."""
-    import blosc2
-
-    blosc2.set_nthreads(1)
-    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
-
-
 def read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
-    """Label id → (n, 3) voxel indices, as :func:`write_scan` wrote them."""
-    with np.load(path, allow_pickle=False) as file:
-        return {int(key): file[key] for key in file.files}
+    """Label id → (n, 3) voxel indices, as :func:`write_scan` wrote them.
+
+    Raises:
+        DatasetError: The file is missing, or damaged: every entry has a checksum.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {int(key): file[key] for key in file.files}
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
+        raise DatasetError(f"{path}: damaged, or no places of labels ({error}); preprocess again") from error
 
 
 def _write_locations(path: Path, locations: Mapping[int, NDArray[np.int32]]) -> None:
@@ -345,24 +394,3 @@ def _write_locations(path: Path, locations: Mapping[int, NDArray[np.int32]]) -> 
             entry.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(entry, "w") as file:
                 np.lib.format.write_array(file, places, allow_pickle=False)
-
-
-def _write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, int]) -> None:
-    import blosc2
-    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
-
-    blocks, chunks = comp_blosc2_params(array.shape, patch_size, array.itemsize)
-    # Measured: images decompress twice as fast as with ZSTD at 5 % more bytes; level 1 writes four times as fast as 5
-    # at 3 % more. Label maps are half as large with ZSTD.
-    codec, level = (blosc2.Codec.LZ4HC, 1) if array.dtype.kind == "f" else (blosc2.Codec.ZSTD, 5)
-    shuffle = blosc2.Filter.SHUFFLE if array.itemsize > 1 else blosc2.Filter.NOFILTER
-    with atomic_path(path) as temporary:
-        # Packed in memory and written by Python, which says why it cannot.
-        packed = blosc2.asarray(
-            np.ascontiguousarray(array),
-            contiguous=True,
-            chunks=tuple(int(c) for c in chunks),
-            blocks=tuple(int(b) for b in blocks),
-            cparams={"codec": codec, "clevel": level, "filters": [shuffle], "nthreads": 1},
-        )
-        temporary.write_bytes(packed.to_cframe())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,18 @@ from satunet.jobs.records import load_record
 from satunet.jobs.workers import Workers
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.headers import dataset_doubts
+from satunet.preprocessing.arrays import open_array
 from satunet.preprocessing.store import (
     ANNOTATED,
     INDEX,
     STORE_VERSION,
     ScanRecord,
-    file_hash,
-    open_array,
+    is_of_hash,
     read_locations,
     read_manifest,
     scan_files,
 )
+from satunet.preprocessing.wholeness import CHECKED_FILE, CheckedScans
 
 
 def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: int | Workers = 1) -> JobSummary:
@@ -38,7 +40,8 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
         processes: Worker processes, or where else to run.
 
     Returns:
-        Scans that are whole, and those that are not, each with all that is wrong with it.
+        Scans that are whole, and those that are not, each with all that is wrong with it. The next run of ``satunet
+        preprocess`` reads these again, and makes again what is damaged.
 
     Raises:
         DatasetError: There is no store of this version.
@@ -46,7 +49,7 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
     manifest = read_manifest(folder)
     if manifest is None:
         raise DatasetError(f"{folder}: no manifest of a store of version {STORE_VERSION}; preprocess first")
-    summary = JobSummary("verification of the store")
+    summary, checked = JobSummary("verification of the store"), CheckedScans(folder)
     if not manifest["complete"]:
         summary.failed("manifest.json", f"{folder}: the last run did not come to its end; start it again")
     if plan is not None and manifest["plan"] != plan.content_hash():
@@ -58,9 +61,14 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
         faults = outcome.result if outcome.result is not None else [str(outcome.error)]
         if faults:
             summary.failed(outcome.item.scan, "; ".join(faults))
+            checked.forget(outcome.item.scan)
         else:
             summary.done(outcome.item.scan)
-    listed = {file.name for job in jobs for file in scan_files(folder, job.scan)} | {"manifest.json", INDEX, ".lock"}
+    if summary.failures:
+        with contextlib.suppress(OSError):  # a store that may only be read
+            checked.save(keep=True)
+    listed = {file.name for job in jobs for file in scan_files(folder, job.scan)}
+    listed |= {"manifest.json", INDEX, ".lock", CHECKED_FILE}
     unlisted = sorted(p.name for p in folder.iterdir() if p.name not in listed)
     if unlisted:
         few = ", ".join(unlisted[:3]) + (", …" if len(unlisted) > 3 else "")
@@ -81,14 +89,14 @@ def _faults_of_scan(job: _Listed) -> list[str]:
         record = load_record(file, ScanRecord, error=DatasetError)
     except DatasetError as error:
         return [str(error) if file.exists() else f"{file.name} is missing"]
-    faults = [] if file_hash(file) == job.digest else [f"{file.name} is not the record that the manifest lists"]
+    faults = [] if is_of_hash(file, job.digest) else [f"{file.name} is not the record that the manifest lists"]
     for path in arrays:
         size, digest = record.files.get(path.name[len(job.scan) :], (0, ""))
         if not path.is_file():
             faults.append(f"{path.name} is missing")
         elif path.stat().st_size != size:
             faults.append(f"{path.name} has {path.stat().st_size} bytes, {size} were written")
-        elif file_hash(path) != digest:
+        elif not is_of_hash(path, digest):
             faults.append(f"{path.name} is not what was written: its content has changed")
     return faults or _misshapen(job, record)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import sys
 import threading
@@ -115,12 +116,26 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
     run = {
         "cases": cases, "scans": scans, "seconds": round(seconds, 3), "memory_bytes": memory_bytes, "threads": threads,
     }  # fmt: skip
-    write_json(folder / RUNS, {"runs": [*runs_of(folder), run]})
+    write_json(folder / RUNS, {"runs": [*runs_of(folder), run]}, sealed=True)
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs that made a folder of predictions."""
-    return list(read_object(folder / RUNS).get("runs", []))
+    """The runs that made a folder of predictions; what tells of none is left out, as costs are no result."""
+    runs = read_object(folder / RUNS).get("runs")
+    return [run for run in runs if _is_run(run)] if isinstance(runs, list) else []
+
+
+def _is_run(run: Any) -> bool:
+    """Whether an entry is what :func:`record_run` writes."""
+    if not isinstance(run, dict):
+        return False
+    counts = [run.get(key) for key in ("cases", "scans", "memory_bytes", "threads")]
+    seconds = run.get("seconds")
+    return (
+        all(count is None or (type(count) is int and 0 <= count < 1 << 63) for count in counts)
+        and type(seconds) in (int, float)
+        and 0 <= seconds < math.inf
+    )
 
 
 def cost_of_runs(folders: Sequence[Path], *, channel_by_channel: bool = False) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class BenchmarkTables:
 
     def save(self, path: Path) -> None:
         """Write everything as one versioned JSON file; ``nan`` becomes ``null``."""
-        write_json(path, {"version": BENCHMARK_VERSION} | _without_nan(dataclasses.asdict(self)))
+        write_json(path, {"version": BENCHMARK_VERSION} | _without_nan(dataclasses.asdict(self)), sealed=True)
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,6 +11,7 @@ from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import MALFORMED
 from satunet.labels import LabelSpace
 from satunet.labels.scored import Organs, ScoredClasses, classes_of_dataset
 from satunet.models.trained_scans import TrainedScans
@@ -176,7 +177,7 @@ def _validation_cases(dataset: Dataset, network: TrainedNetwork) -> list[str]:
     try:
         split = read_json(file)[int(fold)]
         scans, trained = set(split["val"]), set(split["train"])
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (OSError, *MALFORMED) as error:
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
     found = []
     for case in dataset.training_cases():

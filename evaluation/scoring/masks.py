@@ -14,6 +14,7 @@ from satunet.evaluation.scoring.label_index import LabelIndex
 from satunet.geometry import Grid, box_of
 from satunet.images.image import IMAGE_ENDINGS, image_ending, read_label_map, strip_ending
 from satunet.jobs.files import mask_file_name, read_json
+from satunet.jobs.records import MALFORMED
 from satunet.labels import normalize_name
 from satunet.labels.scored import ScoredClasses
 from satunet.types import Box
@@ -261,10 +262,10 @@ def _files_of(folder: Path) -> dict[str, str]:
             entries = read_json(manifest)["prompts"]
             # What was asked for by its own name goes before what a prompt turned out to mean.
             for key in ("class", "prompt"):
-                files |= {e[key]: e["file"] for e in entries if e.get(key) and e.get("file")}
+                files |= {str(e[key]): str(e["file"]) for e in entries if e.get(key) and e.get("file")}
             # A manifest that points elsewhere, at the references for instance, would score files of somebody else.
             outside = [f for f in files.values() if Path(f).name != f or f in ("", ".", "..")]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
         if outside:
             raise UnreadableImageError(
@@ -290,7 +291,7 @@ def _not_seen_in(folder: Path) -> set[str]:
     try:
         absent = [e for e in read_json(manifest)["prompts"] if e.get("seen") is False]
         names = {str(e[key]) for e in absent for key in ("class", "prompt") if e.get(key)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
     return names | ({normalize_name(name).canonical for name in names} - {""})
 
@@ -314,6 +315,6 @@ def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
             canonical = normalize_name(name).canonical
             if canonical:
                 legend.setdefault(canonical, ids)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ScanError(file, f"not a legend of a label map ({type(error).__name__}: {error})") from error
     return legend

@@ -17,12 +17,14 @@ from satunet.errors import EnvironmentProblemError, UserError
 from satunet.evaluation.scoring.rules import Rules
 from satunet.jobs.file_names import table_cell, text_of_cell
 from satunet.jobs.files import atomic_path, read_json, write_json, write_text
+from satunet.jobs.fresh import content_hash
 from satunet.jobs.progress import JobSummary
-from satunet.jobs.records import from_plain
+from satunet.jobs.records import MALFORMED, from_plain
 from satunet.labels.scored import ScoredClass
 
 EVALUATION_VERSION = 4
 """Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
+_TABLE = "per_case.csv"
 HEADLINE = ("dsc", "nsd")
 """What the field reports first."""
 METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1",
@@ -192,7 +194,7 @@ class Evaluation:
             EnvironmentProblemError: Parquet without pyarrow.
         """
         columns = tuple(_HEADINGS.get(c, c) for c in _COLUMNS)
-        write_csv(folder / "per_case.csv", columns, [tuple(getattr(r, c) for c in _COLUMNS) for r in self.rows])
+        write_csv(folder / _TABLE, columns, [tuple(getattr(r, c) for c in _COLUMNS) for r in self.rows])
         if parquet:
             self._save_parquet(folder / "per_case.parquet")
         parts = tuple(f.name for f in fields(Spread))
@@ -210,6 +212,7 @@ class Evaluation:
             "cases": list(self.cases),
             "classes": [dataclasses.asdict(c) for c in self.classes],
             "rows": len(self.rows),
+            "files": {_TABLE: content_hash(folder / _TABLE)},
             "mean": {m: finite(self.mean(m)) for m in METRICS},
             "micro_mean": {m: finite(self.micro_mean(m)) for m in METRICS},
             "failures": self.failures,
@@ -223,7 +226,7 @@ class Evaluation:
             },
             **(extra or {}),
         }
-        write_json(folder / "summary.json", content)  # last: a folder with it is complete
+        write_json(folder / "summary.json", content, sealed=True)  # last: a folder with it is complete
 
     def _save_parquet(self, path: Path) -> None:
         try:
@@ -253,18 +256,24 @@ class Evaluation:
                 raise UserError(
                     f"{folder}: evaluation version {content['version']!r}; this satunet reads {EVALUATION_VERSION}"
                 )
-            with (folder / "per_case.csv").open(encoding="utf-8", newline="") as stream:
+            digest = content.get("files", {}).get(_TABLE)
+            if digest is not None and digest != content_hash(folder / _TABLE):
+                raise ValueError(f"{_TABLE} is damaged: it is not what was written")
+            with (folder / _TABLE).open(encoding="utf-8", newline="") as stream:
                 rows = [_read_row(record) for record in csv.DictReader(stream)]
             if len(rows) != content.get("rows", len(rows)):
-                raise ValueError(f"per_case.csv has {len(rows)} rows, written were {content['rows']}")
+                raise ValueError(f"{_TABLE} has {len(rows)} rows, written were {content['rows']}")
+            classes = tuple(from_plain(c, ScoredClass, source=folder / "summary.json") for c in content["classes"])
+            if unknown := {row.class_name for row in rows} - {c.name for c in classes}:
+                raise ValueError(f"{_TABLE} has rows of {min(unknown)!r}, which summary.json does not list")
             return cls(
                 rows=tuple(rows),
-                classes=tuple(from_plain(c, ScoredClass, source=folder / "summary.json") for c in content["classes"]),
+                classes=classes,
                 cases=tuple(content["cases"]),
                 failures=dict(content["failures"]),
                 rules=dict(content["rules"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, csv.Error, *MALFORMED) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{folder}: not the results of an evaluation ({type(error).__name__}: {error})") from error

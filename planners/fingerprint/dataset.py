@@ -118,11 +118,11 @@ class DatasetFingerprint:
                 str(i): channel.to_nnunet() for i, channel in enumerate(self.nnunet_channels or self.channels)
             },
             "median_relative_size_after_cropping": float(np.median([c.relative_size for c in self.cases])),
-            "satunet": to_plain(self),
+            "satunet": to_plain(self, sealed=True),
         }
 
     @classmethod
-    def of_file(cls, content: Mapping[str, Any], source: Path | str) -> DatasetFingerprint:
+    def of_file(cls, content: Any, source: Path | str) -> DatasetFingerprint:
         """The inverse of :meth:`to_nnunet`.
 
         Args:
@@ -132,7 +132,9 @@ class DatasetFingerprint:
         Raises:
             PlanError: Not ours, or of another version.
         """
-        return from_plain(content.get("satunet"), cls, source=source, error=PlanError)
+        return from_plain(
+            content.get("satunet") if isinstance(content, Mapping) else content, cls, source=source, error=PlanError
+        )
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[Dat
         logger.warning("%s: %s", name, doubt)
         summary.note(f"headers of {name}", doubt)
     content = fingerprint.to_nnunet()
-    if "satunet" not in existing and len(existing.get("spacings", ())) == len(fingerprint.cases):
+    spacings = existing.get("spacings")
+    if "satunet" not in existing and isinstance(spacings, list) and len(spacings) == len(fingerprint.cases):
         content |= {key: existing[key] for key in _NNUNET_KEYS if key in existing}
     write_json(file, content)
     return fingerprint, summary

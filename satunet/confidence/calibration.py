@@ -26,11 +26,13 @@ from satunet.errors import ModelError, UserError
 from satunet.jobs.records import load_record, save_record
 
 CONFIDENCE_FILE = "confidence.json"
-FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", "place", "company")
+FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", "placed", "company")
 """What the models look at: each is 0 at its worst and 1 at its best.
 
-``size`` and ``place`` are near 1 where volume and place are as in training, ``company`` is the median of ``place`` over
-all masks of the scan; the others are of :class:`~satunet.confidence.evidence.Evidence`.
+``size`` is near 1 where the volume is as in training, ``placed`` where the place is, or where the scan's border explains
+why it is not: the centre of what is left of a structure that was cut lies elsewhere. ``company`` is the median over all
+masks of the scan of how near each is to its place (``place``); the others are of
+:class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
 """
 _WEIGHT_SPREAD = 6.0  # of a feature's weight, before anything is known
 _OFFSET_SPREAD = 0.5  # of a class's offset
@@ -133,6 +135,11 @@ class Calibration:
     masks: int = 0
     absent: int = 0
 
+    def __post_init__(self) -> None:
+        unknown = {name for rule in (self.present, self.missed, self.dice) for name in rule.weights} - set(self.usual)
+        if unknown:
+            raise ValueError(f"weights of {', '.join(sorted(unknown))}, of which nothing usual is known")
+
     @classmethod
     def fit(cls, outcomes: Sequence[Outcome], statistics: ClassStatistics, *, weights_hash: str = "") -> Calibration:
         """Fit to masks whose truth is known, of patients that the network was not trained on.
@@ -179,7 +186,7 @@ class Calibration:
     def estimate(self, masks: Sequence[Seen]) -> list[Worth]:
         """What all masks of a scan are worth, in their order."""
         return [
-            self._worth(mask, {name: self.usual[name] if (v := f[name]) is None else v for name in FEATURES})
+            self._worth(mask, {name: usual if (v := f.get(name)) is None else v for name, usual in self.usual.items()})
             for mask, f in zip(masks, features_of(masks, self.statistics), strict=True)
         ]
 
@@ -216,7 +223,7 @@ class Calibration:
 
 
 def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict[str, float | None]]:
-    """:data:`FEATURES` of all masks of a scan; ``None`` where nothing is known."""
+    """:data:`FEATURES`, and ``place``, of all masks of a scan; ``None`` where nothing is known."""
     centres: dict[str, Triple] = {}
     for mask in masks:
         if mask.class_name is not None and mask.evidence.centre_mm is not None:
@@ -227,6 +234,7 @@ def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict
     for mask in masks:
         e = mask.evidence
         size = statistics.size_deviation(mask.class_name, e.volume_ml)
+        place = places.get(mask.class_name or "")
         found.append(
             {
                 "peak": _scaled_logit(e.peak),
@@ -236,7 +244,8 @@ def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict
                 "whole": e.whole,
                 "free": e.free,
                 "size": None if size is None else _near(size),
-                "place": places.get(mask.class_name or ""),
+                "place": place,
+                "placed": None if place is None else 1 - e.free * (1 - place),
                 "company": company if mask.class_name in places else None,
             }
         )

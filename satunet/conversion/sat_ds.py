@@ -21,7 +21,8 @@ from satunet.datasets.catalogue import CatalogueRecord, load_catalogue
 from satunet.datasets.raw import modality_of_channel
 from satunet.errors import DatasetError, UserError
 from satunet.images.image import image_ending, strip_ending
-from satunet.jobs.files import mask_file_name, read_json
+from satunet.jobs.files import mask_file_name, parse_json, read_json
+from satunet.jobs.records import MALFORMED
 from satunet.types import Box
 
 SEQUENCES = ("cases", "channels")
@@ -93,6 +94,8 @@ def read_sat_ds(
             cases.append(_case(group, identifier, root, test, orientation, pattern))
         except UserError as error:
             faults[identifier] = str(error)
+        except OSError as error:  # a name that no file system takes, a folder that may not be read
+            faults[identifier] = f"{error.filename!s:.200}: cannot be read ({error.strerror})"
     return SourceDataset(
         name=folder,
         channel_names=channels,
@@ -121,10 +124,10 @@ def _rows(jsonl: Path) -> tuple[list[_Row], dict[str, str], str]:
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = parse_json(line, f"line {number}")
             rows.append(_row(content, number))
             datasets.add(str(content["dataset"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             faults[f"{jsonl.name}:{number}"] = f"no row of SAT-DS: {reason}"
     if not rows:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -228,26 +229,84 @@ def write_text(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood."""
-    write_text(path, json.dumps(content, indent=1, default=_to_json) + "\n")
+def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
+    """Write ``content`` as JSON, whole; dataclasses, paths, numpy scalars and arrays are understood.
+
+    Args:
+        path: The file.
+        content: What it is to say.
+        sealed: Whether an object gets a digest of all that it says, which :func:`read_json` checks. Files that people
+            edit, and formats of others, have none.
+    """
+    text = json.dumps(content, indent=1, default=_to_json)
+    if sealed:
+        text = json.dumps(seal(json.loads(text)), indent=1)  # keys are texts now, and tuples lists
+    write_text(path, text + "\n")
+
+
+DIGEST = "content_sha256"
+"""Key of a sealed object's digest."""
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of plain values, as JSON has them, with its digest."""
+    return {**content, DIGEST: digest_of(content)}
+
+
+def unseal(content: Any, source: Path | str) -> Any:
+    """What an object says, without its digest; anything that is not sealed as it is.
+
+    Raises:
+        ValueError: It says something else than what was written; the message names the source.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
+        return content
+    said = {key: value for key, value in content.items() if key != DIGEST}
+    if content[DIGEST] != digest_of(said):
+        raise ValueError(
+            f"{source}: damaged: its content is not what was written (its digest says so; whoever changed it on purpose "
+            f"removes the line {DIGEST!r})"
+        )
+    return said
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what an object says, however it is laid out: 64 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; the digest of a sealed one is checked, and not part of what is returned.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, not in UTF-8, or nested too deeply; the message names it.
+        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than what
+            was written; the message names it.
+    """
+    return unseal(parse_json(Path(path).read_bytes(), path), path)
+
+
+def parse_json(text: str | bytes, source: Path | str) -> Any:
+    """What a text in JSON says.
+
+    Args:
+        text: The text, in UTF-8 if it is bytes.
+        source: Where it comes from, for messages.
+
+    Raises:
+        ValueError: It is not JSON, not in UTF-8, nested too deeply, or has numbers without end; the message names the
+            source.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors of Windows write a mark of byte order
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text  # Windows' editors mark the byte order
+        return json.loads(decoded)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file: its text is not in UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+        raise ValueError(f"{source}: not JSON: its text is not in UTF-8 (byte {error.start})") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: not a JSON file that can be used: it is nested too deeply") from error
+        raise ValueError(f"{source}: not JSON that can be used: it is nested too deeply") from error
+    except ValueError as error:  # not JSON, or a number of thousands of digits
+        raise ValueError(f"{source}: not JSON ({error})") from error
 
 
 def mask_file_name(name: str) -> str:

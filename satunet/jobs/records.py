@@ -24,15 +24,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from satunet.errors import SatunetError, UserError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import read_json, seal, unseal, write_json
 
 if TYPE_CHECKING:  # commands that read no array start without numpy
     from numpy.typing import NDArray
@@ -42,13 +44,15 @@ Record = TypeVar("Record")
 _SHOWN = 3  # faults of one file that are told
 
 
-def to_plain(record: Any) -> dict[str, Any]:
+def to_plain(record: Any, *, sealed: bool = False) -> dict[str, Any]:
     """A record as plain values, with its version.
 
     Args:
         record: Instance of a dataclass.
+        sealed: Whether it gets a digest, for a record in a file of another format; :func:`from_plain` checks it.
     """
-    return {"version": _version(type(record))} | fields_of(record)
+    content = {"version": _version(type(record))} | fields_of(record)
+    return seal(json.loads(json.dumps(content))) if sealed else content
 
 
 def fields_of(record: Any) -> dict[str, Any]:
@@ -70,6 +74,10 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
         SatunetError: ``error``, with the source, the version and the fields that are wrong.
     """
     what = _noun(cls)
+    try:
+        content = unseal(content, source)
+    except ValueError as problem:
+        raise error(str(problem)) from problem
     if not isinstance(content, Mapping):
         raise error(f"{source}: not {what}: expected is a JSON object, got {_kind(content)}")
     fields = dict(content)
@@ -96,8 +104,8 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
 
 
 def save_record(path: Path, record: Any) -> None:
-    """Write a record, whole."""
-    write_json(path, to_plain(record))
+    """Write a record, whole and sealed (:func:`satunet.jobs.files.write_json`)."""
+    write_json(path, to_plain(record), sealed=True)
 
 
 def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = UserError) -> Record:
@@ -128,6 +136,32 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     except ValueError as problem:
         raise error(str(problem)) from problem
+
+
+@contextlib.contextmanager
+def understanding(source: Path | str, what: str, error: type[SatunetError] = UserError) -> Iterator[None]:
+    """Take apart, in this block, what a file that is no record says: whatever is not as expected is one error.
+
+    Args:
+        source: The file, for messages.
+        what: What it should be.
+        error: Class of the error to raise.
+
+    Raises:
+        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. Errors of the project that
+            are raised in the block stay what they are.
+    """
+    try:
+        yield
+    except SatunetError:
+        raise
+    except MALFORMED as problem:
+        why = f"{problem} is missing" if isinstance(problem, KeyError) else f"{type(problem).__name__}: {problem}"
+        raise error(f"{source}: not {what} ({why:.300})") from problem
+
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What Python says of content that is not of the expected kind."""
 
 
 def _version(cls: type[Any]) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
@@ -25,7 +26,7 @@ from typing import Any
 
 from satunet.errors import KnowledgeError
 from satunet.jobs.cache import cache_dir
-from satunet.jobs.files import atomic_path
+from satunet.jobs.files import atomic_path, parse_json
 from satunet.knowledge.build import Imported, assemble
 from satunet.knowledge.tree import KnowledgeTree, Source, Term
 
@@ -89,12 +90,10 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 if raw.strip():
-                    yield number, json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise KnowledgeError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise KnowledgeError(f"{path}, line {number}: not JSON ({error})") from error
-    except (OSError, EOFError) as error:
+                    yield number, parse_json(raw, f"{path}, line {number}")
+    except ValueError as error:
+        raise KnowledgeError(str(error)) from error
+    except (OSError, EOFError, zlib.error) as error:
         raise KnowledgeError(f"{path}: cannot be read as a knowledge tree ({error})") from error
 
 

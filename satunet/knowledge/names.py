@@ -12,6 +12,7 @@ from pathlib import Path
 
 from satunet.errors import KnowledgeError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import MALFORMED
 from satunet.knowledge.tree import name_key
 
 NAMES_VERSION = 2
@@ -83,7 +84,7 @@ def load_names(path: Path = _FILE) -> Names:
             groups={k: tuple(v) for k, v in content["groups"].items()},
             group_words={k: tuple(v) for k, v in content["group_words"].items()},
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         if isinstance(error, KnowledgeError):
             raise
         raise KnowledgeError(f"{path}: not a table of names ({type(error).__name__}: {error})") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import mmap
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +27,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a ``torch.save`` file onto the CPU without running code from it.
 
     nnU-Net's checkpoints carry numpy scalars in their training log; these types are allowed, others are refused
-    (``torch.load(weights_only=True)``). Tensors are mapped from the file where its format allows it: what is not used,
-    such as the state of an optimizer, is not read.
+    (``torch.load(weights_only=True)``). Tensors are mapped from the file where its format allows it. Every file of the
+    archive that a checkpoint is has a CRC-32, which torch does not look at when it maps: it is checked here.
 
     Raises:
         ModelError: No such file, truncated, no checkpoint, or it holds objects that are not data.
@@ -39,7 +41,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_numpy_types()):
             mapped = zipfile.is_zipfile(path)  # torch cannot map files of its format before version 1.6
+            if mapped:
+                check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except ModelError:
+        raise
     except Exception as error:  # UnpicklingError, RuntimeError of the zip reader, EOFError, KeyError, …
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         refused = "Unsupported" in str(error) or "GLOBAL" in str(error)
@@ -48,6 +54,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: a checkpoint holds a dictionary, this one a {type(content).__name__}")
     return content
+
+
+def check_archive(path: Path) -> None:
+    """Whether the content of a ZIP archive without compression, as ``torch.save`` writes it, is what was written.
+
+    Raises:
+        ModelError: A file in it is not what its checksum says.
+        zipfile.BadZipFile: It is no archive that can be read.
+    """
+    from isal import isal_zlib
+
+    with (
+        zipfile.ZipFile(path) as archive,
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                with archive.open(member) as packed:  # checks while it reads
+                    while packed.read(1 << 20):
+                        pass
+                continue
+            archive.open(member).close()  # its own header says the same as the list of all
+            start = member.header_offset
+            names, extra = struct.unpack("<HH", view[start + 26 : start + 30])
+            start += 30 + names + extra
+            if isal_zlib.crc32(view[start : start + member.file_size]) != member.CRC:
+                raise ModelError(f"{path}: damaged: {member.filename} in it is not what was written")
 
 
 def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from torch import Tensor
 from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import LabelSpaceError, ModelError, PlanError
+from satunet.jobs.fresh import content_hash
 from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import (
@@ -123,6 +124,7 @@ class ModelCard:
         provenance: Where the weights come from: source files with their hashes, datasets, training, date.
         scores: What it can do. A model with scores offers no class without one.
         sources: What it was trained on.
+        files: Name → SHA-256 of the other files that were written with it; in older models none.
     """
 
     RECORD_VERSION: ClassVar[int] = MODEL_VERSION
@@ -136,6 +138,24 @@ class ModelCard:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[ClassScore, ...] = ()
     sources: tuple[Source, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def check_files(self, folder: Path) -> None:
+        """Whether the files of a model are those that were written with it.
+
+        Raises:
+            ModelError: One is missing or damaged.
+        """
+        for name, digest in self.files.items():
+            try:
+                found = content_hash(folder / Path(name).name)
+            except OSError as error:
+                raise ModelError(f"{folder / name}: cannot be read ({error.strerror or error})") from error
+            if found != digest:
+                raise ModelError(
+                    f"{folder / name}: damaged: it is not the file that {MODEL_FILE} names (whoever changed it on purpose "
+                    f"removes it from 'files' there)"
+                )
 
     @classmethod
     def load(cls, path: Path) -> ModelCard:
@@ -177,8 +197,8 @@ class ModelDescription:
             ModelError: Something is missing, damaged, or does not belong together.
         """
         path = resolve_model(path)
+        card = _card_of(path)
         plan, space, bank = read_description(path)
-        card = ModelCard.load(path / MODEL_FILE) if is_model_folder(path) else None
         return ModelDescription(path=path, plan=plan, space=space, bank=bank, card=card)
 
     @property
@@ -261,15 +281,14 @@ class ModelFolder(ModelDescription):
             ModelError: Something is missing, damaged, or does not belong together; nothing is loaded in part.
         """
         path = resolve_model(path)
+        card = _card_of(path)
         plan, space, bank = read_description(path)
-        if is_model_folder(path):
-            card = ModelCard.load(path / MODEL_FILE)
+        if card is not None:
             if fold is not None and str(fold) != str(card.fold):
                 raise ModelError(f"{path}: this model holds the weights of fold {card.fold}, asked for was {fold}")
             chosen, file = card.fold, path / WEIGHTS_FILE
             weights = read_safetensors(file)
         else:
-            card = None
             chosen, file = checkpoint_of(path, fold=fold, checkpoint=checkpoint)
             weights = network_weights(load_checkpoint(file), source=file)
         digest = hash_weights(weights)
@@ -303,6 +322,15 @@ def _calibration_of(folder: Path, weights_hash: str) -> Calibration | None:
         )  # fmt: skip
         return None
     return found
+
+
+def _card_of(path: Path) -> ModelCard | None:
+    """The card of a model folder, whose files are those that it names; ``None`` for any other folder."""
+    if not is_model_folder(path):
+        return None
+    card = ModelCard.load(path / MODEL_FILE)
+    card.check_files(path)
+    return card
 
 
 def is_model_folder(path: Path) -> bool:

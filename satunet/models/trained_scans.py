@@ -99,7 +99,7 @@ class TrainedScans(Container[str]):
 
     def save(self, file: Path) -> None:
         """As JSON."""
-        write_json(file, {"sha256": sorted(self.names), "voxels": sorted(self.voxels)})
+        write_json(file, {"sha256": sorted(self.names), "voxels": sorted(self.voxels)}, sealed=True)
 
     @classmethod
     def load(cls, file: Path) -> TrainedScans:

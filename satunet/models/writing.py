@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from satunet.confidence.calibration import Calibration
+from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration
 from satunet.errors import ModelError
 from satunet.jobs.files import atomic_folder
-from satunet.jobs.records import save_record
+from satunet.jobs.fresh import content_hash
+from satunet.jobs.records import load_json, save_record
 from satunet.labels import LabelSpace
 from satunet.models.checkpoints import empty_network, hash_weights, load_weights
 from satunet.models.folder import (
@@ -104,6 +104,13 @@ def write_model(
             trained.save(folder / TRAINED_SCANS_FILE)
         if calibration is not None:
             replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
+        apart = (
+            WEIGHTS_FILE,
+            "text_bank.safetensors",
+            CONFIDENCE_FILE,
+        )  # have hashes of their own, or are calibrated later
+        others = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in apart)
+        card = replace(card, files={name: content_hash(folder / name) for name in others})
         save_record(folder / MODEL_FILE, card)
     return card
 
@@ -140,7 +147,7 @@ def export_model(
         provenance["checkpoint"] = f"fold_{model.fold}/{model.checkpoint}"
         config = model.path / f"fold_{model.fold}" / "training_config.json"
         if config.is_file():
-            provenance["training"] = json.loads(config.read_text(encoding="utf-8"))
+            provenance["training"] = load_json(config, what="the configuration of a training", error=ModelError)
     own = model.path / TEXT_ENCODER_FOLDER
     encoder = own if own.is_dir() else _own_folder_of(model)
     return write_model(

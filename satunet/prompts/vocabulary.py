@@ -14,6 +14,7 @@ from pathlib import Path
 
 from satunet.errors import PromptError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import MALFORMED
 from satunet.knowledge.names import load_names
 
 WORDS_VERSION = 1
@@ -126,7 +127,7 @@ def load_vocabulary(path: Path = _FILE) -> Vocabulary:
             sides={k: tuple(v) for k, v in content["sides"].items()},
             kinds={kind: tuple(content["kinds"][kind]) for kind in KINDS},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         if isinstance(error, PromptError):
             raise
         raise PromptError(f"{path}: not a table of words ({type(error).__name__}: {error})") from error

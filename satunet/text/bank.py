@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from satunet.errors import ModelError, PromptError
 from satunet.jobs.files import atomic_path
+from satunet.jobs.records import MALFORMED
 from satunet.text.encoder import Progress, TextEncoder
 
 
@@ -70,6 +72,14 @@ class TextBank:
         """(n, D) embeddings of texts; raises as :meth:`row`."""
         return self.vectors[[self.row(text) for text in texts]]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the encoder's identity, texts and embeddings, 64 hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps([self.encoder_name, self.encoder_fingerprint, self.texts]).encode())
+        digest.update(f"{self.vectors.dtype}|{self.vectors.shape}|".encode())
+        digest.update(np.ascontiguousarray(self.vectors).tobytes())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole."""
         from safetensors.numpy import save_file
@@ -78,16 +88,17 @@ class TextBank:
             "encoder_name": self.encoder_name,
             "encoder_fingerprint": self.encoder_fingerprint,
             "texts": json.dumps(self.texts, ensure_ascii=False),
+            "digest": self.digest,
         }
         with atomic_path(path) as temporary:
             save_file({"vectors": np.ascontiguousarray(self.vectors)}, temporary, metadata)
 
     @classmethod
     def load(cls, path: Path) -> TextBank:
-        """Read a bank.
+        """Read a bank, and check it against its digest; those of older versions have none.
 
         Raises:
-            ModelError: No such file, or not a bank.
+            ModelError: No such file, not a bank, or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -95,11 +106,14 @@ class TextBank:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 vectors = file.get_tensor("vectors")
-            return cls(
+            bank = cls(
                 encoder_name=metadata["encoder_name"],
                 encoder_fingerprint=metadata["encoder_fingerprint"],
                 texts=tuple(json.loads(metadata["texts"])),
                 vectors=vectors,
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, *MALFORMED) as error:
             raise ModelError(f"{path}: not a bank of text embeddings ({error})") from error
+        if metadata.get("digest", bank.digest) != bank.digest:
+            raise ModelError(f"{path}: damaged: texts or embeddings are not those that were written")
+        return bank

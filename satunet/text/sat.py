@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import ModelError
-from satunet.jobs.files import read_json, write_json
+from satunet.jobs.files import write_json
+from satunet.jobs.records import load_json
 from satunet.text.transformer import MAX_TOKENS, TransformerEncoder, pool, quiet_transformers
 
 SAT_ENCODER_FILE = "sat_text_encoder.json"
@@ -151,7 +152,9 @@ def is_sat_encoder(folder: Path) -> bool:
     file = folder / SAT_ENCODER_FILE
     if not file.is_file():
         return False
-    content = read_json(file)
+    content = load_json(file, what="the description of a text encoder", error=ModelError)
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: expected is a JSON object")
     if content.get("version") != 1:
         raise ModelError(f"{file}: version {content.get('version')!r}; this satunet reads version 1")
     return True

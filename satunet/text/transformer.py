@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import ModelError
+from satunet.jobs.records import load_json, understanding
 from satunet.text.cache import EmbeddingCache
 from satunet.text.encoder import TextEncoder
 
@@ -195,19 +195,27 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
 def read_settings(source: str, folder: Path | None, options: dict[str, Any]) -> EncoderSettings:
     """Settings of a model: what was asked for, else what its sentence-transformers files say, else its kind's."""
     found: dict[str, Any] = {"pooling": _usual_pooling(source, folder)}
+    with understanding(folder or source, "a sentence-transformers model", ModelError):
+        found |= _settings_in(folder)
+        return EncoderSettings(**{**found, **options})
+
+
+def _settings_in(folder: Path | None) -> dict[str, Any]:
+    """What the files of sentence-transformers say."""
+    found: dict[str, Any] = {}
     if folder is not None and (folder / "modules.json").is_file():
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
+        modules = load_json(folder / "modules.json", error=ModelError)
         found["normalize"] = any(str(m.get("type", "")).endswith("Normalize") for m in modules)
         file = next((folder / m["path"] / "config.json" for m in modules if "Pooling" in str(m.get("type"))), None)
         if file is not None and file.is_file():
-            flags = json.loads(file.read_text("utf-8"))
+            flags = load_json(file, error=ModelError)
             names = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
             chosen = [how for flag, how in names.items() if flags.get(f"pooling_mode_{flag}")]
             found["pooling"] = flags.get("pooling_mode") or (chosen or ["mean"])[0]
     if folder is not None and (folder / "config_sentence_transformers.json").is_file():
-        ours = json.loads((folder / "config_sentence_transformers.json").read_text("utf-8"))
+        ours = load_json(folder / "config_sentence_transformers.json", error=ModelError)
         found["instruction"] = (ours.get("prompts") or {}).get(ours.get("default_prompt_name") or "", "")
-    return EncoderSettings(**{**found, **options})
+    return found
 
 
 def check_folder(folder: Path) -> None:
@@ -294,7 +302,10 @@ def folder_hash(folder: Path) -> str:
 def _usual_pooling(source: str, folder: Path | None) -> Pooling:
     kind = ""
     if folder is not None and (folder / "config.json").is_file():
-        kind = str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type", ""))
+        config = load_json(folder / "config.json", what="the configuration of a model", error=ModelError)
+        if not isinstance(config, dict):
+            raise ModelError(f"{folder / 'config.json'}: expected is a JSON object")
+        kind = str(config.get("model_type", ""))
     words = f"{Path(source).name} {kind}".lower()
     if any(word in words for word in _LEFT_TO_RIGHT):
         return "last"

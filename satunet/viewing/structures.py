@@ -16,6 +16,7 @@ from satunet.errors import MissingFileError, UnreadableImageError, UserError
 from satunet.geometry import Grid, box_of
 from satunet.images.image import image_ending, list_images, read_label_map, strip_ending
 from satunet.jobs.files import read_json
+from satunet.jobs.records import MALFORMED, understanding
 from satunet.labels.names import normalize_name
 from satunet.types import Box
 
@@ -128,8 +129,13 @@ def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
     try:
         content = read_json(manifest)
         entries = [e for e in content["prompts"] if isinstance(e["prompt"], str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, *MALFORMED):
         return None
+    with understanding(manifest, "a manifest of masks"):
+        return _listed(entries, manifest, grid)
+
+
+def _listed(entries: Sequence[Mapping[str, Any]], manifest: Path, grid: Grid) -> list[Structure]:
     labels: NDArray[Any] | None = None
     found = []
     for entry in entries:
@@ -185,7 +191,7 @@ def _dataset_names(file: Path) -> dict[int, str]:
     for folder in (file.parent, file.parent.parent):
         try:
             labels = read_json(folder / "dataset.json")["labels"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             continue
         if isinstance(labels, Mapping):
             return {v: str(n) for n, v in labels.items() if isinstance(v, int) and v}

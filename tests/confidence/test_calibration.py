@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.confidence.calibration import Calibration, Outcome, Seen
+from satunet.confidence.calibration import Calibration, Outcome, Rule, Seen, features_of
 from satunet.confidence.evidence import Evidence
-from satunet.confidence.expected import ClassStatistics
+from satunet.confidence.expected import ClassStatistics, PlaceMap
 from satunet.errors import ModelError, UserError
 from satunet.evaluation.benchmark.calibrating import auroc, calibration_error
 
@@ -68,6 +68,35 @@ def test_more_evidence_never_says_less() -> None:
         assert high.confidence is not None and low.confidence is not None
         assert high.confidence >= low.confidence
         assert high.absent <= low.absent
+
+
+def row_of_organs(free: float) -> list[dict[str, float | None]]:
+    """Features of five organs 30 mm apart, of which the last lies 20 mm from its place, with a stray of 10 mm."""
+    names = "abcde"
+    places = {name: (0.0, 0.0, 30.0 * k) for k, name in enumerate(names)}
+    there = PlaceMap(dataset="D", centres_mm=places, strays_mm=dict.fromkeys(names, 10.0))
+    usual = outcomes(1, 3)[0].seen.evidence
+    found = [Seen(class_name=n, evidence=replace(usual, centre_mm=places[n])) for n in names]
+    found[-1] = replace(found[-1], evidence=replace(usual, centre_mm=(0.0, 20.0, 120.0), free=free))
+    return features_of(found, ClassStatistics(maps=(there,)))
+
+
+def test_the_border_of_a_scan_explains_that_a_structure_is_not_in_its_place() -> None:
+    *others, apart = row_of_organs(free=1.0)
+    assert apart["place"] == apart["placed"] == pytest.approx(0.5, abs=0.01)  # two strays
+    assert others[0]["placed"] == pytest.approx(1.0, abs=0.01)
+    cut = row_of_organs(free=0.0)[-1]
+    assert (cut["place"], cut["placed"]) == (pytest.approx(apart["place"]), 1.0)
+    assert row_of_organs(free=0.5)[-1]["placed"] == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_calibration_uses_the_features_that_it_names() -> None:
+    rule = Rule(bias=-1.0, weights={"place": 2.0})
+    earlier = Calibration(present=rule, missed=rule, dice=rule, usual={"place": 0.5}, weights_hash="")
+    (worth,) = earlier.estimate([outcomes(1, 3)[0].seen])  # of whose place nothing is known
+    assert worth.absent == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="peak"):
+        replace(earlier, missed=Rule(bias=0.0, weights={"peak": 1.0}))
 
 
 def test_a_class_with_many_masks_has_an_offset_of_its_own_and_one_with_two_hardly() -> None:

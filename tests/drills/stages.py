@@ -31,11 +31,13 @@ class Stage:
         name: What it is called in figures.
         arguments: Of its first run.
         again: Of the run that goes on after a fault.
+        before: What has to be done to the folder before.
     """
 
     name: str
     arguments: tuple[str, ...]
     again: tuple[str, ...]
+    before: Callable[[], None] = lambda: None
 
 
 def stages(work: Path) -> list[Stage]:
@@ -64,7 +66,22 @@ def stages(work: Path) -> list[Stage]:
         "export": ("export", "-m", model, "-f", "0", "-o", str(work / "exported")),
     }  # fmt: skip
     again = {"train": (*train, "--c")}
-    return [Stage(name=n, arguments=commands[n], again=again.get(n, commands[n])) for n in STAGES]
+    before: dict[str, Callable[[], None]] = {
+        "predict": lambda: see_something(Path(model) / "fold_0" / "checkpoint_final.pth")
+    }
+    return [
+        Stage(name=n, arguments=commands[n], again=again.get(n, commands[n]), before=before.get(n, lambda: None))
+        for n in STAGES
+    ]
+
+
+def see_something(checkpoint: Path) -> None:
+    """Have a network of a few steps find masks: one that sees nothing writes none."""
+    import torch
+
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content["network_weights"]["logit_bias"].zero_()
+    torch.save(content, checkpoint)
 
 
 def prepare(work: Path) -> None:
@@ -112,6 +129,17 @@ def run_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None
     Returns:
         Exit code, negative for a signal.
     """
+    return ended(start_forked(arguments, told, before, after))
+
+
+def ended(child: int) -> int:
+    """Wait for a process; its exit code, negative for a signal."""
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def start_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None], after: Callable[[], None]) -> int:
+    """As :func:`run_forked`, but give the process's number at once."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -123,8 +151,7 @@ def run_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None
             traceback.print_exc()
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    return child
 
 
 def _command(arguments: tuple[str, ...], told: Path, before: Callable[[], None], after: Callable[[], None]) -> int:
@@ -163,6 +190,7 @@ def make_world(work: Path) -> None:
     set_environment(work)
     prepare(work)
     for stage in stages(work):
+        stage.before()
         if run(stage.arguments) != 0:
             raise RuntimeError(f"{stage.name} failed in the making of an example")
 

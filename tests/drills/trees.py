@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 _VOLATILE = re.compile(
-    r"^(inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
+    r"^(content_sha256|sums|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
     r"started|notes|files|throughput\w*|scans_per_second|\w*_seconds|\w*_timestamps)$"
 )
 """Keys of JSON files; ``stamp`` and ``files`` hold times of change, and hashes of files that hold them."""
 _NO_RESULT = re.compile(
-    r"(\.log|training_log_.*\.txt|progress\.png|\.lock|report\.html|report\.md|runs\.json|costs\.csv|"
+    r"(\.log|checked\.json|training_log_.*\.txt|progress\.png|\.lock|report\.html|report\.md|runs\.json|costs\.csv|"
     r"events\.out\.tfevents.*)$"
 )
 """Files whose content tells about the run, times among it."""

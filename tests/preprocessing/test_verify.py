@@ -88,7 +88,7 @@ def test_a_record_that_is_another_or_none(store: Path) -> None:
     write_json(file, content | {"modality": "ct"})
     assert verify_store(store).failures == {SCAN: f"{file.name} is not the record that the manifest lists"}
     for wrong, why in (
-        ("{", "not a JSON file"),
+        ("{", "not JSON"),
         ("[]", "not a scan record"),
         ("{}", "store version"),
         ("3", "a number"),

@@ -63,7 +63,7 @@ class SpecialistConfig:
     def save(self, file: Path) -> None:
         """As JSON."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        write_json(file, content | {"recipe": "nnunet" if self.recipe is None else to_plain(self.recipe)})
+        write_json(file, content | {"recipe": "nnunet" if self.recipe is None else to_plain(self.recipe)}, sealed=True)
 
     @classmethod
     def load(cls, file: Path) -> SpecialistConfig:

@@ -150,14 +150,15 @@ BRAIN_TISSUES: Mapping[str, tuple[float, float, float]] = {
 def brain_look(names: Mapping[int, str], size: int, rng: np.random.Generator) -> Look:
     """A random contrast of a head.
 
-    Half of the heads look like T1, a sixth each like T2 and FLAIR, the others like nothing in particular.
+    Of the heads, 72 % look like T1, 11 % each like T2 and FLAIR, the others like nothing in particular: with fewer like T1,
+    masks of real T1 heads were up to twice too large.
 
     Args:
         names: Id → class without its side; ids that are missing here get any value.
         size: Number of ids.
         rng: Generator.
     """
-    kind = int(rng.choice(4, p=(0.50, 0.17, 0.17, 0.16)))
+    kind = int(rng.choice(4, p=(0.72, 0.11, 0.11, 0.06)))
     means = rng.uniform(0, 200, size)
     shared: dict[str, float] = {}
     jitter = rng.uniform(2, 9)

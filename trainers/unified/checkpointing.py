@@ -164,7 +164,7 @@ def write_model_files(
         train = sorted({*train, *trained_scans(fold)})
         seen |= TrainedScans.of_model(model, fold.name.removeprefix("fold_")) or TrainedScans()
     seen.save(fold / TRAINED_SCANS_FILE)
-    write_json(fold / SPLIT_FILE, {"train": train, "val": list(setup.split.val)})
+    write_json(fold / SPLIT_FILE, {"train": train, "val": list(setup.split.val)}, sealed=True)
     if fingerprint.is_file():
         shutil.copyfile(fingerprint, model / "dataset_fingerprint.json")
 

@@ -13,8 +13,7 @@ from satunet.compute import distributed
 from satunet.datasets.raw import split_scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
-from satunet.jobs.files import read_json
-from satunet.jobs.records import load_json
+from satunet.jobs.records import load_json, understanding
 from satunet.labels import LabelSpace, text_variants
 from satunet.models.folder import read_description
 from satunet.models.results import SPLIT_FILE
@@ -63,11 +62,14 @@ class Split:
             raise DatasetError(f"{store.folder}: no scan of the datasets in the label space")
         if fold == "all":
             return cls(train=known, val=known)
-        folds = read_json(file)
+        folds = load_json(file, what="a list of folds", error=DatasetError)
+        if not isinstance(folds, list):
+            raise DatasetError(f"{file}: must be a list of folds, each with lists of scans under 'train' and 'val'")
         if not isinstance(fold, int) or not 0 <= fold < len(folds):
-            raise UserError(f"fold {fold!r}; the split has {len(folds)} folds, and 'all' takes every scan")
+            raise UserError(f"fold {fold!r}; {file} has {len(folds)} folds, and 'all' takes every scan")
         present = set(known)
-        train, val = (tuple(s for s in folds[fold][part] if s in present) for part in ("train", "val"))
+        with understanding(file, "a list of folds with scans under 'train' and 'val'", DatasetError):
+            train, val = (tuple(s for s in folds[fold][part] if s in present) for part in ("train", "val"))
         return cls(train=train, val=val)
 
 

@@ -22,8 +22,9 @@ from satunet.compute import distributed
 from satunet.compute.choices import Precision
 from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES, split_scan_id
+from satunet.errors import SatunetError
 from satunet.jobs.files import read_json, write_json
-from satunet.jobs.records import to_plain
+from satunet.jobs.records import MALFORMED, from_plain, to_plain
 from satunet.models.checkpoints import hash_weights
 from satunet.network.model import PromptedUNet
 from satunet.trainers.unified.confidence import calibrate_fold
@@ -75,7 +76,7 @@ def validate(
                 scored = score_scan(setup, network, scan, device=device, precision=precision)
                 evidence = {name: to_plain(found) for name, found in scored.evidence.items()}
                 case = {"scan": scan, "weights": weights, "metrics": scored.metrics, "evidence": evidence}
-                write_json(file, case)
+                write_json(file, case, sealed=True)
             cases.append(case)
             logger.debug("validated %s", scan)
         except Exception as error:  # one scan that cannot be read must not cost the validation of the others
@@ -202,13 +203,25 @@ def score_scan(
     return Scored(metrics={n: metrics[n] for n in names}, evidence={n: evidence[n] for n in names})
 
 
+_COUNTS = count_voxels(0, 0, 0, 0).keys()
+
+
 def _known(file: Path, weights: str) -> dict[str, Any] | None:
     """A scan's result of before, if it is of the same weights."""
     try:
         case: dict[str, Any] = read_json(file)
-    except (OSError, ValueError):
+        whole = case["scan"] == file.stem and case["weights"] == weights
+        for counts in case["metrics"].values():
+            whole = whole and counts.keys() == _COUNTS and all(_is_number(v) for v in counts.values())
+        for found in case["evidence"].values():
+            from_plain(found, Evidence, source=file)
+    except (OSError, SatunetError, *MALFORMED):
         return None
-    return case if case.get("weights") == weights and "evidence" in case else None
+    return case if whole else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def _means(cases: Iterable[dict[str, Counts]]) -> dict[str, Counts]:

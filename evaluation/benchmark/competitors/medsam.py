@@ -155,7 +155,7 @@ class MedSAMCompetitor:
         for name, mask in masks.items():
             entries.append({"prompt": name, "class": name, "file": f"{mask_file_name(name)}.nii.gz"})
             write_label_map(folder / entries[-1]["file"], mask, like=image)
-        write_json(folder / MANIFEST, {STAMP: to_plain(stamp), "prompts": entries})
+        write_json(folder / MANIFEST, {STAMP: to_plain(stamp), "prompts": entries}, sealed=True)
 
     def _network(self) -> Any:
         if self._model is None:

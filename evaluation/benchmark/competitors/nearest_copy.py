@@ -103,7 +103,7 @@ class NearestCopyCompetitor:
             if task.dataset.ignore_label is not None:
                 labels[labels == task.dataset.ignore_label] = 0
         write_label_map(target, labels, like=grid)
-        write_json(note, {STAMP: to_plain(stamp)})
+        write_json(note, {STAMP: to_plain(stamp)}, sealed=True)
 
     def _grid(self, case: Case) -> Grid:
         assert case.label is not None  # donors have one

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import split_scan_id
-from satunet.jobs.files import read_json
+from satunet.errors import DatasetError
+from satunet.jobs.records import load_json, understanding
 from satunet.knowledge.build import Imported
 from satunet.knowledge.names import load_names
 from satunet.knowledge.tree import Source, Term, name_key
@@ -71,9 +72,10 @@ def scans_by_class(space: LabelSpace, folder: Path) -> dict[str, tuple[str, ...]
     """Class → scans of a preprocessed store that have a voxel of it, from the scans' JSON records alone."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*__*.json")):
-        record = read_json(file)
-        dataset = split_scan_id(str(record["scan"]))[0]
-        present = {int(label) for label, voxels in record["label_voxels"].items() if voxels}
+        record = load_json(file, what="the record of a scan", error=DatasetError)
+        with understanding(file, "the record of a scan", DatasetError):
+            dataset = split_scan_id(str(record["scan"]))[0]
+            present = {int(label) for label, voxels in record["label_voxels"].items() if voxels}
         for name, ids in space.ids.get(dataset, {}).items():
             if present & set(ids):
                 found.setdefault(name, []).append(record["scan"])

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from satunet.errors import KnowledgeError
+from satunet.jobs.files import parse_json
 from satunet.knowledge.build import Imported
 from satunet.knowledge.tree import Source, Term
 
@@ -116,9 +116,9 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[dict[str,
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise KnowledgeError(f"{where}: not JSON ({error})") from error
+        return parse_json(text, where)
+    except ValueError as error:
+        raise KnowledgeError(str(error)) from error
 
 
 def _object(entry: Any, where: str) -> tuple[dict[str, Any], str]:

@@ -1,7 +1,8 @@
-"""What the manifests of a folder of results say: whether a scan is done, and what was found."""
+"""Manifests in a folder of results: whether a scan is done, and what was found."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from satunet.errors import SatunetError
 from satunet.jobs.file_names import table_cell
 from satunet.jobs.files import read_json, write_text
 from satunet.jobs.fresh import FileState, Stamp
-from satunet.jobs.records import from_plain
+from satunet.jobs.records import MALFORMED, from_plain
 from satunet.prediction.door.jobs import ScanJob
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.places import STATISTICS, manifest_file
@@ -25,17 +26,18 @@ _COLUMNS = (
 
 
 def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
-    """Reason why a scan has to be predicted; ``None`` if its result is there, whole, and of this scan and call.
+    """Reason why a scan has to be predicted; ``None`` if its result exists, is complete, and belongs to this scan and
+    call.
 
     Args:
         output: Folder of all results.
-        job: The scan.
-        outputs: What is to be written.
-        combined: What the scan is combined with, as in the stamp.
+        job: Job of the scan.
+        outputs: Outputs to write.
+        combined: Values that the scan is combined with, as in the stamp.
     """
     file = manifest_file(output, job.name, outputs.combine)
     if not file.is_file():
-        return "no result yet"
+        return "there is no result yet"
     try:
         content = read_json(file)
         if content["version"] != MANIFEST_VERSION:
@@ -48,46 +50,48 @@ def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping
         for name, state in content["files"].items():
             if not from_plain(state, FileState, source=file).is_of(file.parent / name):
                 return f"{file.parent / name} is missing or damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SatunetError) as error:
+    except (OSError, SatunetError, *MALFORMED) as error:
         return f"{file} is damaged ({type(error).__name__})"
     return f"{missing[0]} is missing" if missing else None
 
 
 def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
-    """What was found, for people: one row per scan and prompt, of all manifests that are there.
+    """Table of what was found, for people: one row per scan and prompt, from all manifests that exist.
 
     Returns:
-        Columns ``scan`` (of several scans), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted from 1, or
-        why there is no mask), and ``confidence`` where there is one.
+        Columns ``scan`` (if there are several), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted
+        from 1, or why there is no mask), and ``confidence`` where there is one.
     """
     rows: list[dict[str, object]] = []
     for name in names:
-        try:
+        # What cannot be used is told among the failures.
+        with contextlib.suppress(OSError, *MALFORMED):
             entries = read_json(manifest_file(output, name, combine))["prompts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # told among the failures
-        for entry in entries:
-            row: dict[str, object] = {"scan": name} if len(names) > 1 else {}
-            kind = entry.get("class") or ""
-            row |= {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
-            voxels, box = entry.get("voxels"), entry.get("box")
-            row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
-            if voxels is None:
-                row["where"] = f"no mask: {entry.get('note') or entry['status']}"
-            elif not voxels:
-                row["where"] = _why_nothing(entry)
-            else:
-                row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
-            if entry.get("confidence") is not None:
-                row["confidence"] = f"{entry['confidence']:.2f}"
-            if entry.get("instances"):
-                count = len(entry["instances"])
-                row["where"] = f"{row['where']}; {count} instance{'s' if count != 1 else ''}"
-            if entry.get("doubts"):
-                repaired = " (repaired)" if entry.get("repaired") else ""
-                row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
-            rows.append(row)
+            shown: dict[str, object] = {"scan": name} if len(names) > 1 else {}
+            rows += [shown | _row_of(entry) for entry in entries]
     return rows
+
+
+def _row_of(entry: Mapping[str, Any]) -> dict[str, object]:
+    kind = entry.get("class") or ""
+    row: dict[str, object] = {"prompt": entry["prompt"], "class": "" if kind == entry["prompt"] else kind}
+    voxels, box = entry.get("voxels"), entry.get("box")
+    row["ml"] = "" if voxels is None else f"{entry['volume_ml']:,.1f}"
+    if voxels is None:
+        row["where"] = f"no mask: {entry.get('note') or entry['status']}"
+    elif not voxels:
+        row["where"] = _why_nothing(entry)
+    else:
+        row["where"] = f"slices {box[2][0] + 1} to {box[2][1]}" if box else ""
+    if entry.get("confidence") is not None:
+        row["confidence"] = f"{entry['confidence']:.2f}"
+    if entry.get("instances"):
+        count = len(entry["instances"])
+        row["where"] = f"{row['where']}; {count} instance{'s' if count != 1 else ''}"
+    if entry.get("doubts"):
+        repaired = " (repaired)" if entry.get("repaired") else ""
+        row["where"] = f"{row['where']}; doubtful: {', '.join(entry['doubts'])}{repaired}"
+    return row
 
 
 def _why_nothing(entry: Mapping[str, Any]) -> str:
@@ -97,21 +101,18 @@ def _why_nothing(entry: Mapping[str, Any]) -> str:
 
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
-    """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
+    """Write one row per scan and prompt from all manifests that exist, including those of earlier runs."""
     rows: list[dict[str, Any]] = []
     for name in names:
-        try:
+        with contextlib.suppress(OSError, *MALFORMED):  # a scan that failed has no rows
             content = read_json(manifest_file(output, name, combine))
-        except (OSError, ValueError):
-            continue  # a scan that failed has no rows
-        for entry in content["prompts"]:
-            rows.append({"scan": name, "modality": content["modality"], **entry})
+            rows += [{"scan": name, "modality": content["modality"], **entry} for entry in content["prompts"]]
     write_table(output / STATISTICS, _COLUMNS, rows)
     return output / STATISTICS
 
 
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole; cells that a spreadsheet would take for a formula are quoted for it."""
+    """Write rows as CSV; cells that a spreadsheet would take for a formula are quoted."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -123,24 +124,28 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Cells that no spreadsheet takes for a formula."""
     return {
-        key: "; ".join(value) if key == "doubts" else table_cell(value) if isinstance(value, str) else value
+        key: "; ".join(map(str, value))
+        if isinstance(value, list)
+        else table_cell(value)
+        if isinstance(value, str)
+        else value
         for key, value in entry.items()
     }
 
 
 def is_foreign(manifest: Path) -> bool:
-    """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
+    """Whether a JSON file was not written by satunet, such as those that DICOM converters write beside a scan."""
     try:
         content = read_json(manifest)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False
     return not (isinstance(content, dict) and {"prompts", "stamp"} & set(content))
 
 
 def files_of(manifest: Path) -> list[Path]:
-    """Files that a manifest names, none that lies elsewhere."""
+    """Files that a manifest names, except those in other folders."""
     try:
         names = read_json(manifest)["files"]
         return [manifest.parent / name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, *MALFORMED):
         return []

@@ -21,7 +21,7 @@ import torch
 
 from satunet.compute import distributed
 from satunet.datasets.raw import split_scan_id
-from satunet.jobs.files import write_text
+from satunet.jobs.files import parse_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -249,15 +249,18 @@ class ProgressFile:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """Lines of a :class:`ProgressFile`; a last line that a killed run did not finish is left out."""
+    """Lines of a :class:`ProgressFile`; what follows a line that a killed run did not finish, or that is damaged, is left out."""
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = parse_json(text, f"{path}, line {number}")
+        except ValueError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
+            break
+        lines.append(line)
     return lines
 
 
