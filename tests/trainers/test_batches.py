@@ -291,6 +291,7 @@ def test_augmenting_changes_pairs_alike_and_no_generator() -> None:
         again = augmentation(image.clone(), labels.clone(), np.random.default_rng(seed))
         assert torch.equal(image_now, again[0]) and torch.equal(labels_now, again[1])
         assert image_now.shape == image.shape and labels_now.shape == labels.shape
+        assert (image_now.dtype, labels_now.dtype) == (image.dtype, labels.dtype)
         assert set(labels_now.unique().tolist()) <= {0, 5}
         inside, outside = image_now[labels_now == 5].mean(), image_now[labels_now == 0].mean()
         assert inside > outside, "labels stay on what they are of"
