@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from satunet.errors import SatunetError
+from satunet.jobs.workers import is_out_of_memory
 from satunet.plan import UnifiedPlan
 
 
@@ -76,10 +75,8 @@ def explain_memory(plan: UnifiedPlan, at_once: int, where: str) -> Iterator[None
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SatunetError(_memory_advice(plan, at_once, where)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise SatunetError(_memory_advice(plan, at_once, where)) from error
 
