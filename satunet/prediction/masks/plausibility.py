@@ -1,10 +1,10 @@
-"""Contradictions between the masks of a scan: told, and repaired only when that is asked for.
+"""Contradictions between the masks of a scan: always reported, but repaired only when that is asked for.
 
-- Sides: the left one of two lies to the right of the other.
-- Containment: part of a part lies outside of its whole, by the label space (and the knowledge tree, where there is one),
-  and farther than their borders differ anyway.
-- Order: a vertebra or a rib lies above one that it is below of.
-- Size: a volume that is far from those in training, where the model's calibration knows them.
+- Sides: a left structure lies to the right of its right counterpart.
+- Containment: a structure lies partly outside its whole, by the label space (and the knowledge tree, if there is one),
+  and by more than the borders of two masks differ anyway.
+- Order: a vertebra or a rib lies above one that it should be below.
+- Size: a volume is far from those in training, where the model's calibration knows them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from satunet.labels.names import normalize_name
 from satunet.prediction.masks.boxed import BoxedMask
 
 MOST_OUTSIDE = 0.05
-"""Share of a part that may lie clearly outside of its whole."""
+"""Share of a part that may lie clearly outside its whole."""
 CLEARLY_MM = 3.0
-"""Distance from the whole, or a voxel if that is more, up to which its border and that of a part merely differ: each is
-where a network's blurred probability is one half.
+"""Distance from the whole (at least one voxel) within which the borders of part and whole may differ, because each
+border is where a blurred probability reaches one half.
 """
 MOST_DEVIATIONS = 4.0
-"""Standard deviations, of the logarithm of a volume, that are no contradiction."""
+"""Number of standard deviations, of the logarithm of a volume, that are not a contradiction."""
 _REPAIRABLE = 0.5  # share of a part that may be cut off
 _REGIONS = {"cervical": 0, "thoracic": 7, "lumbar": 19, "sacral": 25}
 
@@ -41,8 +41,8 @@ class Structure:
     """A mask of a scan that has voxels.
 
     Attributes:
-        name: Its class.
-        mask: In the scan's grid.
+        name: Class of the mask.
+        mask: Mask in the scan's grid.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What masks are held against.
+    """Anatomical knowledge that masks are compared with.
 
     Attributes:
         wholes: Class → classes that it is part of.
-        statistics: Sizes in training.
+        statistics: Statistics of sizes in training.
         tree: Knowledge tree, for parts that the label space does not know.
     """
 
@@ -64,7 +64,7 @@ class Anatomy:
     tree: KnowledgeTree | None = None
 
     def whole_pairs(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a part and a whole of it among some classes."""
+        """Pairs of a part and its whole among some classes."""
         known = set(names)
         for part in names:
             wholes = {whole for whole in self.wholes.get(part, ()) if whole in known}
@@ -82,12 +82,12 @@ class Anatomy:
 
 
 def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[tuple[str, ...]]:
-    """Contradictions of each mask, a sentence each.
+    """Contradictions of each mask, one sentence each.
 
     Args:
         structures: Masks of a scan, each class once.
-        grid: Of the scan.
-        anatomy: What they are held against.
+        grid: Grid of the scan.
+        anatomy: Anatomical knowledge that they are compared with.
     """
     found: dict[str, list[str]] = {s.name: [] for s in structures}
     by_name = {s.name: s for s in structures}
@@ -98,7 +98,7 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
     for part, whole in anatomy.whole_pairs(list(by_name)):
         outside = clearly_outside(by_name[part].mask, by_name[whole].mask, grid)
         if outside > MOST_OUTSIDE:
-            found[part].append(f"{100 * outside:.0f} % of it lies outside of {whole!r}")
+            found[part].append(f"{100 * outside:.0f} % of it lies outside {whole!r}")
     for upper, lower in _out_of_order(centres):
         found[upper].append(f"lies below {lower!r}")
         found[lower].append(f"lies above {upper!r}")
@@ -109,15 +109,15 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
             if away is not None and away > MOST_DEVIATIONS:
                 size = anatomy.statistics.sizes[structure.name]
                 low, high = (size.median_ml * math.exp(sign * 2 * size.spread) for sign in (-1, 1))
-                found[structure.name].append(f"has {volume:,.1f} ml, in training {low:,.1f} to {high:,.1f}")
+                found[structure.name].append(f"has {volume:,.1f} ml, but {low:,.1f} to {high:,.1f} ml in training")
     return [tuple(found[s.name]) for s in structures]
 
 
 def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[Structure]:
     """The same structures, with contradictions repaired where that is clear.
 
-    Two sides that are swapped change names, as do vertebrae and ribs that are out of order; what lies outside of its whole
-    is cut off, if it is less than half. Sizes stay.
+    Sides that are swapped exchange their names, and so do vertebrae and ribs that are out of order. The part of a
+    structure that lies outside its whole is cut off, if it is less than half. Unusual sizes stay.
     """
     masks = {s.name: s.mask for s in structures}
     centres = {name: centre_mm(mask, grid) for name, mask in masks.items()}
@@ -137,7 +137,7 @@ def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> l
 
 
 def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
-    """Centre of mass in RAS+ millimetres of a mask that has voxels."""
+    """Centre of mass of a mask with voxels, in RAS+ millimetres."""
     inside = mask.inside
     centre = []
     for axis, side in enumerate(mask.box):
@@ -148,7 +148,8 @@ def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
 
 
 def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
-    """Share of a mask that lies farther than :data:`CLEARLY_MM`, and than a voxel, from another of its shape.
+    """Share of a mask that lies farther than :data:`CLEARLY_MM`, and than one voxel, from another mask of the same
+    shape.
 
     It is 0 where no more than :data:`MOST_OUTSIDE` lies outside at all.
     """
@@ -174,7 +175,7 @@ def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
 
 
 def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
-    """What two masks of one shape share."""
+    """The intersection of two masks of the same shape."""
     box = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.box, b.box, strict=True)]
     if any(side.start >= side.stop for side in box):
         return BoxedMask.empty(a.shape)
@@ -188,7 +189,7 @@ def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
 
 
 def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Left and right of structures whose left one lies to the right: x grows to the right."""
+    """Pairs (left, right) of structures whose left one lies to the right of the other; x grows to the right."""
     for left in centres:
         name = normalize_name(left)
         right = f"right {name.base}"
@@ -197,7 +198,7 @@ def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tupl
 
 
 def _out_of_order(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Neighbours of a row, the upper of which does not lie above the lower."""
+    """Neighbours in a row whose upper one does not lie above the lower one."""
     for row in _rows(centres):
         for upper, lower in pairwise(row):
             if centres[upper][2] <= centres[lower][2]:
@@ -214,7 +215,9 @@ def _rows(names: Mapping[str, object]) -> list[list[str]]:
 
 
 def place_in_row(name: str) -> tuple[str, int] | None:
-    """What row of the skeleton a class is in, and its number from cranial to caudal; ``None`` if it is in none."""
+    """Row of the skeleton that a class belongs to, and its number from cranial to caudal; ``None`` if it is in no
+    row.
+    """
     canonical = normalize_name(name)
     if vertebra := re.fullmatch(r"(cervical|thoracic|lumbar|sacral) vertebrae (\d+) \(\w+\)", canonical.base):
         return "vertebrae", _REGIONS[vertebra[1]] + int(vertebra[2])
