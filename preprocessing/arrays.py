@@ -1,8 +1,9 @@
 """Arrays of a store: Blosc2 files that are read in parts, and a checksum of every part.
 
-A digest of the whole file would have to read all of it for each patch. The record of a scan keeps a CRC-32 of every chunk
-and of what is around them (header, offsets, trailer); an index checks the chunks that it touches, each once per process.
-A file whose parts are not what was written is an error that names it, and its bytes never reach the decompressor.
+A digest of the whole file would have to read all of it for each patch. The record of a scan keeps a CRC-32 of every
+chunk and of what is around them (header, offsets, trailer); an index checks the chunks that it touches, each once per
+process. A file whose parts are not what was written is an error that names it, and its bytes never reach the
+decompressor.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class StoredArray:
 
     Args:
         path: The file.
-        size: Bytes that were written; ``None`` if that is not known.
+        size: Number of bytes that were written; ``None`` if that is not known.
         sums: Checksums of its parts; empty in what an older version wrote, which is read unchecked.
         checked: What was found whole already, one byte per chunk and one for the rest; kept by whoever opens it often.
 
@@ -154,7 +155,8 @@ class StoredArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of a value."""
-        return np.dtype(self._array.dtype)
+        kind: np.dtype[Any] = np.dtype(self._array.dtype)
+        return kind
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """A part, as of an array.

@@ -24,9 +24,9 @@ def read_dicom(
     A case is named by the folder of its series; where a folder has several, by their number or UID as well.
 
     Args:
-        folder: With DICOM files, in any depth.
+        folder: Folder with DICOM files, at any depth.
         dataset_id: Number of the dataset.
-        name: Its name; that of the folder if not given.
+        name: Name of the dataset; that of the folder if not given.
         labels: Folder with a label map a case (``<case>.nii.gz``) and the ``dataset.json`` that names its ids. Cases
             without one go to ``imagesTs``.
 
@@ -81,7 +81,7 @@ def _classes(labels: Path) -> dict[str, int]:
     ids, _ = read_labels(labels / "dataset.json")
     classes = {label: values[0] for label, values in sorted(ids.items(), key=lambda item: item[1])}
     if [*classes.values()] != list(range(1, len(classes) + 1)) or any(len(v) != 1 for v in ids.values()):
-        raise UserError(f"{labels / 'dataset.json'}: expected is one id a label, 1 to {len(ids)}")
+        raise UserError(f"{labels / 'dataset.json'}: expected one id a label, 1 to {len(ids)}")
     return classes
 
 

@@ -48,7 +48,7 @@ class Case:
 
     Attributes:
         identifier: Name without channel suffix and ending.
-        images: One path a channel, in channel order; a path may name a file that is missing.
+        images: Paths, one per channel, in channel order; a file may be missing.
         label: The label map, or ``None`` for a case without a reference.
     """
 
@@ -89,9 +89,9 @@ class Dataset:
         file_ending: Ending of its files, such as ``".nii.gz"``.
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
-        source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
+        source: Origin of the dataset, ``"source"`` or ``"reference"`` of ``dataset.json``.
         trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
-        remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
+        remarks: Oddities of ``dataset.json`` that are not errors, one sentence each.
         by_path: Whether ``dataset.json`` lists the files of each training case (``"dataset"``), wherever they are.
     """
 
@@ -122,7 +122,8 @@ class Dataset:
         return self.by_path or any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
 
     def training_cases(self) -> tuple[Case, ...]:
-        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by name.
+        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by
+        name.
 
         Raises:
             DatasetError: The folder is missing or holds no image of this dataset's file ending, or that ending is none
@@ -140,8 +141,7 @@ class Dataset:
         cases = self._cases("imagesTr", "labelsTr", labels_required=True)
         if not cases:
             raise DatasetError(
-                f"{self.folder / 'imagesTr'}: no training images; "
-                f"expected are files such as <case>_0000{self.file_ending}"
+                f"{self.folder / 'imagesTr'}: no training images; expected files such as <case>_0000{self.file_ending}"
             )
         return cases
 
@@ -244,7 +244,7 @@ def override_modalities(texts: Iterable[str]) -> None:
         match = re.match(r"^(?P<dataset>[^:=]+)(?::(?P<channel>\d+))?=(?P<modality>\w+)$", text.strip())
         if match is None or match["modality"].lower() not in MODALITIES:
             raise UserError(
-                f"modality {text!r}: expected is DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
+                f"modality {text!r}: expected DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
                 f"out of {', '.join(MODALITIES)}"
             )
         dataset = load_dataset(match["dataset"])
@@ -326,7 +326,7 @@ def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
     """Modality of a channel from its name: ``"T1w MRI"`` → ``"mri"``, ``"CT"`` → ``"ct"``.
 
     Args:
-        channel_name: As ``dataset.json`` gives it.
+        channel_name: Name of the channel in ``dataset.json``.
         hint: More text (dataset name, description) for names that say nothing, such as ``"0"`` or ``"image"``.
 
     Returns:
@@ -350,7 +350,7 @@ def split_scan_id(scan: str) -> tuple[str, str, int]:
     dataset_name, _, rest = scan.partition("__")
     case, _, channel = rest.rpartition("__")
     if not case or not channel.isdigit():
-        raise ValueError(f"{scan!r} is no scan name; expected is <dataset>__<case>__<channel>")
+        raise ValueError(f"{scan!r} is not the name of a scan; expected <dataset>__<case>__<channel>")
     return dataset_name.replace("%5F", "_").replace("%25", "%"), case, int(channel)
 
 
@@ -364,7 +364,7 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
     """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids.
 
     Args:
-        dataset: Its dataset.
+        dataset: Dataset of the case.
         case: The case.
         seen: Called with every image that can be read.
     """

@@ -45,7 +45,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     Args:
         output: Folder for everything; nnU-Net's three folders are made in it.
         steps: Training steps of every network.
-        device: Where to compute.
+        device: Device to compute on.
         processes: Worker processes.
 
     Returns:

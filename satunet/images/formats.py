@@ -81,7 +81,7 @@ def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
         return nifti.doubts_of(nifti.open_nifti(path))
     stored = _header(path)
     if not stored.spaced:
-        return (nifti.Doubt("unit", "its header gives no spacing: its voxels are taken for 1 mm"),)
+        return (nifti.Doubt("unit", "its header gives no spacing: its voxels are assumed to be 1 mm"),)
     return nifti.implausible(stored.grid().spacing_mm)
 
 
@@ -137,9 +137,9 @@ def write_file(
         path: The file, of that name and no other beside it.
         array: (X, Y, Z).
         grid: The grid it is on.
-        ending: One of :data:`IMAGE_ENDINGS`, with which the path ends.
-        header: Of the scan, for NIfTI.
-        slope: What a stored integer stands for; NIfTI says so in its header, other formats get float32.
+        ending: Ending of the path, one of :data:`IMAGE_ENDINGS`.
+        header: Header of the scan, for NIfTI.
+        slope: Value of one stored step; NIfTI says so in its header, other formats get float32.
         legend: Id → name, for NIfTI.
     """
     if ending in (".nii", ".nii.gz"):

@@ -45,7 +45,7 @@ class Stored:
         shape: Sizes of the axes, the fastest first.
         affine: 4 × 4 float64, voxel index → RAS+ mm, for the first three axes.
         dtype: Type of a voxel, with its byte order.
-        encoding: How the bytes are packed.
+        encoding: Compression of the bytes.
         files: The files that hold them, one after another; each is packed by itself.
         offset: Bytes before the voxels in each file; ``-1`` says that raw voxels end with the file.
         lines: Lines to skip before ``offset`` counts.
@@ -159,7 +159,7 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> 
 
     Args:
         path: The file, for errors.
-        shape: Of the array.
+        shape: Shape of the array.
         affine: 4 × 4, voxel index → RAS+ mm.
 
     Raises:
@@ -196,7 +196,7 @@ def inside_folder(path: Path, name: str) -> Path:
         within = any(file.resolve().is_relative_to(home) for home in homes)
         regular = file.is_file()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnreadableImageError(path, f"its voxels are in {name[:200]!r}, which is no file's name") from error
+        raise UnreadableImageError(path, f"its voxels are in {name[:200]!r}, which is not a file name") from error
     if not within:
         raise UnreadableImageError(
             path, f"its voxels are in {name[:200]!r}; allowed are files in the header's own folder"
@@ -253,7 +253,7 @@ def rounded(values: Any) -> tuple[float, ...]:
 
 
 def _not_numbers(path: Path, key: str, text: str, allowed: str) -> UnreadableImageError:
-    return UnreadableImageError(path, f"the header's {key} is {text[:80]!r}; expected are {allowed}")
+    return UnreadableImageError(path, f"the header's {key} is {text[:80]!r}; expected {allowed}")
 
 
 def _check_size(path: Path, encoding: Encoding, there: int, wanted: int, itemsize: int, *, skips: bool | int) -> None:

@@ -60,12 +60,12 @@ class FileState:
             read: Whether to read the file for its hash even where its times can be trusted.
 
         Raises:
-            MissingFileError: It is not there, or it is no regular file.
+            MissingFileError: It is not there, or it not a regular file.
         """
         seen = time.time_ns()
         try:
             if not path.is_file():
-                raise MissingFileError(path, "no such file" if not path.exists() else "is no regular file")
+                raise MissingFileError(path, "no such file" if not path.exists() else "not a regular file")
             status = path.stat()
             newest = max(status.st_mtime_ns, status.st_ctime_ns)
             digest = sha256 or (content_hash(path) if read or newest >= seen - RACY_NS else "")
@@ -111,7 +111,7 @@ class Stamp:
 
     Attributes:
         files: Input files, in order.
-        combined: What they were combined with, name → plain value.
+        combined: Values that they were combined with, name → plain value.
     """
 
     files: tuple[FileState, ...] = ()
@@ -136,17 +136,17 @@ class Stamp:
         """Reason why a result with this stamp is not that of these files and values; ``None`` if it is.
 
         Args:
-            files: As for :meth:`of`.
-            combined: As for :meth:`of`.
+            files: Input files, as for :meth:`of`.
+            combined: Values, as for :meth:`of`.
         """
         now = _plain(combined or {})  # as a saved stamp has them
         changed = [name for name in sorted({*now, *self.combined}) if now.get(name) != self.combined.get(name)]
         if changed:
             return f"made with another {', '.join(changed)}"
         if len(files) != len(self.files):
-            return f"made of {len(self.files)} files, there are {len(files)} now"
+            return f"made from {len(self.files)} files, but there are {len(files)} now"
         return next(
-            (f"{file} is not what it was made of" for file, was in zip(files, self.files, strict=True)
+            (f"{file} is not what the result was made from" for file, was in zip(files, self.files, strict=True)
              if not was.is_of(file)),
             None,
         )  # fmt: skip
@@ -157,8 +157,8 @@ class Stamp:
         For runs that look at thousands of results first: what this cannot tell is for :meth:`why_stale`, in a worker.
 
         Args:
-            files: As for :meth:`of`.
-            combined: As for :meth:`of`.
+            files: Input files, as for :meth:`of`.
+            combined: Values, as for :meth:`of`.
         """
         return (
             _plain(combined or {}) == self.combined

@@ -76,8 +76,8 @@ def outcomes(
 
     Args:
         function: A function that can be pickled.
-        items: What to run it on.
-        workers: Where.
+        items: Items to run it on.
+        workers: Workers to use.
         needs: Bytes that an item will need: items run side by side as far as memory goes. One that needs more than
             there is runs alone.
 

@@ -62,18 +62,18 @@ def import_sat(
         output: The model folder to write; it must not be there yet.
         text_architecture: Hub name or folder with the configuration and tokenizer of the text encoder.
         name: A name for people; "SAT-Nano" or "SAT-Pro" if not given.
-        licence: Of the weights, as their publishers state it.
+        licence: Licence of the weights, as their publishers state it.
         presets: The networks it may be; SAT's two if not given.
         patch_size: Windows to predict with.
         architecture_name: What the model says that architecture is, where a folder was given that will not stay.
-        origin: Where the files come from, for the model's provenance.
+        origin: Origin of the files, for the model's provenance.
 
     Raises:
         UserError: ``output`` is there already.
         ModelError: A file that cannot be read, holds objects other than data, or does not fit; lists what differs.
     """
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise UserError(f"{output}: is there already; remove it, or name another folder")
+        raise UserError(f"{output}: already exists; remove it, or give another folder")
     presets = presets or (NetworkConfig.nano(), NetworkConfig.pro())
     state = state_dict_of(load_checkpoint(checkpoint), source=checkpoint)
     config = preset_of(state, presets, source=checkpoint)

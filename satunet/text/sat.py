@@ -91,10 +91,10 @@ def save_sat_encoder(
     Args:
         state: Names without ``module.`` → tensors: ``text_tower.biolord.*``, ``projection_layer.*``,
             ``modality_embed.weight``; the atlas tower and the temperature of pre-training are left out.
-        folder: Where to write.
+        folder: Folder to write to.
         source: File the tensors come from, for messages.
         architecture: Hub name, or folder, of the model whose configuration and tokenizer to take.
-        architecture_name: What the written folder calls it, where that is not ``architecture``.
+        architecture_name: Name of the architecture in the written folder, if it is not ``architecture``.
 
     Returns:
         The modality embedding, a (4 or 5, D) tensor.
@@ -154,7 +154,7 @@ def is_sat_encoder(folder: Path) -> bool:
         return False
     content = load_json(file, what="the description of a text encoder", error=ModelError)
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected is a JSON object")
+        raise ModelError(f"{file}: expected a JSON object")
     if content.get("version") != 1:
         raise ModelError(f"{file}: version {content.get('version')!r}; this satunet reads version 1")
     return True

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from satunet.errors import ModelError
+from satunet.jobs.files import read_json
 from satunet.jobs.records import to_plain
 from satunet.models.choice import ModelChoice
 from satunet.models.folder import ModelCard, ModelFolder
@@ -141,7 +142,7 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: Hub) -> None:
 
 def test_a_later_call_goes_on_where_an_earlier_one_ended(hub: Hub) -> None:
     hub.cut_after = [65536, *[0] * 100]
-    with pytest.raises(HubUnreachableError, match=r"what came is kept, and the same command goes on"):
+    with pytest.raises(HubUnreachableError, match=r"what arrived is kept, and the same command continues"):
         fetch("sat-nano")
     assert not KNOWN["sat-nano"].place.exists()
     hub.cut_after = []
@@ -253,7 +254,7 @@ def test_a_model_folder_is_taken_as_it_is(hub: Hub, tmp_path: Path, inside: str)
 def test_a_model_folder_whose_weights_are_not_its_own_is_refused(hub: Hub, tmp_path: Path) -> None:
     repository = tmp_path / "mine"
     shutil.copytree(fetch("sat-nano"), repository)
-    card = json.loads((repository / "model.json").read_text())
+    card = read_json(repository / "model.json")
     (repository / "model.json").write_text(json.dumps(card | {"weights_hash": "0" * 64}))
     hub.repositories["me/mine"] = Repository(repository)
     with pytest.raises(ModelError, match="the weights are not those"):
@@ -270,7 +271,7 @@ def test_a_list_with_paths_that_lead_outside_is_refused(hub: Hub, monkeypatch: p
         return found
 
     monkeypatch.setattr(Repository, "info", evil)
-    with pytest.raises(ModelError, match="no path inside it"):
+    with pytest.raises(ModelError, match="not a path inside it"):
         list_repository("zzh99/SAT")
 
 

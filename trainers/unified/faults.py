@@ -66,9 +66,9 @@ def explain_memory(plan: UnifiedPlan, at_once: int, where: str) -> Iterator[None
     """Turn running out of memory into an error that says what to change.
 
     Args:
-        plan: Its patch is one way.
+        plan: Plan, whose patch is one thing to lower.
         at_once: Patches that a process works on at once.
-        where: What was going on, for the message.
+        where: Description of what was going on, for the message.
 
     Raises:
         SatunetError: The block ran out of memory.
@@ -97,7 +97,9 @@ def _memory_advice(plan: UnifiedPlan, at_once: int, where: str) -> str:
 
 
 def smaller_patch(plan: UnifiedPlan) -> tuple[int, int, int]:
-    """The patch with its longest axis (in steps of the network's stride) one step shorter, as nnU-Net's planner does."""
+    """The patch with its longest axis (in steps of the network's stride) one step shorter, as nnU-Net's planner
+    does.
+    """
     patch = list(plan.crop_size)
     divisor = plan.network.divisor
     candidates = [a for a in range(3) if patch[a] > divisor[a]]

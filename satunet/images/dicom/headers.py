@@ -47,7 +47,7 @@ class Header:
         modality: DICOM's, such as ``CT``.
         number, description: Of the series.
         instance: SOPInstanceUID.
-        slices: Its frames; none if it holds no image.
+        slices: Frames; none if it has no image.
         secondary: Whether it is a screenshot or another picture of a picture (secondary capture).
         damage: Why its pixels cannot be there, if so.
     """
@@ -174,7 +174,7 @@ def _read(file: Path, handle: Any) -> Header | None:
         instance=_text(data.get("SOPInstanceUID")) or _text(meta.get("MediaStorageSOPInstanceUID")),
         slices=slices,
         secondary=sop_class.startswith(_SECONDARY_CAPTURE),
-        damage=damage or ("it holds no pixels" if not slices else ""),
+        damage=damage or ("it has no pixels" if not slices else ""),
     )
 
 

@@ -23,16 +23,16 @@ class Series:
     """One DICOM series.
 
     Attributes:
-        uid: Its SeriesInstanceUID.
-        files: Its files, in the order of their positions.
-        modality: One of :data:`satunet.datasets.raw.MODALITIES`.
+        uid: SeriesInstanceUID.
+        files: Files in the order of their positions.
+        modality: Modality, one of :data:`satunet.datasets.raw.MODALITIES`.
         number: Series number, or ``""``.
         description: Series description, or ``""``.
         patient: Patient id, or ``""``.
-        slices: Its images, in the order of the volume's third axis; of a multi-frame file, its frames.
+        slices: Images in the order of the volume's third axis; of a multi-frame file, its frames.
         grid: The volume's (columns, rows, slices).
         fault: Why it is no volume; reading it raises that.
-        remarks: What was repaired or taken for granted.
+        remarks: Remarks about what was repaired or assumed.
     """
 
     uid: str
@@ -58,8 +58,8 @@ class Found:
     """What is below a folder.
 
     Attributes:
-        series: Those that are volumes, or should be, by folder and number.
-        passed_over: Those that are pictures of another kind (localizers, screenshots, projections) → what they are.
+        series: Series that are volumes, or should be, by folder and number.
+        passed_over: Series that are pictures of another kind (localizers, screenshots, projections) → what they are.
     """
 
     series: tuple[Series, ...] = ()
@@ -130,9 +130,9 @@ def _no_volume_at_all(headers: Sequence[Header]) -> str:
         return "pictures in colour"
     nowhere = all(s.position is None or s.axes is None for s in slices)
     if nowhere and all(header.secondary for header in headers):
-        return "secondary captures, which say not where they lie"
+        return "secondary captures, which do not say where they lie"
     if nowhere and len(slices) == 1:
-        return f"one picture of modality {headers[0].modality or 'unknown'}, which says not where it lies"
+        return f"one picture of modality {headers[0].modality or 'unknown'}, which does not say where it lies"
     if all(s.localizer for s in slices):
         return "localizers"
     return ""
@@ -164,8 +164,12 @@ def _of(headers: Sequence[Header], made: Stack | None, remarks: Sequence[str], f
         told.append(f"its slices are in {len({header.file.parent for header in headers})} folders")
     if inverted:
         told.append(
-            "its darkest value is to be shown white (MONOCHROME1); "
-            + ("values are as stored" if first.modality in ("CT", "PT") else "values are inverted to be as shown")
+            "its lowest value is meant to be shown white (MONOCHROME1); "
+            + (
+                "values are as stored"
+                if first.modality in ("CT", "PT")
+                else "values are inverted, as they are meant to be shown"
+            )
         )
     return Series(
         uid=first.series,

@@ -34,8 +34,8 @@ class Slice:
     """One image of a series.
 
     Attributes:
-        file: Its file.
-        frame: Its number in that file, from 0.
+        file: File of the slice.
+        frame: Number of the frame in that file, from 0.
         rows, columns: Its size.
         position: Centre of the first pixel, LPS mm.
         axes: Direction cosines along a row, then along a column.
@@ -48,7 +48,7 @@ class Slice:
         lookup: Whether values come from a table instead of slope and intercept.
         localizer: Whether it is a scout by its image type.
         reference: Frame of reference.
-        telling: Attributes by which images of one place may differ.
+        telling: Attributes by which images at the same position may differ.
     """
 
     file: Path
@@ -80,9 +80,9 @@ class Stack:
     """Slices in order, and the grid they are.
 
     Attributes:
-        slices: From the lowest along the normal of the planes.
+        slices: Slices, from the lowest along the normal of the planes.
         grid: (columns, rows, slices).
-        remarks: What was repaired or taken for granted.
+        remarks: Remarks about what was repaired or assumed.
     """
 
     slices: tuple[Slice, ...]
@@ -118,7 +118,7 @@ def stack(slices: Sequence[Slice]) -> Stack:
         step = _even_step(kept, places, normal, min(between_rows, between_columns))
         tilt = _tilt(step, normal, len(kept), min(between_rows, between_columns))
         if tilt:
-            remarks.append(f"its slices are tilted by {tilt:.1f}°: the grid is sheared as they are")
+            remarks.append(f"its slices are tilted by {tilt:.1f}°: the grid is sheared in the same way")
     lps = np.eye(4)
     lps[:3, :3] = np.stack((across * between_columns, down * between_rows, step), axis=1)
     lps[:3, 3] = places[0]
@@ -131,7 +131,9 @@ def stack(slices: Sequence[Slice]) -> Stack:
 
 
 def is_sheared(grid: Grid) -> bool:
-    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels are."""
+    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels
+    are.
+    """
     unit = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     off = np.abs(unit.T @ unit - np.eye(3)).max()
     return bool(off * max(grid.shape) > _TILTED_PIXELS)
@@ -159,7 +161,7 @@ def _check_kind(slices: Sequence[Slice]) -> None:
         across, down = np.array(s.axes).reshape(2, 3)
         lengths = np.linalg.norm((across, down), axis=1)
         if np.abs(lengths - 1).max() > 0.01 or abs(float(across @ down)) > 0.01:
-            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are no two directions")
+            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are not two directions")
         allocated, bits, high, _ = s.stored
         if not (1 <= bits <= allocated <= 64 and bits - 1 <= high < allocated):
             raise NoVolumeError(f"{s.name} stores {bits} bits up to bit {high} of {allocated}; that cannot be")
@@ -216,7 +218,7 @@ def _even_step(
     if off_plane.max() > max(uneven_mm, 0.25 * pixel_mm):
         worst = int(off_plane.argmax())
         raise NoVolumeError(
-            f"its slices do not lie in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm beside the others"
+            f"its slices are not in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm away from the others"
         )
     return step
 

@@ -1,8 +1,8 @@
 """DICOMweb: series of an archive as files, and results back into it.
 
-Series come as they are stored (``transfer-syntax=*``): an archive need not know their compression, and nothing is lost. What
-has come is kept under its instance's UID, so that a second call fetches what is missing. An archive that answers with
-another series than was asked for is not believed.
+Series come as they are stored (``transfer-syntax=*``): an archive need not know their compression, and nothing is lost.
+What has come is kept under its instance's UID, so that a second call fetches what is missing. An archive that answers
+with another series than was asked for is not believed.
 
 Rejected: one request per instance from the start, which takes minutes over a slow line, and one request alone, which a
 broken line turns into nothing.
@@ -85,8 +85,8 @@ class Archive:
     """An archive that speaks DICOMweb.
 
     Args:
-        address: Where its services are: ``http://127.0.0.1:8042/dicom-web``.
-        credentials: Who asks; what the environment says, if not given.
+        address: Address of its services, such as ``http://127.0.0.1:8042/dicom-web``.
+        credentials: Credentials; those in the environment if not given.
 
     Raises:
         ArchiveError: No such address.
@@ -141,8 +141,8 @@ class Archive:
         """Bring a series into a folder of its own; what lies there is not fetched again.
 
         Returns:
-            The series as :func:`~satunet.images.dicom.search` finds it; none if it never was a volume. What goes wrong is
-            the series' fault, and reading it raises that: the other series of a study go on.
+            The series as :func:`~satunet.images.dicom.search` finds it; none if it never was a volume. What goes wrong
+            is the series' fault, and reading it raises that: the other series of a study go on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         fault = self._fill(stored, folder)
@@ -183,9 +183,7 @@ class Archive:
             wanted = {uid for uid in known if _UID.fullmatch(uid)}
             if len(wanted) < len(known) or not wanted:
                 return (
-                    "the archive names no instances of it"
-                    if not known
-                    else "the archive names instances that have no UID"
+                    "the archive lists no instances of it" if not known else "the archive lists instances without a UID"
                 )
             if not any((folder / f"{uid}.dcm").is_file() for uid in wanted):
                 self._fetch_all(stored, folder)
@@ -199,14 +197,16 @@ class Archive:
             return str(error)
         except Exception as error:  # whatever an archive answers is this series' fault
             return self._told(error)
-        return f"{missing} of its {len(wanted)} images did not come from the archive" if missing else ""
+        return f"{missing} of its {len(wanted)} images could not be fetched from the archive" if missing else ""
 
     def _fetch_all(self, stored: StoredSeries, folder: Path) -> None:
-        """All instances in one answer; where that breaks off, what came is kept, and the rest is asked for one by one."""
+        """All instances in one answer; where that breaks off, what arrived is kept, and the rest is asked for one by
+        one.
+        """
         try:
             _keep(self._client.iter_series(stored.study, stored.uid, media_types=_AS_STORED), stored, folder)
         except self._broken as error:
-            logger.debug("series %s came in part (%s)", stored.uid, self._told(error))
+            logger.debug("series %s was fetched only in part (%s)", stored.uid, self._told(error))
 
     def _all(self, search_for: Any, key: str, **where: str) -> dict[str, dict[str, Any]]:
         """UID → entry, page by page, also where an archive gives fewer at once or does not heed the offset."""
@@ -227,15 +227,15 @@ class Archive:
         status = getattr(answer, "status_code", None)
         if status in (401, 403):
             how = "set DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN"
-            return f"{self.address} does not let this user in (status {status}): {how}"
+            return f"{self.address} does not admit this user (status {status}): {how}"
         if status is not None:
             what = "is DICOMweb there?" if status in (404, 405) else str(getattr(answer, "reason", ""))
             return f"{self.address} answers with status {status}: {what}"
         if isinstance(error, self._broken) and "JSON" not in type(error).__name__:
             text = str(error) or type(error).__name__
             system = re.search(r"\[Errno -?\d+\] ([^)\]\"']+)", text)  # behind names of libraries' classes
-            return f"{self.address} cannot be asked ({system[1].strip() if system else text.splitlines()[0]})"
-        return f"{self.address} answers something that is not DICOMweb ({type(error).__name__})"
+            return f"{self.address} does not answer ({system[1].strip() if system else text.splitlines()[0]})"
+        return f"{self.address} gives an answer that is not DICOMweb ({type(error).__name__})"
 
 
 def _bearer(token: str) -> Any:

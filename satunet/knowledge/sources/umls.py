@@ -48,8 +48,8 @@ def import_umls(
     """Read RRF files.
 
     Args:
-        folder: With MRCONSO.RRF, and MRREL.RRF, MRDEF.RRF, MRSTY.RRF as far as wanted.
-        languages: Of names, as in column LAT.
+        folder: Folder with MRCONSO.RRF, and MRREL.RRF, MRDEF.RRF, MRSTY.RRF as far as wanted.
+        languages: Languages of names, as in column LAT.
         types: Semantic types (TUI) to keep, where MRSTY.RRF is there; ``None`` keeps all.
 
     Raises:
@@ -57,7 +57,7 @@ def import_umls(
             line.
     """
     if not (folder / "MRCONSO.RRF").is_file():
-        raise KnowledgeError(f"{folder}: no MRCONSO.RRF here; expected is the META folder of a UMLS release")
+        raise KnowledgeError(f"{folder}: no MRCONSO.RRF here; expected the META folder of a UMLS release")
     wanted = _of_types(folder, types)
     concepts = _concepts(folder, set(languages), wanted)
     if not concepts:

@@ -1,9 +1,9 @@
 """A repository on the hub: listed at one commit, and its files fetched and checked.
 
 Everything is asked for at the commit that the listing names, so that files of two versions are never mixed. A part that
-was fetched is kept beside the file under a name with the hash of the whole, and a later call, or a later process, goes on
-from there. A file counts when its size and its hash (SHA-256 of large files, git's own of small ones) are those of the
-listing.
+was fetched is kept beside the file under a name with the hash of the whole, and a later call, or a later process, goes
+on from there. A file counts when its size and its hash (SHA-256 of large files, git's own of small ones) are those of
+the listing.
 
 Rejected: ``hf_hub_download``. It throws away what a process that ended had fetched, which of a model are gigabytes, and
 checks no hash.
@@ -38,9 +38,9 @@ class HubFile:
     """A file of a repository.
 
     Attributes:
-        path: In the repository.
-        size: Bytes.
-        sha256: Of a file that Git LFS keeps; ``None`` of others.
+        path: Path in the repository.
+        size: Size in bytes.
+        sha256: SHA-256 of a file that Git LFS keeps; ``None`` for others.
         git_hash: SHA-1 that git names a small file's content by; of a large one, of its pointer.
     """
 
@@ -72,7 +72,7 @@ class Listing:
     Attributes:
         repository: ``owner/name``.
         commit: 40 hexadecimal digits.
-        licence: As the repository's card states it; ``None`` if it states none.
+        licence: Licence, as the repository's card states it; ``None`` if it states none.
         files: All files.
     """
 
@@ -128,7 +128,9 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 def _file_of(sibling: Any, repository: str) -> HubFile:
     path = PurePosixPath(sibling.rfilename)
     if path.is_absolute() or ".." in path.parts or "\\" in sibling.rfilename:
-        raise ModelError(f"{repository}: the hub lists a file named {sibling.rfilename!r}, which is no path inside it")
+        raise ModelError(
+            f"{repository}: the hub lists a file named {sibling.rfilename!r}, which is not a path inside it"
+        )
     lfs = sibling.lfs
     size = sibling.size if sibling.size is not None else (lfs["size"] if lfs else None)
     if size is None or not sibling.blob_id:
@@ -141,11 +143,12 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
 
     Args:
         listing: The repository.
-        files: Of the listing.
-        folder: Where to; made if need be.
+        files: Files of the listing.
+        folder: Folder to write to; it is made if necessary.
 
     Raises:
-        HubUnreachableError: The connection broke and did not come back; what was fetched is kept, and the next call goes on.
+        HubUnreachableError: The connection broke and did not come back; what was fetched is kept, and the next call
+            goes on.
         ModelError: A file is not what the listing says, also when it was fetched again from its beginning.
     """
     for file in files:
@@ -162,7 +165,7 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
             if last:
                 raise ModelError(
                     f"{listing.repository}: {file.path} is not what the hub lists at {listing.commit[:12]} (SHA-256 or size "
-                    "differ), twice; it was changed or damaged on the way, and is not used"
+                    "differ), twice; it was changed or damaged on the way and is not used"
                 )
             logger.warning("%s: %s is not what the hub lists; fetching it anew", listing.repository, file.path)
         os.replace(part, target)
@@ -204,7 +207,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
                 explained = _explained(error, listing.repository, listing.commit)
                 if failed >= _ATTEMPTS or not isinstance(explained, HubUnreachableError):
                     raise explained from error
-                logger.info("%s: the connection broke at %d of %d bytes; going on", file.path, now, file.size)
+                logger.info("%s: the connection broke at %d of %d bytes; resuming", file.path, now, file.size)
 
 
 @contextlib.contextmanager

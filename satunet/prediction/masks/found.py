@@ -56,7 +56,7 @@ class Prediction:
     Attributes:
         image: The scan.
         modality: Modality that the scan was taken for.
-        masks: One per prompt, in the order of the prompts; one per class for a prompt that stands for several.
+        masks: Masks, one per prompt, in the order of the prompts; one per class for a prompt that stands for several.
     """
 
     image: Image

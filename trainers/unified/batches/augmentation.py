@@ -21,7 +21,7 @@ class Augmentation:
     """The recipe for one patch size.
 
     Args:
-        patch_size: Of the crops.
+        patch_size: Size of the crops.
     """
 
     def __init__(self, patch_size: Sequence[int]) -> None:
