@@ -5,12 +5,12 @@
     python benchmarks/contest.py specialists WORK --steps 150         # the same; --seed, --only for more of them
     python benchmarks/contest.py report WORK contest.md --picture contest.png
 
-``RAW`` are ``nnUNet_raw`` folders that are only read. Patients are held out, not scans, over all datasets that are there; those
-with at least three patients take part. Network and nnU-Nets have the same spacing, features of the first stage, patches a
-step, optimizer, learning rate and schedule (recipe ``cpu``), the network its own augmentation and nnU-Net its own. A step of
-the network takes patches of one dataset, every dataset comes once a turn: after N turns it has seen each as often as a
-specialist after N steps. Each budget of the nnU-Nets is a training of its own; budgets of the network are averaged weights on
-the way of a single training.
+``RAW`` are ``nnUNet_raw`` folders that are only read. Patients are held out, not scans, over all datasets that are
+there; those with at least three patients take part. Network and nnU-Nets have the same spacing, features of the first
+stage, patches a step, optimizer, learning rate and schedule (recipe ``cpu``), the network its own augmentation and
+nnU-Net its own. A step of the network takes patches of one dataset, every dataset comes once a turn: after N turns it
+has seen each as often as a specialist after N steps. Each budget of the nnU-Nets is a training of its own; budgets of
+the network are averaged weights on the way of a single training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ HELD_OUT = 0.25
 PATIENTS = 3
 """Patients that a dataset needs to take part."""
 MEMORY_GB, MEMORY_OF_MANY_GB, MANY = 0.2, 0.5, 50
-"""What nnU-Net plans for: its patches then have about the voxels of the network's; channels of many classes count, too."""
+"""What nnU-Net plans for: its patches then have about the voxels of the network's; channels of many classes count,
+too."""
 RECIPE = {"patches": "fit", "dataset_draws": "even", "voxel_weight": 0.3, "weight_average": 0.995}
 KEPT = (1 / 6, 1 / 3, 2 / 3, 1)
 """Shares of a training at which the network's weights are kept."""
@@ -235,13 +236,15 @@ def _specialists(work: Path, place: Path) -> dict[str, Any]:
 
 
 def score(work: Path, name: str, changed: Sequence[str] = (), datasets: Sequence[str] = ()) -> Scores:
-    """Predict and score what is not yet; competitor → dataset → class → DSC and NSD of each case, in the files' own grids.
+    """Predict and score what is not yet; competitor → dataset → class → DSC and NSD of each case, in the files' own
+    grids.
 
     Args:
         work: Folder of the contest.
-        name: The network of which every budget is scored, with the nnU-Nets and the copies; with ``changed`` its last alone.
+        name: The network of which every budget is scored, with the nnU-Nets and the copies; with ``changed`` its last
+            alone.
         changed: Other networks, whose last weights are scored.
-        datasets: Those to score; all if none is given.
+        datasets: Datasets to score; all if none is given.
     """
     from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
     from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor

@@ -5,7 +5,8 @@
 
     OUTPUT/predictions/…, OUTPUT/scores/…                    see :mod:`satunet.evaluation.benchmark.run`
     OUTPUT/report.html, report.md, *.csv, benchmark.json, benchmark_summary.json
-    OUTPUT/pages/<dataset>_<case>.html       the cases that the report shows, with reference and predictions, to look around in
+    OUTPUT/pages/<dataset>_<case>.html       the cases that the report shows, with reference and predictions, to look
+    around in
 
 Tables and report are written after every dataset; until the last one they say what they still wait for.
 """
@@ -41,9 +42,9 @@ def run_benchmark(
 
     Args:
         dataset_names: Datasets to score.
-        contest: Who takes part, and by which rules.
+        contest: Competitors and rules.
         pictures: Whether the final report has charts and pictures of cases.
-        report_seconds: How often an unfinished report is written, at most.
+        report_seconds: Shortest time between two writings of an unfinished report.
 
     Returns:
         The tables, and what failed; the report is ``report.html`` in the output folder.

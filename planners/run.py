@@ -50,7 +50,7 @@ def plan_datasets(
 
     Args:
         dataset_names: Datasets in ``nnUNet_raw``; one whose fingerprint is known needs no scans.
-        options: What is given; everything else is planned.
+        options: Values that are given; everything else is planned.
         processes: Worker processes, or where else to run.
 
     Raises:

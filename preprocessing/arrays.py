@@ -1,26 +1,27 @@
 """Arrays of a store: Blosc2 files that are read in parts, and a checksum of every part.
 
-A digest of the whole file would have to read all of it for each patch. The record of a scan keeps a CRC-32 of every chunk
-and of what is around them (header, offsets, trailer); an index checks the chunks that it touches, each once per process.
-A file whose parts are not what was written is an error that names it, and its bytes never reach the decompressor.
+A digest of the whole file would have to read all of it for each patch. The record of a scan keeps a CRC-32 of every
+chunk and of what is around them (header, offsets, trailer); an index checks the chunks that it touches, each once per
+process. A file whose parts are not what was written is an error that names it, and its bytes never reach the
+decompressor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satunet.errors import DatasetError
 from satunet.jobs.files import atomic_path
+
+_BUFFER = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,10 @@ class PartSums:
         ends = list(itertools.accumulate((size for size, _ in self.chunks), initial=self.start))
         return tuple(itertools.pairwise(ends))
 
-    def frame_of(self, content: Any) -> int:
-        """CRC-32 of what belongs to no chunk, of a file's bytes."""
-        end = self.places[-1][1] if self.places else self.start
-        return _crc(content[end:], _crc(content[: self.start]))
+    @property
+    def end(self) -> int:
+        """The byte behind the last chunk."""
+        return self.places[-1][1] if self.places else self.start
 
 
 def write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, int]) -> str:
@@ -108,7 +109,8 @@ def _sums_of(packed: Any, content: bytes) -> PartSums:
         chunks.append((len(chunk), _crc(chunk)) if stored else (0, 0))
         end += len(chunk) if stored else 0
     sums = PartSums(start=start, frame=0, chunks=tuple(chunks))
-    return PartSums(start=start, frame=sums.frame_of(memoryview(content)), chunks=sums.chunks)
+    frame = _crc(content[sums.end :], _crc(content[:start]))
+    return PartSums(start=start, frame=frame, chunks=sums.chunks)
 
 
 class StoredArray:
@@ -116,7 +118,7 @@ class StoredArray:
 
     Args:
         path: The file.
-        size: Bytes that were written; ``None`` if that is not known.
+        size: Number of bytes that were written; ``None`` if that is not known.
         sums: Checksums of its parts; empty in what an older version wrote, which is read unchecked.
         checked: What was found whole already, one byte per chunk and one for the rest; kept by whoever opens it often.
 
@@ -173,16 +175,17 @@ class StoredArray:
         missing = [n for n in _touched(index, self.shape, self._array.chunks) if not self._checked[1 + n]]
         if not missing:
             return
-        with _mapped(self.path) as content:
+        with self.path.open("rb", buffering=0) as file:
             for number in missing:
                 start, end = sums.places[number]
-                if _crc(content[start:end]) != sums.chunks[number][1]:
+                if _crc_in(file, start, end) != sums.chunks[number][1]:
                     raise self._damaged(f"chunk {number} of {len(sums.chunks)} is not what was written")
                 self._checked[1 + number] = 1
 
     def _check_frame(self, sums: PartSums) -> None:
-        with _mapped(self.path) as content:
-            if sums.frame_of(content) != sums.frame:
+        with self.path.open("rb", buffering=0) as file:
+            head = _crc_in(file, 0, sums.start)
+            if _crc_in(file, sums.end, self.path.stat().st_size, head) != sums.frame:
                 raise self._damaged("its header is not what was written")
         self._checked.extend(bytes(1 + len(sums.chunks)))
         self._checked[0] = 1
@@ -226,15 +229,17 @@ def _touched(index: Any, shape: Sequence[int], chunks: Sequence[int]) -> Iterato
     return (sum(i * s for i, s in zip(place, strides, strict=True)) for place in itertools.product(*ranges))
 
 
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[memoryview]:
-    """The bytes of a file."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
-            yield view
-        finally:
-            view.release()
+def _crc_in(file: BinaryIO, start: int, end: int, before: int = 0) -> int:
+    """CRC-32 of some bytes of a file, read through a small buffer: mapping as much would take the time of its pages."""
+    buffer = memoryview(bytearray(min(_BUFFER, max(0, end - start))))
+    file.seek(start)
+    while start < end:
+        count = file.readinto(buffer[: end - start])  # type: ignore[attr-defined]
+        if not count:
+            return -1  # the file is shorter
+        before = _crc(buffer[:count], before)
+        start += count
+    return before
 
 
 def _crc(content: Any, before: int = 0) -> int:

@@ -3,9 +3,9 @@
 A training begins by looking at all scans, and each of its workers looks at them again. 22,000 records of JSON take a
 minute and 70 MB of every process; the index takes what the file's pages take, once for all processes of a machine.
 
-``scans.index`` is three arrays as ``numpy.save`` writes them, one after the other: a row per scan, the labels of all scans,
-and a hash of both. Each row carries the hash of the record it was made from, as the manifest lists it: a row whose
-record is another by now is read again, and an index that is damaged is made again.
+``scans.index`` is three arrays as ``numpy.save`` writes them, one after the other: a row per scan, the labels of all
+scans, and a hash of both. Each row carries the hash of the record it was made from, as the manifest lists it: a row
+whose record is another by now is read again, and an index that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ScanIndex:
         rows: A row per scan of the store.
         labels: Labels of all scans.
         places: Rows of the scans meant, in their order; all if not given.
-        file: What the arrays are mapped from, if they are.
+        file: File that the arrays are mapped from, if they are.
     """
 
     def __init__(

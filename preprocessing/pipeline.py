@@ -27,7 +27,7 @@ def plan_and_preprocess(
 
     Args:
         dataset_names: Datasets in ``nnUNet_raw``.
-        options: What is given of the plan; everything else is planned.
+        options: Values of the plan that are given; everything else is planned.
         specialists: Whether to plan each dataset's nnU-Net as well, and to preprocess for it.
         processes: Worker processes, or where else to run; nnunetv2 knows no cluster and stays here.
 

@@ -44,7 +44,7 @@ class Folds:
     Attributes:
         by_dataset: Dataset → its folds; every dataset has the same number.
         alone: Datasets of a single person, whose specialists train and validate on that person.
-        notes: What a user should know, a sentence each.
+        notes: Notes for the user, one sentence each.
     """
 
     by_dataset: Mapping[str, Sequence[Fold]]
@@ -127,7 +127,7 @@ def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -
     would not come to its end: the specialist of a single person validates on that person.
 
     Args:
-        dataset: Its name.
+        dataset: Name.
         folds: Folds of the unified network.
         unusable: Cases that the unified network cannot use (nnunetv2 reads a label map that lies beside its scan): both
             are taught and scored on the same cases.
@@ -151,8 +151,8 @@ def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a split was made here for a specialist, and not touched since: then it says nothing that was not known, and
-    is made anew from the cases that are there now.
+    """Whether a split was made here for a specialist, and not touched since: then it says nothing that was not known,
+    and is made anew from the cases that are there now.
     """
     try:
         return bool(read_json(file.with_name(_OURS)) == {"sha256": content_hash(file)})

@@ -53,12 +53,13 @@ class ScanRecord:
         scan: Name of the scan: dataset, case and channel, see :func:`satunet.datasets.raw.scan_id`.
         modality: Modality.
         label_voxels: Label id → voxels of it, in the preprocessed scan; the ignore label is none.
-        geometry: Where it comes from.
-        made_of: Input files, and what was done to them; empty in what an older version wrote.
-        content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the scan.
+        geometry: Geometry that leads back to the scan's file.
+        made_of: Stamp of the input files and of what was done to them; empty if an older version wrote it.
+        content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the
+            scan.
         files: Name ending → (bytes, hash) of the files beside the record.
-        sums: Name ending → checksums of an array's parts (:class:`satunet.preprocessing.arrays.PartSums`); none in what an
-            older version wrote.
+        sums: Name ending → checksums of an array's parts (:class:`satunet.preprocessing.arrays.PartSums`); none in what
+            an older version wrote.
         source: Hash of contents of the input files and of what was done to them, as version 2 had it.
         foreground: Box of all labels, see :func:`foreground_box`; ``None`` where an older version wrote the scan.
     """
@@ -196,7 +197,7 @@ def write_scan(
 
     Args:
         folder: The store.
-        record: What the scan is.
+        record: Record of the scan.
         image: (1, X, Y, Z).
         labels: (1, X, Y, Z).
         locations: Label id → (n, 3).
@@ -259,7 +260,7 @@ def write_manifest(folder: Path, plan: UnifiedPlan, scans: Mapping[str, str], *,
     Args:
         folder: The store.
         plan: The plan they are preprocessed by.
-        scans: Their names → hashes of their records.
+        scans: Names of scans → hashes of their records.
         complete: Whether the run that made them came to its end.
     """
     content = {
@@ -365,7 +366,9 @@ def is_of_hash(path: Path, digest: str) -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's content as stores of older versions have it; :func:`~satunet.jobs.fresh.content_hash` of today's."""
+    """Hash of a file's content as stores of older versions have it; :func:`~satunet.jobs.fresh.content_hash` of
+    today's.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):

@@ -78,7 +78,7 @@ class PreprocessedImage:
 
     Attributes:
         array: (1, X, Y, Z) float32.
-        geometry: Where it comes from.
+        geometry: Geometry that leads back to the scan's file.
     """
 
     array: NDArray[np.float32]
@@ -97,7 +97,7 @@ def preprocess_image(
 
     Args:
         image: The scan.
-        modality: Its modality; decides the normalisation.
+        modality: Modality; decides the normalisation.
         plan: Spacing and normalisations.
         orientation: Orientation to turn to; the plan's if not given.
         normalization: That of the scan's channel; the modality's if not given.
@@ -147,7 +147,7 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
 
     Args:
         volume: (X, Y, Z) of the preprocessed scan: probabilities, or a mask as 0 and 1.
-        geometry: Of that scan.
+        geometry: Geometry of that scan.
         order: 1 interpolates linearly, 0 takes the nearest voxel.
 
     Returns:
@@ -183,7 +183,7 @@ def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32
 
     Args:
         volume: Any numeric type.
-        scheme: What to do; the plan has one a modality.
+        scheme: Scheme; the plan has one per modality.
 
     Returns:
         A new array of the same shape.

@@ -84,7 +84,7 @@ class ScanError(SatunetError, ValueError):
 
     Args:
         path: The file the error is about.
-        reason: What was received and what is allowed, without the path.
+        reason: Reason: what was received and what is allowed, without the path.
     """
 
     def __init__(self, path: Path | str, reason: str) -> None:

@@ -71,7 +71,7 @@ class Normalization:
         Args:
             scheme: ``"CTNormalization"``, ``"ZScoreNormalization"``, ``"NoNormalization"``,
                 ``"RescaleTo01Normalization"`` or ``"RGBTo01Normalization"``.
-            use_mask: Its ``use_mask_for_norm``, which only the z-score heeds.
+            use_mask: Value of ``use_mask_for_norm``, which only the z-score uses.
             intensities: A channel of ``foreground_intensity_properties_per_channel``; CT needs it.
 
         Raises:
@@ -125,12 +125,13 @@ class UnifiedPlan:
         spacing_mm: Target spacing along the axes of ``orientation``.
         patch_size: Voxels of a training patch and of a window in prediction, divisible by the network's strides.
         batch_size: Patches a training step.
-        patches_at_once: Patches of a training step that a process works on at once, where the batch is larger; the others
-            follow, and their gradients add up. All of the process's patches if ``None``.
+        patches_at_once: Patches of a training step that a process works on at once, where the batch is larger; the
+            others follow, and their gradients add up. All of the process's patches if ``None``.
         training_patch_size: Voxels of a training patch, where it is another one than ``patch_size``.
         queries_per_scan: Queries a patch, at most.
         normalization: Modality → normalisation.
-        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's modality.
+        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's
+            modality.
         network: The network.
         text_encoder: Name or folder of the text encoder.
         datasets: Names of the datasets the plan was made for.
@@ -145,7 +146,8 @@ class UnifiedPlan:
         fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
             trained with patches that fit.
         one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
-        options: What was asked for, as :class:`satunet.planners.options.PlanOptions` writes it; empty in older plans.
+        options: Options of the plan, as :class:`satunet.planners.options.PlanOptions` writes them; empty in older
+            plans.
     """
 
     RECORD_VERSION: ClassVar[int] = PLAN_VERSION
@@ -222,7 +224,7 @@ class UnifiedPlan:
 
         Args:
             class_name: The class; ``None`` for words that name none.
-            modality: Of the scan.
+            modality: Modality of the scan.
             extent_mm: Size of the scan along the plan's axes.
         """
         spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "")
@@ -252,7 +254,9 @@ class UnifiedPlan:
     def normalization_of(
         self, modality: str, dataset_name: str | None = None, channel: int | None = None
     ) -> Normalization:
-        """Normalisation of a modality, that of ``other`` if the plan does not name it; or that of a dataset's channel."""
+        """Normalisation of a modality, that of ``other`` if the plan does not name it; or that of a dataset's
+        channel.
+        """
         if own := self.channel_normalization.get(f"{dataset_name}:{channel}"):
             return own
         return self.normalization.get(modality, self.normalization["other"])

@@ -94,10 +94,10 @@ class Bench:
     """A run.
 
     Attributes:
-        device: Where it measures.
+        device: Device to measure on.
         sizes: See :class:`Sizes`.
         output: Text file that holds the same as what is printed.
-        deadline: Of the whole run, by :func:`time.monotonic`.
+        deadline: Deadline of the whole run, by :func:`time.monotonic`.
         peak: Measured rate of a large bfloat16 matrix product, operations per second.
         fused: Whether the engine ``fused`` is known to run there.
     """

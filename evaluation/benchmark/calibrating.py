@@ -1,8 +1,8 @@
 """Calibrate what a network's masks are worth, on patients that it was not trained on, and measure how well it does.
 
-Every class that the model offers in a scan's modality is looked for, as ``--all`` does. Of most classes the scan's labels
-tell whether it is there, and the Dice of its mask. Scans of another region have none of some classes. And of each scan
-there are parts, cut so that structures are out: they look like the rest of the scan, and are not there.
+Every class that the model offers in a scan's modality is looked for, as ``--all`` does. Of most classes the scan's
+labels tell whether it is there, and the Dice of its mask. Scans of another region have none of some classes. And of
+each scan there are parts, cut so that structures are out: they look like the rest of the scan, and are not there.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Known:
     """What became of a mask, and what was known of it then.
 
     Attributes:
-        dataset: Where the scan comes from.
-        outcome: What is true of it.
-        worth: What was said of it.
+        dataset: Dataset of the scan.
+        outcome: Truth about the mask.
+        worth: Estimated confidence of the mask.
     """
 
     dataset: str
@@ -60,7 +60,7 @@ def calibrate(
     """Calibrate the confidence of a network; :meth:`Calibration.save` puts it into the model's folder.
 
     Args:
-        predictor: With its model.
+        predictor: Predictor with its model.
         judges: Datasets with the cases that the network was not trained on, ``None`` for all of a dataset's.
         statistics: Sizes and places of the classes in training.
         absent: Dataset → classes that its scans cannot show, beside what its labels say.
@@ -85,10 +85,10 @@ def outcomes(
     """What masks of scans turn out to be: dataset and outcome of each whose truth is known.
 
     Args:
-        predictor: With its model.
-        judges: As for :func:`calibrate`.
-        absent: As for :func:`calibrate`.
-        parts: As for :func:`calibrate`.
+        predictor: Predictor with its model.
+        judges: Datasets, as for :func:`calibrate`.
+        absent: Absent classes, as for :func:`calibrate`.
+        parts: Number of parts, as for :func:`calibrate`.
         most_windows: Classes that a scan has no labels of are left out where they need more windows than this.
         on_case: Called with dataset, case and what was found in it.
     """
@@ -207,10 +207,10 @@ def cross_checked(
     """What would have been said of each mask by a calibration that did not know its patient.
 
     Args:
-        rows: As :func:`outcomes` gives them.
-        statistics: Of training.
-        apart: Gives what is never on both sides: the patient of an outcome, or its dataset.
-        folds: How many calibrations; one for each of them if not given.
+        rows: Rows from :func:`outcomes`.
+        statistics: Statistics of the classes in training.
+        apart: Function that names what may not be on both sides: the patient of an outcome, or its dataset.
+        folds: Number of calibrations; one for each such name if not given.
     """
     groups = sorted({apart(*row) for row in rows})
     count = min(folds or len(groups), len(groups))
@@ -245,16 +245,16 @@ class Quality:
 
     Attributes:
         masks: Masks drawn, of structures that are there or not.
-        failures: Those with a Dice below one half.
+        failures: Number of masks with a Dice below one half.
         rank_correlation: Spearman's, of confidence and Dice of the masks drawn.
-        failure_auroc: How well confidence tells failures from the others.
+        failure_auroc: Area under the ROC curve when confidence tells failures from other masks.
         dice_error: Mean absolute difference of confidence and Dice.
         dice_bias: Mean difference of confidence and Dice.
         structures: Structures looked for.
-        absent: Those that are not there.
+        absent: Number of structures that are absent.
         absent_error: Expected calibration error of "absent", in ten bins.
         absent_drawn: Share of absent structures that have a mask where none is left out.
-        absent_left: The same where masks are left out that are absent with at least the threshold.
+        absent_left: The same share if masks are left out whose structure is absent with at least the threshold.
         present_lost: Share of structures that are there, with a mask of at least one half, whose mask is left out.
     """
 
@@ -277,7 +277,7 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
 
     Args:
         known: Estimates and truth.
-        threshold: Of "absent", from which on masks are left out.
+        threshold: Probability of "absent" from which on masks are left out.
     """
     drawn = [k for k in known if k.outcome.seen.evidence.drawn]
     confidence = np.array([k.worth.confidence or 0.0 for k in drawn])

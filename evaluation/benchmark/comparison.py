@@ -74,10 +74,10 @@ def compare(
         results: Dataset → what was scored of it.
         costs: Competitor → cost.
         missing: Competitor → dataset → why it has no evaluation there.
-        waiting: What is not done yet.
+        waiting: Items that are not done yet.
         competitors: Order of the competitors; as they come if not given.
-        notes: What a reader must know, a sentence each.
-        correction: How p-values are adjusted.
+        notes: Notes for readers, one sentence each.
+        correction: Method by which p-values are adjusted.
 
     Raises:
         UserError: Nothing to compare, or evaluations under different rules.

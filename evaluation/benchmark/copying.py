@@ -18,9 +18,9 @@ def copied_labels(
 
     Args:
         labels: (X, Y, Z) ids.
-        box: What is not zero in the scan they belong to.
-        shape: Of the other scan, in the same orientation.
-        target: What is not zero in the other scan.
+        box: Box of the voxels that are not zero in the scan of the labels.
+        shape: Shape of the other scan, in the same orientation.
+        target: Box of the voxels that are not zero in the other scan.
     """
     index = []
     for n, here, there in zip(shape, box, target, strict=True):

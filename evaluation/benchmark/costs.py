@@ -89,7 +89,9 @@ class Meter:
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the system and the GPU, so that it is not counted for the next."""
+    """Give memory that nothing holds any more back to the system and the GPU, so that it is not counted for the
+    next.
+    """
     gc.collect()
     cuda = _cuda()
     if cuda is not None:
@@ -106,7 +108,7 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
     Args:
         folder: The folder.
         cases: Cases that have a prediction now and had none before.
-        scans: The same of scans: channels of cases, where these are predicted one by one.
+        scans: Number of such scans: channels of cases, if these are predicted one by one.
         seconds: Wall time.
         memory_bytes: Peak memory.
         threads: Threads that predicting was allowed.

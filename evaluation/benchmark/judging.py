@@ -1,7 +1,7 @@
 """What a model can do on real scans that it never saw, class by class, in the files' own grids.
 
-One pass over folders of nnU-Net datasets: every class that both the dataset and the model know is asked for by its name.
-Used to find out which classes a model has earned; ``satunet evaluate`` scores predictions that are on disk.
+One pass over folders of nnU-Net datasets: every class that both the dataset and the model know is asked for by its
+name. Used to find out which classes a model has earned; ``satunet evaluate`` scores predictions that are on disk.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Judged:
     """Scores of a class in a scan.
 
     Attributes:
-        dataset: Where the scan comes from.
+        dataset: Dataset of the scan.
         case: The scan.
-        modality: Of the scan.
+        modality: Modality of the scan.
         class_name: The class.
         dsc: Dice similarity coefficient, ``nan`` if neither mask has a voxel.
         nsd: Normalised surface Dice at 1 mm.
@@ -62,7 +62,7 @@ def judge(
     """Segment scans and score what both sides know.
 
     Args:
-        predictor: With its model.
+        predictor: Predictor with its model.
         datasets: Datasets, each with the cases to judge; ``None`` for all.
         show: Called with each prediction and its label map.
     """
@@ -122,11 +122,11 @@ def means(rows: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 def earned(
     rows: Sequence[Judged], trained_on: Collection[str], least: float = 0.5
 ) -> tuple[list[ClassScore], dict[str, float]]:
-    """Which classes a model may offer: those with a mean DSC of at least ``least`` over the patients that were kept out of
-    training, or where there are none, over the scans of other sources. Scores on all of them are told.
+    """Which classes a model may offer: those with a mean DSC of at least ``least`` over the patients that were kept out
+    of training, or where there are none, over the scans of other sources. Scores on all of them are told.
 
     Args:
-        rows: From :func:`judge`.
+        rows: Rows from :func:`judge`.
         trained_on: Datasets that other scans of were trained on.
         least: Mean DSC that a class must reach, modality by modality.
 

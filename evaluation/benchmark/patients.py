@@ -16,7 +16,7 @@ class PatientScores:
 
     Args:
         dataset: Name of the dataset.
-        results: What was scored of it.
+        results: Results of the dataset.
         metrics: Metrics.
 
     Attributes:

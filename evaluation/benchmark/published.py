@@ -15,7 +15,7 @@ class PublishedMean:
     """A mean as published.
 
     Attributes:
-        name: What was measured.
+        name: Name of what was measured.
         dsc: Mean DSC over classes, 0 to 1.
         nsd: Mean NSD at 1 mm, 0 to 1.
     """

@@ -54,7 +54,7 @@ class Cost:
         disk_bytes: Size of all model files together.
         training_steps: Optimisation steps of all networks together.
         seconds_per_case: Time to predict one case with all its channels, mean.
-        seconds_per_scan: The same of one scan, for a competitor that predicts channel by channel.
+        seconds_per_scan: The same time for one scan, if the competitor predicts channel by channel.
         memory_bytes: Most memory while predicting: of the GPU, or of the process where there is none.
         threads: Threads that predicting was allowed.
     """
@@ -110,7 +110,7 @@ class GroupRow:
         failures: Competitor → predictions that could not be used.
         scores: The means over classes (macro).
         micro: The means over every class of every case.
-        intervals: Of the headline means over classes.
+        intervals: Intervals of the headline means over classes.
     """
 
     kind: str
@@ -132,13 +132,13 @@ class Comparison:
         kind: ``"total"`` and ``"external"`` (other patients of these datasets), ``"datasets"`` (other datasets),
             ``"dataset"`` and ``"class"``.
         where: A dataset, ``dataset: class``, or the kind.
-        first: One competitor.
+        first: First competitor.
         second: The other.
         metric: ``"dsc"`` or ``"nsd"``.
         difference: Mean of the first minus mean of the second: those of the tables.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        pairs: How many pairs are counted: classes of datasets in a total, datasets, or patients.
+        pairs: Number of pairs that are counted: classes of datasets in a total, datasets, or patients.
         wins: Pairs in which the first is better.
         ties: Pairs within the margin.
         losses: Pairs in which the second is better.
@@ -171,20 +171,20 @@ class BenchmarkTables:
     """Everything that a benchmark's report says in numbers.
 
     Attributes:
-        competitors: In the order of columns.
-        classes: By dataset and class.
-        datasets: By dataset.
+        competitors: Competitors in the order of columns.
+        classes: Rows by dataset and class.
+        datasets: Rows by dataset.
         totals: All classes, anatomy, lesions, then the same of external datasets; groups without a class are left out.
-        groups: By region and by modality.
+        groups: Rows by region and by modality.
         comparisons: Every pair of competitors, in total, by dataset and by class.
         costs: Competitor → cost, where known.
         failures: Competitor → dataset → scan → reason.
         missing: Competitor → datasets it has no evaluation of → reason.
-        waiting: What is not done yet; something here makes the results partial.
+        waiting: Items that are not done yet; if there are any, the results are partial.
         published: Means that were published for the same datasets and classes.
-        rules: How it was scored, as :meth:`satunet.evaluation.scoring.rules.Rules.comparable` says it.
-        correction: How p-values are adjusted.
-        notes: What a reader must know, a sentence each.
+        rules: Rules of scoring, as :meth:`satunet.evaluation.scoring.rules.Rules.comparable` gives them.
+        correction: Method by which p-values are adjusted.
+        notes: Notes for readers, one sentence each.
     """
 
     competitors: tuple[str, ...]

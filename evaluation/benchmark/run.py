@@ -50,13 +50,13 @@ class Contest:
     Attributes:
         unified: The unified network, whose label space and split decide what is scored.
         others: The other competitors.
-        output: Where predictions, tables and the report go.
+        output: Folder for predictions, tables and the report.
         folds: Folds to score; ``None`` is the model's only one.
-        rules: How to score.
-        correction: How p-values are adjusted.
+        rules: Rules of scoring.
+        correction: Method by which p-values are adjusted.
         processes: Worker processes for scoring.
-        score: What scores a folder of predictions.
-        notes: What the report says besides, a sentence each.
+        score: Function that scores a folder of predictions.
+        notes: Further notes for the report, one sentence each.
     """
 
     unified: UnifiedSide
@@ -90,7 +90,7 @@ class Standing:
 
     Attributes:
         tables: The numbers.
-        results: What they were made from.
+        results: Results that the tables were made from.
         tasks: Everything that is scored.
         final: Whether nothing more will come.
     """
@@ -113,7 +113,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
 
     Args:
         dataset_names: Datasets to score.
-        contest: Who takes part, and by which rules.
+        contest: Competitors and rules.
         watch: Called after every dataset that something is known of, and at the end.
 
     Returns:
@@ -253,7 +253,9 @@ class _Run:
         return Standing(tables=tables, results=results, tasks=self.tasks, final=final)
 
     def results(self) -> tuple[dict[str, DatasetResults], dict[str, dict[str, str]]]:
-        """Dataset → scores of the folds that all its competitors have; and competitor → dataset → why some are missing."""
+        """Dataset → scores of the folds that all its competitors have; and competitor → dataset → why some are
+        missing.
+        """
         results: dict[str, DatasetResults] = {}
         missing: dict[str, dict[str, str]] = {}
         for dataset in dict.fromkeys(t.dataset.name for t in self.tasks):

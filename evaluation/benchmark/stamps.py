@@ -21,7 +21,7 @@ def is_fresh(note: Path, files: Sequence[Path], combined: Mapping[str, Any]) -> 
     Args:
         note: JSON file with a stamp; one that is missing, damaged or of an earlier version makes the result stale.
         files: Input files, in the order of the stamp.
-        combined: What they are combined with, name → plain value.
+        combined: Values that they are combined with, name → plain value.
     """
     try:
         stamp = from_plain(read_object(note).get(STAMP), Stamp, source=note)

@@ -3,9 +3,10 @@
 Patients are what was drawn at random, and classes, scans and folds of one patient depend on each other. So a patient
 is the unit of everything here:
 
-- An interval is Student's (for a mean between 0 and 1, on the scale of its logit), of an estimate whose error is the sum of what each patient pulls it by (the linearised
-  variance of clustered samples), dataset by dataset, with Satterthwaite's degrees of freedom. Percentiles of a bootstrap
-  are too narrow with few patients: of 95 % they hold 75 % with three.
+- An interval is Student's (for a mean between 0 and 1, on the scale of its logit), of an estimate whose error is the
+  sum of what each patient pulls it by (the linearised variance of clustered samples), dataset by dataset, with
+  Satterthwaite's degrees of freedom. Percentiles of a bootstrap are too narrow with few patients: of 95 % they hold 75
+  % with three.
 - A test swaps the two competitors patient by patient, all classes of all datasets of a patient at once: a permutation
   test, exact where all swaps can be listed. Fewer than six patients cannot reach 5 %, and have no p-value.
 
@@ -46,8 +47,8 @@ NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
 def share_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
-    """As :func:`student_interval`, of an estimate between 0 and 1: on the scale of its logit, so that the interval stays
-    between them, and is longer on the side where there is room.
+    """As :func:`student_interval`, of an estimate between 0 and 1: on the scale of its logit, so that the interval
+    stays between them, and is longer on the side where there is room.
     """
     if not 0 < estimate < 1:
         return student_interval(estimate, pulls)
@@ -62,8 +63,8 @@ def student_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> I
 
     Args:
         estimate: The estimate.
-        pulls: Of each dataset, (patients,) what each patient pulls the estimate by, such that the sum of their squares
-            is its variance.
+        pulls: For each dataset, (patients,) influence of each patient on the estimate, such that the sum of their
+            squares is its variance.
 
     Returns:
         No interval where a dataset has fewer than three patients, or all patients are the same: then nothing tells how
@@ -209,7 +210,7 @@ def adjust(p_values: Sequence[float], correction: Correction) -> list[float]:
     """Adjusted p-values of one family of tests; ``nan`` stays, and does not count as a test.
 
     Args:
-        p_values: As the tests gave them.
+        p_values: p-values from the tests.
         correction: ``"holm"`` bounds the chance of any false finding (Holm 1979), ``"bh"`` the share of false ones
             among the findings (Benjamini and Hochberg 1995), ``"none"`` nothing.
     """

@@ -75,7 +75,7 @@ def write_report(
         output: Folder.
         tables: The numbers.
         overlays: Pictures, some a dataset.
-        results: What the numbers were made from, for every single score and the plots of volumes.
+        results: Results that the numbers were made from, for every single score and the plots of volumes.
         title: Heading.
         charts: Whether to draw charts.
 

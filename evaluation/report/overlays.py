@@ -38,7 +38,7 @@ class Panel:
     """One column of an overlay.
 
     Attributes:
-        name: Whose label map it shows.
+        name: Name of the competitor whose label map it shows, or of the reference.
         picture: ``data:`` address of the picture, the planes from top to bottom; ``None`` if there is no label map.
         note: A line below the name.
     """
@@ -58,7 +58,7 @@ class Overlay:
         panels: Reference first.
         legend: Class and CSS colour of the classes that are seen most.
         more: Classes that are seen but not in the legend.
-        rank: What it is among the dataset's cases.
+        rank: Rank among the dataset's cases.
         page: Address of a page to look around in, relative to the report; empty if there is none.
     """
 
@@ -95,12 +95,12 @@ def draw_overlay(
         maps: Name → (X, Y, Z) map of class numbers as :func:`class_index_map` makes them, on the scan's grid; the first
             is the reference, which decides what is shown. ``None``: there is no such map.
         classes: Class i + 1 of the maps.
-        dataset: For the caption.
-        case: For the caption.
+        dataset: Name of the dataset, for the caption.
+        case: Name of the case, for the caption.
         modality: ``"ct"`` gives the scan a fixed window; others are stretched between their percentiles.
         notes: Name → a line below it.
         most_bytes: About how large one picture may be.
-        rank: For the caption.
+        rank: Rank of the case, for the caption.
     """
     turned, grid = reorient(image.array, image.grid, "RAS")
     maps_ras = {n: None if m is None else reorient(m, image.grid, "RAS")[0] for n, m in maps.items()}

@@ -45,16 +45,16 @@ class ReportCase:
     """A scored case to show.
 
     Attributes:
-        dataset: Its dataset.
+        dataset: Name of the dataset.
         case: Identifier.
         image: The scan.
-        reference: Its label map.
+        reference: Label map of the reference.
         classes: The classes, with their ids in the reference.
         predictions: Competitor → folder of predictions.
         prediction_classes: Competitor → classes, where its label maps have ids of their own.
         modality: Modality of the scan, if known.
         notes: Competitor → a line to show below its name.
-        rank: What it is among the dataset's cases, such as ``"median"``.
+        rank: Rank among the dataset's cases, such as ``"median"``.
     """
 
     dataset: str
@@ -120,7 +120,7 @@ def draw_cases(cases: Sequence[ReportCase], pages: Path | None = None) -> list[O
     """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty.
 
     Args:
-        cases: What to draw.
+        cases: Cases to draw.
         pages: Folder beside the report for pages to look around in, one per case; none are written if not given.
     """
     pictures = sum(len(c.predictions) + 1 for c in cases)

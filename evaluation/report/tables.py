@@ -42,7 +42,7 @@ class TextTable:
     Attributes:
         title: Heading.
         columns: Names of the columns.
-        left: How many columns, from the left, are texts; the others are numbers.
+        left: Number of columns, from the left, that are texts; the others are numbers.
         rows: Cells.
     """
 
@@ -97,10 +97,10 @@ def text_tables(
     """The tables that have a row.
 
     Args:
-        tables: What they say.
-        classes: Also every class of every dataset.
-        cases: Also the comparisons over the cases of each dataset.
-        more: Also regions, modalities, and the metrics besides DSC and NSD.
+        tables: Tables of the benchmark.
+        classes: Whether to include every class of every dataset.
+        cases: Whether to include the comparisons over the cases of each dataset.
+        more: Whether to include regions, modalities, and the metrics besides DSC and NSD.
     """
     compared = [c for c in tables.comparisons if c.kind != "class" and (cases or c.kind != "dataset")]
     shown = [

@@ -75,7 +75,7 @@ class FolderMasks:
     Args:
         folder: The folder; its manifest tells the files of the classes, else their names do, in any spelling that
             means the class (``kidney_left.nii.gz`` is the left kidney).
-        classes: What is scored; without it, every mask is what its name says.
+        classes: Classes to score; without them, every mask is what its name says.
         grid: Grid of the reference; that of the first mask if not given.
         transposed: Whether to give masks with their axes in reverse.
         references: Folder of the references; a mask that is a link into it is refused.
@@ -176,7 +176,7 @@ class PredictedLabels(LabelMapMasks):
     Args:
         path: The file.
         grid: Grid of the reference.
-        classes: What is scored, with the reference's ids; a legend beside the file is asked first.
+        classes: Classes to score, with the reference's ids; a legend beside the file comes first.
         predicted: Ids of the prediction, where it is known to have its own; they hold whatever a legend says.
         transposed: Whether to give masks with their axes in reverse.
         trust_shape: Whether a map of the grid's shape lies on it, whatever its own header says.
@@ -210,7 +210,9 @@ class PredictedLabels(LabelMapMasks):
 
 
 def _by_legend(legend: Mapping[str, tuple[int, ...]], classes: ScoredClasses) -> dict[str, tuple[int, ...]]:
-    """Class → ids by a legend, in which small masks lie on top of large ones: a class has the ids of what lies in it."""
+    """Class → ids by a legend, in which small masks lie on top of large ones: a class has the ids of what lies in
+    it.
+    """
     found = dict(legend)
     for scored in classes.classes:
         own = scored.name in legend

@@ -47,7 +47,7 @@ class Scores:
         hd95_mm: 95th percentile of the Hausdorff distance.
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1, 0 to 1, of classes that are lesions.
-        panoptic_quality: Of their lesions, 0 to 1.
+        panoptic_quality: Panoptic quality of their lesions, 0 to 1.
         lesions: The counts behind both.
         reference_voxels: Voxels of the class in the reference.
         prediction_voxels: Voxels of the class in the prediction.
@@ -83,7 +83,7 @@ def score_masks(
         prediction: (X, Y, Z) boolean, on the same grid.
         spacing_mm: Distance between voxel centres along (X, Y, Z).
         rules: Tolerance, absence policy, metrics.
-        class_name: Its class, for rules that differ by class.
+        class_name: Class of the mask, for rules that differ by class.
         lesion: Whether lesions are counted one by one.
 
     Raises:

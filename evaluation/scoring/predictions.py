@@ -31,7 +31,7 @@ class Found:
 
     Attributes:
         case: The case it belongs to.
-        scan: Its own name.
+        scan: Name of the scan.
         channel: The channel that its name tells, if it does.
         path: Label map or folder of masks.
     """
@@ -46,7 +46,7 @@ def find_predictions(folder: Path, cases: Collection[str]) -> tuple[dict[str, li
     """Predictions of cases.
 
     Args:
-        folder: Where they are; it may be missing, which is no prediction at all.
+        folder: Folder of the predictions; if it is missing, there are none.
         cases: Names of the cases.
 
     Returns:

@@ -64,9 +64,9 @@ def evaluate_cases(
             :mod:`satunet.evaluation.scoring.predictions`, where their ids come from in
             :mod:`satunet.evaluation.scoring.masks`.
         classes: The classes, with their ids in reference label maps, and the ids that a label map may hold.
-        predicted: The same for predicted label maps with ids of their own; goes before a legend beside them.
+        predicted: The same for predicted label maps with ids of their own; it comes before a legend beside them.
         channels: Channels that each case must have a prediction of; without it, one prediction is enough.
-        rules: How to score.
+        rules: Rules of scoring.
         processes: Worker processes, or where else to run.
 
     Returns:

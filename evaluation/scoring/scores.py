@@ -46,11 +46,11 @@ class Row:
         hd95_mm: 95th percentile of the Hausdorff distance.
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1.
-        panoptic_quality: Of the lesions.
+        panoptic_quality: Panoptic quality of the lesions.
         lesions: Lesions of the reference.
-        lesions_found: Those that were found.
+        lesions_found: Lesions of the reference that were found.
         lesions_predicted: Lesions of the prediction.
-        lesions_false: Those that are none.
+        lesions_false: Lesions of the prediction that are false.
         reference_ml: Volume in the reference, in millilitres.
         prediction_ml: Volume in the prediction, in millilitres.
         error: Why there is no usable prediction; empty if there is one.
@@ -99,7 +99,7 @@ class Spread:
     """A metric over the scans in which it counts; ``nan`` if there is none.
 
     Attributes:
-        n: How many.
+        n: Number of scans.
         mean: Mean.
         sd: Standard deviation, ``nan`` below two.
         median: Median.
@@ -143,7 +143,7 @@ class Evaluation:
         classes: The classes that were scored, with their ids, in the order they were given.
         cases: Names of the cases that were to be scored.
         failures: Scan (or ``scan: class``) → why its prediction could not be used.
-        rules: How it was scored, as :meth:`Rules.comparable` says it.
+        rules: Rules of scoring, as :meth:`Rules.comparable` gives them.
     """
 
     rows: tuple[Row, ...]
@@ -186,8 +186,8 @@ class Evaluation:
         """Write ``per_case.csv``, ``per_class.csv`` and ``summary.json``.
 
         Args:
-            folder: Where.
-            parquet: Also ``per_case.parquet``.
+            folder: Folder to write to.
+            parquet: Whether to write ``per_case.parquet``, too.
             extra: More to keep in ``summary.json``.
 
         Raises:

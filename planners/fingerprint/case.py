@@ -34,10 +34,10 @@ class CaseFindings:
     """Numbers of a case.
 
     Attributes:
-        fingerprint: Its grid and labels.
+        fingerprint: Fingerprint of the case: grid and labels.
         intensities: Annotated foreground of each channel, as it is stored; ``None`` where there is none.
         nnunet: Foreground of each channel as nnunetv2 sees it, voxels that nobody labelled included.
-        offsets: What each channel, if it is CT, is above HU.
+        offsets: Offset of each channel above HU, if it is CT.
     """
 
     fingerprint: CaseFingerprint
@@ -55,7 +55,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
     """Read a case and describe it.
 
     Args:
-        dataset: Its dataset.
+        dataset: Name of the dataset.
         case: The case; it must have a label map.
         values: Foreground voxels of each channel to keep for percentiles.
         reader: nnunetv2's reader of the dataset, by class name; ``None`` if nnunetv2 cannot read it.
@@ -112,7 +112,7 @@ def describe_labels(
 
     Args:
         labels: (X, Y, Z), 0 is background.
-        grid: Its grid; extents are along its axes, centroids in its world coordinates.
+        grid: Grid of the label map; extents are along its axes, centroids in its world coordinates.
     """
     from scipy.ndimage import find_objects
 

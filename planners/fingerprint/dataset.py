@@ -3,8 +3,9 @@
 ``dataset_fingerprint.json`` is nnU-Net's (spacings, shapes after cropping, foreground intensities; axes and voxels as
 nnunetv2's reader has them) and stays readable by nnunetv2; under the key ``"satunet"`` it holds what a union of
 datasets needs: for every case its spacing and shape in RAS and the voxels, extent and centroid of each label, for
-every channel moments and a quantile sketch of its foreground, CT in Hounsfield units. The fingerprint of a union is computed from these without opening a scan
-again. A fingerprint that nnunetv2 made, or that was published, has none of this and merges approximately.
+every channel moments and a quantile sketch of its foreground, CT in Hounsfield units. The fingerprint of a union is
+computed from these without opening a scan again. A fingerprint that nnunetv2 made, or that was published, has none of
+this and merges approximately.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class CaseFingerprint:
     """One case.
 
     Attributes:
-        dataset: Its dataset.
+        dataset: Name of the dataset.
         case: Identifier.
-        channels: Its channels: scans of the unified dataset.
+        channels: Channels, which are scans of the unified dataset.
         spacing: Spacing in mm, (z, y, x) as nnunetv2's reader has it.
         shape_after_crop: Voxels inside the nonzero box of all channels, along the same axes.
         relative_size: Share of the volume that the crop keeps.
@@ -43,9 +44,10 @@ class CaseFingerprint:
         label_voxels: Label id → voxels in the file; those that nobody labelled (nnU-Net's ``ignore``) are not listed.
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
         label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
-        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are any.
+        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are
+            any.
         scans: Hash of the voxels of each channel; empty for constant ones.
-        made_of: Its files, as they were; empty in what an older version wrote, and in unions.
+        made_of: Stamp of the files; empty if an older version wrote it, and in unions.
     """
 
     dataset: str
@@ -70,7 +72,7 @@ class FailedCase:
 
     Attributes:
         reason: Why, in one sentence.
-        made_of: Its files, as they were.
+        made_of: Stamp of the files.
     """
 
     reason: str
@@ -83,13 +85,13 @@ class DatasetFingerprint:
 
     Attributes:
         dataset: Name.
-        cases: Its cases that can be used.
+        cases: Cases that can be used.
         channels: Statistics of each channel; of a union: of each modality.
         nnunet_channels: The same of the foreground as nnunetv2 sees it, voxels as they are stored and the ignore label
             among them; empty where there is no difference.
-        channel_names: What ``dataset.json`` calls the channels; of a union: nothing.
+        channel_names: Names of the channels in ``dataset.json``; empty for a union.
         failed: Cases that cannot be used.
-        settings: What of ``dataset.json`` the fingerprint depends on.
+        settings: Parts of ``dataset.json`` that the fingerprint depends on.
         approximate: Whether a part of it is nnU-Net's own, which merges approximately and knows no label.
     """
 

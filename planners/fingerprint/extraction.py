@@ -209,7 +209,7 @@ class _KnownCase:
     """What was found in a case before: a record.
 
     Attributes:
-        settings: What the numbers depend on besides the case's files.
+        settings: Values that the numbers depend on, besides the case's files.
         fingerprint: Grid and labels.
         channels: Annotated foreground of each channel.
         offsets: Distance of each channel from HU.

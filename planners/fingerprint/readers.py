@@ -55,7 +55,7 @@ def nnunet_axes(path: Path, grid: Grid, reader: str | None) -> tuple[Triple, tup
 
     Args:
         path: An image.
-        grid: Its grid.
+        grid: Grid.
         reader: Name of the reader's class.
     """
     if reader == REORIENTING:

@@ -47,9 +47,9 @@ def plan_nnunet(
     """Plan a dataset as nnunetv2 does and write the plans file where nnunetv2 would.
 
     Args:
-        dataset_name: In ``nnUNet_raw``, with its ``dataset_fingerprint.json`` in ``nnUNet_preprocessed``; scans need
-            not be there.
-        planner: One of :data:`PLANNERS`.
+        dataset_name: Name of a dataset in ``nnUNet_raw``, with its ``dataset_fingerprint.json`` in
+            ``nnUNet_preprocessed``; scans need not be there.
+        planner: Name of the planner, one of :data:`PLANNERS`.
         gpu_memory_gb: Memory to plan for; the planner's own if not given.
         spacing_mm: Target spacing of 3d_fullres in nnU-Net's axes (z, y, x) instead of a planned one.
         base_features: Features of the first stage instead of 32.
@@ -133,9 +133,9 @@ def feature_map_size(
     Args:
         patch_size: 2 or 3 axes.
         network_class: Name that ends in ``PlainConvUNet`` or ``ResidualEncoderUNet``.
-        arch_kwargs: As in nnU-Net's plans: ``n_stages``, ``features_per_stage``, ``strides``,
+        arch_kwargs: Architecture, as in nnU-Net's plans: ``n_stages``, ``features_per_stage``, ``strides``,
             ``n_conv_per_stage`` or ``n_blocks_per_stage``, ``n_conv_per_stage_decoder``.
-        output_channels: Of the segmentation layer at full resolution.
+        output_channels: Output channels of the segmentation layer at full resolution.
 
     Raises:
         PlanError: Another network.

@@ -39,7 +39,7 @@ def plan_specialist(
         gpu_memory_gb: Memory to plan for; the planner's own (8 GB by default) if not given.
         spacing_mm: Target spacing (R, A, S) instead of a planned one.
         base_features: Features of the first stage instead of 32, for machines without a GPU.
-        planner: One of :data:`satunet.planners.specialist.nnunet.PLANNERS`.
+        planner: Name of the planner, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`.
 
     Raises:
         PlanError: nnU-Net makes no 3D configuration: the scans are single slices, or no patch fits the memory.

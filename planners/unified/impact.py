@@ -19,9 +19,9 @@ class Impact:
 
     Attributes:
         dataset: Name.
-        scans: Its scans.
+        scans: Number of scans.
         spacing_mm: Median spacing along right, anterior, superior.
-        coarsening: By how much the plan's spacing is coarser along each axis; 1 where it is not.
+        coarsening: Factor by which the plan's spacing is coarser along each axis; 1 where it is not.
         thin: Classes that are thinner than a voxel of the plan along some axis, in the median over cases, with that
             thickness in mm; thinnest first.
         large: Classes that are longer than the patch along some axis, with the share that a patch covers there;
@@ -48,7 +48,7 @@ def impact_of(
 
     Args:
         plan: The plan.
-        fingerprints: Of its datasets. One that nnunetv2 made knows no label: its classes are left out.
+        fingerprints: Fingerprints of its datasets. One that nnunetv2 made has no labels: its classes are left out.
         labels: Dataset → class → label ids.
     """
     rows = [_impact(plan, fingerprint, labels.get(fingerprint.dataset, {})) for fingerprint in fingerprints]

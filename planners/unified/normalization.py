@@ -35,7 +35,7 @@ class Schemes:
     Attributes:
         by_modality: Modality → normalisation.
         by_channel: ``"<dataset>:<channel>"`` → normalisation, where it is another than that of its modality.
-        why: One sentence.
+        why: Reason, in one sentence.
     """
 
     by_modality: dict[str, Normalization]

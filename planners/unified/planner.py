@@ -57,8 +57,8 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
     does not decide alone.
 
     Args:
-        fingerprints: Of the datasets.
-        options: What is given; everything else is planned.
+        fingerprints: Fingerprints of the datasets.
+        options: Values that are given; everything else is planned.
 
     Raises:
         PlanError: No dataset, values that make no plan, or a budget that nothing fits.

@@ -110,7 +110,7 @@ class Finding:
         kind: ``"generic"``, ``"names"``, ``"volumes"``, ``"sides"``, ``"cropped"`` or ``"unseen"``.
         classes: Classes it is about.
         datasets: Datasets it is about.
-        message: One sentence.
+        message: Message, in one sentence.
     """
 
     kind: str
@@ -124,7 +124,8 @@ def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerpr
 
     Args:
         space: The label space.
-        fingerprints: Of its datasets; those that are missing, or that nnunetv2 made, say nothing of labels.
+        fingerprints: Fingerprints of its datasets; those that are missing, or that nnunetv2 made, say nothing about
+            labels.
     """
     known = [f for f in fingerprints if f.dataset in space.ids and not f.approximate]
     return [

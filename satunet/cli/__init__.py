@@ -127,6 +127,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = parse(arguments)
     from satunet.jobs.progress import setup_logging
+    from satunet.jobs.workers import is_out_of_memory
 
     setup_logging(verbose=command.verbose)
     try:
@@ -143,10 +144,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.filename is None or error.errno not in _CAUSED_BY_FOLDERS:
+    except (MemoryError, OSError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            logger.error(
+                "out of memory; finished work is kept, and the same command continues from there. Fewer processes at once "
+                "(-np, --workers) need less"
+            )
+        elif isinstance(error, OSError) and error.filename is not None and error.errno in _CAUSED_BY_FOLDERS:
+            logger.error("%s: %s", os.fsdecode(error.filename), os.strerror(error.errno).lower())
+        else:
             raise
-        logger.error("%s: %s", os.fsdecode(error.filename), os.strerror(error.errno).lower())
         logger.debug("where it came from", exc_info=True)
         return 2
     except KeyboardInterrupt as interrupt:

@@ -29,7 +29,7 @@ class Server:
         address: ``http://127.0.0.1:8000`` or wherever it is.
         token: Secret that it asks for, if it does.
         timeout_seconds: Longest silence of the server before it counts as gone.
-        busy_seconds: How long to ask again while it says that too many jobs wait.
+        busy_seconds: Time for which to ask again while too many jobs are waiting.
 
     Raises:
         ServerError: No address that can be asked.
@@ -88,7 +88,7 @@ class RemoteScan:
     """A scan that is at a server; at the end of a ``with`` block it is forgotten there.
 
     Attributes:
-        id: Its name there.
+        id: Id of the scan on the server.
         shape: Voxels along its axes.
         spacing_mm: Distance between voxel centres, in millimetres.
     """
@@ -110,8 +110,8 @@ class RemoteScan:
         """Look for prompts, and wait for it; whatever ends the wait, Ctrl-C too, cancels the job.
 
         Args:
-            prompts: What to look for; none: every class that the model knows in the scan's modality.
-            combine: One label map, not one mask per prompt.
+            prompts: Prompts; without any, every class that the model knows in the scan's modality.
+            combine: Whether to make one label map instead of one mask per prompt.
             dicom_seg: A DICOM Segmentation as well, for DICOM series.
             modality: Modality of the scan, if it is to be taken for another than it seems.
             on_progress: Called with the share that is done, 0 to 1.

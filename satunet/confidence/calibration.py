@@ -1,9 +1,9 @@
 """From what speaks for a mask to an estimate of its Dice, and of the structure not being there.
 
-Two small models, fitted on patients that the network was not trained on: how likely the structure is in the scan, and how
-large the Dice is if it is. Both are logistic, with weights of at least zero: whatever speaks more for a mask never lowers
-its confidence. Classes have offsets of their own, drawn to the pooled model the more, the fewer masks of them are known
-(ridge, the posterior mode of a random intercept).
+Two small models, fitted on patients that the network was not trained on: how likely the structure is in the scan, and
+how large the Dice is if it is. Both are logistic, with weights of at least zero: whatever speaks more for a mask never
+lowers its confidence. Classes have offsets of their own, drawn to the pooled model the more, the fewer masks of them
+are known (ridge, the posterior mode of a random intercept).
 
 Rejected: isotonic regression per class, which a few patients cannot feed.
 """
@@ -29,9 +29,9 @@ CONFIDENCE_FILE = "confidence.json"
 FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", "placed", "company")
 """What the models look at: each is 0 at its worst and 1 at its best.
 
-``size`` is near 1 where the volume is as in training, ``placed`` where the place is, or where the scan's border explains
-why it is not: the centre of what is left of a structure that was cut lies elsewhere. ``company`` is the median over all
-masks of the scan of how near each is to its place (``place``); the others are of
+``size`` is near 1 where the volume is as in training, ``placed`` where the place is, or where the scan's border
+explains why it is not: the centre of what is left of a structure that was cut lies elsewhere. ``company`` is the median
+over all masks of the scan of how near each is to its place (``place``); the others are of
 :class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
 """
 _WEIGHT_SPREAD = 6.0  # of a feature's weight, before anything is known
@@ -58,7 +58,7 @@ class Seen:
 
     Attributes:
         class_name: Class that was looked for; ``None`` for words that name none.
-        evidence: What speaks for it.
+        evidence: Evidence for the mask.
     """
 
     class_name: str | None
@@ -72,9 +72,9 @@ class Outcome:
     Attributes:
         seen: The mask.
         present: Whether the scan shows the structure.
-        dsc: Its Dice; not used where there is no mask.
-        scan: Which scan (or part of one): masks of one scan are compared with each other.
-        patient: Whose scan.
+        dsc: Dice of the mask; not used if there is no mask.
+        scan: Scan (or part of one): masks of the same scan are compared with each other.
+        patient: Patient of the scan.
         known: Whether the truth is known; other masks only say where the structures around them lie.
     """
 
@@ -112,15 +112,15 @@ class Calibration:
     """What the evidence of one network is worth: content of ``confidence.json``.
 
     Attributes:
-        weights_hash: Of the network, as :attr:`satunet.models.folder.ModelFolder.weights_hash`.
+        weights_hash: Hash of the network's weights, as :attr:`satunet.models.folder.ModelFolder.weights_hash`.
         present: Probability that a structure with a mask is in the scan.
         missed: Probability that a structure without a mask is in the scan.
         dice: Dice of a mask of a structure that is in the scan.
         usual: Feature → what is taken where nothing is known of it.
         statistics: Sizes and places of the classes in training.
-        patients: How many it was fitted on.
+        patients: Number of patients that it was fitted on.
         masks: Structures in scans that it was fitted on.
-        absent: How many of them the scan does not show.
+        absent: Number of them that the scan does not show.
     """
 
     RECORD_VERSION: ClassVar[int] = 1

@@ -20,8 +20,8 @@ class Evidence:
         agreement: Share of the looks that agree, see :class:`satunet.windows.engine.Probability`.
         volume_ml: Volume of the mask, before anything is done to it.
         inside: Mean probability in the mask; 0 for an empty one, as all that follow.
-        overlap: Dice that the probabilities themselves expect: of the mask with a reference that has each voxel with its
-            probability.
+        overlap: Dice that the probabilities themselves expect: of the mask with a reference that has each voxel with
+            its probability.
         whole: Share of the mask that its largest connected piece has.
         free: 1 if the mask does not touch the border of the scan, less the more of it does.
         centre_mm: Centre of mass in RAS+ millimetres; ``None`` for an empty mask.
@@ -58,8 +58,8 @@ def weigh(
         start: First voxel of the box in the scan.
         shape: (X, Y, Z) of the scan.
         affine: Voxel of the scan → RAS+ millimetres.
-        peak: As in :class:`Evidence`.
-        agreement: As in :class:`Evidence`.
+        peak: Largest probability, as in :class:`Evidence`.
+        agreement: Agreement of windows, as in :class:`Evidence`.
     """
     mask = values > 0.5
     voxels = int(np.count_nonzero(mask))

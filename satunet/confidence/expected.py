@@ -29,7 +29,7 @@ class CaseClasses:
     """Classes that a training case shows.
 
     Attributes:
-        dataset: Its dataset.
+        dataset: Name of the dataset.
         volumes_ml: Class → volume.
         centres_mm: Class → centre of mass in RAS+ millimetres, wherever their origin is.
     """
@@ -45,7 +45,7 @@ class CaseClasses:
         """From label ids: a class is their union.
 
         Args:
-            dataset: Its dataset.
+            dataset: Name of the dataset.
             ids: Class → label ids.
             ml: Label id → volume.
             centres: Label id → centre of mass.
@@ -68,10 +68,10 @@ class CaseClasses:
         """From a label map.
 
         Args:
-            dataset: Its dataset.
+            dataset: Name of the dataset.
             ids: Class → label ids.
             labels: (X, Y, Z) in RAS; ids below zero are nobody's.
-            spacing_mm: Of its axes.
+            spacing_mm: Spacing of the axes.
         """
         wanted = np.unique([i for values in ids.values() for i in values if i > 0])
         table = np.zeros(max(int(labels.max()), int(wanted.max()) if wanted.size else 0) + 1, dtype=np.int64)

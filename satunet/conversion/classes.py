@@ -84,8 +84,8 @@ def published_table(names: Iterable[str], record: CatalogueRecord) -> ClassTable
     """Classes of a dataset that the catalogue knows, with its published ids.
 
     Args:
-        names: As the source names them, unions such as "kidney" included.
-        record: What the catalogue knows.
+        names: Names as the source gives them, including unions such as "kidney".
+        record: Record of the catalogue.
     """
     names = tuple(names)
     ids = source_ids(names, record)

@@ -32,7 +32,7 @@ class LabelMap:
 
     Attributes:
         array: (X, Y, Z) ids on the grid of the scan; ``None`` if combinations of classes have no id yet.
-        missing: Those combinations.
+        missing: Combinations that are missing.
         unchanged: Whether the file itself is that label map.
         approximated: Voxels whose combination of classes published ids cannot tell.
     """
@@ -47,7 +47,7 @@ def read_classes(mask: MaskSource, table: ClassTable, grid: Grid, *, trust_shape
     """Make the label map of a case.
 
     Args:
-        mask: Where its classes are.
+        mask: File or files with the masks of its classes.
         table: Classes and ids.
         grid: The grid of its scan.
         trust_shape: Whether a mask of the scan's shape lies on the scan's grid whatever its own header says.

@@ -1,7 +1,8 @@
-"""Folders of the Medical Segmentation Decathlon and of nnU-Net v1: ``TaskNN_Name`` with a ``dataset.json`` that lists files.
+"""Folders of the Medical Segmentation Decathlon and of nnU-Net v1: ``TaskNN_Name`` with a ``dataset.json`` that lists
+files.
 
-Scans with several channels are four-dimensional files in the Decathlon; nnU-Net wants a file for each channel. A task of
-nnU-Net v1 has these already, under the names that its ``dataset.json`` lists with ``_0000`` behind them.
+Scans with several channels are four-dimensional files in the Decathlon; nnU-Net wants a file for each channel. A task
+of nnU-Net v1 has these already, under the names that its ``dataset.json`` lists with ``_0000`` behind them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
     """Read a folder as a dataset to convert; scans without a reference go to ``imagesTs``.
 
     Args:
-        folder: With ``dataset.json``.
+        folder: Folder with ``dataset.json``.
         dataset_id: Number; that of the task if not given.
         name: Name; that of the task if not given.
 

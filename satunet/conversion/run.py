@@ -57,8 +57,8 @@ def convert(
     when a split changes; files that no conversion made are left alone.
 
     Args:
-        source: What to convert.
-        link: One of :data:`LINKS`.
+        source: Dataset to convert.
+        link: Kind of links, one of :data:`LINKS`.
         trust_shape: Whether masks of a scan's shape lie on its grid whatever their own headers say.
         processes: Worker processes, or where else to run.
 
@@ -169,9 +169,9 @@ class _ConvertedCase:
     """What is kept of a case: a record.
 
     Attributes:
-        made_of: Its sources, and what was asked for. Scans are linked without being read, and are not read for it.
-        sizes: Bytes of each file that was made.
-        counts: What became of it.
+        made_of: Sources, and what was asked for. Scans are linked without being read, and are not read for it.
+        sizes: Size in bytes of each file that was made.
+        counts: Counts of what happened.
     """
 
     RECORD_VERSION: ClassVar[int] = 2

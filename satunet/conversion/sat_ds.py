@@ -65,7 +65,7 @@ def read_sat_ds(
         split: The published split: a file with patients under "train", "val" and "test", or a folder of such files.
             Test patients go to ``imagesTs``; those it does not name are left out. Without one, the official split
             in the rows decides.
-        sequences: One of :data:`SEQUENCES`.
+        sequences: Treatment of sequences, one of :data:`SEQUENCES`.
         dataset_id: Number of a dataset that the catalogue does not know.
         name: Name instead of the one in the file.
 

@@ -24,9 +24,9 @@ def read_dicom(
     A case is named by the folder of its series; where a folder has several, by their number or UID as well.
 
     Args:
-        folder: With DICOM files, in any depth.
+        folder: Folder with DICOM files, at any depth.
         dataset_id: Number of the dataset.
-        name: Its name; that of the folder if not given.
+        name: Name of the dataset; that of the folder if not given.
         labels: Folder with a label map a case (``<case>.nii.gz``) and the ``dataset.json`` that names its ids. Cases
             without one go to ``imagesTs``.
 

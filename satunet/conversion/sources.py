@@ -34,10 +34,10 @@ class ImageSource:
 
     Attributes:
         path: An image file, a ``.npy`` array, or a folder with DICOM files.
-        volume: Which volume of a four-dimensional file.
+        volume: Number of the volume in a four-dimensional file.
         dicom: The series, if it is one of DICOM.
-        orientation: Of a ``.npy`` array, which has none of its own.
-        spacing_mm: Of a ``.npy`` array.
+        orientation: Orientation of a ``.npy`` array, which has none of its own.
+        spacing_mm: Spacing of a ``.npy`` array.
     """
 
     path: Path
@@ -75,9 +75,9 @@ class SourceCase:
     """A case to be.
 
     Attributes:
-        identifier: Its name in the nnU-Net dataset.
-        images: One a channel.
-        mask: Its reference, if it has one.
+        identifier: Name of the case in the nnU-Net dataset.
+        images: Images, one per channel.
+        mask: Reference, if there is one.
         patient: Cases of one patient stay in one fold.
         test: Whether it goes to ``imagesTs`` and ``labelsTs``.
     """
@@ -94,17 +94,17 @@ class SourceDataset:
     """A dataset to be.
 
     Attributes:
-        name: Its nnU-Net folder.
-        channel_names: In order.
+        name: Name of the nnU-Net folder.
+        channel_names: Names of the channels, in order.
         modalities: Modality of each channel, one of :data:`satunet.datasets.raw.MODALITIES`.
-        table: Its classes and their ids.
-        cases: Its cases, in order.
+        table: Table of the classes and their ids.
+        cases: Cases, in order.
         validation: Patients of the validation part of a split, if it has one.
         origin: Where its patients' names are from: the same name elsewhere is another person. Empty where names hold
             everywhere, as those of a hospital do.
         description: Free text.
         extra: More entries of its ``dataset.json``.
-        notes: What a user should know: rows that a split leaves out, and the like.
+        notes: Notes for the user, such as rows that a split leaves out.
         faults: Rows that are no case → the reason.
     """
 

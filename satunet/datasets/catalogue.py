@@ -29,19 +29,20 @@ class CatalogueRecord:
 
     Attributes:
         id: Number of its nnU-Net folder.
-        name: Its name in the publication.
-        folder: Its nnU-Net folder, ``DatasetNNN_Name``.
+        name: Name in the publication.
+        folder: Name of the nnU-Net folder, ``DatasetNNN_Name``.
         modality: Modality of every channel; SAT-DS takes each sequence of a study for a scan of its own.
         region: Body region it shows.
         scans: Scans as published.
         weight: Factor of its sampling weight, besides 1/sqrt(scans).
         orientation: Orientation in which SAT trains on it.
-        link: Where to get it.
+        link: Address of the download.
         licence: SPDX name, or ``None`` where it is not known.
-        channel_names: As in its ``dataset.json``.
+        channel_names: Names of the channels, as in ``dataset.json``.
         labels: Label name → id, as in its ``dataset.json``.
         classes: Class → ids whose union it is.
-        patient: Pattern of the part of a scan's patient id that names the patient, where the rest is a visit or a frame.
+        patient: Pattern of the part of a scan's patient id that names the patient, where the rest is a visit or a
+            frame.
         stored_ids: Id in the label maps as their makers publish them → id, where they are numbered otherwise.
     """
 

@@ -28,7 +28,7 @@ def preprocessing_bytes(case: Case, spacing_mm: tuple[float, float, float]) -> i
     """Peak of memory that preprocessing a case takes, worker included; an upper bound, within a factor of two.
 
     Args:
-        case: Its channels are preprocessed one after the other.
+        case: Case whose channels are preprocessed one after the other.
         spacing_mm: Spacing wanted.
 
     Raises:
@@ -42,8 +42,8 @@ def scan_bytes(grid: Grid, as_read: int, spacing_mm: tuple[float, float, float])
     """Peak of memory that reading and preprocessing one scan takes; an upper bound, within a factor of two.
 
     Args:
-        grid: Of the scan.
-        as_read: Bytes of a voxel as it is read.
+        grid: Grid of the scan.
+        as_read: Bytes per voxel while it is read.
         spacing_mm: Spacing wanted.
     """
     voxels = math.prod(grid.shape)

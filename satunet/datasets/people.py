@@ -37,7 +37,7 @@ class People:
 
     Attributes:
         persons: Case → name of its person, for those who are on several cases.
-        findings: What was found, a sentence each.
+        findings: Findings, one sentence each.
     """
 
     persons: Mapping[CaseName, CaseName] = field(default_factory=dict)

@@ -48,7 +48,7 @@ class Case:
 
     Attributes:
         identifier: Name without channel suffix and ending.
-        images: One path a channel, in channel order; a path may name a file that is missing.
+        images: Paths, one per channel, in channel order; a file may be missing.
         label: The label map, or ``None`` for a case without a reference.
     """
 
@@ -89,9 +89,9 @@ class Dataset:
         file_ending: Ending of its files, such as ``".nii.gz"``.
         description: Free text, if given.
         reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
-        source: Where it comes from, ``"source"`` or ``"reference"`` of ``dataset.json``.
+        source: Origin of the dataset, ``"source"`` or ``"reference"`` of ``dataset.json``.
         trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
-        remarks: What is odd about ``dataset.json`` without being wrong, a sentence each.
+        remarks: Oddities of ``dataset.json`` that are not errors, one sentence each.
         by_path: Whether ``dataset.json`` lists the files of each training case (``"dataset"``), wherever they are.
     """
 
@@ -122,7 +122,8 @@ class Dataset:
         return self.by_path or any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
 
     def training_cases(self) -> tuple[Case, ...]:
-        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by name.
+        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by
+        name.
 
         Raises:
             DatasetError: The folder is missing or holds no image of this dataset's file ending, or that ending is none
@@ -326,7 +327,7 @@ def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
     """Modality of a channel from its name: ``"T1w MRI"`` → ``"mri"``, ``"CT"`` → ``"ct"``.
 
     Args:
-        channel_name: As ``dataset.json`` gives it.
+        channel_name: Name of the channel in ``dataset.json``.
         hint: More text (dataset name, description) for names that say nothing, such as ``"0"`` or ``"image"``.
 
     Returns:
@@ -364,7 +365,7 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
     """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids.
 
     Args:
-        dataset: Its dataset.
+        dataset: Name of the dataset.
         case: The case.
         seen: Called with every image that can be read.
     """

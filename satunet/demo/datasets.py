@@ -120,7 +120,7 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
 
     Args:
         labels: (X, Y, Z) ids of the atlas.
-        affine: Of the atlas.
+        affine: Affine of the atlas.
         grid: Wanted.
     """
     to_atlas = np.linalg.inv(affine) @ grid.affine  # voxel of the grid → voxel of the atlas

@@ -42,7 +42,7 @@ class FirstLook:
 
     Attributes:
         job: The scan, with modality and classes.
-        facts: What is known before anything is computed: name → text.
+        facts: Facts that are known before anything is computed: name → text.
         from_crops: Classes that are left out since they are known from crops alone.
     """
 
@@ -58,8 +58,8 @@ class FirstLook:
 
         Args:
             scan: The scan.
-            image: Its voxels.
-            vocabulary: What the model knows.
+            image: Image of the scan.
+            vocabulary: Vocabulary of the model.
             plan: The model's.
             options: The user's; a modality given there counts.
 
@@ -93,8 +93,8 @@ def fitting(
 
     Args:
         names: Classes of the model.
-        modality: Of the scan.
-        grid: Of the scan.
+        modality: Modality of the scan.
+        grid: Grid of the scan.
         plan: The model's.
     """
     windows = {name: _windows(name, modality, grid, plan) for name in names}
@@ -147,8 +147,8 @@ def look(looks: Sequence[FirstLook], output: Path, predictor: Predictor) -> tupl
 
     Args:
         looks: Scans.
-        output: Where to write: masks and ``preview.png`` in a folder per scan, ``<scan>.html`` beside it.
-        predictor: With the model; its options ask for pictures.
+        output: Folder for masks and ``preview.png`` (in a folder per scan), with ``<scan>.html`` beside it.
+        predictor: Predictor with the model; its options ask for pictures.
 
     Returns:
         What became of the scans, and the pages.
@@ -172,7 +172,7 @@ def regions_found(output: Path, name: str, space: LabelSpace) -> str:
 
     Args:
         output: Folder of the results.
-        name: Of the scan.
+        name: Name of the scan.
         space: Classes of the model.
 
     Returns:

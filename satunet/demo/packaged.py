@@ -16,10 +16,10 @@ class PackagedScan:
     Attributes:
         package: The package.
         file: Path inside it.
-        name: What its results are called.
-        what: What it shows and where it comes from.
-        licence: Its own licence, and the package's.
-        modality: Its modality.
+        name: Name of the results.
+        what: Description of its content and origin.
+        licence: Licences of the scan and of the package.
+        modality: Modality.
     """
 
     package: str

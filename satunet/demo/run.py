@@ -9,6 +9,7 @@ from pathlib import Path
 from satunet.datasets.paths import UNIFIED_DATASET
 from satunet.datasets.raw import load_dataset
 from satunet.demo.datasets import make_demo_datasets
+from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
 from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
 from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
 from satunet.evaluation.benchmark.run import Contest
@@ -44,7 +45,7 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     Args:
         output: Folder for everything; nnU-Net's three folders are made in it.
         steps: Training steps of every network.
-        device: Where to compute.
+        device: Device to compute on.
         processes: Worker processes.
 
     Returns:
@@ -78,20 +79,34 @@ def run_demo(output: Path, *, steps: int, device: str = "auto", processes: int =
     predicted = predict_folder([held_out], output / "predicted_by_text", Predictor(model, device=device), PROMPTS)
     summary.include(predicted)
     _announce(6, "one network against three, on the held-out scan")
-    benchmark = output / "benchmark"
-    contest = Contest(
-        unified=UnifiedCompetitor(model=model, output=benchmark / "predictions", device=device),
-        others=[SpecialistCompetitor(output=benchmark / "predictions", device=device)],
-        output=benchmark,
-        folds=("all",),
-        processes=processes,
-    )
-    _, scored = run_benchmark(names, contest)
+    _, scored = run_benchmark(names, demo_contest(output / "benchmark", model, device=device, processes=processes))
     summary.include(scored)
     summary.note("report", str(output / "benchmark" / "report.html"))
     summary.note("masks by text", str(output / "predicted_by_text"))
     summary.show()
     return summary.exit_code
+
+
+def demo_contest(output: Path, model: Path, *, device: str = "auto", processes: int = 1) -> Contest:
+    """The network against the specialists, and against labels copied from a training template.
+
+    The templates' labels are one atlas moved by affines: who never looks at the image is right everywhere, and the report
+    has to show it.
+
+    Args:
+        output: Folder of the report and of all predictions.
+        model: The network that was trained on all datasets.
+        device: Where to compute.
+        processes: Worker processes.
+    """
+    place = output / "predictions"
+    return Contest(
+        unified=UnifiedCompetitor(model=model, output=place, device=device),
+        others=[SpecialistCompetitor(output=place, device=device), NearestCopyCompetitor(output=place)],
+        output=output,
+        folds=("all",),
+        processes=processes,
+    )
 
 
 def _announce(number: int, what: str) -> None:

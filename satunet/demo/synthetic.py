@@ -28,10 +28,10 @@ class Organ:
     """An ellipsoid.
 
     Attributes:
-        names: What the CT-like and the MRI-like dataset call it; ``None`` where it is not annotated.
+        names: Names in the CT-like and the MRI-like dataset; ``None`` where it is not annotated.
         centre_mm: (right, anterior, superior) from the middle of the volume.
         radii_mm: Half axes.
-        values: Intensity in the CT-like (HU) and the MRI-like dataset.
+        values: Intensities in the CT-like (HU) and the MRI-like dataset.
     """
 
     names: tuple[str | None, str | None]
@@ -63,7 +63,7 @@ def make_synthetic_datasets(raw: Path, *, cases: int = 4, seed: int = 0) -> tupl
     Args:
         raw: A ``nnUNet_raw`` folder.
         cases: Training cases.
-        seed: Of shifts and noise.
+        seed: Seed of shifts and noise.
 
     Returns:
         Their names.

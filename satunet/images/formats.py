@@ -137,9 +137,9 @@ def write_file(
         path: The file, of that name and no other beside it.
         array: (X, Y, Z).
         grid: The grid it is on.
-        ending: One of :data:`IMAGE_ENDINGS`, with which the path ends.
-        header: Of the scan, for NIfTI.
-        slope: What a stored integer stands for; NIfTI says so in its header, other formats get float32.
+        ending: Ending of the path, one of :data:`IMAGE_ENDINGS`.
+        header: Header of the scan, for NIfTI.
+        slope: Value of one stored step; NIfTI says so in its header, other formats get float32.
         legend: Id → name, for NIfTI.
     """
     if ending in (".nii", ".nii.gz"):

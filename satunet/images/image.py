@@ -286,8 +286,8 @@ def write_volume(
         path: Destination.
         array: (X, Y, Z).
         like: The image or grid it is on.
-        slope: What a stored integer stands for; NIfTI says so in its header, other formats get float32.
-        legend: As in :func:`write_label_map`.
+        slope: Value of one stored step; NIfTI says so in its header, other formats get float32.
+        legend: Legend, as in :func:`write_label_map`.
     """
     grid = like.grid if isinstance(like, Image) else like
     if array.shape != grid.shape:

@@ -84,7 +84,7 @@ def read_array(loaded: Any, path: Path, *, single_precision: bool = False) -> ND
     """Voxels of an opened file, scaled as its header says.
 
     Args:
-        loaded: From :func:`open_nifti`.
+        loaded: Image from :func:`open_nifti`.
         path: The file.
         single_precision: Whether scaled integers of 8 and 16 bits become float32, where nibabel makes float64 of them.
 

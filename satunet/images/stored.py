@@ -45,7 +45,7 @@ class Stored:
         shape: Sizes of the axes, the fastest first.
         affine: 4 × 4 float64, voxel index → RAS+ mm, for the first three axes.
         dtype: Type of a voxel, with its byte order.
-        encoding: How the bytes are packed.
+        encoding: Compression of the bytes.
         files: The files that hold them, one after another; each is packed by itself.
         offset: Bytes before the voxels in each file; ``-1`` says that raw voxels end with the file.
         lines: Lines to skip before ``offset`` counts.
@@ -159,7 +159,7 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> 
 
     Args:
         path: The file, for errors.
-        shape: Of the array.
+        shape: Shape of the array.
         affine: 4 × 4, voxel index → RAS+ mm.
 
     Raises:

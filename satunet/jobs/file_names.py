@@ -44,7 +44,7 @@ def unique_names(texts: Iterable[str], *, taken: Collection[str] = (), suffixes:
     many there are.
 
     Args:
-        texts: What to name.
+        texts: Texts that need file names.
         taken: Names that may not be given.
         suffixes: What is put behind a name: no name with a suffix is another one with a suffix.
     """

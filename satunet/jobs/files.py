@@ -109,8 +109,8 @@ def _atomic_path(final: Path) -> Iterator[Path]:
 def flush_to_disk(paths: Iterable[Path]) -> None:
     """Have files, and their names in their folders, on the disk when this returns: what a power cut would leave.
 
-    A renamed file is whole for every process, but its content and name may still be in memory alone. Whoever writes that
-    a file is there (a manifest, a record) flushes it first. File systems that cannot are left as they are.
+    A renamed file is whole for every process, but its content and name may still be in memory alone. Whoever writes
+    that a file is there (a manifest, a record) flushes it first. File systems that cannot are left as they are.
     """
     files = list(paths)
     places = [*files, *dict.fromkeys(file.parent for file in files)]
@@ -234,7 +234,7 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
 
     Args:
         path: The file.
-        content: What it is to say.
+        content: Content to write.
         sealed: Whether an object gets a digest of all that it says, which :func:`read_json` checks. Files that people
             edit, and formats of others, have none.
     """
@@ -281,8 +281,8 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than what
-            was written; the message names it.
+        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than
+            what was written; the message names it.
     """
     return unseal(parse_json(Path(path).read_bytes(), path), path)
 
@@ -292,7 +292,7 @@ def parse_json(text: str | bytes, source: Path | str) -> Any:
 
     Args:
         text: The text, in UTF-8 if it is bytes.
-        source: Where it comes from, for messages.
+        source: Origin of the content, for messages.
 
     Raises:
         ValueError: It is not JSON, not in UTF-8, nested too deeply, or has numbers without end; the message names the

@@ -111,7 +111,7 @@ class Stamp:
 
     Attributes:
         files: Input files, in order.
-        combined: What they were combined with, name → plain value.
+        combined: Values that they were combined with, name → plain value.
     """
 
     files: tuple[FileState, ...] = ()
@@ -136,8 +136,8 @@ class Stamp:
         """Reason why a result with this stamp is not that of these files and values; ``None`` if it is.
 
         Args:
-            files: As for :meth:`of`.
-            combined: As for :meth:`of`.
+            files: Input files, as for :meth:`of`.
+            combined: Values, as for :meth:`of`.
         """
         now = _plain(combined or {})  # as a saved stamp has them
         changed = [name for name in sorted({*now, *self.combined}) if now.get(name) != self.combined.get(name)]
@@ -157,8 +157,8 @@ class Stamp:
         For runs that look at thousands of results first: what this cannot tell is for :meth:`why_stale`, in a worker.
 
         Args:
-            files: As for :meth:`of`.
-            combined: As for :meth:`of`.
+            files: Input files, as for :meth:`of`.
+            combined: Values, as for :meth:`of`.
         """
         return (
             _plain(combined or {}) == self.combined

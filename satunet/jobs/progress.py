@@ -48,7 +48,9 @@ def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> Non
 
 
 class _LogFile(logging.FileHandler):
-    """A log that cannot be written (a full disk) is told of once; the job goes on and fails by its results, if at all."""
+    """A log that cannot be written (a full disk) is told of once; the job goes on and fails by its results, if at
+    all.
+    """
 
     _told = False
 
@@ -76,7 +78,7 @@ def prints_to_log(log: logging.Logger, source: str) -> Iterator[None]:
     """What a library prints to stdout goes to a log at level DEBUG, so that progress bars stay whole.
 
     Args:
-        log: Where to.
+        log: Logger.
         source: The library, named in front of each line.
     """
     text = io.StringIO()
@@ -158,11 +160,12 @@ def run_parallel(
 
     Args:
         function: A function that can be pickled; it runs in a fresh (spawned) process.
-        items: What to run it on.
+        items: Items to run it on.
         description: Text of the progress bar.
         processes: Worker processes, or where else to run; with 0 or 1, everything runs in this process.
         key: Short name of an item, for the progress bar.
-        needs: Bytes of memory that an item will need; items run side by side as far as memory goes.
+        needs: Function that gives the bytes of memory an item will need; items run at the same time as far as memory
+            allows.
 
     Yields:
         One outcome an item, in the order in which they end.
@@ -185,7 +188,7 @@ class JobSummary:
     """Counts and reasons of a job over many scans, and the exit code that follows.
 
     Attributes:
-        name: What the job is, for headings and messages.
+        name: Name of the job, for headings and messages.
     """
 
     name: str

@@ -11,8 +11,8 @@ its version, and how to read older ones, by two optional members:
 
 Fields that a file lacks have the dataclass's default; fields that the class does not know are refused, because they
 mean that somebody else's file is read, or a newer one. Fields with ``init=False`` follow from the others and are not
-written. JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lists, or base64 where its field is
-a :data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and
+written. JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lists, or base64 where its field
+is a :data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and
 stop; a whole number as a key is a text.
 
 Not everything in a file is a record. Formats of others (nnU-Net's plans, fingerprints, ``dataset.json``, splits and
@@ -65,9 +65,9 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
     """The inverse of :func:`to_plain`.
 
     Args:
-        content: What a JSON file holds.
+        content: Content of a JSON file.
         cls: Dataclass to make.
-        source: Where the content comes from, for messages.
+        source: Origin of the content, for messages.
         error: Class of the error to raise.
 
     Raises:
@@ -112,7 +112,8 @@ def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = Us
     """Read what :func:`save_record` wrote.
 
     Raises:
-        SatunetError: ``error``: there is no such file, it cannot be read, or it is no such record; the message names it.
+        SatunetError: ``error``: there is no such file, it cannot be read, or it is no such record; the message names
+            it.
     """
     return from_plain(load_json(path, what=_noun(cls), error=error), cls, source=path, error=error)
 
@@ -122,7 +123,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
 
     Args:
         path: The file.
-        what: What it should be, for messages.
+        what: Description of what it should be, for messages.
         error: Class of the error to raise.
 
     Raises:
@@ -144,12 +145,12 @@ def understanding(source: Path | str, what: str, error: type[SatunetError] = Use
 
     Args:
         source: The file, for messages.
-        what: What it should be.
+        what: Description of what it should be.
         error: Class of the error to raise.
 
     Raises:
-        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. Errors of the project that
-            are raised in the block stay what they are.
+        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. Errors of the project
+            that are raised in the block stay what they are.
     """
     try:
         yield

@@ -8,13 +8,17 @@ machines; nothing here does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
 import queue
+import re
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -72,8 +76,8 @@ def outcomes(
 
     Args:
         function: A function that can be pickled.
-        items: What to run it on.
-        workers: Where.
+        items: Items to run it on.
+        workers: Workers to use.
         needs: Bytes that an item will need: items run side by side as far as memory goes. One that needs more than
             there is runs alone.
 
@@ -110,6 +114,22 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(found, default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it comes from, says that there is no memory left; torch says so in words."""
+    earlier: BaseException | None = error
+    while earlier is not None:
+        said = isinstance(earlier, RuntimeError) and re.search(_NO_MEMORY, str(earlier), re.IGNORECASE)
+        if isinstance(earlier, MemoryError) or getattr(earlier, "errno", None) == errno.ENOMEM or said:
+            return True
+        earlier = earlier.__cause__ or earlier.__context__
+    return False
+
+
+_NO_MEMORY = (
+    r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|bad_alloc|can't start new thread"
+)
 
 
 def _in_process(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Outcome[Item, Result]]:
@@ -184,10 +204,35 @@ class _Admission(Generic[Item]):
 def _in_pool(
     function: Callable[[Item], Result], items: list[Item], processes: int, needs: Needs | None, limit: int | None
 ) -> Iterator[Outcome[Item, Result]]:
+    """Run in worker processes. A pool breaks as a whole when a worker dies between two items; a new one goes on."""
+    waiting, in_vain = items, 0
+    while waiting:
+        lost: list[Item] = []
+        with contextlib.closing(_in_one_pool(function, waiting, processes, needs, limit)) as ended:
+            for outcome in ended:
+                if isinstance(outcome.error, BrokenProcessPool):
+                    lost.append(outcome.item)
+                else:
+                    yield outcome
+        in_vain = in_vain + 1 if len(lost) == len(waiting) else 0
+        if in_vain == _ATTEMPTS:
+            reason = "the worker processes died before they began; out of memory is the usual cause"
+            for item in lost:
+                yield Outcome(item=item, error=RuntimeError(reason))
+            return
+        waiting = lost
+
+
+_ATTEMPTS = 3
+"""Pools in a row that may break before one item is done."""
+
+
+def _in_one_pool(
+    function: Callable[[Item], Result], items: list[Item], processes: int, needs: Needs | None, limit: int | None
+) -> Generator[Outcome[Item, Result], None, None]:
+    """Outcomes of one pool; those of items that were left when it broke have the error ``BrokenProcessPool``."""
     from pebble import ProcessExpired, ProcessPool
 
-    if not items:
-        return
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch or OpenMP threads run
     finished: queue.Queue[tuple[Item, Any]] = queue.Queue()
     # Where memory counts, what is let in must run at once; elsewhere some items wait pickled.
@@ -199,9 +244,12 @@ def _in_pool(
             need, item = admitted
             try:
                 future = pool.schedule(function, args=(item,))
-            except Exception as error:  # the pool has been stopped
-                logger.debug("not scheduled: %s", error)
-                return
+            except Exception as error:  # the pool is broken, or has been stopped
+                admission.left(need)
+                future = Future[Any]()
+                future.set_exception(BrokenProcessPool(str(error)))
+                finished.put((item, future))
+                continue
 
             def done(future: Any, item: Item = item, need: int = need) -> None:
                 admission.left(need)

@@ -19,10 +19,10 @@ class Imported:
     """What one importer read; ``where`` says from which line, for messages.
 
     Attributes:
-        sources: Where the terms come from.
-        terms: With their places.
-        relations: With their places.
-        notes: What was left out, a sentence each.
+        sources: Sources of the terms.
+        terms: Terms with their places in the files.
+        relations: Relations with their places in the files.
+        notes: Notes about what was left out, one sentence each.
     """
 
     sources: list[Source]
@@ -60,7 +60,7 @@ def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled
     """Put imports together.
 
     Args:
-        imports: In the order in which they stand in the tree.
+        imports: Imports in the order in which they are in the tree.
         lenient: Leave out what contradicts itself, and say so, instead of raising.
 
     Raises:

@@ -1,8 +1,8 @@
 """Concepts: the tree as training and retrieval see it, and which of them are kept out of training.
 
 Terms that are the same thing (``same_as``, or of one name in two sources) are one concept. The split is by the name
-without its side, so that "left kidney" is never trained where "right kidney" is held out; a name that a held-out concept
-has is a name of no trained one.
+without its side, so that "left kidney" is never trained where "right kidney" is held out; a name that a held-out
+concept has is a name of no trained one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Concept:
     Attributes:
         name: Preferred name.
         names: All names, the preferred first.
-        definitions: What it is.
+        definitions: Definitions.
         relations: Kind of relation → positions of the concepts it leads to.
         near: Positions of concepts that are easily taken for it, the other side and neighbouring levels first.
-        base: Its name without a side.
+        base: Name without a side.
         side: ``"left"``, ``"right"`` or ``None``.
         held_out: Whether it is kept out of training.
     """
@@ -58,7 +58,7 @@ def read_concepts(tree: KnowledgeTree, *, held_out: float = 0.1, seed: int = 0) 
     Args:
         tree: The tree.
         held_out: Share of base names that are kept out of training.
-        seed: Of the split; the same seed gives the same split, whatever else is in the tree.
+        seed: Seed of the split; the same seed gives the same split, whatever else is in the tree.
     """
     groups = _same_things(tree)
     position = {term_id: i for i, group in enumerate(groups) for term_id in group}

@@ -53,13 +53,13 @@ def build_tree(
     """Build a tree.
 
     Args:
-        ontologies: Of the package ``cellxgene-ontology-guide``: ``UBERON``, ``MONDO``.
+        ontologies: Ontologies of the package ``cellxgene-ontology-guide``: ``UBERON``, ``MONDO``.
         obo: OBO files.
         umls: Folder with RRF files.
         tables: CSV, TSV, JSON or JSON-lines files.
         space: Classes; those of SAT-DS if not given.
         store: Preprocessed scans of that label space, for links from classes to scans.
-        licence: Of OBO files and tables.
+        licence: Licence of OBO files and tables.
         lenient: Leave out what contradicts itself, and say so.
 
     Raises:

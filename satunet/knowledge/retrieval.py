@@ -29,7 +29,7 @@ class Retrieval:
     """One measure.
 
     Attributes:
-        queries: How many were asked.
+        queries: Number of queries.
         recall_at_1: Share whose first answer is right.
         recall_at_10: Share with a right answer among the first ten.
         mrr: Mean of 1 / rank of the first right answer.
@@ -48,7 +48,7 @@ class Measures:
     Attributes:
         candidates: Names that answers are chosen from.
         side_confusion: Share of sided names nearest to their other side; not a number without any.
-        sided: How many sided names were asked.
+        sided: Number of queries with a sided name.
     """
 
     candidates: int
@@ -74,7 +74,7 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
     Args:
         encode: Texts → (n, D) embeddings of unit length.
         concepts: All concepts of the tree.
-        of: Which are asked for; those held out if not given.
+        of: Concepts that are asked for; those held out if not given.
     """
     asked = [i for i, c in enumerate(concepts) if (of(c) if of is not None else c.held_out)]
     candidates = encode([c.name for c in concepts])

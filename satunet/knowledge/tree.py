@@ -1,7 +1,7 @@
 """The knowledge tree: terms, what they are called, and how they hang together.
 
-A relation's name says how the term stands to the other: :data:`HIERARCHY` are those that lead from a thing to what it is
-or belongs to. :mod:`satunet.knowledge.file` reads and writes trees.
+A relation's name says how the term stands to the other: :data:`HIERARCHY` are those that lead from a thing to what it
+is or belongs to. :mod:`satunet.knowledge.file` reads and writes trees.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Source:
 
     Attributes:
         name: Short name, as terms give it.
-        version: Of the source.
+        version: Version of the source.
         licence: SPDX name, or what the source says of its use.
-        url: Where it is described.
+        url: Address of a description.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Term:
         name: Preferred name.
         source: Name of its :class:`Source`.
         synonyms: Other names.
-        definition: What it is, in a sentence or more; empty if the source has none.
-        ids: Its identifiers elsewhere.
+        definition: Definition in one or more sentences; empty if the source has none.
+        ids: Identifiers in other sources.
         datasets: Datasets that annotate it, if it is a class of the label space.
         scans: Preprocessed scans that show it, if it is a class of the label space.
     """
@@ -88,7 +88,7 @@ class KnowledgeTree:
     """Terms and relations; build one with :func:`satunet.knowledge.build.assemble`, which checks them.
 
     Attributes:
-        sources: Where terms come from.
+        sources: Sources of the terms.
         terms: Id → term.
         relations: All relations, each once.
     """

@@ -43,7 +43,7 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
 
     Args:
         datasets: The datasets.
-        catalogue: What is known of published datasets; SAT-DS if not given.
+        catalogue: Catalogue of published datasets; SAT-DS if not given.
 
     Raises:
         LabelSpaceError: No dataset, one given twice, a label without a name, or an id that is left and right at once.

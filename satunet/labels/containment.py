@@ -13,8 +13,8 @@ def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str
     """Class → classes that it is a part of, directly or through others.
 
     A class is part of another if its label ids are among the other's in every dataset that has both ("left lung" and
-    "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if it is a side of it by its name. Classes that
-    are the same in every dataset are not parts of each other.
+    "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if it is a side of it by its name. Classes
+    that are the same in every dataset are not parts of each other.
 
     Args:
         space: The label space.
@@ -49,7 +49,7 @@ def wholes_first(names: Iterable[str], wholes: Mapping[str, frozenset[str]]) -> 
 
     Args:
         names: Classes, each once.
-        wholes: As :func:`wholes_of` gives them.
+        wholes: Wholes from :func:`wholes_of`.
     """
     waiting = list(dict.fromkeys(names))
     left = set(waiting)

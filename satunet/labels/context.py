@@ -51,7 +51,7 @@ def in_context(
     Args:
         dataset: The dataset.
         canonical: Label name → canonical name.
-        catalogue: Whose names are preferred; SAT-DS if not given.
+        catalogue: Catalogue whose names are preferred; SAT-DS if not given.
 
     Returns:
         Label name → canonical name; a sentence for each generic one.

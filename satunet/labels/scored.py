@@ -116,7 +116,7 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
     Args:
         dataset: The dataset.
         organs: Whether an organ is scored with the lesions that lie in it.
-        known: Where lesions and regions are looked up; what names and catalogue tell if not given.
+        known: Label space in which lesions and regions are looked up; names and catalogue decide if not given.
     """
     catalogue = load_catalogue()
     space = build_label_space([dataset], catalogue)
@@ -158,7 +158,7 @@ def classes_of_masks(names: Iterable[str], folder: Path) -> ScoredClasses:
 
     Args:
         names: The classes, by their canonical names.
-        folder: One of the folders, whose name may tell which dataset it is.
+        folder: Folder whose name may tell which dataset it is.
     """
     labels = {name: (number,) for number, name in enumerate(sorted(set(names)), start=1)}
     found = classes_of_dataset(labels_alone(folder, labels, None), organs="listed")

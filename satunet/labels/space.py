@@ -23,7 +23,7 @@ class ClassInfo:
         side: ``"left"``, ``"right"`` or ``None``.
         modalities: Modalities of the scans that annotate it.
         datasets: Datasets that annotate it.
-        source_names: What the datasets call it.
+        source_names: Names in the datasets.
         lesion: Whether it is pathological.
         regions: Body regions it belongs to, as far as they are known.
         inferred: The rule that made it, or ``None`` if a dataset lists it itself.

@@ -37,7 +37,7 @@ class Derived:
     Attributes:
         ids: Class → ids, listed classes included.
         rules: Class that no label has → the rule that made it.
-        notes: One sentence for each listed class whose ids the rules changed.
+        notes: Notes, one sentence for each listed class whose ids the rules changed.
     """
 
     ids: dict[str, Ids]

@@ -11,8 +11,8 @@ def model_card_text(card: ModelCard, about: str, missed: Mapping[str, float] | N
     """The card of a model with scores.
 
     Args:
-        card: What is known of it.
-        about: What it is for and what not, in Markdown.
+        card: Description of the model.
+        about: Intended use and limits, in Markdown.
         missed: Classes that were trained and not earned → their mean DSC.
     """
     lines = [f"# {card.name}", "", about.strip(), "", "## Scores", ""]

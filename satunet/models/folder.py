@@ -12,8 +12,8 @@ A model folder::
     text_encoder/             optional: the encoder, where it cannot be had by name
 
 A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
-accepted in its place; :mod:`satunet.models.writing` makes a model folder of one. A model folder can be moved, holds no pickle,
-and its weights are checked against their hash whenever it is loaded.
+accepted in its place; :mod:`satunet.models.writing` makes a model folder of one. A model folder can be moved, holds no
+pickle, and its weights are checked against their hash whenever it is loaded.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class ClassScore:
         modality: Modality of the scans.
         dsc: Mean Dice similarity coefficient.
         nsd: Mean normalised surface Dice at 1 mm.
-        scans: How many scans show the class.
-        dataset: Where they come from.
+        scans: Number of scans that show the class.
+        dataset: Dataset of these scans.
         kept_out: Whether they are patients kept out of a dataset that was trained on; else the dataset was not.
     """
 
@@ -87,8 +87,8 @@ class Source:
     Attributes:
         name: Name of the data.
         what: Images with labels, or label maps that images were made of; how many.
-        licence: As stated.
-        address: Where they come from.
+        licence: Licence, as stated.
+        address: Address of the source.
     """
 
     name: str
@@ -102,7 +102,7 @@ class EncoderIdentity:
     """Which text encoder made the embeddings of a model.
 
     Attributes:
-        name: Its name.
+        name: Name of the model.
         fingerprint: Hash of its files.
     """
 
@@ -115,15 +115,15 @@ class ModelCard:
     """What is known of a model besides plan, classes and weights: the record in ``model.json``.
 
     Attributes:
-        format: What tells the file from other models' ``model.json``.
+        format: Format name, which tells the file from other programs' ``model.json``.
         name: A name for people.
         weights_hash: :func:`~satunet.models.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
         text_encoder: The text encoder.
         licence: Licence of the weights; ``None`` if it was not stated.
         fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
-        provenance: Where the weights come from: source files with their hashes, datasets, training, date.
-        scores: What it can do. A model with scores offers no class without one.
-        sources: What it was trained on.
+        provenance: Origin of the weights: source files with their hashes, datasets, training, date.
+        scores: Scores of its classes. A model with scores offers no class without one.
+        sources: Sources that it was trained on.
         files: Name → SHA-256 of the other files that were written with it; in older models none.
     """
 
@@ -177,10 +177,10 @@ class ModelDescription:
 
     Attributes:
         path: The folder.
-        plan: What it was trained with.
+        plan: Plan that it was trained with.
         space: Classes it knows.
         bank: Embeddings of their texts.
-        card: What else is known; ``None`` for a result folder.
+        card: Card of the model; ``None`` for a result folder.
     """
 
     path: Path
@@ -237,11 +237,11 @@ class ModelFolder(ModelDescription):
     """A model, loaded.
 
     Attributes:
-        network: In evaluation mode, on the CPU.
+        network: Network in evaluation mode, on the CPU.
         weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
-        fold: Which fold's weights.
+        fold: Fold of the weights.
         checkpoint: Name of the weights' file.
-        calibration: What its masks are worth; ``None`` where that was not calibrated.
+        calibration: Calibration of its confidence; ``None`` if there is none.
     """
 
     network: PromptedUNet
@@ -274,8 +274,8 @@ class ModelFolder(ModelDescription):
 
         Args:
             path: The folder, or the name of a model that comes with satunet.
-            fold: Of a result folder: which fold; if not given, ``all``, or the only one there.
-            checkpoint: Of a result folder: file in the fold's folder.
+            fold: Fold of a result folder; if not given, ``all`` or the only one there.
+            checkpoint: Checkpoint file in the fold's folder, for a result folder.
 
         Raises:
             ModelError: Something is missing, damaged, or does not belong together; nothing is loaded in part.

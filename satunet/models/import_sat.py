@@ -62,11 +62,11 @@ def import_sat(
         output: The model folder to write; it must not be there yet.
         text_architecture: Hub name or folder with the configuration and tokenizer of the text encoder.
         name: A name for people; "SAT-Nano" or "SAT-Pro" if not given.
-        licence: Of the weights, as their publishers state it.
+        licence: Licence of the weights, as their publishers state it.
         presets: The networks it may be; SAT's two if not given.
         patch_size: Windows to predict with.
         architecture_name: What the model says that architecture is, where a folder was given that will not stay.
-        origin: Where the files come from, for the model's provenance.
+        origin: Origin of the files, for the model's provenance.
 
     Raises:
         UserError: ``output`` is there already.

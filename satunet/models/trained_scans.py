@@ -39,7 +39,7 @@ class TrainedScans(Container[str]):
 
         Args:
             names: Names of scans.
-            voxels: What :func:`~satunet.images.content.voxel_digest` gives of them; empty ones are no one's.
+            voxels: Digests of them from :func:`~satunet.images.content.voxel_digest`; empty ones are no one's.
         """
         return cls(frozenset(map(_digest, names)), frozenset(v for v in voxels if v))
 
@@ -50,7 +50,7 @@ class TrainedScans(Container[str]):
         """Whether a scan with these voxels is among them.
 
         Args:
-            voxels: What :func:`~satunet.images.content.voxel_digest` gives of the scan.
+            voxels: Digest of the scan from :func:`~satunet.images.content.voxel_digest`.
         """
         return voxels in self.voxels
 
@@ -63,7 +63,7 @@ class TrainedScans(Container[str]):
 
         Args:
             path: The folder.
-            fold: Of a result folder: which one.
+            fold: Fold of a result folder.
 
         Returns:
             ``None`` if nothing tells.

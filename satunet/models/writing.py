@@ -55,19 +55,19 @@ def write_model(
 
     Args:
         output: The folder; it must not be there yet.
-        plan: Its ``network`` is what the weights must fit.
+        plan: Plan whose ``network`` the weights must fit.
         space: Classes.
         bank: Embeddings of their texts.
-        weights: Of the network.
+        weights: Weights of the network.
         name: A name for people.
-        licence: Of the weights.
-        provenance: Where they come from; version and date are added.
+        licence: Licence of the weights.
+        provenance: Origin of the weights; version and date are added.
         fold: Fold they were trained on.
         text_encoder: Folder of the encoder to carry along.
         trained: Scans it was trained on.
-        scores: What it can do, on scans it was not trained on.
-        sources: What it was trained on.
-        calibration: What its masks are worth.
+        scores: Scores on scans it was not trained on.
+        sources: Sources that it was trained on.
+        calibration: Calibration of its confidence.
 
     Raises:
         UserError: The folder is there.
@@ -129,10 +129,10 @@ def export_model(
     Args:
         source: Result folder of the unified trainer (or a model folder, which is copied).
         output: The model folder to write; it must not be there yet.
-        fold: As for :meth:`ModelFolder.load`.
-        checkpoint: As for :meth:`ModelFolder.load`.
+        fold: Fold, as for :meth:`ModelFolder.load`.
+        checkpoint: Checkpoint, as for :meth:`ModelFolder.load`.
         name: A name for people; the dataset's if not given.
-        licence: Of the weights.
+        licence: Licence of the weights.
 
     Raises:
         UserError: ``output`` is there already.

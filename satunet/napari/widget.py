@@ -1,8 +1,8 @@
 """The widget: an image layer, words, a server; a labels layer comes back.
 
-napari's layers do not say where the patient's left is. A layer that shows a file's voxels as they are stored, or with the
-axes reversed, is sent as that file, whose header says it. Any other layer is taken as readers of the ITK family give it: axes
-(z, y, x), towards the patient's head, back and left, with the layer's scale in millimetres.
+napari's layers do not say where the patient's left is. A layer that shows a file's voxels as they are stored, or with
+the axes reversed, is sent as that file, whose header says it. Any other layer is taken as readers of the ITK family
+give it: axes (z, y, x), towards the patient's head, back and left, with the layer's scale in millimetres.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def segment(layer: Any, words: list[str], server: Server, on_progress: Callable[
 
     Args:
         layer: A 3D image layer of one channel.
-        words: What to look for; none: every class that the model knows.
-        server: Who does it.
+        words: Prompts; without any, every class that the model knows.
+        server: Server that does the work.
         on_progress: Called with the share that is done.
 
     Returns:
-        A labels layer as napari takes it: data with the layer's axes, its attributes, its kind. ``metadata`` says what was
+        A labels layer as napari takes it: data with the layer's axes, its attributes, its kind. ``metadata`` says what
+            was
         found of each prompt, ``features`` which number is which.
 
     Raises:

@@ -51,11 +51,11 @@ def accelerate(
     """The network on ``device``, ready to predict fast; weights are shared with the one given where they can be.
 
     Args:
-        network: In evaluation mode. Networks without a backbone of ours are only moved.
-        device: Where it will run.
+        network: Network in evaluation mode. Networks without a backbone of ours are only moved.
+        device: Device on which it will run.
         engine: See the module.
-        precision: As in :mod:`satunet.compute.devices`.
-        cache_dir: Where compiled kernels are kept; satunet's cache folder if not given.
+        precision: Precision, as in :mod:`satunet.compute.devices`.
+        cache_dir: Folder for compiled kernels; satunet's cache folder if not given.
 
     Raises:
         UserError: An engine that does not exist, or that cannot run there.

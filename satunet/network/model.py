@@ -39,7 +39,7 @@ class PromptedUNet(nn.Module):
     With the presets ``nano`` and ``pro``, parameters have the names and shapes of SAT's published checkpoints.
 
     Attributes:
-        config: What the network is made of.
+        config: Configuration of the network.
         deep_supervision: Whether ``forward`` gives all scales; nnU-Net's trainer switches it.
     """
 
@@ -104,7 +104,7 @@ class PromptedUNet(nn.Module):
         Queries do not see each other: decoding them in chunks gives what decoding them at once gives.
 
         Args:
-            features: From :meth:`encode_image`.
+            features: Features from :meth:`encode_image`.
             queries: (B, N, text_dim) text embeddings.
             modality: (B,) indices into :data:`satunet.datasets.raw.MODALITIES`; used by the adapter only.
 

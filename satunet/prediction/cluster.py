@@ -1,7 +1,7 @@
-"""Prediction on a Dask cluster: every worker loads the models once and takes scan after scan.
+"""Prediction on a Dask cluster: every worker loads the models once and predicts one scan after the other.
 
 Scans, models and output must have the same paths on all machines. A worker with several threads reads and writes
-beside the network, which takes one scan at a time; a worker per GPU is started with ``CUDA_VISIBLE_DEVICES``.
+scans while the network works on another one, one at a time. Start one worker per GPU with ``CUDA_VISIBLE_DEVICES``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def predict_on_cluster(
     """As :func:`~satunet.prediction.folder.predict_jobs`, on the workers of a Dask scheduler.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
-        output: Where to write.
-        choice: The models.
-        options: How to predict.
-        scheduler: Its address, ``tcp://host:8786``.
+        jobs: Jobs from :func:`~satunet.prediction.door.jobs.resolve`.
+        output: Folder for the results.
+        choice: Models.
+        options: Options of the prediction.
+        scheduler: Address of the scheduler, ``tcp://host:8786``.
         inputs: Other files that no result may replace, such as lists of prompts.
 
     Raises:
@@ -72,7 +72,7 @@ def predict_on_cluster(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What a worker does with a scan; it is sent there."""
+    """Work of a worker on a scan; this object is sent to the worker."""
 
     choice: ModelChoice
     output: Path
@@ -80,7 +80,7 @@ class _Work:
     protected: Protected
 
     def __call__(self, job: ScanJob) -> bool:
-        """Predict a scan; ``False`` if it was done already."""
+        """Predict a scan; returns ``False`` if it was done already."""
         predictor = _predictor(self.choice, self.options)
         return predict_one(FolderRun(output=self.output, predictor=predictor, protected=self.protected), job)
 
@@ -89,13 +89,13 @@ def _predictor(choice: ModelChoice, options: PredictOptions) -> Predictor:
     key = repr((choice, options))
     with _loading:
         if key not in _loaded:
-            _loaded.clear()  # one model at a time
+            _loaded.clear()  # only one model in memory
             _loaded[key] = Predictor(choice.load(), options)
         return _loaded[key]
 
 
 def _absolute(job: ScanJob) -> ScanJob:
-    """The same job, wherever a worker was started."""
+    """The same job with absolute paths, because workers may start in other folders."""
     scan, series = job.scan, job.scan.series
     if series is not None:
         series = replace(series, files=tuple(file.resolve() for file in series.files))

@@ -1,7 +1,8 @@
 """Predict many scans: one bad scan never ends the rest, and a second run does what is missing.
 
-While the network looks at one scan, the next is read and preprocessed, and the masks of the last are restored and
-packed. All queues are bounded: at any time there is one scan ahead, one in the network, and at most two behind it.
+While the network works on one scan, the next one is read and preprocessed, and the masks of the previous one are
+restored and compressed. All queues are bounded: at any time there is one scan ahead, one in the network, and at most
+two behind it.
 """
 
 from __future__ import annotations
@@ -51,18 +52,18 @@ def predict_folder(
 
     Args:
         inputs: Files, folders (see :func:`~satunet.prediction.door.inputs.collect_scans`) or scans.
-        output: Where to write.
-        predictor: With its model and options.
-        prompts: What to look for in scans without prompts of their own; ``None``: every class the model knows for
-            the scan's modality.
+        output: Folder for the results.
+        predictor: Predictor with its models and options.
+        prompts: Prompts for scans without their own; ``None`` for every class that the model knows in the scan's
+            modality.
 
     Returns:
-        What became of each scan.
+        A summary with the outcome of each scan.
 
     Raises:
-        PromptError: Prompts that cannot be used.
-        UserError: A folder without scans, a result that would replace an input, or a folder that cannot be written to.
-        DiskFullError: There is no space left; nothing that follows could be kept either.
+        PromptError: Prompts cannot be used.
+        UserError: A folder has no scans, a result would replace an input, or a folder cannot be written to.
+        DiskFullError: There is no space left, so that later results could not be saved either.
     """
     scans = [scan for scan in inputs if isinstance(scan, Scan)]
     paths = [path for path in inputs if not isinstance(path, Scan)]
@@ -74,12 +75,12 @@ def predict_folder(
 def predict_jobs(
     jobs: Sequence[ScanJob], output: Path, predictor: Predictor, *, inputs: Iterable[Path] = ()
 ) -> JobSummary:
-    """Predict scans of which everything is decided; started by ``torchrun``, every process takes its share.
+    """Predict scans for which everything is decided; under ``torchrun``, every process takes its share.
 
     Args:
-        jobs: As :func:`~satunet.prediction.door.jobs.resolve` gives them.
-        output: Where to write.
-        predictor: With its model and options.
+        jobs: Jobs from :func:`~satunet.prediction.door.jobs.resolve`.
+        output: Folder for the results.
+        predictor: Predictor with its models and options.
         inputs: Other files that no result may replace, such as lists of prompts.
 
     Raises:
@@ -112,7 +113,7 @@ def predict_jobs(
                 closing.submit(_close, run, result, pending, started, tally).add_done_callback(
                     lambda _: behind.release()
                 )
-            except Exception as error:  # whatever is wrong with this scan, the others go on
+            except Exception as error:  # whatever is wrong with this scan, the others continue
                 tally.ended(job, error)
     if tally.full is not None:
         raise tally.full
@@ -126,11 +127,11 @@ def predict_jobs(
 
 
 class _Tally:
-    """What became of each scan so far; several threads tell it.
+    """Outcome of each scan so far; several threads report to it.
 
     Attributes:
-        summary: Of all scans.
-        full: The full disk that ended the run; nothing that is found after it could be kept.
+        summary: Summary of all scans.
+        full: Error of the full disk that ended the run; no later result could be saved.
     """
 
     def __init__(self, advance: Callable[..., None]) -> None:
@@ -151,10 +152,10 @@ class _Tally:
             self._advance(note=job.name)
 
     def windows(self, job: ScanJob, done: int, total: int) -> None:
-        """Show how far a scan is.
+        """Show the progress of a scan.
 
         Raises:
-            DiskFullError: The disk is full by now.
+            DiskFullError: The disk is already full.
         """
         if self.full is not None:
             raise self.full
@@ -163,12 +164,12 @@ class _Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A job that the network can begin with.
+    """A job that is ready for the network.
 
     Attributes:
-        job: With everything decided.
-        scan: Preprocessed.
-        stamp: What it is made of.
+        job: Job with everything decided.
+        scan: Preprocessed scan.
+        stamp: Stamp of what the results are made from.
     """
 
     job: ScanJob
@@ -177,10 +178,10 @@ class Prepared:
 
 
 class ScanMemory(Protocol):
-    """Scans that are asked for again and again, as they were prepared."""
+    """Memory of prepared scans that are asked for repeatedly."""
 
     def get(self, scan: Scan) -> PreparedScan | None:
-        """The scan as it was prepared, if it still is what it was."""
+        """The prepared scan, if the scan did not change since."""
         ...
 
     def put(self, scan: Scan, prepared: PreparedScan) -> None:
@@ -190,13 +191,13 @@ class ScanMemory(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderRun:
-    """What holds for all scans of a call.
+    """Everything that all scans of a call share.
 
     Attributes:
-        output: Where to write.
-        predictor: With its model and options.
-        protected: What no result may replace.
-        memory: Scans that earlier calls prepared, where there are several calls for one scan.
+        output: Folder for the results.
+        predictor: Predictor with its models and options.
+        protected: Files that no result may replace.
+        memory: Scans that earlier calls prepared, if there may be several calls for one scan.
     """
 
     output: Path
@@ -214,7 +215,7 @@ class FolderRun:
         inputs: Iterable[Path] = (),
         memory: ScanMemory | None = None,
     ) -> FolderRun:
-        """Refuse what cannot go well, before anything is computed.
+        """Refuse calls that cannot succeed, before anything is computed.
 
         Raises:
             UserError: A result would replace an input, or the folder cannot be written to.
@@ -231,12 +232,12 @@ class FolderRun:
         reason = why_not_done(self.output, job, predictor.options.outputs, combined)
         if reason is None and not predictor.options.overwrite:
             return None
-        logger.debug("%s: %s", job.name, reason or "done already, and predicted again as asked")
+        logger.debug("%s: %s", job.name, reason or "done already, but predicted again as asked")
         outputs = predictor.options.outputs
         if job.scan.series is not None and outputs.dicom:
             from satunet.prediction.dicom_objects.source import read_source
 
-            read_source(job.scan.series)  # a series that cannot carry results is refused before any work
+            read_source(job.scan.series)  # refuses a series that cannot carry results before any work
         before = None if self.memory is None else self.memory.get(job.scan)
         if before is None:
             require_memory(job.scan, [model.plan for model in predictor.models])
@@ -250,7 +251,7 @@ class FolderRun:
         return Prepared(job=job, scan=scan, stamp=stamp)
 
     def result_of(self, prepared: Prepared) -> ScanResult:
-        """What will be written for a scan."""
+        """The writer of a scan's results."""
         job, options = prepared.job, self.predictor.options
         logger.info(
             "%s: taken as %s (%s), %d prompts", job.name, job.modality, job.modality_from, len(job.matches or ())
@@ -259,7 +260,7 @@ class FolderRun:
         if guesses:
             shown = ", ".join(map(str, guesses[:5])) + (f" and {len(guesses) - 5} more" if len(guesses) > 5 else "")
             logger.warning(
-                "%s: the model never learned %s from %s scans; masks are guesses", job.name, shown, job.modality
+                "%s: the model never learned %s from %s scans; their masks are guesses", job.name, shown, job.modality
             )
         manifest = {
             "version": MANIFEST_VERSION,
@@ -291,7 +292,7 @@ class FolderRun:
         return weighed
 
     def combined(self, job: ScanJob) -> dict[str, Any]:
-        """What a scan's result depends on besides the scan."""
+        """Everything besides the scan on which its result depends."""
         options = self.predictor.options
         return {
             "models": [model.identity for model in self.predictor.models],
@@ -309,14 +310,14 @@ class FolderRun:
 
     @cached_property
     def wholes(self) -> dict[str, frozenset[str]]:
-        """Class → classes that it is part of; needed for combined label maps alone."""
+        """Class → classes that it is part of; needed only for combined label maps."""
         return dict(self.predictor.anatomy.wholes) if self.predictor.options.outputs.combine else {}
 
 
 def protect(
     jobs: Sequence[ScanJob], output: Path, options: PredictOptions, vocabulary: Vocabulary, inputs: Iterable[Path]
 ) -> Protected:
-    """What the results of jobs must not replace: their scans, and files and folders besides.
+    """The files that the results of jobs must not replace: their scans, and other inputs.
 
     Raises:
         UserError: They would.
@@ -325,7 +326,7 @@ def protect(
     protected = Protected.of([*(file for job in jobs for file in job.scan.files), *besides])
     keys = Counter(name_key(job.name) for job in jobs)
     if twice := [job.name for job in jobs if keys[name_key(job.name)] > 1]:
-        raise UserError(f"{len(twice)} scans would have results of one name, such as {twice[0]!r}")
+        raise UserError(f"{len(twice)} scans would have results with the same name, such as {twice[0]!r}")
     every = [PromptMatch(prompt=n, class_name=n, status="known") for n in vocabulary.space.class_names]
     for job in jobs:
         protected.check_scan(output, job, options.outputs, every if job.matches is None else job.matches)
@@ -338,18 +339,18 @@ _one_network = threading.Lock()
 
 
 def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], bool | None] | None = None) -> bool:
-    """Predict one scan; several threads may do so, of which one at a time uses the network.
+    """Predict one scan; several threads may do so, and only one at a time uses the network.
 
     Args:
-        run: What holds for all scans.
-        job: The scan, with everything decided.
+        run: Everything that all scans of the call share.
+        job: Scan with everything decided.
         on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
     Returns:
-        Whether anything was to be done.
+        Whether there was anything to do.
 
     Raises:
-        Exception: Whatever is wrong with the scan.
+        Exception: Anything that is wrong with the scan.
     """
     prepared = run.prepare(job)
     if prepared is None:
@@ -372,7 +373,7 @@ def _find_and_write(
     report: Callable[[int, int], bool | None] | None = None,
     clock: _Clock | None = None,
 ) -> list[tuple[int, Future[Weighed]]]:
-    """Look for a scan's prompts; what is found is restored and written meanwhile, a bounded number of masks at once."""
+    """Predict a scan's prompts; meanwhile, finished masks are restored and written, a bounded number at once."""
     pending = []
     for position, found in run.predictor.find(result.scan, result.matches, on_progress=report):
         with clock.idle() if clock is not None else contextlib.nullcontext():
@@ -386,19 +387,19 @@ def _find_and_write(
 def _ahead(
     jobs: Sequence[ScanJob], prepare: Any, stack: ExitStack
 ) -> Iterator[tuple[ScanJob, Future[Prepared | None]]]:
-    """Jobs with their preparation, which runs one job ahead."""
+    """Jobs with their prepared scans; the preparation is one job ahead."""
     reading = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="read"))
     upcoming = [(job, reading.submit(prepare, job)) for job in jobs[:1]]
     for job in [*jobs[1:], None]:
         current = upcoming.pop()
-        # One thread reads, in this order: beside the scan that is being predicted there is one more, and no other.
+        # One thread reads in this order: besides the scan that is being predicted, there is exactly one more in memory.
         if job is not None:
             upcoming.append((job, reading.submit(prepare, job)))
         yield current
 
 
 class _Clock:
-    """How long the thread that feeds the network had to wait for others."""
+    """Time for which the thread that feeds the network had to wait for others."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -406,14 +407,14 @@ class _Clock:
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:
-        """Time in here is waiting."""
+        """Count the time in this block as waiting."""
         started = time.monotonic()
         yield
         self._idle += time.monotonic() - started
 
     @property
     def busy_percent(self) -> float:
-        """Share of the time since the start that was no waiting."""
+        """Percentage of the time since the start that was not waiting."""
         return 100 * (1 - self._idle / max(time.monotonic() - self._started, 1e-9))
 
 
@@ -423,7 +424,7 @@ def _close(
     """Wait for a scan's masks and write its manifest."""
     try:
         _finish(run, result, pending, started)
-    except Exception as error:  # a full disk, a mask that cannot be written: the scan is not done
+    except Exception as error:  # a full disk or a mask that cannot be written: the scan is not done
         tally.ended(result.job, error)
     else:
         tally.ended(result.job)

@@ -1,8 +1,9 @@
-"""One by one what comes in numbers: lesions, vertebrae, ribs, teeth.
+"""Single instances of structures that occur several times: lesions, vertebrae, ribs, teeth.
 
-Lesions, and whatever else lies apart, are connected pieces (26 neighbours). Vertebrae, ribs, teeth and discs touch each
-other: they are parted where the mask is thin and its probability low, by a watershed of the depth in the mask times the
-probability. Two basins are one structure unless the pass between them is clearly lower than both.
+Lesions, and other structures that lie apart, are connected pieces (26 neighbours). Vertebrae, ribs, teeth and discs
+touch each other: they are separated where the mask is thin and its probability low, by a watershed on the depth in the
+mask times the probability. Two basins are one structure unless the pass between them is clearly lower than both
+summits.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ _TOUCHING = re.compile(r"\b(vertebrae|teeth|tooth|intervertebral discs?|metacarp
 _APART = re.compile(
     r"\b(ribs?|lesions?|tumou?rs?|metastas[ei]s|nodules?|cysts?|lymph nodes?|stones?|polyps?|microbleeds?)\b"
 )
-_ONE = re.compile(r"\(\w\d+\)|\b\d+\b|\bfdi\b")  # a single one of a row
+_ONE = re.compile(r"\(\w\d+\)|\b\d+\b|\bfdi\b")  # the name of a single instance
 _PASS = 0.6
-"""Height of a pass, in those of the lower of two summits, from which on they are one structure."""
+"""Height of a pass, as a share of the lower of two summits, from which on both are one structure."""
 _CRUMB = 0.4
-"""Share of the median structure's volume below which a piece is part of a neighbour it touches."""
+"""Share of the median volume of a structure below which a piece belongs to the neighbour that it touches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One of the structures of a mask.
+    """One instance in a mask.
 
     Attributes:
-        number: From 1, from cranial to caudal.
-        voxels: Its voxels.
-        volume_ml: Its volume.
-        centre_mm: Its centre of mass, RAS+ millimetres.
+        number: Number from 1, counted from cranial to caudal.
+        voxels: Number of voxels.
+        volume_ml: Volume in millilitres.
+        centre_mm: Centre of mass in RAS+ millimetres.
     """
 
     number: int
@@ -48,11 +49,11 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Instances:
-    """The structures of a mask.
+    """All instances in a mask.
 
     Attributes:
-        found: From cranial to caudal.
-        labels: (x, y, z) number of each voxel of the mask's box, 0 outside of the mask.
+        found: Instances from cranial to caudal.
+        labels: (x, y, z) instance number of each voxel in the mask's box, 0 outside the mask.
     """
 
     found: tuple[Instance, ...]
@@ -60,7 +61,7 @@ class Instances:
 
 
 def comes_in_numbers(name: str | None, space: LabelSpace) -> bool:
-    """Whether a class is one of which a scan may show several."""
+    """Whether a scan may show several instances of a class."""
     if name is None:
         return False
     if name in space and space.info(name).lesion:
@@ -71,12 +72,12 @@ def comes_in_numbers(name: str | None, space: LabelSpace) -> bool:
 def count_instances(
     mask: BoxedMask, grid: Grid, name: str, probability: tuple[NDArray[np.float32], Sequence[int]] | None = None
 ) -> Instances:
-    """Part a mask into its structures.
+    """Separate a mask into its instances.
 
     Args:
-        mask: In the scan's grid.
-        grid: Of the scan.
-        name: Its class, which says whether structures touch each other.
+        mask: Mask in the scan's grid.
+        grid: Grid of the scan.
+        name: Class of the mask, which tells whether its instances touch each other.
         probability: (x, y, z) values and the first voxel of their box in the scan; 1 everywhere if not given.
     """
     inside = mask.inside
@@ -90,13 +91,13 @@ def count_instances(
 def _pieces(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     import cc3d
 
-    # Padded, because cc3d 4.1 has room for too few components in a small box whose every other voxel is one.
+    # Padded, because cc3d 4.1 reserves room for too few components in a small box in which every other voxel is one.
     found = cc3d.connected_components(np.pad(inside, 1), connectivity=26)[1:-1, 1:-1, 1:-1]
     return np.asarray(found, dtype=np.int64)
 
 
 def _within(mask: BoxedMask, probability: tuple[NDArray[np.float32], Sequence[int]] | None) -> NDArray[np.float32]:
-    """Probability in the mask's box."""
+    """Probabilities in the mask's box."""
     whole = np.ones([side.stop - side.start for side in mask.box], np.float32)
     if probability is not None:
         values, start = probability
@@ -111,7 +112,7 @@ def _within(mask: BoxedMask, probability: tuple[NDArray[np.float32], Sequence[in
 def _parted(
     inside: NDArray[np.bool_], probability: NDArray[np.float32], spacing_mm: Sequence[float]
 ) -> NDArray[np.int64]:
-    """Watershed of depth times probability, with summits that a high pass connects taken together."""
+    """Watershed on depth times probability; basins that a high pass connects are joined."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter
     from skimage.morphology import local_maxima
     from skimage.segmentation import watershed
@@ -126,7 +127,7 @@ def _parted(
 
 
 def _joined(basins: NDArray[np.int64], height: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Join basins, the highest passes first."""
+    """Join basins, beginning with the highest passes."""
     count = int(basins.max())
     summit = np.zeros(count + 1)
     np.maximum.at(summit, basins.ravel(), height.ravel())
@@ -148,7 +149,7 @@ def _joined(basins: NDArray[np.int64], height: NDArray[np.float64]) -> NDArray[n
         a, b = root(a), root(b)
         if a != b and pass_height >= _PASS * min(summit[a], summit[b]):
             join(a, b)
-    # What is left of a process or an arch is part of what it touches most, not a structure of its own.
+    # A small piece of a process or an arch belongs to the instance that it touches most.
     roots = {root(basin) for basin in range(1, count + 1)}
     large = np.median([size[r] for r in roots if size[r] >= 0.05 * max(size[r] for r in roots)])
     for (a, b), _ in passes:
@@ -159,7 +160,7 @@ def _joined(basins: NDArray[np.int64], height: NDArray[np.float64]) -> NDArray[n
 
 
 def _passes(basins: NDArray[np.int64], height: NDArray[np.float64]) -> Mapping[tuple[int, int], float]:
-    """Pairs of neighbours (6 of them a voxel) → height of the highest pass between them."""
+    """Pairs of neighbouring basins (6 neighbours per voxel) → height of the highest pass between them."""
     pairs, heights = [], []
     for axis in range(3):
         low = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
@@ -178,7 +179,7 @@ def _passes(basins: NDArray[np.int64], height: NDArray[np.float64]) -> Mapping[t
 
 
 def _numbered(labels: NDArray[np.int64], mask: BoxedMask, grid: Grid) -> Instances:
-    """Number structures from cranial to caudal."""
+    """Number instances from cranial to caudal."""
     names, dense = np.unique(labels, return_inverse=True)
     dense = dense.reshape(labels.shape)
     known = [i for i, name in enumerate(names) if name]

@@ -1,7 +1,7 @@
 """Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by their HU.
 
-Volume, surface, axes, mean and deviation are defined as the Image Biomarker Standardisation Initiative does it
-(arXiv 1612.07003), so that they are those of radiomics software and have codes in DICOM.
+Volume, surface, axes, mean and deviation are defined as by the Image Biomarker Standardisation Initiative
+(arXiv 1612.07003), so that they equal those of radiomics software and have codes in DICOM.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from satunet.images.hounsfield import hounsfield_offset
 from satunet.prediction.masks.boxed import BoxedMask
 
 HU_CLASSES = {"air": (-math.inf, -200.0), "fat": (-200.0, -30.0), "soft": (-30.0, 150.0), "dense": (150.0, math.inf)}
-"""Share of the mask → HU from (inclusive) and to: air and lung, fat, soft tissue and fluid, bone and contrast medium."""
+"""Name of a share → its range in HU (lower end included): air and lung, fat, soft tissue and fluid, bone and contrast
+agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Of a mask that has voxels.
+    """Measures of a mask with voxels.
 
     Attributes:
-        volume_ml: Voxels times their volume (IBSI YEKZ).
-        surface_cm2: Area of the surface through the middle between voxels inside and outside, by marching cubes
-            (IBSI C0JK): steps make that of a smooth body up to a tenth larger.
-        major_axis_mm: Four standard deviations of the voxels' centres along their first principal axis (IBSI TDIC). A solid
-            ellipsoid is 1.118 (half the root of 5) times as long.
-        minor_axis_mm: The same along the second (IBSI P9VJ).
-        least_axis_mm: The same along the third (IBSI 7J51).
+        volume_ml: Number of voxels times their volume (IBSI YEKZ).
+        surface_cm2: Area of the surface midway between voxels inside and outside, by marching cubes (IBSI C0JK); for a
+            smooth body, the steps make it up to a tenth larger.
+        major_axis_mm: Four standard deviations of the voxels' centres along their first principal axis (IBSI TDIC). A
+            solid ellipsoid is 1.118 (half the root of 5) times as long.
+        minor_axis_mm: The same along the second axis (IBSI P9VJ).
+        least_axis_mm: The same along the third axis (IBSI 7J51).
         mean: Mean intensity, on CT in HU.
-        deviation: Standard deviation of the intensity, of all of the mask's voxels.
-        air: Share of voxels below -200 HU; this and what follows ``None`` where the scan is no CT.
-        fat: Share from -200 to -30 HU.
-        soft: Share from -30 to 150 HU.
-        dense: Share from 150 HU on.
+        deviation: Standard deviation of the intensity over all voxels of the mask.
+        air: Share of voxels below -200 HU; this and the following shares are ``None`` if the scan is not CT.
+        fat: Share of voxels from -200 to -30 HU.
+        soft: Share of voxels from -30 to 150 HU.
+        dense: Share of voxels from 150 HU on.
     """
 
     volume_ml: float
@@ -58,10 +59,10 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | No
     """Measure a mask; ``None`` if it has no voxel.
 
     Args:
-        mask: In the scan's grid.
-        grid: Of the scan.
-        image: (X, Y, Z) its voxels.
-        modality: Of the scan; on CT, intensities are in HU.
+        mask: Mask in the scan's grid.
+        grid: Grid of the scan.
+        image: (X, Y, Z) voxels of the scan.
+        modality: Modality of the scan; on CT, intensities are in HU.
     """
     inside = mask.inside
     if not inside.any():
@@ -88,7 +89,7 @@ def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float
     places = np.argwhere(inside) @ grid.affine[:3, :3].T
     if len(places) < 2:
         return 0.0, 0.0, 0.0
-    variances = np.linalg.eigvalsh(np.cov(places.T))  # of a sample, as the published values are
+    variances = np.linalg.eigvalsh(np.cov(places.T))  # of a sample, like the published values
     least, minor, major = 4 * np.sqrt(variances.clip(0))
     return float(major), float(minor), float(least)
 

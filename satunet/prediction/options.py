@@ -30,8 +30,8 @@ class Outputs:
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
         binary_seg: Write the segments of the DICOM Segmentation as binary frames, for readers that do not know label
             maps.
-        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, with the Segmentation that has
-            the segments they belong to (extra: dicom).
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, with the Segmentation that
+            has the segments they belong to (extra: dicom).
         instances: Number structures that occur several times (lesions, vertebrae, ribs, teeth) from cranial to caudal:
             in a label map beside the mask, with voxels and ml of each in the manifest.
         measures: Write a table of each scan's masks: volume, surface, axes, intensities, and on CT the shares of
@@ -67,7 +67,7 @@ class PredictOptions:
 
     Attributes:
         modality: Modality of all scans; read from each scan or guessed if not given.
-        outputs: What to write.
+        outputs: Outputs to write.
         postprocessing: Corrections of every mask.
         strict: End before the first scan if a prompt names no class of the model.
         overlap: Share of a window that its neighbour covers too; 0.5 if not given.

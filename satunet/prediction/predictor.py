@@ -1,5 +1,5 @@
-"""Masks of prompts in one scan: prompts become queries, the engine finds their probabilities, and each goes back to
-the file's grid inside its own box.
+"""Masks of prompts in one scan: prompts become queries, the engine computes their probabilities, and each is brought
+back to the file's grid inside its own box.
 
 A predictor has one model or several. Models that see a scan the same way (folds of a training) share its preprocessing
 and its windows, and the engine averages their probabilities; those of other models are averaged in the scan's own grid
@@ -55,7 +55,7 @@ Embeddings = Mapping[str, NDArray[np.floating[Any]]]
 OnProgress = Callable[[int, int], bool | None]
 
 SHARED_LEVEL = 2e-3
-"""Probability from which on a model's opinion counts in a mean with other models; a mean is at most this much smaller."""
+"""Probability below which a model counts as zero in a mean with other models; a mean is at most this much smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +63,8 @@ class _Group:
     """Models that see scans in the same way.
 
     Attributes:
-        models: The models.
-        networks: Theirs, on the device.
+        models: Models of the group.
+        networks: Their networks on the device.
     """
 
     models: tuple[ModelFolder, ...]
@@ -79,9 +79,9 @@ class Predictor:
     """Predicts with one model, or with several together.
 
     Args:
-        model: The model or its folder; or several, whose probabilities are averaged. Where models know different
-            classes, a class is the mean of those that know it.
-        options: How to predict.
+        model: Model or its folder, or several, whose probabilities are averaged. If models know different classes, the
+            mean for a class is taken over those that know it.
+        options: Options of the prediction.
         changes: Fields of :class:`~satunet.prediction.options.PredictOptions` that differ from ``options``.
     """
 
@@ -107,7 +107,7 @@ class Predictor:
 
     @property
     def network(self) -> Any:
-        """Network of the first model, on the device."""
+        """The network of the first model, on the device."""
         return self._groups[0].networks[0]
 
     @property
@@ -116,7 +116,7 @@ class Predictor:
         return self.vocabulary.encoder
 
     def changed(self, **changes: Any) -> Predictor:
-        """The same models, with other options; where and in which precision they run stays as it is.
+        """The same models with other options; device and precision stay the same.
 
         Args:
             changes: Fields of :class:`~satunet.prediction.options.PredictOptions`.
@@ -126,7 +126,7 @@ class Predictor:
         return other
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """What prompts mean to the model; see :meth:`satunet.prediction.door.jobs.Vocabulary.match`."""
+        """The meaning of prompts to the model; see :meth:`satunet.prediction.door.jobs.Vocabulary.match`."""
         return self.vocabulary.match(prompts)
 
     def predict(
@@ -140,15 +140,15 @@ class Predictor:
         """Segment a scan.
 
         Args:
-            image: A path; a satunet, nibabel or SimpleITK image; or (array, affine), see
+            image: Path; satunet, nibabel or SimpleITK image; or (array, affine), see
                 :func:`satunet.images.image.as_image`.
-            prompts: What to look for, in any wording: one text or several; or name → embedding (D,) of the model's
+            prompts: What to segment, in any wording: one text or several; or name → embedding (D,) from the model's
                 text encoder.
-            modality: One of :data:`~satunet.datasets.raw.MODALITIES`; that of the options, or guessed, if not given.
+            modality: One of :data:`~satunet.datasets.raw.MODALITIES`; if not given, that of the options, or guessed.
             on_progress: Called with (windows done, windows); returning ``False`` cancels.
 
         Raises:
-            PromptError: No usable prompt, an embedding of another width, or cancelled.
+            PromptError: There is no usable prompt, an embedding has the wrong width, or the prediction was cancelled.
             ScanError: The file cannot be used.
         """
         embeddings = prompts if isinstance(prompts, Mapping) else None
@@ -169,22 +169,24 @@ class Predictor:
     def judge(
         self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None], scan: PreparedScan
     ) -> tuple[PromptMask, ...]:
-        """Say what all masks of a scan are worth and where they contradict each other; the options may leave some out."""
+        """Estimate the confidence of all masks of a scan and note contradictions; some may be left out by the
+        options.
+        """
         calibrations = [m.calibration for m in self.models if m.calibration is not None]
         return judge(matches, masks, calibrations, self.options, scan.image.grid, self.anatomy)
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """What masks are held against."""
+        """Anatomical knowledge that masks are compared with."""
         known = [m.calibration.statistics for m in self.models if m.calibration is not None]
         statistics = known[0] if known else None
         return Anatomy(wholes=wholes_of(self.vocabulary.space), statistics=statistics, tree=default_tree())
 
     def with_networks(self, wrap: Callable[[Any], Any]) -> Predictor:
-        """The same models, their networks wrapped: in something that remembers what it has encoded, for example.
+        """The same models with wrapped networks, for example wrapped to remember encoded features.
 
         Args:
-            wrap: Network on the device → what is used in its place.
+            wrap: Function that takes a network on the device and returns its replacement.
         """
         other = copy.copy(self)
         other._groups = tuple(replace(g, networks=tuple(wrap(n) for n in g.networks)) for g in self._groups)
@@ -193,16 +195,16 @@ class Predictor:
     def prepare(
         self, image: Image, modality: str, matches: Sequence[PromptMatch], *, before: PreparedScan | None = None
     ) -> PreparedScan:
-        """Preprocess a scan for what will be looked for; needs no network, and may run beside one.
+        """Preprocess a scan for its prompts; this needs no network, and may run while one is busy.
 
         Args:
-            image: The scan.
-            modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-            matches: What will be looked for.
-            before: The same scan as an earlier call gave it; what was preprocessed in its modality is used again.
+            image: Image of the scan.
+            modality: Modality, one of :data:`~satunet.datasets.raw.MODALITIES`.
+            matches: Matches that will be predicted.
+            before: Same scan from an earlier call; what was preprocessed for its modality is used again.
 
         Raises:
-            UserError: An unknown modality.
+            UserError: The modality is unknown.
         """
         if modality not in MODALITIES:
             raise UserError(f"modality {modality!r}; allowed are {', '.join(MODALITIES)}")
@@ -215,7 +217,7 @@ class Predictor:
         return scan
 
     def windows(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> int:
-        """Windows that the networks will look at."""
+        """Number of windows that the networks will predict."""
         return sum(
             self._count(self._view(scan, key)) * len(self._groups[key[0]].models) for key in self._looks(scan, matches)
         )
@@ -228,14 +230,14 @@ class Predictor:
         embeddings: Embeddings | None = None,
         on_progress: OnProgress | None = None,
     ) -> Iterator[tuple[int, Found]]:
-        """Look for prompts in a scan.
+        """Predict prompts in a scan.
 
         Yields:
-            Position in ``matches`` and where the prompt's probability may exceed one half, as soon as it is known;
+            Position in ``matches``, and the probability wherever it may exceed one half, as soon as it is known;
             prompts that the model cannot know are left out.
 
         Raises:
-            PromptError: An embedding of another width, or cancelled.
+            PromptError: An embedding has the wrong width, or the prediction was cancelled.
         """
         asked, owner = list(matches), list(range(len(matches)))
         for i, match in enumerate(matches):
@@ -259,7 +261,8 @@ class Predictor:
     def _sides_of(self, match: PromptMatch, scan: PreparedScan) -> tuple[PromptMatch, PromptMatch] | None:
         """Left and right of a class that other sources taught at a finer spacing, where the scan is looked at coarsely.
 
-        A hippocampus is a class of crops at 1 mm, where nobody tells the sides, and of heads, where somebody does.
+        The hippocampus, for example, is a class in crops at 1 mm, where nobody labelled sides, and in heads, where
+        somebody did.
         """
         name, plan = match.class_name, self.model.plan
         if name is None or match.status != "known" or len(self.models) > 1:
@@ -316,11 +319,11 @@ class Predictor:
                         yield i, Found(in_file=sums.take(i), one_piece=whole, peak=peak, agreement=agreement)
 
     def restore(self, found: Found, scan: PreparedScan) -> BoxedMask:
-        """The mask of a probability, in the scan's own grid; needs no network, and may run beside one."""
+        """The mask of a probability in the scan's own grid; this needs no network, and may run while one is busy."""
         return self.weigh(found, scan).mask
 
     def weigh(self, found: Found, scan: PreparedScan) -> Weighed:
-        """The mask of a probability, as :meth:`restore`, and what speaks for it."""
+        """The mask of a probability, as in :meth:`restore`, with the evidence for it."""
         restored, grid = found.restored(), scan.image.grid
         if restored is None:
             return Weighed(mask=BoxedMask.empty(grid.shape), evidence=Evidence(peak=found.peak))
@@ -364,7 +367,7 @@ class Predictor:
         )
 
     def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[Look, list[int]]:
-        """Look → positions of the prompts that it is asked."""
+        """Look → positions of the prompts that are predicted with it."""
         looks: dict[Look, list[int]] = {}
         for number, group in enumerate(self._groups):
             extent = extent_mm(scan.image.grid, group.plan.orientation)
@@ -379,8 +382,8 @@ class Predictor:
     def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
         """Models of a group that a prompt is asked of.
 
-        Words that name no class are asked of all. A class is asked of those that were trained on it in the scan's
-        modality, or where none was, of those that know it at all.
+        Words that name no class are predicted by all models. A class is predicted by those that were trained on it in
+        the scan's modality or, if there are none, by those that know it at all.
         """
         if match.class_name is None:
             return list(range(len(group.models)))
@@ -437,10 +440,12 @@ class Predictor:
         )
 
     def _queries(self, model: ModelFolder, matches: Sequence[PromptMatch], embeddings: Embeddings) -> Tensor:
-        """(N, D) embeddings: the one given, else the class's own for a known prompt, the prompt's otherwise."""
+        """(N, D) embeddings: the one that was given, otherwise that of the class for a known prompt, otherwise the
+        prompt's.
+        """
         bank = model.bank
         texts = [m.class_name or " ".join(m.prompt.lower().split()) for m in matches]
-        # What a model is not asked needs no embedding of its own.
+        # A prompt that a model does not predict needs no embedding from it.
         texts = [bank.texts[0] if m.class_name and m.class_name not in model.space else t
                  for m, t in zip(matches, texts, strict=True)]  # fmt: skip
         missing = [t for m, t in zip(matches, texts, strict=True) if m.prompt not in embeddings and t not in bank]
@@ -480,7 +485,7 @@ class Predictor:
 
 
 class _Progress:
-    """Windows of all looks at a scan, as one count."""
+    """Windows of all looks at a scan, counted together."""
 
     def __init__(self, on_progress: OnProgress | None, total: int) -> None:
         self._report = on_progress
@@ -488,7 +493,7 @@ class _Progress:
         self._before = 0
 
     def next_look(self, windows: int) -> Callable[[int, int], None]:
-        """Function for a look that begins now."""
+        """Progress function for the look that begins now."""
         before = self._before
         self._before += windows
 
@@ -500,7 +505,7 @@ class _Progress:
 
 
 def _own_device(device: str) -> str:
-    """Each of the processes that torchrun starts on a machine takes a GPU of its own."""
+    """Name of the device: each process that torchrun starts on a machine takes its own GPU."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
@@ -508,7 +513,7 @@ def _own_device(device: str) -> str:
 
 
 def _largest_piece(found: Found) -> ValuesInFile | None:
-    """Values in the file of the largest piece above one half; of a structure that is not one piece, all."""
+    """Values in the file: only the largest piece above one half if the structure is one piece, otherwise all."""
     restored = found.restored()
     if restored is None or not found.one_piece:
         return restored

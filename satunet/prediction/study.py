@@ -1,4 +1,4 @@
-"""Studies of an archive: their series become scans, their results go back into it."""
+"""Studies of an archive: their series become scans, and results are stored back in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 from satunet.errors import SatunetError, UserError
 
-if TYPE_CHECKING:  # the options are part of the command line, which answers before anything heavy is imported
+if TYPE_CHECKING:  # the options are part of the command line, which imports nothing heavy
     from satunet.images.dicom import Series
     from satunet.images.dicom.web import Archive
     from satunet.jobs.progress import JobSummary
@@ -21,19 +21,19 @@ if TYPE_CHECKING:  # the options are part of the command line, which answers bef
 logger = logging.getLogger(__name__)
 
 FETCHED = "dicom"
-"""Folder of the results' folder in which the series are kept, so that a second call fetches what is missing."""
+"""Sub-folder of the results in which the series are kept, so that a second call fetches only what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Which studies of an archive to segment.
+    """Studies of an archive to segment.
 
     Attributes:
         dicomweb: Address of an archive's DICOMweb services, instead of -i (extra: dicomweb). DICOMWEB_USER and
-            DICOMWEB_PASSWORD, or DICOMWEB_TOKEN, say who asks.
+            DICOMWEB_PASSWORD, or DICOMWEB_TOKEN, are the credentials.
         study: StudyInstanceUIDs of the studies whose CT, MR, PET and ultrasound volumes are segmented.
-        series: SeriesInstanceUIDs, where not all volumes of the studies are wanted.
-        keep_local: Store nothing in the archive: results stay in the output folder.
+        series: SeriesInstanceUIDs, if not all volumes of the studies are wanted.
+        keep_local: Store nothing in the archive; results stay in the output folder.
     """
 
     dicomweb: Annotated[str | None, arg(metavar="URL")] = None
@@ -43,25 +43,25 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         if self.dicomweb is None and (self.study or self.series or self.keep_local):
-            raise UserError("--study, --series and --keep_local go with --dicomweb URL")
+            raise UserError("--study, --series and --keep_local need --dicomweb URL")
         if self.dicomweb is not None and not self.study:
-            raise UserError("--dicomweb needs --study UID: which study of the archive")
+            raise UserError("--dicomweb needs --study UID, which says which study of the archive to segment")
 
 
 def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[Scan]:
-    """Scans of studies, once they lie in a folder.
+    """Fetch studies into a folder, and return their scans.
 
     Args:
-        archive: Where the studies are.
-        options: Which.
-        folder: Where to: ``STUDY/SERIES/INSTANCE.dcm``.
+        archive: Archive with the studies.
+        options: Studies to fetch.
+        folder: Folder for the series: ``STUDY/SERIES/INSTANCE.dcm``.
 
     Returns:
-        One for each volume, named by number and description; a series that did not come is a scan whose reading fails.
+        One scan per volume, named by number and description; a series that could not be fetched is a scan that fails.
 
     Raises:
-        ArchiveError: No such study, or an archive that cannot be asked.
-        UserError: Nothing in the studies is a volume, or they do not hold a series that was asked for.
+        ArchiveError: There is no such study, or the archive does not answer.
+        UserError: Nothing in the studies is a volume, or a series that was asked for is not in them.
     """
     from satunet.jobs.file_names import unique_names
     from satunet.jobs.progress import progress_bar
@@ -70,7 +70,7 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
     stored = [series for study in dict.fromkeys(options.study) for series in archive.series(study)]
     unknown = set(options.series) - {series.uid for series in stored}
     if unknown:
-        raise UserError(f"the studies do not hold series {', '.join(sorted(unknown))}")
+        raise UserError(f"the studies do not have series {', '.join(sorted(unknown))}")
     wanted = [s for s in stored if (s.uid in options.series if options.series else s.is_scan)]
     found: list[tuple[str, Path, Series]] = []
     with progress_bar("Fetching", len(wanted)) as advance:
@@ -80,7 +80,7 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
             advance(note=one.uid)
     if not found:
         others = ", ".join(sorted({s.modality or "unknown" for s in stored}))
-        raise UserError(f"no volumes to segment; of the {len(stored)} series there, modalities are {others}")
+        raise UserError(f"there are no volumes to segment; the modalities of the {len(stored)} series are {others}")
     several = len(set(options.study)) > 1
     names = [f"{study}_{_name(series)}" if several else _name(series) for study, _, series in found]
     names = [n if names.count(n) == 1 else f"{n}_{series.uid}" for n, (_, _, series) in zip(names, found, strict=True)]
@@ -91,14 +91,14 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
 
 
 def store_results(archive: Archive, output: Path, names: Iterable[str], combine: bool, summary: JobSummary) -> None:
-    """Store the DICOM objects of scans in the archive; one that is refused is that scan's failure.
+    """Store the DICOM objects of scans in the archive; if one is refused, its scan counts as failed.
 
     Args:
-        archive: Where to.
+        archive: Archive to store them in.
         output: Folder of the results.
-        names: Scans whose results are there.
-        combine: Whether they are combined label maps.
-        summary: Counts and reasons, to which failures and the number of stored objects are added.
+        names: Names of scans with results.
+        combine: Whether results are combined label maps.
+        summary: Summary to which failures and the number of stored objects are added.
     """
     from satunet.prediction.results.manifests import files_of
     from satunet.prediction.results.places import SUMMARY, manifest_file

@@ -25,14 +25,15 @@ class PromptMatch:
     """What a mask is asked for by: a class, or the prompt's own embedding.
 
     Attributes:
-        prompt: What the user typed.
+        prompt: Prompt that the user typed.
         class_name: The class whose embedding is used; ``None``: the prompt's own.
         status: ``"known"``: it names a class; ``"similar"``: it does not, but is close to one: what a class is with a
-            description ("large liver tumor"), or what the text encoder finds near; ``"unknown"``: nothing the network knows comes near; ``"embedding"``: it is one.
+            description ("large liver tumor"), or what the text encoder finds near; ``"unknown"``: nothing the network
+            knows comes near; ``"embedding"``: it is one.
         similarity: Cosine similarity to the nearest class, where an encoder was asked.
         nearest: Nearest classes with their similarities, best first.
-        expanded_from: What the user typed, where that stands for several classes and ``prompt`` is one of them.
-        note: What else there is to say, in a sentence: how it was read, or why it was refused.
+        expanded_from: Prompt that the user typed, if it stands for several classes and ``prompt`` is one of them.
+        note: Note in one sentence: how the prompt was read, or why it was refused.
     """
 
     prompt: str
@@ -49,13 +50,14 @@ class Reading:
     """What a prompt means.
 
     Attributes:
-        prompt: What the user typed.
+        prompt: Prompt that the user typed.
         status: ``"known"``: it names one class; ``"several"``: it stands for more than one; ``"similar"``: it names
             none, and what it names is close to one; ``"unknown"``: there is nothing to segment.
         classes: The classes; for a similar prompt the nearest one; none for an unknown one.
         similarity: 1 for what words name; the cosine similarity to the nearest class where an encoder was asked.
         nearest: Nearest classes with their similarities, best first, where the prompt names none.
-        reason: How it was read, or why there is nothing to segment; may be empty for a prompt that is a class's name.
+        reason: Explanation of how it was read, or why there is nothing to segment; may be empty for the name of a
+            class.
     """
 
     prompt: str

@@ -93,9 +93,9 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
     """The server as an ASGI application.
 
     Args:
-        predictor: With its model.
+        predictor: Predictor with its model.
         folder: Folder of the server's own, for uploads and results; removed at the end.
-        options: What it may use.
+        options: Limits of what it may use.
 
     Raises:
         UserError: The file of the token cannot be read, or holds none.

@@ -55,7 +55,7 @@ class Brought:
 
     Attributes:
         id: Name that the server gave it.
-        folder: Where its files and results are.
+        folder: Folder of its files and results.
         scan: The scan.
         shape: Voxels along its axes.
         spacing_mm: Distance between voxel centres, in millimetres.
@@ -79,10 +79,10 @@ class Job:
     Attributes:
         id: Name that the server gave it.
         brought: The scan.
-        decided: What the prompts mean.
-        outputs: What is written.
-        folder: Where the results are.
-        state: How far it is.
+        decided: Job with the meaning of the prompts.
+        outputs: Outputs to write.
+        folder: Folder of the results.
+        state: State of the job.
         done: Windows the network has looked at.
         total: Windows it will look at; 0 until that is known.
         error: Why it failed.
@@ -126,9 +126,9 @@ class Desk:
     """Takes scans and jobs, works on them, forgets them.
 
     Args:
-        predictor: With its model.
+        predictor: Predictor with its model.
         folder: Folder of the server's own.
-        options: What it may use.
+        options: Limits of what it may use.
     """
 
     def __init__(self, predictor: Predictor, folder: Path, options: ServeOptions) -> None:
@@ -236,8 +236,8 @@ class Desk:
 
         Args:
             scan: Name of the scan.
-            prompts: What to look for; ``None``: every class that is known in its modality.
-            outputs: What to write.
+            prompts: Prompts; ``None`` for every class that is known in the scan's modality.
+            outputs: Outputs to write.
             modality: Modality of the scan, if it is to be taken for another than it seems.
 
         Raises:
@@ -354,7 +354,7 @@ def told(error: Exception, folder: Path) -> str:
     """What a client may read of an error: nothing of the server's folders.
 
     Args:
-        error: Whatever went wrong.
+        error: Error that occurred.
         folder: The server's.
     """
     if not isinstance(error, (SatunetError, PermissionError)):

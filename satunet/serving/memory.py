@@ -29,7 +29,7 @@ class Recent(Generic[Value]):
 
     Args:
         most_bytes: All values together; a value that is larger alone is not kept.
-        size_of: Bytes of a value.
+        size_of: Function that gives the size of a value in bytes.
     """
 
     def __init__(self, most_bytes: int, size_of: Callable[[Value], int]) -> None:
@@ -83,7 +83,7 @@ class RememberingNetwork:
 
     Args:
         network: The network.
-        features: What was encoded before.
+        features: Features that were encoded before.
         number: Tells the networks of several models apart.
     """
 

@@ -24,9 +24,9 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
     """Serve until the process is asked to end.
 
     Args:
-        models: One or several, used together.
-        prediction: How to predict.
-        options: Where to listen, and what may be used.
+        models: Models that are used together, at least one.
+        prediction: Options of the prediction.
+        options: Address of the server, and limits of what it may use.
 
     Raises:
         UserError: The address cannot be listened on.

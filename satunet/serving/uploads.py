@@ -79,7 +79,7 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
 
     Args:
         archive: A ``.zip`` file.
-        folder: Where to.
+        folder: Folder to write to.
         most_bytes: All files together.
 
     Raises:

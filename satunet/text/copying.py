@@ -17,7 +17,7 @@ def copy_text_encoder(source: Path, target: Path) -> None:
     """Copy a text encoder.
 
     Args:
-        source: Its folder.
+        source: Folder of the text encoder.
         target: Folder to write; it may be there, and then has to be empty.
 
     Raises:

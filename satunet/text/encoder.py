@@ -62,7 +62,7 @@ class TextEncoder(ABC):
 
         Args:
             texts: Any number of texts.
-            modality: One of :data:`satunet.datasets.raw.MODALITIES`; encoders without modality pay no heed to it.
+            modality: Modality, one of :data:`satunet.datasets.raw.MODALITIES`; some encoders ignore it.
             on_progress: Called with (texts done, texts), those in the cache included.
 
         Returns:

@@ -91,10 +91,10 @@ def save_sat_encoder(
     Args:
         state: Names without ``module.`` → tensors: ``text_tower.biolord.*``, ``projection_layer.*``,
             ``modality_embed.weight``; the atlas tower and the temperature of pre-training are left out.
-        folder: Where to write.
+        folder: Folder to write to.
         source: File the tensors come from, for messages.
         architecture: Hub name, or folder, of the model whose configuration and tokenizer to take.
-        architecture_name: What the written folder calls it, where that is not ``architecture``.
+        architecture_name: Name of the architecture in the written folder, if it is not ``architecture``.
 
     Returns:
         The modality embedding, a (4 or 5, D) tensor.

@@ -63,8 +63,8 @@ class TransformerEncoder(TextEncoder):
     Args:
         name: The name it was asked for by.
         source: Folder or hub name.
-        options: What the name says behind a ``?``; these win over what the model's files say.
-        cache: Of embeddings.
+        options: Options after the ``?`` in the name; they override the model's files.
+        cache: Cache of embeddings.
     """
 
     def __init__(

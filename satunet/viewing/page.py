@@ -1,7 +1,7 @@
 """One HTML file with a scan and its structures that opens in any browser, without a network: NiiVue inside.
 
-Structures that do not overlap share one label map ("layer"); toggling one changes a row of the layer's colours. Scans too
-large for a browser are shown at a fraction of their resolution; volumes are always those of the whole.
+Structures that do not overlap share one label map ("layer"); toggling one changes a row of the layer's colours. Scans
+too large for a browser are shown at a fraction of their resolution; volumes are always those of the whole.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def write_page(
     Args:
         path: The ``.html`` file; appears whole.
         image: The scan.
-        structures: On the scan's grid.
-        title: Of the page.
+        structures: Structures on the scan's grid.
+        title: Title of the page.
         modality: Decides which intensities are shown at first.
         most_voxels: A scan of more is shown at a fraction of its resolution.
     """

@@ -81,8 +81,8 @@ def intensity_window(values: NDArray[Any], shown: NDArray[np.bool_], modality: s
     """Intensities shown as black and white.
 
     Args:
-        values: Of the part that is shown.
-        shown: Where structures are in it.
+        values: Values of the part that is shown.
+        shown: Mask of the structures in it.
         modality: CT has a fixed window, that of the lung where structures are made of air; others are stretched between
             their percentiles.
     """

@@ -47,10 +47,10 @@ class Found:
     """A structure to show.
 
     Attributes:
-        name: As the legend calls it.
-        mask: On the scan's grid; ``None`` or without a voxel is told in the legend.
+        name: Name in the legend.
+        mask: Mask on the scan's grid; if it is ``None`` or empty, the legend says so.
         kind: Class it is of, by which it is coloured; the name if not given.
-        note: What the legend says besides, in place of the volume.
+        note: Note in the legend, in place of the volume.
     """
 
     name: str

@@ -32,12 +32,12 @@ class Structure:
     """One structure, inside the smallest box around it.
 
     Attributes:
-        name: What it is called.
-        box: Where it is in the scan's grid.
+        name: Name of the structure.
+        box: Box around it in the scan's grid.
         inside: The box's voxels.
         kind: Class it is of, which decides its colour.
-        group: Whose structure it is, where several sources are compared.
-        note: What is to be said of it besides.
+        group: Source of the structure, if several sources are compared.
+        note: Further note about it.
     """
 
     name: str
@@ -59,11 +59,11 @@ def read_structures(
     """Structures of label maps, masks, folders of masks and results.
 
     Args:
-        sources: A label map or mask; a folder of masks; a scan's folder of results; or the output folder of a whole run, in
-            which the scan's results are looked for by its name.
-        names: What the results of the scan may be called, the likeliest first.
-        grid: Of the scan.
-        scan: Its file: beside masks in a folder, it is none.
+        sources: A label map or mask; a folder of masks; a scan's folder of results; or the output folder of a whole
+            run, in which the scan's results are looked for by its name.
+        names: Possible names of the scan's results, the likeliest first.
+        grid: Grid of the scan.
+        scan: File of the scan, which is not a mask if it lies in the same folder as masks.
 
     Returns:
         In the order of the sources; structures without a voxel too.

@@ -30,7 +30,7 @@ class Tiling:
     """Blocks over a volume.
 
     Attributes:
-        shape: Of the volume.
+        shape: Shape of the volume.
         sweep: Axis along which windows go and layers follow each other.
     """
 
@@ -76,7 +76,7 @@ class Tiling:
         Args:
             window: (C, x, y, z), values of the window.
             start: First voxel of the window in the volume.
-            layer: One that the window touches.
+            layer: Layer that the window touches.
             repeat_edges: Fill voxels of a block that lie outside the window with the nearest inside; else with 0.
 
         Returns:
@@ -214,7 +214,7 @@ class Structures:
     Layers come in their order; whether a block lies beside a structure is known when the next layer is there.
 
     Attributes:
-        tiling: Of the volume.
+        tiling: Tiling of the volume.
         active: (N,) boolean, queries whose blocks are kept.
     """
 

@@ -73,7 +73,7 @@ class Probability:
             interpolation of the voxels inside reaches that far.
         values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds the level.
         peak: Largest probability in any look at any window, also below the level.
-        agreement: Of the looks at blocks where some look exceeds one half, the share that do, by the windows' weights:
+        agreement: Share of looks that exceed one half, at blocks where some look does, by the windows' weights:
             neighbouring windows, mirrored ones, and the networks of an ensemble. 0 if none does.
     """
 
@@ -88,7 +88,7 @@ class Member:
     """A network of an ensemble, and what it is asked.
 
     Attributes:
-        network: In evaluation mode, on the scan's device.
+        network: Network in evaluation mode, on the scan's device.
         queries: (N, D) float32 text embeddings, of the network's own text encoder.
         asked: (N,) boolean, queries that it answers; all if not given.
     """
@@ -103,21 +103,21 @@ class WindowedScan:
     """A scan, its windows and the queries to look for.
 
     Attributes:
-        network: In evaluation mode, on ``device``.
+        network: Network in evaluation mode, on ``device``.
         volume: (X, Y, Z) float32, the preprocessed scan; padded with zeros to the patch if it is smaller.
         queries: (N, D) float32 text embeddings.
         asked: (N,) boolean, queries that ``network`` answers; all if not given.
         others: Further networks for the same scan, windows and queries (folds of a training); a query's probability is
             the mean of those that answer it.
-        modality: Index into :data:`satunet.datasets.raw.MODALITIES`.
-        patch: Of a window.
+        modality: Index of the modality in :data:`satunet.datasets.raw.MODALITIES`.
+        patch: Size of a window.
         overlap: Share of a window that its neighbour covers too.
-        device: Where to compute and to keep the sums.
-        precision: Of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
+        device: Device to compute on, which also keeps the sums.
+        precision: Precision of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
         flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
             1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
         batch: Windows that go through the network at once.
-        memory_bytes: For the blocks of all prompts together; a single prompt may need more.
+        memory_bytes: Memory for the blocks of all prompts together; a single prompt may need more.
         level: Probability above which something is part of a structure: one half for masks, less where probabilities
             are averaged further on.
         on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
@@ -240,7 +240,7 @@ class _Pass:
         allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
         active: (N,) boolean on the CPU, queries that have not been put off.
         positive: (N, layers, P) boolean, blocks in which a probability may exceed the level in some window.
-        votes: How far the looks agree; of a first pass.
+        votes: Agreement of the looks, from a first pass.
     """
 
     scan: WindowedScan

@@ -1,4 +1,5 @@
-"""In which precision a network looks at windows: float16 where it is best, something wider where a network overflows it.
+"""In which precision a network looks at windows: float16 where it is best, something wider where a network overflows
+it.
 
 On CUDA, float16 is as fast as bfloat16 and has eight times its accuracy; but numbers end at 65504. Networks with norms
 are far from that, and one that is not is found out in its first window: what overflows is not finite at the end. Then
@@ -31,8 +32,8 @@ def look_in(network: Any, device: torch.device, precision: Precision, run: Calla
 
     Args:
         network: That ``run`` runs; remembered if it overflows.
-        device: Where it runs.
-        precision: What was asked for; ``auto`` is float16 on CUDA.
+        device: Device on which it runs.
+        precision: Precision that was asked for; ``auto`` is float16 on CUDA.
         run: Looks at windows.
     """
     dtype = precision_for_prediction(device, precision)

@@ -22,7 +22,7 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
 
     Args:
         shape: (X, Y, Z).
-        patch: Of a window; not larger than ``shape``.
+        patch: Size of a window; not larger than ``shape``.
         overlap: Share of a window that its neighbour covers too, in [0, 1); neighbours may share more.
     """
     axes = []
@@ -38,7 +38,7 @@ def gaussian_weights(patch: Axes, sigma: float = 1 / 8) -> NDArray[np.float32]:
     """Weights of a window's voxels, (X, Y, Z) float32, 1 in the middle and never 0.
 
     Args:
-        patch: Of a window.
+        patch: Size of a window.
         sigma: Standard deviation, as a share of the patch.
     """
     profiles = []

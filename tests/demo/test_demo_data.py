@@ -6,11 +6,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from satunet.datasets.people import find_people
 from satunet.datasets.raw import check_case, load_dataset
 from satunet.demo import packaged
 from satunet.demo.datasets import ATLASES, TEMPLATES, make_demo_datasets, resample_atlas
+from satunet.demo.run import demo_contest
 from satunet.demo.synthetic import ORGANS, make_synthetic_datasets
 from satunet.errors import EnvironmentProblemError
+from satunet.evaluation.benchmark.tasks import TrainedNetwork, make_task
 from satunet.geometry import Grid
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import build_label_space, normalize_name
@@ -51,7 +54,7 @@ def test_an_atlas_lands_where_its_affine_says() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_datasets(nnunet_env: Path) -> None:
+def test_the_demo_datasets(nnunet_env: Path, tmp_path: Path) -> None:
     pytest.importorskip("nilearn")
     raw = nnunet_env / "raw"
     names = make_demo_datasets(raw)
@@ -77,6 +80,15 @@ def test_the_demo_datasets(nnunet_env: Path) -> None:
             assert not same
     space = build_label_space(loaded)
     assert len(space.info("left hippocampus").datasets) == 3
+    (copies,) = [c for c in demo_contest(tmp_path, tmp_path / "model").others if c.name == "nearest copy"]
+    network = TrainedNetwork(fold="all", space=space, dataset_name="Dataset900_Unified")
+    for dataset in loaded:  # what README says of them
+        cases = [case.identifier for case in (*dataset.training_cases(), *dataset.test_cases())]
+        task = make_task(dataset, network, people=find_people([dataset], {dataset.name: cases}))
+        assert copies.predict(task) == {}
+        (test,) = task.cases
+        copied = read_label_map(copies.folder(task) / f"{test.identifier}.nii.gz")
+        np.testing.assert_array_equal(copied.array, read_label_map(test.label).array)
     stamps = {p: p.stat().st_mtime_ns for p in raw.rglob("*.nii.gz")}
     make_demo_datasets(raw)
     assert {p: p.stat().st_mtime_ns for p in raw.rglob("*.nii.gz")} == stamps

@@ -94,7 +94,7 @@ def drill(
     for stage in stages(run):
         stage.before()
         start = work / "start"
-        _put(run, start)
+        put(run, start)
         journal, told = work / "journal", work / "told"
         journal.unlink(missing_ok=True)
         code = _run(stage.arguments, told, run, _COUNT, 0, 0, journal)
@@ -102,8 +102,8 @@ def drill(
             raise RuntimeError(f"{stage.name}: undisturbed, it ended with {code}: {told.read_text()[-2000:]}")
         lines = journal.read_text().splitlines()
         expected = tree(run)
-        _import_what_it_imported(journal.with_suffix(".modules"))
-        _put(run, work / "end")
+        import_what_it_imported(journal.with_suffix(".modules"))
+        put(run, work / "end")
         if stage.name in names:
             figures.events[stage.name] = len(lines)
             chance = random.Random(f"{seed}-{stage.name}")
@@ -114,14 +114,14 @@ def drill(
                     else sorted(chance.sample(range(1, len(lines) + 1), min(events, len(lines))))
                 )
                 for number in chosen:
-                    _put(start, run)
+                    put(start, run)
                     problem = _disturb(stage, run, told, fault, number, expected)
                     figures.counts[stage.name, fault, "bad" if problem else "good"] += 1
                     if problem:
                         where = lines[number - 1].replace(str(run), "")
                         figures.bad.append(f"{stage.name}, {fault} at {where}: {problem}")
                         print(figures.bad[-1], flush=True)
-        _put(work / "end", run)
+        put(work / "end", run)
     return figures
 
 
@@ -205,7 +205,7 @@ def _run(
     return run_forked(arguments, told, arm, disarm)
 
 
-def _import_what_it_imported(file: Path) -> None:
+def import_what_it_imported(file: Path) -> None:
     """Import in this process what a command imported: those that are forked from it start at once."""
     for name in json.loads(file.read_text()):
         if name not in sys.modules and not name.startswith(("__", "tests")):
@@ -215,7 +215,7 @@ def _import_what_it_imported(file: Path) -> None:
                 continue
 
 
-def _put(source: Path, target: Path) -> None:
+def put(source: Path, target: Path) -> None:
     """Make ``target`` a copy of ``source``, times included."""
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)

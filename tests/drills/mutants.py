@@ -86,13 +86,17 @@ ROOMS = {
     ),
     "sampling": Room(
         modules=("trainers/unified/batches/*.py",),
-        tests=tuple(f"tests/trainers/test_{name}.py" for name in ("sampling", "zoom", "large_ids", "batches")),
+        tests=tuple(
+            f"tests/trainers/test_{name}.py" for name in ("sampling", "zoom", "large_ids", "batches", "fitted_patches")
+        ),
     ),
     "loss": Room(modules=("trainers/unified/loss.py",), tests=("tests/trainers/test_loss.py",)),
     "windows": Room(modules=("satunet/windows/*.py",), tests=("tests/windows",)),
     "metrics": Room(
         modules=("evaluation/scoring/*.py", "evaluation/scoring/measures/*.py"),
-        tests=tuple(f"tests/evaluation/test_{name}.py" for name in ("metrics", "surface", "evaluate", "scoring")),
+        tests=tuple(
+            f"tests/evaluation/test_{name}.py" for name in ("metrics", "surface", "evaluate", "scoring", "panoptic")
+        ),
     ),
     "statistics": Room(
         modules=tuple(f"evaluation/benchmark/{name}.py" for name in ("statistics", "patients", "comparison", "costs")),
@@ -102,7 +106,16 @@ ROOMS = {
         modules=("satunet/prediction/results/*.py",),
         tests=tuple(
             f"tests/prediction/test_{name}.py"
-            for name in ("outputs", "masks", "folder", "results_are_safe", "what_is_shown", "geometry")
+            for name in (
+                "outputs",
+                "masks",
+                "folder",
+                "results_are_safe",
+                "what_is_shown",
+                "geometry",
+                "instances",
+                "plausibility",
+            )
         ),
     ),
     "verification": Room(
@@ -398,10 +411,14 @@ def baseline(folder: Path, room: Room, files: list[str]) -> dict[str, Any]:
 
 
 def tests_of(mutant: Mutant, known: dict[str, Any]) -> dict[str, float]:
-    """Tests that can notice a mutant: those that reached its lines, or all for lines that run on import."""
+    """Tests that can notice a mutant: those that reached its lines, or all for lines that run on import.
+
+    A constant inside a statement of several lines has no line of its own for Python: the nearest one above counts.
+    """
     reached = known["reached"][mutant.file]
-    tests = {t for n in range(mutant.line, mutant.last_line + 1) for t in reached.get(str(n), [])}
-    if not tests and str(mutant.line) in reached:
+    first = next((n for n in range(mutant.line, 0, -1) if str(n) in reached), mutant.line)
+    tests = {t for n in range(first, mutant.last_line + 1) for t in reached.get(str(n), [])}
+    if not tests and str(first) in reached:
         tests = set(known["seconds"])
     return {t: known["seconds"][t] for t in tests}
 

@@ -129,6 +129,17 @@ def run_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None
     Returns:
         Exit code, negative for a signal.
     """
+    return ended(start_forked(arguments, told, before, after))
+
+
+def ended(child: int) -> int:
+    """Wait for a process; its exit code, negative for a signal."""
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def start_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None], after: Callable[[], None]) -> int:
+    """As :func:`run_forked`, but give the process's number at once."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -140,8 +151,7 @@ def run_forked(arguments: tuple[str, ...], told: Path, before: Callable[[], None
             traceback.print_exc()
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    return child
 
 
 def _command(arguments: tuple[str, ...], told: Path, before: Callable[[], None], after: Callable[[], None]) -> int:

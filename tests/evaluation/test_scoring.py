@@ -89,3 +89,23 @@ def test_rules_of_some_classes_keep_their_tolerances() -> None:
     assert some.comparable()["trust_shape"] is True
     assert "trust_shape" not in Rules().comparable()
     assert Rules().organs == "whole"
+
+
+def test_unsigned_ids_of_every_size_are_found() -> None:
+    """scipy's search for objects does not take the largest unsigned types."""
+    labels = np.zeros((5, 4, 3), np.uint8)
+    labels[1:3, 2:4, 1:2] = 7
+    for kind in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64):
+        index = LabelIndex(labels.astype(kind))
+        box = index.box((7,))
+        assert box == (slice(1, 3), slice(2, 4), slice(1, 2)), kind
+        mask = index.mask((7,), box)
+        assert mask.dtype == np.bool_ and mask.all()
+        assert index.box((3,)) is None
+
+
+def test_the_prediction_of_a_case_comes_before_those_of_its_channels(tmp_path: Path) -> None:
+    for name in ("a_0001.nii.gz", "a_0000.nii.gz", "a.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    found, _ = find_predictions(tmp_path, ["a"])
+    assert [f.channel for f in found["a"]] == [None, 0, 1]

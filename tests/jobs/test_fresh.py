@@ -126,3 +126,14 @@ def test_equal_files_have_equal_states_whenever_they_are_seen(tmp_path: Path) ->
     first = Stamp.of([file])
     time.sleep(0.05)
     assert first.files[0].seen_ns == Stamp.of([file]).files[0].seen_ns
+
+
+def test_what_is_gone_longer_or_no_file_is_not_the_file_any_more(scan: Path) -> None:
+    state = FileState.of(scan, read=True)
+    assert state.is_of(scan)
+    scan.write_bytes(scan.read_bytes() + b"!")
+    assert not state.is_of(scan)
+    scan.unlink()
+    assert not state.is_of(scan)
+    scan.mkdir()
+    assert not state.is_of(scan)

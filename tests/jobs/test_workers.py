@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import UserError
-from satunet.jobs.workers import Workers, outcomes
+from satunet.jobs import workers
+from satunet.jobs.workers import Outcome, Workers, is_out_of_memory, outcomes
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
@@ -90,3 +94,36 @@ def test_a_scheduler_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("satunet.jobs.workers._CONNECT_SECONDS", 1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
         list(outcomes(span, [1], Workers(scheduler="tcp://127.0.0.1:1")))
+
+
+def test_a_pool_that_breaks_between_two_items_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def broken_once(function: Any, items: list[int], *_: Any) -> Iterator[Outcome[int, int]]:
+        asked.append(list(items))
+        for item in items:
+            broken = len(asked) == 1 and item > 1
+            yield Outcome(item=item, error=BrokenProcessPool()) if broken else Outcome(item=item, result=function(item))
+
+    monkeypatch.setattr(workers, "_in_one_pool", broken_once)
+    found = {o.item: o.result for o in outcomes(abs, [1, 2, 3], Workers(processes=2))}
+    assert found == {1: 1, 2: 2, 3: 3}
+    assert asked == [[1, 2, 3], [2, 3]]
+
+
+def test_workers_that_die_before_they_begin_end_no_job_and_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: Any, items: list[int], *_: Any) -> Iterator[Outcome[int, int]]:
+        yield from (Outcome(item=item, error=BrokenProcessPool()) for item in items)
+
+    monkeypatch.setattr(workers, "_in_one_pool", broken)
+    found = list(outcomes(abs, [1, 2], Workers(processes=2)))
+    assert [o.item for o in found] == [1, 2]
+    assert all("died before they began" in str(o.error) for o in found)
+
+
+def test_no_memory_is_known_by_whoever_says_it() -> None:
+    told = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
+    outer = ValueError("x")
+    outer.__cause__ = MemoryError()
+    assert all(map(is_out_of_memory, (MemoryError(), told, outer, OSError(12, "Cannot allocate memory"))))
+    assert not any(map(is_out_of_memory, (RuntimeError("shape"), ValueError("out of memory"), OSError(28, "full"))))

@@ -134,8 +134,8 @@ def voxels_of(seg: Any, prompt: str) -> int:
         ({"study": "1.2/../3"}, "is named by its UID"),
         ({"study": "1" * 65}, "is named by its UID"),
         ({"user": "nobody"}, "does not let this user in"),
-        ({"series": "1.2.3.4"}, "the studies do not hold series 1.2.3.4"),
-        ({"study": "1.2.10"}, "no volumes to segment; of the 1 series there, modalities are OT"),
+        ({"series": "1.2.3.4"}, "the studies do not have series 1.2.3.4"),
+        ({"study": "1.2.10"}, "no volumes to segment; the modalities of the 1 series are OT"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(

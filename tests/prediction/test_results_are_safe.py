@@ -87,14 +87,14 @@ def test_label_maps_do_not_lie_among_scans(tmp_path: Path, combining: Predictor)
 @pytest.mark.parametrize("name", ["../a", "..", "", "a/b", "a\\b", "/a"])
 def test_a_name_is_no_path(tmp_path: Path, predictor: Predictor, name: str) -> None:
     file = save(tmp_path / "in" / "a.nii.gz")
-    with pytest.raises(UserError, match="is no name for results"):
+    with pytest.raises(UserError, match="cannot be a name for results"):
         predict_folder([Scan(path=file, name=name)], tmp_path / "out" / "deep", predictor, ["bright"])
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.nii.gz", "in"]
 
 
 def test_two_results_of_one_name_are_refused(tmp_path: Path, predictor: Predictor) -> None:
     scans = [Scan(path=save(tmp_path / f"{name}.nii.gz"), name=name) for name in ("a", "A")]
-    with pytest.raises(UserError, match="2 scans would have results of one name, such as 'a'"):
+    with pytest.raises(UserError, match="2 scans would have results with the same name, such as 'a'"):
         predict_folder(scans, tmp_path / "out", predictor, ["bright"])
 
 
@@ -114,7 +114,7 @@ def test_somebody_elses_json_beside_a_scan_stays(tmp_path: Path, combining: Pred
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.json").write_text('{"RepetitionTime": 2}')
     done = predict_folder([tmp_path / "in"], tmp_path / "out", combining, ["bright"])
-    assert "no result of satunet" in done.failures["a"]
+    assert "not a result of satunet" in done.failures["a"]
     assert (tmp_path / "out" / "a.json").read_text() == '{"RepetitionTime": 2}'
 
 
@@ -324,7 +324,7 @@ def test_places_that_cannot_be_written_are_one_sentence(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(module_limits.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match=r"cannot be written there \(Read-only file system"):
+    with pytest.raises(UserError, match=r"cannot be written to this folder \(Read-only file system"):
         predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
 
 
@@ -355,8 +355,10 @@ def test_a_class_that_was_never_learned_from_such_scans_is_said(tmp_path: Path) 
     predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", predictor, ["liver", "brain tumor"])
     liver, tumor = read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"]
     assert "note" not in liver
-    assert tumor["note"] == ("'brain tumor' was learned from mri alone, this scan is taken as ct: its mask is a guess")
-    with pytest.raises(PromptError, match=r"--strict: .*learned from mri alone"):
+    assert tumor["note"] == (
+        "'brain tumor' was learned from mri only, but this scan is taken as ct: its mask is a guess"
+    )
+    with pytest.raises(PromptError, match=r"--strict: .*learned from mri only"):
         predict_folder([tmp_path / "a.nii.gz"], tmp_path / "o2", predictor.changed(strict=True), ["brain tumor"])
 
 
@@ -364,9 +366,9 @@ def test_one_text_is_one_prompt_and_a_generator_is_read(predictor: Predictor) ->
     image = (scan(), np.eye(4))
     assert [m.match.prompt for m in predictor.predict(image, "left bright").masks] == ["left bright"]
     assert len(predictor.predict(image, (p for p in ("bright", "left bright"))).masks) == 2
-    with pytest.raises(PromptError, match="not empty"):
+    with pytest.raises(PromptError, match="none may be empty"):
         predictor.predict(image, (p for p in ()))
-    with pytest.raises(PromptError, match="must be texts"):
+    with pytest.raises(PromptError, match="must be at least one text"):
         predictor.predict(image, [None])
 
 

@@ -130,7 +130,9 @@ def test_a_model_with_scores_draws_only_what_has_one_in_the_scans_modality() -> 
     good, refused = predictor.predict(image, ["bright", "left bright"], modality="mri").masks
     assert np.array_equal(good.mask, truth)
     assert refused.mask is None
-    assert refused.match.note == "'left bright' has no score in mri, and is not drawn there; it has in ct"
+    assert (
+        refused.match.note == "'left bright' has no score in mri and is therefore not drawn there; it has scores in ct"
+    )
 
 
 def test_a_model_without_scores_draws_everything() -> None:

@@ -144,3 +144,10 @@ def test_locations_of_large_maps_are_drawn_from_all_of_them(monkeypatch: pytest.
     assert set(np.unique(labels[tuple(places[ANNOTATED].T)])) == {0, 3, 70_000}
     again = label_locations(labels, ignored=9)[1]
     assert all(np.array_equal(places[i], again[i]) for i in places)
+
+
+def test_a_record_that_lists_no_file(store: Path) -> None:
+    image, *_, file = scan_files(store, SCAN)
+    record = load_record(file, ScanRecord)
+    save_record(file, replace(record, files={k: v for k, v in record.files.items() if k != image.name[len(SCAN) :]}))
+    assert f"{image.name} has {image.stat().st_size} bytes, 0 were written" in str(verify_store(store).failures[SCAN])

@@ -249,7 +249,7 @@ def test_the_recipe_of_augmentation_is_sats() -> None:
     names = [type(p.transform).__name__ for p in others]
     assert [(n, p.apply_probability) for n, p in zip(names, others, strict=True)] == [
         ("GaussianNoiseTransform", 0.1),
-        ("SharpeningTransform", 0.2),
+        ("Sharpening", 0.2),
         ("MultiplicativeBrightnessTransform", 0.15),
         ("GammaTransform", 0.1),
         ("GammaTransform", 0.3),
@@ -266,6 +266,19 @@ def test_the_recipe_of_augmentation_is_sats() -> None:
         assert each.p_retain_stats == each.p_per_channel == 1
 
 
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 1, 7), (1, 9, 7), (1, 1, 9), (6, 5, 4)])
+def test_sharpening_adds_a_laplacian_whatever_the_shape(shape: tuple[int, int, int]) -> None:
+    from scipy.ndimage import laplace
+
+    from satunet.trainers.unified.batches.sharpening import Sharpening
+
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    expected = np.stack([channel - 0.5 * laplace(channel, mode="nearest") for channel in image])
+    transform = Sharpening(strength=0.5, p_per_channel=1)
+    sharpened = transform(image=torch.from_numpy(image.copy()))["image"]
+    np.testing.assert_allclose(sharpened.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_augmenting_changes_pairs_alike_and_no_generator() -> None:
     image = torch.zeros(1, 12, 12, 12)
     image[:, 3:9, 4:8, 2:9] = 1
@@ -278,6 +291,7 @@ def test_augmenting_changes_pairs_alike_and_no_generator() -> None:
         again = augmentation(image.clone(), labels.clone(), np.random.default_rng(seed))
         assert torch.equal(image_now, again[0]) and torch.equal(labels_now, again[1])
         assert image_now.shape == image.shape and labels_now.shape == labels.shape
+        assert (image_now.dtype, labels_now.dtype) == (image.dtype, labels.dtype)
         assert set(labels_now.unique().tolist()) <= {0, 5}
         inside, outside = image_now[labels_now == 5].mean(), image_now[labels_now == 0].mean()
         assert inside > outside, "labels stay on what they are of"

@@ -1,9 +1,10 @@
 """Stage 2: what a class looks like in a scan, and its text, are drawn together (SAT, arXiv 2312.17183).
 
 The image encoder is the segmentation network's own. Its feature maps are averaged over a class's mask, at every stage,
-concatenated and projected to the width of the text; the text is the class's name, and an embedding of the modality is added
-to it. Every pair of one class in one modality is a positive. A text step of stage 1 follows each, so that the text encoder
-does not forget. What comes out are a text encoder and weights of the image encoder that a segmentation network starts from.
+concatenated and projected to the width of the text; the text is the class's name, and an embedding of the modality is
+added to it. Every pair of one class in one modality is a positive. A text step of stage 1 follows each, so that the
+text encoder does not forget. What comes out are a text encoder and weights of the image encoder that a segmentation
+network starts from.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class AtlasTower(nn.Module):
     """Image encoder, projection and embedding of modalities.
 
     Args:
-        config: Of the segmentation network.
+        config: Settings of the segmentation network.
         text_dim: Width of the text encoder.
     """
 
@@ -70,7 +71,7 @@ class AtlasTower(nn.Module):
 
         Args:
             image: (B, 1, X, Y, Z).
-            masks: One a scan, (N_b, X, Y, Z) of any type; each has a voxel.
+            masks: Masks, (N_b, X, Y, Z) of any type, one entry per scan; each mask has a voxel.
 
         Returns:
             (N, text_dim) of unit length, N the sum of N_b, scan by scan.
@@ -140,14 +141,14 @@ def pretrain_atlas(
 
     Args:
         dataset_name: Unified dataset that is planned and preprocessed.
-        tree: For the text steps.
+        tree: Knowledge tree for the text steps.
         output: Folder for ``encoder/``, ``image_encoder.safetensors``, ``checkpoint.pt``, ``log.jsonl``.
         encoder: Text encoder to start from, best that of stage 1.
-        fold: Its training scans are used, never its validation scans; ``"all"`` takes every scan.
+        fold: Fold whose training scans are used, never its validation scans; ``"all"`` takes every scan.
         config: Settings.
-        device: Where to compute.
+        device: Device to compute on.
         continue_training: Go on from the checkpoint in ``output``.
-        tree_file: For the record.
+        tree_file: File of the knowledge tree, for the record.
 
     Raises:
         UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.

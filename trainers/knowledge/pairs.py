@@ -25,8 +25,8 @@ class Batch:
         anchors: First texts.
         positives: Second texts; the i-th means what the i-th anchor means.
         ids: (n,) concept that both mean.
-        ignored: (n, n) whether anchor i and positive j are neither one concept nor two that exclude each other (a structure
-            has several wholes).
+        ignored: (n, n) whether anchor i and positive j are neither one concept nor two that exclude each other (a
+            structure has several wholes).
     """
 
     anchors: tuple[str, ...]
@@ -43,7 +43,7 @@ class PairSampler:
         batch: Pairs a batch.
         hard: Concepts a group: one drawn at random, and ``hard - 1`` that are easily taken for it.
         mix: Weights of synonym, definition, relation and side pairs.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
 
     def __init__(

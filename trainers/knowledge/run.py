@@ -59,8 +59,8 @@ class Run:
     Args:
         output: The folder.
         modules: Name → what learns, in one state.
-        optimizer: Of all of them.
-        record: What it is made from; takes the seconds.
+        optimizer: Optimizer of all parameters.
+        record: Record of what the run is made from, to which the seconds are added.
         config: Settings.
     """
 

@@ -1,7 +1,8 @@
 """Stage 1: texts that mean one concept are drawn together, those of concepts easily taken for each other apart.
 
-As SAT's (arXiv 2312.17183): term with definition, term + relation with tail, a contrastive loss in which every pair of one
-concept is a positive. Different from it: batches are made of groups of siblings, other sides and neighbouring levels.
+As SAT's (arXiv 2312.17183): term with definition, term + relation with tail, a contrastive loss in which every pair of
+one concept is a positive. Different from it: batches are made of groups of siblings, other sides and neighbouring
+levels.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class TextStep:
 
     Args:
         tower: The text encoder that learns.
-        temperature: Of its loss.
-        sampler: Of pairs.
-        optimizer: Of tower and temperature, at least.
+        temperature: Temperature of its loss.
+        sampler: Sampler of pairs.
+        optimizer: Optimizer of tower and temperature, at least.
         config: Settings.
     """
 
@@ -109,11 +110,11 @@ def pretrain_text(
     Args:
         tree: The tree.
         output: Folder for ``encoder/``, ``checkpoint.pt``, ``log.jsonl`` and ``measures.json``.
-        encoder: Where to start, by name.
+        encoder: Name of the encoder to start from.
         config: Settings.
-        device: Where to compute.
+        device: Device to compute on.
         continue_training: Go on from the checkpoint in ``output``.
-        tree_file: For the record.
+        tree_file: File of the knowledge tree, for the record.
 
     Returns:
         The encoder's folder; :func:`satunet.text.load_text_encoder` takes it as a name.

@@ -1,4 +1,6 @@
-"""A text encoder that learns, and how it is saved: a folder that satunet, transformers and sentence-transformers load."""
+"""A text encoder that learns, and how it is saved: a folder that satunet, transformers and sentence-transformers
+load.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ class TextTower(nn.Module):
     """A transformer from an encoder, with its tokenizer and settings.
 
     Args:
-        encoder: Where to start.
+        encoder: Encoder to start from.
         frozen_layers: Lowest layers that stay as they are, the table of words with them.
         max_tokens: Texts are cut behind so many tokens in training.
         dropout: Whether the model's own dropout is on in training.
-        precision: Of :meth:`encode`; in training, whoever takes the step decides.
+        precision: Precision of :meth:`encode`; in training, the caller decides.
 
     Raises:
         ModelError: The encoder is no transformers model, or has fewer layers.
@@ -66,8 +68,8 @@ class TextTower(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(n, D) embeddings of unit length, in float32.
 
-        Definitions are many times as long as names: texts of like length go through the model together, so that little of
-        what it computes is padding.
+        Definitions are many times as long as names: texts of like length go through the model together, so that little
+        of what it computes is padding.
         """
         lengths = [len(t) for t in self.tokenizer(list(texts), truncation=True,
                                                   max_length=self.training_settings.max_tokens)["input_ids"]]  # fmt: skip

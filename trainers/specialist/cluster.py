@@ -53,7 +53,7 @@ def submit(datasets: Sequence[str], command: Sequence[str], *, cluster: str, opt
         datasets: Planned and preprocessed for their specialists.
         command: Arguments of ``satunet`` for each, but for the dataset.
         cluster: ``"slurm"`` returns at once; ``"local"`` runs the tasks as processes here and waits.
-        options: Of submitit's executor, such as ``slurm_partition``.
+        options: Options of submitit's executor, such as ``slurm_partition``.
 
     Returns:
         The exit code: 1 if a local task failed.

@@ -41,7 +41,7 @@ class SpecialistConfig:
 
         Args:
             config: Choices, or a whole configuration in place of nnU-Net's.
-            begun: Of the run to go on with.
+            begun: Settings of the run to continue.
 
         Raises:
             UserError: A value that is not allowed, or another recipe than the run was begun with.

@@ -56,7 +56,7 @@ class SpecialistTrainer(nnUNetTrainer):
         """Set how to train, before the network is made.
 
         Args:
-            config: What was chosen.
+            config: Settings that were chosen.
             minutes: Stop at a checkpoint before so much time is over.
         """
         self.recipe = config.recipe
@@ -203,12 +203,13 @@ def train_specialist(
     Args:
         dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
         fold: Number of the fold, or ``"all"``.
-        config: What was chosen in place of nnU-Net's own: steps, learning rate, batch size, seed, and the optimizer and
-            schedule of the recipes ``short`` and ``cpu``; a whole configuration is taken as it is.
-        device: Where to train.
+        config: Settings that were chosen instead of nnU-Net's own: steps, learning rate, batch size, seed, and the
+            optimizer and schedule of the recipes ``short`` and ``cpu``; a whole configuration is taken as it is.
+        device: Device to train on.
         continue_training: Go on from the last checkpoint, if there is one, with what the run was begun with; a finished
             run is left as it is.
-        planner: Whose network, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they share the preprocessed scans.
+        planner: Planner whose network is trained, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they
+            share the preprocessed scans.
         minutes: Stop at a checkpoint before so much time is over.
 
     Returns:

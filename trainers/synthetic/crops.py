@@ -1,8 +1,8 @@
 """Crops of a volume at any spacing, turned, stretched and bent, in one interpolation.
 
-A crop's voxel ``i`` (counted from its middle) lies at ``A i s + d(i)`` millimetres from its centre: ``s`` is the spacing, ``A``
-a rotation with stretching, ``d`` a smooth random displacement. Images are interpolated linearly, label ids take the
-nearest voxel. Volumes are (X, Y, Z) in RAS.
+A crop's voxel ``i`` (counted from its middle) lies at ``A i s + d(i)`` millimetres from its centre: ``s`` is the
+spacing, ``A`` a rotation with stretching, ``d`` a smooth random displacement. Images are interpolated linearly, label
+ids take the nearest voxel. Volumes are (X, Y, Z) in RAS.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def crop_places(
     Args:
         centre: Voxel of the volume at the middle of the crop.
         patch: (X, Y, Z) voxels of the crop.
-        spacing_mm: Of the crop.
+        spacing_mm: Spacing of the crop.
         native_mm: Spacing of the volume.
-        deformation: How to deform.
+        deformation: Deformation settings.
         rng: Generator.
         mirrored: Whether to mirror along the first axis.
 

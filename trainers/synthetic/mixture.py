@@ -1,7 +1,7 @@
 """Several sources in one training: each with its own spacing, patch, share of the steps and kind of image.
 
-A step takes crops of one group, so that all have one shape, and the patch fits the group's scans. Which group, person, crop,
-classes, wording and look is a function of the seed and the step.
+A step takes crops of one group, so that all have one shape, and the patch fits the group's scans. Which group, person,
+crop, classes, wording and look is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Group:
     """Sources that are trained at one spacing with one patch.
 
     Attributes:
-        name: For logs.
-        share: Of the steps, at the beginning and at the end; in between it changes evenly.
+        name: Name for logs.
+        share: Share of the steps, at the beginning and at the end; in between it changes evenly.
         kind: ``"real"`` images, or painted ``"brain"`` or ``"trunk"``.
         subjects: The people.
         patch: Voxels of a crop.
         spacing_mm: Least and largest spacing of a crop.
         batch: Crops a step.
-        deformation: Of the crops.
+        deformation: Deformation of the crops.
         foreign: Classes that none of the scans can show, asked for now and then.
         foreground_share: Share of crops that are centred on a class.
         names: Tissue id → name, of painted images.
@@ -91,7 +91,7 @@ def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, le
 
     Args:
         groups: The sources.
-        space: Their classes.
+        space: Label space of the classes.
         people: Label maps of a dataset that are looked at, at most.
         least: Share of a class's voxels that the largest piece must have.
     """
@@ -135,8 +135,8 @@ class MixtureBatches:
         groups: The sources.
         space: Label space of all their datasets.
         bank: Embeddings of every wording.
-        steps: Of the training, over which the shares change.
-        seed: Of everything.
+        steps: Steps of the training, over which the shares change.
+        seed: Seed of all random draws.
         queries: Queries a crop that are shown, at most.
         negatives: Queries a crop that are not shown, at most.
     """

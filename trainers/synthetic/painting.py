@@ -1,7 +1,7 @@
 """Images made of label maps (SynthSeg's idea: Billot et al. 2023, arXiv 2107.09559).
 
-Every label id gets a random mean and spread, and the result is spoiled as a scanner spoils it: partial volume, thick slices,
-an uneven field, noise, gamma. A network that learns from such images does not depend on a contrast.
+Every label id gets a random mean and spread, and the result is spoiled as a scanner spoils it: partial volume, thick
+slices, an uneven field, noise, gamma. A network that learns from such images does not depend on a contrast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def paint(ids: Tensor, look: Look, generator: torch.Generator) -> Tensor:
     Args:
         ids: (X, Y, Z) int64.
         look: Mean and spread of each id.
-        generator: Of the noise.
+        generator: Random generator of the noise.
 
     Returns:
         (X, Y, Z) float32.
@@ -52,9 +52,9 @@ def spoil(image: Tensor, rng: np.random.Generator, generator: torch.Generator, *
 
     Args:
         image: (X, Y, Z) float32 of any scale.
-        rng: Of the chances.
-        generator: Of the noise.
-        strength: Of all effects; 0 changes nothing.
+        rng: Random generator of the chances.
+        generator: Random generator of the noise.
+        strength: Strength of all effects; 0 changes nothing.
     """
     if not strength:
         return image
@@ -150,8 +150,8 @@ BRAIN_TISSUES: Mapping[str, tuple[float, float, float]] = {
 def brain_look(names: Mapping[int, str], size: int, rng: np.random.Generator) -> Look:
     """A random contrast of a head.
 
-    Of the heads, 72 % look like T1, 11 % each like T2 and FLAIR, the others like nothing in particular: with fewer like T1,
-    masks of real T1 heads were up to twice too large.
+    Of the heads, 72 % look like T1, 11 % each like T2 and FLAIR, the others like nothing in particular: with fewer like
+    T1, masks of real T1 heads were up to twice too large.
 
     Args:
         names: Id → class without its side; ids that are missing here get any value.

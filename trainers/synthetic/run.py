@@ -77,12 +77,12 @@ def train_mixture(
     Args:
         groups: The sources.
         space: Classes of all of them.
-        network: What to train.
+        network: Network to train.
         config: Steps, learning rate, precision, seed, workers.
         work: Folder of the checkpoint.
         bank: Embeddings of every wording of every class.
-        device: Where to train.
-        seconds: How long to train at most. The learning rate follows the clock where the steps would take longer, so
+        device: Device to train on.
+        seconds: Longest time to train. The learning rate follows the clock where the steps would take longer, so
             that it ends as it should.
         start: Weights to begin with.
         voxels_until: Share of the training in which single voxels are classified, too.

@@ -28,13 +28,13 @@ class Subject:
 
     Attributes:
         dataset: Dataset it belongs to; says which classes are annotated.
-        case: Its name there.
-        modality: Of the image; what a painted image is said to be changes from crop to crop.
+        case: Name of the case there.
+        modality: Modality of the image; what a painted image is said to be changes from crop to crop.
         image: (X, Y, Z) float32, normalised as prediction does it; ``None`` for a label map without an image.
         labels: (X, Y, Z) int16, the dataset's label ids.
         tissues: (X, Y, Z) int16, what is painted where there is no image; ids may be finer than those of the labels.
         depth: (X, Y, Z) int16, millimetres to the nearest organ outside of them, for trunks without a skin.
-        spacing_mm: Of the arrays.
+        spacing_mm: Spacing of the arrays.
         locations: Label id → (n, 3) some of its voxels.
         box: First and last voxel of all labels.
         voxels: Digest of the scan's voxels, see :func:`satunet.images.content.voxel_digest`; empty without an image.

@@ -1,4 +1,6 @@
-"""What a label map of organs lacks before it can be painted: a body around the organs, a spine, lungs above the liver."""
+"""What a label map of organs lacks before it can be painted: a body around the organs, a spine, lungs above the
+liver.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def add_spine(
     Args:
         tissues: (X, Y, Z) ids in RAS; 0 where nobody labelled.
         vessels: Ids of aorta and inferior vena cava.
-        spacing_mm: Of the array.
+        spacing_mm: Spacing of the array.
     """
     result = tissues.copy()
     shown = np.isin(tissues, vessels)

@@ -14,7 +14,7 @@ class WeightAverage:
     """A moving average of a network's weights.
 
     Args:
-        network: Whose weights are averaged; buffers are those of the last step.
+        network: Network whose weights are averaged; buffers are those of the last step.
         kept: Share of the average that a step keeps, once there are enough steps: at step t it is no more than
             (1 + t) / (10 + t), so that the first weights are forgotten soon.
     """

@@ -42,7 +42,7 @@ class RunState:
         reporter: Scans drawn, and scans that could not be read.
         epochs_done: Epochs that are over.
         best_ema: Best moving average of the soft Dice so far; ``None`` before the first epoch.
-        average: Of the weights; ``None`` if there is none, or if the network has its weights for good.
+        average: Average of the weights; ``None`` if there is none, or if the network has its weights for good.
     """
 
     network: nn.Module
@@ -68,8 +68,8 @@ def checkpoint_of(
 
     Args:
         state: After an epoch.
-        config: How it was trained.
-        counted: What :meth:`Reporter.state` gave, over all processes.
+        config: Settings of the training.
+        counted: Counts from :meth:`Reporter.state`, over all processes.
         trainer_name: Class of the trainer, which nnU-Net's tools look for.
         made_by: nnU-Net's ``init_args``.
     """
@@ -143,8 +143,8 @@ def write_model_files(
     """Plan, label space, texts and configuration, beside the folds.
 
     Args:
-        setup: What the network is trained with.
-        config: How.
+        setup: Setup of the training.
+        config: Settings of the training.
         model: The model's folder.
         fold: The fold's folder in it.
         dataset_json: The unified dataset's.
@@ -180,7 +180,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> 
 
     Args:
         path: The file.
-        content: For ``torch.save``.
+        content: Content for ``torch.save``.
         required: Whether a failure ends the run; otherwise it is logged, and the next checkpoint tries again.
 
     Returns:

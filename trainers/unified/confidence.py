@@ -29,8 +29,8 @@ def calibrate_fold(
     Args:
         setup: Scans and classes.
         cases: Held-out scans, each with ``scan``, ``metrics`` (class → counts) and ``evidence``.
-        folder: Of the fold.
-        weights_hash: Of its weights, as predictions give it.
+        folder: Folder of the fold.
+        weights_hash: Hash of its weights, as predictions give it.
     """
     held_out = {split_scan_id(str(case["scan"]))[:2] for case in cases}
     statistics = ClassStatistics.of(training_cases(setup.space, setup.plan.datasets, without=held_out))

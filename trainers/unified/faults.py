@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from satunet.errors import SatunetError
+from satunet.jobs.workers import is_out_of_memory
 from satunet.plan import UnifiedPlan
 
 
@@ -67,19 +66,17 @@ def explain_memory(plan: UnifiedPlan, at_once: int, where: str) -> Iterator[None
     """Turn running out of memory into an error that says what to change.
 
     Args:
-        plan: Its patch is one way.
+        plan: Plan, whose patch is one thing to lower.
         at_once: Patches that a process works on at once.
-        where: What was going on, for the message.
+        where: Description of what was going on, for the message.
 
     Raises:
         SatunetError: The block ran out of memory.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SatunetError(_memory_advice(plan, at_once, where)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise SatunetError(_memory_advice(plan, at_once, where)) from error
 
@@ -100,7 +97,9 @@ def _memory_advice(plan: UnifiedPlan, at_once: int, where: str) -> str:
 
 
 def smaller_patch(plan: UnifiedPlan) -> tuple[int, int, int]:
-    """The patch with its longest axis (in steps of the network's stride) one step shorter, as nnU-Net's planner does."""
+    """The patch with its longest axis (in steps of the network's stride) one step shorter, as nnU-Net's planner
+    does.
+    """
     patch = list(plan.crop_size)
     divisor = plan.network.divisor
     candidates = [a for a in range(3) if patch[a] > divisor[a]]

@@ -73,7 +73,7 @@ def prompted_loss(
         valid: Queries that count; the others fill up the batch. Kept on the CPU it saves a GPU from waiting.
         scale_weights: Weights of the scales; 1, 1/2, 1/4, … if not given. They are normalised to sum 1.
         chunk: Queries whose logits exist at once.
-        count: What the sum over the queries is divided by; the number of valid ones if not given. With several
+        count: Number by which the sum over the queries is divided; the number of valid ones if not given. With several
             processes, the mean of their gradients is that of all queries if each divides by all / processes.
         ignored: Whether any voxel is ignored. Looked up if not given, for which a GPU has to be waited for.
 

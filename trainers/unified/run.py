@@ -53,12 +53,12 @@ def run_training(
     Args:
         dataset_name: The unified dataset, planned and preprocessed.
         fold: Number of the fold, or ``"all"``.
-        config: How to train. Of choices, a run that goes on takes those that were made, and keeps what it was begun
-            with for the rest; a whole configuration is taken as it is.
-        device: Where to train.
+        config: Settings of the training. Of choices, a run that goes on takes those that were made, and keeps what it
+            was begun with for the rest; a whole configuration is taken as it is.
+        device: Device to train on.
         continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
             starts, with a warning; ``"if_begun"`` says that this is expected.
-        pretrained_weights: What to start from, see :func:`satunet.trainers.unified.pretrained.read_weights`.
+        pretrained_weights: Weights to start from, see :func:`satunet.trainers.unified.pretrained.read_weights`.
         minutes: Stop at a checkpoint before so much time is over, for queues with a limit.
         validate: Segment the fold's held-out scans at the end.
         only_validate: Do nothing else; the run must be finished.

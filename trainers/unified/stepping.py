@@ -45,11 +45,11 @@ class Stepper:
     """Takes the steps of a training.
 
     Args:
-        network: Whose weights learn.
-        optimizer: Of these weights.
-        scaler: Of float16's gradients; ``None`` in other precisions.
+        network: Network whose weights learn.
+        optimizer: Optimizer of these weights.
+        scaler: Scaler of float16's gradients; ``None`` in other precisions.
         config: Learning rate, clipping, precision, seed.
-        device: Where the network is.
+        device: Device of the network.
         at_once: Crops that the network sees at once, at most.
         crop_voxels: Voxels of these crops; of smaller ones it sees more at once. Any crop counts as one if not given.
 
@@ -91,9 +91,9 @@ class Stepper:
         """One optimisation step.
 
         Args:
-            batch: From the loader.
-            step: Its number, of which learning rate and dropout are functions.
-            data_seconds: How long the step waited for its batch.
+            batch: Batch from the loader.
+            step: Number of the step, on which learning rate and dropout depend.
+            data_seconds: Time that the step waited for its batch.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
@@ -144,7 +144,7 @@ class Stepper:
         """The loss of a batch that is this process's alone, without gradients; in parts as large as a step's.
 
         Args:
-            batch: From the loader.
+            batch: Batch from the loader.
         """
         count = max(1.0, float(batch.valid.sum()))
         module = _Forward(self.network)

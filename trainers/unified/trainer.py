@@ -64,10 +64,10 @@ class SATTrainer(nnUNetTrainer):
 
     Args:
         plans: The unified plan in nnU-Net's format.
-        configuration: Its configuration.
+        configuration: Name of the configuration in the plan.
         fold: Number of the fold, or ``"all"``.
         dataset_json: The unified dataset's.
-        device: Where to train.
+        device: Device to train on.
     """
 
     was_initialized: bool
@@ -306,9 +306,9 @@ class SATTrainer(nnUNetTrainer):
         """One optimisation step; one without finite loss and gradients is skipped, counted and reported.
 
         Args:
-            batch: From the loader.
-            step: Its number.
-            data_seconds: How long the step waited for its batch.
+            batch: Batch from the loader.
+            step: Number of the step.
+            data_seconds: Time that the step waited for its batch.
         """
         assert self.stepper is not None
         self.reporter.unreadable(batch.failed)

@@ -54,9 +54,9 @@ def validate(
         setup: Scans, classes and their embeddings.
         network: Trained; it is put into evaluation mode.
         scans: Names in the store.
-        folder: Where ``summary.json`` is written.
-        device: Where the network is.
-        precision: What to compute in.
+        folder: Folder for ``summary.json``.
+        device: Device of the network.
+        precision: Precision to compute in.
 
     What the masks turned out to be worth is written beside the weights, as ``confidence.json``.
 
@@ -100,7 +100,7 @@ def summarize(cases: Sequence[dict[str, Any]], failed: dict[str, str] | None = N
     mean is over its cases, and the foreground mean over the classes.
 
     Args:
-        cases: With ``scan`` and ``metrics`` (class → counts).
+        cases: Cases with ``scan`` and ``metrics`` (class → counts).
         failed: Scan → why it has no result.
     """
     rows = [
@@ -135,7 +135,7 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
         predicted: Voxels of the prediction.
         reference: Voxels of the reference.
         both: Voxels of both.
-        voxels: Of the scan.
+        voxels: Voxels of the scan.
     """
     union = predicted + reference - both
     return {

@@ -34,7 +34,7 @@ class FolderCompetitor:
     """Predictions that somebody else made: ``<folder>/<dataset>``, or ``<folder>/<dataset>/fold_<fold>``.
 
     Attributes:
-        name: Its name.
+        name: Name of the competitor.
         place: The folder.
     """
 
@@ -72,8 +72,8 @@ class CommandCompetitor:
     """Predictions that a command makes.
 
     Attributes:
-        name: Its name.
-        command: What to run, once a task; ``{input}`` is a folder of links to the scans (``<case>_0000.nii.gz``),
+        name: Name of the competitor.
+        command: Command to run once per task; ``{input}`` is a folder of links to the scans (``<case>_0000.nii.gz``),
             ``{output}`` the folder for its predictions, ``{dataset}`` and ``{fold}`` their names, ``{classes}`` a JSON
             file with the classes.
         output: Folder of all predictions.

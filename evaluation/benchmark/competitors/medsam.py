@@ -58,8 +58,8 @@ class MedSAMCompetitor:
     Attributes:
         output: Folder of all predictions.
         source: Name on the hub, or folder, of a ``SamModel``; not needed for oracle boxes.
-        boxes: Which boxes it is given.
-        device: Where to compute.
+        boxes: Kind of boxes that it is given.
+        device: Device to compute on.
     """
 
     output: Path
@@ -195,7 +195,7 @@ def segment(
         labels: (X, Y, Z) reference ids on the scan's grid.
         classes: Class → ids.
         model: A ``SamModel``; may be ``None`` for oracle boxes.
-        boxes: Which boxes.
+        boxes: Kind of boxes.
         ct: Whether the scan is a CT, whose window is fixed.
 
     Returns:

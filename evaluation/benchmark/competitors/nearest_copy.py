@@ -40,7 +40,7 @@ class NearestCopyCompetitor:
 
     Attributes:
         output: Folder of all predictions.
-        name: Its name.
+        name: Name of the competitor.
     """
 
     output: Path
@@ -117,7 +117,7 @@ def copied(labels: Image, grid: Grid) -> NDArray[Any]:
 
     Args:
         labels: The label map to copy.
-        grid: Where to.
+        grid: Grid to copy to.
 
     Returns:
         (X, Y, Z) of ``grid``, in the type of ``labels``.

@@ -41,7 +41,7 @@ def predict_specialist(
         cases: (identifier, a file a channel).
         output: Folder of the label maps.
         fold: Fold of the specialist.
-        device: Where to compute.
+        device: Device to compute on.
         model: Result folder of another nnU-Net of this dataset.
         while_predicting: Entered when the network is loaded, left when all cases are done.
 
@@ -80,7 +80,9 @@ def predict_specialist(
 
 
 def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
-    """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of one."""
+    """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of
+    one.
+    """
     for left_over in output.glob(".tmp-*"):  # there is one writer
         shutil.rmtree(left_over, ignore_errors=True)
     ending = str(predictor.dataset_json["file_ending"])

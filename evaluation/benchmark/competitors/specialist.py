@@ -35,9 +35,9 @@ class SpecialistCompetitor:
 
     Attributes:
         output: Folder of all predictions.
-        device: Where to compute.
-        name: Its name.
-        predict_cases: What predicts cases with a dataset's network.
+        device: Device to compute on.
+        name: Name of the competitor.
+        predict_cases: Function that predicts cases with a dataset's network.
     """
 
     output: Path

@@ -43,10 +43,10 @@ class UnifiedCompetitor:
     Attributes:
         model: The model folder.
         output: Folder of all predictions.
-        device: Where to compute.
-        name: Its name.
-        load: What loads a fold's network.
-        predict_scans: What predicts scans with it.
+        device: Device to compute on.
+        name: Name of the competitor.
+        load: Function that loads the network of a fold.
+        predict_scans: Function that predicts scans with it.
     """
 
     model: Path

@@ -2,8 +2,8 @@
 
 A lesion is a connected component (26 neighbours). It is found if the other mask has a voxel in it, the rule of
 ISLES 2022 (arXiv 2206.06694): size does not matter, and one large prediction may find several lesions. Panoptic quality
-(Kirillov 2019, arXiv 1801.00868) asks for more: of a lesion and its prediction, more than half of what either covers has to
-be covered by both, and how much it is counts.
+(Kirillov 2019, arXiv 1801.00868) asks for more: of a lesion and its prediction, more than half of what either covers
+has to be covered by both, and how much it is counts.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class LesionCounts:
 
     Attributes:
         reference: Lesions of the reference.
-        found: Those that the prediction touches.
+        found: Lesions of the reference that the prediction touches.
         predicted: Lesions of the prediction.
-        false: Those that touch none of the reference.
+        false: Lesions of the prediction that touch none of the reference.
         matched: Pairs of a lesion of either whose intersection over union exceeds one half.
         overlap: Sum of their intersections over unions.
     """
@@ -69,7 +69,7 @@ def matched_overlaps(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -
 
     Args:
         a: (X, Y, Z) number of each voxel's structure, 0 outside.
-        b: The same of the other.
+        b: The same for the other label map.
     """
     both = (a > 0) & (b > 0)
     if not both.any():

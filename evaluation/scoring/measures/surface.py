@@ -96,7 +96,7 @@ def touched(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> NDArr
 
     Args:
         mask: (X, Y, Z) boolean.
-        margin: As for :func:`find_surface`.
+        margin: Margin, as for :func:`find_surface`.
 
     Returns:
         Boolean, in the shape and places of :attr:`Surface.present`.
@@ -150,7 +150,7 @@ def distances(
         a: A surface.
         b: Another, in the same box, with the same margin: at least that of :func:`margin_of`.
         spacing_mm: Distance between voxel centres along each axis.
-        radius_mm: How far to look around each element before a tree is asked.
+        radius_mm: Distance within which to look around each element before a tree is used.
         most_mm: Distances above this do not matter and may be given as ``inf``.
 
     Returns:

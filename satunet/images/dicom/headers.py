@@ -47,7 +47,7 @@ class Header:
         modality: DICOM's, such as ``CT``.
         number, description: Of the series.
         instance: SOPInstanceUID.
-        slices: Its frames; none if it holds no image.
+        slices: Frames; none if it has no image.
         secondary: Whether it is a screenshot or another picture of a picture (secondary capture).
         damage: Why its pixels cannot be there, if so.
     """

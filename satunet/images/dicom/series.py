@@ -23,16 +23,16 @@ class Series:
     """One DICOM series.
 
     Attributes:
-        uid: Its SeriesInstanceUID.
-        files: Its files, in the order of their positions.
-        modality: One of :data:`satunet.datasets.raw.MODALITIES`.
+        uid: SeriesInstanceUID.
+        files: Files in the order of their positions.
+        modality: Modality, one of :data:`satunet.datasets.raw.MODALITIES`.
         number: Series number, or ``""``.
         description: Series description, or ``""``.
         patient: Patient id, or ``""``.
-        slices: Its images, in the order of the volume's third axis; of a multi-frame file, its frames.
+        slices: Images in the order of the volume's third axis; of a multi-frame file, its frames.
         grid: The volume's (columns, rows, slices).
         fault: Why it is no volume; reading it raises that.
-        remarks: What was repaired or taken for granted.
+        remarks: Remarks about what was repaired or assumed.
     """
 
     uid: str
@@ -58,8 +58,8 @@ class Found:
     """What is below a folder.
 
     Attributes:
-        series: Those that are volumes, or should be, by folder and number.
-        passed_over: Those that are pictures of another kind (localizers, screenshots, projections) → what they are.
+        series: Series that are volumes, or should be, by folder and number.
+        passed_over: Series that are pictures of another kind (localizers, screenshots, projections) → what they are.
     """
 
     series: tuple[Series, ...] = ()

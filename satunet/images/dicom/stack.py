@@ -34,8 +34,8 @@ class Slice:
     """One image of a series.
 
     Attributes:
-        file: Its file.
-        frame: Its number in that file, from 0.
+        file: File of the slice.
+        frame: Number of the frame in that file, from 0.
         rows, columns: Its size.
         position: Centre of the first pixel, LPS mm.
         axes: Direction cosines along a row, then along a column.
@@ -48,7 +48,7 @@ class Slice:
         lookup: Whether values come from a table instead of slope and intercept.
         localizer: Whether it is a scout by its image type.
         reference: Frame of reference.
-        telling: Attributes by which images of one place may differ.
+        telling: Attributes by which images at the same position may differ.
     """
 
     file: Path
@@ -80,9 +80,9 @@ class Stack:
     """Slices in order, and the grid they are.
 
     Attributes:
-        slices: From the lowest along the normal of the planes.
+        slices: Slices, from the lowest along the normal of the planes.
         grid: (columns, rows, slices).
-        remarks: What was repaired or taken for granted.
+        remarks: Remarks about what was repaired or assumed.
     """
 
     slices: tuple[Slice, ...]
@@ -131,7 +131,9 @@ def stack(slices: Sequence[Slice]) -> Stack:
 
 
 def is_sheared(grid: Grid) -> bool:
-    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels are."""
+    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels
+    are.
+    """
     unit = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     off = np.abs(unit.T @ unit - np.eye(3)).max()
     return bool(off * max(grid.shape) > _TILTED_PIXELS)

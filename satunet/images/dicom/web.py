@@ -1,8 +1,8 @@
 """DICOMweb: series of an archive as files, and results back into it.
 
-Series come as they are stored (``transfer-syntax=*``): an archive need not know their compression, and nothing is lost. What
-has come is kept under its instance's UID, so that a second call fetches what is missing. An archive that answers with
-another series than was asked for is not believed.
+Series come as they are stored (``transfer-syntax=*``): an archive need not know their compression, and nothing is lost.
+What has come is kept under its instance's UID, so that a second call fetches what is missing. An archive that answers
+with another series than was asked for is not believed.
 
 Rejected: one request per instance from the start, which takes minutes over a slow line, and one request alone, which a
 broken line turns into nothing.
@@ -85,8 +85,8 @@ class Archive:
     """An archive that speaks DICOMweb.
 
     Args:
-        address: Where its services are: ``http://127.0.0.1:8042/dicom-web``.
-        credentials: Who asks; what the environment says, if not given.
+        address: Address of its services, such as ``http://127.0.0.1:8042/dicom-web``.
+        credentials: Credentials; those in the environment if not given.
 
     Raises:
         ArchiveError: No such address.
@@ -141,8 +141,8 @@ class Archive:
         """Bring a series into a folder of its own; what lies there is not fetched again.
 
         Returns:
-            The series as :func:`~satunet.images.dicom.search` finds it; none if it never was a volume. What goes wrong is
-            the series' fault, and reading it raises that: the other series of a study go on.
+            The series as :func:`~satunet.images.dicom.search` finds it; none if it never was a volume. What goes wrong
+            is the series' fault, and reading it raises that: the other series of a study go on.
         """
         folder.mkdir(parents=True, exist_ok=True)
         fault = self._fill(stored, folder)
@@ -202,7 +202,9 @@ class Archive:
         return f"{missing} of its {len(wanted)} images did not come from the archive" if missing else ""
 
     def _fetch_all(self, stored: StoredSeries, folder: Path) -> None:
-        """All instances in one answer; where that breaks off, what came is kept, and the rest is asked for one by one."""
+        """All instances in one answer; where that breaks off, what came is kept, and the rest is asked for one by
+        one.
+        """
         try:
             _keep(self._client.iter_series(stored.study, stored.uid, media_types=_AS_STORED), stored, folder)
         except self._broken as error:

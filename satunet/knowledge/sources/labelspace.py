@@ -99,7 +99,7 @@ def import_classes(
         regions: Class → body regions.
         names: Class → what datasets call it.
         scans: Class → scans that show it.
-        version: Of the source, in words.
+        version: Version of the source, in words.
     """
     imported = Imported(sources=[Source(name=SOURCE, version=version, licence="Apache-2.0")])
     datasets: dict[str, list[str]] = {}

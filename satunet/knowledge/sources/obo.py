@@ -26,7 +26,7 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
 
     Args:
         path: The file; may be packed with gzip.
-        licence: Of its terms.
+        licence: Licence of its terms.
         relations: Kinds of relations to keep besides ``is_a``; all if not given.
 
     Raises:

@@ -1,9 +1,9 @@
 """Terms from a plain table: CSV, TSV, JSON or JSON lines.
 
 CSV and TSV have a header; columns are ``id`` (the name if it is missing), ``name``, ``synonyms`` (separated by ``|``),
-``definition``, and one column a kind of relation (``is_a``, ``part_of``, …) with ids or names separated by ``|``. A file
-with the columns ``head``, ``relation`` and ``tail`` is a table of triples. JSON is a list of objects of the same keys,
-with lists instead of separators.
+``definition``, and one column a kind of relation (``is_a``, ``part_of``, …) with ids or names separated by ``|``. A
+file with the columns ``head``, ``relation`` and ``tail`` is a table of triples. JSON is a list of objects of the same
+keys, with lists instead of separators.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def import_table(path: Path, *, name: str | None = None, licence: str = "as its 
 
     Args:
         path: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
-        name: Of the source; the file's name if not given.
-        licence: Of the terms.
+        name: Name of the source; the file's name if not given.
+        licence: Licence of the terms.
 
     Raises:
         KnowledgeError: Another kind of file, wrongly encoded, or a row that is no term and no triple, with its line.

@@ -48,8 +48,8 @@ def import_umls(
     """Read RRF files.
 
     Args:
-        folder: With MRCONSO.RRF, and MRREL.RRF, MRDEF.RRF, MRSTY.RRF as far as wanted.
-        languages: Of names, as in column LAT.
+        folder: Folder with MRCONSO.RRF, and MRREL.RRF, MRDEF.RRF, MRSTY.RRF as far as wanted.
+        languages: Languages of names, as in column LAT.
         types: Semantic types (TUI) to keep, where MRSTY.RRF is there; ``None`` keeps all.
 
     Raises:

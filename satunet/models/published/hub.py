@@ -1,9 +1,9 @@
 """A repository on the hub: listed at one commit, and its files fetched and checked.
 
 Everything is asked for at the commit that the listing names, so that files of two versions are never mixed. A part that
-was fetched is kept beside the file under a name with the hash of the whole, and a later call, or a later process, goes on
-from there. A file counts when its size and its hash (SHA-256 of large files, git's own of small ones) are those of the
-listing.
+was fetched is kept beside the file under a name with the hash of the whole, and a later call, or a later process, goes
+on from there. A file counts when its size and its hash (SHA-256 of large files, git's own of small ones) are those of
+the listing.
 
 Rejected: ``hf_hub_download``. It throws away what a process that ended had fetched, which of a model are gigabytes, and
 checks no hash.
@@ -38,9 +38,9 @@ class HubFile:
     """A file of a repository.
 
     Attributes:
-        path: In the repository.
-        size: Bytes.
-        sha256: Of a file that Git LFS keeps; ``None`` of others.
+        path: Path in the repository.
+        size: Size in bytes.
+        sha256: SHA-256 of a file that Git LFS keeps; ``None`` for others.
         git_hash: SHA-1 that git names a small file's content by; of a large one, of its pointer.
     """
 
@@ -72,7 +72,7 @@ class Listing:
     Attributes:
         repository: ``owner/name``.
         commit: 40 hexadecimal digits.
-        licence: As the repository's card states it; ``None`` if it states none.
+        licence: Licence, as the repository's card states it; ``None`` if it states none.
         files: All files.
     """
 
@@ -141,11 +141,12 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
 
     Args:
         listing: The repository.
-        files: Of the listing.
-        folder: Where to; made if need be.
+        files: Files of the listing.
+        folder: Folder to write to; it is made if necessary.
 
     Raises:
-        HubUnreachableError: The connection broke and did not come back; what was fetched is kept, and the next call goes on.
+        HubUnreachableError: The connection broke and did not come back; what was fetched is kept, and the next call
+            goes on.
         ModelError: A file is not what the listing says, also when it was fetched again from its beginning.
     """
     for file in files:

@@ -23,12 +23,12 @@ class Published:
     """A model on the hub.
 
     Attributes:
-        name: As it was asked for, without the revision.
+        name: Name as it was asked for, without the revision.
         repository: ``owner/name`` on the hub.
         folder: Folder in the repository; empty for its top.
         revision: Branch, tag or commit; ``None`` for what is newest when it is fetched first.
-        citation: What to cite; empty where only the repository's page says it.
-        about: What it is, for lists.
+        citation: Publication to cite; empty if only the repository's page says it.
+        about: Description for lists.
     """
 
     name: str

@@ -111,8 +111,8 @@ def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], plane
     Args:
         x: (X, Y, Z, C) float32, contiguous.
         kernels: Six transformed, of two axes (:func:`transformed`).
-        padding: Of the last two axes; the first has 1.
-        planes: Which; the first is a multiple of 4.
+        padding: Padding of the last two axes; the first has 1.
+        planes: Range of planes; the first is a multiple of 4.
         out: (X, Y, Z, O), where they are written.
     """
     extent, y, z, inputs = x.shape
@@ -141,10 +141,10 @@ def direct(
 
     Args:
         x: (1, C, X, Y, Z), channels last.
-        kernel: Of three axes.
-        stride: Of each axis.
-        padding: Of each axis, with zeros.
-        planes: Which.
+        kernel: Kernel size along three axes.
+        stride: Stride along each axis.
+        padding: Padding along each axis, with zeros.
+        planes: Range of planes.
         out: (X', Y', Z', O), where they are written.
     """
     low = planes[0] * stride[0] - padding[0]

@@ -50,8 +50,8 @@ class Setup:
 
     Attributes:
         dtype: float32 or bfloat16.
-        norm: How pieces are normalised.
-        arena: Where maps are.
+        norm: Function that normalises pieces.
+        arena: Memory for maps.
     """
 
     dtype: torch.dtype
@@ -67,7 +67,7 @@ class FusedBlock(nn.Module):
 
     Args:
         block: The block; its weights are shared, not copied, until a layout of their own is needed.
-        setup: What it computes with.
+        setup: Setup that it computes with.
         shared_input: Whether all input channels are the same channel, of which one is given, in float32.
     """
 
@@ -273,9 +273,9 @@ class FusedUNet(nn.Module):
     """A :class:`~satunet.network.backbone.UNet` for inference on a CPU, made from a trained one.
 
     Args:
-        backbone: With its weights; it is left as it is.
+        backbone: Backbone with its weights; it is not changed.
         dtype: float32 or bfloat16.
-        norm: How pieces are normalised; with torch's operators if not given.
+        norm: Function that normalises pieces; torch's operators if not given.
     """
 
     def __init__(self, backbone: UNet, dtype: torch.dtype, norm: Norm | None = None) -> None:

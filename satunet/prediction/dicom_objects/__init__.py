@@ -1,5 +1,5 @@
-"""Masks as DICOM objects beside the series they were found in: Segmentation, RT Structure Set, and their measures as a
-Structured Report (extra ``dicom``).
+"""Masks as DICOM objects that refer to their series: Segmentation, RT Structure Set, and a Structured Report with
+measures (extra ``dicom``).
 """
 
 from satunet.prediction.dicom_objects.outlines import outlines

@@ -1,16 +1,17 @@
 """What a segment is, in codes: category, type, side and region, for structures and lesions.
 
-``codes.tsv`` has the classes of SAT-DS without their side. Every code in it stands in a context group of the DICOM
-standard, as pydicom has them. What is known without a side gets it as a modifier. For other names, in this order:
+``codes.tsv`` has the classes of SAT-DS without their side. Every code in it is from a context group of the DICOM
+standard, as listed by pydicom. A side is added as a modifier. Other names are tried in this order:
 
-1. a name that the standard's context groups give to a structure or tissue ("patella", "left femur");
-2. a lesion of such a name or of a class: type and category by its word, region by the rest ("adrenal mass");
-3. a device, by its word ("portal vein stent");
-4. what the knowledge tree says it is or belongs to;
-5. a part named by its whole ("left kidney upper pole"), then just "anatomical structure".
+1. as a structure or tissue of the standard's context groups ("patella", "left femur");
+2. as a lesion of such a structure or of a class ("adrenal mass"): its word gives type and category, the rest the
+   region;
+3. as a device, by its word ("portal vein stent");
+4. by what the knowledge tree says it is or belongs to;
+5. as a part of a whole in its name ("left kidney upper pole"), otherwise only as an "anatomical structure".
 
-A type is always true of the segment: a part never has the type of its whole, but "anatomical structure" as type and the
-whole as region. No code is made up.
+A type is always true of the segment: a part never has the type of its whole; its type is "anatomical structure" and its
+region is the whole. No code is made up.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Coding:
     """A code of a coding scheme.
 
     Attributes:
-        value: The code.
-        meaning: What it stands for.
-        scheme: Designator of the scheme: ``SCT`` is SNOMED CT.
+        value: Code.
+        meaning: Meaning of the code.
+        scheme: Designator of the scheme; ``SCT`` is SNOMED CT.
     """
 
     value: str
@@ -80,7 +81,7 @@ _LESION_WORDS = {
     "infarct": Coding("52988006", "Lesion"),
     "hematoma": Coding("50960005", "Hemorrhage"),
 }
-"""Word of a lesion → its type, of CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
+"""Word for a lesion → its type from CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
 _DEVICE_WORDS = {
     "stent",
     "catheter",
@@ -95,18 +96,18 @@ _DEVICE_WORDS = {
 }
 _CONTEXT_GROUPS = {7192: STRUCTURE, 7191: TISSUE}
 _TOO_GENERAL = {"structure", "organ", "tissue", "segment", "region", "part", "normal", "background", "wall"}
-"""Too general to say where a part is."""
+"""Regions that are too general to say where a part is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentCodes:
-    """What a segment is.
+    """Codes of a segment.
 
     Attributes:
         category: Anatomical structure, tissue, morphologically abnormal structure or physical object.
-        type: What it is, or the most special kind of it that has a code.
-        side: Of the structure, or of a lesion's region; ``None`` where the code says it, or there is none.
-        region: Where it lies: of lesions, and of structures whose type is more general than their name.
+        type: Code of the structure, or of the most specific kind of it that has a code.
+        side: Side of the structure, or of a lesion's region; ``None`` if the code includes it or there is none.
+        region: Region of lesions, and of structures whose type is more general than their name.
     """
 
     category: Coding
@@ -124,8 +125,8 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
     """Codes of a class or prompt.
 
     Args:
-        name: In any spelling; sides are understood.
-        tree: Asked for names that neither our table nor the standard knows.
+        name: Name in any spelling; sides are understood.
+        tree: Knowledge tree for names that neither our table nor the standard knows.
     """
     normal = normalize_name(name)
     whole = name_key(normal.canonical)
@@ -141,7 +142,8 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
         or SegmentCodes(category=STRUCTURE, type=STRUCTURE)
     )
     named = found.region if found.is_lesion else found.type
-    # "left atrium" says its side, and so does a class of the table whose code is no more general than its name.
+    # The code of "left atrium" includes its side; so does that of a class in the table, unless it is more general than
+    # its name.
     says_side = named is not None and re.search(r"\b(left|right)\b", named.meaning.lower())
     if side is None or says_side or (exact is not None and found.type not in (STRUCTURE, TISSUE)):
         return found
@@ -149,7 +151,7 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
 
 
 def _known(base: str) -> SegmentCodes | None:
-    """Of our table, or of the standard's context groups."""
+    """Codes from our table, or from the standard's context groups."""
     return _table().get(base) or _standard().get(base)
 
 
@@ -176,7 +178,9 @@ def _part(base: str) -> SegmentCodes | None:
 
 
 def _wholes(text: str) -> Iterator[Coding]:
-    """Regions named by runs of words, longest first, and of these the last: in English it carries the meaning."""
+    """Regions named by runs of words: the longest first, and among these the last, which carries the meaning in
+    English.
+    """
     words = [w for w in text.split() if w not in ("of", "the", "in", "left", "right")]
     for length in range(len(words), 0, -1):
         for start in range(len(words) - length, -1, -1):
@@ -189,7 +193,7 @@ def _wholes(text: str) -> Iterator[Coding]:
 
 
 def _by_tree(base: str, tree: KnowledgeTree) -> SegmentCodes | None:
-    """By the nearest term above that has codes: of its kind as type, of its whole as region."""
+    """Codes of the nearest term above: if the name is a kind of it, as type; if the name is a part of it, as region."""
     terms = tree.find(base)
     for same in (i for term in terms for i in tree.same(term.id)):
         found = next((f for n in tree.terms[same].names if (f := _known(name_key(n)))), None)
@@ -230,7 +234,7 @@ def _table() -> dict[str, SegmentCodes]:
 
 @lru_cache(maxsize=1)
 def _standard() -> dict[str, SegmentCodes]:
-    """Names that the standard's context groups of structures and tissues give; empty without pydicom."""
+    """Names in the standard's context groups of structures and tissues, with their codes; empty without pydicom."""
     try:
         from pydicom.sr.codedict import codes
     except ImportError:

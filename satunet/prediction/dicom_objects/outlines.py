@@ -1,7 +1,7 @@
 """Outlines of masks, along the borders of pixels.
 
-Contours come from scikit-image at the border of voxels, so that the voxels whose centres lie inside a contour are those of
-the mask. Rejected: rt-utils, whose contours run through the centres of the outermost voxels, half a voxel inside the mask.
+Contours from scikit-image run along the borders of voxels, so that exactly the mask's voxels have their centres inside.
+Rejected: rt-utils, whose contours run through the centres of the outermost voxels, half a voxel inside the mask.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def outlines(plane: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """
     from skimage.measure import approximate_polygon, find_contours, points_in_poly
 
-    # Inside a pixel of the padded plane, connectivity as of pixels that share an edge: outlines never cross.
+    # Pixels are connected if they share an edge: outlines never cross.
     found = [approximate_polygon(c, 1e-6)[:-1] - 1 for c in find_contours(np.pad(plane, 1).astype(np.float32), 0.5)]
     outer = [points for points in found if _area(points) > 0]
     for hole in (points for points in found if _area(points) < 0):
@@ -34,7 +34,9 @@ def outlines(plane: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _channel(outer: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[int, int]:
-    """The nearest points of two outlines with no centre of a pixel on the line between them: it would be on the border."""
+    """The nearest points of two outlines such that no pixel's centre, which would then be on a border, is between
+    them.
+    """
     distance = ((outer[:, None] - hole[None]) ** 2).sum(2)
     order = distance.argsort(axis=None, kind="stable")
     for nearest in order:
@@ -48,6 +50,6 @@ def _channel(outer: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[int
 
 
 def _area(points: NDArray[np.float64]) -> float:
-    """Signed area, positive where the inside is on the side of an outer outline."""
+    """Signed area: positive for outer outlines, negative for holes."""
     i, j = points.T
     return float((np.roll(i, -1) * j - i * np.roll(j, -1)).sum() / 2)

@@ -1,8 +1,8 @@
-"""Measures of masks as a DICOM Structured Report: template TID 1500, a group for each segment; highdicom writes it.
+"""Measures of masks as a DICOM Structured Report (template TID 1500), one group per segment; written by highdicom.
 
-Every code is of the standard's context groups. The name and codes of what was measured are taken from the segments
-themselves, so that the two objects cannot say different things. What has no code (shares of tissues by HU) is left to
-the table of measures.
+Every code is from the standard's context groups. Names and codes of measured structures are taken from the segments
+themselves, so that the two objects cannot disagree. Measures without a code (shares of tissues by HU) are only in the
+table of measures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PROCEDURES = {
     "PT": "PETUnspecifiedBodyRegion",
     "NM": "NMUnspecifiedBodyRegion",
 }
-"""Modality → keyword of the procedure in CID 100; others are an imaging procedure."""
+"""Modality → keyword of the procedure in CID 100; the others are just an imaging procedure."""
 _UPTAKE_UNITS = {
     "BW": "StandardizedUptakeValueBodyWeight",
     "LBM": "StandardizedUptakeValueLeanBodyMassJames",
@@ -40,10 +40,10 @@ _UPTAKE_UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """What a report says of a mask.
+    """Contents of a report about a mask.
 
     Attributes:
-        measures: Of the mask.
+        measures: Measures of the mask.
         certainty: Probability that the structure is there; ``None`` if nothing is known.
     """
 
@@ -64,10 +64,10 @@ def write_report(path: Path, series: Series, segmentations: Sequence[Path], repo
     """Write measures of the segments of Segmentations.
 
     Args:
-        path: The ``.dcm`` file; appears whole.
-        series: What was segmented.
-        segmentations: Files as :func:`.segmentation.write_segmentations` gave them; at least one.
-        reported: One for each segment, in the order of the segments.
+        path: The ``.dcm`` file to write.
+        series: Series that was segmented.
+        segmentations: Files from :func:`.segmentation.write_segmentations`, at least one.
+        reported: One entry per segment, in the order of the segments.
 
     Raises:
         UnreadableImageError: The series cannot carry results; see :func:`.source.read_source`.
@@ -131,7 +131,7 @@ def _context() -> Any:
 
 
 def _group(segment: _Segment, image: Any) -> Any:
-    """Template TID 1411: what was measured, where its voxels are, and the measures."""
+    """Template TID 1411: the structure, where its voxels are, and its measures."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -164,7 +164,7 @@ def _code(sequence: Any) -> Any:
 
 
 def _sites(segment: Any) -> Any:
-    """Where it is: its region, or a structure's own place; with its side."""
+    """Site of a segment with its side: the region, or the structure itself."""
     from highdicom.sr import FindingSite
 
     kind = segment.SegmentedPropertyTypeCodeSequence[0]
@@ -208,7 +208,7 @@ def _measurements(reported: Reported, image: Any) -> Iterator[Any]:
 
 
 def _intensity(image: Any) -> tuple[Any, Any] | None:
-    """Code and unit of an image's values; ``None`` where they have none."""
+    """Code and unit of an image's values; ``None`` if they have no unit."""
     from pydicom.sr.codedict import codes
 
     modality = str(image.get("Modality"))

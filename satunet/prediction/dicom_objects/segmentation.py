@@ -1,8 +1,7 @@
-"""Masks as DICOM Segmentations: highdicom's objects, with codes and colours.
+"""Masks as DICOM Segmentations with codes and colours, written by highdicom.
 
-Where no two masks overlap, one label map (``LABELMAP``) holds them all; it is a fraction of the size of as many
-binary frames. Where they do, or where older readers have to understand the file, each segment has frames of its own
-(``BINARY``).
+If no two masks overlap, one label map (``LABELMAP``) holds all of them, at a fraction of the size of binary frames. If
+masks overlap, or if older readers have to understand the file, each segment has its own frames (``BINARY``).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Kind: TypeAlias = Literal["auto", "binary"]
 NamedMasks = Sequence[tuple[str, BoxedMask]]
 
 _FRAMES_BYTES = 1 << 30
-"""Bytes of unpacked binary frames that one object is made of: highdicom wants them all at once."""
+"""Largest number of bytes of unpacked binary frames in one object: highdicom needs all of them at once."""
 _NAME_BYTES = 64
 
 
@@ -49,12 +48,12 @@ def write_segmentations(
     label map holds all of them.
 
     Args:
-        path: The ``.dcm`` file; appears whole.
-        series: What was segmented.
-        masks: (name, mask on the series' grid); those without a voxel are left out, as the standard has no segments
-            without frames.
-        classes: Class that each mask is of, where it differs from the name: codes and colours go by it.
-        texts: What each segment's description says; empty for nothing.
+        path: The ``.dcm`` file to write.
+        series: Series that was segmented.
+        masks: (name, mask on the series' grid); masks without a voxel are left out, because the standard has no
+            segments without frames.
+        classes: Class of each mask, which decides on codes and colours, where it differs from the name.
+        texts: Description of each segment; may be empty.
         kind: ``auto`` makes a label map where no two masks overlap; ``binary`` never does.
         tree: Knowledge tree, for the codes of names that no table has.
 
@@ -100,9 +99,9 @@ def write_segmentations(
 
 
 def dicom_name(name: str) -> str:
-    """A name as DICOM keeps one: no backslash (it separates values), no control characters, at most 64 bytes.
+    """A name as DICOM allows it: no backslash (it separates values), no control characters, at most 64 bytes.
 
-    The standard allows 64 letters; readers that count the bytes of UTF-8 are served too.
+    The standard allows 64 characters, but some readers count the bytes of UTF-8.
     """
     clean = "".join(" " if ord(c) < 32 or ord(c) == 127 else "/" if c == "\\" else c for c in name)
     short = " ".join(clean.split()).encode()[:_NAME_BYTES].decode("utf-8", "ignore")
@@ -110,7 +109,7 @@ def dicom_name(name: str) -> str:
 
 
 def _label_map(masks: Sequence[BoxedMask]) -> NDArray[np.uint16] | None:
-    """(Z, Y, X) numbers from 1 in the masks' order; ``None`` if two of them share a voxel."""
+    """(Z, Y, X) label map with numbers from 1 in the order of the masks; ``None`` if two masks share a voxel."""
     x, y, z = masks[0].shape
     labels = np.zeros((z, y, x), dtype=np.uint16)
     for number, mask in enumerate(masks, start=1):
@@ -123,7 +122,7 @@ def _label_map(masks: Sequence[BoxedMask]) -> NDArray[np.uint16] | None:
 
 
 def _frames(masks: Sequence[BoxedMask]) -> NDArray[np.uint8]:
-    """(Z, Y, X, N)."""
+    """(Z, Y, X, N) binary frames."""
     x, y, z = masks[0].shape
     frames = np.zeros((z, y, x, len(masks)), dtype=np.uint8)
     for number, mask in enumerate(masks):
@@ -199,7 +198,7 @@ def _write(
 
 
 def _in_order_of_frames(pixels: NDArray[Any], source: SourceImages) -> NDArray[Any]:
-    """Slices in the order in which a multi-frame image stores them; files are in the volume's order."""
+    """Slices in the order in which a multi-frame image stores them; those of single files are in the volume's order."""
     if source.planes[0].frame is None:
         return pixels
     stored = np.zeros((int(source.images[0].NumberOfFrames), *pixels.shape[1:]), dtype=pixels.dtype)
@@ -210,6 +209,6 @@ def _in_order_of_frames(pixels: NDArray[Any], source: SourceImages) -> NDArray[A
 
 
 def series_number(series: Series) -> int:
-    """The series' number; 0 if it has none, or one of more digits than a number of DICOM may have."""
+    """Number of the series; 0 if it has none, or one with more digits than DICOM allows."""
     text = series.number.strip()
     return int(text) if text.isdigit() and len(text) < 9 else 0

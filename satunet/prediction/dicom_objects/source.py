@@ -1,7 +1,7 @@
-"""The images that DICOM results refer to: read, repaired where that is safe, refused in a sentence where not.
+"""The images that DICOM results refer to: read, repaired where that is safe, and otherwise refused with the reason.
 
-Segmentations and structure sets name each image by class and instance and place masks in its frame of reference. A
-series that lacks these cannot carry them, and that is known before anything is predicted.
+Segmentations and structure sets refer to each image by class and instance UID and place masks in its frame of
+reference. A series without these cannot carry results, which is checked before anything is predicted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _EMPTY_ALLOWED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""What every DICOM object of a study has to say, if only that it is unknown."""
+"""Attributes that every DICOM object of a study must have, even if their values are unknown."""
 _DATES, _TIMES = ("PatientBirthDate", "StudyDate"), ("StudyTime",)
 _NAMED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
-"""Attribute of an image → where the file's own header says it again."""
+"""Attribute of an image → the attribute of the file's meta header that repeats it."""
 _INSTEAD = "leave out --dicom_seg, --rtstruct and --dicom_sr to get its masks as NIfTI"
 
 
@@ -33,10 +33,10 @@ class Plane:
     """One slice of the volume.
 
     Attributes:
-        image: The dataset it is in, without pixels.
-        frame: Its number from 1, in a multi-frame image; ``None`` in an image of its own.
-        origin: (3,) centre of its first pixel, in the patient's LPS millimetres.
-        steps: (2, 3) from a column to the next, and from a row to the next, in millimetres.
+        image: Dataset that has the slice, without pixels.
+        frame: Number of the frame from 1 in a multi-frame image; ``None`` if the slice is an image of its own.
+        origin: (3,) centre of the first pixel, in the patient's LPS millimetres.
+        steps: (2, 3) steps from one column to the next, and from one row to the next, in millimetres.
     """
 
     image: Any
@@ -47,11 +47,11 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceImages:
-    """What results of a series refer to.
+    """Images that the results of a series refer to.
 
     Attributes:
         images: Datasets without pixels, in the order of the series' files; text in UTF-8.
-        planes: One for each slice of the volume that :func:`~satunet.images.dicom.read_series` gives.
+        planes: One plane per slice of the volume that :func:`~satunet.images.dicom.read_series` gives.
     """
 
     images: tuple[Any, ...]
@@ -61,8 +61,8 @@ class SourceImages:
 def read_source(series: Series) -> SourceImages:
     """Read the headers of a series' images.
 
-    Repaired are: a blank class or instance that the file's own header names, missing or malformed texts and dates
-    about patient and study (left empty), and every character set (UTF-8).
+    These are repaired: a blank class or instance UID (taken from the file's meta header), missing or malformed texts
+    and dates about patient and study (left empty), and character sets (converted to UTF-8).
 
     Raises:
         UnreadableImageError: The series cannot carry DICOM results; the message says why, and what to do.
@@ -73,7 +73,7 @@ def read_source(series: Series) -> SourceImages:
     except ImportError as error:
         raise EnvironmentProblemError("DICOM results need pydicom: pip install 'satunet[dicom]'") from error
     if not series.slices:
-        reason = series.fault or "its images do not say where they lie"
+        reason = series.fault or "its images do not give their positions"
         raise UnreadableImageError(series.folder, f"series {series.uid}: {reason}")
     images = []
     for file in series.files:
@@ -108,7 +108,7 @@ def _repair(image: Any) -> None:
 
 
 def _is_sound(image: Any, name: str) -> bool:
-    """Whether an attribute is there, and can be written again as it is."""
+    """Whether an attribute exists and can be written again unchanged."""
     from pydicom.valuerep import DA, TM
 
     if name not in image:
@@ -121,7 +121,7 @@ def _is_sound(image: Any, name: str) -> bool:
             TM(value)
     except (ValueError, TypeError):
         return False
-    # An identifier that is too long still says who it is; everything else is left empty rather than cut.
+    # An identifier that is too long still identifies the patient; everything else is left empty rather than cut.
     limit = {"SH": 16, "LO": 64, "CS": 16}.get(image[name].VR) if name != "PatientID" else None
     one = value is None or isinstance(value, str) or name in ("PatientName", "ReferringPhysicianName")
     return (one or name in _DATES + _TIMES) and (limit is None or len(str(value or "")) <= limit)
@@ -137,12 +137,15 @@ def _check(images: Sequence[Any], series: Series) -> None:
     for name in ("StudyInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
         values = {str(i.get(name)) for i in images}
         if len(values) > 1:
-            raise _refused(series, f"its images have {len(values)} values of {name}; allowed is one")
+            raise _refused(series, f"its images have {len(values)} values of {name}, but only one is allowed")
     if len({i.SOPInstanceUID for i in images}) < len(images):
         raise _refused(series, "several of its images have the same SOPInstanceUID")
     frames = [int(i.get("NumberOfFrames") or 1) for i in images]
     if len(images) > 1 and max(frames) > 1:
-        raise _refused(series, "it is made of several multi-frame images; allowed are one, or single-frame images")
+        raise _refused(
+            series,
+            "it consists of several multi-frame images; allowed are one multi-frame image or several single-frame images",
+        )
 
 
 def _plane(one: Slice, image: Any) -> Plane:

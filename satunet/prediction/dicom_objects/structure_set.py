@@ -1,4 +1,4 @@
-"""Masks as contours of one DICOM RT Structure Set; pydicom writes it."""
+"""Masks as contours of one DICOM RT Structure Set, written by pydicom."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def write_structure_set(
     a channel without width, as the standard asks for closed planar contours.
 
     Args:
-        path: The ``.dcm`` file; appears whole.
-        series: What was segmented.
-        masks: (name, mask on the series' grid); those without a voxel are regions without contours.
-        classes: Class that each mask is of, where it differs from the name: codes and colours go by it.
-        texts: What each region's description says; empty for nothing.
+        path: The ``.dcm`` file to write.
+        series: Series that was segmented.
+        masks: (name, mask on the series' grid); masks without a voxel become regions without contours.
+        classes: Class of each mask, which decides on codes and colours, where it differs from the name.
+        texts: Description of each region; may be empty.
         tree: Knowledge tree, for the codes of names that no table has.
 
     Raises:
@@ -89,7 +89,9 @@ def write_structure_set(
 
 
 def _observation(number: int, codes: SegmentCodes) -> Any:
-    """What a region is. Whether a lesion is a target of treatment is not for us to say: its type stays empty."""
+    """Observation of a region. Whether a lesion is a target of treatment is not ours to decide, so its type stays
+    empty.
+    """
     return _item(
         ObservationNumber=number,
         ReferencedROINumber=number,
@@ -129,7 +131,7 @@ def _contours(mask: BoxedMask, planes: Sequence[Plane]) -> list[Any]:
 
 
 def _header(image: Any, series: Series) -> Any:
-    """What says whose structures these are, and who made them."""
+    """Header that says whose structures these are, and what made them."""
     from pydicom.uid import generate_uid
 
     from satunet import __version__

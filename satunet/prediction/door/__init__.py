@@ -1,1 +1,1 @@
-"""What was asked for becomes jobs, before work begins: scans, prompts, modality, and whether it can be done."""
+"""A call becomes jobs before work begins: scans, prompts, modality, and checks whether it can be done."""

@@ -1,6 +1,6 @@
-"""What a user named: scans of files, folders and DICOM series, and the prompts of each.
+"""Inputs of a call: scans from files, folders and DICOM series, and the prompts for each.
 
-:mod:`satunet.prediction.door.jobs` decides what becomes of it.
+Then :mod:`satunet.prediction.door.jobs` decides what is done with each.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from satunet.images.image import IMAGE_ENDINGS, Image, image_ending, list_images
 from satunet.jobs.file_names import name_key, safe_name, unique_names
 from satunet.jobs.files import parse_json
 
-if TYPE_CHECKING:  # pydicom and SimpleITK are needed for DICOM series alone
+if TYPE_CHECKING:  # pydicom and SimpleITK are needed only for DICOM series
     from satunet.images.dicom import Series
 
 OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
               *(f"prediction_summary_{rank}" for rank in range(64)))  # fmt: skip
-"""Names that no scan's results may have: other files of the output folder."""
+"""Names that the results of a scan may not have, because other files in the output folder have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """One scan, as it was named.
+    """One scan of a call.
 
     Attributes:
-        path: Its file, or the folder of its DICOM series.
-        name: Name of its results.
-        prompts: Its own prompts, where every scan has others.
-        modality: Its modality, where a DICOM header or a list says so.
-        series: The DICOM series, if it is one.
+        path: File of the scan, or folder of its DICOM series.
+        name: Name of the results.
+        prompts: Prompts for this scan only, if scans have different ones.
+        modality: Modality, if a DICOM header or a list gives it.
+        series: DICOM series, if it is one.
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Scan:
 
     @property
     def ending(self) -> str:
-        """Ending of the results' files: the scan's own, NIfTI for DICOM."""
+        """Ending of the results' files: that of the scan, and NIfTI for DICOM."""
         return ".nii.gz" if self.series is not None else image_ending(self.path) or ".nii.gz"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files it is read from, voxels behind a header included; of a file that is no image, that file."""
+        """The files that it is read from, including separate files with voxels; just ``path`` if it is not an image."""
         if self.series is not None:
             return self.series.files
         try:
@@ -61,7 +61,7 @@ class Scan:
             return (self.path,)
 
     def read(self) -> Image:
-        """The scan; raises as :func:`~satunet.images.image.read_image`."""
+        """Read the scan; raises the errors of :func:`~satunet.images.image.read_image`."""
         if self.series is None:
             return read_image(self.path)
         from satunet.images.dicom import read_series
@@ -70,18 +70,18 @@ class Scan:
 
 
 def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
-    """Scans of files and folders; a folder without images is searched for DICOM series, also in the folders in it.
+    """Scans in files and folders; a folder without images is searched for DICOM series, including its sub-folders.
 
-    nnU-Net's channel suffix ``_0000`` is left out of a result's name where that keeps the names apart. Files of one
-    name are told apart by the folders above them; a file that is named twice is one scan.
+    nnU-Net's channel suffix ``_0000`` is left out of a result's name if names stay different without it. Files with the
+    same name get the names of their folders, too; a file that is given twice is one scan.
 
     Raises:
-        UserError: A folder without images and series, or one that cannot be listed.
+        UserError: A folder has no images and no series, or cannot be listed.
     """
     jobs: list[Scan] = []
     for given in inputs:
         if not given.is_dir():
-            jobs.append(_of_file(given))  # a file that is missing or no image is that scan's failure, not the job's
+            jobs.append(_of_file(given))  # a file that is missing or not an image fails as a scan, not the whole job
             continue
         try:
             images = [_of_file(path) for path in list_images(given)]
@@ -90,7 +90,7 @@ def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
         found = images or _series_in(given)
         if not found:
             raise UserError(
-                f"{given}: no images in this folder; allowed endings are {', '.join(IMAGE_ENDINGS)}, or DICOM series"
+                f"{given}: there are no images in this folder; allowed endings are {', '.join(IMAGE_ENDINGS)}, or DICOM series"
             )
         jobs += found
     if not jobs:
@@ -99,13 +99,13 @@ def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
 
 
 def read_pairs(file: Path) -> list[Scan]:
-    """Scans with prompts of their own, of a JSON list or of JSON lines: ``{"image": …, "prompts": [...]}``.
+    """Scans with their own prompts, from a JSON list or JSON lines: ``{"image": …, "prompts": [...]}``.
 
     ``modality`` may be given too. Paths are relative to the file. The keys of SAT's jsonl files (``label``) are
     understood.
 
     Raises:
-        UserError: Not such a file; the message names the line or entry.
+        UserError: The file is not such a list; the message names the line or entry.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -115,9 +115,7 @@ def read_pairs(file: Path) -> list[Scan]:
     for where, entry in _entries(text, file):
         prompts = entry.get("prompts", entry.get("label")) if isinstance(entry, dict) else None
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise UserError(
-                f"{file}, {where}: expected is an object with 'image' and a list of 'prompts', got {entry!r}"
-            )
+            raise UserError(f"{file}, {where}: must be an object with 'image' and a list of 'prompts', got {entry!r}")
         if not isinstance(entry.get("image"), str):
             raise UserError(f"{file}, {where}: 'image' must be a path, got {entry.get('image')!r}")
         path = file.parent / entry["image"]
@@ -129,27 +127,27 @@ def read_pairs(file: Path) -> list[Scan]:
         own = tuple(dict.fromkeys(prompts))
         jobs += [replace(scan, prompts=own, modality=modality or scan.modality) for scan in scans]
     if not jobs:
-        raise UserError(f"{file}: no images in it")
+        raise UserError(f"{file}: there are no images in it")
     return _named(jobs)
 
 
 def as_prompts(prompts: str | Iterable[str]) -> tuple[str, ...]:
-    """Prompts: one text is one prompt, not its letters, and a generator is read once.
+    """Prompts as a tuple: a single text is one prompt, and a generator is read once.
 
     Raises:
-        PromptError: None at all, or one that is no text or an empty one.
+        PromptError: There is none, or one is not a text or is empty.
     """
     every = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not every or not all(isinstance(p, str) and p.strip() for p in every):
-        raise PromptError(f"prompts must be texts that are not empty, at least one, got {list(every)}")
+        raise PromptError(f"prompts must be at least one text, and none may be empty; got {list(every)}")
     return every
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """Prompts of a text file: one a line, empty lines and those that start with ``#`` are left out.
+    """Prompts from a text file, one per line; empty lines and lines that start with ``#`` are left out.
 
     Raises:
-        PromptError: No such file, or nothing in it.
+        PromptError: The file does not exist, or has no prompts.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
@@ -157,7 +155,7 @@ def read_prompts(file: Path) -> tuple[str, ...]:
         raise PromptError(f"{file}: cannot be read as a text file of prompts ({error})") from error
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise PromptError(f"{file}: no prompts in it; expected is one a line")
+        raise PromptError(f"{file}: there are no prompts in it; it needs one per line")
     return prompts
 
 
@@ -178,7 +176,7 @@ def _of_series(series: Series, root: Path) -> Scan:
 
 
 def _told_apart(scans: list[Scan]) -> list[Scan]:
-    """Series of one folder may have one number, or none: their UIDs tell them apart."""
+    """Series in one folder may have the same number, or none: then their UIDs are added to their names."""
     names = [scan.name for scan in scans]
     return [
         replace(scan, name=f"{scan.name}_{scan.series.uid}") if scan.series and names.count(scan.name) > 1 else scan
@@ -187,7 +185,7 @@ def _told_apart(scans: list[Scan]) -> list[Scan]:
 
 
 def _named(scans: list[Scan]) -> list[Scan]:
-    """The same scans, each once, with names that no two results share on any file system."""
+    """The same scans, each once, with result names that differ on every file system."""
     scans = _each_once(scans)
     full = [scan.name for scan in scans]
     short = [n[:-5] if len(n) > 5 and n[-5] == "_" and n[-4:].isdigit() else n for n in full]
@@ -198,7 +196,7 @@ def _named(scans: list[Scan]) -> list[Scan]:
 
 
 def _each_once(scans: list[Scan]) -> list[Scan]:
-    """A scan that was named twice is predicted once, for all its prompts."""
+    """A scan that was given twice is predicted once, with all its prompts."""
     found: dict[tuple[Path, str], Scan] = {}
     for scan in scans:
         key = scan.path.resolve(), scan.series.uid if scan.series is not None else ""
@@ -219,7 +217,7 @@ def _differ(parts: list[tuple[str, ...]]) -> bool:
 
 
 def _with_folders(scans: list[Scan], names: list[str]) -> list[str]:
-    """Names, with as many of the folders above in front as it takes to tell files of one name apart."""
+    """Names, with as many parent folders in front as are needed to tell files with the same name apart."""
     alike: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         alike.setdefault(name_key(safe_name(name)), []).append(i)
@@ -232,7 +230,7 @@ def _with_folders(scans: list[Scan], names: list[str]) -> list[str]:
             continue
         for i, front in zip(same, fronts, strict=True):
             names[i] = "_".join((*front, names[i]))
-    # Of one folder: only the format tells them apart.
+    # They are in one folder: only the format tells them apart.
     twice = Counter(name_key(safe_name(name)) for name in names)
     return [
         name if twice[name_key(safe_name(name))] == 1 else f"{name}{scan.ending.replace('.', '_')}"

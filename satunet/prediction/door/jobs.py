@@ -1,8 +1,8 @@
-"""The door: what a user asked for becomes jobs, in which everything is decided.
+"""The door: a user's call becomes jobs in which everything is decided.
 
-What prompts mean and which modality a scan has is decided here, once. A folder's run, a cluster, a dry run and a server
-take the same :class:`ScanJob`; where only the intensities can tell the modality, :meth:`ScanJob.settled` decides when the
-scan is read, by the same rules.
+The meaning of prompts and the modality of each scan are decided here, once. Folder runs, clusters, dry runs and servers
+all take the same :class:`ScanJob`. If only the intensities can tell the modality, :meth:`ScanJob.settled` decides by
+the same rules when the scan is read.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """What a model, or several that are used together, can be asked for.
+    """Classes that a model, or several models together, can be asked for.
 
     Attributes:
-        space: Classes that any of them knows.
-        load_encoder: Gives the text encoder, for words that nothing else explains.
-        earned: Class and modality pairs that have scores, where every model has some; ``None``: nothing is known.
+        space: Classes that any of the models knows.
+        load_encoder: Function that loads the text encoder, for words that nothing else explains.
+        earned: Pairs of class and modality that have scores, if every model has scores; otherwise ``None``.
     """
 
     space: LabelSpace
@@ -44,7 +44,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, models: Sequence[ModelDescription]) -> Vocabulary:
-        """Of models that are used together, the first of which has the text encoder."""
+        """The vocabulary of models that are used together; the text encoder is that of the first."""
         first = models[0]
         space = first.space
         if any(model.space.class_names != space.class_names for model in models[1:]):
@@ -55,7 +55,7 @@ class Vocabulary:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities that a class is known in, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
+        """Modalities in which any class is known, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
         known = {m for c in self.space.classes for m in c.modalities}
         return tuple(m for m in MODALITIES if m in known)
 
@@ -65,14 +65,14 @@ class Vocabulary:
         return self.load_encoder()
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """What prompts mean; the text encoder is asked only for those that nothing else explains.
+        """The meaning of prompts; the text encoder is asked only about those that nothing else explains.
 
         Returns:
-            In order, one match per prompt; a prompt that stands for several classes ("kidneys", "abdominal organs")
-            gives one for each, with the prompt in ``expanded_from``.
+            One match per prompt, in order; a prompt that stands for several classes ("kidneys", "abdominal organs")
+            gives one match per class, with the prompt in ``expanded_from``.
 
         Raises:
-            PromptError: No prompt, or an empty one.
+            PromptError: There is no prompt, or an empty one.
         """
         return [match for prompt in as_prompts(prompts) for match in self._reader.read(prompt, lambda: self.encoder)]
 
@@ -89,32 +89,32 @@ class Vocabulary:
         return tuple(PromptMatch(prompt=n, class_name=n, status="known", similarity=1.0) for n in names)
 
     def offered(self, match: PromptMatch, modality: str) -> PromptMatch:
-        """A match as it is for a scan of a modality: models with scores draw only what they have scores for.
+        """The match for a scan of a given modality: models with scores draw only classes that have a score.
 
         Returns:
-            The match, or one that is ``"unknown"``, with a note that says why.
+            The match, or an ``"unknown"`` one with a note that says why.
         """
         if self.earned is None or match.status not in ("known", "similar"):
             return match
         name = match.class_name
         if name is None:
-            note = f"{match.prompt!r} is none of the model's classes"
+            note = f"{match.prompt!r} is not one of the model's classes"
         elif (name, modality) in self.earned:
             return match
         else:
             others = " and ".join(sorted(m for n, m in self.earned if n == name)) or "none"
-            note = f"{name!r} has no score in {modality}, and is not drawn there; it has in {others}"
+            note = f"{name!r} has no score in {modality} and is therefore not drawn there; it has scores in {others}"
         return replace(match, status="unknown", note=note)
 
     def learned_elsewhere(self, match: PromptMatch, modality: str) -> str:
-        """Sentence about a class that was never trained in a modality; empty if it was, or if there is no class."""
+        """A note if a class was never trained in a modality; empty if it was, or if there is no class."""
         if match.class_name is None or match.class_name not in self.space:
             return ""
         trained = self.space.info(match.class_name).modalities
         if not trained or modality in trained:
             return ""
         return (
-            f"{match.class_name!r} was learned from {' and '.join(trained)} alone, this scan is taken as {modality}: "
+            f"{match.class_name!r} was learned from {' and '.join(trained)} only, but this scan is taken as {modality}: "
             "its mask is a guess"
         )
 
@@ -125,14 +125,14 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanJob:
-    """One scan, and what was decided about it.
+    """One scan, and all decisions about it.
 
     Attributes:
         scan: The scan.
-        requested: What was asked for, in the user's words; ``None``: every class that is known in its modality.
-        matches: What that means; ``None`` until the modality is known, where every class is asked for.
-        modality: Its modality; ``None`` where only the intensities can tell.
-        modality_from: How that was found out.
+        requested: Prompts in the user's words; ``None`` for every class that is known in the scan's modality.
+        matches: Meaning of the prompts; ``None`` while every class is asked for and the modality is not known.
+        modality: Modality; ``None`` if only the intensities can tell.
+        modality_from: Source of the modality.
     """
 
     scan: Scan
@@ -147,7 +147,7 @@ class ScanJob:
         return self.scan.name
 
     def settled(self, vocabulary: Vocabulary, image: Image) -> ScanJob:
-        """The job with modality and matches, which may need the image.
+        """The job with modality and matches decided, which may need the image.
 
         Raises:
             PromptError: Every class was asked for, and none is known in the modality.
@@ -167,7 +167,7 @@ class ScanJob:
 
 @dataclass(kw_only=True)
 class _Meanings:
-    """What prompts mean, each asked once."""
+    """Meanings of prompts, each looked up once."""
 
     vocabulary: Vocabulary
     known: dict[str, tuple[PromptMatch, ...]] = field(default_factory=dict)
@@ -176,25 +176,25 @@ class _Meanings:
         for prompt in prompts:
             if prompt not in self.known:
                 self.known[prompt] = tuple(self.vocabulary.match(prompt))
-        # Two prompts may stand for one class; its mask is written once.
+        # Two prompts may stand for the same class, whose mask is written once.
         return tuple({m.prompt: m for p in prompts for m in self.known[p]}.values())
 
 
 def resolve(
     scans: Sequence[Scan], prompts: str | Iterable[str] | None, vocabulary: Vocabulary, options: PredictOptions
 ) -> list[ScanJob]:
-    """Decide what is looked for in which scan; says once which prompts name no class.
+    """Decide what to segment in which scan; prompts that name no class are logged once.
 
     Args:
-        scans: As they were named.
-        prompts: Of scans without prompts of their own; ``None``: every class that is known in the scan's modality.
-        vocabulary: Of the model.
-        options: The user's.
+        scans: Scans of the call.
+        prompts: Prompts for scans without their own; ``None`` for every class that is known in the scan's modality.
+        vocabulary: Vocabulary of the models.
+        options: Options of the user.
 
     Raises:
-        PromptError: Prompts that cannot be used; with ``strict``, also prompts that name no class, and classes that
-            were never trained in the modality of a scan.
-        UserError: An unknown modality.
+        PromptError: Prompts cannot be used; with ``strict``, also if a prompt names no class or a class was never
+            trained in the modality of a scan.
+        UserError: A modality is unknown.
     """
     common = None if prompts is None else tuple(dict.fromkeys(as_prompts(prompts)))
     meanings = _Meanings(vocabulary=vocabulary)
@@ -228,7 +228,7 @@ def _modality(scan: Scan, vocabulary: Vocabulary, options: PredictOptions) -> tu
 
 
 def report_prompts(known: dict[str, tuple[PromptMatch, ...]]) -> None:
-    """Say once what prompts mean that name no class, or several."""
+    """Log, once, the meaning of prompts that name no class or several."""
     for prompt, found in known.items():
         match = found[0]
         if match.expanded_from is not None:
@@ -239,7 +239,7 @@ def report_prompts(known: dict[str, tuple[PromptMatch, ...]]) -> None:
             how = f"segmented as {match.class_name!r}" if match.class_name else "segmented by its wording"
             logger.warning("prompt %r names no class of the model; %s; nearest: %s", prompt, how, near)
         elif match.status == "unknown":
-            why = match.note or f"nothing the model knows; nearest: {near or 'none'}"
+            why = match.note or f"not known to the model; nearest: {near or 'none'}"
             logger.warning("prompt %r: %s; no mask is written", prompt, why)
         elif match.note:
             logger.info("prompt %s", match.note)
@@ -260,7 +260,7 @@ def _refuse_unknown(known: dict[str, tuple[PromptMatch, ...]], jobs: Sequence[Sc
 
 
 def _united(spaces: Sequence[LabelSpace]) -> LabelSpace:
-    """Classes that any of several label spaces has, in the modalities of all."""
+    """Union of several label spaces: all of their classes, each in all modalities in which one of them knows it."""
     found: dict[str, ClassInfo] = {}
     for space in spaces:
         for info in space.classes:

@@ -1,4 +1,4 @@
-"""Which modality a scan is: from what was given, from its file's name, from its intensities."""
+"""Modality of a scan, from its file's name and its intensities."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import Image, strip_ending
 
-# In a file's name, unlike a channel's, a short word is as often something else: PD and HU are initials of patients, "t1"
-# is the first visit, "echo 2" the second echo, "us" a country. Only words that hardly stand for anything else are taken.
+# In the name of a file, unlike that of a channel, short words often mean something else: PD and HU are patients'
+# initials, "t1" is the first visit, "echo 2" the second echo, "us" a country. Only words that hardly mean anything else
+# are used.
 _WORDS = {
     "ct": {"ct", "cbct", "ncct", "cect", "hrct", "ldct"},
     "pet": {"pet", "suv"},
@@ -24,17 +25,17 @@ _AIR_HU = -500
 
 
 def modality_in_name(path: Path) -> str | None:
-    """Modality that a file's name says in a word of its own, if it says one and no other."""
+    """Modality that a separate word in a file's name gives, if it gives exactly one."""
     parts = set(re.split(r"[^a-z0-9]+", strip_ending(path.name).lower()))
     found = {modality for modality, words in _WORDS.items() if parts & words}
     return found.pop() if len(found) == 1 else None
 
 
 def modality_of(image: Image, known: Sequence[str]) -> tuple[str, str]:
-    """Modality of a scan among those a model knows, and how it was found out.
+    """Modality of a scan among those that a model knows, and how it was determined.
 
-    The file's name decides if it names one; a model of one modality leaves no choice; else Hounsfield units tell CT
-    from MRI.
+    The file's name decides if it gives one. A model with a single modality leaves no choice. Otherwise, Hounsfield
+    units tell CT from MRI.
     """
     named = modality_in_name(image.path) if image.path is not None else None
     if named is not None and named in known:
@@ -47,9 +48,9 @@ def modality_of(image: Image, known: Sequence[str]) -> tuple[str, str]:
 
 
 def looks_like_ct(array: NDArray[Any]) -> bool:
-    """Whether intensities are Hounsfield units, also where they are stored with an offset of 1000 or 1024.
+    """Whether intensities are Hounsfield units, possibly stored with an offset of 1000 or 1024.
 
-    Air tells: no voxel of MRI or PET lies below -500. Where nothing is negative,
-    :func:`~satunet.images.hounsfield.hounsfield_offset` tells.
+    Air decides: no voxel of MRI or PET is below -500. If no value is negative,
+    :func:`~satunet.images.hounsfield.hounsfield_offset` decides.
     """
     return float(array.min(initial=0)) <= _AIR_HU or hounsfield_offset(array) > 0

@@ -1,1 +1,1 @@
-"""What was found in a scan: masks on its own grid, means of models, what is kept and what it is worth."""
+"""Masks of a scan on its own grid: means of models, what each mask is worth, and which are kept."""

@@ -16,12 +16,12 @@ from satunet.types import Box
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedMask:
-    """A mask kept as bits inside a box: hundreds of prompts of a large scan take hundreds of megabytes, not of gigabytes.
+    """A mask stored as bits inside a box: hundreds of masks of a large scan take hundreds of megabytes, not gigabytes.
 
     Attributes:
         shape: (X, Y, Z) of the whole mask.
-        box: Where the bits are; everything else is false.
-        bits: The box's voxels, packed.
+        box: Box of the stored voxels; all others are false.
+        bits: Voxels of the box, packed.
     """
 
     shape: tuple[int, int, int]
@@ -35,19 +35,19 @@ class BoxedMask:
 
     @classmethod
     def of(cls, array: NDArray[np.bool_], start: tuple[int, int, int], shape: tuple[int, int, int]) -> BoxedMask:
-        """Put (x, y, z) voxels at ``start`` of a mask of ``shape``."""
+        """A mask of ``shape`` with (x, y, z) voxels placed at ``start``."""
         x, y, z = (slice(s, s + n) for s, n in zip(start, array.shape, strict=True))
         return cls(shape=shape, box=(x, y, z), bits=np.packbits(array))
 
     @property
     def inside(self) -> NDArray[np.bool_]:
-        """The box's voxels, boolean."""
+        """The voxels of the box, boolean."""
         sizes = [s.stop - s.start for s in self.box]
         return np.unpackbits(self.bits, count=int(np.prod(sizes))).reshape(sizes).astype(bool)
 
     @property
     def full(self) -> NDArray[np.bool_]:
-        """(X, Y, Z) boolean."""
+        """The whole mask, (X, Y, Z) boolean."""
         result = np.zeros(self.shape, dtype=bool)
         result[self.box] = self.inside
         return result
@@ -64,7 +64,7 @@ class BoxedMask:
         return None if tight is None else moved_box(tight, [side.start for side in self.box])
 
     def mean_of(self, image: NDArray[Any]) -> float | None:
-        """Mean of an image's voxels in the mask; ``None`` for an empty one."""
+        """Mean of an image over the mask; ``None`` for an empty mask."""
         inside = self.inside
         return float(image[self.box][inside].mean(dtype=np.float64)) if inside.any() else None
 
@@ -74,15 +74,15 @@ def restore_box(
 ) -> BoxedMask:
     """Interpolate a probability linearly to the file's grid and cut it at a threshold, inside its box alone.
 
-    The same as restoring the whole volume and comparing it with the threshold, if no voxel outside ``box`` exceeds
-    the threshold and the box is a voxel wider than those that do (or ends with the scan): a linear interpolation
-    exceeds the threshold only beside a voxel that does.
+    The result equals that of restoring the whole volume and comparing it with the threshold, if no voxel outside
+    ``box`` exceeds the threshold and the box is one voxel wider than those that do (or ends with the scan): a linear
+    interpolation exceeds the threshold only beside a voxel that does.
 
     Args:
         values: (x, y, z) probabilities of the box.
-        box: Its place in the preprocessed scan.
-        geometry: Of that scan.
-        threshold: At least 0.
+        box: Position of the values in the preprocessed scan.
+        geometry: Geometry of that scan.
+        threshold: Threshold, at least 0.
     """
     found = restore_values(values, box, geometry)
     if found is None:
@@ -94,16 +94,16 @@ def restore_box(
 def restore_values(
     values: NDArray[np.floating[Any]], box: Box, geometry: ScanGeometry
 ) -> tuple[NDArray[np.float32], tuple[int, int, int]] | None:
-    """Interpolate what is in a box of the preprocessed scan linearly to the file's grid.
+    """Interpolate the values in a box of the preprocessed scan linearly to the file's grid.
 
     Args:
-        values: (x, y, z).
-        box: Its place in the preprocessed scan.
-        geometry: Of that scan.
+        values: (x, y, z) values.
+        box: Position of the values in the preprocessed scan.
+        geometry: Geometry of that scan.
 
     Returns:
-        Values along the file's axes and the index of their first voxel; ``None`` if no voxel of the file lies there:
-        it is sampled more coarsely than the structure is thick.
+        Values along the file's axes and the index of their first voxel; ``None`` if no voxel of the file lies there,
+            because its voxels are larger than the structure.
     """
     restored = np.asarray(values, dtype=np.float32)
     start = []
@@ -124,7 +124,7 @@ def restore_values(
 def _turn_back(
     values: NDArray[np.float32], start: list[int], geometry: ScanGeometry
 ) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-    """From the turned axes to the file's, moving only the box."""
+    """Turn from the plan's axes back to the file's, moving only the box."""
     shift = np.eye(4)
     shift[:3, 3] = start
     x, y, z = values.shape

@@ -1,4 +1,4 @@
-"""What passes between a predictor and what writes results: a prepared scan, probabilities, masks."""
+"""What a predictor passes to the writer of results: a prepared scan, probabilities, masks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from satunet.types import Axes, SpacingMm
 from satunet.windows.engine import Probability
 
 Look = tuple[int, SpacingMm, Axes]
-"""Number of a group of models, spacing and window: one way to look at a scan."""
+"""Number of a group of models, spacing and window: together, one way of looking at a scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptMask:
-    """What a prompt gave.
+    """Result of a prompt.
 
     Attributes:
-        match: What the prompt means to the model.
-        boxed: The mask in the image's own grid, kept small; ``None`` for a prompt the model cannot know.
-        worth: What it is worth; ``None`` where the model's confidence was not calibrated.
-        left_out: Why a mask that was found is not in ``boxed``; empty if it was not left out.
-        doubts: How it contradicts the scan's other masks, or training; a sentence each.
-        repaired: Whether it was changed for that.
+        match: Meaning of the prompt to the model.
+        boxed: Mask in the image's own grid, stored compactly; ``None`` for a prompt that the model cannot know.
+        worth: Confidence of the mask; ``None`` if the model's confidence was not calibrated.
+        left_out: Reason why a mask that was found is not in ``boxed``; empty if it was not left out.
+        doubts: Contradictions to the scan's other masks, or to training, one sentence each.
+        repaired: Whether the mask was changed because of them.
     """
 
     match: PromptMatch
@@ -43,18 +43,20 @@ class PromptMask:
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
-        """(X, Y, Z) in the image's own grid, made anew at every call; ``None`` for a prompt the model cannot know."""
+        """(X, Y, Z) in the image's own grid, unpacked at every call; ``None`` for a prompt that the model cannot
+        know.
+        """
         return None if self.boxed is None else self.boxed.full
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """Masks of a scan.
+    """All masks of a scan.
 
     Attributes:
         image: The scan.
-        modality: Modality it was taken for.
-        masks: One per prompt, in the order of the prompts; one per class for a prompt that stands for several.
+        modality: Modality that the scan was taken for.
+        masks: Masks, one per prompt, in the order of the prompts; one per class for a prompt that stands for several.
     """
 
     image: Image
@@ -64,12 +66,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """A scan as some of the models see it.
+    """A scan as a group of models sees it.
 
     Attributes:
         volume: (X, Y, Z) float32 in the plan's orientation and the spacing asked for, normalised.
-        geometry: The way back.
-        patch: Voxels of a window.
+        geometry: Geometry that leads back to the file's grid.
+        patch: Size of a window in voxels.
     """
 
     volume: NDArray[np.float32]
@@ -79,12 +81,12 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedScan:
-    """A scan that the networks can look at.
+    """A scan that is prepared for the networks.
 
     Attributes:
-        image: As it was given.
-        modality: One of :data:`~satunet.datasets.raw.MODALITIES`.
-        views: Look → what the networks see; filled when it is needed. Looks that differ by their window share a volume.
+        image: Image of the scan as it was given.
+        modality: Modality, one of :data:`~satunet.datasets.raw.MODALITIES`.
+        views: Look → view of the scan, made when it is needed. Looks that differ only in their window share a volume.
     """
 
     image: Image
@@ -94,15 +96,15 @@ class PreparedScan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """A prompt's probability, and the way to the scan's file.
+    """Probability of a prompt, and the geometry that leads to the scan's file.
 
     Attributes:
-        probability: In a view's grid; ``None`` where ``in_file`` has it.
-        geometry: Of that view.
-        in_file: In the grid of the file.
+        probability: Probability in the grid of a view; ``None`` if ``in_file`` has it.
+        geometry: Geometry of that view.
+        in_file: Probability in the grid of the file.
         one_piece: Whether the models say that the structure is one connected piece.
-        peak: Largest probability in any look of any model.
-        agreement: Share of the looks that agree; of several models or parts, the mean.
+        peak: Largest probability in any window of any model.
+        agreement: Share of the windows that agree; the mean over several models or parts.
     """
 
     probability: Probability | None = None
@@ -113,7 +115,9 @@ class Found:
     agreement: float = 0.0
 
     def restored(self) -> ValuesInFile | None:
-        """Values along the file's axes, and the first voxel of their box; ``None`` if no voxel of the file has any."""
+        """Values along the file's axes, and the first voxel of their box; ``None`` if they reach no voxel of the
+        file.
+        """
         if self.probability is None or self.geometry is None:
             return self.in_file
         if self.probability.values is None:
@@ -123,11 +127,11 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weighed:
-    """A mask, and what speaks for it.
+    """A mask with the evidence for it.
 
     Attributes:
-        mask: In the scan's own grid.
-        evidence: What its confidence is estimated from.
+        mask: Mask in the scan's own grid.
+        evidence: Evidence from which its confidence is estimated.
     """
 
     mask: BoxedMask

@@ -1,4 +1,4 @@
-"""What masks are worth, and which of them are left out for it."""
+"""The confidence of masks, and which masks are left out because of it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def judge(
     grid: Grid,
     anatomy: Anatomy,
 ) -> tuple[PromptMask, ...]:
-    """Say what all masks of a scan are worth, and leave out those that the options leave out.
+    """Estimate the confidence of all masks of a scan, and leave out those below the limits in the options.
 
     Args:
-        matches: What was looked for.
-        masks: What was found of each; ``None`` for prompts that the models cannot know.
-        calibrations: Of the models that have one; without any, nothing is left out.
-        options: The user's.
-        grid: Of the scan.
-        anatomy: What masks are held against.
+        matches: Matches that were predicted.
+        masks: Mask of each match; ``None`` for prompts that the models cannot know.
+        calibrations: Calibrations of the models that have one; without any, no mask is left out.
+        options: Options of the user.
+        grid: Grid of the scan.
+        anatomy: Anatomical knowledge that masks are compared with.
     """
     known = [(i, mask) for i, mask in enumerate(masks) if mask is not None]
     worths: list[Worth | None] = [None] * len(masks)
@@ -50,7 +50,7 @@ def judge(
 
 
 def _plausible(masks: Sequence[PromptMask], grid: Grid, anatomy: Anatomy, *, repair: bool) -> tuple[PromptMask, ...]:
-    """Tell contradictions between masks, and repair them if that is asked for."""
+    """Note contradictions between masks, and repair them if that is asked for."""
     first: dict[str, int] = {}
     for i, mask in enumerate(masks):
         if mask.match.class_name is not None and mask.boxed is not None and mask.boxed.voxels:
@@ -67,7 +67,7 @@ def _plausible(masks: Sequence[PromptMask], grid: Grid, anatomy: Anatomy, *, rep
 
 
 def _reason(mask: BoxedMask | None, worth: Worth | None, options: PredictOptions) -> str:
-    """Why a mask is left out; empty if it is not."""
+    """Reason why a mask is left out; empty if it is not."""
     if mask is None or worth is None or not mask.voxels:
         return ""
     if options.max_absent < 1 and worth.absent >= options.max_absent:

@@ -1,7 +1,7 @@
 """Means of several models' probabilities, in the scan's own grid and in bounded memory.
 
-Models of different spacing and orientation meet in the grid of the file. What is kept of a prompt is a box, as 16 bit
-steps; boxes beyond the memory allowed wait on disk.
+Models with different spacings and orientations meet in the grid of the file. Of each prompt, a box of 16-bit steps is
+kept; boxes that do not fit into the memory allowed wait on disk.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Start = tuple[int, int, int]
 ValuesInFile = tuple[NDArray[np.float32], Start]
 """(x, y, z) values along a file's axes, and the index of their first voxel."""
 
-_STEPS = 65534  # even: one half is one of them
+_STEPS = 65534  # even, so that one half is one of the steps
 
 
 class Values:
     """Sums of probabilities by prompt.
 
     Args:
-        memory_bytes: For all that is kept; a sum that is being added to is held beside it.
+        memory_bytes: Memory for all sums; the sum that is being added to needs memory besides.
     """
 
     def __init__(self, *, memory_bytes: int) -> None:
@@ -57,7 +57,7 @@ class Values:
             self._put_off(position)
 
     def take(self, position: int) -> ValuesInFile | None:
-        """A prompt's sum, which is given up here; ``None`` if nothing was added."""
+        """The sum of a prompt, which is then forgotten; ``None`` if nothing was added."""
         held = self._held.pop(position, None)
         if held is None:
             return None
@@ -80,14 +80,14 @@ class Values:
 
 
 def larger(a: ValuesInFile | None, b: ValuesInFile | None) -> ValuesInFile | None:
-    """The larger of two probabilities voxel by voxel, in the box around both; outside of its box each is 0."""
+    """The larger of two probabilities voxel by voxel, in the box around both; each is 0 outside its own box."""
     if a is None or b is None:
         return b if a is None else a
     return _joined(a, b, np.maximum)
 
 
 def _sum(a: ValuesInFile, b: ValuesInFile) -> ValuesInFile:
-    """Sum of two boxes, in the box around both."""
+    """The sum of two boxes of values, in the box around both."""
     return _joined(a, b, np.add)
 
 

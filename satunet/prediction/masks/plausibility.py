@@ -1,9 +1,10 @@
-"""Contradictions between the masks of a scan: told, and repaired only when that is asked for.
+"""Contradictions between the masks of a scan: always reported, but repaired only when that is asked for.
 
-- Sides: the left one of two lies to the right of the other.
-- Containment: part of a part lies outside of its whole, by the label space (and the knowledge tree, where there is one).
-- Order: a vertebra or a rib lies above one that it is below of.
-- Size: a volume that is far from those in training, where the model's calibration knows them.
+- Sides: a left structure lies to the right of its right counterpart.
+- Containment: a structure lies partly outside its whole, by the label space (and the knowledge tree, if there is one),
+  and by more than the borders of two masks differ anyway.
+- Order: a vertebra or a rib lies above one that it should be below.
+- Size: a volume is far from those in training, where the model's calibration knows them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from satunet.labels.names import normalize_name
 from satunet.prediction.masks.boxed import BoxedMask
 
 MOST_OUTSIDE = 0.05
-"""Share of a part that may lie outside of its whole: masks of two prompts are cut at one half each."""
+"""Share of a part that may lie clearly outside its whole."""
+CLEARLY_MM = 3.0
+"""Distance from the whole (at least one voxel) within which the borders of part and whole may differ, because each
+border is where a blurred probability reaches one half.
+"""
 MOST_DEVIATIONS = 4.0
-"""Standard deviations, of the logarithm of a volume, that are no contradiction."""
+"""Number of standard deviations, of the logarithm of a volume, that are not a contradiction."""
 _REPAIRABLE = 0.5  # share of a part that may be cut off
 _REGIONS = {"cervical": 0, "thoracic": 7, "lumbar": 19, "sacral": 25}
 
@@ -36,8 +41,8 @@ class Structure:
     """A mask of a scan that has voxels.
 
     Attributes:
-        name: Its class.
-        mask: In the scan's grid.
+        name: Class of the mask.
+        mask: Mask in the scan's grid.
     """
 
     name: str
@@ -46,11 +51,11 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What masks are held against.
+    """Anatomical knowledge that masks are compared with.
 
     Attributes:
         wholes: Class → classes that it is part of.
-        statistics: Sizes in training.
+        statistics: Statistics of sizes in training.
         tree: Knowledge tree, for parts that the label space does not know.
     """
 
@@ -59,7 +64,7 @@ class Anatomy:
     tree: KnowledgeTree | None = None
 
     def whole_pairs(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a part and a whole of it among some classes."""
+        """Pairs of a part and its whole among some classes."""
         known = set(names)
         for part in names:
             wholes = {whole for whole in self.wholes.get(part, ()) if whole in known}
@@ -77,12 +82,12 @@ class Anatomy:
 
 
 def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[tuple[str, ...]]:
-    """Contradictions of each mask, a sentence each.
+    """Contradictions of each mask, one sentence each.
 
     Args:
         structures: Masks of a scan, each class once.
-        grid: Of the scan.
-        anatomy: What they are held against.
+        grid: Grid of the scan.
+        anatomy: Anatomical knowledge that they are compared with.
     """
     found: dict[str, list[str]] = {s.name: [] for s in structures}
     by_name = {s.name: s for s in structures}
@@ -91,9 +96,9 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
         found[left].append(f"lies to the right of {right!r}")
         found[right].append(f"lies to the left of {left!r}")
     for part, whole in anatomy.whole_pairs(list(by_name)):
-        outside = 1 - shared_voxels(by_name[part].mask, by_name[whole].mask) / by_name[part].mask.voxels
+        outside = clearly_outside(by_name[part].mask, by_name[whole].mask, grid)
         if outside > MOST_OUTSIDE:
-            found[part].append(f"{100 * outside:.0f} % of it lies outside of {whole!r}")
+            found[part].append(f"{100 * outside:.0f} % of it lies outside {whole!r}")
     for upper, lower in _out_of_order(centres):
         found[upper].append(f"lies below {lower!r}")
         found[lower].append(f"lies above {upper!r}")
@@ -104,15 +109,15 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
             if away is not None and away > MOST_DEVIATIONS:
                 size = anatomy.statistics.sizes[structure.name]
                 low, high = (size.median_ml * math.exp(sign * 2 * size.spread) for sign in (-1, 1))
-                found[structure.name].append(f"has {volume:,.1f} ml, in training {low:,.1f} to {high:,.1f}")
+                found[structure.name].append(f"has {volume:,.1f} ml, but {low:,.1f} to {high:,.1f} ml in training")
     return [tuple(found[s.name]) for s in structures]
 
 
 def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[Structure]:
     """The same structures, with contradictions repaired where that is clear.
 
-    Two sides that are swapped change names, as do vertebrae and ribs that are out of order; what lies outside of its whole
-    is cut off, if it is less than half. Sizes stay.
+    Sides that are swapped exchange their names, and so do vertebrae and ribs that are out of order. The part of a
+    structure that lies outside its whole is cut off, if it is less than half. Unusual sizes stay.
     """
     masks = {s.name: s.mask for s in structures}
     centres = {name: centre_mm(mask, grid) for name, mask in masks.items()}
@@ -124,14 +129,15 @@ def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> l
             from_above = [masks[name] for name in sorted(row, key=lambda name: -centres[name][2])]
             masks.update(zip(row, from_above, strict=True))
     for part, whole in anatomy.whole_pairs(list(masks)):
-        share = 1 - shared_voxels(masks[part], masks[whole]) / masks[part].voxels
-        if MOST_OUTSIDE < share < _REPAIRABLE:
-            masks[part] = intersection(masks[part], masks[whole])
+        inside = intersection(masks[part], masks[whole])
+        kept = inside.voxels / masks[part].voxels
+        if kept > 1 - _REPAIRABLE and clearly_outside(masks[part], masks[whole], grid) > MOST_OUTSIDE:
+            masks[part] = inside
     return [replace(s, mask=masks[s.name]) for s in structures]
 
 
 def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
-    """Centre of mass in RAS+ millimetres of a mask that has voxels."""
+    """Centre of mass of a mask with voxels, in RAS+ millimetres."""
     inside = mask.inside
     centre = []
     for axis, side in enumerate(mask.box):
@@ -141,13 +147,35 @@ def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-def shared_voxels(a: BoxedMask, b: BoxedMask) -> int:
-    """Voxels that two masks of one shape share."""
-    return intersection(a, b).voxels
+def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
+    """Share of a mask that lies farther than :data:`CLEARLY_MM`, and than one voxel, from another mask of the same
+    shape.
+
+    It is 0 where no more than :data:`MOST_OUTSIDE` lies outside at all.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if part.voxels - intersection(part, whole).voxels <= MOST_OUTSIDE * part.voxels:
+        return 0.0
+    far_mm = max(CLEARLY_MM, *grid.spacing_mm)
+    reach = [math.ceil(far_mm / mm) for mm in grid.spacing_mm]
+    start = [max(0, side.start - n) for side, n in zip(part.box, reach, strict=True)]
+    stop = [min(size, side.stop + n) for size, side, n in zip(part.shape, part.box, reach, strict=True)]
+    here = np.zeros([b - a for a, b in zip(start, stop, strict=True)], bool)
+    shared = [slice(max(a, w.start), min(b, w.stop)) for a, b, w in zip(start, stop, whole.box, strict=True)]
+    if any(side.start >= side.stop for side in shared):
+        return 1.0
+    of_whole = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(shared, whole.box, strict=True))
+    here[tuple(slice(s.start - a, s.stop - a) for s, a in zip(shared, start, strict=True))] = whole.inside[of_whole]
+    if not here.any():
+        return 1.0
+    far = distance_transform_edt(~here, sampling=grid.spacing_mm) > far_mm
+    own = tuple(slice(side.start - a, side.stop - a) for side, a in zip(part.box, start, strict=True))
+    return int(np.count_nonzero(far[own] & part.inside)) / part.voxels
 
 
 def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
-    """What two masks of one shape share."""
+    """The intersection of two masks of the same shape."""
     box = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.box, b.box, strict=True)]
     if any(side.start >= side.stop for side in box):
         return BoxedMask.empty(a.shape)
@@ -161,7 +189,7 @@ def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
 
 
 def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Left and right of structures whose left one lies to the right: x grows to the right."""
+    """Pairs (left, right) of structures whose left one lies to the right of the other; x grows to the right."""
     for left in centres:
         name = normalize_name(left)
         right = f"right {name.base}"
@@ -170,7 +198,7 @@ def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tupl
 
 
 def _out_of_order(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Neighbours of a row, the upper of which does not lie above the lower."""
+    """Neighbours in a row whose upper one does not lie above the lower one."""
     for row in _rows(centres):
         for upper, lower in pairwise(row):
             if centres[upper][2] <= centres[lower][2]:
@@ -187,7 +215,9 @@ def _rows(names: Mapping[str, object]) -> list[list[str]]:
 
 
 def place_in_row(name: str) -> tuple[str, int] | None:
-    """What row of the skeleton a class is in, and its number from cranial to caudal; ``None`` if it is in none."""
+    """Row of the skeleton that a class belongs to, and its number from cranial to caudal; ``None`` if it is in no
+    row.
+    """
     canonical = normalize_name(name)
     if vertebra := re.fullmatch(r"(cervical|thoracic|lumbar|sacral) vertebrae (\d+) \(\w+\)", canonical.base):
         return "vertebrae", _REGIONS[vertebra[1]] + int(vertebra[2])

@@ -1,1 +1,1 @@
-"""What a prediction leaves on disk: where it goes, what is written, and what earlier results say."""
+"""Results of a prediction on disk: their places, how they are written, and what earlier results say."""

@@ -1,4 +1,4 @@
-"""What the manifests of a folder of results say: whether a scan is done, and what was found."""
+"""Manifests in a folder of results: whether a scan is done, and what was found."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ _COLUMNS = (
 
 
 def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
-    """Reason why a scan has to be predicted; ``None`` if its result is there, whole, and of this scan and call.
+    """Reason why a scan has to be predicted; ``None`` if its result exists, is complete, and belongs to this scan and
+    call.
 
     Args:
         output: Folder of all results.
-        job: The scan.
-        outputs: What is to be written.
-        combined: What the scan is combined with, as in the stamp.
+        job: Job of the scan.
+        outputs: Outputs to write.
+        combined: Values that the scan is combined with, as in the stamp.
     """
     file = manifest_file(output, job.name, outputs.combine)
     if not file.is_file():
-        return "no result yet"
+        return "there is no result yet"
     try:
         content = read_json(file)
         if content["version"] != MANIFEST_VERSION:
@@ -55,11 +56,11 @@ def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping
 
 
 def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
-    """What was found, for people: one row per scan and prompt, of all manifests that are there.
+    """Table of what was found, for people: one row per scan and prompt, from all manifests that exist.
 
     Returns:
-        Columns ``scan`` (of several scans), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted from 1, or
-        why there is no mask), and ``confidence`` where there is one.
+        Columns ``scan`` (if there are several), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted
+        from 1, or why there is no mask), and ``confidence`` where there is one.
     """
     rows: list[dict[str, object]] = []
     for name in names:
@@ -100,7 +101,7 @@ def _why_nothing(entry: Mapping[str, Any]) -> str:
 
 
 def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
-    """One row per scan and prompt, of all manifests that are there: also of scans done by an earlier run."""
+    """Write one row per scan and prompt from all manifests that exist, including those of earlier runs."""
     rows: list[dict[str, Any]] = []
     for name in names:
         with contextlib.suppress(OSError, *MALFORMED):  # a scan that failed has no rows
@@ -111,7 +112,7 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
 
 
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole; cells that a spreadsheet would take for a formula are quoted for it."""
+    """Write rows as CSV; cells that a spreadsheet would take for a formula are quoted."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -133,7 +134,7 @@ def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_foreign(manifest: Path) -> bool:
-    """Whether a JSON file is somebody else's, such as what scanners' converters leave beside a scan."""
+    """Whether a JSON file was not written by satunet, such as those that DICOM converters write beside a scan."""
     try:
         content = read_json(manifest)
     except (OSError, ValueError):
@@ -142,7 +143,7 @@ def is_foreign(manifest: Path) -> bool:
 
 
 def files_of(manifest: Path) -> list[Path]:
-    """Files that a manifest names, none that lies elsewhere."""
+    """Files that a manifest names, except those in other folders."""
     try:
         names = read_json(manifest)["files"]
         return [manifest.parent / name for name in names if Path(name).name == name]

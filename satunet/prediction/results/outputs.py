@@ -1,8 +1,8 @@
-"""What a scan's prediction leaves on disk.
+"""Writing the results of a scan.
 
 ``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, or with ``combine`` one label map
-``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without it is done
-again. It holds the stamp of what the result was made of, and the state of every file that was written.
+``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without it is
+predicted again. It contains the stamp of what the result was made from, and the state of every file that was written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from satunet.prediction.results.painting import paint
 from satunet.prediction.results.places import INSTANCES, MEASURES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch
 
-if TYPE_CHECKING:  # pydicom is needed for DICOM series alone
+if TYPE_CHECKING:  # pydicom is needed only for DICOM series
     from satunet.images.dicom import Series
 
 logger = logging.getLogger(__name__)
@@ -46,17 +46,17 @@ _SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult:
-    """Writes what was found in one scan.
+    """Writer of the results of one scan.
 
     Attributes:
         output: Folder of all results.
-        job: The scan, with everything decided.
-        scan: Read and prepared.
-        outputs: What to write.
-        manifest: What the manifest says besides.
+        job: Job with everything decided.
+        scan: Scan, read and prepared.
+        outputs: Outputs to write.
+        manifest: Further contents of the manifest.
         wholes: Class → classes that it is part of, for combined label maps.
-        protected: What may not be replaced.
-        space: Classes of the models, to know what comes in numbers.
+        protected: Files that may not be replaced.
+        space: Classes of the models, which tell what occurs several times.
     """
 
     output: Path
@@ -73,17 +73,17 @@ class ScanResult:
 
     @property
     def matches(self) -> tuple[PromptMatch, ...]:
-        """What is looked for."""
+        """Matches of the prompts."""
         return self.job.matches or ()
 
     def begin(self) -> None:
         """Take back an earlier manifest, and the files it names: from now on, the scan is not done.
 
-        What a killed run left half-written is removed, too.
+        Partial files of a killed run are removed, too.
         """
         manifest = manifest_file(self.output, self.job.name, self.outputs.combine)
         if is_foreign(manifest):
-            raise UserError(f"{manifest}: is there already and is no result of satunet; name another folder (-o)")
+            raise UserError(f"{manifest}: this file exists and is not a result of satunet; give another folder (-o)")
         for file in [*files_of(manifest), manifest]:
             self.protected.check(file)
             file.unlink(missing_ok=True)
@@ -91,7 +91,9 @@ class ScanResult:
             left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Found) -> None:
-        """Write the mask of a prompt, unless it is not seen or masks go into one label map; may run beside the others."""
+        """Write the mask of a prompt, unless it is empty or all masks go into one label map; may run in several
+        threads.
+        """
         if self.outputs.combine or not mask.voxels:
             return
         folder, name = self.output / self.job.name, self._names[position]
@@ -111,7 +113,7 @@ class ScanResult:
     def _write_instances(
         self, position: int, mask: BoxedMask, probability: Callable[[], ValuesInFile | None] = lambda: None
     ) -> None:
-        """Number the structures of a mask that come in numbers, if that is asked for."""
+        """Write the numbered instances of a mask, if that is asked for."""
         kind = self.matches[position].class_name
         if not self.outputs.instances or kind is None or self.space is None or not comes_in_numbers(kind, self.space):
             return
@@ -125,7 +127,7 @@ class ScanResult:
         self._instances[position] = counted.found
 
     def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
-        """Write what takes all masks, and the manifest; masks that are left out are taken back."""
+        """Write the outputs that need all masks, and the manifest; files of masks that are left out are removed."""
         entries = [self._describe(mask) for mask in found]
         masks = [mask.boxed for mask in found]
         self._take_back(found)
@@ -161,14 +163,14 @@ class ScanResult:
         return mask_names(self.matches)
 
     def _place(self, file: Path) -> Path:
-        """A file that is about to be written."""
+        """Note a file that is about to be written."""
         self.protected.check(file)
         with self._lock:
             self._written.append(file)
         return file
 
     def _write_map(self, entries: list[dict[str, Any]], masks: Sequence[BoxedMask | None]) -> dict[str, Any]:
-        """One label map; entries are told what of their masks it shows."""
+        """Write one label map; the entries get what it shows of their masks."""
         image = self.scan.image
         labels, shown = paint([m.class_name or "" for m in self.matches], masks, self.wholes, image.grid.shape)
         legend = {}
@@ -186,7 +188,7 @@ class ScanResult:
                 entry |= _amount(voxels, mean, image.grid.voxel_ml)
                 entry["covered_ml"] = round(covered * image.grid.voxel_ml, 4)
         for label, (match, entry, mask) in enumerate(zip(self.matches, entries, masks, strict=True), start=1):
-            if mask is not None:  # ids whose union the class is in the map: its own, and those of parts over it
+            if mask is not None:  # ids in the map whose union is the class: its own, and those of parts painted over it
                 name = match.class_name
                 entry["labels"] = [
                     other
@@ -197,7 +199,7 @@ class ScanResult:
         write_label_map(file, labels, like=image, legend=legend)
         return {
             "labels": {name: value for value, name in legend.items()},
-            "overlap_rule": "a part lies over its whole; else the later prompt wins",
+            "overlap_rule": "a part lies over its whole; otherwise the later prompt wins",
         }
 
     def _class_of(self, label: int) -> str:
@@ -207,7 +209,7 @@ class ScanResult:
         return self.wholes.get(self._class_of(label), frozenset())
 
     def _measured(self, masks: Sequence[BoxedMask | None]) -> list[Measures | None]:
-        """Measures of each mask that has voxels, if they are asked for."""
+        """Measures of each mask that has voxels, if they were asked for."""
         image = self.scan.image
         if not self.outputs.measures and (not self.outputs.dicom_sr or self.job.scan.series is None):
             return [None] * len(masks)
@@ -261,7 +263,7 @@ class ScanResult:
         return file
 
     def _write_measures(self, measures: Sequence[Measures | None]) -> None:
-        """A row for each mask that has voxels."""
+        """Write one row per mask that has voxels."""
         rows = []
         for match, found in zip(self.matches, measures, strict=True):
             if found is not None:
@@ -274,7 +276,7 @@ class ScanResult:
         write_table(self._place(file), columns, rows)
 
     def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
-        """A picture beside the masks. What goes wrong with it is told; the masks are kept."""
+        """Write a picture beside the masks. If that fails, a warning is logged and the masks are kept."""
         from satunet.viewing.preview import Found as Seen
         from satunet.viewing.preview import write_preview
 
@@ -296,7 +298,7 @@ class ScanResult:
             logger.warning("%s: no picture could be drawn (%s)", self.job.name, error)
 
     def _take_back(self, found: Sequence[PromptMask]) -> None:
-        """Remove the files of masks that were written before it was known that they are left out."""
+        """Remove files of masks that were written before it was known that they would be left out."""
         folder, ending = self.output / self.job.name, self.job.scan.ending
         for mask, name in zip(found, self._names, strict=True):
             for tail in ("", PROBABILITY, INSTANCES) if mask.left_out else ():
@@ -306,7 +308,7 @@ class ScanResult:
                     file.unlink(missing_ok=True)
 
     def _write_repaired(self, found: Sequence[PromptMask]) -> None:
-        """Write masks again that were repaired when all were known."""
+        """Write again the masks that were repaired once all were known."""
         for position, (mask, name) in enumerate(zip(found, self._names, strict=True)):
             if mask.repaired and mask.boxed is not None and not self.outputs.combine:
                 file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
@@ -345,7 +347,7 @@ class ScanResult:
 
 
 def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Absent is an answer: no mask, and the log says so."""
+    """Log which structures are not seen or were left out."""
     absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False and "left_out" not in entry]
     left_out = [f"{entry['prompt']} ({entry['left_out']})" for entry in entries if "left_out" in entry]
     if absent:
@@ -359,7 +361,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def worth_in_words(worth: Worth | None) -> str:
-    """What a mask is worth, for objects that have room for a text alone; empty where nothing is known."""
+    """Confidence of a mask as a text, for objects that hold only texts; empty if nothing is known."""
     if worth is None or worth.confidence is None:
         return ""
     return f"estimated Dice {worth.confidence:.2f}, absent with a probability of {worth.absent:.2f}"

@@ -1,4 +1,4 @@
-"""One label map of many masks: parts lie over their wholes."""
+"""One label map from many masks: parts lie over their wholes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def paint(
 
     Args:
         classes: Class of each mask; ``""`` for words that name none.
-        masks: Masks of one shape; the label of each is its place in the order, from 1 on.
+        masks: Masks of the same shape; the label of each is its position, counted from 1.
         wholes: Class → classes that it is part of.
-        shape: (X, Y, Z) of the map.
+        shape: (X, Y, Z) shape of the map.
 
     Returns:
-        (X, Y, Z) labels, uint8 where 255 are enough, and the number of voxels that each label has in it.
+        (X, Y, Z) labels, uint8 if 255 are enough, and the number of voxels of each label in the map.
     """
     labels = np.zeros(shape, dtype=np.uint8 if len(masks) <= 255 else np.uint16)
-    # A name for each mask, as several may stand for one class.
+    # A name for each mask, because several may stand for the same class.
     names = [f"{name}\n{number}" for number, name in enumerate(classes)]
     by_class: dict[str, set[str]] = {}
     for name, of in zip(names, classes, strict=True):
@@ -49,7 +49,9 @@ def paint(
 
 
 def _counts(labels: NDArray[np.unsignedinteger], highest: int) -> dict[int, int]:
-    """Voxels of each label that occurs, counted piece by piece: numpy's count makes 64 bits of every voxel."""
+    """Voxels of each label that occurs, counted piece by piece, because numpy's count turns every voxel into 64
+    bits.
+    """
     total = np.zeros(highest + 1, dtype=np.int64)
     flat = labels.reshape(-1)
     for start in range(0, flat.size, _PIECE):

@@ -1,4 +1,4 @@
-"""Where the results of a scan go, and which files they may not replace."""
+"""Places of a scan's results, and files that they may not replace."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ MEASURES = "measures.csv"
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
-    """Names of the masks' files, without ending: no two are one, nor one's probability another's mask."""
+    """Names of the masks' files, without ending; all differ, also from the names of the files with probabilities."""
     return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY, INSTANCES))
 
 
 def manifest_file(output: Path, name: str, combine: bool) -> Path:
-    """Where a scan's manifest is."""
+    """Path of a scan's manifest."""
     return output / f"{name}.json" if combine else output / name / MANIFEST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protected:
-    """Files that no output may replace: scans, lists, models, whatever name leads to them.
+    """Files that no output may replace (scans, lists, models), under any path that leads to them.
 
     Attributes:
         identities: Device and inode of each file.
@@ -43,22 +43,26 @@ class Protected:
 
     @classmethod
     def of(cls, files: Iterable[Path]) -> Protected:
-        """The files that are there; links lead to what they are of."""
+        """The files that exist; links count as their targets."""
         return cls(identities=frozenset(i for i in map(_identity, files) if i is not None))
 
     def check(self, path: Path) -> None:
-        """Refuse an output that would replace one of them.
+        """Refuse an output that would replace a protected file.
 
         Raises:
             UserError: It would.
         """
         if _identity(path) in self.identities:
-            raise UserError(f"{path}: this result would replace an input; name another folder for the results (-o)")
+            raise UserError(f"{path}: this result would replace an input; give another folder for the results (-o)")
 
     def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
-        """Refuse a scan whose results would replace one of them, before anything is computed; raises as :meth:`check`."""
+        """Refuse a scan whose results would replace a protected file, before anything is computed; raises as
+        :meth:`check`.
+        """
         if Path(job.name).name != job.name or job.name in ("", "..") or "\\" in job.name:
-            raise UserError(f"{job.scan.path}: {job.name!r} is no name for results; allowed is one part of a path")
+            raise UserError(
+                f"{job.scan.path}: {job.name!r} cannot be a name for results; it must be a single part of a path"
+            )
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
             for ending in (
@@ -72,7 +76,7 @@ class Protected:
                 self.check(output / f"{job.name}{ending}")
             if job.scan.series is None and job.scan.path.resolve().parent == output.resolve():
                 raise UserError(
-                    f"{output}: label maps would lie among the scans, and the next run would take them for scans; name "
+                    f"{output}: label maps would be written among the scans, and the next run would take them for scans; give "
                     "another folder for the results (-o)"
                 )
             return

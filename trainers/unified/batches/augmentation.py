@@ -21,7 +21,7 @@ class Augmentation:
     """The recipe for one patch size.
 
     Args:
-        patch_size: Of the crops.
+        patch_size: Size of the crops.
     """
 
     def __init__(self, patch_size: Sequence[int]) -> None:
@@ -29,10 +29,10 @@ class Augmentation:
         from batchgeneratorsv2.transforms.intensity.contrast import BGContrast
         from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
         from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-        from batchgeneratorsv2.transforms.noise.sharpen import SharpeningTransform
         from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
         from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
+        from satunet.trainers.unified.batches.sharpening import Sharpening
         from satunet.trainers.unified.batches.zoom import Zoom
 
         def gamma(invert: float) -> Any:
@@ -52,7 +52,7 @@ class Augmentation:
                     GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True), 0.1
                 ),
                 RandomTransform(
-                    SharpeningTransform(strength=(0.1, 1.0), p_same_for_each_channel=1, p_per_channel=1), 0.2
+                    Sharpening(strength=(0.1, 1.0), p_same_for_each_channel=1, p_per_channel=1), 0.2
                 ),
                 RandomTransform(
                     MultiplicativeBrightnessTransform(

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from satunet.datasets.raw import MODALITIES
-from satunet.errors import DatasetError, UserError
+from satunet.errors import DatasetError, SatunetError, UserError
 from satunet.labels import text_variants
 from satunet.preprocessing.index import IndexedScan
 from satunet.trainers.config import TrainingConfig
@@ -53,10 +54,10 @@ class StepBatches(Dataset[Batch]):
 
     Args:
         setup: Scans, classes, their embeddings and the plan.
-        scans: Those to draw from.
+        scans: Scans to draw from.
         config: Batch, queries, augmentation, seed.
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
-        rank: Which of the batch's places this process fills: ``rank``, ``rank + world_size``, …
+        rank: Rank, which tells the positions of the batch that this process fills: ``rank``, ``rank + world_size``, …
         world_size: Processes that share a batch.
         cache_bytes: Decompressed scans that are kept, at most.
 
@@ -219,7 +220,24 @@ def batches(dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_mem
         prefetch_factor=2 if workers else None,
         multiprocessing_context="spawn" if workers else None,
     )
-    return iter(loader)
+    return _told(iter(loader))  # its processes start now
+
+
+def _told(loaded: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; that one of the processes was killed is an error of this project.
+
+    Raises:
+        SatunetError: A process that loads was killed.
+    """
+    try:
+        yield from loaded
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(killed|exited unexpectedly)", str(error)):
+            raise
+        raise SatunetError(
+            f"a process that loads scans has died ({str(error).splitlines()[0]:.150}); out of memory is the usual cause. Fewer "
+            "of them need less (--workers); --c goes on from the last epoch"
+        ) from error
 
 
 def worker_count(config: TrainingConfig, device: torch.device) -> int:

@@ -37,7 +37,7 @@ class Query:
 
     Attributes:
         name: The class.
-        ids: Its label ids in the scan's dataset.
+        ids: Label ids in the scan's dataset.
         positive: Whether the crop shows it.
     """
 
@@ -57,7 +57,7 @@ def scan_repeats(labels: int, extent: Sequence[int], patch: Sequence[int], limit
     Args:
         labels: Classes that its dataset annotates.
         extent: (X, Y, Z) voxels of its foreground box.
-        patch: Of a crop.
+        patch: Size of a crop.
         limit: Queries a crop, at most.
     """
     factor = max(1.0, labels / limit)
@@ -74,7 +74,7 @@ def scan_weights(
     Args:
         datasets: Dataset of each scan.
         dataset_weights: The plan's: dataset → weight of each of its scans.
-        repeats: Of each scan, see :func:`scan_repeats`; 1 if not given.
+        repeats: Repeats of each scan, see :func:`scan_repeats`; 1 if not given.
 
     Raises:
         DatasetError: No scan, or one of a dataset that the plan does not weigh.
@@ -97,7 +97,7 @@ def even_weights(weights: NDArray[np.float64], datasets: Sequence[str]) -> NDArr
     """Probability of each scan where every dataset is drawn as often, and its scans as their weights say.
 
     Args:
-        weights: Of the scans; a dataset of which all are 0 is not drawn.
+        weights: Weights of the scans; a dataset whose weights are all 0 is not drawn.
         datasets: The dataset of each.
     """
     totals: dict[str, float] = {}
@@ -114,7 +114,7 @@ def fitted_patch(extent: Sequence[int], largest: Sequence[int], divisor: Sequenc
     Args:
         extent: (X, Y, Z) voxels to hold.
         largest: The plan's patch.
-        divisor: What the strides of the network divide a patch by.
+        divisor: Factor by which the strides of the network divide a patch.
     """
     x, y, z = (min(p, -(-n // d) * d) for n, p, d in zip(extent, largest, divisor, strict=True))
     return x, y, z
@@ -131,10 +131,10 @@ def crop_start(
 
     Args:
         shape: (X, Y, Z) of the scan.
-        patch: Of the crop.
+        patch: Size of the crop.
         rng: Generator.
         centre: Voxel to centre on, as far as the scan's border allows; anywhere if not given.
-        box: Where a crop without a centre lies: inside this box, or around it where the box is smaller.
+        box: Box in which a crop without a centre lies, or around which it lies if the box is smaller.
     """
     start = []
     for axis, (n, p) in enumerate(zip(shape, patch, strict=True)):

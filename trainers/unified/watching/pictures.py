@@ -24,7 +24,7 @@ def prediction_figure(
         image: (X, Y, Z), axes right, anterior, superior.
         reference: (K, X, Y, Z) masks of the queries.
         predicted: (K, X, Y, Z).
-        names: Of the queries.
+        names: Names of the queries.
         title: Above the picture.
 
     Returns:

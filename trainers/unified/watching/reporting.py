@@ -1,4 +1,6 @@
-"""What a run writes down while it trains: nnU-Net's log, TensorBoard, a line an epoch, pictures, and what it counted."""
+"""What a run writes down while it trains: nnU-Net's log, TensorBoard, a line an epoch, pictures, and what it
+counted.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ class Reporter:
     """Counts the steps of an epoch, and tells at its end.
 
     Args:
-        folder: Of the fold.
+        folder: Folder of the fold.
         log: nnU-Net's ``MetaLogger``.
 
     Attributes:
-        statistics: Of the epoch that runs.
+        statistics: Statistics of the epoch that runs.
         drawn: Dataset → patches seen in the whole run.
         failed_scans: Scan that could not be read → how often; of this process, until a checkpoint gathers them.
-        tensorboard: Of the first process, if it was wanted.
+        tensorboard: TensorBoard writer of the first process, if it was asked for.
     """
 
     def __init__(self, folder: Path, log: Any) -> None:
@@ -48,7 +50,7 @@ class Reporter:
         """Open the files; on the first process only.
 
         Args:
-            config: Of the run.
+            config: Settings of the run.
             first_epoch: Epoch it goes on from.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +78,10 @@ class Reporter:
         """Count a training step.
 
         Args:
-            step: Its number.
-            batch: From the loader.
+            step: Number of the step.
+            batch: Batch from the loader.
             of_query: (B, K) losses of the queries.
-            loss: Of all processes; not finite if the step was skipped.
+            loss: Loss of all processes; not finite if the step was skipped.
             rate: Learning rate.
             seconds: Phase → seconds.
         """
@@ -110,8 +112,8 @@ class Reporter:
 
         Args:
             epoch: The epoch.
-            outputs: Of ``validation_step``, of this process.
-            datasets: In the order in which nnU-Net's log keeps their values.
+            outputs: Outputs of ``validation_step``, of this process.
+            datasets: Datasets in the order in which nnU-Net's log keeps their values.
         """
         every = [output for part in distributed.gather(list(outputs)) for output in part]
         by_dataset: dict[str, list[float]] = {name: [] for name in datasets}
@@ -159,7 +161,7 @@ class Reporter:
 
         Args:
             epoch: The epoch.
-            batch: From the loader.
+            batch: Batch from the loader.
             logits: (K, X, Y, Z) of the patch's queries.
         """
         from satunet.trainers.unified.watching.pictures import prediction_figure

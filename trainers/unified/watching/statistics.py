@@ -1,4 +1,5 @@
-"""What a run tells about itself: time, losses by dataset and class, samples drawn; to TensorBoard and nnU-Net's loggers.
+"""What a run tells about itself: time, losses by dataset and class, samples drawn; to TensorBoard and nnU-Net's
+loggers.
 
 nnU-Net's ``MetaLogger`` passes what it is told to a list of loggers (Weights & Biases, where ``nnUNet_wandb_enabled``
 is set). :class:`TensorBoardLogger` is one more of them.
@@ -33,7 +34,7 @@ class StepClock:
     """Seconds of the parts of a step; on a GPU by its own events, so that nothing waits for them.
 
     Args:
-        device: Where the step runs.
+        device: Device on which the step runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +46,7 @@ class StepClock:
         """The step begins.
 
         Args:
-            data_seconds: How long it waited for its batch.
+            data_seconds: Time that it waited for its batch.
         """
         self.data = data_seconds
         self._marks = [("", self._now())]
@@ -164,7 +165,7 @@ class TensorBoardLogger:
     """A logger for nnU-Net's ``MetaLogger`` that writes TensorBoard event files.
 
     Args:
-        folder: Where to write.
+        folder: Folder to write to.
         steps_per_epoch: nnU-Net logs by epochs; the curves' axis is training steps.
         first_step: Step the run goes on from; what an interrupted run wrote after it disappears from the curves.
     """
@@ -249,7 +250,9 @@ class ProgressFile:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """Lines of a :class:`ProgressFile`; what follows a line that a killed run did not finish, or that is damaged, is left out."""
+    """Lines of a :class:`ProgressFile`; what follows a line that a killed run did not finish, or that is damaged, is
+    left out.
+    """
     if not path.is_file():
         return []
     lines = []
