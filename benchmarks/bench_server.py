@@ -37,8 +37,8 @@ from common import header
 
 from satunet.client import Server, ServerError
 from satunet.models.choice import ModelChoice
-from satunet.prediction.folder import predict_folder
 from satunet.prediction.door.inputs import Scan
+from satunet.prediction.folder import predict_folder
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 
