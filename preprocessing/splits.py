@@ -238,8 +238,8 @@ def _without_validating(
         result.append({"train": train, "val": list(own["val"])})
     if left_out:
         notes.append(
-            f"{dataset}: {len(left_out)} cases, such as {min(left_out)}, are of persons who validate in a fold in which "
-            "its splits_final.json trains on them; they are left out of that fold's training"
+            f"{dataset}: {len(left_out)} cases, such as {min(left_out)}, belong to people who are validated in a fold in which "
+            "its splits_final.json trains on them; they are left out of the training of that fold"
         )
     return result
 

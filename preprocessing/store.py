@@ -386,7 +386,7 @@ def read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
         with np.load(path, allow_pickle=False) as file:
             return {int(key): file[key] for key in file.files}
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        raise DatasetError(f"{path}: damaged, or no places of labels ({error}); preprocess again") from error
+        raise DatasetError(f"{path}: damaged, or no positions of labels ({error}); preprocess again") from error
 
 
 def _write_locations(path: Path, locations: Mapping[int, NDArray[np.int32]]) -> None:

@@ -51,9 +51,9 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
         raise DatasetError(f"{folder}: no manifest of a store of version {STORE_VERSION}; preprocess first")
     summary, checked = JobSummary("verification of the store"), CheckedScans(folder)
     if not manifest["complete"]:
-        summary.failed("manifest.json", f"{folder}: the last run did not come to its end; start it again")
+        summary.failed("manifest.json", f"{folder}: the last run did not finish; start it again")
     if plan is not None and manifest["plan"] != plan.content_hash():
-        summary.failed("manifest.json", f"{folder}: the scans were made by another plan; preprocess again")
+        summary.failed("manifest.json", f"{folder}: the scans were made with another plan; preprocess again")
     jobs = [_Listed(folder=folder, scan=scan, digest=digest) for scan, digest in manifest["scans"].items()]
     for outcome in run_parallel(
         _faults_of_scan, jobs, description="Verifying", processes=processes, key=lambda job: job.scan
@@ -72,7 +72,7 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
     unlisted = sorted(p.name for p in folder.iterdir() if p.name not in listed)
     if unlisted:
         few = ", ".join(unlisted[:3]) + (", …" if len(unlisted) > 3 else "")
-        summary.note("not in the manifest", f"{len(unlisted)} files, which nothing reads: {few}")
+        summary.note("not in the manifest", f"{len(unlisted)} files, which no command reads: {few}")
     return summary
 
 

@@ -37,7 +37,7 @@ def _network(bench: Bench) -> Any:
             model.nano.encode_image(image)
         bench.fused = bench.cuda
     except Exception as error:
-        bench.say(f"  engine fused failed ({str(error).splitlines()[0][:200]}); going on with eager")
+        bench.say(f"  engine fused failed ({str(error).splitlines()[0][:200]}); continuing with eager")
         model = PhantomNano(bench.sizes.nano).eval().to(bench.device)
     return model
 

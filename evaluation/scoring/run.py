@@ -138,7 +138,7 @@ def references_in(folder: Path) -> dict[str, Path]:
         files = {p.name: p for p in inside if holds_masks(p)}
     if not files:
         raise DatasetError(
-            f"{folder}: no references here; expected are label maps such as <case>.nii.gz, or a folder of masks a case"
+            f"{folder}: no references here; expected label maps such as <case>.nii.gz, or a folder of masks a case"
         )
     return files
 

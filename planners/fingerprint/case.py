@@ -55,7 +55,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
     """Read a case and describe it.
 
     Args:
-        dataset: Name of the dataset.
+        dataset: Dataset of the case.
         case: The case; it must have a label map.
         values: Foreground voxels of each channel to keep for percentiles.
         reader: nnunetv2's reader of the dataset, by class name; ``None`` if nnunetv2 cannot read it.

@@ -50,7 +50,7 @@ class CaseIntensities:
 
     def __post_init__(self) -> None:
         if self.quantiles.size != RANKS.size:
-            raise ValueError(f"{self.quantiles.size} quantiles; expected are {RANKS.size}")
+            raise ValueError(f"{self.quantiles.size} quantiles; expected {RANKS.size}")
 
     @classmethod
     def of(cls, values: NDArray[Any], limit: int) -> CaseIntensities | None:

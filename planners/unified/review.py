@@ -148,7 +148,7 @@ def _generic(space: LabelSpace) -> Iterator[Finding]:
                 kind="generic",
                 classes=(info.name,),
                 datasets=info.datasets,
-                message=f"{info.name!r}, {one}, does not say of what it is: name it in dataset.json, as 'liver tumor'",
+                message=f"{info.name!r}, {one}, does not say what it belongs to: name it in dataset.json, as 'liver tumor'",
             )
 
 
@@ -193,7 +193,7 @@ def _similar_names(space: LabelSpace) -> Iterator[Finding]:
                 kind="names",
                 classes=(first.name, second.name),
                 datasets=tuple(sorted({*first.datasets, *second.datasets})),
-                message=f"{first.name!r} and {second.name!r} may be one structure; no dataset lists both",
+                message=f"{first.name!r} and {second.name!r} may be the same structure; no dataset lists both",
             )
 
 
@@ -215,7 +215,7 @@ def _sides(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Ite
                     kind="sides",
                     classes=(name, other),
                     datasets=(fingerprint.dataset,),
-                    message=f"{name!r} lies on the right of {other!r} in {wrong} of {len(shown)} cases",
+                    message=f"{name!r} lies to the right of {other!r} in {wrong} of {len(shown)} cases",
                 )
 
 

@@ -138,7 +138,7 @@ class Calibration:
     def __post_init__(self) -> None:
         unknown = {name for rule in (self.present, self.missed, self.dice) for name in rule.weights} - set(self.usual)
         if unknown:
-            raise ValueError(f"weights of {', '.join(sorted(unknown))}, of which nothing usual is known")
+            raise ValueError(f"weights of {', '.join(sorted(unknown))}, for which no usual values are known")
 
     @classmethod
     def fit(cls, outcomes: Sequence[Outcome], statistics: ClassStatistics, *, weights_hash: str = "") -> Calibration:
@@ -152,7 +152,7 @@ class Calibration:
         outcomes = [o for o in outcomes if o.known]
         drawn = [i for i, o in enumerate(outcomes) if o.seen.evidence.drawn]
         if not any(outcomes[i].present for i in drawn):
-            raise UserError("confidence cannot be calibrated: no mask of a structure that a scan shows is known")
+            raise UserError("confidence cannot be calibrated: there is no mask of a structure that a scan shows")
         known = {name: [f[name] for f in features if f.get(name) is not None] for name in FEATURES}
         usual = {name: float(np.mean([v for v in values if v is not None] or [0.5])) for name, values in known.items()}
         whole = [{name: usual[name] if f[name] is None else f[name] for name in FEATURES} for f in features]

@@ -157,7 +157,7 @@ def _from_stack(
     if not fitting:
         raise GridMismatchError(
             path,
-            f"the stack has the shape {shape}; expected is {grid.shape} with at most {len(names)} masks before "
+            f"the stack has the shape {shape}; expected {grid.shape} with at most {len(names)} masks before "
             "or behind it",
         )
     first = fitting[0]

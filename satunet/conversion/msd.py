@@ -56,7 +56,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
     own = mask_file_name(name or (task[2] if task else folder.resolve().name))
     table = plain_table(sorted(labels, key=labels.__getitem__))
     if sorted(labels.values()) != list(range(1, len(labels) + 1)):
-        raise UserError(f"{file}: label ids are {sorted(labels.values())}; expected are 1 to {len(labels)}")
+        raise UserError(f"{file}: label ids are {sorted(labels.values())}; expected 1 to {len(labels)}")
     cases, faults = [], {}
     for entry, is_test in [(e, False) for e in training] + [(e, True) for e in test]:
         try:

@@ -74,7 +74,7 @@ def convert(
         summary.failed(item, reason)
     twice = [name for name, count in Counter(case.identifier for case in source.cases).items() if count > 1]
     if twice:
-        raise UserError(f"{source.name}: {len(twice)} names are those of several cases, such as {twice[0]!r}")
+        raise UserError(f"{source.name}: {len(twice)} names belong to several cases, such as {twice[0]!r}")
     if (folder / "dataset.json").is_file() and not (folder / RECORDS).is_dir():
         raise UserError(f"{folder}: holds a dataset that was not converted; choose another --id or --name")
     with only_writer(folder / RECORDS):
@@ -294,7 +294,7 @@ def _link(path: Path, output: Path, link: str) -> int:
 
 
 def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
-    """Remove cases that the source does not have any more, and files of a case in another part or of another ending."""
+    """Remove cases that are no longer in the source, and files of a case in another part or of another ending."""
     wanted = {job.case.identifier: {*job.outputs} for job in jobs}
     for left_over in folder.glob("*T[rs]/.tmp-*"):  # of a conversion that was killed
         left_over.unlink(missing_ok=True)
@@ -307,7 +307,7 @@ def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
     for name in gone:
         (folder / RECORDS / f"{name}.json").unlink(missing_ok=True)
     if gone:
-        summary.note("removed", f"{len(gone)} cases that the source does not have any more, such as {gone[0]}")
+        summary.note("removed", f"{len(gone)} cases that are no longer in the source, such as {gone[0]}")
 
 
 def _files_of_cases(folder: Path) -> dict[str, set[Path]]:
@@ -400,8 +400,8 @@ def _tell(source: SourceDataset, made: dict[str, _Made], summary: JobSummary) ->
         voxels = sum(made[name].approximated for name in merged)
         summary.note(
             "overlaps",
-            f"{voxels} voxels of {len(merged)} cases are of classes together that the published ids cannot tell; "
-            "they have the id of the nearest",
+            f"{voxels} voxels of {len(merged)} cases belong to several classes at once, which the published ids cannot express; "
+            "they get the nearest id",
         )
     summary.note("dataset", str(raw_dir() / source.name))
 

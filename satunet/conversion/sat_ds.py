@@ -133,9 +133,7 @@ def _rows(jsonl: Path) -> tuple[list[_Row], dict[str, str], str]:
     if not rows:
         raise UserError(f"{jsonl}: no row of SAT-DS in it ({next(iter(faults.values()), 'it is empty')})")
     if len(datasets) != 1:
-        raise UserError(
-            f"{jsonl}: rows of {len(datasets)} datasets ({', '.join(sorted(datasets)[:5])}); expected is one"
-        )
+        raise UserError(f"{jsonl}: rows of {len(datasets)} datasets ({', '.join(sorted(datasets)[:5])}); expected one")
     return rows, faults, datasets.pop()
 
 
@@ -246,7 +244,7 @@ def _split_file(split: Path | None, jsonl: Path) -> Path | None:
     related = sorted(split.glob(f"{family[0]}*.json")) if family and jsonl.stem.startswith("TotalSegmentator") else []
     if related:
         return related[0]
-    raise UserError(f"{split}: no split for {jsonl.stem}; expected is {file.name}")
+    raise UserError(f"{split}: no split for {jsonl.stem}; expected {file.name}")
 
 
 def _groups(rows: list[_Row], sequences: str, jsonl: Path) -> list[list[_Row]]:

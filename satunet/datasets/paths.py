@@ -30,7 +30,7 @@ def raw_dir() -> Path:
     """
     folder = _from_environment("nnUNet_raw")
     if not folder.is_dir():
-        raise PathsNotSetError(f"nnUNet_raw is set to {folder}, which is no folder")
+        raise PathsNotSetError(f"nnUNet_raw is set to {folder}, which is not a folder")
     return folder
 
 

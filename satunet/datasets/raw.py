@@ -141,8 +141,7 @@ class Dataset:
         cases = self._cases("imagesTr", "labelsTr", labels_required=True)
         if not cases:
             raise DatasetError(
-                f"{self.folder / 'imagesTr'}: no training images; "
-                f"expected are files such as <case>_0000{self.file_ending}"
+                f"{self.folder / 'imagesTr'}: no training images; expected files such as <case>_0000{self.file_ending}"
             )
         return cases
 
@@ -245,7 +244,7 @@ def override_modalities(texts: Iterable[str]) -> None:
         match = re.match(r"^(?P<dataset>[^:=]+)(?::(?P<channel>\d+))?=(?P<modality>\w+)$", text.strip())
         if match is None or match["modality"].lower() not in MODALITIES:
             raise UserError(
-                f"modality {text!r}: expected is DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
+                f"modality {text!r}: expected DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
                 f"out of {', '.join(MODALITIES)}"
             )
         dataset = load_dataset(match["dataset"])
@@ -351,7 +350,7 @@ def split_scan_id(scan: str) -> tuple[str, str, int]:
     dataset_name, _, rest = scan.partition("__")
     case, _, channel = rest.rpartition("__")
     if not case or not channel.isdigit():
-        raise ValueError(f"{scan!r} is no scan name; expected is <dataset>__<case>__<channel>")
+        raise ValueError(f"{scan!r} is not the name of a scan; expected <dataset>__<case>__<channel>")
     return dataset_name.replace("%5F", "_").replace("%25", "%"), case, int(channel)
 
 
@@ -365,7 +364,7 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
     """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids.
 
     Args:
-        dataset: Name of the dataset.
+        dataset: Dataset of the case.
         case: The case.
         seen: Called with every image that can be read.
     """

@@ -81,7 +81,7 @@ def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
         return nifti.doubts_of(nifti.open_nifti(path))
     stored = _header(path)
     if not stored.spaced:
-        return (nifti.Doubt("unit", "its header gives no spacing: its voxels are taken for 1 mm"),)
+        return (nifti.Doubt("unit", "its header gives no spacing: its voxels are assumed to be 1 mm"),)
     return nifti.implausible(stored.grid().spacing_mm)
 
 

@@ -132,10 +132,12 @@ def doubts_of(loaded: Any) -> tuple[Doubt, ...]:
     own = np.linalg.norm(nifti_affine(loaded)[:3, :3], axis=0)
     pixdim = np.array(header["pixdim"][1:4], dtype=np.float64) * unit
     if sform > 0 and (np.abs(own - np.abs(pixdim)) > 0.01 * own).any() and (pixdim > 0).all():
-        text = f"its sform gives voxels of {rounded(own)} mm and its pixdim {rounded(pixdim)} mm; the sform is believed"
+        text = f"its sform gives voxels of {rounded(own)} mm and its pixdim {rounded(pixdim)} mm; the sform is used"
         doubts.append(Doubt("sform", text))
     if sform <= 0 and qform <= 0:
-        text = "it has neither sform nor qform: nothing says where left is; its first axis is taken to run to the left"
+        text = (
+            "it has neither sform nor qform: nothing says where left is; its first axis is assumed to run to the left"
+        )
         doubts.append(Doubt("sides", text))
     named = {1000.0: ", as its unit is the metre", 0.001: ", as its unit is the micrometre"}.get(unit, "")
     return (*doubts, *implausible(own.tolist(), named))

@@ -182,7 +182,7 @@ def _affine(path: Path, fields: dict[str, str], n: int, axes: list[int]) -> NDAr
         (origin,) = _vectors(path, "space origin", fields.get("space origin", "(0,0,0)"))[:1] or [None]
         if len(directions) != n or origin is None or any(directions[axis] is None for axis in axes):
             raise UnreadableImageError(
-                path, f"the header's space directions are {fields['space directions'][:80]!r}; expected are {n} vectors"
+                path, f"the header's space directions are {fields['space directions'][:80]!r}; expected {n} vectors"
             )
         scale = _millimetres(fields.get("space units", ""))
         affine[:3, :m] = turn @ np.array([directions[axis] for axis in axes]).T * scale

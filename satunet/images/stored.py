@@ -196,7 +196,7 @@ def inside_folder(path: Path, name: str) -> Path:
         within = any(file.resolve().is_relative_to(home) for home in homes)
         regular = file.is_file()
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnreadableImageError(path, f"its voxels are in {name[:200]!r}, which is no file's name") from error
+        raise UnreadableImageError(path, f"its voxels are in {name[:200]!r}, which is not a file name") from error
     if not within:
         raise UnreadableImageError(
             path, f"its voxels are in {name[:200]!r}; allowed are files in the header's own folder"
@@ -253,7 +253,7 @@ def rounded(values: Any) -> tuple[float, ...]:
 
 
 def _not_numbers(path: Path, key: str, text: str, allowed: str) -> UnreadableImageError:
-    return UnreadableImageError(path, f"the header's {key} is {text[:80]!r}; expected are {allowed}")
+    return UnreadableImageError(path, f"the header's {key} is {text[:80]!r}; expected {allowed}")
 
 
 def _check_size(path: Path, encoding: Encoding, there: int, wanted: int, itemsize: int, *, skips: bool | int) -> None:

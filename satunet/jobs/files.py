@@ -172,7 +172,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """
     final = Path(final)
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise UserError(f"{final}: is there already; remove it, or name another folder")
+        raise UserError(f"{final}: already exists; remove it, or give another folder")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(final)
     temporary.mkdir()

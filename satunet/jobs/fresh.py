@@ -60,12 +60,12 @@ class FileState:
             read: Whether to read the file for its hash even where its times can be trusted.
 
         Raises:
-            MissingFileError: It is not there, or it is no regular file.
+            MissingFileError: It is not there, or it not a regular file.
         """
         seen = time.time_ns()
         try:
             if not path.is_file():
-                raise MissingFileError(path, "no such file" if not path.exists() else "is no regular file")
+                raise MissingFileError(path, "no such file" if not path.exists() else "not a regular file")
             status = path.stat()
             newest = max(status.st_mtime_ns, status.st_ctime_ns)
             digest = sha256 or (content_hash(path) if read or newest >= seen - RACY_NS else "")
@@ -144,9 +144,9 @@ class Stamp:
         if changed:
             return f"made with another {', '.join(changed)}"
         if len(files) != len(self.files):
-            return f"made of {len(self.files)} files, there are {len(files)} now"
+            return f"made from {len(self.files)} files, but there are {len(files)} now"
         return next(
-            (f"{file} is not what it was made of" for file, was in zip(files, self.files, strict=True)
+            (f"{file} is not what the result was made from" for file, was in zip(files, self.files, strict=True)
              if not was.is_of(file)),
             None,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Versioned, typed records: frozen dataclasses as JSON files, and one clear error for whatever is wrong with one.
 
 A record is a dataclass. What a file holds is ``{"version": N}`` and its fields; types are checked on reading, field by
-field, by cattrs: a text where a number is expected is an error that names file and field, not a number. A class says
+field, by cattrs: a text where a number is expected an error that names file and field, not a number. A class says
 its version, and how to read older ones, by two optional members:
 
 ``RECORD_VERSION: ClassVar[int]``
@@ -79,12 +79,12 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
     except ValueError as problem:
         raise error(str(problem)) from problem
     if not isinstance(content, Mapping):
-        raise error(f"{source}: not {what}: expected is a JSON object, got {_kind(content)}")
+        raise error(f"{source}: not {what}: expected a JSON object, got {_kind(content)}")
     fields = dict(content)
     version = fields.pop("version", 1)
     newest = _version(cls)
     if type(version) is not int or version < 1:
-        raise error(f"{source}: not {what}: its version is {version!r}, expected is a number from 1 to {newest}")
+        raise error(f"{source}: not {what}: its version is {version!r}, expected a number from 1 to {newest}")
     if version > newest:
         raise error(
             f"{source}: {what} of version {version}; this satunet reads up to version {newest}, a newer one wrote it"
@@ -132,7 +132,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
     try:
         return read_json(path)
     except FileNotFoundError as problem:
-        raise error(f"{path}: no such file; expected is {what}") from problem
+        raise error(f"{path}: no such file; expected {what}") from problem
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
     except ValueError as problem:
@@ -141,7 +141,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
 
 @contextlib.contextmanager
 def understanding(source: Path | str, what: str, error: type[SatunetError] = UserError) -> Iterator[None]:
-    """Take apart, in this block, what a file that is no record says: whatever is not as expected is one error.
+    """Take apart, in this block, what a file that is no record says: whatever is not as expected one error.
 
     Args:
         source: The file, for messages.
@@ -216,7 +216,7 @@ def _converter() -> Any:
     def exactly(kind: type[Any], *allowed: type[Any]) -> None:
         def structure(value: Any, _: type[Any]) -> Any:
             if type(value) not in allowed:
-                raise TypeError(f"expected is {_expected(kind)}, got {value!r:.80}")
+                raise TypeError(f"expected {_expected(kind)}, got {value!r:.80}")
             return kind(value)
 
         converter.register_structure_hook(kind, structure)
@@ -272,7 +272,7 @@ def _array(value: Any, kind: Any) -> NDArray[Any]:
     try:
         return np.array(value, dtype=_number_type(kind))
     except (ValueError, TypeError) as error:
-        raise TypeError(f"expected are numbers in lists of one length, got {value!r:.80}") from error
+        raise TypeError(f"expected numbers in lists of one length, got {value!r:.80}") from error
 
 
 def _number_type(kind: Any) -> Any:
@@ -290,7 +290,7 @@ def _bytes(value: Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
-        raise TypeError(f"expected is base64, got {value!r:.80}") from error
+        raise TypeError(f"expected base64, got {value!r:.80}") from error
 
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -309,7 +309,7 @@ def _is_choice_of_scalars(kind: Any) -> bool:
 def _scalar(value: Any, kind: Any) -> Any:
     if type(value) not in get_args(kind):
         allowed = " or ".join("null" if t is type(None) else _expected(t) for t in get_args(kind))
-        raise TypeError(f"expected is {allowed}, got {value!r:.80}")
+        raise TypeError(f"expected {allowed}, got {value!r:.80}")
     return value
 
 
@@ -322,11 +322,11 @@ def _whole_keys(converter: Any, kind: Any) -> Any:
 
     def structure(value: Any, _: Any) -> dict[int, Any]:
         if not isinstance(value, Mapping):
-            raise TypeError(f"expected is a JSON object, got {_kind(value)}")
+            raise TypeError(f"expected a JSON object, got {_kind(value)}")
         found = converter.structure(value, inner)
         wrong = [key for key in found if not key.removeprefix("-").isdecimal()]
         if wrong:
-            raise TypeError(f"expected are whole numbers as keys, got {wrong[0]!r:.80}")
+            raise TypeError(f"expected whole numbers as keys, got {wrong[0]!r:.80}")
         return {int(key): content for key, content in found.items()}
 
     return structure

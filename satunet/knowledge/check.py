@@ -43,7 +43,7 @@ def check_tree(tree: KnowledgeTree, examples: int = 5) -> list[Finding]:
         ("preferred names that several terms of a source have", ambiguous),
         ("terms without any relation", alone),
         ("classes without a link to another source", unlinked),
-        ("kinds of relations that queries pay no heed to", unknown),
+        ("kinds of relations that queries ignore", unknown),
         ("sides whose other side does not lead back", one_way),
         ("terms without a definition", nameless),
     ]

@@ -55,7 +55,7 @@ def load_tree(path: Path) -> KnowledgeTree:
     for number, line in _read_lines(path):
         where = f"{path}, line {number}"
         if not isinstance(line, dict):
-            raise KnowledgeError(f"{where}: expected is a JSON object, got a {type(line).__name__}")
+            raise KnowledgeError(f"{where}: expected a JSON object, got a {type(line).__name__}")
         if not imported.sources:
             imported.sources = _read_header(line, where)
             continue
@@ -70,7 +70,7 @@ def load_tree(path: Path) -> KnowledgeTree:
         for kind, tail in pairs:
             imported.relate(term.id, kind, tail, where)
     if not imported.sources:
-        raise KnowledgeError(f"{path}: empty; expected is a knowledge tree")
+        raise KnowledgeError(f"{path}: empty; expected a knowledge tree")
     return assemble([imported]).tree
 
 

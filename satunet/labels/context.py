@@ -38,7 +38,7 @@ _ADJECTIVES = {
 
 
 def is_generic(name: str) -> bool:
-    """Whether a canonical name does not say of what it is."""
+    """Whether a canonical name does not say what it belongs to."""
     name = _LONG.get(name, name)
     return name in _LESIONS or name in _PLACES or name in _PARTS
 
@@ -66,7 +66,7 @@ def in_context(
         found = None if organ is None else _joined(organ, name, catalogue)
         if found is None or found in names.values():
             notes.append(
-                f"{source!r} does not say of what it is, and the dataset does not tell: rename it in dataset.json"
+                f"{source!r} does not say what it belongs to, and the dataset does not tell: rename it in dataset.json"
             )
         else:
             names[source] = found

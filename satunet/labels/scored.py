@@ -99,7 +99,7 @@ class ScoredClasses:
         """
         unknown = sorted(set(lesions) - set(self.names))
         if unknown:
-            raise UserError(f"{', '.join(unknown)}: no class to score; those are {', '.join(self.names[:20])}")
+            raise UserError(f"{', '.join(unknown)}: not a class that is scored; those are {', '.join(self.names[:20])}")
         return replace(self, classes=tuple(replace(c, lesion=c.name in lesions) for c in self.classes))
 
     def parts_of(self, name: str, known: Callable[[str], bool]) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dic
     cleaned: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not isinstance(value, Tensor):
-            raise ModelError(f"{source}: {key!r} in 'network_weights' is a {type(value).__name__}, no tensor")
+            raise ModelError(f"{source}: {key!r} in 'network_weights' is a {type(value).__name__}, not a tensor")
         name = str(key)
         for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled, distributed, or a compiled one distributed
             name = name.removeprefix(prefix)

@@ -167,7 +167,7 @@ class ModelCard:
         content = load_json(path, what="a model card", error=ModelError)
         if not isinstance(content, Mapping) or content.get("format") != "satunet model":
             found = content.get("format") if isinstance(content, Mapping) else None
-            raise ModelError(f"{path}: not a satunet model: its format is {found!r}, expected is 'satunet model'")
+            raise ModelError(f"{path}: not a satunet model: its format is {found!r}, expected 'satunet model'")
         return from_plain(content, cls, source=path, error=ModelError)
 
 
@@ -285,7 +285,9 @@ class ModelFolder(ModelDescription):
         plan, space, bank = read_description(path)
         if card is not None:
             if fold is not None and str(fold) != str(card.fold):
-                raise ModelError(f"{path}: this model holds the weights of fold {card.fold}, asked for was {fold}")
+                raise ModelError(
+                    f"{path}: this model holds the weights of fold {card.fold}, but fold {fold} was asked for"
+                )
             chosen, file = card.fold, path / WEIGHTS_FILE
             weights = read_safetensors(file)
         else:
@@ -342,11 +344,11 @@ def read_description(path: Path) -> tuple[UnifiedPlan, LabelSpace, TextBank]:
     """Plan, classes and texts of a model or result folder.
 
     Raises:
-        ModelError: One is missing or damaged, or they are not of one model.
+        ModelError: One is missing or damaged, or they do not belong to the same model.
     """
     if not (path / "plans.json").is_file():
         raise ModelError(
-            f"{path}: no model here; expected is a model folder ({MODEL_FILE}, plans.json, {WEIGHTS_FILE}) or a result "
+            f"{path}: no model here; expected a model folder ({MODEL_FILE}, plans.json, {WEIGHTS_FILE}) or a result "
             "folder with plans.json and fold_<number>"
         )
     try:
@@ -398,12 +400,12 @@ def check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:
     if bank.dim != plan.network.text_dim:
         raise ModelError(
             f"{path}: the text bank's embeddings have {bank.dim} values, the plan's network takes "
-            f"{plan.network.text_dim}; these files are not of one model"
+            f"{plan.network.text_dim}; these files do not belong to the same model"
         )
     if bank.encoder_name != plan.text_encoder:
         raise ModelError(
             f"{path}: the text bank was made with the encoder {bank.encoder_name!r}, the plan names "
-            f"{plan.text_encoder!r}; these files are not of one model"
+            f"{plan.text_encoder!r}; these files do not belong to the same model"
         )
 
 

@@ -73,7 +73,7 @@ def import_sat(
         ModelError: A file that cannot be read, holds objects other than data, or does not fit; lists what differs.
     """
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise UserError(f"{output}: is there already; remove it, or name another folder")
+        raise UserError(f"{output}: already exists; remove it, or give another folder")
     presets = presets or (NetworkConfig.nano(), NetworkConfig.pro())
     state = state_dict_of(load_checkpoint(checkpoint), source=checkpoint)
     config = preset_of(state, presets, source=checkpoint)

@@ -124,7 +124,7 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
 
 @functools.cache
 def _say_eager(device: torch.device, reason: str) -> None:
-    logger.warning("engine 'fused' does not run on %s (%s); going on with 'eager', which is slower", device, reason)
+    logger.warning("engine 'fused' does not run on %s (%s); continuing with 'eager', which is slower", device, reason)
 
 
 def compiler() -> str | None:
@@ -154,7 +154,7 @@ def compiled_norm(cache_dir: Path | None = None) -> Norm:
             except Exception as error:  # a compiler, its headers or a full disk: the reasons are endless
                 works = False
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                logger.warning("torch.compile failed (%s); going on with the engine 'fused'", reason)
+                logger.warning("torch.compile failed (%s); continuing with the engine 'fused'", reason)
         for part in rows.split(_ROWS_AT_ONCE):
             scale_(part, scale, offset, negative_slope)
 

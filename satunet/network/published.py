@@ -43,7 +43,7 @@ def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[
         )
     other = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if other:
-        raise ModelError(f"{source}: these entries of 'model_state_dict' are no tensors: {', '.join(other[:8])}")
+        raise ModelError(f"{source}: these entries of 'model_state_dict' are not tensors: {', '.join(other[:8])}")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
@@ -64,7 +64,7 @@ def network_state(state: Mapping[str, Tensor], *, source: Path | str) -> dict[st
             differing.append(name)
     if differing:
         raise ModelError(
-            f"{source}: {len(differing)} tensors stand twice in the checkpoint and their copies differ: "
+            f"{source}: {len(differing)} tensors occur twice in the checkpoint, and their copies differ: "
             f"{', '.join(sorted(set(differing))[:8])}"
         )
     return found

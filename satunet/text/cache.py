@@ -53,6 +53,6 @@ class EmbeddingCache:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
-            logger.warning("the embedding cache %s cannot be %s (%s); going on without it", self._file, what, error)
+            logger.warning("the embedding cache %s cannot be %s (%s); continuing without it", self._file, what, error)
             if isinstance(error, sqlite3.DatabaseError) and "not a database" in str(error):
                 self._file.unlink(missing_ok=True)  # rebuilt by the next put

@@ -83,7 +83,7 @@ class TextEncoder(ABC):
             vectors = np.asarray(self._embed(batch, modality), dtype=np.float32)
             if vectors.ndim != 2 or len(vectors) != len(batch) or not np.isfinite(vectors).all():
                 raise ModelError(
-                    f"text encoder {self.name!r} gave {vectors.shape} for {len(batch)} texts; expected are "
+                    f"text encoder {self.name!r} gave {vectors.shape} for {len(batch)} texts; expected "
                     f"({len(batch)}, D) finite numbers"
                 )
             fresh = dict(zip(batch, vectors, strict=True))

@@ -154,7 +154,7 @@ def is_sat_encoder(folder: Path) -> bool:
         return False
     content = load_json(file, what="the description of a text encoder", error=ModelError)
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected is a JSON object")
+        raise ModelError(f"{file}: expected a JSON object")
     if content.get("version") != 1:
         raise ModelError(f"{file}: version {content.get('version')!r}; this satunet reads version 1")
     return True

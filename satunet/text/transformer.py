@@ -228,11 +228,11 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder}: no transformers model here (config.json is missing)")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
-            f"{folder}: the model has no tokenizer; expected is one of {', '.join(_TOKENIZER_FILES)}: save it with "
+            f"{folder}: the model has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it with "
             "tokenizer.save_pretrained(folder)"
         )
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        raise ModelError(f"{folder}: the model has no weights; expected is one of {', '.join(_WEIGHTS)}")
+        raise ModelError(f"{folder}: the model has no weights; expected one of {', '.join(_WEIGHTS)}")
 
 
 def load_model(source: str, name: str, *, fetch: bool = True) -> tuple[Any, Any]:
@@ -304,7 +304,7 @@ def _usual_pooling(source: str, folder: Path | None) -> Pooling:
     if folder is not None and (folder / "config.json").is_file():
         config = load_json(folder / "config.json", what="the configuration of a model", error=ModelError)
         if not isinstance(config, dict):
-            raise ModelError(f"{folder / 'config.json'}: expected is a JSON object")
+            raise ModelError(f"{folder / 'config.json'}: expected a JSON object")
         kind = str(config.get("model_type", ""))
     words = f"{Path(source).name} {kind}".lower()
     if any(word in words for word in _LEFT_TO_RIGHT):

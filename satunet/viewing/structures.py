@@ -92,7 +92,7 @@ def _groups(sources: Sequence[Path]) -> list[str]:
 
 def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None) -> list[Structure]:
     if not source.exists():
-        raise MissingFileError(source, "no such file or folder; expected are masks, a label map or results")
+        raise MissingFileError(source, "no such file or folder; expected masks, a label map or results")
     if not source.is_dir():
         return _of_label_map(source, grid)
     for place in _places(source, names):

@@ -134,7 +134,7 @@ def test_a_hint_helps_only_where_the_name_says_nothing() -> None:
 
 def test_scan_ids_are_invertible() -> None:
     assert split_scan_id(scan_id("Dataset007_X", "a__b_1", 3)) == ("Dataset007_X", "a__b_1", 3)
-    with pytest.raises(ValueError, match="no scan name"):
+    with pytest.raises(ValueError, match="not the name of a scan"):
         split_scan_id("a_0000")
 
 

@@ -134,7 +134,7 @@ def _disturb(stage: Stage, run: Path, told: Path, fault: str, number: int, expec
     problem = wrong(fault, code, first, left, lambda: differences(expected, tree(run)))
     again = _run(stage.again, told, run, 0, 0, 0)
     second = told.read_text(errors="replace")
-    if again != 0 and not (stage.name == "export" and code == 0 and "is there already" in second):
+    if again != 0 and not (stage.name == "export" and code == 0 and "already exists" in second):
         problem = problem or f"the next run ended with {again}: {_last(second)}"
     elif other := _not_told(differences(expected, tree(run)), first):
         problem = problem or f"after the next run, {'; '.join(other[:4])}"

@@ -26,7 +26,7 @@ from tests.drills.record import record
 from tests.drills.stages import STAGES, Stage, ended, prepare, run_forked, set_environment, stages, start_forked
 from tests.drills.trees import differences, temporary, tree
 
-_REFUSED = ("another job is writing", "another training of this fold runs", "is there already")
+_REFUSED = ("another job is writing", "another training of this fold is running", "already exists")
 
 
 @dataclass

@@ -178,7 +178,7 @@ def test_radial_slices_are_no_volume(tmp_path: Path) -> None:
 
 def test_parallel_slices_that_wander_are_no_volume(tmp_path: Path) -> None:
     write_slices(tmp_path, places=[(8 * (k == 2), 0, 3 * k) for k in range(5)])
-    assert "014.dcm is 8 mm beside the others" in fault(tmp_path)
+    assert "014.dcm is 8 mm away from the others" in fault(tmp_path)
 
 
 def test_a_localizer_among_slices_is_left_out(tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_what_is_no_volume_of_a_study_is_passed_over_and_said(tmp_path: Path) ->
     assert [s.folder.name for s in found.series] == ["ct"]
     assert sorted(found.passed_over.values()) == [
         "localizers",
-        "one picture of modality DX, which says not where it lies",
+        "one picture of modality DX, which does not say where it lies",
         "pictures in colour",
-        "secondary captures, which say not where they lie",
+        "secondary captures, which do not say where they lie",
     ]
     assert len(read_dicom(tmp_path, dataset_id=7).notes) == 5  # and that there are no labels
     assert [job.path.name for job in collect_scans([tmp_path])] == ["ct"]

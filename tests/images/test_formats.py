@@ -324,7 +324,7 @@ def test_what_a_header_leaves_open_is_said(tmp_path: Path) -> None:
     unit.set_sform(np.eye(4), 2)
     unit.header["pixdim"][1:4] = (1.37, 1.37, 10)
     assert doubts(unit) == (
-        "its sform gives voxels of (1.0, 1.0, 1.0) mm and its pixdim (1.37, 1.37, 10.0) mm; the sform is believed",
+        "its sform gives voxels of (1.0, 1.0, 1.0) mm and its pixdim (1.37, 1.37, 10.0) mm; the sform is used",
     )
     neither = plain()
     neither.header["sform_code"] = neither.header["qform_code"] = 0

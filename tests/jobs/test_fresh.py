@@ -50,7 +50,7 @@ def test_a_replaced_file_is_stale_even_with_its_size_and_times(scan: Path) -> No
     scan.write_bytes(b"voxels of two patient")
     os.utime(scan, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert scan.stat().st_size == status.st_size and scan.stat().st_mtime_ns == status.st_mtime_ns
-    assert stamp.why_stale([scan]) == f"{scan} is not what it was made of"
+    assert stamp.why_stale([scan]) == f"{scan} is not what the result was made from"
 
 
 def test_a_file_written_in_the_same_tick_as_its_stamp_is_read_again(
@@ -76,12 +76,12 @@ def test_a_moved_or_touched_file_is_fresh_and_another_of_its_name_is_not(scan: P
 
 def test_missing_and_more_files(scan: Path, tmp_path: Path) -> None:
     stamp = Stamp.of([scan])
-    assert stamp.why_stale([scan, scan]) == "made of 1 files, there are 2 now"
+    assert stamp.why_stale([scan, scan]) == "made from 1 files, but there are 2 now"
     assert stamp.why_stale([tmp_path / "gone"]) is not None
     assert stamp.why_stale([tmp_path]) is not None
     with pytest.raises(MissingFileError, match="no such file"):
         Stamp.of([tmp_path / "gone"])
-    with pytest.raises(MissingFileError, match="no regular file"):
+    with pytest.raises(MissingFileError, match="not a regular file"):
         Stamp.of([tmp_path])
 
 
@@ -113,7 +113,7 @@ def test_files_that_are_not_read_are_judged_by_their_times_once_these_can_be_tru
     assert settled.is_untouched([file])
     assert settled.renewed([file]) == settled
     os.utime(file)
-    assert "is not what it was made of" in str(settled.why_stale([file]))
+    assert "is not what the result was made from" in str(settled.why_stale([file]))
     assert young.why_stale([file]) is None
     assert not young.is_untouched([file])
     assert Stamp.of([file]).digest == young.digest

@@ -38,7 +38,7 @@ def test_code_that_ends_its_process_ends_its_item_alone(processes: int) -> None:
 
 
 def test_sigterm_is_treated_as_ctrl_c_is(tmp_path: Path) -> None:
-    """A real process, ended while it fingerprints: one sentence, 143, nothing temporary; the same command goes on."""
+    """A real process, ended while it fingerprints: one sentence, 143, nothing temporary; the same command continues."""
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name).mkdir()
     make_synthetic_datasets(tmp_path / "raw")

@@ -93,22 +93,22 @@ def test_an_older_version_is_read_and_a_newer_one_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"count": "3"}, r"expected is a whole number, got '3' in count"),
-        ({"count": 3.0}, r"expected is a whole number, got 3.0 in count"),
-        ({"count": True}, r"expected is a whole number, got True in count"),
+        ({"count": "3"}, r"expected a whole number, got '3' in count"),
+        ({"count": 3.0}, r"expected a whole number, got 3.0 in count"),
+        ({"count": True}, r"expected a whole number, got True in count"),
         ({"count": -1}, r"count must be at least 0, got -1"),
         ({"inner": {"spacing_mm": [1, 2]}}, r"spacing_mm"),
-        ({"inner": {"spacing_mm": [1, 2, None]}}, r"expected is a number, got None in inner.spacing_mm"),
+        ({"inner": {"spacing_mm": [1, 2, None]}}, r"expected a number, got None in inner.spacing_mm"),
         ({"inner": []}, r"inner"),
         ({"inner": {}}, r"'spacing_mm' is missing in inner"),
         ({"side": "up"}, r"side"),
         ({"colour": 1, "taste": 2}, r"colour, taste not known to this version"),
         ({"ids": {"a": 1}}, r"ids"),
-        ({"placed": {"a": [[1, 2], [3, 4], [5, 6]]}}, r"expected are whole numbers as keys, got 'a' in placed"),
-        ({"placed": []}, r"expected is a JSON object, got a list in placed"),
+        ({"placed": {"a": [[1, 2], [3, 4], [5, 6]]}}, r"expected whole numbers as keys, got 'a' in placed"),
+        ({"placed": []}, r"expected a JSON object, got a list in placed"),
         ({"placed": {"1": [[1, 2], [3, 4]]}}, r"placed"),
-        ({"fold": 1.5}, r"expected is a whole number or a text, got 1.5 in fold"),
-        ({"digest": "%"}, r"expected is base64, got '%' in digest"),
+        ({"fold": 1.5}, r"expected a whole number or a text, got 1.5 in fold"),
+        ({"digest": "%"}, r"expected base64, got '%' in digest"),
         ({"version": "2"}, r"its version is '2'"),
         ({"version": 0}, r"its version is 0"),
     ],
@@ -143,7 +143,7 @@ def test_a_damaged_or_foreign_file_is_one_sentence(tmp_path: Path, content: byte
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone.json: no such file; expected is an example"):
+    with pytest.raises(UserError, match=r"gone.json: no such file; expected an example"):
         load_record(tmp_path / "gone.json", Example)
     with pytest.raises(UserError, match="cannot be read"):
         load_record(tmp_path, Example)
@@ -178,7 +178,7 @@ def test_arrays_come_back_with_their_type_and_shape() -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
         assert getattr(found, name).dtype == getattr(record, name).dtype
     for affine in ("x", [[1], [1, 2]], {"a": 1}):
-        with pytest.raises(UserError, match=r"f: .*expected are numbers in lists of one length.* in affine"):
+        with pytest.raises(UserError, match=r"f: .*expected numbers in lists of one length.* in affine"):
             from_plain(plain | {"affine": affine}, Arrays, source="f")
 
 

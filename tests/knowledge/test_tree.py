@@ -155,7 +155,7 @@ def test_the_check_finds_what_to_look_at(body: KnowledgeTree) -> None:
     assert found["preferred names that several terms of a source have"].examples == ("k and K (test: kidney)",)
     assert found["terms without any relation"].examples == ("x lonely",)
     assert found["sides whose other side does not lead back"].examples == ("l → r",)
-    assert found["kinds of relations that queries pay no heed to"].examples == ("like",)
+    assert found["kinds of relations that queries ignore"].examples == ("like",)
     assert {f.what for f in check_tree(body)} == {"terms without a definition"}
 
 

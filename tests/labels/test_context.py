@@ -84,7 +84,7 @@ def test_what_has_no_context_is_told_and_not_merged_unsaid() -> None:
     (finding,) = [f for f in review_label_space(space) if f.kind == "generic"]
     assert finding.classes == ("tumor",)
     assert finding.datasets == ("Dataset001_A", "Dataset002_B")
-    assert "does not say of what it is" in finding.message
+    assert "does not say what it belongs to" in finding.message
     assert all("rename it in dataset.json" in space.notes[d.name][-1] for d in datasets)
 
 

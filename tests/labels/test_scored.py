@@ -85,7 +85,7 @@ def test_choosing_classes_and_lesions() -> None:
     assert some.names == ("kidney", "spleen")
     assert some.allowed_ids == found.allowed_ids
     assert found.with_lesions({"spleen"}).lesions == {"spleen"}
-    with pytest.raises(UserError, match="liver: no class to score; those are kidney"):
+    with pytest.raises(UserError, match="liver: not a class that is scored; those are kidney"):
         found.with_lesions({"liver"})
     with pytest.raises(ValueError, match="listed several times"):
         ScoredClasses(classes=(ScoredClass(name="a"), ScoredClass(name="a")))

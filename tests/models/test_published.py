@@ -141,7 +141,7 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: Hub) -> None:
 
 def test_a_later_call_goes_on_where_an_earlier_one_ended(hub: Hub) -> None:
     hub.cut_after = [65536, *[0] * 100]
-    with pytest.raises(HubUnreachableError, match=r"what came is kept, and the same command goes on"):
+    with pytest.raises(HubUnreachableError, match=r"what arrived is kept, and the same command continues"):
         fetch("sat-nano")
     assert not KNOWN["sat-nano"].place.exists()
     hub.cut_after = []
@@ -270,7 +270,7 @@ def test_a_list_with_paths_that_lead_outside_is_refused(hub: Hub, monkeypatch: p
         return found
 
     monkeypatch.setattr(Repository, "info", evil)
-    with pytest.raises(ModelError, match="no path inside it"):
+    with pytest.raises(ModelError, match="not a path inside it"):
         list_repository("zzh99/SAT")
 
 

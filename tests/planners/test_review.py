@@ -60,7 +60,7 @@ def test_swapped_sides_are_found() -> None:
     swapped = _fingerprint("Dataset001_A", {1: 5, 2: 5, 3: 1, 4: 1}, {1: 40.0, 2: -40.0, 3: -10.0, 4: 0.0})
     (finding,) = review_label_space(space, [swapped])
     assert finding.kind == "sides"
-    assert "'left kidney' lies on the right of 'right kidney' in 1 of 1 cases" in finding.message
+    assert "'left kidney' lies to the right of 'right kidney' in 1 of 1 cases" in finding.message
 
 
 def test_very_different_volumes_and_classes_without_a_voxel() -> None:

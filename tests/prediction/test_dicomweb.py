@@ -124,7 +124,7 @@ def voxels_of(seg: Any, prompt: str) -> int:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"address": "http://127.0.0.1:9/dicom-web"}, "cannot be asked (Connection refused)"),
+        ({"address": "http://127.0.0.1:9/dicom-web"}, "does not answer (Connection refused)"),
         ({"address": "@root/wrong"}, "answers with status 404: is DICOMweb there?"),
         ({"address": "@root/app/explorer.html?x"}, "address is like"),
         ({"address": "@root/app"}, "is DICOMweb there?"),
@@ -133,7 +133,7 @@ def voxels_of(seg: Any, prompt: str) -> int:
         ({"study": "1.2.99"}, "has no study 1.2.99"),
         ({"study": "1.2/../3"}, "is named by its UID"),
         ({"study": "1" * 65}, "is named by its UID"),
-        ({"user": "nobody"}, "does not let this user in"),
+        ({"user": "nobody"}, "does not admit this user"),
         ({"series": "1.2.3.4"}, "the studies do not have series 1.2.3.4"),
         ({"study": "1.2.10"}, "no volumes to segment; the modalities of the 1 series are OT"),
     ],
@@ -225,13 +225,13 @@ def test_what_a_broken_line_left_out_is_asked_for_again(line: Line, tmp_path: Pa
 def test_a_series_that_does_not_come_is_its_own_fault(line: Line, tmp_path: Path) -> None:
     line.breaks_after, line.lost = 0, set(line.images)
     (series,) = fetched(line, tmp_path / "out")
-    assert "cannot be asked (gone)" in series.fault and series.uid == "1.2.3" and not series.files
+    assert "does not answer (gone)" in series.fault and series.uid == "1.2.3" and not series.files
 
 
 def test_images_of_another_study_are_not_taken(line: Line, tmp_path: Path) -> None:
     list(line.images.values())[1].StudyInstanceUID = "1.2.666"
     (series,) = fetched(line, tmp_path / "out")
-    assert series.fault == "1 of its 5 images did not come from the archive"
+    assert series.fault == "1 of its 5 images could not be fetched from the archive"
 
 
 def test_an_archive_that_does_not_heed_the_offset(line: Line, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_an_object_that_is_refused_is_that_scans_failure(line: Line, tmp_path: P
 def test_names_of_instances_are_no_paths(line: Line, tmp_path: Path) -> None:
     line.images["../../evil"] = line.images.pop(next(iter(line.images)))
     (series,) = fetched(line, tmp_path / "out")
-    assert "have no UID" in series.fault and not list(tmp_path.glob("*evil*"))
+    assert "without a UID" in series.fault and not list(tmp_path.glob("*evil*"))
 
 
 def test_who_asks_is_not_shown() -> None:

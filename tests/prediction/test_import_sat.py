@@ -223,7 +223,7 @@ def test_swapped_files_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         do_import(tmp_path)
     assert (tmp_path / "model" / "mine.txt").read_text() == "x"
 

@@ -102,7 +102,7 @@ def test_a_model_folder_of_unknown_training_tells_nothing(exported: Path) -> Non
 
 def test_wrong_folds_are_refused(tmp_path: Path, exported: Path) -> None:
     assert ModelFolder.load(exported, fold=0).fold == "0"
-    with pytest.raises(ModelError, match="fold 0, asked for was 3"):
+    with pytest.raises(ModelError, match="fold 0, but fold 3 was asked for"):
         ModelFolder.load(exported, fold=3)
     (tmp_path / "two").mkdir()
     with pytest.raises(ModelError, match="give the fold; there are 0, 1"):
@@ -142,7 +142,7 @@ def test_nothing_is_left_of_an_export_that_fails(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("x")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export_model(trained, tmp_path / "model")
 
     def full_disk(*_: object) -> None:

@@ -197,7 +197,7 @@ def test_of_two_given_splits_none_trains_on_whom_the_other_validates(nnunet_env:
     people = People(persons={("Dataset002_Y", "c"): (NAME, "c")})
     found = case_folds({NAME: list("abc"), "Dataset002_Y": list("cde")}, people)
     assert found.by_dataset["Dataset002_Y"][0] == {"train": ["d"], "val": ["e"]}
-    assert "Dataset002_Y: 1 cases, such as c, are of persons who validate" in "; ".join(found.notes)
+    assert "Dataset002_Y: 1 cases, such as c, belong to people who are validated" in "; ".join(found.notes)
 
 
 @given(

@@ -49,7 +49,7 @@ def test_a_store_that_is_whole(store: Path) -> None:
     (store / "left_behind.txt").write_text("x")
     summary = verify_store(store)
     assert summary.exit_code == 0
-    assert summary.notes["not in the manifest"] == "1 files, which nothing reads: left_behind.txt"
+    assert summary.notes["not in the manifest"] == "1 files, which no command reads: left_behind.txt"
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -118,11 +118,11 @@ def test_files_of_another_scan_under_this_name(store: Path) -> None:
 def test_another_plan_and_a_run_that_did_not_end(store: Path) -> None:
     other = replace(PLAN, spacing_mm=(3.0, 3.0, 3.0))
     summary = verify_store(store, plan=other)
-    assert "made by another plan" in str(summary.failures["manifest.json"])
+    assert "made with another plan" in str(summary.failures["manifest.json"])
     assert sorted(summary.done_items) == [SCAN, OTHER]
     scans = read_manifest(store)["scans"]
     write_manifest(store, PLAN, scans, complete=False)
-    assert "did not come to its end" in str(verify_store(store, plan=PLAN).failures["manifest.json"])
+    assert "did not finish" in str(verify_store(store, plan=PLAN).failures["manifest.json"])
     (store / "manifest.json").unlink()
     with pytest.raises(DatasetError, match="no manifest of a store"):
         verify_store(store)

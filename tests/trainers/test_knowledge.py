@@ -296,7 +296,7 @@ def test_a_run_that_goes_on_is_the_unbroken_one(start: str, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         pretrain_text(tree, tmp_path / "broken", encoder=start, config=settings(), device="cpu")
     monkeypatch.setattr(text.TextStep, "__call__", taken)
-    with pytest.raises(UserError, match="go on with --c"):
+    with pytest.raises(UserError, match="continue with --c"):
         pretrain_text(tree, tmp_path / "broken", encoder=start, config=settings(), device="cpu")
     with pytest.raises(UserError, match="made with settings"):
         pretrain_text(tree, tmp_path / "broken", encoder=start, config=settings(batch=8), continue_training=True)
@@ -307,7 +307,7 @@ def test_a_run_that_goes_on_is_the_unbroken_one(start: str, tmp_path: Path, monk
     for name, value in a.items():
         torch.testing.assert_close(b[name], value, rtol=0, atol=0)
     (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"x")
-    with pytest.raises(ModelError, match="cannot be gone on from"):
+    with pytest.raises(ModelError, match="cannot be continued from"):
         pretrain_text(tree, tmp_path / "broken", encoder=start, config=settings(), continue_training=True)
 
 

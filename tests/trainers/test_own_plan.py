@@ -1,4 +1,4 @@
-"""A run keeps what it was begun with: plan, classes, texts, scans, settings; and what a killed one leaves is of use."""
+"""A run keeps what it was started with: plan, classes, texts, scans, settings; and what a killed one leaves is of use."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_another_plan_does_not_change_networks_that_are_trained(planned: Path) -
     run_training(NAME, config=config(steps=2), **OPTIONS)
     plan_again(spacing_mm=(6.0, 6.0, 6.0))
     for fold in (0, 1):
-        with pytest.raises(UserError, match=r"fold_0 was trained by another plan \(spacing_mm .*--name"):
+        with pytest.raises(UserError, match=r"fold_0 was trained with another plan \(spacing_mm .*--name"):
             run_training(NAME, fold=fold, config=config(), **OPTIONS)
     assert ModelFolder.load(fold_folder().parent, fold=0).plan.spacing_mm == (4, 4, 4)
     fold_folder().parent.rename(planned / "elsewhere")
@@ -91,14 +91,14 @@ def test_a_run_goes_on_with_its_own_plan_classes_and_scans(planned: Path, caplog
     assert again.setup.space == first.setup.space
     assert again.setup.split == first.setup.split
     assert again.setup.bank.encoder_fingerprint == first.setup.bank.encoder_fingerprint
-    assert "keeps the plan it was begun with, which is not today's: patch_size (16, 16, 16) there" in caplog.text
+    assert "keeps the plan it was started with, which is not today's: patch_size (16, 16, 16) there" in caplog.text
     assert read_json(fold_folder() / "split.json") == {k: [*getattr(first.setup.split, k)] for k in ("train", "val")}
 
 
 def test_a_run_does_not_go_on_with_scans_of_another_plan(planned: Path) -> None:
     run_training(NAME, config=config(), minutes=1e-9, **OPTIONS)
     plan_again(spacing_mm=(6.0, 6.0, 6.0))
-    with pytest.raises(DatasetError, match="preprocessed by another plan"):
+    with pytest.raises(DatasetError, match="preprocessed with another plan"):
         run_training(NAME, config=config(), continue_training=True, **OPTIONS)
 
 

@@ -73,9 +73,9 @@ def test_a_run_begun_again_goes_on_and_is_not_taken_for_the_finished_one(
     go_on(seed=1)
     assert "checkpoint_latest.pth at epoch 2" in caplog.text
     go_on(seed=1)
-    assert "is trained already" in caplog.text and "does not go on" not in caplog.text
+    assert "is trained already" in caplog.text and "does not continue" not in caplog.text
     go_on(seed=1, steps=8)
-    assert "the run ended after epoch 3, it does not go on to 4" in caplog.text
+    assert "the run ended after epoch 3, it does not continue to 4" in caplog.text
 
 
 def test_a_scan_that_cannot_be_read_is_replaced_and_counted(planned: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,7 +107,7 @@ def test_a_run_that_goes_on_in_another_way_says_so(planned: Path) -> None:
     other.load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
     assert "learning_rate 0.5 instead of 0.001, seed 3 instead of 0" in Path(str(other.log_file)).read_text()
     content = load_checkpoint(Path(str(trainer.output_folder)) / "checkpoint_final.pth")
-    with pytest.raises(ModelError, match=r"cannot go on from it.*-pretrained_weights"):
+    with pytest.raises(ModelError, match=r"cannot continue from it.*-pretrained_weights"):
         other.load_checkpoint({"network_weights": content["network_weights"]})
 
 

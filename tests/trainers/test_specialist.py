@@ -42,7 +42,7 @@ def test_both_planners_train_the_same_steps_and_a_finished_run_is_left_alone(
     train_specialist(
         NAME, fold="all", config=dataclasses.replace(recipe, steps=3), device="cpu", continue_training=True
     )
-    assert "was begun with a budget of 2 steps, asked for are 3" in caplog.text
+    assert "was started with a budget of 2 steps, but 3 are asked for" in caplog.text
     assert read_json(specialist_folder(NAME) / "fold_all" / "training_config.json")["steps"] == 2
 
 
@@ -82,7 +82,7 @@ def test_choices_of_a_specialist_are_heeded_and_kept(tmp_path: Path) -> None:
         assert SpecialistConfig.load(tmp_path / "c.json") == config
         assert SpecialistConfig.of(TrainingChoices(), begun=config) == config
     assert SpecialistConfig.of(TrainingChoices(seed=9), begun=chosen) == dataclasses.replace(chosen, seed=9)
-    with pytest.raises(UserError, match="begun with nnU-Net's own recipe"):
+    with pytest.raises(UserError, match="started with nnU-Net's own recipe"):
         SpecialistConfig.of(TrainingChoices(recipe="short"), begun=chosen)
     with pytest.raises(UserError, match="started with the recipe 'short'"):
         SpecialistConfig.of(TrainingChoices(recipe="cpu"), begun=short)

@@ -90,7 +90,7 @@ class Run:
                 (self.output / "log.jsonl").unlink(missing_ok=True)
             return
         if not continue_training:
-            raise UserError(f"{path}: there is a pre-training here; go on with --c, or take another folder")
+            raise UserError(f"{path}: there is a pre-training here; continue with --c, or take another folder")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             before = content["record"]
@@ -104,9 +104,9 @@ class Run:
         except UserError:
             raise
         except Exception as error:  # zip, pickle and torch raise many kinds on a damaged file
-            raise ModelError(f"{path}: cannot be gone on from ({type(error).__name__}: {error})") from error
+            raise ModelError(f"{path}: cannot be continued from ({type(error).__name__}: {error})") from error
         self.record |= {k: before[k] for k in ("before", "atlas_before", "seconds") if k in before}
-        logger.info("going on from step %d", self.done)
+        logger.info("continuing from step %d", self.done)
 
     def train(self, step: Callable[[int], dict[str, float]]) -> None:
         """Take all steps that are left; ``step`` gives losses by name."""

@@ -44,7 +44,7 @@ class SpecialistConfig:
             begun: Settings of the run to continue.
 
         Raises:
-            UserError: A value that is not allowed, or another recipe than the run was begun with.
+            UserError: A value that is not allowed, or another recipe than the run was started with.
         """
         if isinstance(config, TrainingConfig):
             return cls(steps=config.steps, recipe=config, batch_size=config.batch_size, seed=config.seed)
@@ -52,7 +52,7 @@ class SpecialistConfig:
         own = config.recipe in ("short", "cpu")
         if begun is not None and begun.recipe is None and own:
             raise UserError(
-                f"the run was begun with nnU-Net's own recipe and cannot go on with {config.recipe!r}; leave --recipe out"
+                f"the run was started with nnU-Net's own recipe and cannot continue with {config.recipe!r}; leave --recipe out"
             )
         recipe = checked if own or (begun is not None and begun.recipe is not None) else None
         base = begun or cls(steps=recipe.steps if recipe is not None else DEFAULT_STEPS)
@@ -74,7 +74,7 @@ class SpecialistConfig:
         """
         content = load_json(file, what="the configuration of a specialist's training", error=ModelError)
         if not isinstance(content, Mapping):
-            raise ModelError(f"{file}: expected is a JSON object")
+            raise ModelError(f"{file}: expected a JSON object")
         fields: dict[str, Any] = dict(content)
         recipe = fields.pop("recipe", "nnunet")
         found = from_plain(fields, cls, source=file, error=ModelError)

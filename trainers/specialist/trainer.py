@@ -206,7 +206,7 @@ def train_specialist(
         config: Settings that were chosen instead of nnU-Net's own: steps, learning rate, batch size, seed, and the
             optimizer and schedule of the recipes ``short`` and ``cpu``; a whole configuration is taken as it is.
         device: Device to train on.
-        continue_training: Go on from the last checkpoint, if there is one, with what the run was begun with; a finished
+        continue_training: Go on from the last checkpoint, if there is one, with what the run was started with; a finished
             run is left as it is.
         planner: Planner whose network is trained, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they
             share the preprocessed scans.
@@ -259,7 +259,7 @@ def train_specialist(
                 trainer.run_training()
             except _OutOfTimeError:
                 logger.info(
-                    "stopped in time after epoch %d of %d; go on with --c", trainer.current_epoch, trainer.num_epochs
+                    "stopped in time after epoch %d of %d; continue with --c", trainer.current_epoch, trainer.num_epochs
                 )
             else:
                 end_run(output)
@@ -274,7 +274,7 @@ def _say_another_budget(output: Path, begun: SpecialistConfig | None, steps: int
     """A comparison on equal budgets must not find out from its table of costs."""
     if begun is not None and begun.steps != steps:
         logger.warning(
-            "%s was begun with a budget of %s steps, asked for are %d; without --c it is trained anew",
+            "%s was started with a budget of %s steps, but %d are asked for; without --c it is trained anew",
             output,
             begun.steps,
             steps,

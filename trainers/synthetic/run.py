@@ -108,7 +108,7 @@ def train_mixture(
         model.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        logger.info("going on at step %d", state["step"])
+        logger.info("continuing at step %d", state["step"])
     save_record(work / "training_config.json", config)
     data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
     stepper = MixtureStepper(model, optimizer, None, config, device, at_once=_ALL)

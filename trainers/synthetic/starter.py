@@ -365,10 +365,10 @@ LICENCE = "CC BY-SA 4.0"
 
 WITHHELD = {
     "lung": "drawn in and around every head that was looked at",
-    "cerebellum": "learned from fetal brains alone; in adult heads a fraction of the cerebellum is drawn",
-    "deep grey matter": "learned from fetal brains alone, and drawn in adult heads",
-    "intra axial csf ventricle": "learned from fetal brains alone, and drawn in adult heads",
-    "white matter": "learned from fetal brains alone, and drawn in adult heads",
+    "cerebellum": "learned only from fetal brains; in adult heads a fraction of the cerebellum is drawn",
+    "deep grey matter": "learned only from fetal brains, and drawn in adult heads",
+    "intra axial csf ventricle": "learned only from fetal brains, and drawn in adult heads",
+    "white matter": "learned only from fetal brains, and drawn in adult heads",
 }
 """Classes that reach the score on scans of their own region and are not offered all the same, with the reason: a model in a
 box is asked for everything, in any scan."""

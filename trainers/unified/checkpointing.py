@@ -108,7 +108,7 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
         restored = replace(state, epochs_done=content["current_epoch"], best_ema=content["_best_ema"])
     except (KeyError, ValueError) as error:
         raise ModelError(
-            f"{source}: weights alone, or of another optimizer: a run cannot go on from it ({error}); start a new one "
+            f"{source}: weights only, or those of another optimizer: a run cannot continue from it ({error}); start a new one "
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
@@ -200,8 +200,8 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> 
         kept = "the checkpoint of that name from before is untouched" if path.is_file() else "there is none from before"
         message = f"{path} cannot be written ({reason}); {kept}"
         if required:
-            raise EnvironmentProblemError(f"{message}; mend that and go on with --c") from error
-        logger.error("%s; the training goes on, and the next checkpoint tries again", message)
+            raise EnvironmentProblemError(f"{message}; repair that and continue with --c") from error
+        logger.error("%s; the training continues, and the next checkpoint tries again", message)
         return False
     return True
 

@@ -62,7 +62,8 @@ def scans_seen(path: Path) -> TrainedScans:
     seen = TrainedScans.of_weights(file)
     if seen is None:
         logger.warning(
-            "nothing beside %s tells which scans it was trained on: no benchmark will know if it scores them", file
+            "nothing beside %s tells which scans it was trained on, so that no benchmark can know whether it scores them",
+            file,
         )
     return seen or TrainedScans()
 
@@ -131,7 +132,7 @@ def _file_in(folder: Path) -> Path:
     inside = [f for f in inside if "text" not in f.name]
     if len(inside) == 1:
         return inside[0]
-    raise UserError(f"{folder}: no weights here; expected is checkpoint_final.pth, fold_*/ or one .safetensors file")
+    raise UserError(f"{folder}: no weights here; expected checkpoint_final.pth, fold_*/ or one .safetensors file")
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def run_training(
         dataset_name: The unified dataset, planned and preprocessed.
         fold: Number of the fold, or ``"all"``.
         config: Settings of the training. Of choices, a run that goes on takes those that were made, and keeps what it
-            was begun with for the rest; a whole configuration is taken as it is.
+            was started with for the rest; a whole configuration is taken as it is.
         device: Device to train on.
         continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
             starts, with a warning; ``"if_begun"`` says that this is expected.
@@ -122,7 +122,7 @@ def _alone(fold: Path) -> Iterator[None]:
             try:
                 held.enter_context(only_writer(fold))
             except UserError:
-                problem = f"{fold}: another training of this fold runs; wait for it, or end it"
+                problem = f"{fold}: another training of this fold is running; wait for it, or end it"
         problem = distributed.gather(problem)[0]
         if problem is not None:
             raise UserError(problem)
@@ -130,7 +130,7 @@ def _alone(fold: Path) -> Iterator[None]:
 
 
 def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> TrainingConfig:
-    """The whole configuration: of choices, with what the run was begun with for the rest."""
+    """The whole configuration: of choices, with what the run was started with for the rest."""
     if isinstance(config, TrainingConfig):
         return config
     found = last_checkpoint(Path(str(trainer.output_folder))) if trainer.goes_on else None
@@ -141,11 +141,11 @@ def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> 
 
 
 def _plan_of_run(model: Path, planned: UnifiedPlan) -> UnifiedPlan:
-    """The plan that a result folder was begun with; that there is another one by now is said."""
+    """The plan that a result folder was started with; that there is another one by now is said."""
     plan = UnifiedPlan.load(model / "plans.json")
     other = differences(plan, planned)
     if other:
-        logger.info("%s keeps the plan it was begun with, which is not today's: %s", model, "; ".join(other))
+        logger.info("%s keeps the plan it was started with, which is not today's: %s", model, "; ".join(other))
     return plan
 
 
@@ -153,7 +153,7 @@ def _refuse_another_plan(model: Path, plan: UnifiedPlan, space: LabelSpace) -> N
     """Folds of one result folder are of one plan and one label space, those of ``plans.json`` beside them.
 
     Raises:
-        UserError: There is a fold with a checkpoint that was trained by another plan.
+        UserError: There is a fold with a checkpoint that was trained with another plan.
     """
     trained = sorted(f for f in model.glob("fold_*") if last_checkpoint(f) is not None)
     if not trained or not (model / "plans.json").is_file():
@@ -164,9 +164,9 @@ def _refuse_another_plan(model: Path, plan: UnifiedPlan, space: LabelSpace) -> N
         other.append(f"label space of {len(before.classes)} classes there, {len(space.classes)} now")
     if other:
         raise UserError(
-            f"{trained[0]} was trained by another plan ({'; '.join(other)}), and the folds of a result folder are of "
-            "one plan. Give this plan a dataset name of its own ('satunet plan_and_preprocess --name "
-            f"Dataset901_Name'), go on with that run (--c), or move {model} away"
+            f"{trained[0]} was trained with another plan ({'; '.join(other)}), and all folds of a result folder must have "
+            "the same plan. Give this plan a dataset name of its own ('satunet plan_and_preprocess --name "
+            f"Dataset901_Name'), continue that run (--c), or move {model} away"
         )
 
 
@@ -215,7 +215,7 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
     output = Path(str(trainer.output_folder))
     final = output / "checkpoint_final.pth"
     if only_validate and not final.is_file():
-        raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or go on with --c")
+        raise UserError(f"{output}: there is no checkpoint_final.pth; train first, or continue with --c")
     found = final if only_validate else last_checkpoint(output)
     if found is None:
         if expected:
@@ -227,19 +227,19 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
         best = output / "checkpoint_best.pth"
         if found.name != "checkpoint_latest.pth" or not best.is_file():
             raise
-        raise ModelError(f"{error}; {best} is there: remove {found.name} and --c goes on from it") from error
+        raise ModelError(f"{error}; {best} is there: remove {found.name} and --c continues from it") from error
     if found == final:
         logger.info("%s is trained already", output)
         if not only_validate and trainer.current_epoch < trainer.num_epochs:
             logger.warning(
-                "%s: the run ended after epoch %d, it does not go on to %d; a new one can start from it with "
+                "%s: the run ended after epoch %d, it does not continue to %d; a new one can start from it with "
                 "-pretrained_weights",
                 output,
                 trainer.current_epoch,
                 trainer.num_epochs,
             )
         return True
-    logger.info("going on from %s at epoch %d", found, trainer.current_epoch)
+    logger.info("continuing from %s at epoch %d", found, trainer.current_epoch)
     return False
 
 
@@ -251,7 +251,9 @@ def _train(trainer: SATTrainer) -> bool:
         trainer.on_step = lambda step, loss: advance(note=f"loss {loss:.3f}")
         trainer.run_training()
     if trainer.current_epoch < trainer.num_epochs:
-        logger.info("stopped in time after epoch %d of %d; go on with --c", trainer.current_epoch, trainer.num_epochs)
+        logger.info(
+            "stopped in time after epoch %d of %d; continue with --c", trainer.current_epoch, trainer.num_epochs
+        )
         return False
     logger.info("model: %s", trainer.model_folder)
     return True

@@ -134,7 +134,7 @@ class TrainingSetup:
 
     @classmethod
     def of_run(cls, folder: UnifiedFolder, fold: int | str) -> TrainingSetup:
-        """What a run was begun with: its own plan, classes, texts and scans, whatever was planned since.
+        """What a run was started with: its own plan, classes, texts and scans, whatever was planned since.
 
         Args:
             folder: The unified dataset.
@@ -142,14 +142,14 @@ class TrainingSetup:
 
         Raises:
             ModelError: A file of the result folder is missing or damaged.
-            DatasetError: The scans are preprocessed by another plan now, or are gone.
+            DatasetError: The scans are preprocessed with another plan now, or are gone.
         """
         plan, space, bank = read_description(folder.results)
         store = open_store(folder.store, plan)
         missing = [text for info in space.classes for text in text_variants(info) if text not in bank]
         if missing:
             raise ModelError(
-                f"{folder.results}: its text bank has no embedding of {missing[0]!r}; the run cannot go on"
+                f"{folder.results}: its text bank has no embedding of {missing[0]!r}; the run cannot continue"
             )
         return cls(plan=plan, space=space, bank=bank, store=store, split=_own_split(folder.model(fold), store))
 
@@ -171,8 +171,8 @@ def open_store(folder: Path, plan: UnifiedPlan) -> ScanStore:
         made = manifest["preprocessing"]
         other = [f"{k} {made.get(k)} instead of {v}" for k, v in wanted.items() if made.get(k) != v]
         raise DatasetError(
-            f"{store.folder}: its scans were preprocessed by another plan: {'; '.join(other)}. Preprocess them by this "
-            "one ('satunet preprocess'), or plan again as they were made"
+            f"{store.folder}: its scans were preprocessed with another plan: {'; '.join(other)}. Preprocess them with this "
+            "one ('satunet preprocess'), or plan again in the way they were made"
         )
     return store
 
@@ -195,7 +195,7 @@ def differences(before: UnifiedPlan, now: UnifiedPlan) -> list[str]:
 
 
 def _own_split(fold: Path, store: ScanStore) -> Split:
-    """Scans that a fold was begun with, as far as they are still there."""
+    """Scans that a fold was started with, as far as they are still there."""
     content = load_json(fold / SPLIT_FILE, what="the split of a training", error=ModelError)
     present = set(store.scan_ids)
     try:

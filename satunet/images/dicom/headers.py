@@ -174,7 +174,7 @@ def _read(file: Path, handle: Any) -> Header | None:
         instance=_text(data.get("SOPInstanceUID")) or _text(meta.get("MediaStorageSOPInstanceUID")),
         slices=slices,
         secondary=sop_class.startswith(_SECONDARY_CAPTURE),
-        damage=damage or ("it holds no pixels" if not slices else ""),
+        damage=damage or ("it has no pixels" if not slices else ""),
     )
 
 

@@ -130,9 +130,9 @@ def _no_volume_at_all(headers: Sequence[Header]) -> str:
         return "pictures in colour"
     nowhere = all(s.position is None or s.axes is None for s in slices)
     if nowhere and all(header.secondary for header in headers):
-        return "secondary captures, which say not where they lie"
+        return "secondary captures, which do not say where they lie"
     if nowhere and len(slices) == 1:
-        return f"one picture of modality {headers[0].modality or 'unknown'}, which says not where it lies"
+        return f"one picture of modality {headers[0].modality or 'unknown'}, which does not say where it lies"
     if all(s.localizer for s in slices):
         return "localizers"
     return ""
@@ -164,8 +164,12 @@ def _of(headers: Sequence[Header], made: Stack | None, remarks: Sequence[str], f
         told.append(f"its slices are in {len({header.file.parent for header in headers})} folders")
     if inverted:
         told.append(
-            "its darkest value is to be shown white (MONOCHROME1); "
-            + ("values are as stored" if first.modality in ("CT", "PT") else "values are inverted to be as shown")
+            "its lowest value is meant to be shown white (MONOCHROME1); "
+            + (
+                "values are as stored"
+                if first.modality in ("CT", "PT")
+                else "values are inverted, as they are meant to be shown"
+            )
         )
     return Series(
         uid=first.series,

@@ -118,7 +118,7 @@ def stack(slices: Sequence[Slice]) -> Stack:
         step = _even_step(kept, places, normal, min(between_rows, between_columns))
         tilt = _tilt(step, normal, len(kept), min(between_rows, between_columns))
         if tilt:
-            remarks.append(f"its slices are tilted by {tilt:.1f}°: the grid is sheared as they are")
+            remarks.append(f"its slices are tilted by {tilt:.1f}°: the grid is sheared in the same way")
     lps = np.eye(4)
     lps[:3, :3] = np.stack((across * between_columns, down * between_rows, step), axis=1)
     lps[:3, 3] = places[0]
@@ -161,7 +161,7 @@ def _check_kind(slices: Sequence[Slice]) -> None:
         across, down = np.array(s.axes).reshape(2, 3)
         lengths = np.linalg.norm((across, down), axis=1)
         if np.abs(lengths - 1).max() > 0.01 or abs(float(across @ down)) > 0.01:
-            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are no two directions")
+            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are not two directions")
         allocated, bits, high, _ = s.stored
         if not (1 <= bits <= allocated <= 64 and bits - 1 <= high < allocated):
             raise NoVolumeError(f"{s.name} stores {bits} bits up to bit {high} of {allocated}; that cannot be")
@@ -218,7 +218,7 @@ def _even_step(
     if off_plane.max() > max(uneven_mm, 0.25 * pixel_mm):
         worst = int(off_plane.argmax())
         raise NoVolumeError(
-            f"its slices do not lie in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm beside the others"
+            f"its slices are not in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm away from the others"
         )
     return step
 

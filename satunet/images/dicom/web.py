@@ -183,9 +183,7 @@ class Archive:
             wanted = {uid for uid in known if _UID.fullmatch(uid)}
             if len(wanted) < len(known) or not wanted:
                 return (
-                    "the archive names no instances of it"
-                    if not known
-                    else "the archive names instances that have no UID"
+                    "the archive lists no instances of it" if not known else "the archive lists instances without a UID"
                 )
             if not any((folder / f"{uid}.dcm").is_file() for uid in wanted):
                 self._fetch_all(stored, folder)
@@ -199,16 +197,16 @@ class Archive:
             return str(error)
         except Exception as error:  # whatever an archive answers is this series' fault
             return self._told(error)
-        return f"{missing} of its {len(wanted)} images did not come from the archive" if missing else ""
+        return f"{missing} of its {len(wanted)} images could not be fetched from the archive" if missing else ""
 
     def _fetch_all(self, stored: StoredSeries, folder: Path) -> None:
-        """All instances in one answer; where that breaks off, what came is kept, and the rest is asked for one by
+        """All instances in one answer; where that breaks off, what arrived is kept, and the rest is asked for one by
         one.
         """
         try:
             _keep(self._client.iter_series(stored.study, stored.uid, media_types=_AS_STORED), stored, folder)
         except self._broken as error:
-            logger.debug("series %s came in part (%s)", stored.uid, self._told(error))
+            logger.debug("series %s was fetched only in part (%s)", stored.uid, self._told(error))
 
     def _all(self, search_for: Any, key: str, **where: str) -> dict[str, dict[str, Any]]:
         """UID → entry, page by page, also where an archive gives fewer at once or does not heed the offset."""
@@ -229,15 +227,15 @@ class Archive:
         status = getattr(answer, "status_code", None)
         if status in (401, 403):
             how = "set DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN"
-            return f"{self.address} does not let this user in (status {status}): {how}"
+            return f"{self.address} does not admit this user (status {status}): {how}"
         if status is not None:
             what = "is DICOMweb there?" if status in (404, 405) else str(getattr(answer, "reason", ""))
             return f"{self.address} answers with status {status}: {what}"
         if isinstance(error, self._broken) and "JSON" not in type(error).__name__:
             text = str(error) or type(error).__name__
             system = re.search(r"\[Errno -?\d+\] ([^)\]\"']+)", text)  # behind names of libraries' classes
-            return f"{self.address} cannot be asked ({system[1].strip() if system else text.splitlines()[0]})"
-        return f"{self.address} answers something that is not DICOMweb ({type(error).__name__})"
+            return f"{self.address} does not answer ({system[1].strip() if system else text.splitlines()[0]})"
+        return f"{self.address} gives an answer that is not DICOMweb ({type(error).__name__})"
 
 
 def _bearer(token: str) -> Any:

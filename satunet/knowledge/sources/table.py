@@ -90,7 +90,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     elif kind == ".json":
         content = _json(text, str(path))
         if not isinstance(content, list):
-            raise KnowledgeError(f"{path}: expected is a list of objects, got a {type(content).__name__}")
+            raise KnowledgeError(f"{path}: expected a list of objects, got a {type(content).__name__}")
         for number, entry in enumerate(content, start=1):
             yield _object(entry, f"{path}, entry {number}")
     else:
@@ -123,5 +123,5 @@ def _json(text: str, where: str) -> Any:
 
 def _object(entry: Any, where: str) -> tuple[dict[str, Any], str]:
     if not isinstance(entry, dict):
-        raise KnowledgeError(f"{where}: expected is an object, got a {type(entry).__name__}")
+        raise KnowledgeError(f"{where}: expected an object, got a {type(entry).__name__}")
     return entry, where

@@ -57,7 +57,7 @@ def import_umls(
             line.
     """
     if not (folder / "MRCONSO.RRF").is_file():
-        raise KnowledgeError(f"{folder}: no MRCONSO.RRF here; expected is the META folder of a UMLS release")
+        raise KnowledgeError(f"{folder}: no MRCONSO.RRF here; expected the META folder of a UMLS release")
     wanted = _of_types(folder, types)
     concepts = _concepts(folder, set(languages), wanted)
     if not concepts:

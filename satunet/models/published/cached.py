@@ -68,7 +68,7 @@ def published_folder(
             fetch_files(listing, found, model.fetched)
         except HubUnreachableError as error:
             raise HubUnreachableError(
-                f"{model.name}: {error}; what came is kept, and the same command goes on"
+                f"{model.name}: {error}; what arrived is kept, and the same command continues"
             ) from error
         origin = {"repository": model.repository, "revision": listing.commit, "hashes": "those of the hub's list"}
         if any(f.name == MODEL_FILE for f in found):
@@ -97,7 +97,7 @@ def _files_of(model: Published, listing: Listing) -> list[HubFile]:
         hint = f"; there are models in {', '.join(others)}" if others else ""
         raise ModelError(
             f"{model.name}: {endpoint()}/{model.repository} at {listing.commit[:12]} has no model in "
-            f"{model.folder or 'its top folder'} ({error}); expected is {MODEL_FILE}, or a checkpoint of a network and one of a "
+            f"{model.folder or 'its top folder'} ({error}); expected {MODEL_FILE}, or a checkpoint of a network and one of a "
             f"text encoder{hint}"
         ) from error
 

@@ -128,7 +128,9 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 def _file_of(sibling: Any, repository: str) -> HubFile:
     path = PurePosixPath(sibling.rfilename)
     if path.is_absolute() or ".." in path.parts or "\\" in sibling.rfilename:
-        raise ModelError(f"{repository}: the hub lists a file named {sibling.rfilename!r}, which is no path inside it")
+        raise ModelError(
+            f"{repository}: the hub lists a file named {sibling.rfilename!r}, which is not a path inside it"
+        )
     lfs = sibling.lfs
     size = sibling.size if sibling.size is not None else (lfs["size"] if lfs else None)
     if size is None or not sibling.blob_id:
@@ -163,7 +165,7 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
             if last:
                 raise ModelError(
                     f"{listing.repository}: {file.path} is not what the hub lists at {listing.commit[:12]} (SHA-256 or size "
-                    "differ), twice; it was changed or damaged on the way, and is not used"
+                    "differ), twice; it was changed or damaged on the way and is not used"
                 )
             logger.warning("%s: %s is not what the hub lists; fetching it anew", listing.repository, file.path)
         os.replace(part, target)
@@ -205,7 +207,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
                 explained = _explained(error, listing.repository, listing.commit)
                 if failed >= _ATTEMPTS or not isinstance(explained, HubUnreachableError):
                     raise explained from error
-                logger.info("%s: the connection broke at %d of %d bytes; going on", file.path, now, file.size)
+                logger.info("%s: the connection broke at %d of %d bytes; resuming", file.path, now, file.size)
 
 
 @contextlib.contextmanager

@@ -158,7 +158,9 @@ class StepBatches(Dataset[Batch]):
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
                              type(error).__name__, error)  # fmt: skip
                 if len(failed) >= _MAX_FAILURES:
-                    raise DatasetError(f"{_MAX_FAILURES} scans in a row cannot be read, last {record.scan}") from error
+                    raise DatasetError(
+                        f"{_MAX_FAILURES} scans in a row cannot be read, the last is {record.scan}"
+                    ) from error
 
     def _crop(self, record: IndexedScan, rng: np.random.Generator, patch: tuple[int, int, int]) -> Sample:
         centre = None
@@ -236,7 +238,7 @@ def _told(loaded: Iterator[Batch]) -> Iterator[Batch]:
             raise
         raise SatunetError(
             f"a process that loads scans has died ({str(error).splitlines()[0]:.150}); out of memory is the usual cause. Fewer "
-            "of them need less (--workers); --c goes on from the last epoch"
+            "of them need less (--workers); --c continues from the last epoch"
         ) from error
 
 
