@@ -135,7 +135,7 @@ def _is_run(run: Any) -> bool:
     seconds = run.get("seconds")
     return (
         all(count is None or (type(count) is int and 0 <= count < 1 << 63) for count in counts)
-        and type(seconds) in (int, float)
+        and isinstance(seconds, (int, float))
         and 0 <= seconds < math.inf
     )
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.geometry import Grid
-from satunet.images.hounsfield import hounsfield_offset
 from satunet.prediction.masks.boxed import BoxedMask
 
 HU_CLASSES = {"air": (-math.inf, -200.0), "fat": (-200.0, -30.0), "soft": (-30.0, 150.0), "dense": (150.0, math.inf)}
@@ -55,22 +54,23 @@ class Measures:
     dense: float | None = None
 
 
-def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | None) -> Measures | None:
+def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], *, hu_offset: float | None = None) -> Measures | None:
     """Measure a mask; ``None`` if it has no voxel.
 
     Args:
         mask: Mask in the scan's grid.
         grid: Grid of the scan.
         image: (X, Y, Z) voxels of the scan.
-        modality: Modality of the scan; on CT, intensities are in HU.
+        hu_offset: What a CT's voxels are above their HU (:func:`~satunet.images.hounsfield.hounsfield_offset`); ``None``
+            for other scans.
     """
     inside = mask.inside
     if not inside.any():
         return None
     values = image[mask.box][inside].astype(np.float64)
     shares: dict[str, float | None] = {}
-    if modality == "ct":
-        values -= hounsfield_offset(image)
+    if hu_offset is not None:
+        values -= hu_offset
         shares = {name: float(((values >= low) & (values < high)).mean()) for name, (low, high) in HU_CLASSES.items()}
     major, minor, least = _axes_mm(inside, grid)
     return Measures(
@@ -86,10 +86,22 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], modality: str | No
 
 
 def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float]:
-    places = np.argwhere(inside) @ grid.affine[:3, :3].T
-    if len(places) < 2:
+    """By sums over planes: a list of the voxels' places would be many times as large as the mask."""
+    count = int(np.count_nonzero(inside))
+    if count < 2:
         return 0.0, 0.0, 0.0
-    variances = np.linalg.eigvalsh(np.cov(places.T))  # of a sample, like the published values
+    covariance, places = np.zeros((3, 3)), []
+    for axis in range(3):
+        profile = inside.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
+        index = np.arange(profile.size)
+        places.append(index - profile @ index / count)
+        covariance[axis, axis] = profile @ places[axis] ** 2
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        plane = inside.sum(axis=3 - a - b, dtype=np.float64)
+        covariance[a, b] = covariance[b, a] = places[a] @ plane @ places[b]
+    axes = grid.affine[:3, :3]
+    # The covariance is that of a sample (one less than the voxels), like the published values.
+    variances = np.linalg.eigvalsh(axes @ covariance @ axes.T / (count - 1))
     least, minor, major = 4 * np.sqrt(variances.clip(0))
     return float(major), float(minor), float(least)
 

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from satunet.geometry import Grid
+from satunet.images.hounsfield import hounsfield_offset
 from satunet.jobs.files import read_json
 from satunet.prediction import Outputs, Predictor
 from satunet.prediction.folder import predict_folder
@@ -34,7 +35,7 @@ def boxed(mask: np.ndarray) -> BoxedMask:
 
 
 def test_an_ellipsoid() -> None:
-    found = measure(boxed(ellipsoid((30, 60, 50))), GRID, np.ones(GRID.shape, np.float32), "mri")
+    found = measure(boxed(ellipsoid((30, 60, 50))), GRID, np.ones(GRID.shape, np.float32))
     assert found is not None
     assert found.volume_ml == pytest.approx(math.pi / 6 * 30 * 60 * 50 / 1000, rel=0.01)
     axes = np.array([found.major_axis_mm, found.minor_axis_mm, found.least_axis_mm])
@@ -62,7 +63,6 @@ def test_the_digital_phantom_has_its_published_values() -> None:
         boxed(mask),
         Grid(shape=mask.shape, affine=np.diag([2.0, 2.0, 2.0, 1.0])),
         np.where(mask, values, "0").astype(np.int16),
-        "mri",
     )
     assert found is not None
     assert found.volume_ml == pytest.approx(0.592)
@@ -76,7 +76,7 @@ def test_simple_itk_says_the_same() -> None:
     rng = np.random.default_rng(0)
     mask = ellipsoid((30, 60, 50)) & (rng.uniform(size=GRID.shape) < 0.9)
     image = rng.normal(100, 20, GRID.shape).astype(np.float32)
-    found = measure(boxed(mask), GRID, image, "mri")
+    found = measure(boxed(mask), GRID, image)
     assert found is not None
     labels, voxels = (sitk.GetImageFromArray(a.transpose(2, 1, 0)) for a in (mask.astype(np.uint8), image))
     for one in (labels, voxels):
@@ -101,17 +101,18 @@ def test_hu_classes(offset: int) -> None:
     image[box] = np.repeat([-800.0, -100.0, 60.0, 700.0], 100).reshape(4, 10, 10)
     mask = np.zeros(GRID.shape, bool)
     mask[box] = True
-    found = measure(boxed(mask), GRID, (image + offset).clip(0 if offset else -1024).astype(np.int16), "ct")
+    voxels = (image + offset).clip(0 if offset else -1024).astype(np.int16)
+    found = measure(boxed(mask), GRID, voxels, hu_offset=hounsfield_offset(voxels))
     assert found is not None
     assert (found.air, found.fat, found.soft, found.dense) == (0.25,) * 4
     assert found.mean == pytest.approx(np.mean([-800, -100, 60, 700]))
 
 
 def test_nothing_and_a_single_voxel() -> None:
-    assert measure(BoxedMask.empty(GRID.shape), GRID, np.ones(GRID.shape), "mri") is None
+    assert measure(BoxedMask.empty(GRID.shape), GRID, np.ones(GRID.shape)) is None
     one = np.zeros(GRID.shape, bool)
     one[3, 3, 3] = True
-    found = measure(boxed(one), GRID, np.ones(GRID.shape), "mri")
+    found = measure(boxed(one), GRID, np.ones(GRID.shape))
     assert found is not None
     assert (found.major_axis_mm, found.deviation) == (0, 0)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from satunet.confidence.calibration import Worth
 from satunet.errors import UserError
+from satunet.images.hounsfield import hounsfield_offset
 from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import flush_to_disk, write_json
 from satunet.jobs.fresh import FileState
@@ -213,7 +214,8 @@ class ScanResult:
         image = self.scan.image
         if not self.outputs.measures and (not self.outputs.dicom_sr or self.job.scan.series is None):
             return [None] * len(masks)
-        return [None if mask is None else measure(mask, image.grid, image.array, self.job.modality) for mask in masks]
+        offset = hounsfield_offset(image.array) if self.job.modality == "ct" else None
+        return [None if mask is None else measure(mask, image.grid, image.array, hu_offset=offset) for mask in masks]
 
     def _write_dicom(
         self, series: Series, masks: Sequence[PromptMask], measures: Sequence[Measures | None]

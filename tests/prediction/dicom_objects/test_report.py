@@ -50,7 +50,9 @@ def reported(
     classes = [*NAMES.values()]
     classes.insert(1, None)
     files = write_segmentations(folder / "seg.dcm", series, named, classes=classes, kind=kind)
-    found = [measure(mask, image.grid, image.array, series.modality) for _, mask in named]
+    found = [
+        measure(mask, image.grid, image.array, hu_offset=0 if series.modality == "ct" else None) for _, mask in named
+    ]
     known = [m for m in found if m is not None]
     file = folder / "Segmentation report.dcm"
     write_report(file, series, files, [Reported(measures=m, certainty=0.75 if m is known[0] else None) for m in known])
