@@ -89,7 +89,7 @@ class Meter:
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the system and the GPU, so that it is not counted for the
+    """Return unused memory to the system and the GPU, so that it is not counted for the
     next.
     """
     gc.collect()
