@@ -1,6 +1,6 @@
 """How long a step of training and a pass of prediction take alone and beside a busy neighbour, by settings of OpenMP.
 
-    python -m benchmarks.bench_contention [--rounds 5] [--seconds 4]
+    python benchmarks/bench_contention.py [--rounds 5] [--seconds 4]
 
 torch's operators split their work among OpenMP's threads and wait for the slowest. Threads that wait by spinning take
 the processor from whoever they wait for, once there are more threads than free cores. Settings are measured in turn, in
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import header
+from common import header
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -92,8 +92,7 @@ def main() -> None:
                 try:
                     command = [
                         sys.executable,
-                        "-m",
-                        "benchmarks.bench_contention",
+                        __file__,
                         "--child",
                         "--seconds",
                         str(options.seconds),
@@ -106,7 +105,7 @@ def main() -> None:
                 for what, seconds in json.loads(done.stdout).items():
                     found.setdefault((name, busy, what), []).append(seconds)
     header("torch")
-    print(f"load {os.getloadavg()[0]:.1f} at the end; medians of {options.rounds} rounds, in turn, ms a step")
+    print(f"load {os.getloadavg()[0]:.1f} at the end; medians of {options.rounds} rounds, in turn, ms per step")
     print(f"{'':12}{'train alone':>14}{'beside':>10}{'predict alone':>16}{'beside':>10}")
     for name in SETTINGS:
         cells = [1000 * statistics.median(found[name, busy, what])

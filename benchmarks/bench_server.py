@@ -37,13 +37,13 @@ from common import header
 
 from satunet.client import Server, ServerError
 from satunet.models.choice import ModelChoice
+from satunet.prediction.door.inputs import Scan
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.inputs import Scan
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 
 ROUNDS = 5
-TOKEN = "a token of this benchmark"
+TOKEN = "a-token-of-this-benchmark"
 KINDS = {"good": 60, "broken upload": 10, "cancelled": 10, "wrong token": 10, "10 GB announced": 5, "10 GB claimed": 5}
 
 
@@ -266,7 +266,7 @@ class Load:
 
     def _wrong_token(self, file: Path) -> str:
         try:
-            self._server("another token, long enough").bring(file)
+            self._server("another-token-long-enough").bring(file)
         except ServerError as error:
             return str(error.status)
         raise AssertionError("a wrong token was let in")

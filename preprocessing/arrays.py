@@ -155,7 +155,8 @@ class StoredArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of a value."""
-        return np.dtype(self._array.dtype)
+        kind: np.dtype[Any] = np.dtype(self._array.dtype)
+        return kind
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """A part, as of an array.

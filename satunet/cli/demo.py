@@ -13,12 +13,18 @@ from satunet.cli.options import Device, Processes, Verbose, default_processes
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """From three brain datasets to a benchmark report: plan, train, predict by text, compare with three nnU-Nets."""
+    """A first picture, then from three brain datasets to a benchmark report: plan, train, predict by text, compare."""
 
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for data, models and the report.")] = (
         Path("demo_output")
     )
-    steps: Annotated[int, arg(help="Training steps of every network.")] = 180
+    steps: Annotated[int, arg(help="Training steps of every network.")] = 250
+    specialists: Annotated[
+        bool,
+        arg(
+            help="Also train and compare an nnU-Net on each dataset, with as many steps; this takes several times as long."
+        ),
+    ] = False
     device: Device = "auto"
     processes: Processes = field(default_factory=default_processes)
     verbose: Verbose = False
@@ -32,4 +38,10 @@ class Demo:
         from satunet.jobs.progress import setup_logging
 
         setup_logging(self.output / "demo.log", verbose=self.verbose)
-        return run_demo(self.output, steps=self.steps, device=self.device, processes=self.processes)
+        return run_demo(
+            self.output,
+            steps=self.steps,
+            specialists=self.specialists,
+            device=self.device,
+            processes=self.processes,
+        )

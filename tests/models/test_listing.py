@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from satunet.cli import run
+from satunet.jobs.files import read_json
 from satunet.models.folder import ModelCard
 from satunet.models.shipped import resolve_model
 
@@ -47,7 +48,7 @@ def test_shipped_cached_own_and_known(places: Path, capsys: pytest.CaptureFixtur
 def test_the_mean_is_over_classes(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = places / "cache" / "models" / "x"
     shutil.copytree(resolve_model("starter"), folder)
-    content = json.loads((folder / "model.json").read_text())
+    content = read_json(folder / "model.json")
     score = dict(content["scores"][0])
     content["scores"] = [
         score | {"class_name": "a", "dsc": 0.2, "scans": 1}, score | {"class_name": "a", "dsc": 0.8, "scans": 3},

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from satunet.errors import ModelError
+from satunet.jobs.files import read_json
 from satunet.jobs.records import to_plain
 from satunet.models.choice import ModelChoice
 from satunet.models.folder import ModelCard, ModelFolder
@@ -253,7 +254,7 @@ def test_a_model_folder_is_taken_as_it_is(hub: Hub, tmp_path: Path, inside: str)
 def test_a_model_folder_whose_weights_are_not_its_own_is_refused(hub: Hub, tmp_path: Path) -> None:
     repository = tmp_path / "mine"
     shutil.copytree(fetch("sat-nano"), repository)
-    card = json.loads((repository / "model.json").read_text())
+    card = read_json(repository / "model.json")
     (repository / "model.json").write_text(json.dumps(card | {"weights_hash": "0" * 64}))
     hub.repositories["me/mine"] = Repository(repository)
     with pytest.raises(ModelError, match="the weights are not those"):

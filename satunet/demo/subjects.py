@@ -1,0 +1,97 @@
+"""People who never were: a template and its labels, bent by a random diffeomorphism, in a random contrast.
+
+Labels of a template are known by position: whoever copies them onto another template is nearly right. A subject's head is
+turned, stretched, moved and bent, each time in another way, and its tissues have other grey values, so that only what looks
+at the image can find anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from satunet.geometry import Grid
+from satunet.trainers.synthetic.crops import Deformation, crop_places, sample
+from satunet.trainers.synthetic.painting import spoil
+
+SHAPE = (96, 112, 96)
+SPACING_MM = (2.0, 2.0, 2.0)
+SHIFT_MM = 8.0
+"""Standard deviation of where a head lies, along each axis."""
+BENDING = Deformation(rotation_deg=8.0, stretch=0.1, warp=0.06)
+_LEAST_VOLUME = 0.2
+"""Smallest factor by which a voxel's volume may change; at 0 or below, space would be folded."""
+_TRIES = 50
+
+
+def make_subject(
+    image: NDArray[Any], labels: NDArray[np.uint8], grid: Grid, seed: int
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8], Grid]:
+    """A subject of a template.
+
+    Args:
+        image: (X, Y, Z) the template, 0 outside of the brain; axes lie right, anterior, superior.
+        labels: Its label ids.
+        grid: Of both.
+        seed: Every seed is somebody else.
+
+    Returns:
+        Image, labels and their grid.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    places = _places(image, grid, rng)
+    scan = sample(torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)), places, labels=False)
+    ids = sample(torch.from_numpy(labels), places, labels=True)
+    painted = _contrast(scan, rng)
+    inside = scan > 0
+    spoiled = spoil(painted, rng, generator, strength=0.5)
+    low, high = torch.aminmax(spoiled[inside])
+    grey = ((spoiled - low) / (high - low)).clamp(0, 1) * 990 + 10
+    array = torch.where(inside, grey, torch.zeros(())).round().numpy().astype(np.uint16)
+    affine = np.diag([*SPACING_MM, 1.0])
+    affine[:3, 3] = -(np.array(SHAPE) - 1) / 2 * SPACING_MM
+    return array, ids.numpy().astype(np.uint8), Grid(shape=SHAPE, affine=affine)
+
+
+def _places(image: NDArray[Any], grid: Grid, rng: np.random.Generator) -> Tensor:
+    """Where the subject's voxels lie in the template: drawn again until space is nowhere folded."""
+    brain = np.argwhere(image[::2, ::2, ::2] > 0) * 2
+    middle = (brain.min(axis=0) + brain.max(axis=0)) / 2
+    for _ in range(_TRIES):
+        centre = middle + rng.normal(0, SHIFT_MM, 3) / grid.spacing_mm
+        places = crop_places(centre.tolist(), SHAPE, SPACING_MM, grid.spacing_mm, BENDING, rng)
+        if float(volume_change(places, grid.spacing_mm).min()) > _LEAST_VOLUME:
+            return places
+    raise AssertionError(f"{_TRIES} deformations of {BENDING} fold space")
+
+
+def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tensor:
+    """Volume that each of the subject's voxels has in the template, as a factor: the determinant of the Jacobian.
+
+    Args:
+        places: (X, Y, Z, 3) voxels of the template.
+        native_mm: Spacing of the template.
+    """
+    mm = places * torch.tensor(native_mm)
+    x, y, z = (n - 1 for n in mm.shape[:3])
+    columns = [torch.diff(mm, dim=a)[:x, :y, :z] / SPACING_MM[a] for a in range(3)]
+    return torch.linalg.det(torch.stack(columns, dim=-1))
+
+
+def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Grey values of another scanner: fluid, grey and white matter get other values, in between lies in between.
+
+    Two of three subjects keep the order of T1 (fluid dark, white matter bright), the others have that of T2.
+    """
+    inside = image[image > 0]
+    known = torch.quantile(inside[:: max(1, len(inside) // 100_000)], torch.tensor([0.02, 0.3, 0.75, 0.98]))
+    fluid, grey = rng.uniform(0.0, 0.25), rng.uniform(0.45, 0.65)
+    values = np.array([fluid, grey, rng.uniform(0.8, 0.95), 1.0])
+    if rng.random() < 1 / 3:
+        values = 1.0 - values
+    return torch.from_numpy(np.interp(image.numpy(), known.numpy(), values).astype(np.float32))

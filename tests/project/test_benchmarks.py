@@ -1,0 +1,81 @@
+"""Benchmarks are run by hand and seldom: what they import is there, and ``make bench`` knows each of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((REPOSITORY / "benchmarks").rglob("*.py"))
+
+
+def names_of_satunet(source: str) -> list[tuple[str, str]]:
+    """Module and name of everything that is imported from satunet; an empty name is the module itself."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "satunet":
+            found += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "satunet"]
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_what_a_benchmark_imports_is_there(script: Path) -> None:
+    missing = []
+    for module, name in names_of_satunet(script.read_text("utf-8")):
+        try:
+            if name and not hasattr(importlib.import_module(module), name):
+                importlib.import_module(f"{module}.{name}")
+        except ModuleNotFoundError:
+            missing.append(f"{module}: {name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_a_benchmark_is_run_as_a_file(script: Path) -> None:
+    """``python benchmarks/x.py`` has the folder ``benchmarks`` in its path, and not the one around it."""
+    assert not re.search(r"^from benchmarks[. ]|^import benchmarks", script.read_text("utf-8"), re.MULTILINE)
+
+
+def lists(name: str) -> set[str]:
+    """Benchmarks in a list of ``scripts/bench``."""
+    found = re.search(
+        rf"^{name}=\((.*?)\)", (REPOSITORY / "scripts" / "bench").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert found is not None
+    return set(found[1].split())
+
+
+def test_make_bench_knows_every_benchmark() -> None:
+    alone, given = lists("alone"), lists("given")
+    assert not alone & given
+    assert alone | given == {p.stem.removeprefix("bench_") for p in (REPOSITORY / "benchmarks").glob("bench_*.py")}
+
+
+def test_a_benchmark_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    script = tmp_path / "scripts" / "bench"
+    script.write_text((REPOSITORY / "scripts" / "bench").read_text("utf-8"))
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\ncase $1 in *metrics*) exit 3;; esac\necho "ran $@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(["bash", str(script), "metrics", "help"], capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 1
+    assert "ran benchmarks/bench_help.py\n" in done.stdout
+    assert "failed: metrics" in done.stderr
+    one = subprocess.run(
+        ["bash", str(script), "help", "--", "--x", "1 2"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (one.returncode, one.stderr) == (0, "")
+    assert "ran benchmarks/bench_help.py --x 1 2\n" in one.stdout
+    wrong = subprocess.run(["bash", str(script), "nonsense"], capture_output=True, encoding="utf-8", check=False)
+    assert wrong.returncode == 2
+    assert "nonsense" in wrong.stderr and "metrics" in wrong.stderr
