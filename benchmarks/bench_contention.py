@@ -105,7 +105,7 @@ def main() -> None:
                 for what, seconds in json.loads(done.stdout).items():
                     found.setdefault((name, busy, what), []).append(seconds)
     header("torch")
-    print(f"load {os.getloadavg()[0]:.1f} at the end; medians of {options.rounds} rounds, in turn, ms a step")
+    print(f"load {os.getloadavg()[0]:.1f} at the end; medians of {options.rounds} rounds, in turn, ms per step")
     print(f"{'':12}{'train alone':>14}{'beside':>10}{'predict alone':>16}{'beside':>10}")
     for name in SETTINGS:
         cells = [1000 * statistics.median(found[name, busy, what])

@@ -56,7 +56,7 @@ def make_raw(raw: Path, classes: int, size: int) -> str:
 
 
 def our_trainer(queries: int, workers: int = 0) -> Any:
-    """A trainer that draws ``queries`` queries a patch, ready for steps."""
+    """A trainer that draws ``queries`` queries per patch, ready for steps."""
     from satunet.datasets.unified import UnifiedFolder
     from satunet.jobs.files import read_json
     from satunet.plan import UnifiedPlan

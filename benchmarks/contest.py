@@ -1,13 +1,13 @@
 """A contest at equal steps: one network for many small datasets against a nnU-Net each, patients held out.
 
     python benchmarks/contest.py prepare WORK RAW [RAW ...]           # splits by person, one plan, specialists' plans
-    python benchmarks/contest.py network WORK --turns 150             # 150 steps a dataset; goes on where it stopped
+    python benchmarks/contest.py network WORK --turns 150             # 150 steps per dataset; continues where it stopped
     python benchmarks/contest.py specialists WORK --steps 150         # the same; --seed, --only for more of them
     python benchmarks/contest.py report WORK contest.md --picture contest.png
 
 ``RAW`` are ``nnUNet_raw`` folders that are only read. Patients are held out, not scans, over all datasets that are
 there; those with at least three patients take part. Network and nnU-Nets have the same spacing, features of the first
-stage, patches a step, optimizer, learning rate and schedule (recipe ``cpu``), the network its own augmentation and
+stage, patches per step, optimizer, learning rate and schedule (recipe ``cpu``), the network its own augmentation and
 nnU-Net its own. A step of the network takes patches of one dataset, every dataset comes once a turn: after N turns it
 has seen each as often as a specialist after N steps. Each budget of the nnU-Nets is a training of its own; budgets of
 the network are averaged weights on the way of a single training.

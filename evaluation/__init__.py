@@ -4,10 +4,10 @@
   masks, :mod:`~satunet.evaluation.scoring.metrics` scores classes by :mod:`~satunet.evaluation.scoring.rules`, and
   :mod:`~satunet.evaluation.scoring.run` a folder of predictions.
 - :mod:`satunet.evaluation.benchmark`: competitors against each other. :mod:`~satunet.evaluation.benchmark.tasks` says
-  what is scored, :mod:`~satunet.evaluation.benchmark.competitors` who takes part,
-  :mod:`~satunet.evaluation.benchmark.guards` what would be unfair, :mod:`~satunet.evaluation.benchmark.comparison` what
-  follows from the scores.
-- :mod:`satunet.evaluation.report`: what people read.
+  what is scored, :mod:`~satunet.evaluation.benchmark.competitors` are those who take part,
+  :mod:`~satunet.evaluation.benchmark.guards` refuses unfair comparisons, and
+  :mod:`~satunet.evaluation.benchmark.comparison` draws the conclusions from the scores.
+- :mod:`satunet.evaluation.report`: tables, charts and pages for people.
 
 :mod:`satunet.evaluation.run` is a benchmark from datasets to report.
 """

@@ -8,7 +8,7 @@
     OUTPUT/pages/<dataset>_<case>.html       the cases that the report shows, with reference and predictions, to look
     around in
 
-Tables and report are written after every dataset; until the last one they say what they still wait for.
+Tables and report are written after every dataset; until the last one, they say what is still missing.
 """
 
 from __future__ import annotations

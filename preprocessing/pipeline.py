@@ -58,7 +58,7 @@ def plan_and_preprocess(
 
 
 def cases_of(scans: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Dataset and case of each name that is one of a scan; others are those of datasets and files."""
+    """Dataset and case of each name that belongs to a scan; other names belong to datasets and files."""
     for scan in scans:
         with contextlib.suppress(ValueError):
             dataset, case, _ = split_scan_id(scan)

@@ -73,7 +73,7 @@ def prompts(bench: Bench) -> None:
         times[count] = seconds
         memory = f", {peak:.1f} GB" if peak else ""
         bench.say(
-            f"  {count} prompts: {seconds:.2f} s, {1e3 * seconds / windows:.0f} ms a window{memory}; "
+            f"  {count} prompts: {seconds:.2f} s, {1e3 * seconds / windows:.0f} ms per window{memory}; "
             f"{structures} found, {voxels / 1e6:.1f} M voxels"
         )
     few, many = bench.sizes.prompts[0], bench.sizes.prompts[-1]

@@ -1,8 +1,8 @@
-"""Calibrate what a network's masks are worth, on patients that it was not trained on, and measure how well it does.
+"""Calibrate the confidence of a network on patients that it was not trained on, and measure how good it is.
 
-Every class that the model offers in a scan's modality is looked for, as ``--all`` does. Of most classes the scan's
-labels tell whether it is there, and the Dice of its mask. Scans of another region have none of some classes. And of
-each scan there are parts, cut so that structures are out: they look like the rest of the scan, and are not there.
+Every class that the model offers in a scan's modality is predicted, as with ``--all``. For most classes, the scan's
+labels tell whether the structure is there, and the Dice of its mask. Some classes are absent because the scan shows
+another region. And scans are also cut into parts that leave structures out.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 Judges = Iterable[tuple[Dataset, Collection[str] | None]]
 
 FAILED_DSC = 0.5
-"""Masks below are failures."""
+"""Dice below which a mask is a failure."""
 _LEAST_LEFT = 0.35  # of a scan's extent, in a part of it
 _SLIVER = 0.2  # share of a structure: less of it in a part, and nobody would say whether it is there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What became of a mask, and what was known of it then.
+    """The truth about a mask, and the confidence that was estimated for it.
 
     Attributes:
         dataset: Dataset of the scan.
@@ -82,7 +82,7 @@ def outcomes(
     most_windows: int = 60,
     on_case: Callable[[str, str, list[tuple[str, Outcome]]], object] | None = None,
 ) -> list[tuple[str, Outcome]]:
-    """What masks of scans turn out to be: dataset and outcome of each whose truth is known.
+    """Outcomes of masks whose truth is known, each with its dataset.
 
     Args:
         predictor: Predictor with its model.
@@ -169,7 +169,7 @@ def _cut(image: Image, box: Box) -> Image:
 def _parts(
     labels: NDArray[np.integer], ids: Mapping[str, Sequence[int]], names: Sequence[str], count: int, *, seed: str
 ) -> list[Box]:
-    """Boxes of a scan that leave out a structure each, as few others as that takes."""
+    """Boxes in a scan, each of which leaves out one structure and as few others as possible."""
     rng = np.random.default_rng([ord(c) for c in seed])
     found: list[Box] = []
     wanted = [name for name in names if name in ids]
@@ -204,7 +204,7 @@ def cross_checked(
     apart: Callable[[str, Outcome], str],
     folds: int | None = None,
 ) -> list[Known]:
-    """What would have been said of each mask by a calibration that did not know its patient.
+    """The confidence of each mask by a calibration that did not include its patient.
 
     Args:
         rows: Rows from :func:`outcomes`.
@@ -225,7 +225,9 @@ def cross_checked(
 
 
 def said(calibration: Calibration, rows: Sequence[tuple[str, Outcome]]) -> list[Known]:
-    """What a calibration says of masks whose truth is known; the others of the scan count for it, too."""
+    """The confidence that a calibration gives to masks whose truth is known; the other masks of the scan are used,
+    too.
+    """
     scans: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
     for row in rows:
         scans[row[1].scan].append(row)
@@ -241,21 +243,21 @@ def said(calibration: Calibration, rows: Sequence[tuple[str, Outcome]]) -> list[
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How good estimates are; ``nan`` where nothing can tell.
+    """Quality of the estimates; ``nan`` where nothing can tell.
 
     Attributes:
-        masks: Masks drawn, of structures that are there or not.
+        masks: Number of masks drawn, of structures that are present or absent.
         failures: Number of masks with a Dice below one half.
-        rank_correlation: Spearman's, of confidence and Dice of the masks drawn.
+        rank_correlation: Spearman's correlation of confidence and Dice over the masks drawn.
         failure_auroc: Area under the ROC curve when confidence tells failures from other masks.
         dice_error: Mean absolute difference of confidence and Dice.
         dice_bias: Mean difference of confidence and Dice.
-        structures: Structures looked for.
+        structures: Number of structures that were predicted.
         absent: Number of structures that are absent.
         absent_error: Expected calibration error of "absent", in ten bins.
-        absent_drawn: Share of absent structures that have a mask where none is left out.
+        absent_drawn: Share of absent structures that have a mask if none is left out.
         absent_left: The same share if masks are left out whose structure is absent with at least the threshold.
-        present_lost: Share of structures that are there, with a mask of at least one half, whose mask is left out.
+        present_lost: Share of present structures with a mask of at least one half whose mask is left out.
     """
 
     masks: int
@@ -273,7 +275,7 @@ class Quality:
 
 
 def quality(known: Sequence[Known], threshold: float) -> Quality:
-    """How good estimates are.
+    """Quality of the estimates.
 
     Args:
         known: Estimates and truth.
@@ -304,7 +306,9 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive has a larger score than another, ties counting one half; ``nan`` without both."""
+    """Probability that a positive has a larger score than a negative; ties count one half. ``nan`` if there is none of
+    either.
+    """
     from scipy.stats import rankdata
 
     yes, no = int(positive.sum()), int((~positive).sum())
@@ -314,7 +318,9 @@ def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
 
 
 def calibration_error(probabilities: NDArray[np.float64], true: NDArray[np.bool_], bins: int = 10) -> float:
-    """Expected calibration error: mean distance of what was said and what came true, over bins of equal width."""
+    """Expected calibration error: mean difference between predicted and observed frequency, over bins of equal
+    width.
+    """
     if not len(true):
         return float("nan")
     places = np.minimum((probabilities * bins).astype(int), bins - 1)

@@ -6,11 +6,11 @@ mean, beside them, counts every class of every case alike, however many scans of
 compare like with like: a mean takes in only the classes of datasets for which every competitor has a score, and says
 how many these are. Datasets that the unified network was not trained on are never mixed with the others.
 
-A difference is that of two means in the tables, and its interval and test are of that difference
-(:mod:`satunet.evaluation.benchmark.statistics`). Three questions are told apart: other patients of these datasets
-(``total``, ``external``), other datasets (``datasets``, from six on), and one dataset or class. Wins, ties and losses
-count classes of datasets, datasets, or patients; a difference of at most half a point is a tie. p-values are adjusted
-within a family: two competitors, a metric, and all datasets, or all classes.
+A difference is the difference of two means in the tables, and interval and test belong to it
+(:mod:`satunet.evaluation.benchmark.statistics`). There are three questions: does it hold for other patients of these
+datasets (``total``, ``external``), for other datasets (``datasets``, with six or more), and in one dataset or class?
+Wins, ties and losses count classes of datasets, datasets, or patients; a difference of at most half a point is a tie.
+p-values are adjusted within a family: two competitors, one metric, and all datasets or all classes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from satunet.evaluation.scoring.scores import HEADLINE, METRICS, Evaluation, mea
 TIE_MARGIN = 0.005
 
 _MOST_UNKNOWN = 0.5
-"""Share of a mean, at most, that may come from classes of which nothing tells how they vary."""
+"""Largest share of a mean that may come from classes whose variance is not known."""
 
 
 def compare(
@@ -80,7 +80,7 @@ def compare(
         correction: Method by which p-values are adjusted.
 
     Raises:
-        UserError: Nothing to compare, or evaluations under different rules.
+        UserError: There is nothing to compare, or evaluations have different rules.
     """
     evaluations = [e for found in results.values() for e in found.evaluations.values()]
     if not evaluations:
@@ -120,7 +120,7 @@ def compare(
 
 
 def _one_rule(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
-    """What all evaluations were scored by; tolerances of single classes are those of their own classes."""
+    """The rules that all evaluations were scored by, with the tolerances of all single classes."""
     rules = [e.rules for e in evaluations]
     kept = ("tolerance_mm", "policy", "distances", "organs")
     found = {tuple(r[key] for key in kept) for r in rules}
@@ -232,7 +232,7 @@ class _Comparer:
     # intervals -------------------------------------------------------------------------------------------------------
 
     def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
-        """Of the macro mean over rows."""
+        """Interval of the macro mean over rows."""
         estimate = _macro_mean(shared, competitor, metric)
         pulls = self._pulls(shared, lambda scores, name: scores.pulls(competitor, metric, name))
         return NO_INTERVAL if pulls is None else share_interval(estimate, pulls)
@@ -250,10 +250,10 @@ class _Comparer:
         shared: Sequence[ClassRow],
         of_class: Callable[[PatientScores, str], NDArray[np.float64] | None],
     ) -> list[NDArray[np.float64]] | None:
-        """Of each stratum, what each patient pulls a macro mean by; ``None`` if too little of it is known.
+        """For each stratum, the influence of each patient on a macro mean; ``None`` if too little is known.
 
-        A dataset is a stratum; datasets that share a patient are one. A class that one patient alone has varies in no
-        way that shows; it is taken to vary as the others do.
+        A dataset is a stratum; datasets that share a patient are one stratum. If only one patient has a class, its
+        variance cannot be seen and is assumed to be like that of the others.
         """
         strata = _strata({d: self.patients[d].patients for d in dict.fromkeys(r.dataset for r in shared)})
         pulls_of: dict[str, dict[str, float]] = {}  # stratum → patient → pull
@@ -295,7 +295,7 @@ class _Comparer:
         return found
 
     def _over_patients(self, kind: str, where: str, pair: _Pair, shared: Sequence[ClassRow]) -> Comparison:
-        """Difference of the macro means over rows, as far as it speaks of other patients."""
+        """Difference of the macro means over rows, tested for other patients."""
         difference = pair.difference(shared)
         low, high = self._difference_interval(shared, pair, difference)
         linear, uneven = self._contributions(shared, pair)
@@ -315,7 +315,7 @@ class _Comparer:
         )
 
     def _over_datasets(self, kind: str, pair: _Pair, shared: Sequence[ClassRow]) -> list[Comparison]:
-        """The same difference, as far as it speaks of other datasets; nothing below six of them."""
+        """The same difference, tested for other datasets; nothing if there are fewer than six."""
         names = list(dict.fromkeys(r.dataset for r in shared))
         if len(names) < FEWEST_PATIENTS:
             return []
@@ -340,7 +340,7 @@ class _Comparer:
         ]
 
     def _contributions(self, shared: Sequence[ClassRow], pair: _Pair) -> tuple[NDArray[np.float64], list[Uneven]]:
-        """What each patient of each dataset adds to the difference of the macro means."""
+        """Contribution of each patient of each dataset to the difference of the macro means."""
         datasets = dict.fromkeys(r.dataset for r in shared)
         unit: dict[str, int] = {}
         for dataset in datasets:
@@ -364,7 +364,7 @@ class _Comparer:
         return linear[there], [Uneven(w, s[:, there], n[:, there]) for w, s, n in uneven]
 
     def _patient_differences(self, shared: Sequence[ClassRow], pair: _Pair) -> list[float]:
-        """Of each patient of a dataset, the mean over classes that both competitors have a score of."""
+        """For each patient of a dataset, the mean difference over classes that both competitors have a score for."""
         scores = self.patients[shared[0].dataset]
         by_class = []
         for row in shared:
@@ -396,7 +396,7 @@ class _Pair:
         return first - second
 
     def comparison(self, kind: str, where: str, counted: Sequence[float], **numbers: Any) -> Comparison:
-        """With wins, ties and losses of some differences."""
+        """Comparison with wins, ties and losses of some differences."""
         # The slack keeps a difference of exactly the margin a tie, whatever its last bits.
         wins = sum(d > TIE_MARGIN + 1e-9 for d in counted)
         losses = sum(d < -TIE_MARGIN - 1e-9 for d in counted)
@@ -441,7 +441,7 @@ def _weights(rows: Sequence[ClassRow]) -> list[float]:
 
 
 def _macro(rows: Sequence[ClassRow], names: Sequence[str]) -> Scores:
-    """Macro means, metric by metric over what all have a value of."""
+    """Macro means, metric by metric, over classes for which all competitors have a value."""
     found: Scores = {c: {} for c in names}
     for metric in METRICS:
         shared = _shared(rows, names, metric)

@@ -1,6 +1,6 @@
 """A competitor that looks at no image: the labels of another scan, stretched to fit.
 
-Whoever claims a score should beat it. Where organs lie in the same place of every crop, it scores well.
+Any method that claims a good score should beat it. If organs lie at the same place in every crop, it scores well.
 """
 
 from __future__ import annotations

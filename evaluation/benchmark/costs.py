@@ -1,4 +1,4 @@
-"""What predictions cost: wall time and peak memory, kept beside them.
+"""Costs of predictions: wall time and peak memory, saved beside them.
 
 Every competitor is timed with the same number of threads: nnunetv2 limits its own to ``nnUNet_def_n_proc`` while it
 predicts, so that is the limit for all.
@@ -89,7 +89,7 @@ class Meter:
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the system and the GPU, so that it is not counted for the
+    """Return unused memory to the system and the GPU, so that it is not counted for the
     next.
     """
     gc.collect()
@@ -103,11 +103,11 @@ def free_memory() -> None:
 
 
 def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_bytes: int | None, threads: int) -> None:
-    """Add a run to those that made a folder of predictions; one that predicted nothing is none.
+    """Add a run to those that made a folder of predictions; a run that predicted nothing is not added.
 
     Args:
         folder: The folder.
-        cases: Cases that have a prediction now and had none before.
+        cases: Number of cases that have a prediction now and had none before.
         scans: Number of such scans: channels of cases, if these are predicted one by one.
         seconds: Wall time.
         memory_bytes: Peak memory.
@@ -122,7 +122,7 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs that made a folder of predictions; what tells of none is left out, as costs are no result."""
+    """The runs that made a folder of predictions; unreadable entries are left out, because costs are not results."""
     runs = read_object(folder / RUNS).get("runs")
     return [run for run in runs if _is_run(run)] if isinstance(runs, list) else []
 
@@ -141,11 +141,11 @@ def _is_run(run: Any) -> bool:
 
 
 def cost_of_runs(folders: Sequence[Path], *, channel_by_channel: bool = False) -> dict[str, Any]:
-    """Time, memory and threads of all runs that made some folders, as fields of a cost; what nothing tells is ``None``.
+    """Time, memory and threads of all runs that made some folders, as fields of a cost; unknown values are ``None``.
 
     Args:
         folders: The folders.
-        channel_by_channel: Whether a scan is another thing than a case.
+        channel_by_channel: Whether channels were predicted one by one, so that scans differ from cases.
     """
     runs = [run for folder in folders for run in runs_of(folder)]
     threads = {int(run["threads"]) for run in runs if run.get("threads")}
@@ -164,7 +164,7 @@ def _seconds_per(runs: Sequence[Mapping[str, Any]], what: str) -> float | None:
 
 
 def read_object(file: Path) -> Mapping[str, Any]:
-    """A JSON object, empty if the file is not there or none."""
+    """The JSON object in a file; empty if there is no such file or it is not one."""
     try:
         content = read_json(file)
     except (OSError, ValueError, SatunetError):

@@ -1,4 +1,4 @@
-"""What makes a comparison unfair: refused where nothing can be compared then, else said in the report."""
+"""Unfair comparisons: refused if nothing could be compared, otherwise mentioned in the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAME_BUDGET = 0.05
 
 
 def require_unseen(competitor: Competitor, task: Task) -> None:
-    """Refuse a competitor that was trained on what is to be scored, unless the task has nothing else and says so.
+    """Refuse a competitor that was trained on cases that are scored, unless the task has no others and says so.
 
     Raises:
         ModelError: It was.
@@ -48,7 +48,7 @@ def require_same_cases(results: Results) -> None:
 
 
 def patient_notes(competitors: Sequence[Competitor], tasks: Iterable[Task]) -> list[str]:
-    """Where patients of the scored cases have other cases that a competitor was trained on."""
+    """Notes where patients of scored cases have other cases that a competitor was trained on."""
     notes = []
     for task in tasks:
         if task.trained_on:
@@ -65,7 +65,7 @@ def patient_notes(competitors: Sequence[Competitor], tasks: Iterable[Task]) -> l
 
 
 def budget_notes(costs: Mapping[str, Cost]) -> list[str]:
-    """Where competitors were trained for unequal numbers of steps, or nobody knows."""
+    """Notes where competitors were trained for different, or unknown, numbers of steps."""
     trained = {name: cost for name, cost in costs.items() if cost.models}
     if len(trained) < 2:
         return []
@@ -76,7 +76,9 @@ def budget_notes(costs: Mapping[str, Cost]) -> list[str]:
         each = ", ".join(f"{name} {steps:,} steps of {_networks(trained[name])}" for name, steps in known.items())
         notes.append(f"Training budgets are not equal: {each}")
     if unknown:
-        notes.append(f"Training budgets are unknown of {', '.join(unknown)}: whether they are equal nothing tells")
+        notes.append(
+            f"Training budgets of {', '.join(unknown)} are unknown, so that nobody can tell whether they are equal"
+        )
     return notes
 
 

@@ -1,7 +1,7 @@
-"""What a model can do on real scans that it never saw, class by class, in the files' own grids.
+"""Scores of a model on real scans that it never saw, class by class, in the files' own grids.
 
 One pass over folders of nnU-Net datasets: every class that both the dataset and the model know is asked for by its
-name. Used to find out which classes a model has earned; ``satunet evaluate`` scores predictions that are on disk.
+name. They decide which classes a model may offer; ``satunet evaluate`` scores predictions that are on disk.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def judge(
     *,
     show: Callable[[Dataset, str, Prediction, Any], object] | None = None,
 ) -> list[Judged]:
-    """Segment scans and score what both sides know.
+    """Segment scans and score the classes that model and dataset both know.
 
     Args:
         predictor: Predictor with its model.

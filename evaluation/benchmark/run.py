@@ -1,11 +1,11 @@
-"""Predict with every competitor, score and compare; what is done already is not done again.
+"""Predict with every competitor, score and compare; finished steps are not repeated.
 
 ::
 
     OUTPUT/predictions/<competitor>/<dataset>/fold_<fold>/   what satunet, the specialists and commands predicted
     OUTPUT/scores/<competitor>/<dataset>/fold_<fold>/        per_case.csv, per_class.csv, summary.json
 
-What is known so far is handed on after every dataset; until the last one it says what it still waits for.
+The results so far are handed on after every dataset; until the last one, they say what is still missing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Score = Callable[..., tuple[Evaluation, JobSummary]]
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Who takes part, and by which rules.
+    """Competitors and rules of a benchmark.
 
     Attributes:
         unified: The unified network, whose label space and split decide what is scored.
@@ -73,20 +73,22 @@ class Contest:
         names = [c.name for c in self.competitors]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise UserError(f"the names {', '.join(twice)} are taken; give the other competitors names of their own")
+            raise UserError(
+                f"the names {', '.join(twice)} are already used; give the other competitors different names"
+            )
         bad = sorted(n for n in names if not n or "/" in n or n.startswith("."))
         if bad:
-            raise UserError(f"a competitor's name is also a folder's; these cannot be one: {bad}")
+            raise UserError(f"a competitor's name is also the name of a folder; these cannot be used: {bad}")
 
     @property
     def competitors(self) -> tuple[Competitor, ...]:
-        """All who take part, in the order of columns."""
+        """All competitors, in the order of columns."""
         return (self.unified, *self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What a contest knows at some moment.
+    """Results of a contest at some moment.
 
     Attributes:
         tables: The numbers.
@@ -159,20 +161,20 @@ def _tasks(dataset_names: Sequence[str], contest: Contest, summary: JobSummary) 
 
 
 def _people(datasets: Iterable[Dataset]) -> People:
-    """Who is on several cases of the datasets, by names and by the voxels that fingerprints know."""
+    """People who have several cases, by names and by the voxel digests in fingerprints."""
     known = {dataset.name: dataset for dataset in datasets}
     cases = {}
     for name, dataset in known.items():
         try:
             cases[name] = cases_of(dataset)
-        except UserError:  # told when its task is made
+        except UserError:  # reported when its task is made
             cases[name] = []
     return find_people(known.values(), cases, scans_of(known_fingerprints(list(known))))
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """What is done so far."""
+    """Work done so far."""
 
     contest: Contest
     tasks: Sequence[Task]
@@ -182,7 +184,7 @@ class _Run:
     notes: Sequence[str] = ()
 
     def score(self, competitor: Competitor, task: Task) -> None:
-        """Predict what is not predicted yet, and score; whatever goes wrong, the others go on."""
+        """Make missing predictions and score them; whatever goes wrong, the other tasks continue."""
         name = f"{competitor.name}/{task.name}"
         try:
             require_unseen(competitor, task)
@@ -204,7 +206,7 @@ class _Run:
         self.summary.failures |= {f"{name}/{scan}": reason for scan, reason in evaluation.failures.items()}
 
     def _evaluate(self, competitor: Competitor, task: Task) -> Evaluation:
-        """Scores of this run, or of an earlier one of the same files by the same rules."""
+        """Scores from this run, or from an earlier one with the same files and rules."""
         predictions = competitor.folder(task)
         kept = self.contest.output / "scores" / competitor.name / task.name
         rules = self.contest.rules.of_classes(task.classes.names)
@@ -223,13 +225,13 @@ class _Run:
             rules=rules,
             processes=min(self.contest.processes, len(task.cases)),
         )
-        # A worker that died or a reference that could not be read may do better the next time.
+        # A worker that died or a reference that could not be read may succeed the next time.
         lasting = not any(reason.startswith(NOT_SCORED) for reason in evaluation.failures.values())
         evaluation.save(kept, extra={STAMP: stamp} if lasting else None)
         return evaluation
 
     def standing(self, *, final: bool) -> Standing:
-        """What is known so far."""
+        """The results so far."""
         results, missing = self.results()
         require_same_cases(results)
         competitors = self.contest.competitors
@@ -287,7 +289,7 @@ class _Run:
                 continue
             if cost is not None:
                 found = any(r.prediction_ml > 0 for t in tasks for r in self.done[competitor.name, t.name].rows)
-                # The time of a network that finds nothing at all is no figure: its masks cost nothing to make.
+                # The time of a network that finds nothing means nothing: empty masks cost no time.
                 costs[competitor.name] = cost if found else replace(cost, seconds_per_case=None, seconds_per_scan=None)
         return costs
 
@@ -310,14 +312,15 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
     notes = []
     if seen := sorted({t.dataset.name for t in tasks if t.trained_on}):
         notes.append(
-            "No test cases, and training used all others, so that scores are of training cases: " + ", ".join(seen)
+            "There are no test cases, and training used all others, so that these scores are of training cases: "
+            + ", ".join(seen)
         )
     if external := sorted({t.dataset.name for t in tasks if t.external}):
         notes.append("External datasets, which the unified network was not trained on: " + ", ".join(external))
     if any(c.excludes for t in tasks for c in t.classes.classes):
         notes.append("An organ is scored without the lesions in it, by the ids that dataset.json lists for it.")
     elif any(t.classes.by_name[n].lesion for t in tasks for c in t.classes.classes for n in c.includes):
-        notes.append("An organ is scored with the lesions in it: their ids are its own too.")
+        notes.append("An organ is scored with the lesions in it: it includes their ids.")
     for task in {t.dataset.name: t for t in tasks}.values():
         if task.unknown:
             few = ", ".join(task.unknown[:8]) + (" …" if len(task.unknown) > 8 else "")
@@ -331,7 +334,7 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
 
 
 def _not_scored(failures: Mapping[str, str]) -> list[str]:
-    """Datasets without a task, a sentence a reason."""
+    """Datasets without a task, one sentence per reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in failures.items():
         by_reason.setdefault(reason.removeprefix(f"{name}: "), []).append(name)

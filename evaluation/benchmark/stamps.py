@@ -1,4 +1,4 @@
-"""Whether what an earlier run of a benchmark left is still that of today's files."""
+"""Whether results of an earlier run of a benchmark still match today's files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from satunet.jobs.fresh import Stamp
 from satunet.jobs.records import from_plain
 
 STAMP = "stamp"
-"""Key under which a JSON file beside a result keeps what the result was made of."""
+"""Key of the stamp in a JSON file beside a result."""
 
 
 def is_fresh(note: Path, files: Sequence[Path], combined: Mapping[str, Any]) -> bool:
-    """Whether a note beside a result says that it was made of these files and values.
+    """Whether the note beside a result says that it was made from these files and values.
 
     Args:
         note: JSON file with a stamp; one that is missing, damaged or of an earlier version makes the result stale.

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 COLOURS = ("#2563a8", "#e08a2c", "#4a9d6f", "#9b5fb5", "#c0504d", "#6b7785")
-"""Of the competitors, in their order."""
+"""Colours of the competitors, in their order."""
 
 MOST_BARS = 40
 """Classes that a chart of bars shows; more would not be readable."""
@@ -53,7 +53,7 @@ def _default_style(draw: Callable[P, T]) -> Callable[P, T]:
 
 @_default_style
 def scatter(tables: BenchmarkTables, first: str, second: str, *, metric: str = "dsc") -> str | None:
-    """One competitor over another, a point a class of a dataset; ``None`` if they share no class."""
+    """Scatter plot of two competitors, one point per class of a dataset; ``None`` if they share no class."""
     points = [
         (100 * r.scores[second][metric], 100 * r.scores[first][metric], r.scored.lesion)
         for r in tables.classes
@@ -83,7 +83,7 @@ def scatter(tables: BenchmarkTables, first: str, second: str, *, metric: str = "
 
 @_default_style
 def dataset_bars(tables: BenchmarkTables, *, metric: str = "dsc") -> str | None:
-    """A group of bars a dataset; ``None`` if there are no datasets or too many to tell apart."""
+    """Bars, one group per dataset; ``None`` if there are no datasets or too many to tell apart."""
     if not tables.datasets or len(tables.datasets) > MOST_BARS:
         return None
     return _bars(tables, [(g.name, g) for g in tables.datasets], metric, width=6.0)
@@ -91,7 +91,9 @@ def dataset_bars(tables: BenchmarkTables, *, metric: str = "dsc") -> str | None:
 
 @_default_style
 def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") -> tuple[str, int] | None:
-    """A group of bars a class of a dataset, and how many classes are left out: the best ones, if there are too many."""
+    """Bars, one group per class of a dataset, and how many classes are left out: the best ones, if there are too
+    many.
+    """
     rows = [r for r in tables.classes if r.dataset == dataset]
     if not rows:
         return None
@@ -104,7 +106,7 @@ def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") ->
 
 @_default_style
 def bland_altman(results: Results, competitor: str, competitors: Sequence[str]) -> str | None:
-    """Volumes of a competitor against the reference's, a point a class of a scan; ``None`` if it has none.
+    """Volumes of a competitor against the reference's, one point per class of a scan; ``None`` if it has none.
 
     The difference over the mean of both, in percent of the mean, with the mean difference and its limits of agreement
     (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they have no volume.

@@ -44,7 +44,7 @@ _POLICIES = {
     "0, with distances of 374 mm.",
 }
 _ORGANS = {
-    "whole": "An organ has the ids of the lesions in it too.",
+    "whole": "An organ includes the ids of the lesions in it.",
     "listed": "An organ has the ids that dataset.json lists for it, without the lesions in it.",
 }
 _WHERE = {
@@ -74,7 +74,7 @@ def write_report(
     Args:
         output: Folder.
         tables: The numbers.
-        overlays: Pictures, some a dataset.
+        overlays: Pictures, a few per dataset.
         results: Results that the numbers were made from, for every single score and the plots of volumes.
         title: Heading.
         charts: Whether to draw charts.
@@ -167,7 +167,7 @@ def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark"
     """The report as Markdown."""
     parts = [f"# {escape(title)}", escape(_subtitle(tables))]
     if tables.waiting:
-        parts.append(f"**Partial:** still to come are {escape(', '.join(tables.waiting))}.")
+        parts.append(f"**Partial:** still missing are {escape(', '.join(tables.waiting))}.")
     parts += [escape(s) for s in (*sentences(tables), *tables.notes)]
     for table in text_tables(tables):
         parts += [f"## {table.title}", markdown(table)]
@@ -179,7 +179,7 @@ def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark"
 
 
 def sentences(tables: BenchmarkTables) -> list[str]:
-    """What the benchmark says, in one sentence per pair of competitors."""
+    """Results of the benchmark, in one sentence per pair of competitors."""
     said = []
     for c in tables.comparisons:
         if c.kind not in ("total", "external") or c.metric != "dsc":

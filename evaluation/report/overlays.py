@@ -1,6 +1,6 @@
-"""Pictures of segmentations over their scan: three planes, one column a label map.
+"""Pictures of segmentations over their scan: three planes, one column per label map.
 
-How planes are chosen and painted is :mod:`satunet.viewing.planes`'s concern.
+Planes are chosen and painted by :mod:`satunet.viewing.planes`.
 """
 
 from __future__ import annotations

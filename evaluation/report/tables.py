@@ -122,7 +122,7 @@ def text_tables(
 
 def write_tables(tables: BenchmarkTables, folder: Path, *, results: Results | None = None) -> None:
     """Write ``{classes,datasets,totals,groups,comparisons,costs}.csv``, ``benchmark.json`` and, with the results that
-    they were made from, ``per_case.csv``: every score of every competitor, a row a scan and class.
+    they were made from, ``per_case.csv``: every score of every competitor, one row per scan and class.
     """
     names = tables.competitors
     columns = tuple(f"{m} {c}" for m in METRICS for c in names)

@@ -1,4 +1,4 @@
-"""Where the masks of a case come from: one label map, or a folder with a mask a class."""
+"""Sources of the masks of a case: one label map, or a folder with one mask per class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from satunet.types import Box
 
 MANIFEST = "manifest.json"
 SUBFOLDER = "segmentations"
-"""Where TotalSegmentator's cases keep their masks."""
+"""Sub-folder in which TotalSegmentator writes masks."""
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Masks(Protocol):
         ...
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
-        """Its mask inside a box."""
+        """Mask of a class inside a box."""
         ...
 
 
@@ -62,7 +62,7 @@ class LabelMapMasks:
         return self._index.box(self.classes[name])
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
-        """Its mask inside a box."""
+        """Mask of a class inside a box."""
         return self._index.mask(self.classes[name], box)
 
 
@@ -113,7 +113,7 @@ class FolderMasks:
         return box_of(self.whole(name))
 
     def mask(self, name: str, box: Box) -> NDArray[np.bool_]:
-        """Its mask inside a box; raises as :meth:`whole`."""
+        """Mask of a class inside a box; raises as :meth:`whole`."""
         return self.whole(name)[box]
 
     def whole(self, name: str) -> NDArray[np.bool_]:

@@ -1,10 +1,10 @@
-"""Finding what was predicted for a case.
+"""Find the predictions of a case.
 
 A prediction of the case ``C`` is one of
 
 - a label map ``C.nii.gz`` (or any other image ending), as nnU-Net writes it, with the ids of the reference or those
   of a legend ``C.json`` beside it;
-- a folder ``C/`` with one mask a class, as ``satunet predict`` and TotalSegmentator write it.
+- a folder ``C/`` with one mask per class, as ``satunet predict`` and TotalSegmentator write it.
 
 Instead of ``C`` the name may carry a channel, ``C_0000``, a dataset, ``Dataset003_X__C``, or both, as a scan's name
 does: ``Dataset003_X__C__0000``. A name that is a case's own is never read as another case's with a suffix. Several
@@ -71,11 +71,11 @@ def find_predictions(folder: Path, cases: Collection[str]) -> tuple[dict[str, li
 
 
 def ambiguous(scans: Iterable[Found]) -> str | None:
-    """Why a case's predictions contradict each other, or ``None`` if each is of a scan of its own."""
+    """Reason why a case's predictions contradict each other, or ``None`` if each is of a different scan."""
     scans = list(scans)
     channels = [s.channel for s in scans]
     if len(scans) > 1 and (None in channels or len(set(channels)) < len(channels)):
-        return f"several predictions of one scan: {', '.join(s.path.name for s in scans)}; allowed is one"
+        return f"several predictions of one scan: {', '.join(s.path.name for s in scans)}; only one is allowed"
     return None
 
 

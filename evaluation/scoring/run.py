@@ -1,7 +1,7 @@
 """Score a folder of predictions against references.
 
-Nothing is scored only because it exists: a case without a usable prediction is a counted failure, and every class that
-its reference holds scores 0; classes that its reference does not hold are left out there, so that a failure is never
+No case escapes by having no prediction: a case without a usable prediction is counted as a failure, and every class
+that its reference shows scores 0. Classes that its reference does not show are left out, so that a failure is never
 rewarded for finding nothing.
 """
 
@@ -39,10 +39,10 @@ from satunet.labels.scored import ScoredClass, ScoredClasses
 logger = logging.getLogger(__name__)
 
 NOT_SCORED = "not scored"
-"""How the reason of a failure begins that is not the prediction's."""
+"""Beginning of the reason for a failure that the prediction did not cause."""
 
 _BYTES_PER_VOXEL = 6
-"""Memory of scoring: two label maps of up to two bytes a voxel, and a class that fills them."""
+"""Memory of scoring: two label maps of up to two bytes per voxel, and a class that fills them."""
 
 
 def evaluate_cases(
@@ -81,10 +81,10 @@ def evaluate_cases(
     if not references:
         raise UserError("no reference label maps to evaluate against were given")
     if not predictions.is_dir():
-        raise UserError(f"{predictions}: no such folder of predictions")
+        raise UserError(f"{predictions}: there is no such folder of predictions")
     unknown = sorted(set(rules.tolerances_mm) - set(classes.names))
     if unknown:
-        logger.warning("tolerances were given of %s, which are no classes here", ", ".join(unknown))
+        logger.warning("tolerances were given for %s, which are not classes here", ", ".join(unknown))
     started = time.monotonic()
     found, others = find_predictions(predictions, references.keys())
     if others:
@@ -138,7 +138,7 @@ def references_in(folder: Path) -> dict[str, Path]:
         files = {p.name: p for p in inside if holds_masks(p)}
     if not files:
         raise DatasetError(
-            f"{folder}: no references here; expected label maps such as <case>.nii.gz, or a folder of masks a case"
+            f"{folder}: there are no references here; expected label maps such as <case>.nii.gz, or one folder of masks per case"
         )
     return files
 
@@ -209,7 +209,7 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
     contradiction = ambiguous(task.predictions)
     if contradiction is not None or not task.predictions:
         reason = contradiction or f"no prediction in {task.folder}"
-        # As many rows as the case has scans: in a mean it weighs what it would have weighed.
+        # As many rows as the case has scans, so that it keeps its weight in a mean.
         missing = [task.case] if len(task.channels or ()) < 2 else [f"{task.case}_{c:04d}" for c in task.channels or ()]
         every = [row for scan in missing for row in _failed_rows(task.case, scan, reference, task.settings, reason)]
         return tuple(every), dict.fromkeys(missing, reason)

@@ -1,4 +1,4 @@
-"""Label maps from what datasets have instead: other ids, stacks of masks, a file a class.
+"""Label maps from other forms of labels: other ids, stacks of masks, one file per class.
 
 A stack may say two things about a voxel, a label map one. So an id stands for a *combination* of classes: where masks
 do not overlap, that is one class an id; where they do, the combination gets an id of its own, and the classes in it

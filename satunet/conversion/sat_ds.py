@@ -1,8 +1,8 @@
-"""SAT-DS's jsonl files: a line a scan, with image, mask, classes, modality, dataset, patient.
+"""SAT-DS's jsonl files: one line per scan, with image, mask, classes, modality, dataset, patient.
 
 They come in two kinds. The raw kind names an image and a mask of the original dataset: a label map, or a stack of
 masks as a four-dimensional file (the axis of the masks first). The packed kind names arrays: ``renorm_image``, and
-``renorm_segmentation_dir`` with a mask a class, each cut to its box in ``renorm_y1x1z1_y2x2z2``.
+``renorm_segmentation_dir`` with one mask per class, each cut to its box in ``renorm_y1x1z1_y2x2z2``.
 """
 
 from __future__ import annotations

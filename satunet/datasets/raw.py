@@ -44,7 +44,7 @@ _MODALITY_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One subject-visit: a file a channel, and its label map if it has one.
+    """One visit of a subject: one file per channel, and the label map if there is one.
 
     Attributes:
         identifier: Name without channel suffix and ending.

@@ -173,7 +173,7 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelDescription:
-    """What a model is and can be asked for, without its weights.
+    """Description of a model and of what it can be asked for, without its weights.
 
     Attributes:
         path: The folder.

@@ -25,7 +25,7 @@ class TextBank:
         encoder_name: Name of the encoder.
         encoder_fingerprint: Hash of the encoder.
         texts: The texts, each once.
-        vectors: (n, D) float32, a row a text.
+        vectors: (n, D) float32, one row per text.
     """
 
     encoder_name: str

@@ -1,6 +1,7 @@
 """Text encoders with 8-bit weights: a quarter of the size, and embeddings that are the same to the third digit.
 
-Every matrix is stored as int8 with one scale a row, and computed with in float32; vectors (biases, norms) keep float32.
+Every matrix is stored as int8 with one scale per row, and computed with in float32; vectors (biases, norms) keep
+float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Probabilities of many prompts in one preprocessed scan, in bounded memory, the same for any bound.
 
-The image is encoded once a window, and all prompts are decoded at once (that is small). What is as large as a volume
+The image is encoded once per window, and all prompts are decoded at once (which is small). Data as large as a volume
 is kept in the blocks of :mod:`satunet.windows.blocks`. Most prompts are absent from most blocks: their largest
 logit in each is found first, by matrix products whose results go nowhere else, and only the few pairs of block and
 prompt that are not negligible become float32 probabilities and sums.

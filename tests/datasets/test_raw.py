@@ -103,7 +103,7 @@ def test_missing_variables_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(PathsNotSetError, match=r"nnUNet_raw is not set.*export nnUNet_raw="):
         raw_dir()
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "none"))
-    with pytest.raises(PathsNotSetError, match="no folder"):
+    with pytest.raises(PathsNotSetError, match="not a folder"):
         raw_dir()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "file" / "x"))

@@ -81,7 +81,7 @@ def test_other_competitors_bring_their_own_predictions(stage: Stage) -> None:
     assert tables.costs["theirs"].parameters == 9
     with pytest.raises(UserError, match="names satunet are taken"):
         stage.contest(FolderCompetitor(name="satunet", place=folder))
-    with pytest.raises(UserError, match="cannot be one"):
+    with pytest.raises(UserError, match="cannot be used"):
         stage.contest(FolderCompetitor(name="a/b", place=folder))
 
 

@@ -120,7 +120,7 @@ def test_unequal_budgets_are_told() -> None:
     [note] = budget_notes({"x": cost(1000), "y": cost(3000, 3)})
     assert note == "Training budgets are not equal: x 1,000 steps of one network, y 3,000 steps of 3 networks together"
     [note] = budget_notes({"x": cost(1000), "y": cost(None)})
-    assert "unknown of y" in note
+    assert "budgets of y are unknown" in note
     assert budget_notes({"x": cost(1000), "boxes": Cost()}) == []  # no network, no budget
 
 

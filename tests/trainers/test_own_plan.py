@@ -114,7 +114,7 @@ def test_a_scan_that_is_gone_is_said(planned: Path, caplog: pytest.LogCaptureFix
 
 def test_two_trainings_of_a_fold_exclude_each_other(planned: Path) -> None:
     with only_writer(fold_folder()):
-        with pytest.raises(UserError, match="fold_0: another training of this fold runs"):
+        with pytest.raises(UserError, match="fold_0: another training of this fold is running"):
             run_training(NAME, config=config(steps=2), **OPTIONS)
         run_training(NAME, fold=1, config=config(steps=2), **OPTIONS)
     run_training(NAME, config=config(steps=2), **OPTIONS)

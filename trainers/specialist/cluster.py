@@ -1,4 +1,4 @@
-"""Specialists as jobs of a cluster: one Slurm array, a task a dataset, by submitit."""
+"""Specialists as jobs of a cluster: one Slurm array with one task per dataset, by submitit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SpecialistJob:
 
 
 def submit(datasets: Sequence[str], command: Sequence[str], *, cluster: str, options: Mapping[str, Any]) -> int:
-    """Submit one task a dataset.
+    """Submit one task per dataset.
 
     Args:
         datasets: Planned and preprocessed for their specialists.

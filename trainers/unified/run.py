@@ -68,7 +68,7 @@ def run_training(
 
     Raises:
         UserError: Contradictory options, nothing to validate, another plan than that of the folds that are there, or
-            another training of this fold runs.
+            another training of this fold is running.
         PlanError, DatasetError: Not planned or not preprocessed.
         ModelError: A checkpoint that cannot be used.
     """

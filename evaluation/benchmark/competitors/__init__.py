@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark. A competitor makes the predictions of a task that are missing, and tells its cost."""
+"""Participants of a benchmark. A competitor makes the missing predictions of a task, and tells its cost."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ class Competitor(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, which is also that of its folders."""
+        """Name of the competitor, which is also the name of its folders."""
         ...
 
     def folder(self, task: Task) -> Path:
-        """Where its predictions of a task are."""
+        """Folder of its predictions for a task."""
         ...
 
     def channels(self, task: Task) -> tuple[int, ...] | None:
-        """Channels that it predicts one by one, each of which must be there; ``None`` if it need not."""
+        """Channels that it predicts one by one, all of which are required; ``None`` if it predicts whole cases."""
         ...
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Cases of the task's dataset that it is known to be trained on; what nothing tells is not in it."""
+        """Cases of the task's dataset that it is known to have been trained on."""
         ...
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Make what is missing; scan → reason for those that failed."""
+        """Make the missing predictions; returns scan → reason for those that failed."""
         ...
 
     def release(self) -> None:
-        """Let go of what is in memory: the next competitor's must be its own."""
+        """Free the memory, so that the next competitor's memory is measured alone."""
         ...
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
-        """What it costs, over the tasks it has predictions of; ``None`` if nothing is known."""
+        """Cost over the tasks that it has predictions for; ``None`` if nothing is known."""
         ...
 
 
@@ -49,5 +49,5 @@ class UnifiedSide(Competitor, Protocol):
     """The competitor whose label space and split decide what is scored."""
 
     def network(self, fold: int | str | None) -> TrainedNetwork:
-        """What is known of its network of a fold, or of the only one there is."""
+        """Facts about its network of a fold, or of the only fold there is."""
         ...

@@ -47,7 +47,7 @@ class FolderCompetitor:
         return own if own.is_dir() else self.place / task.dataset.name
 
     def channels(self, task: Task) -> None:
-        """A prediction a case is enough."""
+        """One prediction per case is enough."""
 
     def trained_cases(self, task: Task) -> frozenset[str]:
         """Nobody knows."""
@@ -92,14 +92,14 @@ class CommandCompetitor:
         return self.output / self.name / task.name
 
     def channels(self, task: Task) -> None:
-        """A prediction a case is enough."""
+        """One prediction per case is enough."""
 
     def trained_cases(self, task: Task) -> frozenset[str]:
         """Nobody knows."""
         return frozenset()
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Run the command, unless it has run to its end for these cases.
+        """Run the command, unless it already finished for these cases.
 
         Raises:
             ModelError: It failed; the message has its last line.
@@ -112,7 +112,7 @@ class CommandCompetitor:
         before = read_object(done)
         if before == wanted:
             return {}
-        if before:  # what another command left would be scored as this one's
+        if before:  # predictions of another command would be scored as this one's
             shutil.rmtree(folder, ignore_errors=True)
             done.unlink()
         inputs = folder.with_name(f"{folder.name}.input")

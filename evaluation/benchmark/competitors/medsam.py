@@ -79,13 +79,15 @@ class MedSAMCompetitor:
         return self.output / self.name / task.name
 
     def channels(self, task: Task) -> None:
-        """A prediction a case is enough."""
+        """One prediction per case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
-        """A folder of masks a case, of its first channel; what was made of the same files by the same model stays."""
+        """Write one folder of masks per case, from its first channel; masks made from the same files by the same model
+        stay.
+        """
         folder, failures, scans = self.folder(task), {}, 0
         if self.boxes != "oracle":
-            self._network()  # its loading is nobody's time a scan
+            self._network()  # loading does not count as time of a scan
         with Meter() as meter:
             for case in task.cases:
                 place, made_of = folder / case.identifier, self._made_of(task, case)
@@ -252,7 +254,7 @@ def _moved(corners: tuple[int, int, int, int], shape: Sequence[int], name: str, 
 
 
 def _masks(model: Any, plane: NDArray[np.float32], corners: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
-    """One (X, Y) mask a box, of a plane scaled to 0 … 1; the plane is encoded once."""
+    """One (X, Y) mask per box, in a plane scaled to 0 … 1; the plane is encoded once."""
     device = next(model.parameters()).device
     side = int(model.config.vision_config.image_size)
     # Pictures have rows from the front of the patient to the back, as radiologists look at them: y in reverse.

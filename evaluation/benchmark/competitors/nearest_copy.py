@@ -1,6 +1,6 @@
-"""The copy baseline: the label map of the nearest other scan, laid on by the affines. It never looks at the image.
+"""The copy baseline: the label map of the nearest other scan, placed by the affines. It never looks at the image.
 
-A network that does not beat it has learnt where things usually are, and nothing else.
+A network that does not beat it has only learned where things usually are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class NearestCopyCompetitor:
     """Copies, for every case, the labels of the training case whose field of view is nearest.
 
     Cases of the same patient, and cases that are scored, are never copied. Where the two fields of view hardly overlap
-    in scanner coordinates, their centres are laid on each other.
+    in scanner coordinates, their centres are aligned.
 
     Attributes:
         output: Folder of all predictions.
@@ -55,11 +55,11 @@ class NearestCopyCompetitor:
         """One prediction per case is enough."""
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """What may be copied: never a case that is scored."""
+        """Cases that may be copied: never a case that is scored."""
         return frozenset()
 
     def predict(self, task: Task) -> dict[str, str]:
-        """A label map per case; with nobody to copy from, an empty one."""
+        """Write one label map per case; an empty one if there is no case to copy from."""
         folder, failures = self.folder(task), {}
         donors = self._donors(task)
         for case in task.cases:
@@ -96,7 +96,7 @@ class NearestCopyCompetitor:
             return
         stamp = Stamp.of(files, combined)
         if nearest is None or nearest.label is None:
-            logger.info("%s: nobody to copy %s from; nothing is predicted", task.dataset.name, case.identifier)
+            logger.info("%s: there is no case to copy for %s; nothing is predicted", task.dataset.name, case.identifier)
             labels: NDArray[Any] = np.zeros(grid.shape, dtype=np.uint8)
         else:
             labels = copied(read_label_map(nearest.label, allowed_ids=task.dataset.label_ids), grid)

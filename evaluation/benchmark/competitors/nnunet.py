@@ -32,18 +32,18 @@ def predict_specialist(
     model: Path | None = None,
     while_predicting: AbstractContextManager[object] | None = None,
 ) -> dict[str, str]:
-    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor, each whole; cases that are there stay.
+    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor; existing ones stay.
 
     One case that cannot be read or does not fit into memory never ends the others.
 
     Args:
         dataset_name: The specialist's dataset.
-        cases: (identifier, a file a channel).
+        cases: (identifier, files, one per channel).
         output: Folder of the label maps.
         fold: Fold of the specialist.
         device: Device to compute on.
         model: Result folder of another nnU-Net of this dataset.
-        while_predicting: Entered when the network is loaded, left when all cases are done.
+        while_predicting: Context that is entered when the network is loaded and left when all cases are done.
 
     Returns:
         Case → why it has no label map.

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SPECIALIST = "nnU-Net"
 MADE_OF = "made_of.json"
-"""Beside the label maps: of which checkpoint they are."""
+"""File beside the label maps that names the checkpoint they are from."""
 
 PredictCases = Callable[..., dict[str, str]]
 
@@ -50,7 +50,7 @@ class SpecialistCompetitor:
         return self.output / self.name / task.name
 
     def channels(self, task: Task) -> None:
-        """A prediction a case is enough."""
+        """One prediction per case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
         """Label maps by nnunetv2's predictor; those of an earlier training are made again.
@@ -93,13 +93,13 @@ class SpecialistCompetitor:
         try:
             return frozenset(trained_cases(read_json(file), task.fold))
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise DatasetError(f"{file}: not the splits of a nnU-Net ({type(error).__name__}: {error})") from error
+            raise DatasetError(f"{file}: not the splits of an nnU-Net ({type(error).__name__}: {error})") from error
 
     def release(self) -> None:
         """Nothing is kept in memory."""
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
-        """All networks together: one a dataset, of its first fold."""
+        """Cost of all networks together: one per dataset, of its first fold."""
         counts, steps, sizes = [], [], []
         first = {task.dataset.name: task for task in reversed(tasks)}
         for name, task in first.items():
@@ -121,7 +121,7 @@ class SpecialistCompetitor:
         )
 
     def _remove_outdated(self, task: Task, files: Iterable[Path]) -> None:
-        """Label maps of another network go; from now on, those that are made are the present one's."""
+        """Remove label maps of another network, and note that new ones are from the present one."""
         checkpoint = specialist_folder(task.dataset.name) / f"fold_{task.fold}" / "checkpoint_final.pth"
         made_of = [checkpoint] if checkpoint.is_file() else []
         note = self.folder(task) / MADE_OF
@@ -131,6 +131,6 @@ class SpecialistCompetitor:
         for file in outdated:
             file.unlink()
         if outdated:
-            logger.info("%s is another than before: %d cases are predicted again", checkpoint, len(outdated))
+            logger.info("%s has changed: %d cases are predicted again", checkpoint, len(outdated))
             (self.folder(task) / RUNS).unlink(missing_ok=True)
         write_json(note, {STAMP: to_plain(Stamp.of(made_of))})

@@ -59,7 +59,7 @@ class UnifiedCompetitor:
     _networks: dict[str, TrainedNetwork] = field(default_factory=dict, repr=False)
 
     def predictor(self, fold: int | str | None) -> Predictor:
-        """The network of a fold, or of the only one there; the last one asked for is kept until it is released."""
+        """The network of a fold, or of the only one there is; the last one is kept until it is released."""
         if self._loaded is None or (fold is not None and str(fold) != str(self._loaded.model.fold)):
             self._loaded = None  # two networks in memory at once are one too many
             self._loaded = self.load(self.model, fold, self.device)
@@ -74,7 +74,7 @@ class UnifiedCompetitor:
         self._loaded = None
 
     def network(self, fold: int | str | None = None) -> TrainedNetwork:
-        """What is known of a fold's network, or of the only one there is; loaded once to know it."""
+        """Facts about a fold's network, or the only one there is; it is loaded once for them."""
         if str(fold) not in self._networks:
             self.predictor(fold)
         return self._networks[str(fold)]
@@ -84,7 +84,7 @@ class UnifiedCompetitor:
         return self.output / self.name / task.name
 
     def channels(self, task: Task) -> tuple[int, ...] | None:
-        """All of a dataset that has several: each is a scan of its own."""
+        """All channels if the dataset has several: each is a scan of its own."""
         count = len(task.dataset.channel_names)
         return tuple(range(count)) if count > 1 else None
 
@@ -98,7 +98,7 @@ class UnifiedCompetitor:
         return frozenset(seen)
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Every channel of every case is a scan; what is done is not done again."""
+        """Predict every channel of every case as a scan; finished scans are not predicted again."""
         jobs = [
             Scan(path=path, name=task.scan_name(case.identifier, channel), modality=task.dataset.modalities[channel])
             for case in task.cases
@@ -120,7 +120,7 @@ class UnifiedCompetitor:
             threads=meter.threads,
         )
         for scan in done.failures:
-            # What lies there is half of a result, or that of another network from before: it would be scored as ours.
+            # The folder has half of a result, or one of another network, which would be scored as ours.
             shutil.rmtree(self.folder(task) / scan, ignore_errors=True)
         return done.failures
 
@@ -144,7 +144,7 @@ def _shown(case: Case, trained: TrainedScans) -> bool:
             if trained.shows(voxel_digest(read_image(path))):
                 return True
         except SatunetError as error:  # it will fail when it is predicted, and be counted then
-            logger.warning("%s: nobody knows whether it was trained on (%s)", path, error)
+            logger.warning("%s: it is not known whether it was trained on (%s)", path, error)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Lesions counted one by one.
+"""Scores over single lesions.
 
 A lesion is a connected component (26 neighbours). It is found if the other mask has a voxel in it, the rule of
 ISLES 2022 (arXiv 2206.06694): size does not matter, and one large prediction may find several lesions. Panoptic quality

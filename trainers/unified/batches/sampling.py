@@ -4,10 +4,10 @@ Nothing here depends on the number of workers or ranks, or on what was drawn bef
 the samples an unbroken one would have seen.
 
 - A scan is drawn with the weight 1/sqrt(scans of its dataset) × the dataset's factor × its repeats, which are
-  round(max(1, labels / queries a crop) × product over axes of max(1, foreground / patch)) (SAT, arXiv 2312.17183).
+  round(max(1, labels / queries per crop) × product over axes of max(1, foreground / patch)) (SAT, arXiv 2312.17183).
 - Half of the crops are centred on a voxel of a class drawn from the scan, the others lie anywhere in the foreground,
-  the box of all labels; in a scan of which parts are not labelled (nnU-Net's ``ignore``), they are centred on a voxel
-  that somebody looked at, as nnU-Net does.
+  the box of all labels; in a scan with parts that are not labelled (nnU-Net's ``ignore``), they are centred on a
+  labelled voxel, as in nnU-Net.
 - Queries are the classes present in the crop, then classes that the dataset annotates and the crop does not show,
   at most half as many. A class the dataset does not annotate is never a query: nobody knows where it is.
 """
@@ -52,7 +52,7 @@ def sample_rng(seed: int, step: int, index: int, stream: int = 0) -> np.random.G
 
 
 def scan_repeats(labels: int, extent: Sequence[int], patch: Sequence[int], limit: int) -> int:
-    """How often a scan is listed: large scans and scans of many classes need more crops to be seen once.
+    """Number of times that a scan is listed: large scans and scans with many classes need more crops to be seen once.
 
     Args:
         labels: Classes that its dataset annotates.

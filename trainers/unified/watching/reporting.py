@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: nnU-Net's log, TensorBoard, a line an epoch, pictures, and what it
+"""What a run writes down while it trains: nnU-Net's log, TensorBoard, one line per epoch, pictures, and what it
 counted.
 """
 
