@@ -246,9 +246,9 @@ def _in_one_pool(
                 future = pool.schedule(function, args=(item,))
             except Exception as error:  # the pool is broken, or has been stopped
                 admission.left(need)
-                future = Future[Any]()
-                future.set_exception(BrokenProcessPool(str(error)))
-                finished.put((item, future))
+                broken: Future[Any] = Future()
+                broken.set_exception(BrokenProcessPool(str(error)))
+                finished.put((item, broken))
                 continue
 
             def done(future: Any, item: Item = item, need: int = need) -> None:
