@@ -122,8 +122,8 @@ def means(rows: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 def earned(
     rows: Sequence[Judged], trained_on: Collection[str], least: float = 0.5
 ) -> tuple[list[ClassScore], dict[str, float]]:
-    """Which classes a model may offer: those with a mean DSC of at least ``least`` over the patients that were kept out
-    of training, or where there are none, over the scans of other sources. Scores on all of them are told.
+    """Which classes a model may offer: those with a mean DSC of at least ``least`` over all scans that were judged, of
+    patients that were kept out of training and of other sources alike. Scores on all of them are told.
 
     Args:
         rows: Rows from :func:`judge`.
@@ -140,8 +140,7 @@ def earned(
     scores: list[ClassScore] = []
     missed: dict[str, float] = {}
     for (name, modality), several in sorted(every.items()):
-        decisive = [r for r in several if r.dataset in trained_on] or several
-        mean = float(np.mean([r.dsc for r in decisive]))
+        mean = float(np.mean([r.dsc for r in several]))
         if mean < least:
             missed[f"{name} ({modality})"] = round(mean, 3)
             continue

@@ -111,8 +111,12 @@ class DatasetFingerprint:
         """Scans: every channel of every case."""
         return sum(case.channels for case in self.cases)
 
-    def to_nnunet(self) -> dict[str, Any]:
-        """Content of nnU-Net's file, and this record under ``"satunet"``."""
+    def to_nnunet(self, *, cases: bool = True) -> dict[str, Any]:
+        """Content of nnU-Net's file, and this record under ``"satunet"``.
+
+        Args:
+            cases: Whether the record has what is known of each case; that of a union can be left to its datasets' own.
+        """
         return {
             "spacings": [list(c.spacing) for c in self.cases],
             "shapes_after_crop": [list(c.shape_after_crop) for c in self.cases],
@@ -120,7 +124,7 @@ class DatasetFingerprint:
                 str(i): channel.to_nnunet() for i, channel in enumerate(self.nnunet_channels or self.channels)
             },
             "median_relative_size_after_cropping": float(np.median([c.relative_size for c in self.cases])),
-            "satunet": to_plain(self, sealed=True),
+            "satunet": to_plain(self if cases else replace(self, cases=()), sealed=True),
         }
 
     @classmethod

@@ -109,7 +109,7 @@ def _extent(cases: Iterable[CaseFingerprint], ids: Sequence[int]) -> np.ndarray 
     for case in cases:
         sizes = [case.label_extents_mm[n] for n in ids if n in case.label_extents_mm]
         if sizes:
-            found.append(np.max(np.array(sizes), axis=0))
+            found.append(sizes[0] if len(sizes) == 1 else tuple(map(max, *sizes)))
     return np.median(np.array(found), axis=0) if found else None
 
 

@@ -122,7 +122,8 @@ def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerpri
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
     file = plan.unified_folder.plan
     plan.save(file)  # first: a fingerprint without a plan beside it is that of a raw dataset
-    write_json(plan.unified_folder.fingerprint, merge_fingerprints(fingerprints, plan.dataset_name).to_nnunet())
+    merged = merge_fingerprints(fingerprints, plan.dataset_name)
+    write_json(plan.unified_folder.fingerprint, merged.to_nnunet(cases=False))
     return file
 
 

@@ -6,6 +6,7 @@ and a left that is right are all seen in numbers that fingerprints hold already:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -228,6 +229,8 @@ def _volumes(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> I
         medians = {}
         for fingerprint in fingerprints:
             ids = space.ids[fingerprint.dataset].get(info.name, ())
+            if not ids:
+                continue
             volumes = [v for case in fingerprint.cases if (v := _volume_ml(case, ids)) > 0]
             if volumes:
                 medians[fingerprint.dataset] = float(np.median(volumes))
@@ -262,10 +265,10 @@ def _unseen(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> It
 
 def _centre(case: CaseFingerprint, ids: Sequence[int]) -> float | None:
     """Position of a class along left → right in mm."""
-    weights = [case.label_voxels.get(i, 0) for i in ids if i in case.label_centroids_mm]
-    places = [case.label_centroids_mm[i][0] for i in ids if i in case.label_centroids_mm]
-    return float(np.average(places, weights=weights)) if places and sum(weights) else None
+    shown = [(case.label_voxels.get(i, 0), case.label_centroids_mm[i][0]) for i in ids if i in case.label_centroids_mm]
+    total = sum(voxels for voxels, _ in shown)
+    return sum(voxels * place for voxels, place in shown) / total if total else None
 
 
 def _volume_ml(case: CaseFingerprint, ids: Sequence[int]) -> float:
-    return sum(case.label_voxels.get(i, 0) for i in ids) * float(np.prod(case.spacing)) / 1000
+    return sum(case.label_voxels.get(i, 0) for i in ids) * math.prod(case.spacing) / 1000

@@ -80,7 +80,8 @@ def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tens
     mm = places * torch.tensor(native_mm)
     x, y, z = (n - 1 for n in mm.shape[:3])
     columns = [torch.diff(mm, dim=a)[:x, :y, :z] / SPACING_MM[a] for a in range(3)]
-    return torch.linalg.det(torch.stack(columns, dim=-1))
+    change: Tensor = torch.linalg.det(torch.stack(columns, dim=-1))
+    return change
 
 
 def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:

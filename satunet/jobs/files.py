@@ -180,9 +180,14 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         with _told_of(final):
             yield temporary
             make_readable(temporary)
-            if final.is_dir():
-                final.rmdir()
-            temporary.replace(final)
+            try:
+                if final.is_dir():
+                    final.rmdir()
+                temporary.replace(final)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise UserError(f"{final}: is there already, made by another job meanwhile") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

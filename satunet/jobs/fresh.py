@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ class FileState:
             status = path.stat()
             now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             settled = max(self.time_ns, self.change_ns) < self.seen_ns - RACY_NS
-            return settled and now == (self.size, self.time_ns, self.change_ns) and str(path.resolve()) == self.path
+            return settled and now == (self.size, self.time_ns, self.change_ns) and _resolved(path) == self.path
         except OSError:
             return False
 
@@ -184,6 +186,21 @@ class Stamp:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _resolved(path: Path) -> str:
+    """``str(path.resolve())`` of an existing file; folders that were resolved before are not looked at link by link."""
+    if path.is_symlink():
+        return str(path.resolve())
+    folder = path.parent
+    status = folder.stat()
+    return os.path.join(_resolved_folder(str(folder), status.st_dev, status.st_ino, os.getcwd()), path.name)
+
+
+@lru_cache(maxsize=1024)
+def _resolved_folder(folder: str, device: int, inode: int, here: str) -> str:
+    """Where a folder is; another one under its name is another device or inode."""
+    return os.path.realpath(folder)
+
+
 def content_hash(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal.
 
@@ -199,5 +216,7 @@ def content_hash(path: Path) -> str:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As they will be when they were saved and read: tuples are lists, keys are texts."""
+    if not values:
+        return {}
     plain: dict[str, Any] = json.loads(json.dumps(dict(values), sort_keys=True))
     return plain

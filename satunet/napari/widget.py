@@ -95,7 +95,7 @@ def segment_widget() -> FunctionGui:
     from napari.qt.threading import thread_worker
     from napari.utils.notifications import show_error, show_info
 
-    @magicgui(
+    @magicgui(  # type: ignore[untyped-decorator]
         call_button="Segment",
         words={"label": "Words", "tooltip": "with commas; empty: every class that the model knows"},
         address={"label": "Server"},
@@ -110,7 +110,7 @@ def segment_widget() -> FunctionGui:
         viewer = current_viewer()
         asked = [w.strip() for w in words.split(",") if w.strip()]
 
-        @thread_worker
+        @thread_worker  # type: ignore[untyped-decorator]
         def work() -> Labels | str:
             try:
                 return segment(image, asked, Server(address, token or None))

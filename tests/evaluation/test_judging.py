@@ -33,12 +33,14 @@ ROWS = [
 ]
 
 
-def test_a_class_is_earned_by_patients_kept_out_or_else_by_other_sources() -> None:
-    rows = [row("pons", 0.6), row("pons", 0.1, dataset="B"), row("pons", 0.1, dataset="C")]
-    scores, missed = earned(rows, trained_on={"A"})
-    assert [(s.dataset, s.dsc) for s in scores] == [("A", 0.6), ("B", 0.1), ("C", 0.1)]
+def test_a_class_is_earned_by_all_scans_that_were_judged() -> None:
+    few = [row("pons", 0.6), row("pons", 0.1, dataset="B"), row("pons", 0.1, dataset="C")]
+    for trained_on in ({"A"}, set[str]()):
+        assert earned(few, trained_on) == ([], {"pons (mri)": 0.267})
+    most = [row("pons", 0.4), *[row("pons", 0.8, dataset="B")] * 4]
+    scores, missed = earned(most, trained_on={"A"})
+    assert [(s.dataset, s.dsc, s.kept_out) for s in scores] == [("A", 0.4, True), ("B", 0.8, False)]
     assert not missed
-    assert earned(rows, trained_on=())[1] == {"pons (mri)": 0.267}
 
 
 def test_a_class_is_earned_modality_by_modality() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from satunet.jobs.files import parse_json, read_json, write_json
+from satunet.errors import UserError
+from satunet.jobs.files import atomic_folder, parse_json, read_json, write_json
 
 
 def test_a_sealed_file_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
@@ -30,3 +31,15 @@ def test_a_sealed_file_is_read_as_it_was_written_and_damage_is_named(tmp_path: P
 def test_text_that_is_no_json_is_one_kind_of_error(text: bytes) -> None:
     with pytest.raises(ValueError, match="here: not JSON"):
         parse_json(text, "here")
+
+
+def test_a_folder_that_another_job_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_folder(tmp_path / "a") as folder:
+            (folder / "own").touch()
+            (tmp_path / "a").mkdir()
+            (tmp_path / "a" / "theirs").touch()
+
+    with pytest.raises(UserError, match="is there already"):
+        write()
+    assert [p.name for p in tmp_path.rglob("*")] == ["a", "theirs"]

@@ -12,7 +12,7 @@ from satunet.errors import DatasetError, UserError
 from satunet.trainers.unified.batches import batch as batch_module
 from satunet.trainers.unified.batches.augmentation import Augmentation
 from satunet.trainers.unified.batches.batch import Batch, Sample
-from satunet.trainers.unified.batches.sampling import Query, annotated_centre, only_shown, read_crop
+from satunet.trainers.unified.batches.sampling import Query, annotated_centre, crop_start, only_shown, read_crop
 from satunet.trainers.unified.loss import IGNORED
 
 from .helpers import config, make_trainer
@@ -299,3 +299,13 @@ def test_augmenting_changes_pairs_alike_and_no_generator() -> None:
     assert 1 <= changed <= 15  # a zoom in a fifth of the samples
     after = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and before[1] == after[1]
+
+
+def test_a_scan_smaller_than_the_patch_lies_in_its_middle() -> None:
+    rng = np.random.default_rng(0)
+    assert crop_start((5, 9, 4), (9, 9, 9), rng) == (-2, 0, -2)
+    assert crop_start((1, 2, 3), (8, 8, 8), rng, centre=np.array([0, 0, 0], np.int32)) == (-3, -3, -2)
+    crop = read_crop(np.ones((1, 5, 9, 4), np.int16), (-2, 0, -2), (9, 9, 9), fill=7)
+    assert crop.dtype == np.int16
+    assert (crop[2:7, :, 2:6] == 1).all()
+    assert (crop != 7).sum() == 5 * 9 * 4
