@@ -156,7 +156,7 @@ def test_a_missing_model_says_what_a_model_is_and_which_are_here(
     call = ["predict", "-i", str(tmp_path / "scans"), "-p", "hippocampus"]
     assert run([*call, "-o", str(tmp_path / "first")]) == 1  # the scan is empty; the model comes with satunet
     said = capfd.readouterr()
-    assert "no model was named (-m): taking 'starter'" in said.err + said.out
+    assert "no model was given (-m): using 'starter'" in said.err + said.out
     call += ["-o", str(tmp_path / "out")]
     for folder in (nnunet_env / "results" / "Dataset900_Unified" / "other", tmp_path / "mine"):
         folder.mkdir(parents=True)
