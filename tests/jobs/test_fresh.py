@@ -137,3 +137,20 @@ def test_what_is_gone_longer_or_no_file_is_not_the_file_any_more(scan: Path) -> 
     assert not state.is_of(scan)
     scan.mkdir()
     assert not state.is_of(scan)
+
+
+def test_another_folder_under_the_same_name_is_another_place(scan: Path, tmp_path: Path) -> None:
+    other, link = tmp_path / "b", tmp_path / "link"
+    other.mkdir()
+    os.link(scan, other / scan.name)  # equal in all that times and sizes say
+    link.symlink_to(scan.parent)
+    known = settled(Stamp.of([link / scan.name]))
+    assert known.is_untouched([link / scan.name]) and known.is_untouched([scan])
+    link.unlink()
+    link.symlink_to(other)
+    assert not known.is_untouched([link / scan.name])
+    (other / "again.nii.gz").symlink_to(scan)
+    assert known.is_untouched([other / "again.nii.gz"])
+    (other / "again.nii.gz").unlink()
+    (other / "again.nii.gz").symlink_to(other / scan.name)
+    assert not known.is_untouched([other / "again.nii.gz"])
