@@ -53,7 +53,7 @@ OPTIONS = {
         "--prompts", "-p", "--prompt_file", "--model", "-m", "--labels", "--encoder", "-e", "--json", "--verbose",
     },
     "serve": {
-        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--most_upload_mb", "--queue",
+        "--model", "-m", "--fold", "-f", "--checkpoint", "-chk", "--host", "--port", "--token", "--token_file", "--most_upload_mb", "--queue",
         "--keep_minutes", "--features_gb", "--scans_gb", "--disk_gb", "--verbose",
     },
     "evaluate": {

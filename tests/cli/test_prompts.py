@@ -49,7 +49,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["prompts"], "say what to read"),
-        (["prompts", "-p", "liver", "-m", "nowhere"], "nowhere: no such folder"),
+        (["prompts", "-p", "liver", "-m", "nowhere"], "nowhere: there is no such folder"),
         (["prompts", "-p", "liver", "--labels", "nowhere.json"], "nowhere.json"),
     ],
 )

@@ -136,7 +136,7 @@ def test_what_is_in_a_scan_is_said(tmp_path: Path) -> None:
 def test_a_scan_that_is_not_there_or_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert run(["try", str(tmp_path / "none.nii.gz"), "-o", out]) == 1
-    assert "none.nii.gz: no such scan" in capfd.readouterr().err
+    assert "none.nii.gz: there is no such scan" in capfd.readouterr().err
     (tmp_path / "bad.nii.gz").write_bytes(b"not an image")
     assert run(["try", str(tmp_path / "bad.nii.gz"), "-o", out]) == 1
     said = capfd.readouterr().err

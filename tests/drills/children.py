@@ -90,7 +90,7 @@ def try_all(command: list[str], mutations: int, figures: Figures) -> Figures:
 def _batch(command: list[str], first: int, end: int, figures: Figures) -> int:
     """Try some in one process; returns the number behind the last that ended."""
     with subprocess.Popen(
-        [*command, str(first), str(end)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        [*command, str(first), str(end)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8",
         cwd=Path(__file__).parents[2],
     ) as child:  # fmt: skip
         lines: queue.Queue[str] = queue.Queue()

@@ -21,7 +21,7 @@ def test_commands_survive_faults_at_events_of_the_file_system(tmp_path: Path) ->
     if compiled(tmp_path) is None:
         pytest.skip("needs Linux and a C compiler")
     command = [sys.executable, "-m", "tests.drills.faults", "--events", "1", "--seed", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 

@@ -16,6 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_little_memory_and_a_killed_worker_end_in_a_sentence_or_well() -> None:
     command = [sys.executable, "-m", "tests.drills.starved", "--stages", "convert", "--times", "1", "--seed", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "convert" in done.stdout

@@ -26,6 +26,6 @@ def test_two_of_a_command_at_once_leave_what_one_leaves() -> None:
         "--seed",
         "3",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "convert" in done.stdout

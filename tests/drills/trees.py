@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from satunet.preprocessing.index import _mapped
+from satunet.preprocessing.store import INDEX
+
 _VOLATILE = re.compile(
     r"^(content_sha256|sums|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
     r"started|notes|files|throughput\w*|scans_per_second|\w*_seconds|\w*_timestamps)$"
@@ -59,6 +62,12 @@ def digest(path: Path) -> str:
             content = gzip.decompress(content)
         elif path.suffix == ".pth":
             content = hashlib.sha256(b"".join(_pieces(_checkpoint(path)))).digest()
+        elif path.name == INDEX:  # but for the hashes of records, which hold times
+            found = _mapped(path)
+            assert found is not None, "an index that does not fit"
+            rows, labels = found
+            content = repr([(rows[name].tolist(), name) for name in rows.dtype.names if name != "record"]).encode()
+            content += labels.tobytes()
         elif path.suffix == ".safetensors":  # metadata come in any order
             end = 8 + int.from_bytes(content[:8], "little")
             content = _told(json.loads(content[8:end])) + content[end:]

@@ -79,7 +79,7 @@ def test_other_competitors_bring_their_own_predictions(stage: Stage) -> None:
     assert tables.datasets[0].scores["theirs"]["dsc"] == pytest.approx(2 / 3)  # case z is lacking: it counts 0
     assert f"theirs/{NAMES[0]}/fold_0/z" in summary.failures
     assert tables.costs["theirs"].parameters == 9
-    with pytest.raises(UserError, match="names satunet are taken"):
+    with pytest.raises(UserError, match="names satunet are already used"):
         stage.contest(FolderCompetitor(name="satunet", place=folder))
     with pytest.raises(UserError, match="cannot be used"):
         stage.contest(FolderCompetitor(name="a/b", place=folder))

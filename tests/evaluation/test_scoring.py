@@ -77,7 +77,7 @@ def test_predictions_are_found_by_the_names_that_are_in_use(tmp_path: Path) -> N
     assert ambiguous(found["a"]) is None
     assert ambiguous([]) is None
     twice = [*found["a"], *found["b"][:1]]
-    assert ambiguous(twice) == "several predictions of one scan: a.nii.gz, b_0000.nii.gz; allowed is one"
+    assert ambiguous(twice) == "several predictions of one scan: a.nii.gz, b_0000.nii.gz; only one is allowed"
     assert ambiguous([found["b"][0], found["b"][0]]) is not None
 
 

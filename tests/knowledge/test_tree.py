@@ -140,7 +140,7 @@ def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, lines: list[str
 
 def test_wrong_encodings_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b'{"satunet_knowledge": 1, "sources": []}\n{"id": "M\xfcller"}\n')
-    with pytest.raises(KnowledgeError, match="line 2: not UTF-8"):
+    with pytest.raises(KnowledgeError, match="line 2: not JSON: its text is not in UTF-8"):
         load_tree(tmp_path / "t.jsonl")
     (tmp_path / "t.jsonl.gz").write_bytes(b"no gzip")
     for name in ("t.jsonl.gz", "none.jsonl"):

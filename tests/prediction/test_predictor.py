@@ -74,7 +74,7 @@ def test_prompts_that_cannot_be_known_give_no_mask_and_no_crash(model: ModelFold
 
 @pytest.mark.parametrize("prompts", [[], ["bright", " "]])
 def test_empty_prompts_are_refused(model: ModelFolder, prompts: list[str]) -> None:
-    with pytest.raises(PromptError, match="not empty"):
+    with pytest.raises(PromptError, match="none may be empty"):
         Predictor(model, device="cpu").match(prompts)
 
 

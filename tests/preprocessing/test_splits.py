@@ -121,7 +121,7 @@ def test_a_failed_case_does_not_move_the_others(nnunet_env: Path) -> None:
         (["a"], "list of folds"),
         ([{"train": "ab", "val": ["b"]}], "list of folds"),
         ([], "list of folds"),
-        ("[{", "not a JSON file"),
+        ("[{", "not JSON"),
         ([{"train": ["q"], "val": ["r"]}], r"none of the 1 cases that fold 0 lists under 'train' .* such as 'q'"),
         ([{"train": ["a"], "val": ["r"]}], r"none of the 1 cases that fold 0 lists under 'val'"),
         ([{"train": ["a", "b"], "val": ["b"]}], r"fold 0 lists 1 cases under 'train' and under 'val', such as 'b'"),

@@ -43,16 +43,20 @@ def _data(planned: Path, **changes):
     return trainer, trainer._train_data
 
 
+def _scans(data):
+    return [data.scans[number] for number in range(len(data.scans))]
+
+
 def test_a_step_takes_patches_of_one_dataset_that_hold_its_scans(planned: Path) -> None:
     trainer, data = _data(planned, patches="fit", dataset_draws="even", batch_size=2, steps=8)
-    plan, names = trainer.plan, sorted({r.dataset for r in data.records})
+    plan, names = trainer.plan, sorted({r.dataset for r in _scans(data)})
     assert len(names) > 1
     drawn = []
     for step in range(8):
         batch = data[step]
         (dataset,) = {scan.split("__")[0] for scan in batch.scans}
         drawn.append(dataset)
-        shapes = [r.shape for r in data.records if r.dataset == dataset]
+        shapes = [r.shape for r in _scans(data) if r.dataset == dataset]
         wanted = [min(-(-max(side) // d) * d, p) for side, d, p in
                   zip(zip(*shapes, strict=True), plan.network.divisor, plan.crop_size, strict=True)]  # fmt: skip
         assert list(batch.labels.shape) == [2, *wanted]
@@ -82,7 +86,7 @@ def test_without_fitting_the_share_of_a_dataset_is_that_of_its_weights(planned: 
     _, data = _data(planned, patches="fit", batch_size=1, steps=400)
     names = sorted(data.fitted)
     shares = np.array(
-        [sum(w for r, w in zip(data.records, data.weights, strict=True) if r.dataset == n) for n in names]
+        [sum(w for r, w in zip(_scans(data), data.weights, strict=True) if r.dataset == n) for n in names]
     )
     counted = Counter(data._dataset_of(step) for step in range(400))
     spread = 4 * np.sqrt(shares * (1 - shares) * 400)
