@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.datasets.raw import MODALITIES, split_scan_id
+from satunet.errors import DatasetError, DiskFullError
 from satunet.jobs.files import atomic_path
 from satunet.preprocessing.store import INDEX, Foreground, ScanRecord, ScanStore, foreground_box, read_manifest
 
@@ -104,14 +105,14 @@ class ScanIndex:
         file = store.folder / INDEX
         manifest = read_manifest(store.folder)
         digests = {scan: manifest["scans"][scan] if manifest is not None else "" for scan in store.scan_ids}
-        known = _mapped(file)
+        known = mapped_arrays(file)
         if known is None or not _is_of(known[0], digests):
             rows, labels = _made(store, digests, known)
             known = rows, labels
             try:
                 _write(file, rows, labels)
-                known = _mapped(file) or known
-            except OSError as error:  # a store that may only be read
+                known = mapped_arrays(file) or known
+            except (OSError, DiskFullError) as error:  # a store that may only be read, or a disk without room
                 logger.debug("%s is not kept: %s", file, error)
         return cls(*known, file=file if isinstance(known[0], np.memmap) else None)
 
@@ -174,13 +175,20 @@ class ScanIndex:
         """A worker maps the file itself."""
         if self._file is None:
             return ScanIndex, (self._rows, self._labels, self._places)
-        return _opened, (self._file, self._places)
+        return _opened, (self._file, self._places, _digest(self._rows, self._labels))
 
 
-def _opened(file: Path, places: NDArray[np.int64]) -> ScanIndex:
-    known = _mapped(file)
-    if known is None:
-        raise FileNotFoundError(f"{file}: the index of the store is gone; start again")
+def _opened(file: Path, places: NDArray[np.int64], digest: bytes) -> ScanIndex:
+    """The index that another process has mapped: in another one, the same rows would be other scans.
+
+    Raises:
+        DatasetError: The store has been written since.
+    """
+    known = mapped_arrays(file)
+    if known is None or _digest(*known) != digest:
+        raise DatasetError(
+            f"{file.parent}: its scans were preprocessed again since this run started; continue with --c"
+        )
     return ScanIndex(*known, places, file)
 
 
@@ -189,8 +197,12 @@ def _three(values: NDArray[np.int32]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _mapped(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Both arrays of the file, ``None`` if they are not there as they were written."""
+def mapped_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Rows and labels of an index, ``None`` if they are not there as they were written.
+
+    Args:
+        file: ``scans.index``.
+    """
     try:
         with file.open("rb") as stream:
             rows, labels, digest = (_array_at(file, stream) for _ in range(3))

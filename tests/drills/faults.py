@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.drills.record import record
+from tests.drills.record import finish
 from tests.drills.stages import STAGES, Stage, prepare, run_forked, set_environment, stages
 from tests.drills.trees import differences, temporary, tree
 
@@ -248,14 +248,14 @@ def _in(work: Path, options: argparse.Namespace) -> int:
         return subprocess.run(command, env=environment, check=False).returncode
     begin = time.monotonic()
     figures = drill(work, names=options.stages, faults=options.faults, events=options.events, seed=options.seed)
-    lines = [
-        f"{sum(figures.counts.values())} faults, seed {options.seed}, {time.monotonic() - begin:.0f} s",
-        *figures.lines(),
-    ]
-    print("\n".join(lines))
-    if options.record:
-        record("Faults at events of the file system", lines)
-    return 1 if figures.bad else 0
+    title = "Faults at events of the file system" if options.record else None
+    return finish(
+        f"{sum(figures.counts.values())} faults, seed {options.seed}",
+        begin,
+        figures.lines(),
+        bad=bool(figures.bad),
+        title=title,
+    )
 
 
 if __name__ == "__main__":

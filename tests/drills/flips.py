@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.drills.children import Figures, limit_memory, refusal, say, try_all
-from tests.drills.record import record
+from tests.drills.record import finish
 from tests.drills.stages import set_environment, stages
 from tests.drills.trees import digest
 
@@ -306,14 +306,16 @@ def main() -> int:
     options = parser.parse_args()
     begin = time.monotonic()
     figures = drill(options.flips, options.repairs, options.seed, options.world)
-    head = f"{options.flips} flips and {options.repairs} repairs, seed {options.seed}, {time.monotonic() - begin:.0f} s"
-    lines = [head, *figures.lines()]
-    print("\n".join(lines))
     for n, what in sorted(figures.bad.items())[:100]:
         print(f"  flip {n}: {what}")
-    if options.record:
-        record("Flipped bits", lines)
-    return 1 if figures.bad else 0
+    title = "Flipped bits" if options.record else None
+    return finish(
+        f"{options.flips} flips and {options.repairs} repairs, seed {options.seed}",
+        begin,
+        figures.lines(),
+        bad=bool(figures.bad),
+        title=title,
+    )
 
 
 if __name__ == "__main__":

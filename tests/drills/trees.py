@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satunet.preprocessing.index import _mapped
+from satunet.preprocessing.index import mapped_arrays
 from satunet.preprocessing.store import INDEX
 
 _VOLATILE = re.compile(
@@ -63,7 +63,7 @@ def digest(path: Path) -> str:
         elif path.suffix == ".pth":
             content = hashlib.sha256(b"".join(_pieces(_checkpoint(path)))).digest()
         elif path.name == INDEX:  # but for the hashes of records, which hold times
-            found = _mapped(path)
+            found = mapped_arrays(path)
             assert found is not None, "an index that does not fit"
             rows, labels = found
             content = repr([(rows[name].tolist(), name) for name in rows.dtype.names if name != "record"]).encode()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.drills.children import table
 from tests.drills.faults import import_what_it_imported, put
-from tests.drills.record import record
+from tests.drills.record import finish
 from tests.drills.stages import STAGES, Stage, ended, prepare, run_forked, set_environment, stages, start_forked
 from tests.drills.trees import differences, temporary, tree
 
@@ -130,14 +130,14 @@ def main() -> int:
         figures = drill(work, names=options.stages, times=options.times, seed=options.seed)
     finally:
         shutil.rmtree(work)
-    lines = [
-        f"{sum(figures.counts.values())} pairs, seed {options.seed}, {time.monotonic() - begin:.0f} s",
-        *figures.lines(),
-    ]
-    print("\n".join(lines))
-    if options.record:
-        record("Two of a command at once", lines)
-    return 1 if figures.bad else 0
+    title = "Two of a command at once" if options.record else None
+    return finish(
+        f"{sum(figures.counts.values())} pairs, seed {options.seed}",
+        begin,
+        figures.lines(),
+        bad=bool(figures.bad),
+        title=title,
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from satunet.datasets.raw import MODALITIES
-from satunet.errors import DatasetError
+from satunet.errors import DatasetError, DiskFullError
 from satunet.geometry import Grid
 from satunet.jobs.files import write_json
 from satunet.jobs.records import save_record
@@ -157,15 +157,23 @@ def test_a_worker_maps_the_file_and_a_store_that_may_only_be_read_has_one_too(
     sent = pickle.dumps(index)
     assert len(sent) < 600
     assert [pickle.loads(sent)[i] for i in range(2)] == [index[0], index[1]]
-    (store.folder / INDEX).unlink()
+    first = index[0]
+    del index
+    put(store.folder, "Dataset000_Before__all__0", some(3))  # every other scan is a row further down
+    again = listed(store.folder)
+    ScanIndex.of(again)
+    with pytest.raises(DatasetError, match="preprocessed again"):
+        pickle.loads(sent)
+    for error in (OSError(30, "Read-only file system"), DiskFullError("no space left")):
+        (store.folder / INDEX).unlink(missing_ok=True)
 
-    def refuse(*_: object) -> None:
-        raise OSError(30, "Read-only file system")
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
 
-    monkeypatch.setattr("satunet.preprocessing.index._write", refuse)
-    alone = ScanIndex.of(store).of_scans([store.scan_ids[4]])
-    assert not (store.folder / INDEX).exists()
-    assert pickle.loads(pickle.dumps(alone))[0] == index[0]
+        monkeypatch.setattr("satunet.preprocessing.index._write", refuse)
+        alone = ScanIndex.of(again).of_scans([store.scan_ids[4]])
+        assert not (store.folder / INDEX).exists()
+        assert pickle.loads(pickle.dumps(alone))[0] == first
 
 
 def test_a_damaged_record_is_named(store: ScanStore) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from satunet.compute import distributed
 from satunet.datasets.raw import split_scan_id
 from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, ModelError, UserError
@@ -94,8 +93,7 @@ class TrainingSetup:
     @cached_property
     def index(self) -> ScanIndex:
         """What the store's records say of all scans, mapped into memory."""
-        with distributed.first_process_first():
-            return ScanIndex.of(self.store)
+        return ScanIndex.of(self.store)
 
     @classmethod
     def read(

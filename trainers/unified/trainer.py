@@ -234,6 +234,8 @@ class SATTrainer(nnUNetTrainer):
                 logger.warning("%s", message)
 
     def _make_loaders(self) -> None:
+        with distributed.first_process_first():
+            _ = self.setup.index  # the others map what the first had to make
         workers = worker_count(self.config, self.device)
         split = self.setup.split
         self._train_data = StepBatches(
