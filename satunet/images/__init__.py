@@ -1,1 +1,1 @@
-"""One scan or label map and its grid; file formats; DICOM."""
+"""Scans, label maps and their grids; file formats; DICOM."""

@@ -1,10 +1,11 @@
 """One colour for each structure, the same in DICOM objects, label maps, pictures, viewers and reports.
 
-The classes of SAT-DS have colours of a table (``colours.tsv``): as far apart in CIELAB as structures are that one
-dataset shows together; sides of one hue, the left one lighter; saturated reds and oranges for lesions alone. Every
-other name has a colour made from its letters, of another hue range than lesions.
+The colours of the classes of SAT-DS are in a table (``colours.tsv``). Structures that occur together in a dataset are
+as far apart in CIELAB as possible; both sides of a structure have one hue, the left one lighter; saturated reds and
+oranges are reserved for lesions. The colour of any other name is computed from its letters, outside of the hues of
+lesions.
 
-Rejected: colours by position in a list, for then a structure changes its colour with what else was asked for.
+Rejected: colours by position in a list. The colour of a structure would then depend on the other prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Colour: TypeAlias = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 _NEAR = 40.0
-"""Distance in RGB below which two colours of one legend are taken for one."""
+"""Distance in RGB below which two colours of one legend count as the same."""
 
 
 def colour_of(name: str) -> Colour:
@@ -33,7 +34,7 @@ def colour_of(name: str) -> Colour:
 def colours_of(names: Iterable[str]) -> list[Colour]:
     """Colours of structures that are shown together.
 
-    A name that is not in the table and whose colour is near an earlier one's gets another, as far as there are any.
+    A name that is not in the table and whose colour is near an earlier one's gets another colour, while there are any.
     """
     table, chosen = _table(), list[Colour]()
     for key in map(_key, names):
@@ -47,7 +48,7 @@ def colours_of(names: Iterable[str]) -> list[Colour]:
 
 
 def css(colour: Colour) -> str:
-    """``#rrggbb``."""
+    """The colour as ``#rrggbb``."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
@@ -67,7 +68,7 @@ def _key(name: str) -> str:
 
 
 def _made_up(key: str, attempt: int) -> Colour:
-    """Hue by the letters without the side, yellow to magenta; the left side is lighter."""
+    """A hue from yellow to magenta, hashed from the name without its side; the left side is lighter."""
     words = key.split()
     side = next((w for w in words if w in ("left", "right")), None)
     base = " ".join(w for w in words if w != side)

@@ -1,4 +1,4 @@
-"""What a scan is by its voxels alone."""
+"""Identity of a scan by its voxels alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from satunet.images.image import Image
 
 
 def voxel_digest(image: Image) -> str:
-    """Hash of a scan's voxels, the same whatever the file's name, format, axes, number type and compression.
+    """Hash of a scan's voxels, independent of the file's name, format, axis order, data type and compression.
+
+    The voxels are hashed in RAS order as float32, a CT in HU.
 
     Returns:
-        32 letters; empty for a constant volume, which is no one's scan.
+        32 hexadecimal digits; ``""`` for a constant volume, which identifies no scan.
     """
     if image.array.min() == image.array.max():
         return ""

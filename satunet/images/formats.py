@@ -1,8 +1,8 @@
-"""What is in an image file: its voxels and where they lie, in the formats that satunet reads and writes.
+"""Reading and writing image files: voxels and geometry in every format that satunet knows.
 
-NIfTI is :mod:`satunet.images.nifti`'s, MetaImage and NRRD are read by modules of their own and written by SimpleITK;
-geometry is turned from LPS into RAS there and nowhere else. What a scan or a label map has to be is
-:mod:`satunet.images.image`'s concern, and the other modules go through that one.
+:mod:`satunet.images.nifti` reads and writes NIfTI. MetaImage and NRRD are read by modules of their own and written by
+SimpleITK; geometry is converted between LPS and RAS there and nowhere else. :mod:`satunet.images.image` checks what a
+scan or a label map has to be; other rooms use that module rather than this one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def strip_ending(name: str) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files directly in ``folder``, by name; hidden files are no results and are left out."""
+    """Image files directly in ``folder``, sorted by name; hidden files are left out."""
     return sorted(p for p in Path(folder).iterdir() if p.is_file() and image_ending(p) and not p.name.startswith("."))
 
 
@@ -61,7 +61,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def image_files(path: Path) -> tuple[Path, ...]:
-    """All files that an image is read from: the header's, and those that it names for its voxels.
+    """All files that an image is read from: the one with its header, and those that the header names for the voxels.
 
     Raises:
         MissingFileError, UnreadableImageError: As in :func:`read_grid`.
@@ -71,7 +71,7 @@ def image_files(path: Path) -> tuple[Path, ...]:
 
 
 def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
-    """What an image's header leaves open about where its voxels are, and what is believed.
+    """Doubts about an image's geometry: what its header leaves open, and what is assumed instead.
 
     Raises:
         ScanError: As in :func:`read_grid`.
@@ -86,7 +86,7 @@ def header_doubts(path: Path) -> tuple[nifti.Doubt, ...]:
 
 
 def voxel_bytes(path: Path) -> int:
-    """Bytes of memory a voxel takes while :func:`read_voxels` reads it, from the header.
+    """Bytes of memory per voxel while :func:`read_voxels` reads the image; from its header alone.
 
     Raises:
         MissingFileError, UnreadableImageError: As in :func:`read_grid`.
@@ -134,13 +134,13 @@ def write_file(
     """Write a volume.
 
     Args:
-        path: The file, of that name and no other beside it.
+        path: Destination; exactly this one file is written.
         array: (X, Y, Z).
         grid: The grid it is on.
         ending: Ending of the path, one of :data:`IMAGE_ENDINGS`.
         header: Header of the scan, for NIfTI.
-        slope: Value of one stored step; NIfTI says so in its header, other formats get float32.
-        legend: Id → name, for NIfTI.
+        slope: Factor from stored numbers to values; NIfTI keeps it in its header, other formats get scaled float32.
+        legend: Id → name, stored in NIfTI files as a label table.
     """
     if ending in (".nii", ".nii.gz"):
         nifti.write_nifti(path, array, grid, packed=ending == ".nii.gz", header=header, slope=slope, legend=legend)
@@ -148,7 +148,7 @@ def write_file(
     import SimpleITK as sitk
 
     array = array if slope == 1 else array.astype(np.float32) * np.float32(slope)
-    # Always one file: an .mhd with its .raw beside it could not appear whole under a temporary name.
+    # Always one file: an .mhd with its .raw beside it cannot be renamed into place in one step.
     target = path.with_name(path.name[: -len(ending)] + ".mha") if ending == ".mhd" else path
     sitk.WriteImage(_to_sitk(array, grid), str(target), useCompression=True)
     if target != path:

@@ -1,4 +1,4 @@
-"""CT in Hounsfield units, whatever a file adds to them: everything that reads a CT's voxels asks here."""
+"""CT in Hounsfield units, also of files that store them with an offset; every reader of CT voxels uses this module."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _MOSTLY_SOFT = 0.65
 
 
 def hounsfield_offset(volume: NDArray[Any]) -> float:
-    """What a CT's voxels are above their HU: 0, or 1024 in unsigned DICOM values without their intercept.
+    """Offset of a CT's voxels from HU: 0, or 1024 if a file holds unsigned DICOM values without their intercept.
 
-    Such a file has no negative voxel: air lies at 0, lung below 300, and of everything else most in a narrow band around
-    1024, where water and soft tissue then are. In HU these values are dense bone, which never comes without a negative
-    voxel of fat or air beside it; in MRI, tissues spread over the whole range. Measured on 109 real scans: 78 % and more
-    of what exceeds 300 lies there in CT with an offset, 49 % and less in MRI and PET. Clipped to [-500, 1000] HU as it
-    is, such a scan would lose all soft tissue.
+    A file with the offset has no negative voxel: air lies at 0, lung below 300, and most of the rest in a narrow band
+    around 1024, where water and soft tissue then are. In HU, values in that band are dense bone, and a scan of bone
+    always has negative voxels of fat or air as well; in MRI, tissues spread over the whole range. Measured on 109 real
+    scans: of the voxels above 300, at least 78 % lie in the band in CT with an offset, and at most 49 % in MRI and PET.
+    If the offset were not removed, clipping to [-500, 1000] HU would erase all soft tissue.
 
     Args:
-        volume: A whole scan, of any shape; zeros around it make no difference.
+        volume: A whole scan, of any shape; padding with zeros makes no difference.
     """
     if volume.size == 0 or volume.min() < 0 or volume.max() < _BONE:
         return 0.0
@@ -38,6 +38,6 @@ def hounsfield_offset(volume: NDArray[Any]) -> float:
 
 
 def to_hounsfield(volume: NDArray[Any]) -> NDArray[Any]:
-    """A CT's voxels in HU: the same array where they are that already, else float32."""
+    """A CT's voxels in HU: the same array if it has no offset, else a new one in float32."""
     offset = hounsfield_offset(volume)
     return volume.astype(np.float32) - np.float32(offset) if offset else volume

@@ -1,7 +1,7 @@
-"""Scans and label maps: what they have to be, whatever file or object they come from, and how results are written.
+"""Scans and label maps: reading and checking them, from any file or object, and writing results.
 
-Arrays have the file's voxel axes (i, j, k), see :mod:`satunet.geometry`. What the formats are like is known to
-:mod:`satunet.images.formats` alone.
+Arrays have the file's voxel axes (i, j, k), see :mod:`satunet.geometry`. Only :mod:`satunet.images.formats` deals with
+the differences between formats.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ __all__ = [
 ]
 
 _ROUNDING = 1e-6
-"""Relative error of a whole number that was multiplied in single precision a few times."""
+"""Relative rounding error of a whole number after a few multiplications in single precision."""
 _PIECE = 1 << 20
-"""Voxels looked at in one go where temporary arrays would otherwise be as large as the volume."""
+"""Voxels processed at a time where temporary arrays would otherwise be as large as the volume."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +68,7 @@ class Image:
         array: (X, Y, Z) in the file's voxel axes.
         grid: Shape and affine.
         path: The file it came from, if any.
-        header: The NIfTI header it came with, kept for writing results; ``None`` for other formats.
+        header: Its NIfTI header, kept for writing results; ``None`` for other formats.
     """
 
     array: NDArray[Any]
@@ -85,8 +85,8 @@ def read_image(path: Path) -> Image:
     """Read a 3D scan; a trailing axis of size one is dropped.
 
     Returns:
-        An image whose array has the file's data type in native byte order; integers with a scale become floating
-        point, those of 8 and 16 bits float32.
+        An image whose array has the file's data type in native byte order; scaled integers become floating point,
+        those of 8 and 16 bits float32.
 
     Raises:
         MissingFileError: There is no such file.
@@ -147,9 +147,9 @@ def read_label_map(
 
 
 def not_whole(values: NDArray[np.floating[Any]]) -> float | None:
-    """A value that is no whole number, or ``None`` if all are, as far as arithmetic in single precision can tell.
+    """A value that is not a whole number; ``None`` if all are, up to rounding in single precision.
 
-    A header's scale of 0.1 is 0.100000001 there, and a label that is stored as 20 then reads 2.00000003.
+    In single precision, a header's scale of 0.1 is 0.100000001, and a label stored as 20 then reads 2.00000003.
     """
     flat = values.ravel(order="K")
     for start in range(0, flat.size, _PIECE):
@@ -162,7 +162,7 @@ def not_whole(values: NDArray[np.floating[Any]]) -> float | None:
 
 
 def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Image:
-    """Refuse an image that is on another grid than the scan it belongs to.
+    """Refuse an image whose grid differs from its scan's.
 
     Args:
         image: The image.
@@ -170,7 +170,7 @@ def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Imag
         trust_shape: Whether an image of that grid's shape lies on it, whatever its own header says.
 
     Returns:
-        The image; where its header is not trusted, on ``grid``.
+        The image; if its header was overruled, with ``grid`` as its grid.
 
     Raises:
         GridMismatchError: Its grid is not ``grid``.
@@ -187,7 +187,7 @@ def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Imag
 
 
 def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:
-    """Refuse a label map with ids that its dataset does not list; 0 is always allowed.
+    """Refuse a label map with ids other than the allowed ones and 0.
 
     Raises:
         UnexpectedLabelError: An id is not among ``allowed_ids``.
@@ -201,7 +201,7 @@ def require_ids(labels: Image, allowed_ids: Collection[int]) -> None:
 
 
 def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:
-    """Ids that occur in a label map, sorted; small ids are ticked off piece by piece instead of sorting voxels."""
+    """Sorted ids that occur in a label map of any shape; small ids are found by a table instead of sorting voxels."""
     if labels.dtype.kind != "u" or labels.dtype.itemsize > 2:
         return [int(i) for i in np.unique(labels)]
     seen = np.zeros(np.iinfo(labels.dtype).max + 1, dtype=bool)
@@ -212,7 +212,7 @@ def unique_ids(labels: NDArray[np.integer[Any]]) -> list[int]:
 
 
 def as_image(given: Any) -> Image:
-    """An image of whatever holds one.
+    """An image from any object that holds one.
 
     Args:
         given: An :class:`Image`; a path; a nibabel image; a SimpleITK image; or a pair of an (X, Y, Z) array and its
@@ -220,7 +220,7 @@ def as_image(given: Any) -> Image:
 
     Raises:
         ScanError: As in :func:`read_image`.
-        TypeError: None of these.
+        TypeError: ``given`` is none of these.
     """
     if isinstance(given, Image):
         return given
@@ -262,7 +262,8 @@ def write_label_map(
             read; other formats have no place for it.
 
     Raises:
-        ValueError: Another shape, negative ids, values that are no integers, or an unknown ending.
+        ValueError: The array has another shape than ``like``, negative ids or values that are not integers; or the
+            ending is unknown.
     """
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
@@ -286,7 +287,7 @@ def write_volume(
         path: Destination.
         array: (X, Y, Z).
         like: The image or grid it is on.
-        slope: Value of one stored step; NIfTI says so in its header, other formats get float32.
+        slope: Factor from stored numbers to values; NIfTI keeps it in its header, other formats get scaled float32.
         legend: Legend, as in :func:`write_label_map`.
     """
     grid = like.grid if isinstance(like, Image) else like
@@ -316,7 +317,7 @@ def _difference(received: Grid, expected: Grid) -> str:
 
 
 def _ranges(ids: Collection[int]) -> str:
-    """Compact text of a set of ids: ``0-4, 7``."""
+    """A set of ids as compact text: ``0-4, 7``."""
     parts: list[str] = []
     ordered = sorted({int(i) for i in ids})
     start = 0

@@ -1,4 +1,4 @@
-"""Ids of label maps, however large: brain atlases have some above 600 million, and tables up to there fit nowhere."""
+"""Dense numbering of label ids: some brain atlases have ids above 600 million, too many for lookup tables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _SMALL = 1 << 16
 
 
 def dense_ids(labels: NDArray[np.integer[Any]]) -> tuple[Sequence[int], NDArray[np.integer[Any]]]:
-    """The ids of a label map and, for each voxel, the place of its id among them; 0 has the place 0.
+    """The ids of a label map and, for each voxel, the position of its id among them; 0 has the position 0.
 
     Args:
         labels: Ids that are not negative, of any shape.
 
     Returns:
-        Ids, 0 first whether it occurs or not; small ones are all listed, up to the highest. Places, of the shape of
-        ``labels``: the same array where ids are small.
+        The ids, always beginning with 0; if the highest is small, all numbers up to it. The positions, in the shape of
+        ``labels``; if ids are small, ``labels`` itself.
     """
     highest = int(labels.max(initial=0))
     if highest < _SMALL:

@@ -1,7 +1,7 @@
-"""MetaImage headers (``.mha``, ``.mhd``): what ITK writes, read strictly.
+"""MetaImage headers (``.mha``, ``.mhd``) as ITK writes them, parsed strictly.
 
-Keys are ITK's, with its synonyms; a header that says one thing twice in two ways is refused, as are image types without
-a meaning here. Geometry is turned from LPS into RAS.
+Keys are ITK's, with its synonyms. A header that contradicts itself is refused, and so are image types that satunet
+cannot interpret. Geometry is converted from LPS to RAS.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def read_metaimage(path: Path) -> Stored:
     """Read a MetaImage's header.
 
     Raises:
-        UnreadableImageError: No such header, or it contradicts itself.
+        UnreadableImageError: The file has no MetaImage header, or one that contradicts itself.
         NotThreeDimensionalError: Several values per voxel.
-        MissingFileError: The file of its voxels is not there.
+        MissingFileError: The file of its voxels is missing.
     """
     fields, offset, listed = _fields(path, header_bytes(path))
     n = integers(path, "NDims", _need(path, fields, "NDims"), count=1)[0]
@@ -72,7 +72,7 @@ def read_metaimage(path: Path) -> Stored:
 
 
 def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int, list[str]]:
-    """Fields by name, where the header ends, and the lines behind it where they list files."""
+    """Fields by name, the offset of the header's end in bytes, and the lines after it if they list files."""
     fields: dict[str, str] = {}
     start = 0
     while "ElementDataFile" not in fields:
@@ -131,7 +131,7 @@ def _encoding(path: Path, fields: dict[str, str]) -> tuple[Encoding, int | None]
 
 def _affine(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]:
     """Voxel index → RAS+ mm: row i of TransformMatrix is the direction of axis i."""
-    # ITK writes ElementSize, the size of what was measured, beside ElementSpacing, the step; the step is what counts.
+    # ITK may write ElementSize (extent of a voxel) beside ElementSpacing (distance of voxels); the spacing counts.
     key = "ElementSpacing" if "ElementSpacing" in fields else "ElementSize"
     spacing = numbers(path, key, fields[key], count=n) if key in fields else np.ones(n)
     directions = np.eye(n)
@@ -146,7 +146,7 @@ def _affine(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]:
 
 
 def _files(path: Path, fields: dict[str, str], listed: list[str], end: int) -> tuple[tuple[Path, ...], int]:
-    """The files of the voxels, and where they begin in them."""
+    """The files of the voxels, and the offset of the voxels in each in bytes."""
     name = fields["ElementDataFile"]
     skip = integers(path, "HeaderSize", fields.get("HeaderSize", "0"), count=1)[0]
     if skip < -1:

@@ -1,7 +1,7 @@
-"""NIfTI: headers by nibabel, which keeps affine and header to the last bit; voxels by :mod:`satunet.images.stored`.
+"""NIfTI: headers by nibabel, which preserves affine and header exactly; voxels by :mod:`satunet.images.stored`.
 
-A file's unit of length counts: an affine here is in millimetres whatever the file is in. Where a header leaves it open
-where the voxels are, :func:`doubts_of` says what is believed.
+Affines are in millimetres, whatever unit of length the file uses. Where a header leaves the geometry open,
+:func:`doubts_of` says what is assumed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _CARET = 30
 """NIfTI's code of an extension that holds a label table."""
 _BLOCK = 1 << 24
 _PLAUSIBLE_MM = (0.01, 30.0)
-"""Voxel sizes beyond which the unit is probably another than the header says."""
+"""Plausible voxel sizes; outside of this range, the header probably names a wrong unit."""
 
 
 def open_nifti(path: Path, *, keep_open: bool = False) -> Any:
-    """A NIfTI file's header and a proxy of its voxels, as nibabel gives them.
+    """A NIfTI file as nibabel opens it: its header, and a proxy of its voxels.
 
     Args:
         path: The file.
-        keep_open: Whether the proxy keeps the file open, for reading it piece by piece.
+        keep_open: Whether the proxy keeps the file open, for reading in pieces.
 
     Raises:
-        UnreadableImageError: No NIfTI image, or one whose header cannot be true.
+        UnreadableImageError: Not a NIfTI image, or its header is invalid.
     """
-    # nibabel reports repairs of headers on its own logger's stderr handler; the reasons are in our errors.
+    # nibabel logs repairs of headers to stderr by a handler of its own; our errors give the reasons.
     logging.getLogger("nibabel.global").setLevel(logging.ERROR)
     try:
         loaded: Any = nib.load(path, keep_file_open=keep_open)
@@ -58,30 +58,30 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> Any:
 
 
 def nifti_affine(loaded: Any) -> NDArray[np.float64]:
-    """Voxel index → RAS+ mm of a nibabel image, whatever unit of length its header names."""
+    """4 × 4 affine of a nibabel image, voxel index → RAS+ mm, whatever unit of length its header names."""
     affine = np.array(loaded.affine, dtype=np.float64)
     affine[:3] *= _unit(nifti_header(loaded))
     return affine
 
 
 def nifti_grid(loaded: Any, path: Path) -> Grid:
-    """Shape and affine of a nibabel image; ``path`` is what errors name, as in :func:`grid_of`."""
+    """Shape and affine of a nibabel image; errors name ``path``, as in :func:`grid_of`."""
     return grid_of(path, tuple(loaded.shape), nifti_affine(loaded))
 
 
 def nifti_header(loaded: Any) -> nib.Nifti1Header | None:
-    """A nibabel image's header, if it is of NIfTI."""
+    """A nibabel image's header; ``None`` unless it is a NIfTI header."""
     return loaded.header if isinstance(loaded.header, nib.Nifti1Header) else None
 
 
 def voxel_bytes_of(loaded: Any) -> int:
-    """Bytes of memory a voxel takes while :func:`read_array` reads it."""
+    """Bytes of memory per voxel while :func:`read_array` reads the image."""
     scaled = loaded.dataobj.slope != 1 or loaded.dataobj.inter != 0
     return int(loaded.get_data_dtype().itemsize) + (8 if scaled else 0)
 
 
 def read_array(loaded: Any, path: Path, *, single_precision: bool = False) -> NDArray[Any]:
-    """Voxels of an opened file, scaled as its header says.
+    """Voxels (X, Y, Z) of an opened file, scaled as its header says.
 
     Args:
         loaded: Image from :func:`open_nifti`.
@@ -109,11 +109,11 @@ def read_array(loaded: Any, path: Path, *, single_precision: bool = False) -> ND
 
 @dataclass(frozen=True)
 class Doubt:
-    """What a header leaves open about where its voxels are, and what is believed.
+    """Something that a header leaves open about its geometry, and what is assumed.
 
     Attributes:
-        kind: What is open: the voxels' size by contradiction (``"sform"``), which side is which (``"sides"``), or
-            whether the unit is right (``"unit"``).
+        kind: The subject: contradictory voxel sizes (``"sform"``), unknown orientation (``"sides"``), or an implausible
+            or missing size (``"unit"``).
         text: A sentence about the file, which it calls "it".
     """
 
@@ -122,7 +122,7 @@ class Doubt:
 
 
 def doubts_of(loaded: Any) -> tuple[Doubt, ...]:
-    """What a NIfTI header leaves open."""
+    """Doubts about the geometry in a NIfTI header; none for other headers."""
     header = nifti_header(loaded)
     if header is None:
         return ()
@@ -144,7 +144,7 @@ def doubts_of(loaded: Any) -> tuple[Doubt, ...]:
 
 
 def implausible(spacing_mm: Sequence[float], why: str = "") -> tuple[Doubt, ...]:
-    """A doubt about voxels of a size that no scanner makes; ``why`` says where it comes from."""
+    """A doubt about voxel sizes that no scanner produces, or none; ``why`` is appended to its text."""
     if all(_PLAUSIBLE_MM[0] <= mm <= _PLAUSIBLE_MM[1] for mm in spacing_mm):
         return ()
     return (Doubt("unit", f"its voxels are {rounded(spacing_mm)} mm{why}"),)
@@ -190,7 +190,7 @@ def _check_size(path: Path, offset: int, wanted: int) -> None:
 
 
 def _stored_voxels(loaded: Any, path: Path) -> NDArray[Any]:
-    """The numbers of the file, unscaled; a packed file is read to its end, where its checksum is."""
+    """The file's numbers, unscaled; a compressed file is read to its end, so that its checksum is verified."""
     shape = tuple(int(n) for n in loaded.shape)
     offset, dtype = int(loaded.dataobj.offset), np.dtype(loaded.dataobj.dtype)
     try:
@@ -199,7 +199,7 @@ def _stored_voxels(loaded: Any, path: Path) -> NDArray[Any]:
             file.seek(offset)
             filled = _fill(file, room)
             beyond = len(file.read(1)) if filled == room.size else 0
-    except Exception as error:  # zlib, gzip, OSError, EOFError, MemoryError: a damaged file has many faces
+    except Exception as error:  # zlib, gzip, OSError, EOFError, MemoryError: damaged files raise any of them
         raise UnreadableImageError(path, f"the voxels cannot be read ({_last_line(error)})") from error
     if filled != room.size or beyond:
         found = "more" if beyond else str(filled)
@@ -228,7 +228,7 @@ def _fill(file: Any, room: NDArray[np.uint8]) -> int:
 
 
 def _require_spacing(loaded: Any, path: Path) -> None:
-    """A spacing of 0 is 1 mm to nibabel; where nothing else says where the voxels are, that would be a guess."""
+    """Refuse a spacing of 0 unless an sform gives the geometry: nibabel would silently make it 1 mm."""
     header = loaded.header
     if not isinstance(header, nib.Nifti1Header) or int(header["sform_code"]) or 1.0 not in header.get_zooms()[:3]:
         return
@@ -249,8 +249,8 @@ def _to_nifti(
         header = header.copy()
         header.set_data_dtype(array.dtype)
         header["cal_min"] = header["cal_max"] = 0
-        header.extensions.clear()  # they speak of the scan, not of what was found in it
-        affine[:3] /= _unit(header)  # a result is in its scan's unit
+        header.extensions.clear()  # they describe the scan, not the result
+        affine[:3] /= _unit(header)  # a result uses its scan's unit of length
         image = nib.Nifti1Image(array, affine, header)
     image.header.set_slope_inter(slope, 0)
     if legend:
@@ -259,7 +259,7 @@ def _to_nifti(
 
 
 def _label_table(legend: Mapping[int, str]) -> bytes:
-    """Connectome Workbench's label table."""
+    """Label table in the XML format of Connectome Workbench."""
     root = ElementTree.Element("CaretExtension")
     volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
     table = ElementTree.SubElement(volume, "LabelTable")

@@ -1,6 +1,6 @@
-"""NRRD headers (``.nrrd``), read strictly, with the geometry that ITK gives them.
+"""NRRD headers (``.nrrd``), parsed strictly, with the same geometry as ITK gives them.
 
-Spaces that begin with right or anterior are turned into RAS as they say; others are taken for LPS, as ITK takes them.
+Coordinates of a named space are converted to RAS; spaces without a known orientation count as LPS, as in ITK.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def read_nrrd(path: Path) -> Stored:
     """Read an NRRD's header.
 
     Raises:
-        UnreadableImageError: No such header, or it contradicts itself.
+        UnreadableImageError: The file has no NRRD header, or one that contradicts itself.
         NotThreeDimensionalError: Several values per voxel.
-        MissingFileError: The file of its voxels is not there.
+        MissingFileError: The file of its voxels is missing.
     """
     fields, end, listed = _fields(path, header_bytes(path))
     n = integers(path, "dimension", _need(path, fields, "dimension"), count=1)[0]
@@ -91,7 +91,7 @@ def read_nrrd(path: Path) -> Stored:
 
 
 def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int, list[str]]:
-    """Fields by name, where the header ends, and the lines in it that list files."""
+    """Fields by name, the offset of the header's end in bytes, and the lines in it that list files."""
     if not re.match(rb"NRRD000\d\r?\n", content):
         raise UnreadableImageError(path, "not a readable NRRD: it does not begin with NRRD and a version")
     fields: dict[str, str] = {}
@@ -121,7 +121,7 @@ def _fields(path: Path, content: bytes) -> tuple[dict[str, str], int, list[str]]
 
 
 def _key(key: str) -> str:
-    """A field's name; the format has synonyms with and without a space."""
+    """A field's name in one spelling; the format has synonyms with and without a space."""
     key = key.strip().lower()
     return {
         "datafile": "data file",
@@ -142,7 +142,7 @@ def _need(path: Path, fields: dict[str, str], key: str) -> str:
 
 
 def _axes_in_space(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) -> list[int]:
-    """Axes that are no list of the values of a voxel; such a list may have one entry."""
+    """Axes that are spatial; an axis over the values of one voxel is refused unless its size is 1."""
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
     if len(kinds) != len(sizes):
         raise UnreadableImageError(path, f"the header gives {len(kinds)} kinds of axes for {len(sizes)} axes")
@@ -200,7 +200,7 @@ def _affine(path: Path, fields: dict[str, str], n: int, axes: list[int]) -> NDAr
 
 
 def _spacings(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]:
-    """Steps along the axes; 1 where the header does not know one (``nan``)."""
+    """Spacings along the axes; 1 where the header has none (``nan``)."""
     scale = _millimetres(fields.get("units", ""))
     if "spacings" not in fields and "axis mins" in fields and "axis maxs" in fields:
         extents = [numbers(path, key, fields[key], count=n) for key in ("axis maxs", "axis mins")]
@@ -214,13 +214,13 @@ def _spacings(path: Path, fields: dict[str, str], n: int) -> NDArray[np.float64]
 
 
 def _millimetres(units: str) -> float:
-    """Millimetres of the unit that a header names for its axes; an unnamed or unknown one is taken for millimetres."""
+    """Millimetres per unit of an axis; a missing or unknown unit counts as millimetres."""
     names = {name.strip().lower() for name in re.findall(r'"([^"]*)"', units)} - {""}
     return _MICRONS.get(names.pop(), 1.0) if len(names) == 1 else 1.0
 
 
 def _vectors(path: Path, key: str, text: str) -> list[NDArray[np.float64] | None]:
-    """Vectors such as ``(1,0,0) (0,1,0) (0,0,1)``; ``none`` is that of an axis that is none in space."""
+    """Vectors such as ``(1,0,0) (0,1,0) (0,0,1)``; ``None`` for ``none``, that of an axis that is not spatial."""
     words = re.findall(r"\([^()]*\)|[^\s()]+", text[:10_000])
     return [
         numbers(path, key, word.strip("()").replace(",", " "), count=3) if word.startswith("(") else None

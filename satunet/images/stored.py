@@ -1,11 +1,11 @@
 """Voxels as a file stores them, for the formats that satunet reads itself (MetaImage, NRRD, NIfTI).
 
-A header is read by its format's module, in Python, and says what the file must hold; here that promise is checked
-against the file before any memory is taken, and the voxels are unpacked. Compressed voxels are verified by the checksum
-at their end, so that a damaged file is an error and no other image.
+The module of a format parses its header, in Python, and describes what the file must hold as a :class:`Stored`. This
+module checks that description against the file before it allocates memory, and reads the voxels. Compressed voxels are
+verified by the checksum at their end, so that a damaged file is an error and never a wrong image.
 
-Rejected: reading MetaImage and NRRD with SimpleITK. Its headers are parsed by C code that a wrong number crashes or
-hangs, and with it every scan of a job.
+Rejected: reading MetaImage and NRRD with SimpleITK. Its C++ parsers crash or hang on a wrong number in a header, which
+ends the whole job.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from satunet.geometry import Grid
 Encoding = Literal["raw", "zlib", "gzip", "bzip2", "text", "hex"]
 
 DEFLATE_MOST = 1032
-"""Bytes that a byte of a deflate stream unpacks to at most, by the format's design."""
+"""Largest compression ratio that the deflate format allows."""
 MOST_AXES = 16
 _MOST_HEADER = 4 << 20
-"""Bytes of a header that are looked at; Slicer's longest descriptions of segments are a tenth of it."""
+"""Largest size of a header in bytes; Slicer's longest descriptions of segments take a tenth of it."""
 _BLOCK = 1 << 20
 _FARTHEST_MM = 1e7
 _WIDEST_MM = 1e4
@@ -38,19 +38,19 @@ _WIDEST_MM = 1e4
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What a header says of the voxels.
+    """Description of a file's voxels, from its header.
 
     Attributes:
-        path: The file with the header, which errors name.
+        path: The file with the header; errors name it.
         shape: Sizes of the axes, the fastest first.
         affine: 4 × 4 float64, voxel index → RAS+ mm, for the first three axes.
         dtype: Type of a voxel, with its byte order.
         encoding: Compression of the bytes.
-        files: The files that hold them, one after another; each is packed by itself.
-        offset: Bytes before the voxels in each file; ``-1`` says that raw voxels end with the file.
-        lines: Lines to skip before ``offset`` counts.
-        packed: Bytes of the packed voxels, where the header says so.
-        spaced: Whether the header says how large voxels are; else they are taken for 1 mm.
+        files: Files that hold the voxels, in order; each is compressed separately.
+        offset: Bytes before the voxels in each file; ``-1`` means that raw voxels end where the file ends.
+        lines: Lines to skip in each file; ``offset`` counts from after them.
+        packed: Size of the compressed voxels in bytes, if the header gives it.
+        spaced: Whether the header gives voxel sizes; else they are taken to be 1 mm.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all voxels, unpacked."""
+        """Size of all voxels in bytes, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def grid(self) -> Grid:
@@ -80,7 +80,7 @@ class Stored:
         return grid_of(self.path, self.shape, self.affine)
 
     def check_sizes(self) -> None:
-        """Compare what the header promises with the size of its files; nothing is read.
+        """Compare the sizes of the files with what the header declares; no voxel is read.
 
         Raises:
             MissingFileError: A file that the header names is not there.
@@ -124,7 +124,7 @@ class Stored:
         if self.offset < 0:
             handle.seek(max(0, file.stat().st_size - each))
             return
-        # An offset without lines is that of the header's end; with lines it counts behind them.
+        # The offset counts from the start of the file, or from after the skipped lines.
         if self.lines:
             for _ in range(self.lines):
                 if not handle.readline(_BLOCK):
@@ -155,7 +155,7 @@ class Stored:
 
 
 def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Grid:
-    """A grid, of a shape whose trailing axes of size one do not count.
+    """A grid from shape and affine; trailing axes of size one are dropped.
 
     Args:
         path: The file, for errors.
@@ -164,7 +164,7 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> 
 
     Raises:
         NotThreeDimensionalError: Not three axes.
-        UnreadableImageError: A singular affine, or one that puts voxels outside of any scanner.
+        UnreadableImageError: A singular affine, or one with positions that no scanner could produce.
     """
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise NotThreeDimensionalError(path, f"the image has the shape {shape}; allowed is one volume with three axes")
@@ -182,16 +182,16 @@ def grid_of(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> 
 
 
 def inside_folder(path: Path, name: str) -> Path:
-    """The file that a header names for its voxels, which has to lie in the header's folder or below.
+    """The file that a header names for its voxels; it must lie in the header's folder or below.
 
     Raises:
-        UnreadableImageError: It lies elsewhere; a header must not make voxels of any file of the machine.
-        MissingFileError: There is no such file, or it is none (a device, a pipe).
+        UnreadableImageError: It lies elsewhere: a header must not turn arbitrary files of the machine into voxels.
+        MissingFileError: There is no such regular file (it may be a device or a pipe).
     """
     folder = path.parent
     file = folder / name
     try:
-        # A link to a header is not the header: its voxels may be beside either.
+        # If the header is a symbolic link, its voxels may lie beside the link or beside the header itself.
         homes = {folder.resolve(), path.resolve().parent}
         within = any(file.resolve().is_relative_to(home) for home in homes)
         regular = file.is_file()
@@ -207,7 +207,11 @@ def inside_folder(path: Path, name: str) -> Path:
 
 
 def header_bytes(path: Path) -> bytes:
-    """The beginning of a file, in which its header ends."""
+    """The first bytes of a file, enough for its whole header.
+
+    Raises:
+        UnreadableImageError: The file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return file.read(_MOST_HEADER)
@@ -216,10 +220,10 @@ def header_bytes(path: Path) -> bytes:
 
 
 def integers(path: Path, key: str, text: str, *, count: int | None = None) -> tuple[int, ...]:
-    """Whole numbers of a header.
+    """Integers in the text of a header's field.
 
     Raises:
-        UnreadableImageError: Something else, or another number of them.
+        UnreadableImageError: The text is something else, or has another number of them than ``count``.
     """
     words = text.split()
     try:
@@ -232,10 +236,10 @@ def integers(path: Path, key: str, text: str, *, count: int | None = None) -> tu
 
 
 def numbers(path: Path, key: str, text: str, *, count: int) -> NDArray[np.float64]:
-    """Finite numbers of a header.
+    """Finite numbers in the text of a header's field.
 
     Raises:
-        UnreadableImageError: Something else, or another number of them.
+        UnreadableImageError: The text is something else, or has another number of them than ``count``.
     """
     words = text.split()
     try:
@@ -248,7 +252,7 @@ def numbers(path: Path, key: str, text: str, *, count: int) -> NDArray[np.float6
 
 
 def rounded(values: Any) -> tuple[float, ...]:
-    """Millimetres, for a message: four significant digits."""
+    """Numbers rounded to four significant digits, for messages."""
     return tuple(float(f"{float(v):.4g}") for v in values)
 
 
@@ -257,7 +261,7 @@ def _not_numbers(path: Path, key: str, text: str, allowed: str) -> UnreadableIma
 
 
 def _check_size(path: Path, encoding: Encoding, there: int, wanted: int, itemsize: int, *, skips: bool | int) -> None:
-    """Whether so many bytes can hold the voxels; raises :class:`~satunet.errors.UnreadableImageError`."""
+    """Raise :class:`~satunet.errors.UnreadableImageError` if a file of this size cannot hold the voxels."""
     if encoding == "raw":
         wrong = there < wanted if skips else there != wanted
     elif encoding in ("zlib", "gzip"):
@@ -267,7 +271,7 @@ def _check_size(path: Path, encoding: Encoding, there: int, wanted: int, itemsiz
     elif encoding == "text":
         wrong = there + 1 < 2 * (wanted // itemsize)
     else:
-        wrong = there < 1  # a short bzip2 stream may be long: it is unpacked block by block
+        wrong = there < 1  # bzip2 has no useful bound; it is decompressed block by block
     if wrong:
         packed = "" if encoding == "raw" else f" ({encoding})"
         raise UnreadableImageError(
@@ -284,17 +288,17 @@ def _room(path: Path, size: int) -> NDArray[np.uint8]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of reading and unpacking as those of the file."""
+    """Turn any error of reading and decompressing into one that names the file."""
     try:
         yield
     except UnreadableImageError:
         raise
-    except Exception as error:  # zlib.error, isal_zlib.error, OSError, EOFError: a damaged file has many faces
+    except Exception as error:  # zlib.error, isal_zlib.error, OSError, EOFError: damaged files raise any of them
         raise UnreadableImageError(path, f"the voxels cannot be read ({str(error) or type(error).__name__})") from error
 
 
 def _fill(path: Path, handle: Any, room: NDArray[np.uint8], encoding: Encoding, packed: int | None) -> None:
-    """Read bytes into a buffer that they have to fill to the last, checksums included."""
+    """Decompress into a buffer that must be filled exactly; checksums are verified."""
     if encoding == "raw":
         _fill_raw(path, handle, room)
         return

@@ -1,1 +1,1 @@
-"""The knowledge tree of anatomy: importers, queries, links to classes, and the understanding of prompts."""
+"""The knowledge tree of anatomy: importers, queries, links to the classes of the label space, retrieval measures."""

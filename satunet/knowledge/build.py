@@ -1,4 +1,4 @@
-"""From what importers read to a checked tree."""
+"""Assemble what importers read into a checked tree."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SHOWN = 5
 
 @dataclass
 class Imported:
-    """What one importer read; ``where`` says from which line, for messages.
+    """Terms and relations that one importer read, each with its place (file and line) for messages.
 
     Attributes:
         sources: Sources of the terms.
         terms: Terms with their places in the files.
         relations: Relations with their places in the files.
-        notes: Notes about what was left out, one sentence each.
+        notes: What was left out, one sentence each.
     """
 
     sources: list[Source]
@@ -34,7 +34,7 @@ class Imported:
         """Add a term.
 
         Raises:
-            KnowledgeError: Without id or name.
+            KnowledgeError: The term has no id or no name.
         """
         texts = (term.id, term.name, term.source, term.definition, *term.synonyms)
         if not all(isinstance(text, str) for text in texts):
@@ -50,22 +50,22 @@ class Imported:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assembled:
-    """A tree, and what was left out of it with ``lenient``."""
+    """A tree, and a note for each part that ``lenient`` left out."""
 
     tree: KnowledgeTree
     dropped: tuple[str, ...] = ()
 
 
 def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled:
-    """Put imports together.
+    """Merge imports into one tree.
 
     Args:
         imports: Imports in the order in which they are in the tree.
-        lenient: Leave out what contradicts itself, and say so, instead of raising.
+        lenient: Whether contradictory parts are left out with a note, instead of raising.
 
     Raises:
-        KnowledgeError: Two terms of one id, a relation to a term that is not there, or a term that is its own ancestor;
-            the message has the places.
+        KnowledgeError: Two terms have one id, a relation leads to a missing term, or a term is its own ancestor; the
+            message names the places.
     """
     imports = list(imports)
     dropped: list[str] = []
@@ -109,7 +109,7 @@ def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled
 
 
 def _break_circles(terms: dict[str, Term], relations: dict[Relation, str]) -> list[list[str]]:
-    """Circles of hierarchical relations; the relation that closes each is taken out of ``relations``."""
+    """Cycles of hierarchical relations, as term ids; the relation that closes a cycle is removed from ``relations``."""
     up: dict[str, list[Relation]] = {}
     for relation in relations:
         if relation.kind in HIERARCHY:
@@ -141,7 +141,7 @@ def _break_circles(terms: dict[str, Term], relations: dict[Relation, str]) -> li
 
 
 def summarise(tree: KnowledgeTree) -> Sequence[tuple[str, int]]:
-    """Kinds of relations and how many there are, most first."""
+    """Kinds of relations with their counts, the most frequent first."""
     counts: dict[str, int] = {}
     for relation in tree.relations:
         counts[relation.kind] = counts.get(relation.kind, 0) + 1

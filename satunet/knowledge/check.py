@@ -1,4 +1,4 @@
-"""What a tree should be looked at for: not wrong, but worth a look."""
+"""Findings in a tree that are not errors but deserve review."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ class Finding:
 
 
 def check_tree(tree: KnowledgeTree, examples: int = 5) -> list[Finding]:
-    """Names that several terms of one source share, terms without relation, classes without a link, relations of unknown
-    kind, and the other side of a relation that is missing. Cycles, dangling relations and double ids cannot be in a tree
-    that was loaded.
+    """Find preferred names shared in a source, terms without relations or definition, classes without a link, kinds of
+    relations that queries ignore, and one-way relations between sides.
+
+    Cycles, dangling relations and duplicate ids need no check: a tree that contains them cannot be loaded.
+
+    Args:
+        tree: The tree.
+        examples: Largest number of examples per finding.
     """
     shared: dict[tuple[str, str], list[str]] = {}
     for term in tree.terms.values():

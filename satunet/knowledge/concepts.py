@@ -1,8 +1,8 @@
-"""Concepts: the tree as training and retrieval see it, and which of them are kept out of training.
+"""Concepts: the tree as training and retrieval see it, and which concepts are held out of training.
 
-Terms that are the same thing (``same_as``, or of one name in two sources) are one concept. The split is by the name
-without its side, so that "left kidney" is never trained where "right kidney" is held out; a name that a held-out
-concept has is a name of no trained one.
+Terms that mean the same thing (``same_as``, or one name in two sources) are one concept. The split is by the name
+without its side, so that "left kidney" is not trained if "right kidney" is held out. A name of a held-out concept is
+removed from all trained ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SAYINGS = {
     "variant_of": "is a piece of", "supplied_by": "is supplied by", "next_to": "is next to",
     "above": "is above", "below": "is below",
 }  # fmt: skip
-"""How a relation is said behind a name; kinds that are not here are said as they are spelled."""
+"""Kind of relation → words that follow a name; other kinds are spelled out."""
 
 
 @dataclass(kw_only=True)
@@ -31,10 +31,10 @@ class Concept:
         names: All names, the preferred first.
         definitions: Definitions.
         relations: Kind of relation → positions of the concepts it leads to.
-        near: Positions of concepts that are easily taken for it, the other side and neighbouring levels first.
+        near: Positions of concepts that are easily confused with it, the other side and neighbouring levels first.
         base: Name without a side.
         side: ``"left"``, ``"right"`` or ``None``.
-        held_out: Whether it is kept out of training.
+        held_out: Whether it is held out of training.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Concept:
 
 
 def relation_text(name: str, kind: str) -> str:
-    """A head and its relation, as a text whose meaning is the tail: "hippocampus is part of"."""
+    """Head and relation as a text whose answer is the tail: "hippocampus is part of"."""
     return f"{name} {SAYINGS.get(kind, kind.replace('_', ' '))}"
 
 
@@ -57,8 +57,8 @@ def read_concepts(tree: KnowledgeTree, *, held_out: float = 0.1, seed: int = 0) 
 
     Args:
         tree: The tree.
-        held_out: Share of base names that are kept out of training.
-        seed: Seed of the split; the same seed gives the same split, whatever else is in the tree.
+        held_out: Share of base names that are held out of training, 0 to 1.
+        seed: Seed of the split. Whether a name is held out depends on the seed and the name alone.
     """
     groups = _same_things(tree)
     position = {term_id: i for i, group in enumerate(groups) for term_id in group}
@@ -92,12 +92,12 @@ def read_concepts(tree: KnowledgeTree, *, held_out: float = 0.1, seed: int = 0) 
 
 
 def wholes_of(concept: Concept) -> tuple[int, ...]:
-    """Positions of what a concept is part of."""
+    """Positions of the concepts that a concept is part of."""
     return tuple(dict.fromkeys(j for kind in ("part_of", "within") for j in concept.relations.get(kind, ())))
 
 
 def parents_of(concept: Concept) -> tuple[int, ...]:
-    """Positions of what a concept is or belongs to."""
+    """Positions of the concepts that a concept is a kind of, is part of, or belongs to."""
     return tuple(dict.fromkeys(j for kind in HIERARCHY for j in concept.relations.get(kind, ())))
 
 
@@ -111,7 +111,7 @@ def split_side(name: str) -> tuple[str | None, str]:
 
 
 def _close_siblings(tree: KnowledgeTree, term_id: str, most: int = 16) -> list[str]:
-    """Other side and neighbouring levels, then siblings, those under the most special parent first."""
+    """Other side and neighbouring levels, then siblings, those under the most specific parent first."""
     found = dict.fromkeys(tree.tails(term_id, ("other_side", "above", "below", "next_to")))
     families = [tree.heads(parent, HIERARCHY) for parent in tree.tails(term_id, HIERARCHY)]
     for family in sorted(families, key=len):
@@ -157,7 +157,7 @@ def _find_other_sides(concepts: list[Concept]) -> None:
 
 
 def _keep_names_apart(concepts: Iterable[Concept]) -> None:
-    """Names of held-out concepts are taken from the trained ones."""
+    """Remove names of held-out concepts from the trained ones."""
     held = {name_key(n) for c in concepts if c.held_out for n in c.names}
     for concept in concepts:
         if not concept.held_out:

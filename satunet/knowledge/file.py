@@ -1,4 +1,4 @@
-"""A knowledge tree as a file of JSON lines, packed if its name ends in ``.gz``.
+"""A knowledge tree as a file of JSON lines, compressed if its name ends in ``.gz``.
 
 The first line is the header::
 
@@ -9,7 +9,7 @@ and every other line is a term::
     {"id": "UBERON:0002113", "name": "kidney", "synonyms": […], "definition": "…", "source": "UBERON",
      "ids": […], "datasets": […], "scans": […], "relations": {"part_of": ["UBERON:0000916"]}}
 
-``datasets`` and ``scans`` are those that show a class of the label space.
+``datasets`` and ``scans`` are given for classes of the label space: those that show the class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TREE_VERSION = 1
 
 
 def save_tree(tree: KnowledgeTree, path: Path) -> None:
-    """Write the file, whole; packed if its name ends in ``.gz``, byte for byte the same for the same tree."""
+    """Write the file atomically, compressed if its name ends in ``.gz``; the same tree gives the same bytes."""
     with atomic_path(path) as temporary, temporary.open("wb") as raw:
         packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else raw
         for line in _lines(tree):
@@ -49,7 +49,8 @@ def load_tree(path: Path) -> KnowledgeTree:
     """Read the file and check it.
 
     Raises:
-        KnowledgeError: No such file, not a knowledge tree, or one that contradicts itself; the message has the line.
+        KnowledgeError: There is no such file, it is not a knowledge tree, or it contradicts itself; the message names
+            the line.
     """
     imported = Imported(sources=[])
     for number, line in _read_lines(path):
@@ -108,12 +109,12 @@ def _read_header(line: dict[str, Any], where: str) -> list[Source]:
 
 
 def default_tree_path() -> Path:
-    """Where ``satunet knowledge build`` writes and other commands look, if no file is given."""
+    """Path to which ``satunet knowledge build`` writes and from which other commands read by default."""
     return cache_dir() / "knowledge.jsonl.gz"
 
 
 def default_tree() -> KnowledgeTree | None:
-    """The tree in the default place; ``None`` if none was built, or, with a warning, if it cannot be read."""
+    """The tree at the default path; ``None`` if there is none, or, with a warning, if it cannot be read."""
     path = default_tree_path()
     return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
 

@@ -1,23 +1,24 @@
-"""Links from the classes of a label space to the terms of other sources, each by a rule that can be read.
+"""Links from the classes of a label space to the terms of other sources, each made by a readable rule.
 
-Rules, the first that finds a term wins:
+The rules, in order; the first that finds a term wins:
 
 ==========  ===========================================================  ============================================
-rule        what it says                                                 example
+rule        meaning                                                      example
 ==========  ===========================================================  ============================================
 name        the class is the term's preferred name                       spleen → spleen
 synonym     the class is one of the term's synonyms                      pancreas tumor → pancreatic neoplasm
 also called one of our own names of the class is a name of the term      bronchie → bronchus
 word order  the same words in another order                              lung lower lobe → lower lobe of lung
 side        the class is the left or right of the term                   left rib → rib
-level       the class is a level of a spine, or of the series            lumbar vertebrae 3 (l3) → lumbar vertebra 3
+level       the class is that level of the spine, or of that series      lumbar vertebrae 3 (l3) → lumbar vertebra 3
 lesion      the class is a lesion of the term                            lung nodule → lung
 rest        the class is the term without something                      brainstem excluding substantia nigra → brainstem
-piece       the class is a piece of the term: the longest run of its     left insula anterior long gyrus → insula
-            words that is a term
+piece       the class is a piece of the term, the longest run of its     left insula anterior long gyrus → insula
+            words that names a term
 ==========  ===========================================================  ============================================
 
-The first four, and a level of its own, say that both are one thing (``same_as``); the others, which way the class leads to the term.
+The first four rules, and ``level`` if that very level is a term, say that class and term are the same thing
+(``same_as``); the others say how the class relates to the term.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ _FILLERS = {"of", "the", "and", "in"}
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What a class is in another source.
+    """The term of another source that a class is linked to.
 
     Attributes:
         class_name: The class.
-        term: Id of the term; ``None`` if no rule finds one.
+        term: Id of the term; ``None`` if no rule found one.
         kind: Relation from the class to the term.
-        rule: The rule's name.
-        others: Ids of other terms that the rule found, for review.
+        rule: Name of the rule.
+        others: Ids of further terms that the rule found, for review.
     """
 
     class_name: str
@@ -71,7 +72,7 @@ Find = Callable[[str], tuple[Term, ...]]
 
 
 def link_classes(tree: KnowledgeTree) -> list[Link]:
-    """Links of all classes of a tree to its terms of other sources, by class name."""
+    """Links of all classes of a tree to its terms of other sources, sorted by class."""
     index: dict[str, list[Term]] = {}
     bags: dict[frozenset[str], list[Term]] = {}
     for term in tree.terms.values():
@@ -85,7 +86,7 @@ def link_classes(tree: KnowledgeTree) -> list[Link]:
 
 
 def add_links(imports: list[Imported], links: list[Link]) -> None:
-    """Add links to the import that has the classes."""
+    """Add links as relations to the import that holds the classes."""
     classes = next(i for i in imports if any(s.name == SOURCE for s in i.sources))
     for link in links:
         if link.term is not None:
@@ -120,7 +121,7 @@ def _candidates(
     ours = load_names().synonyms
 
     def named(name: str) -> list[Term]:
-        """By preferred name first."""
+        """Terms of that name; those with it as their preferred name first."""
         found = index.get(name_key(name), [])
         return sorted(found, key=lambda t: name_key(t.name) != name_key(name))
 
@@ -139,7 +140,7 @@ def _candidates(
     if side is None:
         base = name
     else:
-        # The named side before the unsided structure: "left caudate nucleus" is a term of its own.
+        # Try the sided name before the unsided one: "left caudate nucleus" is a term of its own.
         sided = [t for n in ours.get(base, ()) for t in named(f"{side} {n}")]
         yield "also called", SAME, sided
     yield "word order", SAME, bags.get(_bag(name), [])
@@ -158,7 +159,7 @@ def _candidates(
 
 
 def _level(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
-    """The very level of a spine."""
+    """Terms of that very level of the spine."""
     level = _LEVEL.match(re.sub(r" [(]?[ctls]\d+[)]?$", "", base))
     if not level:
         return []
@@ -171,7 +172,7 @@ def _level(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
 
 
 def _series(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
-    """The series that a level belongs to."""
+    """Terms of the series that a level belongs to."""
     level = _LEVEL.match(re.sub(r" [(]?[ctls]\d+[)]?$", "", base))
     if level:
         return named(f"{level[1]} vertebra")
@@ -182,7 +183,7 @@ def _series(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
 
 
 def _longest_run(name: str, find: Callable[[str], list[Term]]) -> list[Term]:
-    """Terms of the longest run of words that is a term and says something."""
+    """Terms of the longest run of words in a name that is the name of a specific term."""
     words = [w for w in name_key(name).split() if w not in ("left", "right")]
     for length in range(len(words) - 1, 0, -1):
         for start in range(len(words) - length, -1, -1):

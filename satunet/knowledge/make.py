@@ -1,4 +1,4 @@
-"""One call from sources to a tree with its links, and the place where commands look for it."""
+"""Build a tree with its links from sources in one call, or load the one that was built before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Built:
-    """A tree, how its classes were linked, and what was left out."""
+    """A tree, the links of its classes, and notes about what was left out."""
 
     tree: KnowledgeTree
     links: tuple[Link, ...]
@@ -35,7 +35,7 @@ class Built:
 
     @property
     def linked(self) -> float:
-        """Share of the classes that have a link; 1 without any class."""
+        """Share of the classes that have a link, 0 to 1; 1 if there are no classes."""
         return sum(link.term is not None for link in self.links) / max(1, len(self.links))
 
 
@@ -57,13 +57,13 @@ def build_tree(
         obo: OBO files.
         umls: Folder with RRF files.
         tables: CSV, TSV, JSON or JSON-lines files.
-        space: Classes; those of SAT-DS if not given.
+        space: Label space of the classes; that of SAT-DS if not given.
         store: Preprocessed scans of that label space, for links from classes to scans.
         licence: Licence of OBO files and tables.
-        lenient: Leave out what contradicts itself, and say so.
+        lenient: Whether contradictory parts are left out with a note, instead of raising.
 
     Raises:
-        KnowledgeError: A source that cannot be read, or that contradicts itself.
+        KnowledgeError: A source cannot be read or contradicts itself.
         EnvironmentProblemError: A package is missing.
     """
     if space is None:
@@ -81,17 +81,17 @@ def build_tree(
     first = assemble(imports, lenient=lenient)
     links = link_classes(first.tree)
     add_links(imports, links)
-    # Links were just made from terms that are there; what is left out now was left out, and logged, before.
+    # Links lead only to existing terms, so whatever is left out this time was left out, and logged, the first time.
     done = assemble(imports, lenient=lenient)
     notes = (*(n for imported in imports for n in imported.notes), *done.dropped)
     return Built(tree=done.tree, links=tuple(links), notes=notes)
 
 
 def load_or_build(path: Path | None = None) -> KnowledgeTree:
-    """A tree from a file; without one, from the default place; without that, of the classes of SAT-DS alone.
+    """A tree from a file, else from the default path, else one of the classes of SAT-DS alone.
 
     Raises:
-        KnowledgeError: The file cannot be used.
+        KnowledgeError: The given file cannot be used.
     """
     if path is not None:
         return load_tree(path)

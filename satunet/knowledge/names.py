@@ -1,6 +1,7 @@
-"""Our own small table of names: synonyms, words of other languages, and groups of classes.
+"""Our own table of names: synonyms, words of other languages, and groups of classes.
 
-``names.json`` is written for satunet and needs no other source. Its keys are classes as the label space calls them.
+``names.json`` was written for satunet and derives from no other source. Its keys are names of classes in the label
+space.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Names:
     Attributes:
         synonyms: Class → other English names.
         foreign: Class → language → words.
-        foreign_sides: Side → words.
-        groups: Group → classes, as they may be called in a label space.
-        group_words: Group → other names.
+        foreign_sides: ``"left"`` or ``"right"`` → words of other languages.
+        groups: Group → names that its classes may have in a label space.
+        group_words: Group → other names of the group.
     """
 
     synonyms: Mapping[str, tuple[str, ...]]
@@ -56,7 +57,7 @@ class Names:
 
     @cached_property
     def side_of(self) -> dict[str, str]:
-        """Foreign word for a side → side."""
+        """Foreign word for a side → ``"left"`` or ``"right"``."""
         return {name_key(word): side for side, words in self.foreign_sides.items() for word in words}
 
     @cached_property
@@ -71,7 +72,7 @@ def load_names(path: Path = _FILE) -> Names:
     """Read a table of names.
 
     Raises:
-        KnowledgeError: Not one, or of another version.
+        KnowledgeError: The file is not a table of names, or has another version.
     """
     try:
         content = read_json(path)

@@ -1,11 +1,11 @@
-"""How well embeddings know the tree: four measures on terms that were kept out of training.
+"""How well embeddings represent the tree: four retrieval measures on concepts that were held out of training.
 
-Candidates are the preferred names of all concepts, trained or not; nothing is retrieved from a short list.
+Candidates are always the preferred names of all concepts, trained or not, never a short list.
 
 - synonym → term: a synonym's nearest candidate is its own term;
 - definition → term: the same for its definition;
-- part → whole: "X is part of" is nearest to a whole of X, X itself left aside;
-- side confusion: the share of "left X" (and "right X") whose nearest other candidate is the other side.
+- part → whole: "X is part of" is nearest to a whole of X, where X itself does not count;
+- side confusion: the share of sided names ("left X") whose nearest other candidate is the other side ("right X").
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CHUNK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """One measure.
+    """Result of one retrieval task.
 
     Attributes:
         queries: Number of queries.
-        recall_at_1: Share whose first answer is right.
-        recall_at_10: Share with a right answer among the first ten.
-        mrr: Mean of 1 / rank of the first right answer.
+        recall_at_1: Share of queries whose first answer is right.
+        recall_at_10: Share of queries with a right answer among the first ten.
+        mrr: Mean reciprocal rank of the first right answer.
     """
 
     queries: int
@@ -43,12 +43,12 @@ class Retrieval:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """All four.
+    """All four measures.
 
     Attributes:
-        candidates: Names that answers are chosen from.
-        side_confusion: Share of sided names nearest to their other side; not a number without any.
-        sided: Number of queries with a sided name.
+        candidates: Number of names that answers are chosen from.
+        side_confusion: Share of sided names whose nearest other name is their other side; NaN if there are none.
+        sided: Number of sided names that were queried.
     """
 
     candidates: int
@@ -59,7 +59,7 @@ class Measures:
     sided: int
 
     def rounded(self) -> dict[str, object]:
-        """Numbers for a report, to four places; not a number is ``None``. Nothing reads them back as a record."""
+        """The numbers for a report, rounded to four decimals, with ``None`` for NaN."""
         content = asdict(self)
         for part in (content, *(v for v in content.values() if isinstance(v, dict))):
             for key, value in part.items():
@@ -74,7 +74,7 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
     Args:
         encode: Texts → (n, D) embeddings of unit length.
         concepts: All concepts of the tree.
-        of: Concepts that are asked for; those held out if not given.
+        of: Chooses the concepts that are queried; the held-out ones if not given.
     """
     asked = [i for i, c in enumerate(concepts) if (of(c) if of is not None else c.held_out)]
     candidates = encode([c.name for c in concepts])
@@ -88,7 +88,7 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
             named.setdefault(name_key(name), set()).add(i)
     for i in asked:
         concept = concepts[i]
-        # A name that several concepts have is right for each of them.
+        # A name shared by several concepts counts as right for each of them.
         synonyms += [(n, named[name_key(n)], set()) for n in concept.names if name_key(n) != name_key(concept.name)]
         definitions += [(d, {i}, set()) for d in concept.definitions]
         wholes = set(wholes_of(concept))
@@ -108,7 +108,7 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
 def _retrieve(
     encode: Encode, queries: list[tuple[str, set[int], set[int]]], candidates: NDArray[np.float32]
 ) -> Retrieval:
-    """Rank of the best right answer of each (text, right answers, answers left aside)."""
+    """Retrieval of queries (text, right answers, answers that do not count) among (n, D) candidates."""
     if not queries:
         return Retrieval(queries=0, recall_at_1=math.nan, recall_at_10=math.nan, mrr=math.nan)
     vectors = encode([text for text, _, _ in queries])
@@ -118,7 +118,7 @@ def _retrieve(
         for row, (_, right, aside) in zip(similarity, queries[start : start + _CHUNK], strict=True):
             row[list(aside)] = -np.inf
             best = row[list(right)].max()
-            # Ties count against us: an encoder that gives everything one point must not look good.
+            # Ties count against the encoder: one that maps all texts to one point must not look good.
             ranks[start] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(row[list(right)] >= best)
             start += 1
     return Retrieval(

@@ -1,7 +1,7 @@
-"""The knowledge tree: terms, what they are called, and how they hang together.
+"""The knowledge tree: terms, their names, and the relations between them.
 
-A relation's name says how the term stands to the other: :data:`HIERARCHY` are those that lead from a thing to what it
-is or belongs to. :mod:`satunet.knowledge.file` reads and writes trees.
+Relations are directed. Those in :data:`HIERARCHY` lead upwards, from a thing to its superclass or to a whole that it
+belongs to. :mod:`satunet.knowledge.file` reads and writes trees.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 from satunet.errors import KnowledgeError
 
 HIERARCHY = ("is_a", "part_of", "within", "left_variant_of", "right_variant_of", "variant_of", "lesion_of")
-"""``within``: a kind or a part of it; some sources do not tell which. ``variant_of``: a level, a piece or a stretch."""
+"""``within``: a kind or a part, where the source does not say which. ``variant_of``: a level, a piece or a segment."""
 WHOLES = ("part_of", "within")
 SAME = "same_as"
 INVERSES = {
@@ -29,12 +29,12 @@ INVERSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where terms come from.
+    """A source of terms.
 
     Attributes:
-        name: Short name, as terms give it.
+        name: Short name; terms refer to it.
         version: Version of the source.
-        licence: SPDX name, or what the source says of its use.
+        licence: SPDX identifier, or the source's own words about its use.
         url: Address of a description.
     """
 
@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One structure, or one finding.
+    """One structure or one finding.
 
     Attributes:
         id: Identifier, unique in the tree.
@@ -76,7 +76,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """How one term stands to another: ``head`` is ``kind`` of ``tail``."""
+    """A directed relation between two terms: ``head`` is ``kind`` of ``tail``."""
 
     head: str
     kind: str
@@ -111,19 +111,19 @@ class KnowledgeTree:
             raise KnowledgeError(f"no term {term_id!r} among the {len(self.terms)} of the tree") from None
 
     def find(self, text: str) -> tuple[Term, ...]:
-        """Terms of that id or name; those by preferred name first, then those by synonym."""
+        """Terms with that id or name; matches of preferred names come before matches of synonyms."""
         if text in self.terms:
             return (self.terms[text],)
         found = [self.terms[i] for i in self._by_name.get(name_key(text), ())]
         return tuple(sorted(found, key=lambda t: name_key(t.name) != name_key(text)))
 
     def tails(self, term_id: str, kinds: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Ids that a term has a relation to, of those kinds or of any."""
+        """Ids of the tails of a term's relations, of the given kinds or of any."""
         wanted = None if kinds is None else set(kinds)
         return tuple(r.tail for r in self.relations_of(term_id) if wanted is None or r.kind in wanted)
 
     def heads(self, term_id: str, kinds: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Ids that have a relation to a term, of those kinds or of any."""
+        """Ids of the heads of relations to a term, of the given kinds or of any."""
         wanted = None if kinds is None else set(kinds)
         return tuple(r.head for r in self._incoming.get(term_id, ()) if wanted is None or r.kind in wanted)
 
@@ -132,11 +132,11 @@ class KnowledgeTree:
         return tuple(self._outgoing.get(term_id, ()))
 
     def ancestors(self, term_id: str, kinds: Iterable[str] = HIERARCHY) -> dict[str, int]:
-        """What a term is or belongs to, over any number of relations → how many, nearest first."""
+        """Ids of all ancestors of a term → number of relations in between, nearest first."""
         return self._reach(term_id, lambda i: self.tails(i, kinds))
 
     def same(self, term_id: str) -> tuple[str, ...]:
-        """Ids of everything that is the same thing, the term's own first."""
+        """Ids of all terms that are the same thing, the term's own first."""
         found = [term_id]
         for current in found:
             near = (*self.tails(current, (SAME,)), *self.heads(current, (SAME,)))
@@ -144,23 +144,23 @@ class KnowledgeTree:
         return tuple(found)
 
     def parts(self, term_id: str, kinds: Iterable[str] = WHOLES) -> dict[str, int]:
-        """What belongs to a term, over any number of relations → how many, nearest first."""
+        """Ids of all descendants of a term by these kinds → number of relations in between, nearest first."""
         return self._reach(term_id, lambda i: self.heads(i, kinds))
 
     def synonyms(self, term_id: str) -> tuple[str, ...]:
-        """Every name of a term and of those that are the same thing, its preferred name first."""
+        """All names of a term and of the terms that are the same thing, its preferred name first."""
         self.term(term_id)
         return tuple(dict.fromkeys(n for i in self.same(term_id) for n in self.terms[i].names))
 
     def siblings(self, term_id: str) -> tuple[str, ...]:
-        """Terms under the same parent, other side and neighbouring levels first."""
+        """Ids of terms with the same parent, other side and neighbouring levels first."""
         near = self.tails(term_id, ("other_side", "above", "below", "next_to"))
         parents = self.tails(term_id, HIERARCHY)
         under = (h for p in parents for h in self.heads(p, HIERARCHY))
         return tuple(i for i in dict.fromkeys((*near, *under)) if i != term_id)
 
     def nearest(self, text: str, count: int = 5) -> tuple[tuple[Term, float], ...]:
-        """Terms whose name is spelled most like a text, with a similarity of 0 to 1, best first."""
+        """Terms with the names most similar to a text in spelling, with a similarity from 0 to 1, best first."""
         from rapidfuzz import fuzz, process
 
         found = process.extract(name_key(text), list(self._by_name), scorer=fuzz.token_sort_ratio, limit=4 * count)
@@ -178,7 +178,7 @@ class KnowledgeTree:
         return counts
 
     def _reach(self, start: str, step: Callable[[str], Iterable[str]]) -> dict[str, int]:
-        """What a step leads to, over any number of them; what is the same thing as a term costs none."""
+        """Ids that repeated steps lead to → number of steps; moving to a term that is the same thing counts as none."""
         self.term(start)
         itself = self.same(start)
         found = dict.fromkeys(itself, 0)
@@ -215,7 +215,7 @@ class KnowledgeTree:
 
 
 def name_key(name: str) -> str:
-    """Names that differ in case, accents, hyphens, brackets or apostrophes alone have one key."""
+    """Key of a name: the same for names that differ only in case, accents, hyphens, brackets or apostrophes."""
     plain = unicodedata.normalize("NFKD", name.lower())
     plain = "".join(c for c in plain if not unicodedata.combining(c)).replace("'s ", " ").replace("’s ", " ")
     return " ".join(re.sub(r"[\W_]+", " ", plain).split())

@@ -1,4 +1,4 @@
-"""The unified label space: which class of which dataset is which label id."""
+"""The unified label space: the label ids of every class in every dataset."""
 
 from satunet.labels.build import build_label_space, catalogue_space
 from satunet.labels.names import NormalizedName, normalize_name

@@ -1,4 +1,4 @@
-"""From ``dataset.json`` files to one label space."""
+"""Build one label space from ``dataset.json`` files."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class _Draft:
 def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None = None) -> LabelSpace:
     """Unite the classes of datasets; the result does not depend on their order.
 
-    Names that normalise to one canonical name are one class. A dataset that the catalogue knows has the catalogue's
-    classes; any other has its own and what follows from them by rule (:mod:`satunet.labels.unions`).
+    Names with the same canonical name are one class. A dataset in the catalogue gets the catalogue's classes; any other
+    gets its own and those that the rules derive from them (:mod:`satunet.labels.unions`).
 
     Args:
         datasets: The datasets.
         catalogue: Catalogue of published datasets; SAT-DS if not given.
 
     Raises:
-        LabelSpaceError: No dataset, one given twice, a label without a name, or an id that is left and right at once.
+        LabelSpaceError: No dataset is given, one is given twice, a label has no name, or an id is both left and right.
     """
     catalogue = load_catalogue() if catalogue is None else catalogue
     datasets = sorted(datasets, key=lambda d: d.name)
@@ -79,7 +79,7 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
 
 @lru_cache(maxsize=1)
 def catalogue_space() -> LabelSpace:
-    """The label space of all 72 datasets of SAT-DS, which need not be there."""
+    """The label space of all 72 datasets of SAT-DS, from the catalogue alone; no dataset needs to exist on disk."""
     return build_label_space(
         Dataset(
             id=record.id,
@@ -94,17 +94,17 @@ def catalogue_space() -> LabelSpace:
 
 
 def listed_ids(dataset: Dataset, catalogue: Catalogue) -> dict[str, tuple[int, ...]]:
-    """Class → ids exactly as a dataset lists them: no rule applied, an organ without its lesions' ids."""
+    """Class → ids as a dataset lists them, before any rule: an organ does not include the ids of its lesions."""
     return _listed(dataset, catalogue)[0]
 
 
 def class_of_name(name: str, catalogue: Catalogue) -> ClassInfo:
-    """What a canonical name alone tells of a class: side, lesion, regions."""
+    """Side, lesion flag and regions of a class, from its canonical name alone."""
     return _info(_Draft(normalize_name(name)), catalogue)
 
 
 def catalogue_record(dataset: Dataset, catalogue: Catalogue) -> tuple[CatalogueRecord | None, str | None]:
-    """The catalogue's record of a dataset, or ``None``; and why not, where the name alone is known."""
+    """The catalogue's record of a dataset, or ``None``; and a reason, if it has the name but other labels."""
     record = catalogue.by_name(dataset.name)
     if record is None:
         return None, None
@@ -121,7 +121,7 @@ def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Ca
         derived = derive(listed)
         notes = derived.notes if problem is None else (problem, *derived.notes)
         return Derived(ids=derived.ids, rules=derived.rules, notes=notes)
-    # Ids go through names: a copy of the dataset with another numbering has the same classes.
+    # Look up ids by name, so that a copy of the dataset with another numbering gets the same classes.
     own_names = canonical_names(record.labels)
     name_of = {label: own_names[source] for source, label in record.labels.items()}
     ids = {
@@ -143,7 +143,7 @@ def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Ca
 def _listed(
     dataset: Dataset, catalogue: Catalogue
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]], tuple[str, ...]]:
-    """Class → ids, and class → its names, as the dataset lists them; and what was found out about its names."""
+    """Class → ids and class → names, as the dataset lists them; and notes about its names, one sentence each."""
     found: dict[str, set[int]] = {}
     sources: dict[str, set[str]] = {}
     canonical = canonical_names(dataset.labels)
@@ -154,7 +154,7 @@ def _listed(
         name = canonical[source]
         if not name:
             raise LabelSpaceError(f"{dataset.name}: the label {source!r} (ids {list(values)}) has no name")
-        # Two spellings of one structure in one dataset are parts of it: their union is the class.
+        # If two labels of a dataset have one canonical name, they are parts of the structure: their union is the class.
         found.setdefault(name, set()).update(values)
         sources.setdefault(name, set()).add(source)
     return {name: tuple(sorted(values)) for name, values in found.items()}, sources, notes

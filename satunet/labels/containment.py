@@ -1,4 +1,4 @@
-"""Which classes are parts of which: what the datasets' label ids say, and the sides of a name."""
+"""Which classes are parts of which, from the datasets' label ids and from the sides in names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from satunet.labels.space import LabelSpace
 def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str, frozenset[str]]:
     """Class → classes that it is a part of, directly or through others.
 
-    A class is part of another if its label ids are among the other's in every dataset that has both ("left lung" and
-    "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if it is a side of it by its name. Classes
-    that are the same in every dataset are not parts of each other.
+    A class is part of another if its label ids are a subset of the other's in every dataset that has both ("left lung"
+    and "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if its name is the other's with a side.
+    Classes with the same ids in every dataset are not parts of each other.
 
     Args:
         space: The label space.
@@ -37,7 +37,7 @@ def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str
         parsed = normalize_name(part)
         if parsed.side is not None and parsed.base in within and (part, parsed.base) not in together:
             within[part].add(parsed.base)
-    for name in wanted:  # Warshall: parts of parts
+    for name in wanted:  # transitive closure (Warshall)
         for part in wanted:
             if name in within[part]:
                 within[part] |= within[name] - {part}
@@ -45,7 +45,7 @@ def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str
 
 
 def wholes_first(names: Iterable[str], wholes: Mapping[str, frozenset[str]]) -> list[str]:
-    """The same names in an order in which no whole comes after its part; else the order given is kept.
+    """The names in an order in which every whole precedes its parts; otherwise, the given order is kept.
 
     Args:
         names: Classes, each once.

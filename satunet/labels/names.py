@@ -4,17 +4,16 @@ A canonical name is lower-case American English with the side in front: ``Hippoc
 ``hippocampus (left)`` and ``hippocampus on the left side`` are all ``left hippocampus``. The rules are:
 
 1. words: underscores, hyphens, brackets and CamelCase are word breaks, case is dropped;
-2. words and phrases with one meaning get one spelling (tables below);
-3. a side anywhere in the name moves to the front; a lone ``l`` or ``r`` counts only at either end, so that the
-   vertebra ``L1`` or the letter in a name is no side;
-4. where the side is part of what a structure is ("left atrium", "right ventricle"), it stays in the base name:
-   there is no atrium that has it as a side, and left and right are never united.
+2. synonymous words and phrases get one spelling (tables below);
+3. a side anywhere in the name moves to the front; a lone ``l`` or ``r`` counts as a side only at the beginning or end,
+   so that the vertebra ``L1`` or a letter within a name does not;
+4. where the side is part of a structure's identity ("left atrium", "right ventricle"), it stays in the base name: the
+   two atria are different structures, not two sides of one, and are never united;
+5. a structure of SAT-DS gets its name there ("urinary bladder", "cervical vertebrae 1 (c1)"), so that label spaces
+   and results can be compared with the published ones.
 
-5. a structure that SAT-DS names is called as there ("urinary bladder", "cervical vertebrae 1 (c1)"), so that label
-   spaces and results compare with the published ones.
-
-Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one; what the rules do not
-know stays apart, and prompts may be matched more freely (:mod:`satunet.prompts.matching`).
+Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one. Names that the rules do not
+match stay separate; prompts may be matched more freely (:mod:`satunet.prompts.matching`).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _WORDS = {
     "adrenals": "adrenal gland", "clavicula": "clavicle", "clavicles": "clavicle", "scapulae": "scapula", "humeri": "humerus", "putamina": "putamen", "caudates": "caudate",
 }  # fmt: skip
 
-# (words, canonical words); longest first wins. Applied to the name without its side.
+# Words → canonical words, applied to the name without its side; longer phrases take precedence.
 _PHRASES = {
     "accumbens area": "nucleus accumbens", "accumbens nucleus": "nucleus accumbens", "accumbens": "nucleus accumbens",
     "caudate nucleus": "caudate", "nucleus caudatus": "caudate", "globus pallidus": "pallidum",
@@ -78,7 +77,7 @@ _FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided"}
 _WHOLE = {"whole", "entire"}
 _LESION_HEADS = {"tumor", "lesion", "cancer", "carcinoma", "neoplasm", "mass", "edema"}
 
-# Structures whose name includes a side: the left atrium is not the atrium's left copy.
+# Structures whose name includes a side: the left atrium is not the left one of two atria of a kind.
 _INTRINSIC = re.compile(
     r"^(?:heart )?(?:atrium|ventricle|ventricular .*|atrial appendage|heart atrium|heart ventricle|auricle heart"
     r"|ventricle cavity|ventricle myocardium|ventricle blood pool|anterior descending artery|lobe liver"
@@ -96,10 +95,10 @@ _REDUNDANT_ABBREVIATION = re.compile(r"^[A-Z][A-Za-z]{0,6}[A-Z]?$")
 
 @dataclass(frozen=True, kw_only=True)
 class NormalizedName:
-    """A name taken apart.
+    """Canonical name with its components.
 
     Attributes:
-        canonical: The canonical name, side included.
+        canonical: Canonical name, side included.
         base: The name without its side.
         side: ``"left"``, ``"right"`` or ``None``.
     """
@@ -117,7 +116,7 @@ def normalize_name(text: str) -> NormalizedName:
         text: Any spelling.
 
     Returns:
-        The canonical form; the function is idempotent on it. An empty text gives an empty name.
+        The canonical form; normalising it again changes nothing. An empty text gives an empty name.
     """
     side, base = _key(text)
     published = _published_names()
@@ -135,18 +134,18 @@ def other_side(side: str) -> str:
 
 @lru_cache(maxsize=1)
 def _published_names() -> dict[str, str]:
-    """What the rules make of a name of SAT-DS → that name."""
+    """Result of the rules for a name of SAT-DS → that name."""
     names = {}
     for name in load_catalogue().class_names:
         side, base = _key(name)
         names[f"{side} {base}" if side else base] = name
-        if side and name.startswith(f"{side} "):  # SAT-DS has left and right of it, but no name for both
+        if side and name.startswith(f"{side} "):  # SAT-DS names left and right, but not the structure as a whole
             names.setdefault(base, name.removeprefix(f"{side} "))
     return names
 
 
 def _key(text: str) -> tuple[str | None, str]:
-    """Side and base by the rules."""
+    """Side and base name by rules 1 to 4."""
     words, side = _take_side(_words(text))
     base = _base(words)
     # One rule's result may be another's input ("caudate nucleus nucleus"): apply them until nothing changes.
@@ -157,9 +156,9 @@ def _key(text: str) -> tuple[str | None, str]:
 
 def _base(words: list[str]) -> str:
     words = [w for word in words for w in _WORDS.get(word, word).split()]
-    # "on the left hand side" says nothing of a hand; "bones of the hand" does.
+    # "on the left hand side" does not mean the hand; "bones of the hand" does.
     words = [w for w, after in zip(words, [*words, ""][1:], strict=True) if (w, after) != ("hand", "side")]
-    # The whole liver is the liver; the whole tumor is more than the tumor (edema and necrosis are of it).
+    # The whole liver is the liver, but the whole tumor is more than the tumor: it includes edema and necrosis.
     idle = _FILLERS if _LESION_HEADS & set(words) else _FILLERS | _WHOLE
     return _vertebra(" ".join(_phrases([w for w in words if w not in idle] or words)))
 
@@ -171,7 +170,7 @@ def _words(text: str) -> list[str]:
     tokens = plain.split()
     shouted = all(t.isupper() for t in tokens if t.isalpha())
     if len(tokens) >= 3 and tokens[0].lower() in SIDES and not shouted:
-        # Only mixed-case short forms right behind the side, which spell out initials of what follows.
+        # Only a mixed-case abbreviation right after the side that consists of initials of the words after it.
         short, rest = tokens[1], "".join(tokens[2:]).lower()
         if _REDUNDANT_ABBREVIATION.match(short) and sum(c.isupper() for c in short) >= 1 and len(short) <= 6:
             initials = {w[0].lower() for w in tokens[2:]}
@@ -204,7 +203,7 @@ def _phrases(words: list[str]) -> list[str]:
     text = " ".join(words)
     for phrase in sorted(_PHRASES, key=len, reverse=True):
         meaning = _PHRASES[phrase]
-        # "accumbens" becomes "nucleus accumbens" only where it is not that already, or it would grow again and again.
+        # "accumbens" becomes "nucleus accumbens" only if it is not that already; else it would grow with each pass.
         grown = phrase in meaning and _whole(meaning).search(text)
         if phrase != meaning and not grown:
             text = _whole(phrase).sub(meaning, text, count=1)

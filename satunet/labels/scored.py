@@ -1,12 +1,12 @@
-"""Which classes are scored, by which label ids, and which of them are lesions: the one place that decides it.
+"""The classes that are scored, their label ids, and which of them are lesions; nothing else decides it.
 
-A published dataset is scored by the classes of its publication, any other by those that its ``dataset.json`` lists;
-unions that only follow by rule are not scored. Two ways to count an organ with a lesion in it are in use:
+A published dataset is scored by the classes of its publication, any other by those in its ``dataset.json``; unions
+derived by rule are not scored. There are two conventions for an organ with a lesion in it:
 
-- ``"whole"``: the organ has the lesion's ids too, as in the label space and in SAT. A mask of "kidney" that leaves the
+- ``"whole"``: the organ includes the lesion's ids, as in the label space and in SAT. A mask of "kidney" that leaves the
   tumor out is wrong.
-- ``"listed"``: the ids that ``dataset.json`` gives the organ, as nnU-Net scores them. What lies in the organ is taken
-  out of masks that come one by one.
+- ``"listed"``: the organ has only the ids that ``dataset.json`` gives it, as nnU-Net scores it. Where a competitor
+  predicts one mask per class, the lesions' voxels are removed from its mask of the organ.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ScoredClass:
 
     Attributes:
         name: Canonical name.
-        ids: Label ids whose union it is; empty for references that are folders of masks.
-        lesion: Whether it is pathological; the lesions of such a class are counted one by one.
+        ids: Label ids whose union is the class; empty for references that are folders of masks.
+        lesion: Whether it is pathological; its lesions are also counted individually.
         regions: Body regions, as far as they are known.
-        includes: Classes whose ids are all its own too.
-        excludes: Classes that lie in it and are not counted as part of it.
+        includes: Classes whose ids are a subset of its own.
+        excludes: Classes that lie in it but do not count as part of it.
     """
 
     name: str
@@ -49,12 +49,12 @@ class ScoredClass:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredClasses:
-    """The classes to score of one dataset, and what its label maps may hold.
+    """The scored classes of one dataset, and the ids allowed in its label maps.
 
     Attributes:
-        classes: The classes, by name.
-        allowed_ids: Ids that a label map may hold; ``None`` allows any.
-        ignore_id: Id of voxels that nobody labelled.
+        classes: The classes, sorted by name.
+        allowed_ids: Ids that may occur in a label map; ``None`` allows any.
+        ignore_id: Id of unlabelled voxels, which are not scored; ``None`` if there are none.
     """
 
     classes: tuple[ScoredClass, ...]
@@ -88,14 +88,14 @@ class ScoredClasses:
         return frozenset(c.name for c in self.classes if c.lesion)
 
     def only(self, wanted: Callable[[str], bool]) -> ScoredClasses:
-        """The classes whose names are wanted; label maps may hold the same ids as before."""
+        """Keep only the classes whose names are wanted; the allowed ids stay the same."""
         return replace(self, classes=tuple(c for c in self.classes if wanted(c.name)))
 
     def with_lesions(self, lesions: Collection[str]) -> ScoredClasses:
-        """The same classes, of which these and no others are lesions.
+        """The same classes, with exactly the given ones as lesions.
 
         Raises:
-            UserError: A lesion that is no class here.
+            UserError: One of the lesions is not among the classes.
         """
         unknown = sorted(set(lesions) - set(self.names))
         if unknown:
@@ -103,7 +103,7 @@ class ScoredClasses:
         return replace(self, classes=tuple(replace(c, lesion=c.name in lesions) for c in self.classes))
 
     def parts_of(self, name: str, known: Callable[[str], bool]) -> tuple[str, ...]:
-        """Known classes that together are a class; empty if they do not make it up."""
+        """Known classes whose union is the class ``name``; empty if they do not cover it."""
         own = self.by_name[name]
         parts = tuple(part for part in own.includes if known(part))
         covered = {i for part in parts for i in self.ids[part]}
@@ -111,11 +111,11 @@ class ScoredClasses:
 
 
 def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: LabelSpace | None = None) -> ScoredClasses:
-    """What is scored of a dataset.
+    """Scored classes of a dataset.
 
     Args:
         dataset: The dataset.
-        organs: Whether an organ is scored with the lesions that lie in it.
+        organs: Convention for organs with lesions in them, see the module.
         known: Label space in which lesions and regions are looked up; names and catalogue decide if not given.
     """
     catalogue = load_catalogue()
@@ -144,7 +144,7 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
 
 
 def classes_of_file(file: Path, *, organs: Organs = "whole") -> ScoredClasses:
-    """What is scored by a ``dataset.json``: as :func:`classes_of_dataset`.
+    """Scored classes of the dataset of a ``dataset.json``; see :func:`classes_of_dataset`.
 
     Raises:
         DatasetError: The file is missing or malformed.
@@ -154,11 +154,11 @@ def classes_of_file(file: Path, *, organs: Organs = "whole") -> ScoredClasses:
 
 
 def classes_of_masks(names: Iterable[str], folder: Path) -> ScoredClasses:
-    """What is scored of references that are folders of masks: every class that one of them has a mask of.
+    """Scored classes of references that are folders of masks: every class with a mask in at least one of them.
 
     Args:
         names: The classes, by their canonical names.
-        folder: Folder whose name may tell which dataset it is.
+        folder: Folder of the references; its name may identify a dataset.
     """
     labels = {name: (number,) for number, name in enumerate(sorted(set(names)), start=1)}
     found = classes_of_dataset(labels_alone(folder, labels, None), organs="listed")
@@ -167,7 +167,7 @@ def classes_of_masks(names: Iterable[str], folder: Path) -> ScoredClasses:
 
 
 def labels_alone(folder: Path, labels: Mapping[str, tuple[int, ...]], ignore: int | None) -> Dataset:
-    """A dataset of which nothing but the labels is known."""
+    """A dataset of which only the labels are known."""
     return Dataset(
         id=0, name=folder.name, folder=folder, channel_names=(), modalities=(), labels=dict(labels), ignore_label=ignore
     )

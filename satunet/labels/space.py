@@ -1,4 +1,4 @@
-"""The label space as an object, and its file."""
+"""The label space and its file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ClassInfo:
         name: Canonical name.
         base: Name without its side.
         side: ``"left"``, ``"right"`` or ``None``.
-        modalities: Modalities of the scans that annotate it.
+        modalities: Modalities of the datasets that annotate it.
         datasets: Datasets that annotate it.
         source_names: Names in the datasets.
         lesion: Whether it is pathological.
         regions: Body regions it belongs to, as far as they are known.
-        inferred: The rule that made it, or ``None`` if a dataset lists it itself.
+        inferred: The rule that derived it; ``None`` if a dataset lists it.
     """
 
     name: str
@@ -42,15 +42,15 @@ class ClassInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """Every class, and which label ids of each dataset it is.
+    """All classes, and the label ids of each class in each dataset.
 
-    A class that a dataset does not annotate is not in that dataset's entry: there, it is unknown, never absent.
+    A dataset's entry holds only the classes that the dataset annotates. Any other class is unknown there, not absent.
 
     Attributes:
         classes: All classes, by name.
         ids: Dataset → class → label ids whose union is that class.
-        notes: Dataset → what was found out about its labels, a sentence each.
-        ignored: Dataset → id of voxels that nobody labelled (nnU-Net's ``ignore``), where it has one.
+        notes: Dataset → notes about its labels, one sentence each.
+        ignored: Dataset → id of unlabelled voxels (nnU-Net's ``ignore``), if it has one.
     """
 
     RECORD_VERSION: ClassVar[int] = 2
@@ -83,7 +83,7 @@ class LabelSpace:
         return name in self._positions
 
     def index(self, name: str) -> int:
-        """Position of a class.
+        """Position of a class in :attr:`class_names`.
 
         Raises:
             LabelSpaceError: No such class.
@@ -94,7 +94,7 @@ class LabelSpace:
             raise LabelSpaceError(f"no class {name!r} in the label space of {len(self.classes)} classes") from None
 
     def info(self, name: str) -> ClassInfo:
-        """What is known of a class; raises as :meth:`index`."""
+        """Side, modalities, names and further facts of a class; raises as :meth:`index`."""
         return self.classes[self.index(name)]
 
     def classes_of(self, dataset: str) -> tuple[str, ...]:
@@ -119,11 +119,11 @@ class LabelSpace:
 
     @property
     def has_sides(self) -> bool:
-        """Whether any class has a side, so that mirroring left and right would change its meaning."""
+        """Whether any class has a side, so that mirroring left and right would make its labels wrong."""
         return any({"left", "right"} & set(c.name.split()) for c in self.classes)
 
     def save(self, path: Path) -> None:
-        """Write the file, whole."""
+        """Write the file atomically."""
         save_record(path, self)
 
     @classmethod
@@ -131,23 +131,23 @@ class LabelSpace:
         """Read the file.
 
         Raises:
-            LabelSpaceError: No such file, or not a label space.
+            LabelSpaceError: There is no such file, or it is not a label space.
         """
         return load_record(path, cls, error=LabelSpaceError)
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Refuse versions that this one does not read."""
+        """Refuse a file of a version that cannot be read."""
         raise LabelSpaceError(f"label space version {version}; this satunet reads version {cls.RECORD_VERSION}")
 
 
 def text_variants(info: ClassInfo) -> tuple[str, ...]:
-    """Ways to say a class, its canonical name first; training draws from them so that wording matters less."""
+    """Names of a class, the canonical one first; training draws from them, so that the wording matters less."""
     variants = [info.name]
     if info.side is not None:
         base, side = info.base, info.side
         variants += [f"{base} {side}", f"{base} on the {side} side", f"{side}-sided {base}", f"{base} ({side})"]
     names = [" ".join(name.replace("_", " ").replace("-", " ").split()).lower() for name in info.source_names]
-    # "cancer" is what a dataset of livers calls liver tumors; to anyone else it is no name of them.
+    # A dataset of livers may call liver tumors "cancer"; outside of that dataset, it does not name them.
     variants += [name for name in names if name == info.name or not is_generic(normalize_name(name).canonical)]
     return tuple(dict.fromkeys(variants))

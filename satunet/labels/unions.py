@@ -1,8 +1,8 @@
-"""Classes that follow from those a dataset lists: the rules for datasets that no catalogue knows.
+"""Rules that derive further classes from those that a dataset lists, for datasets that are not in the catalogue.
 
-A rule only says what is certain from names: the left and the right of a structure are the structure, all levels of a
-series are the series, all lobes of a lung are the lung, a tumor of an organ is part of the organ. Half a series is not
-taken for the whole: where the missing levels are in view, they would be taught as background.
+A rule derives only what names make certain: the left and the right of a structure are the structure, all levels of a
+series are the series, all lobes of a lung are the lung, a tumor of an organ is part of the organ. An incomplete series
+does not count as the whole: missing levels that are in view would be trained as background.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Ids = tuple[int, ...]
 Unite = Callable[[str, Iterable[str], str], None]
 
 _PARTS = (("anterior", "posterior"), ("upper", "lower"), ("superior", "inferior"))
-# "upper lobe" and "lower lobe" are not the two halves of one "lobe".
+# "upper lobe" and "lower lobe" do not make up a structure "lobe".
 _NO_WHOLE = {
     "process", "limb", "lobe", "division", "segment", "part", "gyrus", "horn", "wall", "border", "root", "pole",
 }  # fmt: skip
 _CHAMBERS = ("heart atrium", "heart ventricle")
 _LUNGS = {"left": ("upper", "lower"), "right": ("upper", "middle", "lower")}
-# (region, levels that a spine has, levels that some spines have beyond them)
+# (region, number of levels of every spine, number of levels that some spines have)
 _SPINE = (("cervical", 7, 7), ("thoracic", 12, 13), ("lumbar", 5, 6))
 _LESION_OF = re.compile(r"^(?P<organ>.+) (?:tumor|cyst|cancer|lesion|metastasis|nodule|infection|abscess|hematoma)$")
 _OVERLAP = re.compile(r"^(?P<both>.+) overlap$")
@@ -32,11 +32,11 @@ _LONE_THORACIC = re.compile(r"^t\s?(\d{1,2})$", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """What the rules make of a dataset's own classes.
+    """Classes of a dataset after the rules.
 
     Attributes:
         ids: Class → ids, listed classes included.
-        rules: Class that no label has → the rule that made it.
+        rules: Derived class → the rule that derived it.
         notes: Notes, one sentence for each listed class whose ids the rules changed.
     """
 
@@ -48,7 +48,7 @@ class Derived:
 def canonical_names(sources: Iterable[str]) -> dict[str, str]:
     """Label names of one dataset → canonical names.
 
-    ``T1`` alone is an MRI sequence as likely as a vertebra; beside ``L1`` or ``C1`` it is the vertebra.
+    On its own, ``T1`` may be an MRI sequence or a vertebra; if ``L1`` or ``C1`` is listed too, it is the vertebra.
     """
     names = {source: normalize_name(source).canonical for source in sources}
     spine = any(re.match(r"^(cervical|lumbar) vertebrae \d", name) for name in names.values())
@@ -98,7 +98,7 @@ def _union(parts: Iterable[Ids]) -> Ids:
 
 
 def _resolve_overlaps(ids: dict[str, Ids], notes: list[str]) -> None:
-    """Voxels labelled "A B overlap" belong to A and to B."""
+    """Add the ids of labels named "A B overlap" to both A and B."""
     for name in sorted(ids):
         match = _OVERLAP.match(name)
         if match is None:
@@ -125,7 +125,7 @@ def _unite_parts(name: str, own: Mapping[str, Ids], unite: Unite) -> None:
             prefix = f"{parsed.side} " if parsed.side else ""
             siblings = {n for n in own if n.endswith(f" {whole}") and n.startswith(prefix)}
             parts = (name, f"{prefix}{second} {whole}")
-            # With a third sibling ("middle"), the two would not be the whole.
+            # If there is a third sibling ("middle"), the two do not make up the whole.
             if siblings == set(parts):
                 unite(f"{prefix}{whole}", parts, f"union of {first} and {second}")
 

@@ -1,11 +1,11 @@
-"""DICOM: series of a folder as volumes, by what their headers say.
+"""DICOM: the series of a folder as volumes, put together from their headers.
 
-``headers`` reads files, ``stack`` makes a volume of slices or says why there is none, ``series`` finds what belongs
-together, ``pixels`` and ``unpack`` read the values. Headers are read by pydicom, in Python, and compressed pixels are
-unpacked in a process of their own: a damaged file is that series' error.
+``headers`` reads the headers of files, ``series`` groups files into series, ``stack`` makes a volume of slices or says
+why they are none, and ``pixels`` and ``unpack`` read the values. Headers are read by pydicom, in Python, and compressed
+pixels are unpacked in a process of their own, so that a damaged file is an error of its series and never a crash.
 
 Rejected: GDCM through SimpleITK. It writes tilted stacks as rotated boxes, keeps the frames of multi-frame files in
-their stored order, drops files that it cannot read without a word, and takes the first slice's type for all.
+their stored order, silently drops files that it cannot read, and applies the first slice's data type to all.
 """
 
 from satunet.images.dicom.pixels import read_series

@@ -1,4 +1,4 @@
-"""One DICOM file: is it an image, of what, and where does each of its frames lie?"""
+"""The header of one DICOM file: whether it is an image, of which series, and where each of its frames lies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TELLING = (
     "ComplexImageComponent", "ImageType", "AcquisitionTime", "ContentTime", "TemporalPositionIndex",
     "EffectiveEchoTime", "NominalCardiacTriggerDelayTime", "StackID", "FrameType",
 )  # fmt: skip
-"""Attributes by which images of one place differ, the most telling first."""
+"""Attributes that tell images at the same position apart, the most informative first."""
 _NO_IMAGES = frozenset(("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "SR", "PR", "KO", "REG", "DOC", "ECG", "AU"))
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -39,17 +39,17 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of its series and its images.
+    """Series and images of a DICOM file, from its header.
 
     Attributes:
         file: The file.
         patient, study, series: Identifiers; ``""`` where there is none.
-        modality: DICOM's, such as ``CT``.
-        number, description: Of the series.
+        modality: DICOM's modality, such as ``CT``.
+        number, description: Number and description of the series.
         instance: SOPInstanceUID.
-        slices: Frames; none if it has no image.
+        slices: One slice per frame; empty if the file has no image.
         secondary: Whether it is a screenshot or another picture of a picture (secondary capture).
-        damage: Why its pixels cannot be there, if so.
+        damage: Why its pixels cannot be complete; ``""`` if they can.
     """
 
     file: Path
@@ -69,8 +69,8 @@ def read_header(file: Path) -> Header | None:
     """Read a file's header.
 
     Returns:
-        ``None`` for what is no DICOM file, and for objects that hold no images (plans, reports, segmentations). A file
-        that is DICOM and cannot be read has :attr:`Header.damage`.
+        The header; ``None`` for files that are not DICOM, and for objects that hold no images (plans, reports,
+        segmentations). A DICOM file that cannot be read is returned with its :attr:`Header.damage`.
 
     Raises:
         EnvironmentProblemError: pydicom is not installed.
@@ -85,12 +85,12 @@ def read_header(file: Path) -> Header | None:
             return _read(file, handle)
     except EnvironmentProblemError:
         raise
-    except Exception as error:  # pydicom raises what it meets: EOFError, KeyError, struct.error, RecursionError, …
+    except Exception as error:  # pydicom passes on any error: EOFError, KeyError, struct.error, RecursionError, …
         return Header(file=file, damage=f"its header cannot be read ({_brief(error)})")
 
 
 def group_value(groups: Sequence[Any], name: str, attribute: str) -> Any:
-    """An attribute of a functional group: the frame's own, else that of all frames; ``None`` if neither has it."""
+    """An attribute of a functional group: the frame's own, else the shared one; ``None`` if neither group has it."""
     for group in groups:
         sequence = group.get(name)
         if sequence:
@@ -116,7 +116,7 @@ def _require_pydicom(file: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without pydicom's remarks on values that are against the standard: ours are in errors."""
+    """Silence pydicom's warnings about values that violate the standard; our errors report what matters."""
     logger = logging.getLogger("pydicom")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -129,7 +129,7 @@ def quiet() -> Iterator[None]:
 
 
 def _looks_like_dicom(file: Path) -> bool:
-    """By the mark behind the preamble; or, where there is none, by a first element that could be one."""
+    """Whether a file has ``DICM`` behind the preamble or, without a preamble, begins with a plausible data element."""
     with file.open("rb") as handle:
         head = handle.read(132)
     if head[128:] == b"DICM":
@@ -141,7 +141,7 @@ def _looks_like_dicom(file: Path) -> bool:
 
 
 def _is_deflated(file: Path) -> bool:
-    """Whether a file's transfer syntax is deflate: pydicom would inflate all of it, to any size, to see its header."""
+    """Whether a file's transfer syntax is deflate: to read its header, pydicom would inflate all of it, to any size."""
     with file.open("rb") as handle:
         return _DEFLATED.encode() in handle.read(2048)
 
@@ -179,7 +179,7 @@ def _read(file: Path, handle: Any) -> Header | None:
 
 
 def _damage(file: Path, handle: Any, data: Any) -> str:
-    """Why the pixels that the header promises cannot be there; ``""`` if they can."""
+    """Why the pixels that the header declares cannot be in the file; ``""`` if they can."""
     there = file.stat().st_size - handle.tell()
     if there <= 0:
         return "it ends before its pixels: the file is truncated"
@@ -225,7 +225,7 @@ class _Nothing:
 def _slice(file: Path, data: Any, frame: int, groups: tuple[Any, ...]) -> Slice:
     def value(sequence: str, name: str) -> Any:
         found = group_value(groups, sequence, name)
-        # What stands beside the groups of a multi-frame file is of no frame in particular.
+        # In a multi-frame file, an attribute outside of the functional groups belongs to no frame in particular.
         return found if found is not None or (groups and int(data.get("NumberOfFrames") or 1) > 1) else data.get(name)
 
     transformed = "PixelValueTransformationSequence"
@@ -281,7 +281,7 @@ def _values(value: Any) -> list[Any]:
 
 
 def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, or ``None``."""
+    """Exactly ``count`` finite numbers, or ``None``."""
     try:
         found = tuple(float(v) for v in _values(value))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Values of a series: stored numbers, unpacked where they are compressed, times each slice's own slope."""
+"""Voxels of a series: stored numbers, decompressed if need be, scaled by each slice's own slope and intercept."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from satunet.images.formats import native
 from satunet.images.image import Image
 
 _WHOLE = 2.0**30
-"""Slopes and intercepts up to here leave whole numbers of 32 bits within 64."""
+"""Largest slope and intercept with which stored numbers of 32 bits still fit into 64."""
 _UNITS_OF_THEIR_OWN = ("ct", "pet")
-"""Modalities whose values mean something however they are to be shown."""
+"""Modalities whose values have a physical unit; an inverted display (MONOCHROME1) does not change them."""
 
 
 def read_series(series: Series) -> Image:
     """Read a series as one volume.
 
     Returns:
-        (X, Y, Z) in the file's columns, rows and slices: integers where slopes and intercepts are, else float32;
-        Hounsfield units for CT.
+        An image whose array is (columns, rows, slices): integers if all slopes and intercepts are integers, else
+        float32; Hounsfield units for CT.
 
     Raises:
-        UnreadableImageError: It is no volume, or a file of it cannot be read; the message names the file.
+        UnreadableImageError: The series is not a volume, or one of its files cannot be read; the message names the
+            file.
     """
     if series.fault:
         raise _refused(series, series.fault)
@@ -64,7 +65,7 @@ def _refused(series: Series, reason: str) -> UnreadableImageError:
 
 
 def _room(series: Series) -> NDArray[Any]:
-    """An array for the volume: of integers wide enough for every slope and intercept, else float32."""
+    """An empty array for the volume: integers wide enough for every slope and intercept, else float32."""
     assert series.grid is not None
     lowest, highest = 0.0, 0.0
     whole = True
@@ -90,7 +91,7 @@ def _room(series: Series) -> NDArray[Any]:
 
 
 def _smallest(volume: NDArray[Any]) -> NDArray[Any]:
-    """16 bits where they are enough: most scanners store 12 of them."""
+    """The volume in 16 bits where its values fit: most scanners store 12."""
     if volume.dtype.kind != "f" and volume.dtype.itemsize > 2:
         for dtype in (np.int16, np.uint16):
             if np.iinfo(dtype).min <= volume.min() and volume.max() <= np.iinfo(dtype).max:
@@ -99,25 +100,25 @@ def _smallest(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 def _scale(one: Slice, stored: NDArray[Any], out: NDArray[Any]) -> None:
-    """Stored numbers (rows, columns) as values of the volume's type."""
+    """Scale stored numbers (rows, columns) into ``out``, in the volume's type."""
     if out.dtype.kind == "f":
         np.multiply(stored, one.slope, out=out, casting="unsafe", dtype=np.float64)
         out += np.float32(one.intercept)
     else:
-        # The type holds both ends of what the bits can say; whatever wraps in between wraps back.
+        # The type holds the smallest and largest possible result; an overflow on the way there wraps back.
         slope, intercept = np.array([int(one.slope), int(one.intercept)]).astype(out.dtype)
         np.multiply(stored.astype(out.dtype), slope, out=out)
         np.add(out, intercept, out=out)
 
 
 def _frames(series: Series, file: Path, wanted: list[int]) -> Iterator[NDArray[Any]]:
-    """Stored numbers of some frames of a file, each (rows, columns)."""
+    """Stored numbers of the wanted frames of a file, each (rows, columns)."""
     try:
         with quiet():
             yield from _decoded(file, wanted, series.slices)
     except UnreadableImageError:
         raise
-    except Exception as error:  # pydicom and numpy raise what they meet
+    except Exception as error:  # pydicom and numpy pass on any error
         text = (str(error).splitlines() or [type(error).__name__])[0]
         raise _refused(series, f"the pixels of {file.name} cannot be read ({text[:150]})") from error
 
@@ -147,13 +148,13 @@ def _decoded(file: Path, wanted: list[int], slices: tuple[Slice, ...]) -> Iterat
 
 
 def _native(data: Any, stored: tuple[int, int, int, int], big: bool) -> tuple[np.dtype[Any], bytes]:
-    """Type and bytes of pixels that are not compressed."""
+    """Data type and bytes of uncompressed pixels."""
     if "PixelData" not in data:
         raise ValueError("it holds no whole numbers (PixelData); floating-point maps are not read")
     if stored[0] not in (8, 16, 32):
         raise ValueError(f"{stored[0]} bits are allocated for a pixel; allowed are 8, 16 and 32")
     content = data["PixelData"].value
-    if big and stored[0] == 8 and data["PixelData"].VR == "OW":  # bytes that were swapped as words
+    if big and stored[0] == 8 and data["PixelData"].VR == "OW":  # bytes that were byte-swapped in pairs
         content = np.frombuffer(content, dtype=">u2").astype("<u2").tobytes()
     return np.dtype((">" if big else "<") + f"u{stored[0] // 8}"), content
 
@@ -168,13 +169,13 @@ def _packed_frames(data: Any, frames: int) -> list[bytes]:
 
 
 def _numbers(array: NDArray[Any], stored: tuple[int, int, int, int]) -> NDArray[Any]:
-    """The bits that are stored, of those that are allocated, as numbers with their sign."""
+    """The stored bits of each allocated word as numbers, sign included."""
     allocated, bits, high, signed = stored
     if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
         raise ValueError(f"{bits} bits are stored up to bit {high} of {allocated}; that cannot be")
     unsigned = array.view(np.dtype(f"{array.dtype.byteorder}u{array.dtype.itemsize}"))
     width = 8 * array.dtype.itemsize
-    # What is above the stored bits leaves on the left, what is below on the right; the sign follows the type.
+    # Shift out the bits above the stored ones, then those below; a signed type extends the sign.
     values = native(unsigned) << np.uint8(width - 1 - high)
     if signed:
         values = values.view(values.dtype.str.replace("u", "i"))

@@ -1,4 +1,4 @@
-"""Series below a folder: which files belong together, and what else lies there."""
+"""The DICOM series below a folder: which files belong together, and which are passed over."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID.
         files: Files in the order of their positions.
-        modality: Modality, one of :data:`satunet.datasets.raw.MODALITIES`.
+        modality: One of :data:`satunet.datasets.raw.MODALITIES`.
         number: Series number, or ``""``.
         description: Series description, or ``""``.
         patient: Patient id, or ``""``.
-        slices: Images in the order of the volume's third axis; of a multi-frame file, its frames.
-        grid: The volume's (columns, rows, slices).
-        fault: Why it is no volume; reading it raises that.
-        remarks: Remarks about what was repaired or assumed.
+        slices: Slices (of a multi-frame file, its frames) in the order of the volume's third axis.
+        grid: Grid of the volume; its axes are (columns, rows, slices).
+        fault: Why the series is not a volume; reading it raises an error with this text.
+        remarks: Repairs and assumptions, one sentence each.
     """
 
     uid: str
@@ -48,18 +48,18 @@ class Series:
 
     @property
     def folder(self) -> Path:
-        """Where its files are: their folder, or the one around their folders."""
+        """Folder of its files; if they lie in several, their common parent."""
         folders = {file.parent for file in self.files}
         return folders.pop() if len(folders) == 1 else Path(os.path.commonpath([str(folder) for folder in folders]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is below a folder.
+    """Series below a folder.
 
     Attributes:
-        series: Series that are volumes, or should be, by folder and number.
-        passed_over: Series that are pictures of another kind (localizers, screenshots, projections) → what they are.
+        series: Series that are volumes, or should be, ordered by folder and number.
+        passed_over: Series of other pictures → their kind: localizer, screenshot, projection.
     """
 
     series: tuple[Series, ...] = ()
@@ -67,14 +67,14 @@ class Found:
 
 
 def modality_of(word: str) -> str:
-    """One of :data:`satunet.datasets.raw.MODALITIES` for DICOM's word."""
+    """DICOM's modality as one of :data:`satunet.datasets.raw.MODALITIES`."""
     return _MODALITY.get(word, "other")
 
 
 def find_series(folder: Path) -> list[Series]:
-    """All series in a folder and the folders in it that are volumes or should be; see :func:`search`.
+    """All series below a folder that are volumes or should be; see :func:`search`.
 
-    What is passed over and what was repaired is logged.
+    Series that are passed over, and repairs, are logged.
     """
     found = search(folder)
     for what, reason in found.passed_over.items():
@@ -86,17 +86,17 @@ def find_series(folder: Path) -> list[Series]:
 
 
 def search(folder: Path) -> Found:
-    """Read the headers of all DICOM files below a folder and put together what belongs together.
+    """Read the headers of all DICOM files below a folder and group them into series.
 
-    A series that lies in several folders is one if its slices fit together, and several if each folder has a volume of
-    its own. Files that are not DICOM, and objects that hold no images, are left alone. A file that cannot be read is
-    the fault of its series, or of the series in its folder, as a slice may be missing.
+    A series spread over several folders is one if its slices fit together, and several if each folder holds a volume of
+    its own. Files that are not DICOM, and objects without images, are ignored. A file that cannot be read is reported
+    as the fault of its series, or of every series in its folder if its own is unknown, since a slice may be missing.
     """
     return found_in(Path(where) / name for where, _, names in sorted(os.walk(folder)) for name in sorted(names))
 
 
 def found_in(files: Iterable[Path]) -> Found:
-    """As :func:`search`, of given files."""
+    """Like :func:`search`, for a given list of files."""
     groups: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
     damaged: dict[Path, list[Header]] = defaultdict(list)
     for file in files:
@@ -122,7 +122,7 @@ def found_in(files: Iterable[Path]) -> Found:
 
 
 def _no_volume_at_all(headers: Sequence[Header]) -> str:
-    """What kind of picture a series is, if it never was to be a volume; ``""`` if it was."""
+    """The kind of picture of a series that was never meant to be a volume; ``""`` if it was."""
     slices = [s for header in headers for s in header.slices]
     if not slices or any(header.damage for header in headers):
         return ""
@@ -186,7 +186,7 @@ def _of(headers: Sequence[Header], made: Stack | None, remarks: Sequence[str], f
 
 
 def _without_copies(headers: Sequence[Header]) -> tuple[list[Slice], list[str]]:
-    """Slices once each: the same instance may lie there twice."""
+    """Each slice once, since a folder may hold the same instance twice; and remarks about that."""
     kept: dict[object, Slice] = {}
     copies: list[Slice] = []
     for number, header in enumerate(headers):
@@ -206,7 +206,7 @@ def _by_folder(headers: Sequence[Header]) -> list[list[Header]]:
 
 
 def _blamed(series: list[Series], folder: Path, damaged: Sequence[Header]) -> list[Series]:
-    """A file that cannot be read may be a slice of any series in its folder."""
+    """The series with their fault, if a file in their folder cannot be read: it may be a slice of any of them."""
     reason = f"{damaged[0].file.name} beside it: {damaged[0].damage}"
     beside = [s for s in series if folder in {file.parent for file in s.files}]
     if not beside:

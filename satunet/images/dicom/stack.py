@@ -1,7 +1,7 @@
-"""Slices as a volume: in the order of their places along the normal, evenly apart, or the reason why they are none.
+"""Slices as a volume: sorted by position along their normal and evenly spaced, or an error that says why not.
 
-Positions count, never file names, instance numbers or the order in a multi-frame file. A gantry that was tilted moves
-each slice within its plane; the grid of such a stack is sheared, which an affine says exactly.
+Only positions decide the order, never file names, instance numbers or the order in a multi-frame file. A tilted gantry
+shifts each slice within its plane; the grid of such a stack is sheared, which an affine represents exactly.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from satunet.geometry import Grid
 
 _SAME_AXES = 1e-3
-"""Difference of direction cosines up to which slices are parallel: rounding of headers."""
+"""Largest difference of direction cosines between slices that count as parallel; headers round them."""
 _SAME_SPACING = 0.25
-"""Pixels by which the far edge of a slice may lie elsewhere than that of its neighbour."""
+"""Pixels by which rounded pixel spacings may displace the far edge of a slice from its neighbour's."""
 _UNEVEN = 0.05
-"""Share of the gap by which a slice may lie off the even stack."""
+"""Largest distance of a slice from its evenly spaced position, as a share of the gap between slices."""
 _ROUNDED_MM = 0.11
-"""… or this, as positions are often given to a tenth of a millimetre; but no more than a third of the gap."""
+"""The same in mm, as positions are often rounded to a tenth of a millimetre; but at most a third of the gap."""
 _TILTED_PIXELS = 0.1
 _LARGEST = 1e12
-"""Slope or intercept beyond which nothing was measured; float32 holds what they make of any stored number."""
+"""Largest plausible slope or intercept; up to it, float32 holds the scaled value of any stored number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,18 @@ class Slice:
     Attributes:
         file: File of the slice.
         frame: Number of the frame in that file, from 0.
-        rows, columns: Its size.
+        rows, columns: Size in pixels.
         position: Centre of the first pixel, LPS mm.
-        axes: Direction cosines along a row, then along a column.
+        axes: Direction cosines along a row, then along a column, LPS.
         spacing_mm: Distance between rows, then between columns.
-        thickness_mm: Distance to the next slice, or the thickness, where there is no other slice to tell.
-        slope, intercept: What makes its stored numbers values.
+        thickness_mm: Distance between slices, or slice thickness, as its header says; used where it is the only slice.
+        slope, intercept: Scale of the stored numbers: value = slope · stored + intercept.
         samples: Values per pixel.
         photometric: DICOM's PhotometricInterpretation.
         stored: Bits allocated, bits stored, high bit, and 1 for signed numbers.
         lookup: Whether values come from a table instead of slope and intercept.
-        localizer: Whether it is a scout by its image type.
-        reference: Frame of reference.
+        localizer: Whether its image type says that it is a localizer (scout).
+        reference: FrameOfReferenceUID.
         telling: Attributes by which images at the same position may differ.
     """
 
@@ -71,18 +71,18 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name of the slice in messages."""
         return f"{self.file.name}, frame {self.frame + 1}" if self.frame else self.file.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Slices in order, and the grid they are.
+    """Sorted slices and the grid that they make up.
 
     Attributes:
-        slices: Slices, from the lowest along the normal of the planes.
-        grid: (columns, rows, slices).
-        remarks: Remarks about what was repaired or assumed.
+        slices: Slices, sorted along the normal of their planes.
+        grid: Grid of the volume; its axes are (columns, rows, slices).
+        remarks: Repairs and assumptions, one sentence each.
     """
 
     slices: tuple[Slice, ...]
@@ -91,15 +91,15 @@ class Stack:
 
 
 class NoVolumeError(ValueError):
-    """Slices that are no volume; the message says which and why."""
+    """Slices that do not make up a volume; the message says which and why."""
 
 
 def stack(slices: Sequence[Slice]) -> Stack:
     """Make a volume of slices.
 
     Raises:
-        NoVolumeError: They differ in size, spacing or orientation, do not say where they lie, share places, are not
-            evenly apart, or are no grey images.
+        NoVolumeError: The slices differ in size, spacing or orientation, lack a position, share one, are not evenly
+            spaced, or are not greyscale.
     """
     if not slices:
         raise NoVolumeError("it holds no images")
@@ -131,9 +131,7 @@ def stack(slices: Sequence[Slice]) -> Stack:
 
 
 def is_sheared(grid: Grid) -> bool:
-    """Whether a grid's axes are not at right angles, so that formats of a rotated box cannot say where its voxels
-    are.
-    """
+    """Whether a grid's axes are not orthogonal, so that formats with directions and spacings cannot represent it."""
     unit = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
     off = np.abs(unit.T @ unit - np.eye(3)).max()
     return bool(off * max(grid.shape) > _TILTED_PIXELS)
@@ -198,7 +196,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
 def _even_step(
     slices: Sequence[Slice], places: NDArray[np.float64], normal: NDArray[np.float64], pixel_mm: float
 ) -> NDArray[np.float64]:
-    """From a slice to the next."""
+    """Step from one slice to the next, in mm."""
     along = places @ normal
     gaps = np.diff(along)
     gap = float(np.median(gaps))
@@ -224,7 +222,7 @@ def _even_step(
 
 
 def _shared_places(slices: Sequence[Slice], along: NDArray[np.float64]) -> str:
-    """Why several slices are in one place: which of their attributes tell them apart."""
+    """A sentence about slices that share a position: which of their attributes differ."""
     apart = np.diff(along) >= max(0.02 * float(np.ptp(along)) / len(slices), 1e-3)
     place = np.concatenate([[0], np.cumsum(apart)])
     counts = Counter(int(n) for n in place)
@@ -245,7 +243,7 @@ def _shared_places(slices: Sequence[Slice], along: NDArray[np.float64]) -> str:
 
 
 def _tilt(step: NDArray[np.float64], normal: NDArray[np.float64], count: int, pixel_mm: float) -> float:
-    """Degrees between the stack's direction and the planes' normal, 0 where they make no difference."""
+    """Degrees between the stack's direction and the planes' normal; 0 where the shift is negligible."""
     beside = float(np.linalg.norm(step - (step @ normal) * normal))
     if beside * (count - 1) < _TILTED_PIXELS * pixel_mm:
         return 0.0
@@ -259,7 +257,7 @@ def _thickness(one: Slice) -> float:
 
 
 def _clusters(vectors: NDArray[np.float64], tolerance: float) -> list[int]:
-    """A number for each row, the same for rows that are near each other."""
+    """Cluster number of each row; rows that are near each other share one."""
     found: list[NDArray[np.float64]] = []
     numbers = []
     for vector in vectors:

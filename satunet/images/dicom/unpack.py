@@ -1,4 +1,4 @@
-"""Compressed frames, unpacked in a process of their own: codecs are C, and hostile bytes may crash or hang them.
+"""Compressed frames, unpacked in a separate process: malformed bytes may crash or hang the codecs (C).
 
 The process is this module run as a program. It reads a request (JSON) and the packed frames from its standard input and
 writes the unpacked ones to its standard output.
@@ -29,7 +29,7 @@ _CODECS = {
 }
 """Transfer syntax → codec of imagecodecs."""
 _ROOM = 4 << 30
-"""Bytes of address space for Python and the codecs, beside what the frames need."""
+"""Bytes of address space for Python and the codecs, on top of the frames'."""
 _SECONDS = 60.0
 _SECONDS_PER_VOXEL = 1e-6
 
@@ -39,9 +39,12 @@ def unpack(syntax: str, frames: Sequence[bytes], shape: tuple[int, int], allocat
 
     Args:
         syntax: Transfer syntax UID.
-        frames: Packed.
-        shape: (rows, columns) that each has to have.
-        allocated: Bits of a pixel, 8 or 16.
+        frames: Compressed frames.
+        shape: Expected (rows, columns) of each frame.
+        allocated: Allocated bits per pixel, 8 or 16.
+
+    Returns:
+        Stored numbers of each frame, (rows, columns), unsigned.
 
     Raises:
         ValueError: An unknown syntax, or frames that cannot be unpacked.
@@ -85,7 +88,7 @@ def _decode(codec: str, frame: bytes, shape: Sequence[int], size: int) -> NDArra
 
 
 def _limit_memory(wanted: int) -> None:
-    """A picture may say that it is larger than any machine; what it unpacks to is known beforehand."""
+    """Limit the memory of this process to the known size of the frames: a codestream may claim any size."""
     if sys.platform != "win32":
         import resource
 

@@ -1,11 +1,11 @@
-"""DICOMweb: series of an archive as files, and results back into it.
+"""DICOMweb: fetch series from an archive as files, and store results in it.
 
-Series come as they are stored (``transfer-syntax=*``): an archive need not know their compression, and nothing is lost.
-What has come is kept under its instance's UID, so that a second call fetches what is missing. An archive that answers
-with another series than was asked for is not believed.
+Series are fetched as they are stored (``transfer-syntax=*``): the archive need not know their compression, and nothing
+is lost. Each instance is kept under its UID, so that a second call fetches only what is missing. Instances of another
+series than the requested one are discarded.
 
-Rejected: one request per instance from the start, which takes minutes over a slow line, and one request alone, which a
-broken line turns into nothing.
+Rejected: one request per instance from the start, which takes minutes over a slow connection, and one request alone,
+of which nothing remains when the connection breaks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _AS_STORED = (("application/dicom", "*"),)
 _SECONDS_TO_CONNECT, _SECONDS_OF_SILENCE = 20.0, 300.0
 _TRY_AGAIN = (429, 503, 504)
-"""What an archive answers that is busy."""
+"""HTTP status codes of a busy archive."""
 _PAGE = 1000
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 
@@ -41,12 +41,12 @@ class ArchiveError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """Who asks an archive: nothing of it on the command line, where other users of the machine could read it.
+    """Credentials for an archive; never on the command line, where other users of the machine could read them.
 
     Attributes:
         user: Name for HTTP's basic authentication.
         password: Password of the user.
-        token: Bearer token, instead of both.
+        token: Bearer token, instead of user and password.
     """
 
     user: str | None = None
@@ -55,7 +55,7 @@ class Credentials:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> Credentials:
-        """From ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD``, or ``DICOMWEB_TOKEN``; without them ``.netrc`` counts."""
+        """From ``DICOMWEB_USER`` and ``DICOMWEB_PASSWORD``, or ``DICOMWEB_TOKEN``; without them, ``.netrc`` is used."""
         found = os.environ if environment is None else environment
         user, password, token = (found.get(f"DICOMWEB_{n}") or None for n in ("USER", "PASSWORD", "TOKEN"))
         return cls(user=user, password=password, token=token)
@@ -63,12 +63,12 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSeries:
-    """A series that an archive has.
+    """A series stored in an archive.
 
     Attributes:
         study: StudyInstanceUID.
         uid: SeriesInstanceUID.
-        modality: DICOM's word for its modality: ``CT``, ``SEG``.
+        modality: DICOM's modality, such as ``CT`` or ``SEG``.
     """
 
     study: str
@@ -77,7 +77,7 @@ class StoredSeries:
 
     @property
     def is_scan(self) -> bool:
-        """Whether it is of a modality whose images may be volumes."""
+        """Whether its modality has images that may be volumes."""
         return modality_of(self.modality) != "other"
 
 
@@ -85,11 +85,11 @@ class Archive:
     """An archive that speaks DICOMweb.
 
     Args:
-        address: Address of its services, such as ``http://127.0.0.1:8042/dicom-web``.
+        address: Base URL of its services, such as ``http://127.0.0.1:8042/dicom-web``.
         credentials: Credentials; those in the environment if not given.
 
     Raises:
-        ArchiveError: No such address.
+        ArchiveError: The address is not a URL.
         EnvironmentProblemError: dicomweb-client is not installed.
     """
 
@@ -116,7 +116,7 @@ class Archive:
         elif who.user is not None:
             session.auth = (who.user, who.password or "")
         for noisy in ("dicomweb_client", "retrying", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they tell is in errors here
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)  # our errors say what they would log
         # dicomweb-client would try for half a minute where nothing listens.
         again = Retry(total=4, connect=1, backoff_factor=0.5, status_forcelist=_TRY_AGAIN, raise_on_status=False)
         for scheme in ("http://", "https://"):
@@ -126,7 +126,7 @@ class Archive:
         self._broken: tuple[type[Exception], ...] = (requests.exceptions.RequestException,)
 
     def series(self, study: str) -> list[StoredSeries]:
-        """What a study holds.
+        """All series of a study.
 
         Raises:
             ArchiveError: There is no such study, or the archive cannot be asked.
@@ -138,11 +138,12 @@ class Archive:
         return [StoredSeries(study=study, uid=uid, modality=_value(entry, _MODALITY)) for uid, entry in found.items()]
 
     def fetch(self, stored: StoredSeries, folder: Path) -> list[Series]:
-        """Bring a series into a folder of its own; what lies there is not fetched again.
+        """Fetch a series into a folder of its own; instances that are there already are not fetched again.
 
         Returns:
-            The series as :func:`~satunet.images.dicom.search` finds it; none if it never was a volume. What goes wrong
-            is the series' fault, and reading it raises that: the other series of a study go on.
+            The series as :func:`~satunet.images.dicom.series.search` finds it; none if it was never meant to be a
+            volume. An error becomes the :attr:`~satunet.images.dicom.series.Series.fault` of the series, and reading it
+            raises that; the other series of the study are still fetched.
         """
         folder.mkdir(parents=True, exist_ok=True)
         fault = self._fill(stored, folder)
@@ -155,7 +156,7 @@ class Archive:
         return [Series(uid=stored.uid, files=files, modality=modality_of(stored.modality), fault=fault)]
 
     def store(self, file: Path) -> None:
-        """Store an object; one that is there already stays as it is.
+        """Store an object; an object that is already there is left as it is.
 
         Raises:
             ArchiveError: The archive refuses, or cannot be asked.
@@ -172,7 +173,7 @@ class Archive:
             raise ArchiveError(f"{file.name} is not stored: {self.address} refuses it (reason {refused[0]:04X})")
 
     def _fill(self, stored: StoredSeries, folder: Path) -> str:
-        """Fetch what is missing; why something still is, or ``""``."""
+        """Fetch the missing instances; returns why some are still missing, or ``""``."""
         try:
             known = self._all(
                 self._client.search_for_instances,
@@ -195,21 +196,19 @@ class Archive:
             raise
         except ArchiveError as error:
             return str(error)
-        except Exception as error:  # whatever an archive answers is this series' fault
+        except Exception as error:  # whatever the archive answers becomes this series' fault
             return self._told(error)
         return f"{missing} of its {len(wanted)} images could not be fetched from the archive" if missing else ""
 
     def _fetch_all(self, stored: StoredSeries, folder: Path) -> None:
-        """All instances in one answer; where that breaks off, what arrived is kept, and the rest is asked for one by
-        one.
-        """
+        """Fetch all instances in one request; if it breaks off, keep what arrived and request the rest one by one."""
         try:
             _keep(self._client.iter_series(stored.study, stored.uid, media_types=_AS_STORED), stored, folder)
         except self._broken as error:
             logger.debug("series %s was fetched only in part (%s)", stored.uid, self._told(error))
 
     def _all(self, search_for: Any, key: str, **where: str) -> dict[str, dict[str, Any]]:
-        """UID → entry, page by page, also where an archive gives fewer at once or does not heed the offset."""
+        """UID → entry, page by page; also where the archive returns smaller pages or ignores the offset."""
         found: dict[str, dict[str, Any]] = {}
         while True:
             try:
@@ -222,7 +221,7 @@ class Archive:
             found |= new
 
     def _told(self, error: Exception) -> str:
-        """What went wrong, in one sentence."""
+        """The error in one sentence."""
         answer = getattr(error, "response", None)
         status = getattr(answer, "status_code", None)
         if status in (401, 403):
@@ -239,7 +238,7 @@ class Archive:
 
 
 def _bearer(token: str) -> Any:
-    """Authentication of requests; a header alone would be replaced by what .netrc says."""
+    """Bearer authentication for requests; a plain header would be overwritten by an entry of ``.netrc``."""
 
     def sign(request: Any) -> Any:
         request.headers["Authorization"] = f"Bearer {token}"
@@ -264,6 +263,6 @@ def _keep(datasets: Iterator[Any] | Sequence[Any], stored: StoredSeries, folder:
             own = str(dataset.get("StudyInstanceUID")), str(dataset.get("SeriesInstanceUID"))
             uid = str(dataset.get("SOPInstanceUID"))
             if own != (stored.study, stored.uid) or not _UID.fullmatch(uid):
-                continue  # another patient's, for all that is known
+                continue  # of another series, possibly of another patient
             with atomic_path(folder / f"{uid}.dcm") as file:
                 dataset.save_as(file, enforce_file_format=True)

@@ -1,7 +1,7 @@
-"""Our own label space as a source: sides, series, parts and lesions follow from names and label ids.
+"""Our own label space as a source: relations of sides, series, parts and lesions follow from names and label ids.
 
-Needs no other package and no licence. A class whose label ids lie within another's, in some dataset and never the
-other way round, is a part of it; a lesion within an organ is a lesion of it.
+It needs no other package and no licence. A class is part of another if its label ids are a subset of the other's in
+some dataset, and the reverse holds in none; a lesion within an organ is a lesion of it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _COUNTS = {"cervical": 7, "thoracic": 12, "lumbar": 5}
 
 
 def class_id(name: str) -> str:
-    """Id of a class's term."""
+    """Id of the term of a class."""
     return f"{PREFIX}{name}"
 
 
 def import_catalogue() -> Imported:
-    """The 72 datasets of SAT-DS: every class, and what follows from its name and label ids."""
+    """Terms of all classes of the 72 datasets of SAT-DS, with relations from their names and label ids."""
     catalogue = load_catalogue()
     return import_classes(
         {record.name: record.classes for record in catalogue.records},
@@ -52,10 +52,10 @@ def import_catalogue() -> Imported:
 
 
 def import_label_space(space: LabelSpace, scans: Mapping[str, Iterable[str]] | None = None) -> Imported:
-    """The label space of a user's plan.
+    """Terms of the classes of a label space, such as that of a user's plan.
 
     Args:
-        space: The classes.
+        space: The label space.
         scans: Class → names of preprocessed scans that show it.
     """
     return import_classes(
@@ -69,7 +69,7 @@ def import_label_space(space: LabelSpace, scans: Mapping[str, Iterable[str]] | N
 
 
 def scans_by_class(space: LabelSpace, folder: Path) -> dict[str, tuple[str, ...]]:
-    """Class → scans of a preprocessed store that have a voxel of it, from the scans' JSON records alone."""
+    """Class → scans in the store ``folder`` with a voxel of it; only the JSON records of the scans are read."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*__*.json")):
         record = load_json(file, what="the record of a scan", error=DatasetError)
@@ -97,8 +97,8 @@ def import_classes(
         ids: Dataset → class → label ids.
         lesions: Classes that are pathological.
         regions: Class → body regions.
-        names: Class → what datasets call it.
-        scans: Class → scans that show it.
+        names: Class → its names in the datasets.
+        scans: Class → names of scans that show it.
         version: Version of the source, in words.
     """
     imported = Imported(sources=[Source(name=SOURCE, version=version, licence="Apache-2.0")])
@@ -161,7 +161,7 @@ def _relations(
 
 
 def _inclusions(ids: Mapping[str, Mapping[str, tuple[int, ...]]]) -> set[tuple[str, str]]:
-    """(part, whole) for classes whose ids lie within another's, the nearest wholes alone."""
+    """Pairs (part, whole) of classes with one's ids within the other's; for each part, only the nearest wholes."""
     inside: dict[str, set[str]] = {}
     for classes in ids.values():
         sets = {name: set(values) for name, values in classes.items()}
@@ -169,13 +169,13 @@ def _inclusions(ids: Mapping[str, Mapping[str, tuple[int, ...]]]) -> set[tuple[s
             for other, theirs in sets.items():
                 if own < theirs:
                     inside.setdefault(name, set()).add(other)
-    # Two classes that lie in each other, each in another dataset, are no part and no whole.
+    # Two classes that contain each other in different datasets are not part and whole.
     certain = {name: {w for w in wholes if name not in inside.get(w, set())} for name, wholes in inside.items()}
     return {(n, w) for n, ws in certain.items() for w in ws if not any(w in certain.get(m, ()) for m in ws)}
 
 
 def _spoken(name: str) -> tuple[str, ...]:
-    """Other ways to say a class, from its name and our own table of names."""
+    """Synonyms of a class, from its name and our own table of names."""
     ours = load_names().synonyms
     return (*_said_by_rule(name), *ours.get(name, ()), *_sided_synonyms(name))
 
@@ -232,7 +232,7 @@ def _short(vertebra: str) -> str:
 
 
 def _next_in_series(name: str) -> tuple[str, ...]:
-    """The next level below, in every way it may be called."""
+    """The next level below, under every name it may have."""
     level = _LEVEL.match(name)
     if level:
         region, number = level["region"], int(level["number"])

@@ -14,7 +14,7 @@ from satunet.knowledge.build import Imported
 from satunet.knowledge.tree import Source, Term
 
 _QUOTED = re.compile(r'^"((?:[^"\\]|\\.)*)"')
-# The relation ontology's numbers, as OBO files that name no relation give them.
+# Ids of the Relation Ontology, for OBO files that give relations by id instead of name.
 _RELATIONS = {
     "BFO:0000050": "part_of", "BFO:0000051": "has_part", "RO:0002220": "next_to", "RO:0002178": "supplied_by",
     "RO:0002176": "connects", "RO:0002179": "drained_by", "adjacent_to": "next_to", "has_blood_supply": "supplied_by",
@@ -25,13 +25,13 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
     """Read an OBO file.
 
     Args:
-        path: The file; may be packed with gzip.
+        path: The file, possibly compressed with gzip.
         licence: Licence of its terms.
         relations: Kinds of relations to keep besides ``is_a``; all if not given.
 
     Raises:
         EnvironmentProblemError: ``obonet`` is missing.
-        KnowledgeError: Not an OBO file, wrongly encoded, or with a stanza or id twice; the message has the line.
+        KnowledgeError: Not an OBO file, wrongly encoded, or with a duplicate stanza or id; the message names the line.
     """
     try:
         import obonet
@@ -43,7 +43,7 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
     places = _places(path, lines)
     try:
         graph = obonet.read_obo(io.StringIO("".join(lines)), ignore_obsolete=True)
-    except Exception as error:  # whatever its parser stumbles over
+    except Exception as error:  # its parser raises errors of any type
         raise KnowledgeError(f"{path}: not an OBO file ({type(error).__name__}: {error})") from error
     name = str(graph.graph.get("ontology") or path.stem)
     version = str(graph.graph.get("data-version") or "no version given")
@@ -52,7 +52,7 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
     own = {key for key, tag in places if tag == "id"}
     for key, data in graph.nodes(data=True):
         if key not in own:
-            continue  # named by a relation alone: reported as dangling
+            continue  # mentioned only by a relation: reported later as dangling
         where = f"{path}, line {places[key, 'id']}"
         if "name" not in data:
             raise KnowledgeError(f"{where}: term {key} has no name")
@@ -100,7 +100,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _places(path: Path, lines: list[str]) -> dict[tuple[str, str], int]:
-    """(term, tag and value) → line; obonet itself keeps no lines and merges terms of one id."""
+    """(term, "tag: value") → line number; obonet keeps no line numbers and merges terms with one id."""
     places: dict[tuple[str, str], int] = {}
     current: str | None = None
     in_term = False

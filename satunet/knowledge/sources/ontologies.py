@@ -1,8 +1,9 @@
 """UBERON and MONDO, as the PyPI package ``cellxgene-ontology-guide`` ships them (extra: ``knowledge``).
 
-The package keeps label, definition, synonyms and the ancestors with their distance. Ancestors at distance 1 are the
-parents; whether a parent is what the term *is* or what it is *part of* was dropped. The rules below say so where name or
-definition tell; the rest is ``within``. MONDO's parents are what a disease is.
+The package keeps label, definition, synonyms, and the ancestors with their distances. Ancestors at distance 1 are the
+parents, but the package does not say whether a parent is a superclass (``is_a``) or a whole (``part_of``). The rules
+below infer it from name and definition; where they cannot, the relation is ``within``. MONDO's parents are always
+superclasses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LICENCES = {
     "UBERON": ("CC-BY-3.0", "https://obophenotype.github.io/uberon"),
     "MONDO": ("CC-BY-4.0", "https://mondo.monarchinitiative.org"),
 }
-# Of MONDO, what a scan can show: neoplasms, cysts, bleedings, infarcts and the like. Heredity is not visible.
+# The diseases in MONDO that a scan can show: neoplasms, cysts, bleedings, infarcts and the like.
 _LESION_ROOTS = (
     "neoplasm", "cyst", "hemorrhage", "intracranial hemorrhage", "cerebral infarction", "stroke disorder",
     "pulmonary embolism", "brain edema", "pleural disorder", "pleural effusion disorder", "myocardial infarction",
@@ -42,7 +43,7 @@ def import_ontology(name: str) -> Imported:
 
     Raises:
         EnvironmentProblemError: The package is not installed.
-        KnowledgeError: It ships no such ontology.
+        KnowledgeError: The package ships no such ontology.
     """
     entries, version = _read(name)
     licence, url = _LICENCES[name]
@@ -69,14 +70,14 @@ def import_ontology(name: str) -> Imported:
 
 
 def relation_kind(term: Term, parent_names: Iterable[str]) -> str:
-    """Whether a parent is what a term is, or what it is part of, from name and definition.
+    """Infer from name and definition whether a parent is a superclass or a whole of a term.
 
     Args:
         term: The term.
         parent_names: Names of the parent, lower-case.
 
     Returns:
-        ``is_a``, ``part_of``, or ``within`` where neither is said.
+        ``is_a``, ``part_of``, or ``within`` if neither can be inferred.
     """
     name, definition = term.name.lower(), term.definition.lower()
     genus = _GENUS.match(definition)
@@ -116,7 +117,7 @@ def _read(name: str) -> tuple[Mapping[str, dict[str, Any]], str]:
 
 
 def _lesions(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Terms under the roots that scans show, and what stands above them."""
+    """Terms below the roots that scans can show, and the ancestors of these terms."""
     roots = {key for key, entry in entries.items() if entry["label"] in _LESION_ROOTS}
     kept = {key for key, entry in entries.items() if key in roots or roots & entry["ancestors"].keys()}
     above = {a for key in kept for a in entries[key]["ancestors"]}

@@ -1,9 +1,9 @@
 """Terms from a plain table: CSV, TSV, JSON or JSON lines.
 
-CSV and TSV have a header; columns are ``id`` (the name if it is missing), ``name``, ``synonyms`` (separated by ``|``),
-``definition``, and one column a kind of relation (``is_a``, ``part_of``, …) with ids or names separated by ``|``. A
-file with the columns ``head``, ``relation`` and ``tail`` is a table of triples. JSON is a list of objects of the same
-keys, with lists instead of separators.
+CSV and TSV have a header. The columns are ``id`` (the name if missing), ``name``, ``synonyms`` (separated by ``|``),
+``definition``, and one column per kind of relation (``is_a``, ``part_of``, …) with ids or names separated by ``|``. A
+file with the columns ``head``, ``relation`` and ``tail`` is a table of triples. JSON is a list of objects with the same
+keys, and lists in place of separated values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def import_table(path: Path, *, name: str | None = None, licence: str = "as its 
         licence: Licence of the terms.
 
     Raises:
-        KnowledgeError: Another kind of file, wrongly encoded, or a row that is no term and no triple, with its line.
+        KnowledgeError: Another kind of file, wrongly encoded, or with a row that is neither a term nor a triple; the
+            message names the line.
     """
     source = name or path.stem
     imported = Imported(sources=[Source(name=source, version=path.name, licence=licence)])
@@ -56,7 +57,7 @@ def import_table(path: Path, *, name: str | None = None, licence: str = "as its 
         )
         imported.add(term, where)
         pending += [(key, kind, t, where) for kind, v in row.items() if kind not in _TERM_KEYS for t in _several(v)]
-    # Names may stand for ids, wherever in the file they are.
+    # A relation may give a name instead of an id, also of a term further down in the file.
     by_name = {term.name: term.id for term, _ in imported.terms}
     for head, kind, tail, where in pending:
         imported.relate(by_name.get(head, head), kind, by_name.get(tail, tail), where)

@@ -1,8 +1,8 @@
 """UMLS, from the RRF files that the NLM distributes to licence holders: MRCONSO (names), MRREL (relations), MRDEF
 (definitions) and, if it is there, MRSTY (semantic types).
 
-Nothing of UMLS is shipped with satunet, and a tree made from it is the licence holder's. Every name keeps the
-vocabulary it is from in the source's name (``UMLS/FMA``), because vocabularies have licences of their own.
+Nothing of UMLS is shipped with satunet, and the UMLS licence governs a tree that is made from it. Each name keeps its
+vocabulary in the name of the source (``UMLS/FMA``), because vocabularies have licences of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from satunet.knowledge.tree import Source, Term
 
 LICENCE = "UMLS Metathesaurus License"
 URL = "https://www.nlm.nih.gov/research/umls"
-# What scans show: body parts and spaces, tissues, neoplasms, injuries and findings with a place.
+# Semantic types that scans can show: body parts and spaces, tissues, neoplasms, injuries, localised findings.
 ANATOMY = ("T017", "T021", "T022", "T023", "T024", "T029", "T030", "T190", "T191", "T037", "T019", "T020", "T046")
 
 # Columns as in the UMLS reference manual, chapter "Metathesaurus Rich Release Format".
@@ -30,7 +30,7 @@ _KINDS = {
     "has_nerve_supply": "supplied_by", "venous_drainage_of": "drains", "finding_site_of": "has_lesion",
     "has_finding_site": "lesion_of", "has_location": "lesion_of", "disease_has_primary_anatomic_site": "lesion_of",
 }  # fmt: skip
-"""RELA → our kind; ``None``: the inverse of one that is kept. MRREL reads "CUI2 RELA CUI1"."""
+"""RELA → our kind of relation; ``None`` for inverses of kinds that are kept. A row of MRREL reads "CUI2 RELA CUI1"."""
 
 
 @dataclass
@@ -48,13 +48,12 @@ def import_umls(
     """Read RRF files.
 
     Args:
-        folder: Folder with MRCONSO.RRF, and MRREL.RRF, MRDEF.RRF, MRSTY.RRF as far as wanted.
+        folder: Folder with MRCONSO.RRF and, if wanted, MRREL.RRF, MRDEF.RRF and MRSTY.RRF.
         languages: Languages of names, as in column LAT.
-        types: Semantic types (TUI) to keep, where MRSTY.RRF is there; ``None`` keeps all.
+        types: Semantic types (TUI) to keep if MRSTY.RRF is there; ``None`` keeps all.
 
     Raises:
-        KnowledgeError: No MRCONSO.RRF, a row with missing columns, or another encoding than UTF-8; the message has the
-            line.
+        KnowledgeError: MRCONSO.RRF is missing, a row lacks columns, or a file is not UTF-8; the message names the line.
     """
     if not (folder / "MRCONSO.RRF").is_file():
         raise KnowledgeError(f"{folder}: no MRCONSO.RRF here; expected the META folder of a UMLS release")
@@ -85,7 +84,7 @@ def import_umls(
     imported.sources = list(names.values())
     left_out = 0
     for row, number in _rows(folder / "MRREL.RRF"):
-        # "CUI2 stands in relation RELA to CUI1"; CHD and PAR come without RELA.
+        # "CUI2 RELA CUI1"; rows of CHD and PAR may have no RELA.
         head, tail = row[4], row[0]
         kind = _KINDS.get(row[7]) if row[7] else {"PAR": None, "CHD": "is_a", "RN": "is_a"}.get(row[3])
         if kind is None or head == tail or row[14] in ("O", "Y"):
@@ -117,7 +116,7 @@ def _concepts(folder: Path, languages: set[str], wanted: set[str] | None) -> dic
         name = " ".join(name.split())
         concept.names[name] = None
         concept.vocabularies.add(vocabulary)
-        # The UMLS's own choice: preferred status, preferred form of the string, preferred in its atom.
+        # The order of preference that UMLS documents: term status (TS), string type (STT), preferred atom (ISPREF).
         rank = (status != "P") * 4 + (kind != "PF") * 2 + (preferred != "Y")
         if rank < concept.preferred[0]:
             concept.preferred = (rank, name)
@@ -125,7 +124,7 @@ def _concepts(folder: Path, languages: set[str], wanted: set[str] | None) -> dic
 
 
 def _rows(path: Path) -> Iterator[tuple[list[str], int]]:
-    """Rows of an RRF file with their line; nothing if there is no such file."""
+    """Rows of an RRF file with their line numbers; nothing if there is no such file."""
     if not path.is_file():
         return
     columns = _COLUMNS[path.name]
