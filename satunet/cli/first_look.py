@@ -101,11 +101,12 @@ class Try:
 
         from satunet.demo.look import FirstLook
         from satunet.errors import SatunetError
+        from satunet.prediction.door.worthwhile import told
 
         looks, failed = [], 0
         for scan in scans:
             try:
-                one = FirstLook.of(scan, _read(scan, models), vocabulary, models[0].plan, options)
+                one = FirstLook.of(scan, _read(scan, models), vocabulary, options)
             except SatunetError as error:
                 logging.getLogger(__name__).error("%s", error)
                 failed += 1
@@ -114,11 +115,8 @@ class Try:
                 sys.stdout.write(f"{key:9} {value}\n")
             count = len(one.job.matches or ())
             sys.stdout.write(f"{'asked for':9} {count} classes that {self.model[0]} knows in {one.job.modality}\n")
-            if one.from_crops:
-                names = ", ".join(one.from_crops)
-                sys.stdout.write(
-                    f"{'left out':9} {names}: known only from crops (ask for them with satunet predict -p …)\n"
-                )
+            if one.job.not_looked_for:
+                sys.stdout.write(f"{'left out':9} {told(one.job.not_looked_for)}\n")
             sys.stdout.flush()
             looks.append(one)
         return looks, failed

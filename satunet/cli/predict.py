@@ -43,7 +43,12 @@ class Predict:
         arg(aliases=["-p"], metavar="TEXT", help='Prompts: what to segment, such as "liver" "left kidney".'),
     ] = ()
     prompt_file: Annotated[Path | None, arg(metavar="FILE", help="Text file with one prompt per line.")] = None
-    all: Annotated[bool, arg(help="Segment every class that the model knows in the scan's modality.")] = False
+    all: Annotated[
+        bool,
+        arg(
+            help="Segment every class that the model knows in the scan's modality and that is worth looking for in a scan of its size."
+        ),
+    ] = False
     models: OmitArgPrefixes[ModelChoice] = field(default_factory=ModelChoice)
     prediction: OmitArgPrefixes[PredictOptions] = field(default_factory=PredictOptions)
     statistics: Annotated[bool, arg(help="Write statistics.csv: voxels, volume and intensity of every mask.")] = False
@@ -167,6 +172,7 @@ def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
     """Print what would be done; returns 1 if a scan cannot be used."""
     from satunet.cli.printing import print_rows
     from satunet.prediction.door.limits import require_memory
+    from satunet.prediction.door.worthwhile import told
 
     rows: list[dict[str, object]] = []
     wrong = False
@@ -185,6 +191,8 @@ def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
                 "windows": predictor.windows(scan, matches),
                 "prompts": len(matches),
             }
+            if job.not_looked_for:
+                row["note"] = told(job.not_looked_for)
         except Exception as error:
             row["problem"] = str(error)
             wrong = True

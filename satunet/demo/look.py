@@ -1,26 +1,22 @@
 """A first look at a scan: what it is, everything a model knows there, a picture and a page.
 
-Two kinds of classes are left out, and named. A whole whose left and right part are drawn says nothing more. And a class
-that is only known from crops would be looked for in a whole scan window by window at their fine spacing, which takes
-minutes on a CPU and finds what it was not trained to find.
+What is looked for is what ``satunet predict --all`` looks for, without wholes whose left and right part are drawn: they
+say nothing more.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from satunet.geometry import Grid, extent_mm
 from satunet.images.image import Image
 from satunet.jobs.files import read_json
 from satunet.jobs.progress import JobSummary
 from satunet.labels import LabelSpace
-from satunet.plan import UnifiedPlan
 from satunet.prediction.door.inputs import Scan
 from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.folder import predict_jobs
@@ -32,9 +28,6 @@ from satunet.viewing.structures import read_structures
 
 logger = logging.getLogger(__name__)
 
-MOST_WINDOWS = 12
-"""Classes that are looked for in more windows than this, side by side, are left out where others need fewer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLook:
@@ -43,24 +36,19 @@ class FirstLook:
     Attributes:
         job: The scan, with modality and classes.
         facts: Facts that are known before anything is computed: name → text.
-        from_crops: Classes that are left out since they are known from crops alone.
     """
 
     job: ScanJob
     facts: Mapping[str, str]
-    from_crops: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, scan: Scan, image: Image, vocabulary: Vocabulary, plan: UnifiedPlan, options: PredictOptions
-    ) -> FirstLook:
+    def of(cls, scan: Scan, image: Image, vocabulary: Vocabulary, options: PredictOptions) -> FirstLook:
         """Decide what to look for.
 
         Args:
             scan: The scan.
             image: Image of the scan.
             vocabulary: Vocabulary of the model.
-            plan: The model's.
             options: The user's; a modality given there counts.
 
         Raises:
@@ -69,11 +57,10 @@ class FirstLook:
         (job,) = resolve([scan], None, vocabulary, options)
         job = job.settled(vocabulary, image)
         names = [m.class_name for m in job.matches or () if m.class_name is not None and m.status == "known"]
-        modality = job.modality or "other"
-        kept, from_crops = fitting(without_wholes(names, vocabulary.space), modality, image.grid, plan)
+        kept = without_wholes(names, vocabulary.space)
         matches = tuple(m for m in job.matches or () if m.class_name in kept)
         job = replace(job, matches=matches, requested=tuple(m.prompt for m in matches))
-        return cls(job=job, facts=facts_of(job, image), from_crops=from_crops)
+        return cls(job=job, facts=facts_of(job, image))
 
 
 def without_wholes(names: Sequence[str], space: LabelSpace) -> list[str]:
@@ -84,31 +71,6 @@ def without_wholes(names: Sequence[str], space: LabelSpace) -> list[str]:
         if info.side is not None:
             sides.setdefault(info.base, set()).add(info.side)
     return [name for name in names if sides.get(name) != {"left", "right"}]
-
-
-def fitting(
-    names: Sequence[str], modality: str, grid: Grid, plan: UnifiedPlan
-) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Classes to look for in a scan of this size, and those that are known from crops alone.
-
-    Args:
-        names: Classes of the model.
-        modality: Modality of the scan.
-        grid: Grid of the scan.
-        plan: The model's.
-    """
-    windows = {name: _windows(name, modality, grid, plan) for name in names}
-    most = max(MOST_WINDOWS, min(windows.values(), default=0))
-    kept = frozenset(name for name in names if windows[name] <= most)
-    return kept, tuple(name for name in names if name not in kept)
-
-
-def _windows(name: str, modality: str, grid: Grid, plan: UnifiedPlan) -> int:
-    """Windows that lie side by side in a scan, at the spacing at which a class is looked for."""
-    extent = extent_mm(grid, plan.orientation)
-    spacing = plan.spacing_for(name, modality, extent)
-    window = plan.window_of(name, modality, spacing[0])
-    return math.prod(math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, window, strict=True))
 
 
 def facts_of(job: ScanJob, image: Image) -> dict[str, str]:

@@ -30,6 +30,7 @@ from satunet.jobs.records import to_plain
 from satunet.prediction.door.inputs import Scan, collect_scans
 from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.door.limits import require_memory, require_writable
+from satunet.prediction.door.worthwhile import told
 from satunet.prediction.masks.found import Found, PreparedScan, Weighed
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
@@ -256,6 +257,8 @@ class FolderRun:
         logger.info(
             "%s: taken as %s (%s), %d prompts", job.name, job.modality, job.modality_from, len(job.matches or ())
         )
+        if job.not_looked_for:
+            logger.info("%s: %s", job.name, told(job.not_looked_for))
         guesses = [m.class_name for m in job.matches or () if m.note.endswith("is a guess")]
         if guesses:
             shown = ", ".join(map(str, guesses[:5])) + (f" and {len(guesses) - 5} more" if len(guesses) > 5 else "")
@@ -269,6 +272,7 @@ class FolderRun:
             "modality": job.modality,
             "modality_from": job.modality_from,
             "requested": None if job.requested is None else list(job.requested),
+            "not_looked_for": list(job.not_looked_for),
             "model": [str(model.path) for model in self.predictor.models],
             "weights": "+".join(model.weights_hash for model in self.predictor.models),
             "options": asdict(options),

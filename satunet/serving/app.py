@@ -57,7 +57,8 @@ class Asked(BaseModel):
     prompts: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=_MOST_PROMPTS)] | None
     )
-    """What to look for; ``null``: every class that the model knows in the scan's modality."""
+    """What to look for; ``null``: every class that the model knows in the scan's modality and that is worth looking for in
+    a scan of its size."""
     combine: bool = False
     """One label map, not one mask per prompt."""
     dicom_seg: bool = False
@@ -86,6 +87,8 @@ class JobAnswer(BaseModel):
     seconds: float | None = None
     modality: str | None = None
     prompts: list[dict[str, Any]] = []
+    not_looked_for: list[str] = []
+    """Where every class was asked for: those that the scan is too large for; by name, they are looked for."""
     files: list[str] = []
 
 
@@ -261,6 +264,7 @@ def answer_of(desk: Desk, job: Job) -> JobAnswer:
         seconds=job.seconds,
         modality=manifest.get("modality", job.decided.modality),
         prompts=manifest.get("prompts", []),
+        not_looked_for=manifest.get("not_looked_for", []),
         files=sorted(job.files),
     )
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from satunet.cli import run
-from satunet.demo.look import FirstLook, fitting, regions_of, without_wholes
+from satunet.demo.look import FirstLook, regions_of, without_wholes
 from satunet.demo.packaged import ICBM152
 from satunet.geometry import Grid
 from satunet.images.image import Image
@@ -83,29 +82,6 @@ def test_a_whole_is_left_out_where_both_sides_are_asked() -> None:
     assert without_wholes(space.class_names, space) == ["kidney", "left kidney", "left lung", "right lung"]
 
 
-def test_classes_of_crops_are_left_out_of_large_scans_alone() -> None:
-    plan = ModelDescription.read("starter").plan
-    plan = replace(
-        plan,
-        patch_size=(64, 80, 64),
-        spacing_mm=(2.0, 2.0, 2.0),
-        class_spacings_mm={"mri": {"part": (1.0,)}},
-        class_windows={},
-        orientation="RAS",
-    )
-
-    def kept(shape: tuple[int, int, int]) -> tuple[frozenset[str], tuple[str, ...]]:
-        return fitting(["part", "whole"], "mri", Grid(shape=shape, affine=np.eye(4)), plan)
-
-    # 200 × 240 × 200 mm are 2 × 2 × 2 windows at 2 mm, and 4 × 3 × 4 at 1 mm.
-    assert kept((200, 240, 200)) == (frozenset({"whole"}), ("part",))
-    assert kept((60, 70, 60)) == (frozenset({"part", "whole"}), ())
-    # The plan's axes count, not the file's: 800 mm from back to front are ten windows, and would be 13 from left to right.
-    turned = Grid(shape=(800, 64, 64), affine=np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
-    assert fitting(["part", "whole"], "mri", turned, plan) == (frozenset({"part", "whole"}), ())
-    assert fitting(["part"], "mri", Grid(shape=(2000, 80, 64), affine=np.eye(4)), plan)[0] == {"part"}  # nothing else
-
-
 def test_regions_of_names_that_no_catalogue_knows() -> None:
     space = space_of(
         info("brainstem", regions=("brain",), datasets=("A",)),
@@ -125,8 +101,7 @@ def test_what_is_in_a_scan_is_said(tmp_path: Path) -> None:
     grid = Grid(shape=(40, 50, 20), affine=np.diag([-0.5, 0.5, 3.0, 1.0]))
     array = np.full(grid.shape, -1000, np.int16)
     one = FirstLook.of(
-        Scan(path=tmp_path / "x.nii.gz", name="x"), Image(array=array, grid=grid), Vocabulary.of([model]), model.plan,
-        PredictOptions(),
+        Scan(path=tmp_path / "x.nii.gz", name="x"), Image(array=array, grid=grid), Vocabulary.of([model]), PredictOptions(),
     )  # fmt: skip
     assert one.facts["modality"] == "ct (intensities)"
     assert one.facts["voxels"] == "40 × 50 × 20, LAS"

@@ -14,12 +14,14 @@ from functools import cached_property
 
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
+from satunet.geometry import Grid
 from satunet.images.image import Image
 from satunet.labels import LabelSpace
 from satunet.labels.space import ClassInfo
 from satunet.models.folder import ModelDescription
 from satunet.prediction.door.inputs import Scan, as_prompts
 from satunet.prediction.door.modality import modality_in_name, modality_of
+from satunet.prediction.door.worthwhile import Known, worth_looking_for
 from satunet.prediction.options import PredictOptions
 from satunet.prompts.matching import PromptMatch
 from satunet.prompts.reader import PromptReader
@@ -36,11 +38,13 @@ class Vocabulary:
         space: Classes that any of the models knows.
         load_encoder: Function that loads the text encoder, for words that nothing else explains.
         earned: Pairs of class and modality that have scores, if every model has scores; otherwise ``None``.
+        models: How each model looks for its classes.
     """
 
     space: LabelSpace
     load_encoder: Callable[[], TextEncoder]
     earned: frozenset[tuple[str, str]] | None = None
+    models: tuple[Known, ...] = ()
 
     @classmethod
     def of(cls, models: Sequence[ModelDescription]) -> Vocabulary:
@@ -51,7 +55,8 @@ class Vocabulary:
             space = _united([model.space for model in models])
         scores = [model.card.scores if model.card is not None else () for model in models]
         earned = frozenset((s.class_name, s.modality) for own in scores for s in own) if all(scores) else None
-        return cls(space=space, load_encoder=first.text_encoder, earned=earned)
+        known = tuple(Known(space=model.space, plan=model.plan) for model in models)
+        return cls(space=space, load_encoder=first.text_encoder, earned=earned, models=known)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -87,6 +92,18 @@ class Vocabulary:
             known = ", ".join(self.modalities)
             raise PromptError(f"the model knows no class for the modality {modality!r}; it knows {known}")
         return tuple(PromptMatch(prompt=n, class_name=n, status="known", similarity=1.0) for n in names)
+
+    def worth_looking_for(
+        self, matches: Sequence[PromptMatch], modality: str, grid: Grid
+    ) -> tuple[tuple[PromptMatch, ...], tuple[str, ...]]:
+        """Of every class, those to look for in a scan, and the names of those that are left out.
+
+        See :mod:`satunet.prediction.door.worthwhile`.
+        """
+        names = [m.class_name for m in matches if m.class_name is not None and m.status != "unknown"]
+        kept = worth_looking_for(names, modality, grid, self.models)
+        left_out = tuple(name for name in names if name not in kept)
+        return tuple(m for m in matches if m.class_name not in left_out), left_out
 
     def offered(self, match: PromptMatch, modality: str) -> PromptMatch:
         """The match for a scan of a given modality: models with scores draw only classes that have a score.
@@ -133,6 +150,8 @@ class ScanJob:
         matches: Meaning of the prompts; ``None`` while every class is asked for and the modality is not known.
         modality: Modality; ``None`` if only the intensities can tell.
         modality_from: Source of the modality.
+        not_looked_for: Of every class, those that this scan is too large for; see
+            :mod:`satunet.prediction.door.worthwhile`.
     """
 
     scan: Scan
@@ -140,6 +159,7 @@ class ScanJob:
     matches: tuple[PromptMatch, ...] | None
     modality: str | None = None
     modality_from: str = ""
+    not_looked_for: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,12 +177,15 @@ class ScanJob:
             modality, how = modality_of(image, vocabulary.modalities)
         matches = self.matches if self.matches is not None else vocabulary.every_class(modality)
         matches = tuple(vocabulary.offered(match, modality) for match in matches)
+        left_out = self.not_looked_for
+        if self.matches is None:
+            matches, left_out = vocabulary.worth_looking_for(matches, modality, image.grid)
         notes = [vocabulary.learned_elsewhere(m, modality) if m.status != "unknown" else "" for m in matches]
         matches = tuple(
             replace(m, note=f"{m.note}; {note}" if m.note else note) if note and note not in m.note else m
             for m, note in zip(matches, notes, strict=True)
         )
-        return replace(self, modality=modality, modality_from=how, matches=matches)
+        return replace(self, modality=modality, modality_from=how, matches=matches, not_looked_for=left_out)
 
 
 @dataclass(kw_only=True)

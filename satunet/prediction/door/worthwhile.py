@@ -1,0 +1,79 @@
+"""What is worth looking for in a scan, where every class is asked for.
+
+A model may have learned some of its classes from crops: a window then shows a few centimetres at a fine spacing. In a
+scan of a trunk, such a class takes hundreds of windows, each of a region that the model never saw it in, while others
+take a few. A class is left out if
+
+- the scan is far larger than what it was learned from (more than :data:`MOST_WINDOWS` windows lie side by side), and
+- it costs far more than the cheapest class (more than :data:`TIMES_THE_FEWEST` as many windows).
+
+Where all classes cost the same, none is left out, however large the scan. A class that is asked for by name is always
+looked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from satunet.geometry import Grid, extent_mm
+from satunet.labels import LabelSpace
+from satunet.plan import UnifiedPlan
+
+MOST_WINDOWS = 12
+"""Windows side by side up to which a class is always looked for."""
+TIMES_THE_FEWEST = 4
+"""Times as many windows as the cheapest class takes, up to which a class is looked for."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Classes of a model, and how it looks for them.
+
+    Attributes:
+        space: Its classes.
+        plan: Its plan.
+    """
+
+    space: LabelSpace
+    plan: UnifiedPlan
+
+
+def worth_looking_for(names: Sequence[str], modality: str, grid: Grid, models: Sequence[Known]) -> frozenset[str]:
+    """Classes that are worth looking for in a scan.
+
+    Args:
+        names: Classes that are known in the modality.
+        modality: Modality of the scan.
+        grid: Grid of the scan.
+        models: Models that are used together; a class takes the windows of all that know it.
+    """
+    windows = windows_of(names, modality, grid, models)
+    most = max(MOST_WINDOWS, TIMES_THE_FEWEST * min(windows.values(), default=0))
+    return frozenset(name for name in names if windows[name] <= most)
+
+
+def windows_of(names: Sequence[str], modality: str, grid: Grid, models: Sequence[Known]) -> Mapping[str, int]:
+    """Class → windows that lie side by side in a scan, at the spacing at which it is looked for."""
+    windows = dict.fromkeys(names, 0)
+    for model in models:
+        plan, extent = model.plan, extent_mm(grid, model.plan.orientation)
+        for name in names:
+            if name in model.space:
+                spacing = plan.spacing_for(name, modality, extent)
+                window = plan.window_of(name, modality, spacing[0])
+                windows[name] += math.prod(
+                    math.ceil(e / (s * p)) for e, s, p in zip(extent, spacing, window, strict=True)
+                )
+    return windows
+
+
+def told(names: Sequence[str]) -> str:
+    """One line on classes that are not looked for, and how to ask for them all the same."""
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return (
+        f"not looked for, because the model knows them only from much smaller scans: {shown} "
+        f'(by name they are: predict -p "{names[0]}" …)'
+    )
