@@ -117,7 +117,7 @@ def _first_picture(output: Path, device: str) -> JobSummary:
         resolve_model(SHIPPED[0]), modality=ICBM152.modality, device=device, outputs=Outputs(preview=True)
     )
     scan = Scan(path=ICBM152.path, name=ICBM152.name)
-    first = FirstLook.of(scan, scan.read(), predictor.vocabulary, predictor.model.plan, predictor.options)
+    first = FirstLook.of(scan, scan.read(), predictor.vocabulary, predictor.options)
     summary, _ = look([first], output, predictor)
     return summary
 
