@@ -1,1 +1,1 @@
-"""Where to compute: devices and precision, rank and world."""
+"""Devices and precision, rank and world size."""

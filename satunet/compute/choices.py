@@ -1,4 +1,4 @@
-"""Choices of where and how to compute, without importing torch, because the help of commands shows them."""
+"""Allowed precisions and engines, without importing torch, because the help of commands shows them."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Precision = Literal["auto", "bfloat16", "float16", "float32"]
 """``auto`` follows the rule of :mod:`satunet.compute.devices`; the others are used as given."""
 
 Engine = Literal["auto", "eager", "fused", "compile"]
-"""See :mod:`satunet.network.engines`."""
+"""Way to run a network, see :mod:`satunet.network.engines`."""

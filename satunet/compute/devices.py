@@ -1,10 +1,10 @@
 """Device and precision: one rule for training, and one exception for prediction.
 
-Training on CUDA is in bfloat16 where the GPU has it, otherwise in float16. Prediction on CUDA is in float16, which is
-as fast and has an eighth of the rounding errors: gradients need bfloat16's range, maps behind norms do not. A CPU
-computes in bfloat16 only if it has instructions for it, because emulated bfloat16 is several times slower than float32.
-Apple's MPS computes in float32. The environment variable ``SATUNET_PRECISION`` overrides this rule: it says what
-``auto`` means, in this process and those that it starts.
+Training on CUDA uses bfloat16 if the GPU has it, otherwise float16. Prediction on CUDA uses float16, which is as fast
+and has an eighth of the rounding errors: gradients need bfloat16's range, normalised feature maps do not. A CPU uses
+bfloat16 only if it has instructions for it, because emulated bfloat16 is several times slower than float32. Apple's MPS
+uses float32. The environment variable ``SATUNET_PRECISION`` overrides this rule: it sets what ``auto`` means in this
+process and those that it starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 from satunet.compute.choices import Precision as Precision
 from satunet.errors import UserError
 
-if TYPE_CHECKING:  # torch takes a second to import, and commands name a Precision before they need one
+if TYPE_CHECKING:  # importing torch takes a second, and the help of commands needs only the name Precision
     import torch
 
 PRECISION_VARIABLE = "SATUNET_PRECISION"
@@ -47,10 +47,10 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def precision_for(device: torch.device, amp: Precision = "auto") -> torch.dtype:
-    """The data type that convolutions and matrix products are computed in on ``device``.
+    """Data type of convolutions and matrix products on ``device``.
 
     Raises:
-        UserError: A precision that is not in :data:`Precision`, given or in ``SATUNET_PRECISION``.
+        UserError: ``amp`` or ``SATUNET_PRECISION`` is not in :data:`Precision`.
     """
     import torch
 
@@ -74,7 +74,7 @@ def precision_for_prediction(device: torch.device, amp: Precision = "auto") -> t
     overflow.
 
     Raises:
-        UserError: As there.
+        UserError: As for :func:`precision_for`.
     """
     if amp == "auto" and device.type == "cuda" and not os.environ.get(PRECISION_VARIABLE):
         amp = "float16"
@@ -82,7 +82,7 @@ def precision_for_prediction(device: torch.device, amp: Precision = "auto") -> t
 
 
 def wider_than_float16(device: torch.device) -> torch.dtype:
-    """The fastest precision on ``device`` that holds numbers above 65504."""
+    """The fastest precision on ``device`` that can represent numbers above 65504."""
     import torch
 
     native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bfloat16()
@@ -95,7 +95,7 @@ def autocast_for(device: torch.device, amp: Precision = "auto") -> AbstractConte
 
     dtype = precision_for(device, amp)
     if dtype is torch.float32:
-        # Not enabled=False: if the caller opened an autocast around this one, it stays.
+        # Not enabled=False, which would switch off an autocast that the caller opened.
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 

@@ -50,7 +50,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started, for the length of the block.
 
     Args:
-        device: Device that was asked for; each process takes the GPU of its local rank.
+        device: Requested device; each process takes the GPU of its local rank.
 
     Yields:
         The device of this process.
@@ -70,7 +70,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    # In the validation, processes wait while others predict whole scans: this takes longer than the default of minutes.
+    # During validation, processes wait while others predict whole scans, longer than the default of a few minutes.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     try:
         yield device

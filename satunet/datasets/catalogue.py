@@ -2,7 +2,7 @@
 
 ``sat_ds.json`` describes the 72 datasets of SAT-DS (arXiv 2312.17183): where each comes from, its modality, the label
 ids of the published nnU-Net version and, class by class, the ids whose union it is. A dataset on disk is recognised
-by its name *and* its label names; ids are matched through the names, so another numbering does no harm.
+by its name *and* its label names; ids are matched by label name, so a different numbering does not matter.
 """
 
 from __future__ import annotations
@@ -31,19 +31,18 @@ class CatalogueRecord:
         id: Number of its nnU-Net folder.
         name: Name in the publication.
         folder: Name of the nnU-Net folder, ``DatasetNNN_Name``.
-        modality: Modality of every channel; SAT-DS takes each sequence of a study for a scan of its own.
-        region: Body region it shows.
-        scans: Scans as published.
+        modality: Modality of every channel; in SAT-DS, each sequence of a study is a scan of its own.
+        region: Body region that the scans show.
+        scans: Number of scans as published.
         weight: Factor of its sampling weight, besides 1/sqrt(scans).
-        orientation: Orientation in which SAT trains on it.
+        orientation: Orientation of the scans in SAT's training.
         link: Address of the download.
-        licence: SPDX name, or ``None`` where it is not known.
+        licence: SPDX name; ``None`` if unknown.
         channel_names: Names of the channels, as in ``dataset.json``.
         labels: Label name → id, as in its ``dataset.json``.
         classes: Class → ids whose union it is.
-        patient: Pattern of the part of a scan's patient id that names the patient, where the rest is a visit or a
-            frame.
-        stored_ids: Id in the label maps as their makers publish them → id, where they are numbered otherwise.
+        patient: Pattern that extracts the patient from a scan's patient id, if the id also names a visit or a frame.
+        stored_ids: Id in the publishers' label maps → id in ``labels``, where they differ.
     """
 
     id: int
@@ -89,8 +88,8 @@ class CatalogueRecord:
 def contradictory_classes(classes: Mapping[str, Iterable[int]]) -> str | None:
     """Why the label ids of a dataset's classes cannot be right; ``None`` if they can.
 
-    Classes may overlap: a lobe and its gyri, a side and a level. Two classes cannot be the same ids, and what is left
-    cannot be right.
+    Classes may overlap: a lobe and its gyri, a side and a level. But two classes cannot have the same ids, and nothing
+    can be both left and right.
     """
     seen: dict[frozenset[int], str] = {}
     for name, ids in sorted(classes.items()):
@@ -102,7 +101,7 @@ def contradictory_classes(classes: Mapping[str, Iterable[int]]) -> str | None:
 
 
 def contradictory_sides(classes: Mapping[str, Iterable[int]]) -> str | None:
-    """The part of :func:`contradictory_classes` that is about left and right."""
+    """The check of :func:`contradictory_classes` for left and right alone."""
     for name, ids in sorted(classes.items()):
         if re.search(r"\bleft\b", name):
             common = set(ids) & set(classes.get(re.sub(r"\bleft\b", "right", name), ()))
@@ -113,7 +112,7 @@ def contradictory_sides(classes: Mapping[str, Iterable[int]]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """All records, and what holds for a class in every dataset.
+    """All records, and facts about classes that hold in every dataset.
 
     Attributes:
         name: Name of the collection.
@@ -156,7 +155,7 @@ class Catalogue:
         return {name: tuple(regions) for name, regions in found.items()}
 
     def by_name(self, dataset_name: str) -> CatalogueRecord | None:
-        """The record that has a dataset's name (``Dataset003_AMOS22CT``, ``AMOS22_CT``), whatever its number."""
+        """The record of a dataset's name (``Dataset003_AMOS22CT``, ``AMOS22_CT``); the number is ignored."""
         return self._by_name.get(simple_name(re.sub(r"^Dataset\d{3,}_", "", dataset_name)))
 
     @cached_property
@@ -165,7 +164,7 @@ class Catalogue:
 
 
 def simple_name(name: str) -> str:
-    """Letters and digits alone, lower-case: ``AMOS22_CT`` and ``amos22-ct`` are one name."""
+    """Only letters and digits, in lower case: ``AMOS22_CT`` and ``amos22-ct`` are the same name."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -174,7 +173,7 @@ def load_catalogue(path: Path = SAT_DS) -> Catalogue:
     """Read and check a catalogue file.
 
     Raises:
-        CatalogueError: Not a catalogue, of another version, or with records that contradict themselves or each other.
+        CatalogueError: The file is no catalogue, has another version, or has contradictory records.
     """
     try:
         content = read_json(path)

@@ -1,4 +1,4 @@
-"""How much memory a case will need, from the headers of its files."""
+"""Memory that a case will need, estimated from the headers of its files."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from satunet.geometry import Grid
 from satunet.images.image import read_grid, voxel_bytes
 
 WORKER_BYTES = 250_000_000
-"""A worker with its libraries, before it has read a scan."""
+"""Memory of a worker with its libraries, before it has read a scan."""
 
 
 def reading_bytes(case: Case) -> int:
-    """Peak of memory that reading all files of a case and looking at them takes, worker included.
+    """Peak memory of a worker, including its libraries, that reads and analyses all files of a case.
 
     Raises:
         ScanError: A header cannot be read.
     """
     voxels = math.prod(read_grid(case.images[0]).shape)
     as_read = sum(voxel_bytes(path) for path in case.images)
-    # Beside the voxels: masks, and label ids as 64 bit integers while they are counted.
+    # In addition to the voxels: masks, and label ids as 64-bit integers while they are counted.
     return int(WORKER_BYTES + voxels * (as_read + (voxel_bytes(case.label) if case.label else 0) + 16))
 
 
 def preprocessing_bytes(case: Case, spacing_mm: tuple[float, float, float]) -> int:
-    """Peak of memory that preprocessing a case takes, worker included; an upper bound, within a factor of two.
+    """Peak memory of a worker (with its libraries) that preprocesses a case; an upper bound within a factor of two.
 
     Args:
         case: Case whose channels are preprocessed one after the other.
-        spacing_mm: Spacing wanted.
+        spacing_mm: Target spacing.
 
     Raises:
         ScanError: A header cannot be read.
@@ -39,15 +39,15 @@ def preprocessing_bytes(case: Case, spacing_mm: tuple[float, float, float]) -> i
 
 
 def scan_bytes(grid: Grid, as_read: int, spacing_mm: tuple[float, float, float]) -> int:
-    """Peak of memory that reading and preprocessing one scan takes; an upper bound, within a factor of two.
+    """Peak memory of reading and preprocessing one scan; an upper bound within a factor of two.
 
     Args:
         grid: Grid of the scan.
-        as_read: Bytes per voxel while it is read.
-        spacing_mm: Spacing wanted.
+        as_read: Bytes per voxel while the scan is read.
+        spacing_mm: Target spacing.
     """
     voxels = math.prod(grid.shape)
-    # The number of voxels wanted does not depend on the order of axes; cropping can only make it smaller.
+    # The number of resampled voxels does not depend on the order of axes; cropping can only make it smaller.
     wanted = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
-    # Normalised and half resampled beside what was read; percentiles take a copy more.
+    # The normalised and partly resampled scan besides the one that was read; percentiles take one more copy.
     return int(voxels * (as_read + 8) + 12 * max(wanted, voxels / 4))

@@ -1,7 +1,7 @@
 """nnU-Net's three folders and the datasets in them.
 
-The variables are read when they are needed, not when a module is imported, so that setting them later works; so
-does nnunetv2 from version 2.8 on.
+The environment variables are read when they are needed, not when a module is imported, so that they can be set later;
+nnunetv2 does the same since version 2.8.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def results_dir() -> Path:
 
 
 def all_dataset_names() -> tuple[str, ...]:
-    """Names of all raw datasets, in the order of their ids; the unified dataset has no raw folder and is not here."""
+    """Names of all raw datasets, in the order of their ids; the unified dataset has no raw folder and is left out."""
     names = [p.name for p in raw_dir().iterdir() if p.is_dir() and _DATASET_NAME.match(p.name)]
     return tuple(sorted(names, key=lambda name: (dataset_number(name), name)))
 
 
 def other_folders() -> tuple[str, ...]:
-    """Folders of ``nnUNet_raw`` that hold a ``dataset.json`` but have no dataset's name, so that nothing reads them."""
+    """Folders of ``nnUNet_raw`` with a ``dataset.json`` that are ignored because they are not named as a dataset."""
     folders = [p for p in raw_dir().iterdir() if not p.name.startswith(".") and (p / "dataset.json").is_file()]
     return tuple(sorted(p.name for p in folders if not _DATASET_NAME.match(p.name)))
 
@@ -68,7 +68,7 @@ def dataset_number(name: str) -> int:
     """Number of a dataset's folder: 3 of ``Dataset003_AMOS22CT``.
 
     Raises:
-        DatasetNotFoundError: No name of a dataset.
+        DatasetNotFoundError: The name is not a dataset's.
     """
     match = _DATASET_NAME.match(name)
     if match is None:

@@ -1,14 +1,14 @@
-"""Who is on which scan: cases of one person stay on one side of every split, in all datasets.
+"""Persons behind cases: all cases of a person stay on the same side of every split, in all datasets.
 
-Two cases are of one person where
+Two cases belong to the same person if
 
-- ``patients.json`` beside a dataset's ``dataset.json`` (case → person) names the same one, in any dataset;
-- one scan is the other, voxel by voxel, whatever its file's name, format and compression;
-- they have one name, and their datasets one source: the same page in the catalogue, or the same repository, DOI,
-  address or text as ``"reference"`` (or ``"source"``) in ``dataset.json``;
+- ``patients.json`` beside ``dataset.json`` (case → person) names the same person for both, in any dataset; or
+- they share a scan, voxel by voxel, whatever its file's name, format and compression; or
+- they have the same name, and their datasets have the same source: the same page in the catalogue, or the same
+  repository, DOI, address or text as ``"reference"`` (or ``"source"``) in ``dataset.json``; or
 - the catalogue knows which part of a case's name is the person, and that part is the same.
 
-A name alone says nothing across sources: every second dataset has a ``case_001``.
+Names alone are not compared across sources, because every second dataset has a ``case_001``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class People:
     """Persons behind cases.
 
     Attributes:
-        persons: Case → name of its person, for those who are on several cases.
+        persons: Case → its person, for persons who have several cases.
         findings: Findings, one sentence each.
     """
 
@@ -44,7 +44,7 @@ class People:
     findings: tuple[str, ...] = ()
 
     def of(self, dataset: str, case: str) -> CaseName:
-        """The person of a case: the first of its cases, by which it is called."""
+        """The person of a case, identified by the person's first case."""
         return self.persons.get((dataset, case), (dataset, case))
 
 
@@ -53,15 +53,15 @@ def find_people(
     cases: Mapping[str, Iterable[str]],
     scans: Mapping[CaseName, Iterable[str]] | None = None,
 ) -> People:
-    """Find the cases that are of one person.
+    """Find the cases that belong to the same person.
 
     Args:
         datasets: The datasets.
         cases: Dataset → its cases.
-        scans: Case → hash of each of its scans' voxels, as far as they are known.
+        scans: Case → hashes of its scans' voxels, as far as they are known.
 
     Raises:
-        DatasetError: A ``patients.json`` that is none.
+        DatasetError: A ``patients.json`` is malformed.
     """
     groups = _Groups()
     for dataset in sorted(datasets, key=lambda d: d.name):
@@ -86,10 +86,10 @@ def find_people(
 
 
 def read_patients(dataset: Dataset) -> dict[str, str]:
-    """Case → person, as ``patients.json`` of a dataset says; empty if it has none.
+    """Case → person from a dataset's ``patients.json``; empty if it has none.
 
     Raises:
-        DatasetError: Something else than names by names.
+        DatasetError: The file is not a mapping from names to names.
     """
     file = dataset.folder / PATIENTS_FILE
     if not file.is_file():
@@ -101,7 +101,7 @@ def read_patients(dataset: Dataset) -> dict[str, str]:
 
 
 def source_of(dataset: Dataset) -> str:
-    """What stands for a dataset's source: the same text for datasets of one source, empty where nothing is known."""
+    """Identifier of a dataset's source, the same for all datasets of that source; empty if it is unknown."""
     record = load_catalogue().by_name(dataset.name)
     text = record.link if record is not None else dataset.source or ""
     found = _ADDRESS.search(text)
@@ -109,7 +109,7 @@ def source_of(dataset: Dataset) -> str:
 
 
 class _Groups:
-    """Cases that something has in common, united as far as they hang together."""
+    """Groups of cases, merged whenever two cases have something in common (union-find)."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], CaseName] = {}
@@ -117,7 +117,7 @@ class _Groups:
         self._pairs: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
 
     def add(self, what: str, mark: tuple[str, str], case: CaseName) -> None:
-        """Unite a case with the first that had the same mark."""
+        """Merge the group of a case with that of the first case with the same mark."""
         first = self._first.setdefault(mark, case)
         if first == case:
             return
@@ -127,11 +127,11 @@ class _Groups:
         self._pairs[what, first[0], case[0]].append((first[1], case[1]))
 
     def persons(self) -> dict[CaseName, CaseName]:
-        """Case → the first case of its person, for all that were united."""
+        """Case → the first case of its person, for all cases that were merged."""
         return {case: self._root(case) for case in self._above}
 
     def findings(self) -> Iterator[str]:
-        """A sentence for every pair of datasets and what their cases have in common."""
+        """One sentence for each pair of datasets and each thing that their cases have in common."""
         for (what, first, second), pairs in sorted(self._pairs.items()):
             where = first if first == second else f"{first} and {second}"
             yield (

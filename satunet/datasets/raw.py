@@ -23,13 +23,13 @@ MODALITIES = ("ct", "mri", "us", "pet", "other")
 """Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
 
 HIGHEST_ID = 2**31 - 1
-"""Label ids are signed integers of 32 bits where batches are made."""
+"""Largest label id; batches hold label ids as signed 32-bit integers."""
 
 MODALITIES_FILE = "modalities.json"
-"""Beside a dataset's fingerprint: channel → modality, where ``dataset.json`` does not tell or is wrong."""
+"""File beside a dataset's fingerprint with channel → modality, if ``dataset.json`` does not say it or is wrong."""
 
 TRUST_FILE = "trust_shape.json"
-"""Beside a dataset's fingerprint, where ``--trust_shape`` was given: its headers are wrong, its shapes are right."""
+"""File beside the fingerprint of a dataset for which ``--trust_shape`` was given: only image shapes are compared."""
 
 _MODALITY_WORDS = {
     "ct": {"ct", "cbct", "ncct", "cta", "cect", "hu"},
@@ -58,25 +58,25 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that the case is read from: images, label map, and the voxels behind a header."""
+        """All files of the case: images, label map, and the files of voxels that headers refer to."""
         return tuple(file for path in (*self.images, self.label) if path is not None for file in files_behind(path))
 
 
 def files_behind(path: Path) -> tuple[Path, ...]:
-    """An image's file and those that its header names for its voxels; the file alone where it cannot be read."""
+    """An image's file and the files of voxels that its header refers to; only the file itself if it is unreadable."""
     from satunet.images.formats import image_files
 
     if path.suffix.lower() in (".nii", ".gz", ".mha"):
         return (path,)
     try:
         return image_files(path)
-    except ScanError:  # it is said where the image is read
+    except ScanError:  # reported when the image is read
         return (path,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a dataset's ``dataset.json`` says.
+    """A raw dataset as its ``dataset.json`` describes it.
 
     Attributes:
         id: Number in the folder's name.
@@ -84,13 +84,13 @@ class Dataset:
         folder: The folder in ``nnUNet_raw``.
         channel_names: Names of the channels, in order.
         modalities: The modality of each channel, one of :data:`MODALITIES`.
-        labels: Name → label ids whose union is that class; without background and ignore label.
+        labels: Class → label ids whose union it is; without background and ignore label.
         ignore_label: Id of unlabelled voxels, if the dataset uses one.
         file_ending: Ending of its files, such as ``".nii.gz"``.
         description: Free text, if given.
-        reader: nnunetv2's reader by class name, where ``dataset.json`` sets one (``overwrite_image_reader_writer``).
+        reader: Class name of an nnunetv2 reader, if ``dataset.json`` sets one (``overwrite_image_reader_writer``).
         source: Origin of the dataset, ``"source"`` or ``"reference"`` of ``dataset.json``.
-        trust_shape: Whether files of a case that have one shape lie on one grid, whatever their headers say.
+        trust_shape: Whether files of a case that have the same shape share a grid, whatever their headers say.
         remarks: Oddities of ``dataset.json`` that are not errors, one sentence each.
         by_path: Whether ``dataset.json`` lists the files of each training case (``"dataset"``), wherever they are.
     """
@@ -112,22 +112,21 @@ class Dataset:
 
     @property
     def label_ids(self) -> frozenset[int]:
-        """Every id that may occur in its label maps, without background."""
+        """All ids that may occur in the label maps, without background."""
         ids = {i for values in self.labels.values() for i in values}
         return frozenset(ids | ({self.ignore_label} if self.ignore_label is not None else set()))
 
     @property
     def has_scans(self) -> bool:
-        """Whether there are images or label maps to train on; plans are made without them, too."""
+        """Whether there are images or label maps to train on; planning also works without."""
         return self.by_path or any((self.folder / name).is_dir() for name in ("imagesTr", "labelsTr"))
 
     def training_cases(self) -> tuple[Case, ...]:
-        """Cases of ``imagesTr``, with the paths of their label maps in ``labelsTr``, or those of ``dataset.json``, by
-        name.
+        """Cases of ``imagesTr`` and ``labelsTr``, or those that ``dataset.json`` lists, sorted by name.
 
         Raises:
-            DatasetError: The folder is missing or holds no image of this dataset's file ending, or that ending is none
-                of a format that satunet reads.
+            DatasetError: The folder is missing, holds no image with this dataset's file ending, or satunet reads no
+                format with that ending.
         """
         from satunet.images.formats import IMAGE_ENDINGS, image_ending
 
@@ -155,7 +154,7 @@ class Dataset:
         found = [m for p in folder.iterdir() if (m := pattern.match(p.name))] if folder.is_dir() else []
         identifiers = {m["case"] for m in found if not m["case"].startswith(".")}
         if labels_required and (self.folder / labels).is_dir():
-            # A label map without any image is a case with a missing channel, not a file to pass over.
+            # A label map without any image is a case with a missing channel, not a file to ignore.
             identifiers |= {
                 p.name[: -len(self.file_ending)]
                 for p in (self.folder / labels).iterdir()
@@ -177,7 +176,7 @@ def _listed_cases(file: Path, channels: int) -> tuple[Case, ...]:
     """Cases that ``dataset.json`` lists by path, relative to its folder, as nnunetv2 reads them.
 
     Raises:
-        DatasetError: Something else than images and a label map for each case.
+        DatasetError: An entry does not consist of images and a label map.
     """
     listed = read_json(file)["dataset"]
     cases = []
@@ -231,13 +230,13 @@ def load_dataset(dataset: int | str) -> Dataset:
 
 
 def override_modalities(texts: Iterable[str]) -> None:
-    """Say what modality channels are, for all that follows; kept in ``nnUNet_preprocessed``, raw folders stay as are.
+    """Set the modality of channels permanently; it is stored in ``nnUNet_preprocessed``, never in raw folders.
 
     Args:
-        texts: ``"302=pet"`` for all channels of a dataset, ``"303:1=ct"`` for one, by id or name.
+        texts: ``"302=pet"`` for all channels of a dataset, ``"303:1=ct"`` for one; datasets by id or name.
 
     Raises:
-        UserError: A text that is not so, an unknown modality or a channel that the dataset does not have.
+        UserError: A text is malformed, a modality is unknown, or a channel does not exist in the dataset.
         DatasetNotFoundError: No such dataset.
     """
     for text in texts:
@@ -257,9 +256,9 @@ def override_modalities(texts: Iterable[str]) -> None:
 
 
 def trust_shapes(names: Iterable[str]) -> None:
-    """Say that the headers of datasets are wrong and their shapes right, for all that follows.
+    """Mark datasets whose headers are wrong, so that only the shapes of their images are compared.
 
-    It is kept in ``nnUNet_preprocessed`` and not in the raw folder; who removes the file takes it back.
+    The mark is a file in ``nnUNet_preprocessed``, not in the raw folder; removing the file revokes it.
 
     Raises:
         DatasetNotFoundError: No such dataset.
@@ -283,7 +282,7 @@ def read_dataset(folder: Path) -> Dataset:
     if not isinstance(channels, dict) or not channels:
         raise DatasetError(f"{file}: 'channel_names' must map channel numbers to names, got {channels!r}")
     numbered = all(str(key).isdigit() for key in channels)
-    # nnunetv2 takes the channels in the order in which they are listed, whatever they are numbered by.
+    # nnunetv2 takes the channels in the order in which they are listed, whatever their keys.
     ordered = tuple(str(channels[key]) for key in (sorted(channels, key=int) if numbered else channels))
     labels, ignore = _labels(content.get("labels"), file)
     description = content.get("description")
@@ -327,7 +326,7 @@ def modality_of_channel(channel_name: str, *, hint: str = "") -> str:
 
     Args:
         channel_name: Name of the channel in ``dataset.json``.
-        hint: More text (dataset name, description) for names that say nothing, such as ``"0"`` or ``"image"``.
+        hint: More text (dataset name, description), used if the name says nothing, such as ``"0"`` or ``"image"``.
 
     Returns:
         One of :data:`MODALITIES`; ``"other"`` if neither text names a modality, or the hint names several.
@@ -355,18 +354,18 @@ def split_scan_id(scan: str) -> tuple[str, str, int]:
 
 
 def _quoted(dataset_name: str) -> str:
-    """A dataset's name without the two underscores that end it in a scan's name, as they would be in an address."""
+    """A dataset's name with percent-encoded double underscores, because these end it in a scan's name."""
     quoted = dataset_name.replace("%", "%25").replace("__", "_%5F")
     return f"{quoted[:-1]}%5F" if quoted.endswith("_") else quoted
 
 
 def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | None = None) -> list[ScanError]:
-    """Every fault of a case's files, read in full: missing files, unreadable images, grids, label ids.
+    """All faults of a case's files, which are read in full: missing files, unreadable images, grids, label ids.
 
     Args:
         dataset: Dataset of the case.
         case: The case.
-        seen: Called with every image that can be read.
+        seen: Function that is called with every image that can be read.
     """
     from satunet.images.image import read_image, read_label_map, require_grid, require_ids
 
@@ -400,10 +399,10 @@ def check_case(dataset: Dataset, case: Case, seen: Callable[[Image], None] | Non
 
 
 def check_dataset(dataset: Dataset) -> list[str]:
-    """What is wrong with a dataset beside its scans: its ``dataset.json`` against the files, files of no case.
+    """Faults of a dataset other than those of its scans, such as a ``dataset.json`` that contradicts the files.
 
     Raises:
-        DatasetError: It has no training cases.
+        DatasetError: There are no training cases.
     """
     from satunet.images.formats import image_files
 
@@ -420,7 +419,7 @@ def check_dataset(dataset: Dataset) -> list[str]:
         faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing}")
     known = {path for case in cases for path in (*case.images, case.label)}
     for path in [path for path in known if path is not None and dataset.file_ending.lower() == ".mhd"]:
-        with contextlib.suppress(ScanError):  # what is wrong with it is said where it is read
+        with contextlib.suppress(ScanError):  # its faults are reported when it is read
             known |= set(image_files(path))
     for name in ("imagesTr", "labelsTr"):
         folder = dataset.folder / name
@@ -435,7 +434,7 @@ def check_dataset(dataset: Dataset) -> list[str]:
 
 
 def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tuple[str, ...]:
-    """The inferred modality of each channel, with those that a file gives instead."""
+    """The modality of each channel: as a ``modalities.json`` says, else the inferred one."""
     if not isinstance(content, dict) or not all(
         str(key).isdigit() and int(key) < len(inferred) and value in MODALITIES for key, value in content.items()
     ):
@@ -447,7 +446,7 @@ def _given_modalities(content: Any, inferred: tuple[str, ...], file: Path) -> tu
 
 
 def _remarks(labels: dict[str, Any], *, numbered: bool) -> tuple[str, ...]:
-    """Labels beside the background that have its id: nothing is learned of them; channels without numbers."""
+    """Remarks on labels that share the background's id (they are not learned) and on channels without numbers."""
     channels = () if numbered else ("'channel_names' has no channel numbers: channels are taken in the order listed",)
     lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
     return (*channels, *(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost))

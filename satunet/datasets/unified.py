@@ -1,4 +1,4 @@
-"""The unified dataset on disk: every file name of it stands here, and nowhere else.
+"""The unified dataset on disk; its file names are defined only here.
 
 ::
 
@@ -29,7 +29,7 @@ TRAINER = "SATTrainer"
 
 @dataclass(frozen=True, kw_only=True)
 class UnifiedFolder:
-    """Where a unified dataset's files are; whether they are there is not asked.
+    """Paths of a unified dataset's files; they need not exist.
 
     Attributes:
         name: Folder name, ``DatasetNNN_Name``.

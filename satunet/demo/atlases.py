@@ -1,7 +1,7 @@
-"""Which structures of which atlas the demo uses, under the atlases' own names.
+"""Atlases of the demo and the structures that it uses, under the atlases' own names.
 
-Kept are large structures whose borders an image shows: deep grey matter, ventricles, brainstem, insula, cerebellum. Where one
-gyrus ends and the next begins is seen from their names alone, and smaller structures vanish at the demo's 3 mm.
+Only large structures with borders that are visible in an image are used: deep grey matter, ventricles, brainstem,
+insula, cerebellum. The border between two gyri is a convention, and smaller structures vanish at the demo's 3 mm.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ class Atlas:
         dataset: Name of the demo dataset.
         left_right: Patterns of the names of left and right structures in the atlas.
         paired: Structures with sides.
-        single: Structures without.
+        single: Structures without sides.
         exceptions: Names that do not follow the pattern: expected → as written.
-        probability: Percent from which a voxel of a probabilistic atlas counts; ``None`` for label maps.
+        probability: Smallest probability of a labelled voxel in a probabilistic atlas, in percent; ``None`` for label
+            maps.
         source: Publication to cite.
     """
 

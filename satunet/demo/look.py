@@ -1,7 +1,6 @@
-"""A first look at a scan: what it is, everything a model knows there, a picture and a page.
+"""A first look at a scan: facts about it, all classes that a model knows there, a picture and a page.
 
-What is looked for is what ``satunet predict --all`` looks for, without wholes whose left and right part are drawn: they
-say nothing more.
+The classes are those of ``satunet predict --all``, without structures whose left and right parts are drawn anyway.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLook:
-    """A scan and what is looked for in it.
+    """A scan and the classes to segment in it.
 
     Attributes:
         job: The scan, with modality and classes.
@@ -43,13 +42,13 @@ class FirstLook:
 
     @classmethod
     def of(cls, scan: Scan, image: Image, vocabulary: Vocabulary, options: PredictOptions) -> FirstLook:
-        """Decide what to look for.
+        """Decide which classes to segment.
 
         Args:
             scan: The scan.
             image: Image of the scan.
             vocabulary: Vocabulary of the model.
-            options: The user's; a modality given there counts.
+            options: Options of the user; a modality in them is used.
 
         Raises:
             PromptError: The model knows no class in the scan's modality.
@@ -64,7 +63,7 @@ class FirstLook:
 
 
 def without_wholes(names: Sequence[str], space: LabelSpace) -> list[str]:
-    """The classes without those whose left and right part are among them."""
+    """The classes without those whose left and right parts are also among them."""
     sides: dict[str, set[str]] = {}
     for name in names:
         info = space.info(name)
@@ -74,7 +73,7 @@ def without_wholes(names: Sequence[str], space: LabelSpace) -> list[str]:
 
 
 def facts_of(job: ScanJob, image: Image) -> dict[str, str]:
-    """What a scan is, before anything is computed."""
+    """Facts about a scan that are known before anything is computed."""
     grid = image.grid
     extent = " × ".join(f"{n * s:.0f}" for n, s in zip(grid.shape, grid.spacing_mm, strict=True))
     facts = {
@@ -91,7 +90,7 @@ def facts_of(job: ScanJob, image: Image) -> dict[str, str]:
 
 
 def _body_part(scan: Scan) -> str:
-    """What a DICOM header calls the examined part of the body; empty if nothing does."""
+    """The examined body part as a DICOM header names it; empty if it does not."""
     if scan.series is None or not scan.series.files:
         return ""
     import pydicom
@@ -99,7 +98,7 @@ def _body_part(scan: Scan) -> str:
     try:
         header = pydicom.dcmread(scan.series.files[0], stop_before_pixels=True, specific_tags=["BodyPartExamined"])
         return " ".join(str(header.get("BodyPartExamined", "")).split()).lower()
-    except Exception as error:  # the series was read before; a header that is odd here loses this word alone
+    except Exception as error:  # the series was readable; an odd header costs only this word
         logger.debug("%s: no body part (%s)", scan.path, error)
         return ""
 
@@ -113,7 +112,7 @@ def look(looks: Sequence[FirstLook], output: Path, predictor: Predictor) -> tupl
         predictor: Predictor with the model; its options ask for pictures.
 
     Returns:
-        What became of the scans, and the pages.
+        Summary of the scans, and the pages.
     """
     summary = predict_jobs([look.job for look in looks], output, predictor)
     pages = []
@@ -138,7 +137,7 @@ def regions_found(output: Path, name: str, space: LabelSpace) -> str:
         space: Classes of the model.
 
     Returns:
-        Empty if nothing was found, or nothing is known of where it belongs.
+        The text; empty if nothing was found, or the regions are unknown.
     """
     entries: list[dict[str, Any]] = read_json(manifest_file(output, name, False))["prompts"]
     found = [str(e["class"]) for e in entries if e.get("voxels") and e.get("class") in space]
@@ -148,7 +147,7 @@ def regions_found(output: Path, name: str, space: LabelSpace) -> str:
 
 
 def regions_of(name: str, space: LabelSpace) -> tuple[str, ...]:
-    """Body regions of a class; of one that no catalogue knows, the region of most classes in its datasets."""
+    """Body regions of a class; if no catalogue knows it, the region of most classes in its datasets."""
     info = space.info(name)
     if info.regions:
         return info.regions

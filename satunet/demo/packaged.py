@@ -1,4 +1,4 @@
-"""Files that other packages ship: found, not imported, so that nothing of the package has to work."""
+"""Files that other packages ship; they are found without importing the package, which need not work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ICBM152 = PackagedScan(
     licence="McConnell Brain Imaging Centre: any use, if its copyright notice is kept; comes with nilearn (BSD-3-Clause)",
     modality="mri",
 )
-"""The scan that ``satunet try`` looks at where it is given none. No model that comes with satunet was trained on it."""
+"""Default scan of ``satunet try``. No model that comes with satunet was trained on it."""
 
 
 def package_file(package: str, file: str) -> Path:

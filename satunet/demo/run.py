@@ -1,9 +1,9 @@
-"""The demo: a first picture, then the whole pipeline on heads made of real templates, small enough for two cores.
+"""The demo: a first picture, then the whole pipeline on heads made from real templates, small enough for two cores.
 
-The opponent that is always there is a copy of labels by position: whoever does not beat it has learned where things usually
-are. The nnU-Nets (``specialists``) get as many steps as the one network, its optimizer and its spacing. They need several
-times ten minutes on two cores, so they are asked for; and one that has not learned its own training scans in that time is no
-opponent: then they are left out of the tables, and the reason is said.
+The network always competes with a copy of labels by position; one that does not beat it has only learned where
+structures usually are. The nnU-Nets (``specialists``) get the same number of steps, the same optimizer and the same
+spacing as the one network. They take several times ten minutes on two cores and are therefore optional. If one of them
+has not even learned its own training scans in that time, they are left out of the tables, and the reason is stated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PATCH = (48, 64, 48)
 GPU_MEMORY_GB = 2.0
 BASE_FEATURES = 12
 LEARNED = 0.5
-"""Mean Dice of a nnU-Net's validation, on patches of its training scans, from which it is an opponent."""
+"""Smallest mean Dice of an nnU-Net's validation, on patches of its training scans, to take part in the benchmark."""
 PROMPTS = (
     "hippocampus on the left side",
     "RIGHT HIPPOCAMPUS",
@@ -54,21 +54,21 @@ PROMPTS = (
     "left lateral ventricle",
     "coffee cup",
 )
-"""In words that no dataset used, with a union of two sides and something no brain scan shows."""
+"""Prompts in words that no dataset uses; one is a union of two sides, and one is nothing that a brain scan shows."""
 
 
 def run_demo(output: Path, *, steps: int, specialists: bool = False, device: str = "auto", processes: int = 1) -> int:
-    """A picture, data, plan, preprocessing, one network, prediction by text, benchmark.
+    """Run the demo: a picture, data, plan, preprocessing, training of one network, prediction by text, benchmark.
 
     Args:
         output: Folder for everything; nnU-Net's three folders are made in it.
         steps: Training steps of every network.
-        specialists: Whether to train a nnU-Net per dataset, too.
+        specialists: Whether to train an nnU-Net per dataset, too.
         device: Device to compute on.
         processes: Worker processes.
 
     Returns:
-        The exit code: 1 if something failed and the rest is done.
+        The exit code; 1 if something failed and the rest is done.
     """
     output = output.resolve()
     for name in ("raw", "preprocessed", "results"):
@@ -112,7 +112,7 @@ def run_demo(output: Path, *, steps: int, specialists: bool = False, device: str
 
 
 def _first_picture(output: Path, device: str) -> JobSummary:
-    """What the shipped model draws in the ICBM 152 brain, as ``satunet try`` does it."""
+    """Segment the ICBM 152 brain with the shipped model, as ``satunet try`` does."""
     predictor = Predictor(
         resolve_model(SHIPPED[0]), modality=ICBM152.modality, device=device, outputs=Outputs(preview=True)
     )
@@ -125,7 +125,7 @@ def _first_picture(output: Path, device: str) -> JobSummary:
 def _contest(
     names: Sequence[str], model: Path, output: Path, *, specialists: bool, device: str
 ) -> tuple[Contest, list[str]]:
-    """Who takes part, and why somebody does not."""
+    """The competitors, and reasons why some do not take part."""
     predictions = output / "predictions"
     others: list[Competitor] = [NearestCopyCompetitor(output=predictions)]
     notes = []

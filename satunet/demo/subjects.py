@@ -1,8 +1,8 @@
-"""People who never were: a template and its labels, bent by a random diffeomorphism, in a random contrast.
+"""Synthetic subjects: a template and its labels, warped by a random diffeomorphism, in a random contrast.
 
-Labels of a template are known by position: whoever copies them onto another template is nearly right. A subject's head is
-turned, stretched, moved and bent, each time in another way, and its tissues have other grey values, so that only what looks
-at the image can find anything.
+Labels of a template depend on position alone, so that copying them onto another template is nearly right. Therefore
+each subject's head is rotated, stretched, shifted and bent at random, and its tissues have random grey values, so that
+a method must look at the image to find anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from satunet.trainers.synthetic.painting import spoil
 SHAPE = (96, 112, 96)
 SPACING_MM = (2.0, 2.0, 2.0)
 SHIFT_MM = 8.0
-"""Standard deviation of where a head lies, along each axis."""
+"""Standard deviation of a head's position, along each axis."""
 BENDING = Deformation(rotation_deg=8.0, stretch=0.1, warp=0.06)
 _LEAST_VOLUME = 0.2
 """Smallest factor by which a voxel's volume may change; at 0 or below, space would be folded."""
@@ -31,13 +31,13 @@ _TRIES = 50
 def make_subject(
     image: NDArray[Any], labels: NDArray[np.uint8], grid: Grid, seed: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8], Grid]:
-    """A subject of a template.
+    """Make a subject from a template.
 
     Args:
-        image: (X, Y, Z) the template, 0 outside of the brain; axes lie right, anterior, superior.
-        labels: Its label ids.
-        grid: Of both.
-        seed: Every seed is somebody else.
+        image: (X, Y, Z) the template, 0 outside of the brain; axes point right, anterior, superior.
+        labels: (X, Y, Z) label ids.
+        grid: Grid of both.
+        seed: Seed; each gives another subject.
 
     Returns:
         Image, labels and their grid.
@@ -59,7 +59,7 @@ def make_subject(
 
 
 def _places(image: NDArray[Any], grid: Grid, rng: np.random.Generator) -> Tensor:
-    """Where the subject's voxels lie in the template: drawn again until space is nowhere folded."""
+    """Positions of the subject's voxels in the template; drawn again until the map folds nowhere."""
     brain = np.argwhere(image[::2, ::2, ::2] > 0) * 2
     middle = (brain.min(axis=0) + brain.max(axis=0)) / 2
     for _ in range(_TRIES):
@@ -71,7 +71,7 @@ def _places(image: NDArray[Any], grid: Grid, rng: np.random.Generator) -> Tensor
 
 
 def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tensor:
-    """Volume that each of the subject's voxels has in the template, as a factor: the determinant of the Jacobian.
+    """Factor by which each of the subject's voxels changes its volume: the determinant of the Jacobian.
 
     Args:
         places: (X, Y, Z, 3) voxels of the template.
@@ -85,7 +85,7 @@ def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tens
 
 
 def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Grey values of another scanner: fluid, grey and white matter get other values, in between lies in between.
+    """Grey values as of another scanner: fluid, grey and white matter get new ones; values between are interpolated.
 
     Two of three subjects keep the order of T1 (fluid dark, white matter bright), the others have that of T2.
     """

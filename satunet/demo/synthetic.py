@@ -1,8 +1,8 @@
 """Two tiny datasets with known anatomy, for tests: one like CT, one like MRI.
 
-Organs are ellipsoids in physical RAS space, the same places in every case up to a small shift, so that volumes and
-sides are known by hand. Orientations and spacings differ from case to case. The second dataset calls the same organs
-by other names and has one more.
+Organs are ellipsoids in physical RAS space, at the same position in every case up to a small shift, so that volumes and
+sides can be computed by hand. Orientations and spacings differ from case to case. The second dataset uses other names
+for the same organs and has one more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Organ:
     """An ellipsoid.
 
     Attributes:
-        names: Names in the CT-like and the MRI-like dataset; ``None`` where it is not annotated.
-        centre_mm: (right, anterior, superior) from the middle of the volume.
+        names: Names in the CT-like and the MRI-like dataset; ``None`` if it is not annotated.
+        centre_mm: Centre relative to the middle of the volume, (right, anterior, superior).
         radii_mm: Half axes.
         values: Intensities in the CT-like (HU) and the MRI-like dataset.
     """
@@ -62,7 +62,7 @@ def make_synthetic_datasets(raw: Path, *, cases: int = 4, seed: int = 0) -> tupl
 
     Args:
         raw: A ``nnUNet_raw`` folder.
-        cases: Training cases.
+        cases: Number of training cases.
         seed: Seed of shifts and noise.
 
     Returns:
@@ -102,7 +102,7 @@ def _case(organs: list[Organ], which: int, rng: np.random.Generator) -> tuple[ND
     image = np.full(SHAPE, (-1000.0, 0.0)[which])
     labels = np.zeros(SHAPE)
     image[_inside(_BODY, places, shift)] = _BODY.values[which]
-    for organ in ORGANS:  # organs that a dataset does not annotate are still there
+    for organ in ORGANS:  # organs that a dataset does not annotate are still in the image
         image[_inside(organ, places, shift)] = organ.values[which]
     for number, organ in enumerate(organs, start=1):
         labels[_inside(organ, places, shift)] = number

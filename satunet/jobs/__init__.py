@@ -1,1 +1,1 @@
-"""How long work is done: files that appear whole, workers, progress and its summary."""
+"""Tools for long jobs: files that appear whole, workers, progress and summary, stamps, records."""

@@ -1,4 +1,4 @@
-"""Where satunet keeps what it can make or fetch again."""
+"""The cache folder, for files that satunet can make or fetch again."""
 
 from __future__ import annotations
 

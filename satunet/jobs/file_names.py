@@ -1,9 +1,9 @@
-"""Names of files made from what people type: safe on every file system, readable, and each once.
+"""File names made from what people type: safe on every file system, readable and unique.
 
-A name keeps letters and digits of every script, ``+``, ``-`` and ``.``; everything else becomes ``_``. Beyond the
-characters, file systems differ in case (NTFS, APFS), in composed and decomposed accents (APFS), in reserved names
-(``CON``, ``NUL`` on Windows) and in length (255 bytes, 143 on eCryptfs): two names that any of them takes for one are
-told apart by a hash of their texts.
+A name keeps letters and digits of every script, ``+``, ``-`` and ``.``; everything else becomes ``_``. File systems
+also differ in case (NTFS, APFS), composed and decomposed accents (APFS), reserved names (``CON``, ``NUL`` on Windows)
+and length (255 bytes, 143 on eCryptfs). If any of them would take two names for the same, a hash of the text is
+appended.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 MOST_BYTES = 96
-"""Of a name in UTF-8: with an ending, ``_probability`` and the prefix of a temporary file it stays below 143."""
+"""Length of a name in UTF-8; with ending, ``_probability`` and the prefix of a temporary file it stays below 143."""
 
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|clock\$|(?:com|lpt)[0-9])", re.IGNORECASE)
 
 
 def safe_name(text: str) -> str:
-    """A file name, without ending, for any text; never empty, and the name of a safe name is that name.
+    """A file name, without ending, for any text; it is never empty, and a safe name is returned unchanged.
 
-    A text that is too long keeps its beginning and gets a hash of the whole.
+    If a text is too long, its beginning is kept and a hash of the whole text is appended.
     """
     composed = unicodedata.normalize("NFC", text).strip()
     name = "".join(c if c.isalnum() or c in "+-." else "_" for c in composed).strip(".")
-    if name.startswith("-"):  # an option to every program
+    if name.startswith("-"):  # programs would take it for an option
         name = f"_{name[1:]}"
     stem, dot, rest = name.partition(".")
     if _DEVICES.fullmatch(unicodedata.normalize("NFKC", stem)):
@@ -38,15 +38,15 @@ def safe_name(text: str) -> str:
 
 
 def unique_names(texts: Iterable[str], *, taken: Collection[str] = (), suffixes: Collection[str] = ("",)) -> list[str]:
-    """A safe name for each text, in order, no two of which any file system takes for one.
+    """A safe name for each text, in order, so that they are distinct on every file system.
 
-    The first text of a name keeps it; a further one gets a hash of its text, so that the name does not depend on how
-    many there are.
+    Of several texts with the same name, the first keeps it. The others get a hash of their text, so that a name does
+    not depend on the number of texts.
 
     Args:
         texts: Texts that need file names.
-        taken: Names that may not be given.
-        suffixes: What is put behind a name: no name with a suffix is another one with a suffix.
+        taken: Names that must not be used.
+        suffixes: Suffixes that will be appended; names are distinct with all of them.
     """
     used = {name_key(name) for name in taken}
     names = []
@@ -65,17 +65,17 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def table_cell(text: str) -> str:
-    """A text as a cell of a table that no spreadsheet takes for a formula; the inverse is :func:`text_of_cell`."""
+    """A text as a table cell that no spreadsheet takes for a formula; the inverse is :func:`text_of_cell`."""
     return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
 
 
 def text_of_cell(cell: str) -> str:
-    """The text that :func:`table_cell` made a cell of."""
+    """The text of a cell that :func:`table_cell` made."""
     return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULAS) else cell
 
 
 def name_key(name: str) -> str:
-    """Equal for names that some file system takes for one."""
+    """A key that is equal for names that some file system takes for the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).upper().casefold())
 
 

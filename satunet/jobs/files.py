@@ -22,17 +22,17 @@ from satunet.jobs.file_names import safe_name
 from satunet.jobs.leftovers import START, temporary_beside
 
 _LITTLE = 1 << 20
-"""Bytes that are left where a disk is as good as full."""
+"""Free bytes below which a disk counts as full."""
 
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Give a temporary path beside ``final`` that is renamed to it when the block succeeds.
 
-    The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it,
-    and starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the
-    temporary file is removed and ``final`` is left as it was. The folder is made if needed. What a killed process left
-    there is removed (:mod:`satunet.jobs.leftovers`).
+    The temporary name ends like the final one (``.nii.gz``, ``.b2nd``), because writers choose the format by it, and
+    starts with a dot, so that nothing lists it as a result. On an error, or if nothing was written, the temporary file
+    is removed and ``final`` is left as it was. The folder is made if needed. Temporary files of killed processes are
+    removed from it (:mod:`satunet.jobs.leftovers`).
 
     Raises:
         DiskFullError: There is no space left.
@@ -44,7 +44,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _told_of(final: Path) -> Iterator[None]:
-    """Errors of the disk while something is written are of the file that people know, whatever library found them."""
+    """Let errors of the disk name the final file, whichever library raised them."""
     try:
         yield
     except Exception as error:
@@ -64,9 +64,10 @@ _OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error of the operating system that another one tells of or comes from; the error itself if there is none.
+    """The operating system's error behind another error; the error itself if there is none.
 
-    Rust says it at the end of a text (``os error 28``), torch raises another error while it handles it.
+    Libraries in Rust put it at the end of their message (``os error 28``); torch raises another error while handling
+    it.
     """
     earlier: BaseException | None = error
     while earlier is not None:
@@ -84,7 +85,7 @@ def _is_temporary(name: object) -> bool:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder inside another one, removed at the end; what a killed process left is removed as well."""
+    """An empty folder inside another one, removed at the end; folders of killed processes are removed as well."""
     folder = temporary_beside(parent / "scratch")
     folder.mkdir(parents=True)
     try:
@@ -107,14 +108,14 @@ def _atomic_path(final: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(paths: Iterable[Path]) -> None:
-    """Have files, and their names in their folders, on the disk when this returns: what a power cut would leave.
+    """Flush files, and their entries in their folders, to the disk, so that they survive a power cut.
 
-    A renamed file is whole for every process, but its content and name may still be in memory alone. Whoever writes
-    that a file is there (a manifest, a record) flushes it first. File systems that cannot are left as they are.
+    Every process sees a renamed file whole, but its content and name may still be only in memory. Before a manifest or
+    record says that a file exists, the file must be flushed. File systems that cannot flush are ignored.
     """
     files = list(paths)
     places = [*files, *dict.fromkeys(file.parent for file in files)]
-    if len(files) > 1:  # flushes side by side share the journal's writes
+    if len(files) > 1:  # concurrent flushes share the journal's writes
         with ThreadPoolExecutor(min(16, len(files))) as threads:
             list(threads.map(_flush, files))
         places = places[len(files) :]
@@ -123,7 +124,7 @@ def flush_to_disk(paths: Iterable[Path]) -> None:
 
 
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EISDIR}
-"""What file systems say that flush nothing or no folders, and Windows of every folder."""
+"""Errors of file systems that cannot flush, or cannot flush folders, and of Windows for every folder."""
 
 
 def _flush(path: Path) -> None:
@@ -134,12 +135,12 @@ def _flush(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        if error.errno not in _CANNOT_FLUSH:  # a disk that could not keep what it was given
+        if error.errno not in _CANNOT_FLUSH:  # the disk could not store the content
             raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
 def make_readable(folder: Path) -> None:
-    """Give all files in a folder the rights that any new file has; some writers (safetensors) make theirs private."""
+    """Give all files in a folder the permissions of a new file; some writers (safetensors) make theirs private."""
     rights = _usual_rights(0o666)
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
@@ -153,7 +154,7 @@ def _usual_rights(mode: int) -> int:
 
 
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error comes from a full disk; libraries in C only say that they could not write."""
+    """Whether an error comes from a full disk; C libraries only say that they could not write."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     try:
@@ -194,12 +195,12 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Be the one job that writes to a folder; what a killed one left half-written in it is removed first.
+    """Be the only job that writes to a folder; unfinished files of killed jobs are removed first.
 
-    The lock goes with the process, however it ends. File systems without locks are used without.
+    The lock is released when the process ends, in whatever way. On file systems without locks, none is used.
 
     Raises:
-        UserError: Another job writes there now.
+        UserError: Another job is writing there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock", blocking=False, mode=_usual_rights(0o666))
@@ -227,7 +228,7 @@ def _has_no_locks(error: BaseException) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, in UTF-8, and flush it to the disk: what it says is relied on."""
+    """Write a text file whole, in UTF-8, and flush it to the disk."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
         _flush(temporary)
@@ -240,12 +241,12 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
     Args:
         path: The file.
         content: Content to write.
-        sealed: Whether an object gets a digest of all that it says, which :func:`read_json` checks. Files that people
-            edit, and formats of others, have none.
+        sealed: Whether to add a digest of the content, which :func:`read_json` checks. Files that people edit, and
+            formats of other programs, have none.
     """
     text = json.dumps(content, indent=1, default=_to_json)
     if sealed:
-        text = json.dumps(seal(json.loads(text)), indent=1)  # keys are texts now, and tuples lists
+        text = json.dumps(seal(json.loads(text)), indent=1)  # this turns keys into strings and tuples into lists
     write_text(path, text + "\n")
 
 
@@ -254,15 +255,15 @@ DIGEST = "content_sha256"
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An object of plain values, as JSON has them, with its digest."""
+    """An object of plain JSON values with its digest added."""
     return {**content, DIGEST: digest_of(content)}
 
 
 def unseal(content: Any, source: Path | str) -> Any:
-    """What an object says, without its digest; anything that is not sealed as it is.
+    """Check an object's digest and remove it; content without a digest is returned unchanged.
 
     Raises:
-        ValueError: It says something else than what was written; the message names the source.
+        ValueError: The content is not what was written; the message names the source.
     """
     if not isinstance(content, dict) or not isinstance(content.get(DIGEST), str):
         return content
@@ -276,35 +277,35 @@ def unseal(content: Any, source: Path | str) -> Any:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what an object says, however it is laid out: 64 hexadecimal digits."""
+    """SHA-256 of an object's content, independent of its formatting: 64 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; the digest of a sealed one is checked, and not part of what is returned.
+    """Read a JSON file; the digest of a sealed one is checked and removed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and says something else than
-            what was written; the message names it.
+        ValueError: The file is not JSON, not in UTF-8, nested too deeply, or it is sealed and was changed; the message
+            names it.
     """
     return unseal(parse_json(Path(path).read_bytes(), path), path)
 
 
 def parse_json(text: str | bytes, source: Path | str) -> Any:
-    """What a text in JSON says.
+    """Parse a text in JSON.
 
     Args:
         text: The text, in UTF-8 if it is bytes.
         source: Origin of the content, for messages.
 
     Raises:
-        ValueError: It is not JSON, not in UTF-8, nested too deeply, or has numbers without end; the message names the
-            source.
+        ValueError: The text is not JSON, not in UTF-8, nested too deeply, or has numbers that are too long; the message
+            names the source.
     """
     try:
-        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text  # Windows' editors mark the byte order
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text  # some editors add a byte order mark
         return json.loads(decoded)
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not JSON: its text is not in UTF-8 (byte {error.start})") from error

@@ -1,14 +1,14 @@
-"""What a result was made of, and whether it still is: the one answer to "is this done already?".
+"""Freshness of results: whether a result was made from today's inputs is decided here, and only here.
 
-A :class:`Stamp` keeps the input files of a result (place, size, times, content hash) and what they were combined with
-(plan, weights, options, versions: plain values). Later, the same question with today's files and values gives ``None``
-or the reason why the result is stale.
+A :class:`Stamp` records the input files of a result (path, size, times, content hash) and the values that they were
+combined with (plan, weights, options, versions). Later, it is compared with the current files and values; the answer is
+``None`` or the reason why the result is stale.
 
-What counts is content. Place and times only save reading a file again: the same resolved path, size, modification time
-and change time mean that it was not touched, unless it was written so shortly before the stamp that a later write could
-carry the same time (the "racy" files of git). Everything else is decided by the content hash: a folder that was moved
-or copied stays fresh, another patient's scan under the same name does not, nor one that was put there with its old
-modification time. Change times (``st_ctime``) cannot be set by tools that preserve modification times.
+Content decides. Paths and times only avoid reading a file again: if resolved path, size, modification time and change
+time are the same, a file was not touched, unless it was written so shortly before the stamp that a later write could
+have the same time (git's "racy" files). In all other cases the content hash decides: a folder that was moved or copied
+stays fresh; another patient's scan under the same name is stale, even if it has the old modification time. Change times
+(``st_ctime``) cannot be set by tools that preserve modification times.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from typing import Any
 from satunet.errors import MissingFileError
 
 RACY_NS = 2_000_000_000
-"""Nanoseconds before a stamp within which times tell nothing: file systems keep them in steps of up to two seconds."""
+"""Nanoseconds before a stamp within which times are not trusted: file systems store them in steps of up to 2 s."""
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileState:
-    """A file as it was.
+    """The state of a file at some time.
 
     Attributes:
         path: Resolved path.
         size: Size in bytes.
         time_ns: Modification time, nanoseconds since the epoch.
-        change_ns: Change time of content or rights, nanoseconds since the epoch.
-        sha256: Hash of the content; empty where times alone are to decide.
-        seen_ns: When it was looked at, nanoseconds since the epoch, or as soon after its last change as times can be
-            trusted: equal files have equal states, however long afterwards they are seen.
+        change_ns: Change time of content or permissions, nanoseconds since the epoch.
+        sha256: Hash of the content; empty if only times are compared.
+        seen_ns: Time at which the state was recorded, nanoseconds since the epoch, but at most the time from which the
+            file's times can be trusted, so that equal files have equal states whenever they are recorded.
     """
 
     path: str
@@ -54,15 +54,15 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path, *, sha256: str | None = None, read: bool = True) -> FileState:
-        """State of a file as it is now.
+        """The current state of a file.
 
         Args:
             path: The file.
-            sha256: Hash of its content where the caller has just read it.
-            read: Whether to read the file for its hash even where its times can be trusted.
+            sha256: Hash of its content, if the caller has just read it.
+            read: Whether to read the file for its hash even if its times can be trusted.
 
         Raises:
-            MissingFileError: It is not there, or it not a regular file.
+            MissingFileError: The file does not exist, or is not a regular file.
         """
         seen = time.time_ns()
         try:
@@ -83,7 +83,7 @@ class FileState:
         )
 
     def is_of(self, path: Path) -> bool:
-        """Whether the file at ``path`` holds what this one did; it is read only where times do not tell."""
+        """Whether the file at ``path`` has the content of this one; it is read only if its times do not decide."""
         try:
             if not path.is_file():
                 return False
@@ -94,9 +94,9 @@ class FileState:
             return False
 
     def is_untouched(self, path: Path) -> bool:
-        """Whether place, size and times alone say that the file at ``path`` is this one; it is not read.
+        """Whether path, size and times prove that the file at ``path`` is this one; it is not read.
 
-        ``False`` may mean no more than that they cannot tell.
+        ``False`` may only mean that they cannot decide.
         """
         try:
             status = path.stat()
@@ -109,7 +109,7 @@ class FileState:
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What a result was made of; a record (:mod:`satunet.jobs.records`).
+    """The inputs of a result; a record (:mod:`satunet.jobs.records`).
 
     Attributes:
         files: Input files, in order.
@@ -121,16 +121,17 @@ class Stamp:
 
     @classmethod
     def of(cls, files: Iterable[Path], combined: Mapping[str, Any] | None = None, *, read: bool = True) -> Stamp:
-        """The stamp of what is there now.
+        """The stamp of the current files and values.
 
         Args:
-            files: Input files; data files behind a header belong to them.
-            combined: Name → plain value (what JSON holds).
-            read: Whether files are read for their hashes. Where they are large and the result is cheap to make again,
-                only those are read whose times tell nothing yet; a file that is touched then makes the result stale.
+            files: Input files, including the data files that headers refer to.
+            combined: Name → plain JSON value.
+            read: Whether to read files for their hashes. ``False`` suits large files whose results are cheap to make
+                again: only files whose times cannot be trusted yet are read, and a file that is touched later makes the
+                result stale.
 
         Raises:
-            MissingFileError: A file is not there.
+            MissingFileError: A file does not exist.
         """
         return cls(files=tuple(FileState.of(file, read=read) for file in files), combined=_plain(combined or {}))
 
@@ -141,7 +142,7 @@ class Stamp:
             files: Input files, as for :meth:`of`.
             combined: Values, as for :meth:`of`.
         """
-        now = _plain(combined or {})  # as a saved stamp has them
+        now = _plain(combined or {})  # in the form of a saved stamp
         changed = [name for name in sorted({*now, *self.combined}) if now.get(name) != self.combined.get(name)]
         if changed:
             return f"made with another {', '.join(changed)}"
@@ -154,9 +155,9 @@ class Stamp:
         )  # fmt: skip
 
     def is_untouched(self, files: Sequence[Path], combined: Mapping[str, Any] | None = None) -> bool:
-        """Whether place, size and times alone say that a result with this stamp is fresh; no file is read.
+        """Whether path, size and times prove that a result with this stamp is fresh; no file is read.
 
-        For runs that look at thousands of results first: what this cannot tell is for :meth:`why_stale`, in a worker.
+        For runs that first check thousands of results; those it cannot decide go to :meth:`why_stale`, in a worker.
 
         Args:
             files: Input files, as for :meth:`of`.
@@ -169,9 +170,9 @@ class Stamp:
         )
 
     def renewed(self, files: Sequence[Path]) -> Stamp:
-        """The same stamp with today's places and times, after :meth:`why_stale` found nothing; no file is read.
+        """The same stamp with current paths and times, after :meth:`why_stale` found nothing; no file is read.
 
-        The next run can then tell without reading them.
+        The next run can then decide without reading the files.
         """
         states = tuple(
             FileState.of(file, sha256=was.sha256, read=was.sha256 != "")
@@ -181,13 +182,13 @@ class Stamp:
 
     @property
     def digest(self) -> str:
-        """Hash of contents and values: equal for equal inputs, wherever they lie."""
+        """Hash of contents and values: equal for equal inputs, wherever they are stored."""
         parts = [[file.sha256 for file in self.files], self.combined]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _resolved(path: Path) -> str:
-    """``str(path.resolve())`` of an existing file; folders that were resolved before are not looked at link by link."""
+    """``str(path.resolve())`` of an existing file; folders are resolved only once."""
     if path.is_symlink():
         return str(path.resolve())
     folder = path.parent
@@ -197,7 +198,7 @@ def _resolved(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _resolved_folder(folder: str, device: int, inode: int, here: str) -> str:
-    """Where a folder is; another one under its name is another device or inode."""
+    """Resolved path of a folder; device and inode in the key tell another folder under the same name apart."""
     return os.path.realpath(folder)
 
 
@@ -205,7 +206,7 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
@@ -215,7 +216,7 @@ def content_hash(path: Path) -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they will be when they were saved and read: tuples are lists, keys are texts."""
+    """The values as they are after saving and loading: tuples as lists, keys as strings."""
     if not values:
         return {}
     plain: dict[str, Any] = json.loads(json.dumps(dict(values), sort_keys=True))

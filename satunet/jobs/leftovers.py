@@ -1,10 +1,10 @@
-"""Names of temporary files that say whose they are, so that what a killed process left is known and removed.
+"""Names of temporary files that identify their process, so that those of killed processes can be removed.
 
-``.tmp-<machine>-<process>-<start>-<number>-<final name>``: machine (with its boot and its space of process numbers),
-number of the process and when it started, in base 36. One whose process is gone is nobody's. Names that this machine
-cannot judge (another machine's on a shared disk, other programs') are left for a day.
+``.tmp-<machine>-<process>-<start>-<number>-<final name>``: machine (with its boot and PID namespace), process number
+and start time, in base 36. If the process is gone, the file is removed. Files that this machine cannot judge (those of
+another machine on a shared disk, or of other programs) are kept for a day.
 
-Rejected: a lock on each temporary file. Some writers remove the file they are given and make their own.
+Rejected: a lock on each temporary file. Some writers remove the given file and create their own.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _swept: set[tuple[int, str]] = set()
 
 
 def temporary_beside(final: Path) -> Path:
-    """A path beside ``final`` that no other writer has, and whose name ends like the final one.
+    """A path beside ``final`` that no other writer uses, and whose name ends like the final one.
 
-    What killed processes left in that folder is removed when this process asks for the first time.
+    The first call for a folder also removes temporary files of killed processes there.
     """
     remove_leftovers(final.parent)
     process = os.getpid()
@@ -44,7 +44,7 @@ def remove_leftovers(folder: Path) -> None:
     if key in _swept:
         return
     _swept.add(key)
-    with suppress(OSError):  # not there yet, or not ours to look into
+    with suppress(OSError):  # it does not exist yet, or may not be read
         for entry in os.scandir(folder):
             if entry.name.startswith(START) and _is_left(entry):
                 with suppress(OSError):
@@ -66,7 +66,7 @@ def _is_left(entry: os.DirEntry[str]) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Four digits for this machine since it was started, and its space of process numbers."""
+    """Four digits that identify this machine, its boot and its PID namespace."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -75,7 +75,7 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started, in ticks since the machine did; ``None`` if there is none, or nothing tells (not Linux)."""
+    """Start time of a process, in ticks since the boot; ``None`` if it does not exist or, outside Linux, always."""
     try:
         return _digits(int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]))
     except (OSError, ValueError, IndexError):

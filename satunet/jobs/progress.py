@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 _NEVER_BROKEN = 100_000
-"""Columns of a console that is no terminal."""
+"""Columns of a console that is not a terminal."""
 
 
 def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> None:
@@ -48,21 +48,19 @@ def setup_logging(log_file: Path | None = None, *, verbose: bool = False) -> Non
 
 
 class _LogFile(logging.FileHandler):
-    """A log that cannot be written (a full disk) is told of once; the job goes on and fails by its results, if at
-    all.
-    """
+    """A log file that reports once if it cannot be written (a full disk); the job itself goes on."""
 
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Instead of a traceback for every record."""
+        """Print one line, instead of a traceback for every record."""
         if not self._told:
             self._told = True
             sys.stderr.write(f"{self.baseFilename}: the log cannot be written ({sys.exc_info()[1]})\n")
 
 
 def _terminal_handler() -> logging.Handler:
-    """Coloured on a terminal; in a pipe or file one line per record, however long, for grep and log collectors."""
+    """A coloured handler on a terminal; in a pipe or file, one line per record for grep and log collectors."""
     console = _console()
     if console.is_terminal:
         from rich.logging import RichHandler
@@ -75,11 +73,11 @@ def _terminal_handler() -> logging.Handler:
 
 @contextlib.contextmanager
 def prints_to_log(log: logging.Logger, source: str) -> Iterator[None]:
-    """What a library prints to stdout goes to a log at level DEBUG, so that progress bars stay whole.
+    """Send a library's output on stdout to a log at level DEBUG, so that it does not break progress bars.
 
     Args:
         log: Logger.
-        source: The library, named in front of each line.
+        source: Name of the library, put before each line.
     """
     text = io.StringIO()
     try:
@@ -162,23 +160,23 @@ def run_parallel(
         function: A function that can be pickled; it runs in a fresh (spawned) process.
         items: Items to run it on.
         description: Text of the progress bar.
-        processes: Worker processes, or where else to run; with 0 or 1, everything runs in this process.
+        processes: Number of worker processes, or workers of another kind; with 0 or 1, everything runs in this process.
         key: Short name of an item, for the progress bar.
-        needs: Function that gives the bytes of memory an item will need; items run at the same time as far as memory
+        needs: Function that returns the bytes of memory an item will need; items run at the same time as far as memory
             allows.
 
     Yields:
-        One outcome an item, in the order in which they end.
+        One outcome per item, in the order in which they end.
 
     Raises:
-        DiskFullError: An item found no space left to write to.
+        DiskFullError: The disk was full for an item.
     """
     items = list(items)
     with progress_bar(description, len(items)) as advance:
         workers = processes if isinstance(processes, Workers) else Workers(processes=processes)
         for outcome in outcomes(function, items, workers, needs):
             if isinstance(outcome.error, DiskFullError):
-                raise outcome.error  # all that follow would fail as well, each with a reason that is none
+                raise outcome.error  # all following items would fail as well, with misleading reasons
             advance(note=key(outcome.item))
             yield outcome
 
@@ -268,16 +266,16 @@ _shared_console: list[Any] = []
 
 
 def _console() -> Any:
-    """One console on stderr, so that results on stdout stay clean for pipes."""
+    """The shared console on stderr, so that stdout has only results."""
     from rich.console import Console
 
     if not _shared_console or _shared_console[0].file is not sys.stderr:
-        # Where there is no terminal to ask, nothing is broken: what reads a pipe reads lines.
+        # Without a terminal, lines are not wrapped: whatever reads a pipe reads lines.
         _shared_console[:] = [Console(file=sys.stderr, width=None if sys.stderr.isatty() else _NEVER_BROKEN)]
     return _shared_console[0]
 
 
 def in_locale(value: object) -> str:
-    """A value's text in what the locale's encoding can say: nnU-Net's log file is opened with it."""
+    """A value's text, limited to characters of the locale's encoding, in which nnU-Net's log file is opened."""
     encoding = locale.getpreferredencoding(False)
     return str(value).encode(encoding, "replace").decode(encoding)

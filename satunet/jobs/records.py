@@ -1,23 +1,22 @@
-"""Versioned, typed records: frozen dataclasses as JSON files, and one clear error for whatever is wrong with one.
+"""Versioned, typed records: frozen dataclasses as JSON files, with one clear error for anything that is wrong with one.
 
-A record is a dataclass. What a file holds is ``{"version": N}`` and its fields; types are checked on reading, field by
-field, by cattrs: a text where a number is expected an error that names file and field, not a number. A class says
-its version, and how to read older ones, by two optional members:
+A record is a dataclass. Its file holds ``{"version": N}`` and its fields. When a file is read, cattrs checks the type
+of each field: a text where a number is expected is not converted, but raises an error that names file and field. A
+class declares its version, and how older ones are read, with two optional members:
 
 ``RECORD_VERSION: ClassVar[int]``
     Version that is written (1 if not given). A file of a newer version is refused.
 ``upgrade(content: dict, version: int) -> dict``
-    Class method that turns the content of an older version into today's.
+    Class method that converts the content of an older version to the current one.
 
-Fields that a file lacks have the dataclass's default; fields that the class does not know are refused, because they
-mean that somebody else's file is read, or a newer one. Fields with ``init=False`` follow from the others and are not
-written. JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lists, or base64 where its field
-is a :data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and
-stop; a whole number as a key is a text.
+Fields missing in a file get the dataclass's default. Unknown fields are refused, because they mean that the file
+belongs to another program or a newer version. Fields with ``init=False`` follow from the others and are not written.
+JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lists, or base64 if its field is a
+:data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and stop; an integer key is a string.
 
-Not everything in a file is a record. Formats of others (nnU-Net's plans, fingerprints, ``dataset.json``, splits and
-``summary.json``; sentence-transformers' folders) are read and written by hand where they are used; what satunet adds to
-such a file is a record under one key.
+Formats of other programs (nnU-Net's plans, fingerprints, ``dataset.json``, splits and ``summary.json``;
+sentence-transformers' folders) are no records. They are read and written by the code that uses them; what satunet adds
+to such a file is a record under one key.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 from satunet.errors import SatunetError, UserError
 from satunet.jobs.files import read_json, seal, unseal, write_json
 
-if TYPE_CHECKING:  # commands that read no array start without numpy
+if TYPE_CHECKING:  # commands that read no array need not import numpy
     from numpy.typing import NDArray
 
 Record = TypeVar("Record")
 
-_SHOWN = 3  # faults of one file that are told
+_SHOWN = 3  # faults of a file that a message lists
 
 
 def to_plain(record: Any, *, sealed: bool = False) -> dict[str, Any]:
@@ -49,14 +48,14 @@ def to_plain(record: Any, *, sealed: bool = False) -> dict[str, Any]:
 
     Args:
         record: Instance of a dataclass.
-        sealed: Whether it gets a digest, for a record in a file of another format; :func:`from_plain` checks it.
+        sealed: Whether to add a digest, for a record in a file of another format; :func:`from_plain` checks it.
     """
     content = {"version": _version(type(record))} | fields_of(record)
     return seal(json.loads(json.dumps(content))) if sealed else content
 
 
 def fields_of(record: Any) -> dict[str, Any]:
-    """A record as plain values without its version: for parts of a file that says a version itself."""
+    """A record as plain values without its version, for parts of a file that has a version of its own."""
     fields: dict[str, Any] = _converter().unstructure(record)
     return fields
 
@@ -97,7 +96,7 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
             fields = upgrade(fields, version)
         record: Record = _converter().structure(fields, cls)
         return record
-    except SatunetError as problem:  # a value that the record itself refuses
+    except SatunetError as problem:  # the record itself refused a value
         raise error(f"{source}: {problem}") from problem
     except (cattrs.BaseValidationError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise error(f"{source}: not {what} of version {version}: {_faults(problem)}") from problem
@@ -112,14 +111,13 @@ def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = Us
     """Read what :func:`save_record` wrote.
 
     Raises:
-        SatunetError: ``error``: there is no such file, it cannot be read, or it is no such record; the message names
-            it.
+        SatunetError: ``error``: the file does not exist, cannot be read, or is no such record; the message names it.
     """
     return from_plain(load_json(path, what=_noun(cls), error=error), cls, source=path, error=error)
 
 
 def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError] = UserError) -> Any:
-    """As :func:`satunet.jobs.files.read_json`, with one class of error for whatever is wrong.
+    """As :func:`satunet.jobs.files.read_json`, with one class of error for all faults.
 
     Args:
         path: The file.
@@ -127,7 +125,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
         error: Class of the error to raise.
 
     Raises:
-        SatunetError: ``error``: no such file, not readable, another encoding, not JSON, nested too deeply.
+        SatunetError: ``error``: the file does not exist, is not readable, not in UTF-8, not JSON or nested too deeply.
     """
     try:
         return read_json(path)
@@ -141,7 +139,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
 
 @contextlib.contextmanager
 def understanding(source: Path | str, what: str, error: type[SatunetError] = UserError) -> Iterator[None]:
-    """Take apart, in this block, what a file that is no record says: whatever is not as expected one error.
+    """Parse the content of a file that is no record in this block; anything unexpected becomes one error.
 
     Args:
         source: The file, for messages.
@@ -149,8 +147,8 @@ def understanding(source: Path | str, what: str, error: type[SatunetError] = Use
         error: Class of the error to raise.
 
     Raises:
-        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. Errors of the project
-            that are raised in the block stay what they are.
+        SatunetError: ``error``, with the file: a key is missing, or a value is of another kind. The project's own
+            errors in the block are passed on.
     """
     try:
         yield
@@ -162,7 +160,7 @@ def understanding(source: Path | str, what: str, error: type[SatunetError] = Use
 
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""What Python says of content that is not of the expected kind."""
+"""Errors that Python raises for content of an unexpected kind."""
 
 
 def _version(cls: type[Any]) -> int:
@@ -207,8 +205,8 @@ def _told(problem: BaseException, wanted: type[Any] | None) -> str:
 
 @functools.cache
 def _converter() -> Any:
-    """Cattrs with strict plain types: nothing becomes a number or a text that was none."""
-    import cattrs  # here: commands that never read a record start without it
+    """A cattrs converter with strict plain types: no value is converted to a number or a text."""
+    import cattrs  # here, so that commands that read no record need not import it
     from cattrs.gen import make_dict_structure_fn
 
     converter = cattrs.Converter(detailed_validation=True, unstruct_collection_overrides={tuple: list})
@@ -228,9 +226,9 @@ def _converter() -> Any:
     converter.register_structure_hook(Path, lambda value, _: Path(converter.structure(value, str)))
     converter.register_unstructure_hook(Path, str)
     converter.register_structure_hook_func(lambda t: t is Any, lambda value, _: value)
-    converter.register_unstructure_hook(int, int)  # numbers of numpy, which JSON does not know
+    converter.register_unstructure_hook(int, int)  # numpy's numbers, which JSON cannot write
     converter.register_unstructure_hook(float, float)
-    converter.register_unstructure_hook(bool, bool)  # a kind of int to Python, which would write 1
+    converter.register_unstructure_hook(bool, bool)  # bool is a subclass of int, whose hook would write 1
     converter.register_unstructure_hook_func(
         lambda t: getattr(t, "__origin__", t) in (set, frozenset), lambda values: sorted(values)
     )
@@ -276,13 +274,13 @@ def _array(value: Any, kind: Any) -> NDArray[Any]:
 
 
 def _number_type(kind: Any) -> Any:
-    """``np.float64`` of ``NDArray[np.float64]``; ``None`` of what is no array."""
+    """``np.float64`` for ``NDArray[np.float64]``; ``None`` if the type is no array."""
     import numpy as np
 
     origin = get_origin(kind)
     if origin is np.ndarray:
         return get_args(get_args(kind)[1])[0]
-    # From numpy 2.5 on, NDArray is an alias that keeps its own name.
+    # Since numpy 2.5, NDArray is an alias that keeps its own name.
     return get_args(kind)[0] if getattr(origin, "__name__", None) == "NDArray" else None
 
 
@@ -297,7 +295,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 
 def _is_choice_of_scalars(kind: Any) -> bool:
-    """``int | str``, and not ``int | None``, which cattrs can tell apart."""
+    """Whether a type is like ``int | str``; not like ``int | None``, which cattrs can handle."""
     members = get_args(kind)
     return (
         get_origin(kind) in (Union, UnionType)

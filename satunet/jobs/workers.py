@@ -1,8 +1,8 @@
 """Where a job over many items runs: in this process, in worker processes, or on a Dask cluster.
 
 Worker processes come from pebble: it survives a worker that dies (out of memory, a crash in a C library) and says
-which item it held, where the standard library's pool breaks as a whole. Clusters are Dask's, which schedules over
-machines; nothing here does.
+which item that worker held, whereas the standard library's pool breaks as a whole. Scheduling over several machines is
+left to Dask.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from satunet.errors import EnvironmentProblemError, UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Needs = Callable[[Any], int]
-"""Bytes of memory that an item will need."""
+"""Function that returns the bytes of memory that an item will need."""
 
 _ENDED_ITSELF = 70
-"""Exit code of a worker whose code ended the process as if all were well."""
+"""Exit code of a worker whose code ended the process with exit code 0."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ _CONNECT_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Where to run.
+    """Processes or cluster to run on.
 
     Attributes:
-        processes: Worker processes on this machine; with 0 or 1, everything runs in this process.
-        memory_gb: Memory that they may need together; most of what is free if not given.
+        processes: Number of worker processes on this machine; with 0 or 1, everything runs in this process.
+        memory_gb: Memory that they may need together; most of the free memory if not given.
         scheduler: Address of a Dask scheduler (``tcp://host:8786``) whose workers to use instead.
     """
 
@@ -62,7 +62,7 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Generic[Item, Result]):
-    """What became of one item: a result, or the error that ended it."""
+    """Outcome of one item: a result, or the error that ended it."""
 
     item: Item
     result: Result | None = None
@@ -78,8 +78,8 @@ def outcomes(
         function: A function that can be pickled.
         items: Items to run it on.
         workers: Workers to use.
-        needs: Bytes that an item will need: items run side by side as far as memory goes. One that needs more than
-            there is runs alone.
+        needs: Function that returns the bytes that an item will need; items run at the same time as far as memory
+            allows. An item that needs more than all memory runs alone.
 
     Raises:
         UserError: The cluster cannot be reached, or has no workers.
@@ -97,7 +97,7 @@ def outcomes(
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that are free to use, within the limit of a container; ``None`` where nothing tells."""
+    """Free memory in bytes, within the limit of a container; ``None`` if it is unknown."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -107,7 +107,7 @@ def available_memory() -> int | None:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):
-            # What the page cache holds counts as used and is given back when needed: half of it is a fair guess.
+            # The page cache counts as used, but is freed when needed; half of it is a fair guess.
             most, now = int(Path(limit).read_text()), int(Path(used).read_text())
             found.append(max(most - now, most // 2))
     if not found:
@@ -117,7 +117,7 @@ def available_memory() -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it comes from, says that there is no memory left; torch says so in words."""
+    """Whether an error, or its cause, says that memory ran out; torch says so only in its message."""
     earlier: BaseException | None = error
     while earlier is not None:
         said = isinstance(earlier, RuntimeError) and re.search(_NO_MEMORY, str(earlier), re.IGNORECASE)
@@ -136,14 +136,14 @@ def _in_process(function: Callable[[Item], Result], items: Iterable[Item]) -> It
     for item in items:
         try:
             result = function(item)
-        except (Exception, SystemExit) as error:  # a library that gives up ends its item, not the job
+        except (Exception, SystemExit) as error:  # a library that exits ends its item, not the job
             yield Outcome(item=item, error=_as_error(error))
         else:
             yield Outcome(item=item, result=result)
 
 
 class _Admission(Generic[Item]):
-    """Lets items in as far as slots and memory go, the largest that fits first."""
+    """Admits items as far as slots and memory allow, the largest that fits first."""
 
     def __init__(self, items: Iterable[Item], slots: int, needs: Needs | None, limit: int | None) -> None:
         self._source = iter(items)
@@ -154,10 +154,10 @@ class _Admission(Generic[Item]):
         self._changed = threading.Condition()
 
     def next(self) -> tuple[int, Item] | None:
-        """Wait for room; the next item with its need, or ``None`` at the end."""
+        """Wait for room; returns the next item with its need, or ``None`` at the end."""
         for item in self._source:
             self._waiting.append((self._need(item), item))
-            if len(self._waiting) >= 8 * self._slots:  # a look ahead, without reading the headers of all first
+            if len(self._waiting) >= 8 * self._slots:  # looks ahead without reading all headers first
                 break
         with self._changed:
             while not self._closed and self._waiting:
@@ -171,14 +171,14 @@ class _Admission(Generic[Item]):
         return None
 
     def left(self, need: int) -> None:
-        """An item has ended."""
+        """Give back the slot and memory of an item that has ended."""
         with self._changed:
             self._running -= 1
             self._used -= need
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nothing more in."""
+        """Admit nothing more."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -204,7 +204,7 @@ class _Admission(Generic[Item]):
 def _in_pool(
     function: Callable[[Item], Result], items: list[Item], processes: int, needs: Needs | None, limit: int | None
 ) -> Iterator[Outcome[Item, Result]]:
-    """Run in worker processes. A pool breaks as a whole when a worker dies between two items; a new one goes on."""
+    """Run in worker processes. A pool breaks when a worker dies between two items; a new pool then continues."""
     waiting, in_vain = items, 0
     while waiting:
         lost: list[Item] = []
@@ -224,18 +224,18 @@ def _in_pool(
 
 
 _ATTEMPTS = 3
-"""Pools in a row that may break before one item is done."""
+"""Number of consecutive pools that may break before one item is done."""
 
 
 def _in_one_pool(
     function: Callable[[Item], Result], items: list[Item], processes: int, needs: Needs | None, limit: int | None
 ) -> Generator[Outcome[Item, Result], None, None]:
-    """Outcomes of one pool; those of items that were left when it broke have the error ``BrokenProcessPool``."""
+    """Outcomes of one pool; items that were left when it broke have the error ``BrokenProcessPool``."""
     from pebble import ProcessExpired, ProcessPool
 
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch or OpenMP threads run
     finished: queue.Queue[tuple[Item, Any]] = queue.Queue()
-    # Where memory counts, what is let in must run at once; elsewhere some items wait pickled.
+    # If memory is limited, admitted items must run at once; otherwise some may wait pickled.
     admission = _Admission(items, processes if needs else 2 * processes, needs, limit)
     pool = ProcessPool(max_workers=min(processes, max(1, len(items))), context=context, initializer=_start_worker)
 
@@ -272,7 +272,7 @@ def _in_one_pool(
         pool.close()
     finally:
         admission.close()
-        if pool.active:  # an interrupt, or the caller has seen enough: what runs is given up
+        if pool.active:  # interrupted, or the caller stopped early: running items are abandoned
             pool.stop()
         pool.join()
         feeder.join(timeout=5)
@@ -285,19 +285,19 @@ def _as_error(error: BaseException) -> Exception:
 
 
 def _start_worker() -> None:
-    """In a worker, before its first item."""
+    """Prepare a worker before its first item."""
     _die_with_parent()
     end = os._exit
 
     def never_well(status: int) -> NoReturn:
-        # pebble takes a worker that ends with 0 for one that has retired, and waits for its item for ever.
+        # pebble takes a worker that exits with 0 for a retired one, and waits for its item forever.
         end(status or _ENDED_ITSELF)
 
     os._exit = never_well
 
 
 def _die_with_parent() -> None:
-    """In a worker: end when the process that started it ends, also by SIGKILL, which nothing can catch there."""
+    """End this worker when its parent ends, even by SIGKILL, which the parent cannot catch."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -340,7 +340,7 @@ def _on_cluster(
                 return client.submit(function, item, key=key, pure=False, resources=resources)
             return None
 
-        # A bounded number of items is with the scheduler; more would fill it with pickles of what waits.
+        # The number of submitted items is limited, so that waiting items do not fill the scheduler's memory.
         first = [future for _ in range(2 * threads) if (future := submit()) is not None]
         running = as_completed(first, loop=client.loop)
         for future in running:

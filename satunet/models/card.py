@@ -13,7 +13,7 @@ def model_card_text(card: ModelCard, about: str, missed: Mapping[str, float] | N
     Args:
         card: Description of the model.
         about: Intended use and limits, in Markdown.
-        missed: Classes that were trained and not earned → their mean DSC.
+        missed: Classes that were trained but score too low to be offered → their mean DSC.
     """
     lines = [f"# {card.name}", "", about.strip(), "", "## Scores", ""]
     lines += ["| class | modality | DSC | NSD at 1 mm | scans | from |", "| --- | --- | ---: | ---: | ---: | --- |"]

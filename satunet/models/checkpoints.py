@@ -1,4 +1,4 @@
-"""Reading checkpoint files: never code from a file, and one clear error for whatever is wrong with it."""
+"""Reading checkpoint files, without running code from them, and with one clear error for anything that is wrong."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a ``torch.save`` file onto the CPU without running code from it.
 
     nnU-Net's checkpoints carry numpy scalars in their training log; these types are allowed, others are refused
-    (``torch.load(weights_only=True)``). Tensors are mapped from the file where its format allows it. Every file of the
-    archive that a checkpoint is has a CRC-32, which torch does not look at when it maps: it is checked here.
+    (``torch.load(weights_only=True)``). Tensors are memory-mapped where the file's format allows it. A checkpoint is a
+    ZIP archive whose files have a CRC-32 each; torch does not check it when it maps, so it is checked here.
 
     Raises:
-        ModelError: No such file, truncated, no checkpoint, or it holds objects that are not data.
+        ModelError: The file does not exist, is truncated, is no checkpoint, or holds objects that are not data.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,11 +57,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Whether the content of a ZIP archive without compression, as ``torch.save`` writes it, is what was written.
+    """Check that the content of an uncompressed ZIP archive, as ``torch.save`` writes it, is undamaged.
 
     Raises:
-        ModelError: A file in it is not what its checksum says.
-        zipfile.BadZipFile: It is no archive that can be read.
+        ModelError: A file in the archive does not match its checksum.
+        zipfile.BadZipFile: The archive cannot be read.
     """
     from isal import isal_zlib
 
@@ -77,7 +77,7 @@ def check_archive(path: Path) -> None:
                     while packed.read(1 << 20):
                         pass
                 continue
-            archive.open(member).close()  # its own header says the same as the list of all
+            archive.open(member).close()  # raises if the member's own header contradicts the archive's directory
             start = member.header_offset
             names, extra = struct.unpack("<HH", view[start + 26 : start + 30])
             start += 30 + names + extra
@@ -89,7 +89,7 @@ def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dic
     """The network's tensors in a checkpoint of nnU-Net's layout, without the prefixes of DDP and ``torch.compile``.
 
     Raises:
-        ModelError: There are none.
+        ModelError: The checkpoint has no network weights.
     """
     weights = checkpoint.get("network_weights")
     if not isinstance(weights, Mapping) or not weights:
@@ -99,19 +99,19 @@ def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dic
         if not isinstance(value, Tensor):
             raise ModelError(f"{source}: {key!r} in 'network_weights' is a {type(value).__name__}, not a tensor")
         name = str(key)
-        for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # compiled, distributed, or a compiled one distributed
+        for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # of torch.compile, of DDP, or of both
             name = name.removeprefix(prefix)
         cleaned[name] = value
     return cleaned
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
-    """Copy ``weights`` into ``network``; every tensor must be there, no other, and of the right shape.
+    """Copy ``weights`` into ``network``; the names and shapes of the tensors must be exactly the network's.
 
     A network built on the device ``meta`` takes the tensors over instead of copying them.
 
     Raises:
-        ModelError: Lists what is missing, what is extra, what has another shape, and what is not finite.
+        ModelError: Tensors are missing, superfluous, of another shape or not finite; the message lists them.
     """
     expected = network.state_dict()
     missing = sorted(expected.keys() - weights.keys())
@@ -136,7 +136,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: P
     if faults:
         raise ModelError(f"{source}: the weights do not fit the network of the plan; tensors " + "; ".join(faults))
     if any(tensor.is_meta for tensor in expected.values()):
-        # Built without memory: it takes the tensors themselves, in the types it would have had.
+        # Built without memory: it takes the tensors themselves, cast to its own types.
         types = {key: tensor.dtype for key, tensor in expected.items()}
         network.load_state_dict({k: w.detach().to(types[k]) for k, w in weights.items()}, strict=True, assign=True)
     else:
@@ -144,20 +144,20 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: P
 
 
 def empty_network(config: NetworkConfig) -> PromptedUNet:
-    """A network whose weights have shapes and no values, for :func:`load_weights` to fill; made in no time."""
+    """A network on the device ``meta``, without memory for its weights; :func:`load_weights` fills it."""
     with torch.device("meta"), _NoRandomNumbers():
         return PromptedUNet(config)
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out initialisations: on the device ``meta`` they do nothing but import torch's compiler, for a second."""
+    """Skips initialisations: on the device ``meta`` they have no effect, but import torch's compiler (about 1 s)."""
 
     _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """The tensor itself for what would fill it, an empty one for an identity."""
+        """Return the tensor unchanged for functions that would fill it, and an empty one for an identity matrix."""
         if func in self._SKIPPED or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else (kwargs or {})["tensor"]
         if func is torch.eye:

@@ -1,4 +1,4 @@
-"""Which model a command uses: folders or names, folds, checkpoint; and the default where none was named."""
+"""Choosing the models of a command: folders or names, folds, checkpoint; and the default if none was named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelChoice:
         """The models' folders.
 
         Raises:
-            ModelError: One is not there, or none was named and there is no default.
+            ModelError: A model does not exist, or none was named and there is no default.
         """
         return tuple(dict.fromkeys(map(existing_model, self.model))) or (default_model(),)
 
@@ -55,7 +55,7 @@ class ModelChoice:
         """Descriptions of the models, one per folder, without reading weights.
 
         Raises:
-            ModelError: One cannot be used, or lacks a fold.
+            ModelError: A model cannot be used, or lacks a fold.
         """
         from satunet.models.folder import ModelDescription, checkpoint_of, is_model_folder
 
@@ -69,7 +69,7 @@ class ModelChoice:
         """The models, one per folder and fold.
 
         Raises:
-            ModelError: One cannot be loaded.
+            ModelError: A model cannot be loaded.
         """
         from satunet.models.folder import ModelFolder
 
@@ -83,7 +83,7 @@ def existing_model(given: Path) -> Path:
     """The folder of a model.
 
     Raises:
-        ModelError: It does not exist; the message says what a model is and which ones are here.
+        ModelError: The folder does not exist; the message says what a model is and which ones were found.
     """
     resolved = resolve_model(given)
     if resolved.is_dir():

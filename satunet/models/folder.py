@@ -2,18 +2,18 @@
 
 A model folder::
 
-    model.json                what it is: hash of the weights, text encoder, licence, provenance
+    model.json                its card: hash of the weights, text encoder, licence, provenance
     plans.json                the plan (nnU-Net's format)
     label_space.json          the classes it knows
     text_bank.safetensors     embeddings of their texts
     weights.safetensors       the network
     trained_scans.json        optional: digests of the scans it was trained on
-    confidence.json           optional: what its masks are worth, calibrated (in a result folder: beside the weights)
-    text_encoder/             optional: the encoder, where it cannot be had by name
+    confidence.json           optional: calibration of its confidence (in a result folder: beside the weights)
+    text_encoder/             optional: the encoder, if it cannot be obtained by name
 
 A result folder of our trainer (``plans.json``, ``label_space.json``, ``text_bank.safetensors``, ``fold_*/*.pth``) is
-accepted in its place; :mod:`satunet.models.writing` makes a model folder of one. A model folder can be moved, holds no
-pickle, and its weights are checked against their hash whenever it is loaded.
+accepted in its place; :mod:`satunet.models.writing` turns one into a model folder. A model folder can be moved and
+contains no pickle; its weights are checked against their hash whenever it is loaded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well a model segments a class, on scans it was not trained on.
+    """Scores of a class, on scans that the model was not trained on.
 
     Attributes:
         class_name: The class.
@@ -68,7 +68,7 @@ class ClassScore:
         nsd: Mean normalised surface Dice at 1 mm.
         scans: Number of scans that show the class.
         dataset: Dataset of these scans.
-        kept_out: Whether they are patients kept out of a dataset that was trained on; else the dataset was not.
+        kept_out: Whether the dataset was trained on, without the patients of these scans; else none of it was.
     """
 
     class_name: str
@@ -82,11 +82,11 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a model was trained on.
+    """Data that a model was trained on.
 
     Attributes:
         name: Name of the data.
-        what: Images with labels, or label maps that images were made of; how many.
+        what: Kind and amount: images with labels, or label maps from which images were synthesised.
         licence: Licence, as stated.
         address: Address of the source.
     """
@@ -99,7 +99,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderIdentity:
-    """Which text encoder made the embeddings of a model.
+    """The text encoder that made a model's embeddings.
 
     Attributes:
         name: Name of the model.
@@ -112,19 +112,19 @@ class EncoderIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What is known of a model besides plan, classes and weights: the record in ``model.json``.
+    """Facts about a model besides plan, classes and weights: the record in ``model.json``.
 
     Attributes:
-        format: Format name, which tells the file from other programs' ``model.json``.
-        name: A name for people.
+        format: Format name, which distinguishes the file from other programs' ``model.json``.
+        name: Name to display.
         weights_hash: :func:`~satunet.models.checkpoints.hash_weights` of the network, 64 hexadecimal digits.
         text_encoder: The text encoder.
         licence: Licence of the weights; ``None`` if it was not stated.
         fold: Fold the weights were trained on, or ``"all"``; its validation scans were not seen.
         provenance: Origin of the weights: source files with their hashes, datasets, training, date.
-        scores: Scores of its classes. A model with scores offers no class without one.
+        scores: Scores of its classes. If there are any, the model offers only the classes that have one.
         sources: Sources that it was trained on.
-        files: Name → SHA-256 of the other files that were written with it; in older models none.
+        files: Name → SHA-256 of the other files of the folder; empty in older models.
     """
 
     RECORD_VERSION: ClassVar[int] = MODEL_VERSION
@@ -141,10 +141,10 @@ class ModelCard:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def check_files(self, folder: Path) -> None:
-        """Whether the files of a model are those that were written with it.
+        """Check that the other files of the folder are those that were written with the card.
 
         Raises:
-            ModelError: One is missing or damaged.
+            ModelError: A file is missing or damaged.
         """
         for name, digest in self.files.items():
             try:
@@ -162,7 +162,7 @@ class ModelCard:
         """Read a ``model.json``.
 
         Raises:
-            ModelError: It is not one, or one of another version.
+            ModelError: The file is not a model card, or is one of another version.
         """
         content = load_json(path, what="a model card", error=ModelError)
         if not isinstance(content, Mapping) or content.get("format") != "satunet model":
@@ -173,7 +173,7 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelDescription:
-    """Description of a model and of what it can be asked for, without its weights.
+    """A model without its weights: its plan, classes, texts and card.
 
     Attributes:
         path: The folder.
@@ -211,7 +211,7 @@ class ModelDescription:
         """The encoder for texts that are not in the bank: the folder's own if it has one, else the plan's by name.
 
         Raises:
-            ModelError: It cannot be had, or is not the one that the bank was made with.
+            ModelError: The encoder cannot be loaded, or is not the one that made the bank.
         """
         own = self.path / TEXT_ENCODER_FOLDER
         if not own.is_dir():
@@ -225,7 +225,7 @@ class ModelDescription:
         return encoder
 
     def _encoder_by_name(self) -> TextEncoder:
-        # Whoever made the model chose the name: it is looked for on this machine, and nothing is fetched for it.
+        # The name comes from whoever made the model: the encoder is searched on this machine only, never downloaded.
         encoder = load_text_encoder(self.plan.text_encoder)
         if isinstance(encoder, TransformerEncoder):
             encoder.fetch = False
@@ -234,11 +234,11 @@ class ModelDescription:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelFolder(ModelDescription):
-    """A model, loaded.
+    """A loaded model.
 
     Attributes:
         network: Network in evaluation mode, on the CPU.
-        weights_hash: Hash of names, shapes and values of the weights, whatever file they came in.
+        weights_hash: Hash of names, shapes and values of the weights, independent of the format of their file.
         fold: Fold of the weights.
         checkpoint: Name of the weights' file.
         calibration: Calibration of its confidence; ``None`` if there is none.
@@ -252,7 +252,7 @@ class ModelFolder(ModelDescription):
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What a result of this model depends on, as short hashes: weights, plan, texts."""
+        """Short hashes of everything that determines the model's results: weights, plan, texts, calibration."""
         plan = json.dumps(self.plan.to_nnunet(), sort_keys=True, default=str)
         texts = hashlib.sha256("\n".join(self.bank.texts).encode())
         texts.update(np.ascontiguousarray(self.bank.vectors).tobytes())
@@ -315,7 +315,7 @@ class ModelFolder(ModelDescription):
 
 
 def _calibration_of(folder: Path, weights_hash: str) -> Calibration | None:
-    """The calibration beside some weights; one of other weights says nothing of these."""
+    """The calibration in the folder of the weights; ``None`` if it was made for other weights."""
     found = Calibration.load(folder)
     if found is not None and found.weights_hash != weights_hash:
         logger.warning(
@@ -327,7 +327,7 @@ def _calibration_of(folder: Path, weights_hash: str) -> Calibration | None:
 
 
 def _card_of(path: Path) -> ModelCard | None:
-    """The card of a model folder, whose files are those that it names; ``None`` for any other folder."""
+    """The card of a model folder, with its files checked against it; ``None`` for any other folder."""
     if not is_model_folder(path):
         return None
     card = ModelCard.load(path / MODEL_FILE)
@@ -336,7 +336,7 @@ def _card_of(path: Path) -> ModelCard | None:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether this is a model folder (and no result folder of the trainer)."""
+    """Whether this is a model folder (rather than a result folder of the trainer)."""
     return (path / MODEL_FILE).is_file()
 
 
@@ -365,7 +365,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
     Raises:
-        ModelError: No such file, or truncated or otherwise damaged.
+        ModelError: The file does not exist, or is truncated or otherwise damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -382,7 +382,7 @@ def checkpoint_of(path: Path, *, fold: int | str | None, checkpoint: str) -> tup
     """Fold and checkpoint file of a result folder.
 
     Raises:
-        ModelError: There is none, or the fold must be given.
+        ModelError: There is no such checkpoint, or several folds and none was chosen.
     """
     chosen = fold if fold is not None else _only_fold(path)
     file = path / f"fold_{chosen}" / checkpoint
@@ -392,10 +392,10 @@ def checkpoint_of(path: Path, *, fold: int | str | None, checkpoint: str) -> tup
 
 
 def check_bank(bank: TextBank, plan: UnifiedPlan, path: Path) -> None:
-    """Whether texts and plan are of one model.
+    """Check that texts and plan belong to the same model.
 
     Raises:
-        ModelError: They are not.
+        ModelError: They do not.
     """
     if bank.dim != plan.network.text_dim:
         raise ModelError(

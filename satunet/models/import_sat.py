@@ -1,7 +1,7 @@
 """SAT's published checkpoints → a model folder.
 
-Nothing is taken in part: a tensor that is missing, unknown or of another shape ends the import with a list of what
-differs. Nothing in the files is run.
+Checkpoints are imported completely or not at all: if a tensor is missing, unknown or of another shape, the import ends
+with a list of all differences. No code from the files is run.
 """
 
 from __future__ import annotations
@@ -57,20 +57,21 @@ def import_sat(
     """Turn SAT's checkpoints into a model folder that prediction takes.
 
     Args:
-        checkpoint: ``SAT_Nano.pth`` or ``SAT_Pro.pth``; which it is is seen from its shapes.
+        checkpoint: ``SAT_Nano.pth`` or ``SAT_Pro.pth``; the shapes of its tensors tell which one.
         text_encoder: ``text_encoder.pth``, from the same download.
-        output: The model folder to write; it must not be there yet.
+        output: The model folder to write; it must not exist.
         text_architecture: Hub name or folder with the configuration and tokenizer of the text encoder.
-        name: A name for people; "SAT-Nano" or "SAT-Pro" if not given.
+        name: Name to display; "SAT-Nano" or "SAT-Pro" if not given.
         licence: Licence of the weights, as their publishers state it.
-        presets: The networks it may be; SAT's two if not given.
-        patch_size: Windows to predict with.
-        architecture_name: What the model says that architecture is, where a folder was given that will not stay.
+        presets: Network configurations to try; SAT's two if not given.
+        patch_size: Size of the windows in prediction.
+        architecture_name: Name of the text architecture to record, if ``text_architecture`` is a temporary folder.
         origin: Origin of the files, for the model's provenance.
 
     Raises:
-        UserError: ``output`` is there already.
-        ModelError: A file that cannot be read, holds objects other than data, or does not fit; lists what differs.
+        UserError: ``output`` exists.
+        ModelError: A file cannot be read, holds objects other than data, or does not fit; the message lists the
+            differences.
     """
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise UserError(f"{output}: already exists; remove it, or give another folder")
@@ -118,7 +119,7 @@ def import_sat(
 
 
 def sat_plan(config: NetworkConfig, patch_size: tuple[int, int, int] = SAT_PATCH) -> UnifiedPlan:
-    """How SAT was trained and predicts: spacing, orientation, intensities, datasets and their weights."""
+    """SAT's settings of training and prediction as a plan: spacing, orientation, intensities, weights of datasets."""
     records = load_catalogue().records
     return UnifiedPlan(
         dataset_name="SAT_DS",
@@ -141,7 +142,7 @@ def sat_plan(config: NetworkConfig, patch_size: tuple[int, int, int] = SAT_PATCH
 
 
 def sat_label_space(catalogue: Catalogue | None = None) -> LabelSpace:
-    """The 498 classes and modalities of SAT-DS, from the catalogue: none of its datasets has to be there."""
+    """The 498 classes and modalities of SAT-DS, from the catalogue alone; its datasets are not needed."""
     datasets = [
         Dataset(
             id=record.id,

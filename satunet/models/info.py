@@ -1,4 +1,4 @@
-"""What a model is, for people and programs, without loading its weights."""
+"""Facts about a model, for people and programs, without loading its weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
     Args:
         path: The folder, or the name of a model that comes with satunet.
         classes: List the classes by modality.
-        verify: Load the weights, which checks them against the plan and, in a model folder, against their hash.
+        verify: Load the weights too, to check them against the plan and, in a model folder, against their hash.
 
     Raises:
         ModelError: Not a model, or damaged.
@@ -71,7 +71,7 @@ def _score(score: ClassScore) -> str:
 
 
 def _verify(path: Path) -> list[str]:
-    """Load the weights, of a result folder those of every checkpoint; a sentence each."""
+    """Load the weights (in a result folder: of every checkpoint) and report on each in one sentence."""
     if is_model_folder(path):
         model = ModelFolder.load(path)
         return [f"weights {model.weights_hash} fit the plan and are those that {MODEL_FILE} names"]
@@ -151,10 +151,10 @@ def _texts(path: Path, bank: TextBank) -> dict[str, Any]:
 
 
 def _weights(file: Path) -> dict[str, Any]:
-    """Of a safetensors file, from its header alone.
+    """Facts about the weights in a safetensors file, from its header alone.
 
     Raises:
-        ModelError: No such file, or truncated.
+        ModelError: The file does not exist, or is truncated.
     """
     try:
         size = file.stat().st_size

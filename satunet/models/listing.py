@@ -1,4 +1,4 @@
-"""Which models there are: shipped, in the cache, one's own, and known by name."""
+"""List of the available models: shipped, cached, trained here, and those known by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from satunet.models.shipped import SHIPPED, resolve_model
 
 
 def list_models() -> list[dict[str, Any]]:
-    """A row per model: name, kind, size, classes, modalities, licence, scores, place; ``problem`` if it cannot be read."""
+    """One row per model: name, kind, size, classes, modalities, licence, scores, place; ``problem`` if unreadable."""
     kept = {known.place: known.name for known in KNOWN.values()}
     rows = [_row(name, "shipped", resolve_model(name)) for name in SHIPPED]
     rows += [_row(kept.get(folder, folder.name), "fetched", folder) for folder in _cached()]
@@ -44,7 +44,7 @@ def _row(name: str, kind: str, folder: Path) -> dict[str, Any]:
         space = LabelSpace.load(folder / "label_space.json")
         card = ModelCard.load(folder / MODEL_FILE) if is_model_folder(folder) else None
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    except (SatunetError, OSError) as error:  # one that is damaged does not hide the others
+    except (SatunetError, OSError) as error:  # a damaged model does not hide the others
         return row | {"problem": str(error), "place": str(folder)}
     row |= {"MB": round(size / 1e6, 1), "classes": len(space.classes), "modalities": _modalities(space)}
     if card is not None:
@@ -58,7 +58,7 @@ def _modalities(space: LabelSpace) -> list[str]:
 
 
 def _summary(scores: tuple[ClassScore, ...]) -> str:
-    """Mean over classes of the DSC, each the mean over its scans: "DSC 0.75 (40 classes)"."""
+    """Mean DSC over classes, such as "DSC 0.75 (40 classes)"; a class counts by the mean over its scans."""
     classes: dict[tuple[str, str], list[ClassScore]] = {}
     for score in scores:
         classes.setdefault((score.class_name, score.modality), []).append(score)

@@ -1,4 +1,4 @@
-"""Where a training leaves its network, and what its result folder says."""
+"""Files of a training's result folder: checkpoints, configuration, split."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from satunet.errors import ModelError
 from satunet.jobs.files import read_json
 
 CONFIG_FILE = "training_config.json"
-"""How a fold was trained."""
+"""Configuration that a fold was trained with."""
 SPLIT_FILE = "split.json"
-"""Scans that a fold was trained and validated on; ``splits_final.json`` may change after."""
+"""Scans that a fold was trained and validated on; ``splits_final.json`` may change afterwards."""
 _BEGUN_AGAIN = ".begun_again"
 
 
 def last_checkpoint(fold: Path) -> Path | None:
-    """The checkpoint of a fold to go on from: the final one, unless a new run was begun after it and did not end.
+    """The checkpoint of a fold to resume from: the final one, unless a new run was begun after it and is unfinished.
 
-    A run that is begun again leaves the final checkpoint of the one before until it has its own. That it was begun is
-    written down; where nnU-Net's own trainer left none, times of the files tell.
+    A new run leaves the previous run's final checkpoint in place until it has its own. A marker file says that it was
+    begun; nnU-Net's own trainer writes no marker, so there the times of the files decide.
     """
     final, latest, best = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     if final.is_file() and latest.is_file():
@@ -28,18 +28,18 @@ def last_checkpoint(fold: Path) -> Path | None:
 
 
 def begin_again(fold: Path) -> None:
-    """Write down that a new run begins, if there is a final checkpoint of one before."""
+    """Mark that a new run begins, if there is a final checkpoint of a previous one."""
     if (fold / "checkpoint_final.pth").is_file():
         (fold / _BEGUN_AGAIN).touch()
 
 
 def end_run(fold: Path) -> None:
-    """Write down that the final checkpoint is that of the last run that was begun."""
+    """Remove the mark: the final checkpoint is now that of the latest run."""
     (fold / _BEGUN_AGAIN).unlink(missing_ok=True)
 
 
 def trained_scans(fold: Path) -> set[str]:
-    """Scans that the network of a fold was trained on; none if that was not written down.
+    """Scans that the network of a fold was trained on; empty if they were not recorded.
 
     Raises:
         ModelError: The file is damaged.

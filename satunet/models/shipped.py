@@ -7,19 +7,19 @@ from pathlib import Path
 from satunet.errors import ModelError
 
 SHIPPED = ("starter",)
-"""Names of the models in the package; a folder of that name goes first."""
+"""Names of the models in the package; an existing folder of that name has precedence."""
 
 
 def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
-    """The folder of a model that is given by name or path; a path that is none of a name stays as it is.
+    """The folder of a model that is given by name or path; anything that is no name is returned as a path.
 
     Args:
         model: Folder, one of :data:`SHIPPED`, or the name of a published model
             (:mod:`satunet.models.published.known`).
-        fetch: Whether a published model that is not here yet is fetched.
+        fetch: Whether to fetch a published model that is not in the cache.
 
     Raises:
-        ModelError: A published model that cannot be had, or is not here and must not be fetched.
+        ModelError: A published model cannot be fetched, or is not in the cache and must not be fetched.
     """
     path = Path(model).expanduser()
     if path.is_dir():

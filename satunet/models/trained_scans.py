@@ -1,9 +1,9 @@
 """Which scans a network has seen in training, so that no benchmark scores it on them.
 
-Scans are known by name and by content: a digest of the voxels (:func:`satunet.images.content.voxel_digest`) is the same
-in a copy of a dataset, under another name and in another format. What is started from another network's weights has
-seen what that one has. Names of scans may be nobody's business, so they are kept as digests too: whoever has a scan of
-that name can ask whether it is one of them.
+Scans are identified by name and by content: a digest of the voxels (:func:`satunet.images.content.voxel_digest`) is the
+same in a copy of a dataset, under another name and in another format. A network that was initialised with another's
+weights has also seen the scans of that one. Names of scans may be confidential, so only digests of them are kept:
+whoever knows the name of a scan can ask whether it is among them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINED_SCANS_FILE = "trained_scans.json"
 
 @dataclass(frozen=True)
 class TrainedScans(Container[str]):
-    """Scans that a network was trained on; tells whether one is among them, and nothing else.
+    """Scans that a network was trained on. It tells whether a given scan is among them, but does not name any.
 
     Attributes:
         names: Digests of the scans' names (``<dataset>__<case>__<channel>``), 16 hexadecimal digits each.
@@ -39,7 +39,7 @@ class TrainedScans(Container[str]):
 
         Args:
             names: Names of scans.
-            voxels: Digests of them from :func:`~satunet.images.content.voxel_digest`; empty ones are no one's.
+            voxels: Their digests from :func:`~satunet.images.content.voxel_digest`; empty digests are ignored.
         """
         return cls(frozenset(map(_digest, names)), frozenset(v for v in voxels if v))
 
@@ -66,10 +66,10 @@ class TrainedScans(Container[str]):
             fold: Fold of a result folder.
 
         Returns:
-            ``None`` if nothing tells.
+            The scans; ``None`` if they were not recorded.
 
         Raises:
-            ModelError: What tells is damaged.
+            ModelError: The record is damaged.
         """
         if (path / TRAINED_SCANS_FILE).is_file():
             return cls.load(path / TRAINED_SCANS_FILE)
@@ -77,28 +77,28 @@ class TrainedScans(Container[str]):
 
     @classmethod
     def of_weights(cls, file: Path) -> TrainedScans | None:
-        """Scans that the network of a file of weights has seen: what is written beside it tells.
+        """Scans that the network of a file of weights has seen, from the records in the same folder.
 
         Args:
             file: A checkpoint in a fold's folder, or weights in a model folder or that of a pre-training.
 
         Returns:
-            ``None`` if nothing tells.
+            The scans; ``None`` if they were not recorded.
 
         Raises:
-            ModelError: What tells is damaged.
+            ModelError: The record is damaged.
         """
         return cls._beside(file.parent)
 
     @classmethod
     def _beside(cls, folder: Path) -> TrainedScans | None:
-        """What a folder of weights tells; an older version wrote down the split alone."""
+        """Scans recorded in a folder of weights; older versions recorded only the split."""
         file = folder / TRAINED_SCANS_FILE
         seen = cls.of(trained_scans(folder)) | (cls.load(file) if file.is_file() else cls())
         return seen if seen.names or seen.voxels else None
 
     def save(self, file: Path) -> None:
-        """As JSON."""
+        """Write the digests as JSON."""
         write_json(file, {"sha256": sorted(self.names), "voxels": sorted(self.voxels)}, sealed=True)
 
     @classmethod
@@ -106,7 +106,7 @@ class TrainedScans(Container[str]):
         """Read what :meth:`save` wrote.
 
         Raises:
-            ModelError: It is damaged.
+            ModelError: The file is damaged.
         """
         content = load_json(file, what="digests of scans", error=ModelError)
         try:

@@ -1,4 +1,4 @@
-"""Model folders are written whole: from weights of any source, or from a trained result folder."""
+"""Writing model folders, from weights of any source or from a trained result folder; a folder appears complete."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ def write_model(
     sources: Sequence[Source] = (),
     calibration: Calibration | None = None,
 ) -> ModelCard:
-    """Write a model folder, whole.
+    """Write a model folder; it appears complete or not at all.
 
     Args:
-        output: The folder; it must not be there yet.
+        output: The folder; it must not exist.
         plan: Plan whose ``network`` the weights must fit.
         space: Classes.
         bank: Embeddings of their texts.
         weights: Weights of the network.
-        name: A name for people.
+        name: Name to display.
         licence: Licence of the weights.
         provenance: Origin of the weights; version and date are added.
         fold: Fold they were trained on.
-        text_encoder: Folder of the encoder to carry along.
+        text_encoder: Folder of the text encoder to include.
         trained: Scans it was trained on.
         scores: Scores on scans it was not trained on.
         sources: Sources that it was trained on.
         calibration: Calibration of its confidence.
 
     Raises:
-        UserError: The folder is there.
-        ModelError: Weights that do not fit the plan's network, a bank that does not fit the plan.
+        UserError: The folder exists.
+        ModelError: The weights do not fit the plan's network, or the bank does not fit the plan.
     """
     from safetensors.torch import save_file
 
@@ -108,7 +108,7 @@ def write_model(
             WEIGHTS_FILE,
             "text_bank.safetensors",
             CONFIDENCE_FILE,
-        )  # have hashes of their own, or are calibrated later
+        )  # these have hashes of their own, or may be calibrated later
         others = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in apart)
         card = replace(card, files={name: content_hash(folder / name) for name in others})
         save_record(folder / MODEL_FILE, card)
@@ -124,18 +124,18 @@ def export_model(
     name: str | None = None,
     licence: str | None = None,
 ) -> ModelCard:
-    """Make a model folder of a trained result folder: what prediction needs, without optimizer and log.
+    """Make a model folder from a trained result folder: everything that prediction needs, without optimizer and log.
 
     Args:
         source: Result folder of the unified trainer (or a model folder, which is copied).
-        output: The model folder to write; it must not be there yet.
+        output: The model folder to write; it must not exist.
         fold: Fold, as for :meth:`ModelFolder.load`.
         checkpoint: Checkpoint, as for :meth:`ModelFolder.load`.
-        name: A name for people; the dataset's if not given.
+        name: Name to display; the dataset's if not given.
         licence: Licence of the weights.
 
     Raises:
-        UserError: ``output`` is there already.
+        UserError: ``output`` exists.
         ModelError: As :meth:`ModelFolder.load`.
     """
     model = ModelFolder.load(source, fold=fold, checkpoint=checkpoint)
@@ -169,7 +169,7 @@ def export_model(
 
 
 def _own_folder_of(model: ModelFolder) -> Path | None:
-    """Folder of the text encoder that a training of ours used; never one that a foreign model's plan names."""
+    """Folder of the text encoder of a model trained here; never a folder that a foreign model's plan names."""
     named = Path(model.plan.text_encoder).expanduser()
     if model.card is not None or not named.is_dir():
         return None

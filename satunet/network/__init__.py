@@ -1,4 +1,4 @@
-"""The text-prompted network; importing it needs torch and nothing else."""
+"""The text-prompted network; torch is the only heavy library that it imports."""
 
 from satunet.network.config import NetworkConfig
 

@@ -9,10 +9,10 @@ from satunet.network.config import NetworkConfig
 
 
 class ModalityAdapter(nn.Module):
-    """Text embedding + embedding of the scan's modality, as SAT makes its queries.
+    """Query = text embedding + embedding of the scan's modality, as in SAT.
 
-    SAT keeps the modality's embedding in its text encoder, and trains it with the segmentation network while the rest
-    of the encoder is frozen. Here it is the network's, so that embeddings of texts are free of modality.
+    SAT keeps the modality embedding in its text encoder and trains it with the segmentation network, while the rest of
+    the encoder is frozen. Here it is part of the network, so that text embeddings do not depend on the modality.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -21,7 +21,7 @@ class ModalityAdapter(nn.Module):
         nn.init.normal_(self.modality_embedding.weight, std=0.02)
 
     def fit_whitening(self, embeddings: Tensor) -> None:
-        """Nothing to fit: texts are taken as they are."""
+        """Do nothing: texts are not whitened."""
 
     def forward(self, text: Tensor, modality: Tensor | None) -> Tensor:
         """(B, N, D) texts, (B,) modality indices → (B, N, D) queries."""
@@ -31,10 +31,10 @@ class ModalityAdapter(nn.Module):
 class QueryAdapter(nn.Module):
     """Whitening → projection → modality embedding.
 
-    A sentence encoder puts "left hippocampus" and "right hippocampus" almost on one point (cosine 0.95), and a
-    network takes thousands of steps to pull them apart. Whitening with the statistics of the classes' own
-    embeddings makes them nearly orthogonal before the first step, and remains a fixed linear map, so that texts
-    which were not among the classes are still understood.
+    A sentence encoder maps "left hippocampus" and "right hippocampus" almost to the same point (cosine 0.95), and a
+    network takes thousands of steps to separate them. Whitening with the statistics of the class embeddings makes them
+    nearly orthogonal before the first step. It is a fixed linear map, so that texts other than the classes' names are
+    still understood.
     """
 
     mean: Tensor
@@ -56,7 +56,7 @@ class QueryAdapter(nn.Module):
         """Set the whitening from the embeddings of the classes' names, (M, text_dim), M ≥ 1.
 
         Directions are scaled by sqrt(λ)/(λ + ε) rather than 1/sqrt(λ + ε): a direction in which the classes do not
-        differ (λ ≈ 0) carries only noise of wording, and is removed instead of amplified.
+        differ (λ ≈ 0) carries only noise of the wording and is removed instead of amplified.
         """
         x = embeddings.detach().to(torch.float64)
         mean = x.mean(0)
@@ -72,7 +72,7 @@ class QueryAdapter(nn.Module):
 
     def forward(self, text: Tensor, modality: Tensor | None) -> Tensor:
         """(B, N, text_dim) texts, (B,) modality indices → (B, N, query_dim) queries."""
-        # Cosine-like inputs of any encoder come out with unit variance; float32, because whitening amplifies.
+        # Gives unit variance for any encoder; in float32, because whitening amplifies rounding errors.
         with torch.autocast(text.device.type, enabled=False):
             white = self.norm((text.float() - self.mean) @ self.whitening)
         queries: Tensor = self.projection(white)
@@ -82,7 +82,7 @@ class QueryAdapter(nn.Module):
 
 
 def build_adapter(config: NetworkConfig) -> ModalityAdapter | QueryAdapter | None:
-    """The adapter that a configuration names; ``None`` if texts are queries."""
+    """The adapter that a configuration names; ``None`` if text embeddings are the queries."""
     if config.adapter == "none":
         return None
     return ModalityAdapter(config) if config.adapter == "modality" else QueryAdapter(config)

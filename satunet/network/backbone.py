@@ -1,7 +1,8 @@
-"""3D U-Nets that give feature maps instead of class logits: nnU-Net's plain one and its residual encoder.
+"""3D U-Nets that return feature maps instead of class logits: nnU-Net's plain one and its residual encoder.
 
-Module names are those of nnU-Net's network library, which SAT's published checkpoints have too
-(``encoder.stages.S.0.convs.I.conv``). Its blocks register every layer twice; ours once, and read both.
+Modules are named as in nnU-Net's network library and SAT's published checkpoints
+(``encoder.stages.S.0.convs.I.conv``). The library's blocks register every layer under two names, ours under one;
+checkpoints of both kinds can be loaded.
 
 Shapes: B batch, C features, X Y Z voxels at full resolution, S stage.
 """
@@ -19,11 +20,11 @@ from satunet.network.gpu import joined, normalise, one_channel
 
 
 class ConvBlock(nn.Module):
-    """Convolution → instance norm → leaky ReLU, the last if there is an activation.
+    """Convolution → instance norm → leaky ReLU (optional).
 
     Attributes:
-        channels_last: Whether to compute as :mod:`satunet.network.gpu` does; the weights are the same.
-        equal_inputs: Whether all input channels are the same, of which ``channels_last`` makes use.
+        channels_last: Whether to compute as :mod:`satunet.network.gpu` does, with the same weights.
+        equal_inputs: Whether all input channels are equal, which ``channels_last`` exploits.
     """
 
     channels_last = False
@@ -52,16 +53,16 @@ class ConvBlock(nn.Module):
             return maps
         x = self._convolve(x)
         if x[0, 0].numel() > 1:
-            # One voxel has no variance: torch refuses to normalise it, so it stays as it is.
+            # A single voxel has no variance and torch refuses to normalise it, so it is left unchanged.
             x = self.norm(x)
         result: Tensor = self.nonlin(x)
         return result
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """The convolution, in the weights' type where oneDNN's gradient in bfloat16 is wrong.
+        """Convolve, in the type of the weights where oneDNN's gradient in bfloat16 is wrong.
 
-        Where the first axis has two voxels, the gradient of the weights reads memory that nobody wrote (torch 2.13, CPU):
-        it differs from call to call, and now and then it is not finite.
+        If the first axis has two voxels, the gradient of the weights reads uninitialised memory (torch 2.13, CPU): it
+        differs from call to call and is occasionally not finite.
         """
         if x.device.type == "cpu" and x.shape[2] == 2 and torch.is_grad_enabled():
             with torch.autocast("cpu", enabled=False):
@@ -71,7 +72,7 @@ class ConvBlock(nn.Module):
         return result
 
     def _channels_last(self, x: Tensor) -> Tensor | None:
-        """The same on a GPU; ``None`` where the result is a single voxel, which is not normalised."""
+        """The result of ``forward`` on a GPU; ``None`` if it is a single voxel, which is not normalised."""
         conv = self.conv
         padding = [int(p) for p in conv.padding]
         extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
@@ -99,10 +100,10 @@ class ConvStack(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions and a short cut around them (nnU-Net's ``BasicBlockD``).
+    """Two convolutions and a shortcut around them (nnU-Net's ``BasicBlockD``).
 
-    The short cut averages where the block has a stride (He et al. 2019, "Bag of Tricks", ResNet-D) and projects where
-    it has another number of features.
+    The shortcut averages if the block has a stride (He et al. 2019, "Bag of Tricks", ResNet-D) and projects if the
+    number of features changes.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
@@ -156,7 +157,7 @@ class ResidualEncoder(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, X, Y, Z) → one map a stage, full resolution first."""
+        """(B, in_channels, X, Y, Z) → one map per stage, full resolution first."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -181,7 +182,7 @@ class Encoder(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, X, Y, Z) → one map a stage, full resolution first."""
+        """(B, in_channels, X, Y, Z) → one map per stage, full resolution first."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -193,7 +194,7 @@ class Decoder(nn.Module):
     """The expanding half, with skip connections.
 
     Attributes:
-        channels_last: Whether maps are so in memory.
+        channels_last: Whether maps have their channels last in memory.
     """
 
     channels_last = False
@@ -212,7 +213,7 @@ class Decoder(nn.Module):
         self.transpconvs = nn.ModuleList(transpconvs)
 
     def forward(self, skips: list[Tensor]) -> list[Tensor]:
-        """Encoder maps → one map a resolution, full resolution first (the bottleneck is not among them)."""
+        """Encoder maps → one map per resolution, full resolution first (without the bottleneck)."""
         x = skips[-1]
         maps = []
         for step, (up, stage) in enumerate(zip(self.transpconvs, self.stages, strict=True)):
@@ -226,7 +227,7 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder and decoder; He initialisation as in nnU-Net, and its zero start of residual blocks."""
+    """Encoder and decoder, initialised as in nnU-Net: He initialisation; zeros in the last norm of residual blocks."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -239,7 +240,7 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.norm.weight)  # a block starts as its short cut
+                nn.init.zeros_(module.conv2.norm.weight)  # a block starts as its shortcut
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder maps and decoder maps, full resolution first."""
@@ -250,7 +251,7 @@ class UNet(nn.Module):
 def use_channels_last(network: nn.Module) -> None:
     """Let all U-Nets in a network compute as :mod:`satunet.network.gpu` does, with weights in that memory layout.
 
-    Their images are one channel, repeated where the network was made for several.
+    Their images must have one channel, which is repeated if the network takes several.
     """
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for module in network.modules():
@@ -262,7 +263,7 @@ def use_channels_last(network: nn.Module) -> None:
 
 
 def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """Take the second name under which nnU-Net's blocks store a layer out of a state dict that is being loaded.
+    """Remove the second name of layers in nnU-Net's blocks from a state dict that is being loaded.
 
     ``all_modules.0`` is ``conv``, ``all_modules.1`` is ``norm``. A checkpoint whose two copies differ is refused.
     """

@@ -1,4 +1,4 @@
-"""What a network is made of, as plain data: no torch here, so that plans can be read and printed at once."""
+"""Configuration of a network, as plain data. It does not import torch, so that plans are read and printed quickly."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class NetworkConfig:
     """A text-prompted U-Net.
 
     Attributes:
-        preset: ``"nano"`` and ``"pro"`` are SAT's published networks to the last weight, ``"auto"`` is planned.
-        in_channels: Channels of the first convolution; the one channel of a scan is repeated to them.
+        preset: ``"nano"`` and ``"pro"``: SAT's published networks, with the same weights; ``"auto"``: a planned one.
+        in_channels: Input channels of the first convolution; the one channel of a scan is repeated.
         features_per_stage: Features of each encoder stage, full resolution first.
         strides: Stride of each stage per axis; the first is (1, 1, 1).
         kernel_sizes: Kernel of each stage per axis.
-        n_conv_per_stage: Convolutions of each encoder stage; residual blocks, two convolutions each, where the backbone
-            is residual.
+        n_conv_per_stage: Convolutions of each encoder stage; for a residual backbone, residual blocks of two
+            convolutions each.
         n_conv_per_stage_decoder: Convolutions of each decoder stage, lowest resolution first.
         query_dim: Width of the query decoder.
         num_query_layers: Cross-attention layers.
         num_heads: Attention heads.
-        feedforward_dim: Hidden width of a layer's feed-forward part.
+        feedforward_dim: Hidden width of a layer's feed-forward network.
         dropout: Dropout in the query decoder.
         memory_hidden_dim: Hidden width of the layer that makes memory tokens.
         mask_heads: (hidden, out) of the mask head of each supervised scale, full resolution first; ``out`` equals
             the features of the decoder at that scale.
         text_dim: Width of the text embeddings.
         adapter: ``"none"``: text embeddings are the queries; ``"modality"``: a learned embedding of the scan's modality
-            is added to them (SAT); ``"whitened_projection"``: a learned projection, and the modality's embedding.
+            is added to them (SAT); ``"whitened_projection"``: whitening, a learned projection and that embedding.
         num_modalities: Rows of the modality embedding of the adapter.
         backbone: ``"plain"``: nnU-Net's plain U-Net; ``"residual"``: its residual-encoder U-Net.
     """
@@ -96,7 +96,7 @@ class NetworkConfig:
 
     @property
     def divisor(self) -> Axes:
-        """What a patch must be divisible by, per axis: the product of the strides."""
+        """Number by which a patch must be divisible, per axis: the product of the strides."""
         x = y = z = 1
         for stride in self.strides:
             x, y, z = x * stride[0], y * stride[1], z * stride[2]
@@ -143,11 +143,11 @@ class NetworkConfig:
     ) -> NetworkConfig:
         """A planned network around a planned topology.
 
-        Without given numbers, stages have two convolutions (plain), or as many residual blocks as nnU-Net's ResEnc
-        presets, and one convolution in the decoder (residual).
+        By default, stages have two convolutions (plain), or as many residual blocks as nnU-Net's ResEnc presets and
+        one convolution in the decoder (residual).
 
         Raises:
-            PlanError: Values that make no network.
+            PlanError: The values do not make a network.
         """
         stages = len(features_per_stage)
         features = tuple(int(f) for f in features_per_stage)
@@ -198,7 +198,7 @@ class NetworkConfig:
 
 
 def _blocks(stages: int) -> tuple[int, ...]:
-    """Residual blocks a stage, as nnU-Net's ResEnc planners have them."""
+    """Residual blocks per stage, as in nnU-Net's ResEnc planners."""
     return ((1, 3, 4) + (6,) * stages)[:stages]
 
 

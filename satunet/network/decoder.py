@@ -1,7 +1,7 @@
-"""The query decoder: text queries look at the image's memory tokens, and never at each other.
+"""The query decoder: text queries attend to the image's memory tokens, but not to each other.
 
-Without self-attention a query's result does not depend on the other queries, so any number of prompts can be
-decoded in chunks with exactly the result of one go.
+Without self-attention a query's result does not depend on the other queries, so that any number of prompts can be
+decoded in chunks, with exactly the same result as all at once.
 
 Shapes: B batch, N queries, T memory tokens, D query width.
 """
@@ -59,7 +59,7 @@ class QueryDecoder(nn.Module):
 
 
 def position_encoding(shape: tuple[int, int, int], width: int, *, device: torch.device) -> Tensor:
-    """Sinusoidal 3D position encoding: a third of the width an axis, sine and cosine interleaved.
+    """Sinusoidal 3D position encoding: a third of the width per axis, sine and cosine interleaved.
 
     Equal to ``PositionalEncoding3D`` of the package positional-encodings, which SAT uses (Vaswani et al. 2017,
     section 3.5, per axis).

@@ -1,11 +1,11 @@
-"""Engines: ways to run one trained network, fastest first where it runs; results agree within rounding.
+"""Engines: ways to run a trained network; ``auto`` takes the fastest that works. Results agree within rounding.
 
 ======== ========================================================= ============================================
-engine   what it does                                              where it is taken by ``auto``
+engine   how the network is run                                    where ``auto`` uses it
 ======== ========================================================= ============================================
 fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU; CUDA, where it works
          (CPU); :mod:`satunet.network.gpu` (CUDA)
-compile  fused, the last step of norms by ``torch.compile``        never: it has to be asked for
+compile  fused, the last step of norms by ``torch.compile``        nowhere: only if requested
          (CPU); the whole backbone compiled, channels last (GPU)
 eager    the modules one by one, under autocast                    elsewhere
 ======== ========================================================= ============================================
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
 _ROWS_AT_ONCE = 1 << 14
-"""Voxels that are scaled at once where compiled code failed: what is computed in float32 beside them stays small."""
+"""Voxels scaled at once if compiled code failed, so that temporaries in float32 stay small."""
 
 
 def accelerate(
@@ -48,17 +48,17 @@ def accelerate(
     precision: Precision = "auto",
     cache_dir: Path | None = None,
 ) -> nn.Module:
-    """The network on ``device``, ready to predict fast; weights are shared with the one given where they can be.
+    """The network on ``device``, prepared for fast prediction; weights are shared with the given one where possible.
 
     Args:
-        network: Network in evaluation mode. Networks without a backbone of ours are only moved.
+        network: Network in evaluation mode. Networks without a backbone of satunet's are only moved.
         device: Device on which it will run.
-        engine: See the module.
+        engine: Engine, see the module.
         precision: Precision, as in :mod:`satunet.compute.devices`.
         cache_dir: Folder for compiled kernels; satunet's cache folder if not given.
 
     Raises:
-        UserError: An engine that does not exist, or that cannot run there.
+        UserError: The engine does not exist, or cannot run on the device.
     """
     if engine not in get_args(Engine):
         raise UserError(f"engine {engine!r}; allowed are {', '.join(get_args(Engine))}")
@@ -73,7 +73,7 @@ def accelerate(
         use_channels_last(network)
         return network
     if device.type != "cpu":
-        # Channels last here alone: torch's own instance norm copies to the usual layout and back, a compiled one not.
+        # Channels last only here: unlike the compiled norm, torch's own would copy to the usual layout and back.
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return _with_backbone(network, torch.compile(backbone))
     dtype = precision_for(device, precision)
@@ -84,11 +84,11 @@ def accelerate(
 
 
 def for_training(network: Network, device: torch.device) -> Network:
-    """The network on ``device``, with the memory layout and the blocks in which a step is fastest there."""
+    """The network on ``device``, with the memory layout and blocks that make a training step fastest there."""
     network = network.to(device)
     if device.type == "cpu":
-        # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512), a step 17 %
-        # less, though instance norm copies between layouts.
+        # Weight gradients of narrow layers take half the time in this layout (oneDNN without AVX-512) and a step 17 %
+        # less, even though instance norm copies between layouts.
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if device.type == "cuda" and choose_engine(device, "auto") == "fused":
         use_channels_last(network)
@@ -96,10 +96,10 @@ def for_training(network: Network, device: torch.device) -> Network:
 
 
 def choose_engine(device: torch.device, engine: Engine) -> Engine:
-    """What ``auto`` means on a device, and what is left of ``compile`` and ``fused`` where something is missing.
+    """The engine to use: ``auto`` is resolved, and ``compile`` and ``fused`` fall back if something is missing.
 
     Raises:
-        UserError: An engine that cannot run there.
+        UserError: The engine cannot run on the device.
     """
     if engine == "fused" and device.type not in ("cpu", "cuda"):
         raise UserError(
@@ -128,19 +128,19 @@ def _say_eager(device: torch.device, reason: str) -> None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch would take, or ``None``."""
+    """The C++ compiler that torch would use, or ``None``."""
     named = os.environ.get("CXX")
     return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
 
 
 def compiled_norm(cache_dir: Path | None = None) -> Norm:
-    """:class:`satunet.network.cpu.norms.Norm`, compiled; if compiling fails, a warning and the one without.
+    """A compiled :class:`satunet.network.cpu.norms.Norm`; if compiling fails, it warns and uses the ordinary one.
 
-    Statistics stay torch's: they are as fast, and compiled code holds Python's lock, so that threads would wait.
+    Statistics are not compiled: torch's are as fast, and compiled code holds the GIL, so that threads would wait.
     """
     from satunet.jobs.cache import cache_dir as default_cache_dir
 
-    # Not in torch's own place, /tmp, where it is gone after a restart and compiled again.
+    # Not in torch's default folder below /tmp, which does not survive a restart.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
     compiled = torch.compile(_scale_, dynamic=True)
     works = True
@@ -151,7 +151,7 @@ def compiled_norm(cache_dir: Path | None = None) -> Norm:
             try:
                 compiled(rows, scale, offset, 1.0 if negative_slope is None else negative_slope)
                 return
-            except Exception as error:  # a compiler, its headers or a full disk: the reasons are endless
+            except Exception as error:  # the compiler, its headers, a full disk: there are countless causes
                 works = False
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 logger.warning("torch.compile failed (%s); continuing with the engine 'fused'", reason)
@@ -162,7 +162,7 @@ def compiled_norm(cache_dir: Path | None = None) -> Norm:
 
 
 def _scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float) -> None:
-    """:func:`satunet.network.cpu.norms.scale_`; one loop over memory once compiled."""
+    """:func:`satunet.network.cpu.norms.scale_`; when compiled, one loop over memory."""
     normalized = rows.float() * scale + offset
     rows.copy_(torch.where(normalized > 0, normalized, normalized * negative_slope))
 

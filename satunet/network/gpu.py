@@ -1,15 +1,16 @@
 """Convolution blocks on a GPU: channels last in memory, instance norm and leaky ReLU in as few passes as possible.
 
-Tensor cores want channels last. Torch's instance norm wants channels first, and copies there and back; so maps are
-normalised here as rows of (voxels, C). Statistics are those of torch's batch norm (the kernels that synchronised batch
-norm has): one sample's rows are one batch. Scale, shift and leaky ReLU are one kernel where Triton is there (it comes
-with torch for CUDA), else two. The convolution's bias is left out: the norm subtracts it again, and adding it costs a
+Tensor cores need channels last, but torch's instance norm copies to channels first and back. Therefore maps are
+normalised here as rows of (voxels, C). Statistics are computed by the kernels of torch's synchronised batch norm, with
+the rows of one sample as a batch. Scale, shift and leaky ReLU are one kernel if Triton is available (it comes with
+torch for CUDA), else two. The convolution's bias is omitted, because the norm subtracts it again and adding it costs a
 pass over the map.
 
-Backward keeps the convolution's output and the result, which the next convolution keeps anyway, and nothing else.
+For the backward pass, only the convolution's output and the block's result are kept; the latter is also the input that
+the next convolution keeps.
 
-The first convolution sees one channel instead of the same channel several times, beside zeros: tensor cores take
-channels by eight, and what cuDNN has for fewer is many times slower.
+The first convolution sees one channel instead of the same channel several times, padded with channels of zeros: tensor
+cores process channels in groups of eight, and cuDNN's kernels for fewer are many times slower.
 
 Checked against float64 on a CPU. The branches for CUDA were checked against the kernels' source: the first two results
 of ``batch_norm_backward_reduce`` are plain sums (of the gradient, and of it times x - mean), the norm's own gradients
@@ -28,16 +29,16 @@ from torch.autograd.function import once_differentiable
 from satunet.network import triton_kernels
 
 _BLOCK = 4096
-"""Numbers that a program of the Triton kernel handles."""
+"""Elements per program of the Triton kernel."""
 _CHANNELS = 8
-"""Channels that tensor cores take at once of float16 and bfloat16."""
+"""Channels in float16 or bfloat16 that tensor cores process at once."""
 
 
 @functools.cache
 def trouble(device: torch.device) -> str | None:
-    """Why these blocks cannot be had on a device, ``None`` if they can; found out once, by a small map.
+    """Why these blocks cannot run on a device, ``None`` if they can; tested once with a small map.
 
-    Triton compiles at first use, for which it needs a C compiler, among other things that may be missing.
+    Triton compiles at first use and needs a C compiler, among other things that may be missing.
     """
     if device.type == "cuda" and triton_kernels.scale_and_leaky_relu is None:
         return "Triton is not installed"
@@ -55,18 +56,18 @@ def trouble(device: torch.device) -> str | None:
                 for ours, theirs in ((found, expected), (of_here, of_x)):
                     if not torch.allclose(ours.detach().cpu().double(), theirs.detach(), rtol=0, atol=tolerance):
                         return f"results in {dtype} are wrong"
-    except Exception as error:  # a driver, a compiler, a full disk: the reasons are endless
+    except Exception as error:  # the driver, the compiler, a full disk: there are countless causes
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 
 def one_channel(x: Tensor, weight: Tensor, channels: int | None = None) -> tuple[Tensor, Tensor]:
-    """Input and weight of the same convolution, of an image whose channels are all the same.
+    """Input and weight of an equivalent convolution of one channel, for an image whose channels are all equal.
 
     Args:
-        x: (B, C, X, Y, Z), equal channels.
+        x: (B, C, X, Y, Z) with equal channels.
         weight: (O, C, kx, ky, kz).
-        channels: How many the result has; those behind the first are zeros. If not given, as many as are fast: 8 in
+        channels: Number of channels of the result; all but the first are zeros. If not given, the fastest number: 8 in
             float16 and bfloat16 on CUDA, else 1.
 
     Returns:
@@ -86,7 +87,7 @@ def one_channel(x: Tensor, weight: Tensor, channels: int | None = None) -> tuple
 
 
 def joined(up: nn.ConvTranspose3d, x: Tensor, skip: Tensor) -> Tensor:
-    """``torch.cat((up(x), skip), 1)`` without gradients, channels last: the bias is added on the way to its place.
+    """``torch.cat((up(x), skip), 1)`` without gradients, channels last; adding the bias also copies into place.
 
     Args:
         up: A transposed convolution whose stride is its kernel.
@@ -108,13 +109,13 @@ def joined(up: nn.ConvTranspose3d, x: Tensor, skip: Tensor) -> Tensor:
 def average_to(maps: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Mean over equal boxes, (B, C, X, Y, Z), channels last → (B, C, *grid).
 
-    Along the first axis by a matrix product, which reads the map once, as fast as memory allows, and whose backward
-    pass writes it once; little is left for the other axes.
+    The first axis is averaged by a matrix product, which reads the map once at the speed of memory, and whose backward
+    pass writes it once; little work is left for the other axes.
     """
     b, c, *shape = maps.shape
     size, *others = (n // cells for n, cells in zip(shape, grid, strict=True))
     rows = maps.permute(0, 2, 3, 4, 1).reshape(b, shape[0], -1)  # (B, X, Y·Z·C)
-    share = 0.5 ** (size - 1).bit_length()  # a power of two, which no precision rounds; sums do not grow
+    share = 0.5 ** (size - 1).bit_length()  # a power of two, which is exact in any precision; it keeps sums small
     matrix = torch.eye(grid[0], dtype=maps.dtype, device=maps.device).mul_(share).repeat_interleave(size, 1)
     sums = torch.bmm(matrix.expand(b, -1, -1), rows).view(b, grid[0], grid[1], others[0], grid[2], others[1], c)
     means = sums.mean((3, 5))
@@ -127,10 +128,10 @@ def normalise(x: Tensor, norm: nn.InstanceNorm3d, negative_slope: float | None, 
     """Instance norm, then leaky ReLU if there is a slope.
 
     Args:
-        x: (B, C, X, Y, Z), channels last; without gradients, the result takes its place.
-        norm: Affine, without running statistics.
-        negative_slope: Slope of the leaky ReLU; ``None``: there is none.
-        bias: (C,) of the convolution before, which the norm subtracts; its gradient is zero.
+        x: (B, C, X, Y, Z), channels last; without gradients, it is overwritten with the result.
+        norm: Affine instance norm without running statistics.
+        negative_slope: Slope of the leaky ReLU; ``None`` for no leaky ReLU.
+        bias: (C,) bias of the preceding convolution, which the norm cancels; its gradient is zero.
     """
     if torch.is_grad_enabled():
         result: Tensor = _Normalise.apply(x, norm.weight, norm.bias, bias, norm.eps, negative_slope)  # type: ignore[no-untyped-call]
@@ -144,7 +145,7 @@ def normalise(x: Tensor, norm: nn.InstanceNorm3d, negative_slope: float | None, 
 def _forward(
     rows: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float | None, out: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Write the result of (V, C) rows to ``out``; their mean and 1 / standard deviation, (C,) each."""
+    """Write the result for (V, C) rows to ``out``; returns their mean and 1 / standard deviation, (C,) each."""
     mean, inverse = _statistics(rows, eps)
     scale = inverse * weight
     _scale(rows, scale, bias - mean * scale, negative_slope, out)
@@ -207,7 +208,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each column, float32 at least."""
+    """Mean and 1 / standard deviation of each column, at least in float32."""
     if _on_gpu(rows):
         mean, inverse = torch.batch_norm_stats(rows, eps)
         return mean, inverse
@@ -216,7 +217,7 @@ def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _scale(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None, out: Tensor) -> None:
-    """Scale and shift columns, then leaky ReLU, in float32 at least, whatever the rows are."""
+    """Scale and shift columns, then leaky ReLU; computed at least in float32, whatever the type of the rows."""
     kernel = triton_kernels.scale_and_leaky_relu if _on_gpu(rows) else None
     if kernel is not None:
         slope = 1.0 if negative_slope is None else negative_slope

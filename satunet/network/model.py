@@ -20,7 +20,7 @@ from satunet.network.gpu import average_to
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFeatures:
-    """What an image is to the queries; made once, used for any number of prompts.
+    """Features of an image that queries attend to; computed once for any number of prompts.
 
     Attributes:
         memory: (B, T, D) tokens of the whole patch.
@@ -34,13 +34,13 @@ class ImageFeatures:
 
 
 class PromptedUNet(nn.Module):
-    """A U-Net whose masks are chosen by text (SAT, arXiv 2312.17183).
+    """A U-Net whose masks are selected by text (SAT, arXiv 2312.17183).
 
     With the presets ``nano`` and ``pro``, parameters have the names and shapes of SAT's published checkpoints.
 
     Attributes:
         config: Configuration of the network.
-        deep_supervision: Whether ``forward`` gives all scales; nnU-Net's trainer switches it.
+        deep_supervision: Whether ``forward`` returns all scales; nnU-Net's trainer switches it.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -56,8 +56,8 @@ class PromptedUNet(nn.Module):
             nn.GELU(),
         )
         self.transformer_decoder = QueryDecoder(config)
-        # The published network ends its mask heads with a GELU, which leaves a mask embedding hardly any negative
-        # values; a planned network does without, and learns faster.
+        # The published network ends its mask heads with a GELU, which allows a mask embedding hardly any negative
+        # values; planned networks have none and learn faster.
         full, *lower = (_mask_head(config.query_dim, hidden, out, gelu=published) for hidden, out in config.mask_heads)
         self.mid_mask_embed_proj = nn.ModuleList(lower)
         self.mask_embed_proj = full
@@ -66,8 +66,8 @@ class PromptedUNet(nn.Module):
             self.logit_bias = None
             self.logit_scale = None
         else:
-            # Most classes fill a thousandth of a patch. Started at one half, a network spends hundreds of steps on
-            # finding that out; the scale makes up for the small dot products of fresh mask heads.
+            # Most classes fill a thousandth of a patch. A network that starts at a probability of one half spends
+            # hundreds of steps on learning that. The scale compensates the small dot products of fresh mask heads.
             self.logit_bias = nn.Parameter(torch.full((len(config.mask_heads),), -4.0))
             self.logit_scale = nn.Parameter(torch.full((len(config.mask_heads),), 3.0))
 
@@ -78,7 +78,7 @@ class PromptedUNet(nn.Module):
             image: (B, 1, X, Y, Z), normalised intensities; every size divisible by ``config.divisor``.
 
         Raises:
-            ValueError: Another number of channels, or sizes that are not divisible.
+            ValueError: The number of channels is not 1, or a size is not divisible.
         """
         if image.ndim != 5 or image.shape[1] != 1:
             raise ValueError(f"an image batch is (B, 1, X, Y, Z), got {tuple(image.shape)}")
@@ -89,7 +89,7 @@ class PromptedUNet(nn.Module):
         grid = (int(x), int(y), int(z))
         pooled = [_average_to(skip, grid) for skip in skips]
         tokens = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # (B, T, sum of features)
-        # A backbone that runs in bfloat16 by itself gives bfloat16; under autocast the type does not matter.
+        # A backbone that computes in bfloat16 without autocast returns bfloat16; under autocast the type is irrelevant.
         memory = self.projection_layer(tokens.to(next(self.projection_layer.parameters()).dtype))
         return ImageFeatures(memory=memory, grid=grid, maps=tuple(maps[: len(self.config.mask_heads)]))
 
@@ -101,7 +101,7 @@ class PromptedUNet(nn.Module):
     ) -> tuple[Float[Tensor, "b n _"], ...]:
         """Turn text embeddings into mask embeddings of every scale, full resolution first.
 
-        Queries do not see each other: decoding them in chunks gives what decoding them at once gives.
+        Queries are independent: decoding them in chunks gives the same result as decoding all at once.
 
         Args:
             features: Features from :meth:`encode_image`.
@@ -109,11 +109,11 @@ class PromptedUNet(nn.Module):
             modality: (B,) indices into :data:`satunet.datasets.raw.MODALITIES`; used by the adapter only.
 
         Returns:
-            One (B, N, C_s + 1) embedding a scale for planned networks, whose last entry is the logit's bias, and
-            (B, N, C_s) for the published ones.
+            One embedding per scale: (B, N, C_s + 1) for planned networks, whose last entry is the bias of the logits,
+            and (B, N, C_s) for the published ones.
 
         Raises:
-            ValueError: Queries of another width than ``config.text_dim``.
+            ValueError: The width of the queries is not ``config.text_dim``.
         """
         if queries.ndim != 3 or queries.shape[-1] != self.config.text_dim:
             raise ValueError(f"queries are (B, N, {self.config.text_dim}), got {tuple(queries.shape)}")
@@ -144,7 +144,7 @@ class PromptedUNet(nn.Module):
         queries: Float[Tensor, "b n d"],
         modality: Int[Tensor, " b"] | None = None,
     ) -> list[Float[Tensor, "b n _ _ _"]]:
-        """Mask logits (B, N, X, Y, Z), full resolution first; lower scales only with ``deep_supervision``."""
+        """Mask logits (B, N, X, Y, Z) per scale, full resolution first; lower scales only with ``deep_supervision``."""
         features = self.encode_image(image)
         embeddings = self.decode(features, queries, modality)
         scales = len(embeddings) if self.deep_supervision else 1
@@ -166,8 +166,8 @@ def mask_logits(feature_map: Tensor, embedding: Tensor) -> Tensor:
 def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Mean over equal boxes, (B, C, X, Y, Z) → (B, C, *grid); the strides may differ from axis to axis.
 
-    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic. Axis by axis, because the
-    first mean leaves little to read, and its inner loop is long whatever the memory layout.
+    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic. The mean is taken axis by
+    axis: the first one leaves little to read, and its inner loop is long in any memory layout.
     """
     if feature_map.is_cuda and feature_map.is_contiguous(memory_format=torch.channels_last_3d):
         return average_to(feature_map, grid)

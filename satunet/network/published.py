@@ -1,8 +1,8 @@
 """SAT's published checkpoints as weights of :class:`~satunet.network.model.PromptedUNet`.
 
-A checkpoint is ``{"step", "model_state_dict", "optimizer_state_dict"}``; names start with ``module.`` (it was trained on
-several GPUs), and each convolution block stands twice: its modules ``conv`` and ``norm`` are also elements 0 and 1 of
-``all_modules``. Checkpoints made with a newer network library name the encoder a second time, inside the decoder.
+A checkpoint is ``{"step", "model_state_dict", "optimizer_state_dict"}``. Names start with ``module.`` (from DDP), and
+each convolution block is stored twice: its modules ``conv`` and ``norm`` are also elements 0 and 1 of ``all_modules``.
+Checkpoints of newer network libraries store the encoder a second time, inside the decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from satunet.errors import ModelError
 from satunet.network.config import NetworkConfig
 
 PUBLISHED_MODALITIES = ("ct", "mri", "us", "pet")
-"""Rows of the published modality embedding."""
+"""Modalities of the rows of the published modality embedding."""
 
 _FIRST_WEIGHT = "backbone.encoder.stages.0.0.convs.0.conv.weight"
 _ALIASES = (
@@ -31,10 +31,10 @@ _ALIASES = (
 
 
 def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint, without the prefix that training on several GPUs gave them.
+    """The tensors of a published checkpoint, with names without the prefix of DDP.
 
     Raises:
-        ModelError: There is no ``model_state_dict``, or it holds something else than tensors.
+        ModelError: There is no ``model_state_dict``, or it holds anything but tensors.
     """
     state = checkpoint.get("model_state_dict")
     if not isinstance(state, Mapping) or not state:
@@ -48,10 +48,10 @@ def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[
 
 
 def network_state(state: Mapping[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
-    """One tensor a parameter: second names are dropped, after a check that both hold the same.
+    """One tensor per parameter; second names are dropped, after a check that both copies are equal.
 
     Raises:
-        ModelError: Two names of one parameter with different values; lists them.
+        ModelError: Two names of a parameter have different values; the message lists them.
     """
     found: dict[str, Tensor] = {}
     differing = []
@@ -71,10 +71,10 @@ def network_state(state: Mapping[str, Tensor], *, source: Path | str) -> dict[st
 
 
 def preset_of(state: Mapping[str, Tensor], presets: Sequence[NetworkConfig], *, source: Path | str) -> NetworkConfig:
-    """Which of the presets a checkpoint is of, by the width of its first convolution.
+    """The preset of a checkpoint, recognised by the width of its first convolution.
 
     Raises:
-        ModelError: None of them.
+        ModelError: No preset fits.
     """
     first = state.get(_FIRST_WEIGHT)
     widths = {config.features_per_stage[0]: config for config in presets}
@@ -89,19 +89,19 @@ def preset_of(state: Mapping[str, Tensor], presets: Sequence[NetworkConfig], *, 
 
 
 def with_modality(config: NetworkConfig) -> NetworkConfig:
-    """The preset with the modality's embedding in the network."""
+    """The preset with the modality embedding in the network."""
     return dataclasses.replace(config, adapter="modality")
 
 
 def modality_rows(published: Tensor, modalities: Sequence[str]) -> tuple[Tensor, dict[str, str]]:
-    """The published modality embedding in the order of ``modalities``, and where each row comes from.
+    """The published modality embedding in the order of ``modalities``, and the origin of each row.
 
-    A modality that SAT does not have gets the mean of the three that it was trained on (CT, MRI, PET): a place between
-    them. Such a row is untrained; the sources say so.
+    A modality that SAT does not have gets the mean of the three that it was trained on (CT, MRI, PET). Such a row is
+    untrained, and its origin says so.
 
     Args:
-        published: (4 or 5, D); rows are :data:`PUBLISHED_MODALITIES`, a fifth one was never used.
-        modalities: Names of the rows wanted.
+        published: (4 or 5, D), with the rows :data:`PUBLISHED_MODALITIES`; a fifth row was never used.
+        modalities: Modalities of the returned rows.
     """
     trained = [PUBLISHED_MODALITIES.index(m) for m in ("ct", "mri", "pet")]
     rows, sources = [], {}

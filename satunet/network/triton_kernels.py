@@ -13,7 +13,7 @@ else:
 
     @triton.jit  # type: ignore[untyped-decorator]
     def scale_and_leaky_relu(x, y, scale, offset, count, slope, channels: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def,no-redef]
-        """Rows of (V, C) numbers in one piece: leaky_relu(x * scale + offset), in float32; y may be x."""
+        """Store leaky_relu(x * scale + offset) in y, computed in float32, for contiguous (V, C) rows; y may be x."""
         place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
         inside = place < count
         channel = place % channels

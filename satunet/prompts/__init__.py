@@ -1,4 +1,4 @@
-"""What a user's words mean in a label space."""
+"""The meaning of a user's words in a label space."""
 
 from satunet.prompts.matching import PromptMatch, Reading
 from satunet.prompts.reader import PromptReader

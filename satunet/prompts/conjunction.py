@@ -1,7 +1,7 @@
-"""Prompts that name one thing after another: "liver, spleen and left kidney".
+"""Prompts that list several things: "liver, spleen and left kidney".
 
-A list is understood only where every thing in it is, and where it is clear which words belong to which: in "left
-hippocampus and amygdala" the side may be of both, in "liver and tumor" the tumor may be the liver's. Such lists are
+A list is accepted only if each of its things is understood, and if it is clear which words belong together: in "left
+hippocampus and amygdala" the side may belong to both, in "liver and tumor" the tumor may be the liver's. Such lists are
 refused with the reason. Things may share a word: "frontal and parietal lobes", "gluteus maximus and medius".
 """
 
@@ -20,7 +20,7 @@ _ClassesOf = Callable[[Clause], tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class ListReading:
-    """What a list of things means: classes, or why it is not clear."""
+    """The meaning of a list: its classes, or the reason why it is ambiguous."""
 
     classes: tuple[str, ...] = ()
     reason: str = ""
@@ -35,11 +35,11 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
         index: The classes.
 
     Returns:
-        ``None`` if it is none, or if something in it is not known.
+        The meaning; ``None`` if the tokens are no list, or if a thing in it is unknown.
     """
     if not {*SEPARATORS, "and"} & set(tokens):
         return None
-    # Some classes have an "and" in their name ("portal vein and splenic vein"): commas part first.
+    # Some classes have an "and" in their name ("portal vein and splenic vein"), so commas are tried first.
     for separators in ((*SEPARATORS,), (*SEPARATORS, "and")):
         parts = [read_clause(part) for part in split_clauses(tokens, separators)]
         if len(parts) < 2:
@@ -55,14 +55,14 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
 
 
 def _share_side(parts: list[Clause]) -> list[Clause]:
-    """The one side that a list of ribs has is the side of each: "left 5th and 6th ribs"."""
+    """Give the only side in a list of ribs to all of them: "left 5th and 6th ribs"."""
     sides = {p.side for p in parts if p.side is not None}
     ribs = all(len(p.words) == 1 and p.words[0].startswith("rib:") for p in parts)
     return [replace(p, side=next(iter(sides))) for p in parts] if ribs and len(sides) == 1 else parts
 
 
 def _share_words(parts: list[Clause], classes_of: _ClassesOf, index: ClassIndex) -> list[Clause]:
-    """Parts that are nothing alone, with words and side of the part before, or of the last."""
+    """Complete parts that name no class by themselves with words and side of the previous or the last part."""
     last, done = parts[-1], list(parts)
     for i, part in enumerate(parts):
         if classes_of(part):
@@ -87,13 +87,13 @@ def _share_words(parts: list[Clause], classes_of: _ClassesOf, index: ClassIndex)
 
 
 def _lacks_type(part: Clause, last: Clause, index: ClassIndex) -> bool:
-    """Whether a part with a side is short for what the last one spells out: "left precentral and postcentral gyrus"."""
+    """Whether a part with a side lacks the last part's type of structure: "left precentral and postcentral gyrus"."""
     sided = part.side in ("left", "right") and last.side is None
     return sided and last.words[-1] in TYPES_LEFT_OUT and index.find(part.key) is None
 
 
 def _unclear(parts: Sequence[Clause], index: ClassIndex) -> str:
-    """Why it is not clear what a list means; empty if it is."""
+    """Why a list is ambiguous; empty if it is not."""
     for part, other in pairwise(parts):
         leading = part.side in ("left", "right") and other.side is None
         if leading and _sided(other, index) and not part.last_is_side:
@@ -108,7 +108,7 @@ def _unclear(parts: Sequence[Clause], index: ClassIndex) -> str:
 
 
 def _unclear_lesion(parts: Sequence[Clause], index: ClassIndex) -> str:
-    """Why it is not clear whose a lesion is: "liver and tumor", "lung and liver tumor"; empty if it is."""
+    """Why it is unclear to which organ a lesion belongs ("liver and tumor", "lung and liver tumor"), or empty."""
     for lesion in parts:
         kinds = _LESION_WORDS & set(lesion.words)
         bare = set(lesion.words) <= _LESION_WORDS

@@ -1,4 +1,4 @@
-"""What the classes of a label space are called, as keys that prompts are looked up by."""
+"""Index of the names of a label space's classes, by the keys with which prompts are looked up."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from satunet.prompts.spelling import common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
 TYPES_LEFT_OUT = ("gland", "gyrus", "nucleus")
-"""Types of structures that people leave out: "left parotid", "fusiform", "accumbens"."""
+"""Types of structures that people often omit: "left parotid", "fusiform", "accumbens"."""
 
 
 class ClassIndex:
     """Names and synonyms of the classes of a label space.
 
-    A class's own name comes before a synonym of another; a name that two classes have is none.
+    A class's own name has precedence over a synonym of another class; a name of two classes finds neither.
 
     Args:
         space: The classes.
@@ -31,7 +31,7 @@ class ClassIndex:
         self._others = _unique((read_name(name).key, info.name) for info in space.classes for name in other_names(info))
 
     def find(self, key: Key) -> str | None:
-        """The class of that side and those words; ``None`` if there is none, or more than one."""
+        """The class with a side and words; ``None`` if there is none, or more than one."""
         return self._own.get(key) or self._others.get(key)
 
     def find_clause(self, clause: Clause) -> str | None:
@@ -47,12 +47,12 @@ class ClassIndex:
                 if name is not None and self._base(name) in types[kind]:
                     return name
         if len(words) == 1 and words & common_words():
-            return None  # "straight" and "angular" say more than gyri
+            return None  # "straight" and "angular" mean other things than gyri, too
         more = {self._own.get((side, words | {kind})) for kind in TYPES_LEFT_OUT} - {None}
         return more.pop() if len(more) == 1 else None
 
     def find_twin(self, clause: Clause, tokens: Sequence[str]) -> str | None:
-        """Of classes whose words mean the same ("lung tumor", "lung cancer"), the one that is spelled so."""
+        """The class with exactly these words, among classes whose words mean the same ("lung tumor", "lung cancer")."""
         lemmas = {t.removesuffix("s") for t in tokens}
         spelled = [
             n for n in self._twins.get(clause.key, ()) if {t.removesuffix("s") for t in read_tokens(n)} <= lemmas
@@ -60,7 +60,7 @@ class ClassIndex:
         return spelled[0] if len(spelled) == 1 else None
 
     def sides(self, clause: Clause) -> tuple[str, ...]:
-        """The left and the right class of a clause's words; empty unless both are there."""
+        """The left and the right class with a clause's words; empty unless both exist."""
         words = clause.words
         found = [self.find_clause(Clause(side=side, words=words)) for side in ("left", "right")]
         pair = tuple(name for name in found if name is not None)
@@ -68,16 +68,16 @@ class ClassIndex:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Every word, in its lemma, that names or synonyms of classes are made of."""
+        """Lemmas of all words in names and synonyms of classes."""
         return frozenset(word for table in (self._own, self._others) for _, words in table for word in words)
 
     def has_word(self, word: str) -> bool:
-        """Whether a word, in any form, is one that classes are called by."""
+        """Whether a word, in any form, occurs in names of classes."""
         return load_vocabulary().lemma(word) in self.words
 
     @cached_property
     def spellings(self) -> frozenset[str]:
-        """Every word of names and synonyms, as it is written there."""
+        """All words of names and synonyms, as they are spelled there."""
         names = (name for info in self.space.classes for name in (info.name, *other_names(info)))
         return frozenset(word for name in names for word in clean_text(name).split())
 
@@ -86,7 +86,7 @@ class ClassIndex:
 
 
 def other_names(info: ClassInfo) -> Iterator[str]:
-    """Synonyms of a class: our own, those of the structure whose side it is, and what datasets call it."""
+    """Synonyms of a class: ours, those of the same structure without a side, and names that datasets use."""
     synonyms = load_names().synonyms
     yield from synonyms.get(info.name, ())
     if info.side is not None:

@@ -1,7 +1,7 @@
 """Levels of the spine, numbers of ribs and segments of the liver, in the ways that people write them.
 
-Each becomes one token: ``vertebra:l3``, ``disc:l4:l5``, ``rib:5``, ``segment:8``; a stretch of them is
-``range:l1:l5`` or ``range:rib:3:5``, and ``pair:l4:l5`` is what may be a disc, a segment of movement or two vertebrae.
+Each becomes one token: ``vertebra:l3``, ``disc:l4:l5``, ``rib:5``, ``segment:8``. A range of them is ``range:l1:l5`` or
+``range:rib:3:5``; ``pair:l4:l5`` may mean a disc, a motion segment or two vertebrae.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def mark_levels(text: str) -> str:
     """Put tokens in place of levels.
 
     Args:
-        text: Lower-case, words parted by one space, brackets gone.
+        text: Text in lower case without brackets, with single spaces between words.
     """
     text = re.sub(r"\b(\d{1,2})(?:st|nd|rd|th)\b", r"#\1", text)
     text = re.sub(r"\b(" + "|".join(_ORDINALS) + r")\b", lambda m: f"#{_ORDINALS.index(m[1]) + 1}", text)
@@ -64,7 +64,7 @@ def mark_levels(text: str) -> str:
 
 
 def vertebrae_between(first: str, last: str) -> tuple[str, ...]:
-    """Levels from one to another, both included; none if they are not in order or not known."""
+    """Levels from one to another, both included; empty if they are unknown or not in order."""
     if first not in _ORDER or last not in _ORDER or _ORDER.index(first) > _ORDER.index(last):
         return ()
     return tuple(_ORDER[_ORDER.index(first) : _ORDER.index(last) + 1])

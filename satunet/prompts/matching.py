@@ -1,4 +1,4 @@
-"""What became of a prompt."""
+"""The result of reading a prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["known", "several", "similar", "unknown"]
 
 
 class Encoder(Protocol):
-    """What a text encoder must do here."""
+    """The part of a text encoder's interface that prompts need."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, D) embeddings of unit length."""
@@ -22,15 +22,15 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptMatch:
-    """What a mask is asked for by: a class, or the prompt's own embedding.
+    """The query for one mask: a class, or the prompt's own embedding.
 
     Attributes:
         prompt: Prompt that the user typed.
-        class_name: The class whose embedding is used; ``None``: the prompt's own.
-        status: ``"known"``: it names a class; ``"similar"``: it does not, but is close to one: what a class is with a
-            description ("large liver tumor"), or what the text encoder finds near; ``"unknown"``: nothing the network
-            knows comes near; ``"embedding"``: it is one.
-        similarity: Cosine similarity to the nearest class, where an encoder was asked.
+        class_name: Class whose embedding is used; ``None`` for the prompt's own.
+        status: ``"known"``: the prompt names a class; ``"similar"``: it is close to one, either a class with a
+            description ("large liver tumor") or near one for the text encoder; ``"unknown"``: no class is near;
+            ``"embedding"``: the prompt was given as an embedding.
+        similarity: Cosine similarity to the nearest class, if an encoder was used.
         nearest: Nearest classes with their similarities, best first.
         expanded_from: Prompt that the user typed, if it stands for several classes and ``prompt`` is one of them.
         note: Note in one sentence: how the prompt was read, or why it was refused.
@@ -47,17 +47,16 @@ class PromptMatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a prompt means.
+    """The meaning of a prompt.
 
     Attributes:
         prompt: Prompt that the user typed.
-        status: ``"known"``: it names one class; ``"several"``: it stands for more than one; ``"similar"``: it names
-            none, and what it names is close to one; ``"unknown"``: there is nothing to segment.
-        classes: The classes; for a similar prompt the nearest one; none for an unknown one.
-        similarity: 1 for what words name; the cosine similarity to the nearest class where an encoder was asked.
-        nearest: Nearest classes with their similarities, best first, where the prompt names none.
-        reason: Explanation of how it was read, or why there is nothing to segment; may be empty for the name of a
-            class.
+        status: ``"known"``: the prompt names one class; ``"several"``: it stands for several; ``"similar"``: it is
+            close to one; ``"unknown"``: there is nothing to segment.
+        classes: The classes; for a similar prompt the nearest one; empty for an unknown one.
+        similarity: Cosine similarity to the nearest class, if an encoder was used; 1 if the words name a class.
+        nearest: Nearest classes with their similarities, best first, if the prompt names none.
+        reason: How the prompt was read, or why there is nothing to segment; may be empty for the name of a class.
     """
 
     prompt: str
@@ -68,7 +67,7 @@ class Reading:
     reason: str = ""
 
     def matches(self) -> list[PromptMatch]:
-        """One match for each mask, or one that says why there is none."""
+        """One match per mask, or a single match that says why there is none."""
         if self.status == "several":
             return [
                 PromptMatch(prompt=name, class_name=name, status="known", similarity=1.0,

@@ -1,4 +1,4 @@
-"""Classes that lie near a prompt: by its spelling and words, or by a text encoder among those that words allow."""
+"""Classes near a prompt: by spelling and words, or by a text encoder among the classes that the words allow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Nearest = tuple[tuple[str, float], ...]
 
 
 def allowed_classes(clause: Clause, space: LabelSpace) -> list[str]:
-    """Classes whose side does not contradict a clause's: the other side never, and no side where one is asked for."""
+    """Classes whose side agrees with a clause's: never the opposite side, nor classes without a side if it has one."""
     if clause.side in ("left", "right"):
         return [c.name for c in space.classes if read_name(c.name).side == clause.side]
     return [c.name for c in space.classes if read_name(c.name).side is None]
 
 
 def nearest_by_spelling(prompt: str, clause: Clause, space: LabelSpace, count: int = 3) -> Nearest:
-    """Classes whose words are those of a prompt, or are spelled like it, best first; never of the other side."""
+    """Classes that share words with a prompt or are spelled like it, best first; never of the opposite side."""
     from rapidfuzz import fuzz, process
 
     names = allowed_classes(clause, space) or [c.name for c in space.classes if read_name(c.name).side is None]
@@ -39,7 +39,7 @@ def nearest_by_spelling(prompt: str, clause: Clause, space: LabelSpace, count: i
 
 
 class ClassVectors:
-    """Embeddings of all texts of a label space's classes, made once, when the first prompt is compared.
+    """Embeddings of all texts of a label space's classes, computed once, when the first prompt is compared.
 
     Args:
         space: The classes.

@@ -1,7 +1,7 @@
-"""A prompt taken apart: side, level, words that name, words that say something else.
+"""Parsing of prompts: side, level, words that name a structure, words of other kinds.
 
-Prompts and the names of classes go through the same function, so that they meet in whatever order and form their
-words are. What is left to compare is a key: a side, and a set of words.
+Prompts and names of classes go through the same function, so that they match regardless of order and form of their
+words. What is compared is a key: a side and a set of words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[str | None, frozenset[str]]
 SEPARATORS = (",", ";", "/")
 _LESIONS = {"tumor", "lesion", "metastasis", "cyst", "nodule", "edema", "hemorrhage", "infarct", "glioma"}
 _LETTER_SIDES = {"l": "left", "r": "right"}
-_ENDS_ALONE = {"li", "re", "lh", "rh"}  # "re" and "li" are sides in German letters, at either end
+_ENDS_ALONE = {"li", "re", "lh", "rh"}  # "re" and "li" are German abbreviations of sides, at either end
 _VERTEBRA_WORDS = {"vertebra", "spine"}
 _DISC_WORDS = {"intervertebral", "disc", "between", "ivd", "interspace", "space", "and", "vertebra"}
 _LATIN_LETTERS = {"a": "arteria", "v": "vena", "m": "musculus", "n": "nervus", "gl": "glandula"}
@@ -33,16 +33,16 @@ _BOTH = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Clause:
-    """One thing that a prompt asks for.
+    """One structure that a prompt asks for.
 
     Attributes:
-        side: ``"left"``, ``"right"``, ``"both"``, ``None``; ``"mixed"`` where left and right contradict each other.
-        words: Words in order, in the form that stands for their meaning; without sides and fillers.
-        kinds: Kind of word → words of that kind, as far as they name no structure.
-        sized: Whether a size was given with it.
-        last_is_side: Whether the side stands behind all words.
-        plural: Whether a word stands in the plural.
-        joined_by_of: Whether an "of" or "in" stands between words, so that what follows in a list may belong to it.
+        side: ``"left"``, ``"right"``, ``"both"`` or ``None``; ``"mixed"`` if left and right contradict each other.
+        words: Lemmas in order, without sides and fillers.
+        kinds: Kind of word → words of that kind, for words that name no structure.
+        sized: Whether a size is given.
+        last_is_side: Whether the side comes last.
+        plural: Whether a word is in the plural.
+        joined_by_of: Whether an "of" or "in" stands between words, so that the next part of a list may belong to it.
     """
 
     side: str | None
@@ -55,7 +55,7 @@ class Clause:
 
     @property
     def key(self) -> Key:
-        """What is compared."""
+        """Key by which clauses are compared."""
         return self.side, frozenset(self.words)
 
 
@@ -66,7 +66,7 @@ def read_tokens(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def clean_text(text: str) -> str:
-    """A text in lower case, without accents, brackets and joints; its words are as they were written."""
+    """A text in lower case, without accents, brackets and hyphens; the spelling of its words is kept."""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"[‐-―−]", "-", plain)
@@ -75,7 +75,7 @@ def clean_text(text: str) -> str:
     plain = _LATIN.sub(lambda m: f"{_LATIN_LETTERS[m[1].lower()]} ", plain)
     plain = plain.lower().replace("'s ", " ").replace("’s ", " ").replace("_", " ")
     plain = re.sub(r"-(?=\()|(?<=\))-", " ", plain)
-    # Hyphens join words ("of-the"), and levels ("l4-l5", "l-4"); only the former go.
+    # Hyphens join words ("of-the") and levels ("l4-l5", "l-4"); only the former are removed.
     plain = re.sub(
         r"(?<=[a-z]{2})-(?=[a-z])|(?<=[a-z])-(?=[a-z]{2})|(?<=[a-z]{3})-(?=\d)|(?<=\d)-(?=[a-z]{3})", " ", plain
     )
@@ -90,7 +90,7 @@ def clean_text(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def mark_tokens(text: str) -> tuple[str, ...]:
-    """Tokens of a cleaned text; levels, and sides that are named both, are one token each."""
+    """Tokens of a cleaned text; a level is one token, and so are both sides named together."""
     plain = _BOTH.sub(" both ", text)
     plain = mark_levels(" ".join(plain.split()))
     plain = re.sub(r"(?<![\d:])([,;/])|([,;/])(?![\d:])", r" \1\2 ", plain)
@@ -100,7 +100,7 @@ def mark_tokens(text: str) -> tuple[str, ...]:
 
 
 def read_clause(tokens: Sequence[str]) -> Clause:
-    """What words, without separators, ask for."""
+    """Parse words without separators."""
     vocabulary = load_vocabulary()
     sized = "size/" in tokens
     words = [t for t in tokens if t not in SEPARATORS and t != "size/"]
@@ -125,12 +125,12 @@ def read_clause(tokens: Sequence[str]) -> Clause:
 
 @lru_cache(maxsize=65536)
 def read_name(name: str) -> Clause:
-    """What a name of a class or a synonym means."""
+    """Parse a name or synonym of a class."""
     return read_clause(read_tokens(name))
 
 
 def split_clauses(tokens: Sequence[str], at: Iterable[str]) -> list[list[str]]:
-    """Tokens between separators; none of them empty."""
+    """Non-empty lists of tokens between separators."""
     found: list[list[str]] = [[]]
     separators = set(at)
     for token in tokens:
@@ -142,7 +142,7 @@ def split_clauses(tokens: Sequence[str], at: Iterable[str]) -> list[list[str]]:
 
 
 def _without_request(words: list[str]) -> list[str]:
-    """Words without those that ask in front: "please segment the". A "segment of" something is none of them."""
+    """Words without a leading request such as "please segment the"; "segment of" something is no request."""
     fillers = load_vocabulary().fillers
     first = 0
     while first < len(words) - 1:
@@ -199,7 +199,7 @@ def _kinds(words: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _without_levels_words(words: list[str]) -> list[str]:
-    """Words that a level says already are dropped: "lumbar vertebra" beside L3, "intervertebral disc" beside L4/L5."""
+    """Words without those implied by a level: "lumbar vertebra" beside L3, "intervertebral disc" beside L4/L5."""
     levels = [
         w.split(":")[-1] for w in words if w.startswith(("vertebra:", "range:")) and not w.startswith("range:rib")
     ]

@@ -1,18 +1,18 @@
-"""What a user's words mean to a model: the one place where it is decided.
+"""The meaning of a user's words to a model is decided here, and only here.
 
-A prompt is taken apart into side, level and words (:mod:`satunet.prompts.parsing`), and the steps below are tried, the
-first that finds something wins:
+A prompt is parsed into side, level and words (:mod:`satunet.prompts.parsing`). Then these steps are tried in order, and
+the first that succeeds decides:
 
-1. its side and words are those of a class, or of a synonym, in any order and form: "tumour of the kidney";
-2. it stands for several classes that the model knows: "both kidneys", "L1-L5", "abdominal organs";
-3. a knowledge tree that the user built has it as another name of a class;
-4. it names one thing after another: "liver and left kidney";
-5. the same for its words with misspellings corrected (:mod:`satunet.prompts.spelling`);
-6. it is a class with a description that leaves it what it is: "large liver tumor" is similar to one.
+1. side and words are those of a class or synonym, in any order and form: "tumour of the kidney";
+2. the prompt stands for several classes that the model knows: "both kidneys", "L1-L5", "abdominal organs";
+3. it is another name of a class in a knowledge tree that the user built;
+4. it is a list: "liver and left kidney";
+5. steps 1 to 4 succeed after misspellings are corrected (:mod:`satunet.prompts.spelling`);
+6. it is a class with a description that does not change its meaning: "large liver tumor" is similar to a class.
 
-Every word counts: "bladder wall" is not the bladder, "no pleural effusion" is no effusion, "liver cyst" is no other
-cyst, because a word is left that no class has. What such a word is (a negation, a device, a part …) is said. Only a
-prompt none of whose words is known is left to the text encoder, among the classes that its side allows.
+Every word counts: "bladder wall" is not the bladder, "no pleural effusion" is no effusion and "liver cyst" is no other
+cyst, because a word remains that no class has. The refusal says what kind of word this is (a negation, a device, a part
+…). The text encoder is only used for prompts without any known word, among the classes that their side allows.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from satunet.prompts.spelling import Speller, anatomy_words, common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
 SIMILAR_FROM = 0.85
-"""Cosine similarity from which a text none of whose words is known is taken for a class. Measured on the development half
-of ``tests/prompts/labelled_prompts.tsv``, with both encoders that ship: other structures reach 0.81 ("endocardium" to
-"myocardium", "bladderwrack" to "urinary bladder"), and so do right ones ("clavical" 0.77 and 0.84)."""
+"""Smallest cosine similarity at which a text without any known word is taken for a class. Measured on the development
+half of ``tests/prompts/labelled_prompts.tsv`` with both encoders that ship: other structures reach 0.81 ("endocardium"
+to "myocardium", "bladderwrack" to "urinary bladder"), and so do correct ones ("clavical" 0.77 and 0.84)."""
 CLASS_PREFIX = "class:"
 _NO_STRUCTURE = {"negation", "uncertainty", "relation", "measurement", "device"}
 _REFUSED = {
@@ -55,8 +55,8 @@ class PromptReader:
     """Understands prompts for one label space.
 
     Args:
-        space: The classes the model knows.
-        tree: Knowledge tree; the one in the default place, if one was built, if not given.
+        space: Classes that the model knows.
+        tree: Knowledge tree; by default the one in the default place, if one was built.
     """
 
     def __init__(self, space: LabelSpace, tree: KnowledgeTree | None = None) -> None:
@@ -69,16 +69,16 @@ class PromptReader:
         self._groups = {clause.key: (group, clause.plural) for clause, group in named}
 
     def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
-        """What a prompt means: one match, or one for each class it stands for; see :meth:`interpret`."""
+        """The meaning of a prompt as matches, one for each class that it stands for; see :meth:`interpret`."""
         return self.interpret(prompt, encoder).matches()
 
     def interpret(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> Reading:
-        """What a prompt means.
+        """The meaning of a prompt.
 
         Args:
             prompt: The user's words.
-            encoder: Text encoder for prompts that nothing else explains, or a function that loads it; without it,
-                they are ``"unknown"``.
+            encoder: Text encoder for prompts that nothing else explains, or a function that loads it; without one,
+                such prompts are ``"unknown"``.
         """
         tokens = read_tokens(prompt)
         found = self._exactly(prompt, tokens)
@@ -105,9 +105,9 @@ class PromptReader:
     # ---- by words -----------------------------------------------------------------------------------------------
 
     def _exactly(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
-        """A prompt that is the name of a class, spelled as names are."""
+        """The reading of a prompt that is exactly the name of a class."""
         if "?" in prompt or set(tokens) & {*SEPARATORS, "and"}:
-            name = prompt if prompt in self.space else ""  # as it is, or not at all: separators say more than spaces
+            name = prompt if prompt in self.space else ""  # unchanged, because separators mean more than spaces
         else:
             name = normalize_name(prompt).canonical
         if name not in self.space or read_clause(tokens).side not in (None, read_name(name).side):
@@ -162,7 +162,7 @@ class PromptReader:
         if clause.side is not None:
             return ()
         pair = self._index.sides(clause)
-        # The left and the right of a thing are the thing; a left and a right atrium are two.
+        # Left and right of a paired structure make up the structure; the left and the right atrium do not.
         return pair if all(self.space.info(name).side is not None for name in pair) else ()
 
     def _range(self, clause: Clause) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ class PromptReader:
         return tuple(name for name in found if name is not None) if all(found) else ()
 
     def _members(self, group: str) -> tuple[str, ...]:
-        """Classes of a group, as far as the model knows them."""
+        """Classes of a group that the model knows."""
         found: list[str] = []
         for name in self._names.groups[group]:
             clause = read_name(name)
@@ -186,7 +186,7 @@ class PromptReader:
         return tuple(dict.fromkeys(found))
 
     def _corrected(self, prompt: str) -> Reading | None:
-        """What a prompt means once its misspelled words are corrected; nothing where that is not clear."""
+        """The meaning of a prompt after its misspelled words are corrected; ``None`` if the correction is unclear."""
         sides = load_vocabulary().side_of
         right = sum(self._index.has_word(w) and w not in sides for w in read_tokens(prompt))
         for boldness in range(min(right, 2) + 1):
@@ -211,7 +211,7 @@ class PromptReader:
         return Speller({*self._index.words, *self._index.spellings})
 
     def _described(self, prompt: str, clause: Clause) -> Reading | None:
-        """A class, and words that describe it without making it something else."""
+        """A class with words that describe it without changing what it is."""
         described = clause.kinds.get("descriptor", ())
         if set(clause.kinds) - {"descriptor", "part", "finding"} or not (described or clause.sized):
             return None
@@ -227,7 +227,7 @@ class PromptReader:
     # ---- other sources ------------------------------------------------------------------------------------------
 
     def _by_tree(self, prompt: str, clause: Clause) -> Reading | None:
-        """A class that the tree says is the same thing, with the prompt's own side."""
+        """A class of which the prompt is another name in the tree, with the prompt's own side."""
         from satunet.knowledge.file import default_tree
 
         tree = self._tree or default_tree()
@@ -247,7 +247,7 @@ class PromptReader:
         return None
 
     def _foreign(self, prompt: str) -> Reading | None:
-        """A word of another language: nothing is segmented, and the class is suggested."""
+        """The reading of a word in another language: nothing is segmented, but the class is suggested."""
         words = name_key(prompt).split()
         side_of = load_vocabulary().side_of
         sides = {side_of[w] for w in words if w in side_of}
@@ -268,7 +268,7 @@ class PromptReader:
     # ---- what nothing explains ----------------------------------------------------------------------------------
 
     def _refused(self, prompt: str, clause: Clause) -> Reading | None:
-        """A prompt with a word that is known, and no class has all of them."""
+        """The refusal of a prompt with known words, if no class has all of its words."""
         for kind, reason in _REFUSED.items():
             if kind in clause.kinds:
                 return self._unknown(prompt, clause, reason.format(word=clause.kinds[kind][0]))
@@ -295,7 +295,7 @@ class PromptReader:
                        reason="nothing the model knows comes near")  # fmt: skip
 
     def _vectors(self, given: Encoder | Callable[[], Encoder]) -> ClassVectors:
-        """The classes as an encoder sees them; kept for the next prompt with the same one."""
+        """Embeddings of the classes; they are kept for the next prompt with the same encoder."""
         before = self._asked
         if before is not None and before[0] == given:
             return before[1]
@@ -307,9 +307,9 @@ class PromptReader:
         return vectors
 
     def _may_be_a_structure(self, clause: Clause) -> bool:
-        """Whether the encoder is to be asked: not about codes, words of other things, and words made of a class's.
+        """Whether to use the encoder: not for codes, words of other kinds, and words derived from a class's.
 
-        An encoder reads pieces of words: "cheeky" and "bladderwrack" are a cheek and a bladder to it.
+        An encoder reads word pieces: to it, "cheeky" and "bladderwrack" are a cheek and a bladder.
         """
         if any(len(w) < 4 or not w.isalpha() for w in clause.words):
             return False
@@ -325,6 +325,6 @@ class PromptReader:
 def read_prompts(
     prompts: Sequence[str], space: LabelSpace, encoder: Encoder | None = None, tree: KnowledgeTree | None = None
 ) -> list[PromptMatch]:
-    """Matches of all prompts in order; a prompt that stands for several classes gives one for each."""
+    """Matches of all prompts in order; a prompt that stands for several classes gives one match for each."""
     reader = PromptReader(space, tree)
     return [match for prompt in prompts for match in reader.read(prompt, encoder)]

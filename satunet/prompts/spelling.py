@@ -1,8 +1,8 @@
-"""Misspelled words of a prompt, read as words that are known.
+"""Correction of misspelled words in prompts.
 
-A word is corrected if it is no word itself, and exactly one known word is an edit or two away: a letter more, less,
-another, or two letters swapped. The first letter stays, as it does where people misspell. Short words, numbers and
-whatever is a word of English or of anatomy are left alone: "ileum" is not "ilium", a "chord" is no cord.
+A word is corrected if it is no word itself and exactly one known word is one or two edits away: a letter inserted,
+omitted or replaced, or two letters swapped. The first letter must be right, as people rarely misspell it. Short words,
+numbers and words of English or of anatomy are left alone: "ileum" is not "ilium", a "chord" is no cord.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ANATOMY = Path(__file__).parent / "anatomy_words.txt"
 _WORD = re.compile(r"^[a-z]+$")
 _SHORTEST = 4
 _MOST = 24
-"""Readings of a text with several misspelled words that are tried."""
+"""Largest number of readings that are tried for a text with several misspelled words."""
 _SIDES = ("left", "right")
 _COMMON_FROM = (99, 6, 4)
-"""Letters from which a word of English may be a slip, by boldness."""
+"""Length from which a word of English may be a misspelling, by boldness."""
 
 
 class Speller:
@@ -43,13 +43,13 @@ class Speller:
         self._options: dict[tuple[str, int], tuple[str, ...]] = {}
 
     def correct(self, text: str, *, boldness: int = 0) -> list[str]:
-        """What a text may have been meant to be, the likeliest first; nothing where nothing looks misspelled.
+        """Possible corrections of a text, the likeliest first; empty if nothing looks misspelled.
 
         Args:
-            text: Lower-case, see :func:`satunet.prompts.parsing.clean_text`.
-            boldness: 1: words of English of six letters may be misspelled as well ("lumber vertebrae"), and words that
-                lack a letter of five; for prompts that have another word of a class. 2: words of English of four
-                letters, too ("inferior vena cave"); for prompts that have two.
+            text: Text in lower case, see :func:`satunet.prompts.parsing.clean_text`.
+            boldness: How much may be a misspelling. 1, for prompts with another word of a class: also English words of
+                six or more letters ("lumber vertebrae"), and words of five letters that lack one. 2, for prompts with
+                two such words: also English words of four or more letters ("inferior vena cave").
         """
         pieces = self._join(re.split(r"([^a-z\d:]+)", text))
         choices = [self._options_of(piece, boldness) for piece in pieces]
@@ -63,7 +63,7 @@ class Speller:
         return self._options[word, boldness]
 
     def known(self, word: str) -> bool:
-        """Whether a word is one that classes are called by, or of the vocabulary."""
+        """Whether a word occurs in names of classes or in the vocabulary."""
         return word in self._known or load_vocabulary().lemma(word) in self._known
 
     def _correct(self, word: str, boldness: int) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Speller:
         for edits in range(1, most + 1):
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
             near = {w for w in near if (_plausible(word, w) or (boldness and len(w) >= 4 + (boldness < 2)))}
-            # "pnterior" may be anterior as likely as posterior: a first letter can be a slip as well as two others.
+            # "pnterior" may as well be anterior as posterior: one wrong first letter is as likely as two wrong others.
             if near and edits == 2 and any(OSA.distance(word, w, score_cutoff=1) <= 1 for w in self._known):
                 return (word,)
             derived = {lemma(w) for w in near if _derived(word, w)}
@@ -92,7 +92,7 @@ class Speller:
             if derived and not near:
                 return (word,)
             if near:
-                # One word for each meaning; words that are both likely are told apart by what they stand with.
+                # One word per meaning; if several are likely, the other words of the prompt decide.
                 return tuple({lemma(w): w for w in sorted(near, reverse=True)}.values())
         return (word,)
 
@@ -105,7 +105,7 @@ class Speller:
                         yield candidate
 
     def _join(self, pieces: list[str]) -> list[str]:
-        """Words that a space tore apart, joined: "hippo campus"; every other piece is what stands between words."""
+        """Join words that a space splits ("hippo campus"); pieces are words and separators in turn."""
         found = pieces[:1]
         for between, word in zip(pieces[1::2], pieces[2::2], strict=True):
             torn = between == " " and len(word) > 2 and _WORD.match(word) and f"{found[-1]}{word}" in self._known
@@ -117,19 +117,19 @@ class Speller:
 
 
 def _derived(word: str, of: str) -> bool:
-    """Whether a word is another with an ending, as "cheeky" is of cheek; a letter twice, an e or an s is a slip."""
+    """Whether a word is another with an ending ("cheeky"); an added e or s or a doubled letter is a misspelling."""
     ending = word.removeprefix(of)
     return word.startswith(of) and ending not in ("e", "s", of[-1])
 
 
 def _compound(word: str) -> bool:
-    """Whether a word is made of two of English: "brainstorm" is no slip for brainstem."""
+    """Whether a word is composed of two English words: "brainstorm" is no misspelling of brainstem."""
     common = common_words()
     return any(word[:cut] in common and word[cut:] in common for cut in range(4, len(word) - 3))
 
 
 def _plausible(word: str, meant: str) -> bool:
-    """Four letters are too few for a changed one, but for sides; two swapped letters, or one doubled, are seen."""
+    """Whether a word may be a misspelling of another; with four letters, only of sides, or by a swap or a doubling."""
     if len(word) >= 5 and len(meant) >= 5:
         return True
     if meant in _SIDES:
@@ -143,7 +143,7 @@ def _plausible(word: str, meant: str) -> bool:
 
 @lru_cache(maxsize=1)
 def common_words() -> frozenset[str]:
-    """Words of English that are frequent enough to be whole words of the text encoder's vocabulary."""
+    """Words of English that are frequent enough to be single tokens of the text encoder."""
     try:
         vocabulary = json.loads(_TOKENIZER.read_text("utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError):
@@ -153,6 +153,6 @@ def common_words() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def anatomy_words() -> frozenset[str]:
-    """Words of anatomy and disease that lie near words of classes, and are not those."""
+    """Words of anatomy and disease that resemble words of classes, but mean something else."""
     lines = _ANATOMY.read_text("utf-8").splitlines()
     return frozenset(w for line in lines if not line.startswith("#") for w in line.split())

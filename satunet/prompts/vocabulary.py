@@ -1,6 +1,6 @@
-"""Words of prompts: which mean the same, which say nothing, and what kind of thing others speak of.
+"""Words of prompts: synonyms, fillers, and kinds of words that name no structure.
 
-``words.json`` is written for satunet and needs no other source. It knows no class: what classes are called is in
+``words.json`` was written for satunet and needs no other source. It contains no names of classes; these are in
 :mod:`satunet.knowledge.names`.
 """
 
@@ -21,7 +21,7 @@ WORDS_VERSION = 1
 _FILE = Path(__file__).parent / "words.json"
 
 KINDS = ("negation", "uncertainty", "relation", "measurement", "device", "finding", "part", "other", "descriptor")
-"""Kinds of words beside those that name a structure; a word that is of two is of the first."""
+"""Kinds of words that name no structure; a word of two kinds counts as the first."""
 
 _FINDING = re.compile(
     r"(?:itis|osis|omas?|emia|pathy|megaly|algia|rrhage|rrhoea|plegia|ectasis|ectasia|thorax|peritoneum|penia|malacia"
@@ -36,12 +36,12 @@ class Vocabulary:
     """The table of words.
 
     Attributes:
-        same: Word → other words that mean it; plurals that a rule would not find are among them.
-        adjoining: Two words that are written as one, too → the one.
-        fillers: Words that change nothing ("the", "segmentation", "normal").
-        whole: Words that change nothing but before a lesion ("whole").
-        types: Word for a type of structure → classes that stay what they are with it ("scapula bone").
-        sides: Side, or ``"both"`` → words for it, besides its own name.
+        same: Word → other words with the same meaning, including irregular plurals.
+        adjoining: Two words that are also written as one → that one.
+        fillers: Words without meaning ("the", "segmentation", "normal").
+        whole: Words that have a meaning only before a lesion ("whole").
+        types: Word for a type of structure → classes whose meaning it does not change ("scapula bone").
+        sides: Side, or ``"both"`` → other words for it.
         kinds: Kind of word → words and phrases.
     """
 
@@ -55,7 +55,7 @@ class Vocabulary:
 
     @cached_property
     def meaning(self) -> dict[str, str]:
-        """Word → the word that stands for all of its meaning."""
+        """Word → the word that represents all words with its meaning."""
         return {w: word for word, others in self.same.items() for w in (word, *others)}
 
     @cached_property
@@ -79,12 +79,12 @@ class Vocabulary:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Every single word of the table."""
+        """All single words of the table."""
         known = {*self.meaning, *self.fillers, *self.whole, *self.types, *self.side_of, *self.adjoining.values()}
         return frozenset(known | {w for word in self._kind_of for w in word.split()})
 
     def kind(self, word: str) -> str | None:
-        """Kind of a word, by the table and by how it ends; ``None`` for a word that may name a structure."""
+        """Kind of a word, by the table and by its ending; ``None`` for a word that may name a structure."""
         found = self._kind_of.get(word) or self._kind_of.get(self.lemma(word))
         if found is not None:
             return found
@@ -95,7 +95,7 @@ class Vocabulary:
         return "finding" if len(word) > 6 and _FINDING.search(word) else None
 
     def lemma(self, word: str) -> str:
-        """What stands for a word: its singular, in American English, as a noun ("renal" is "kidney")."""
+        """Lemma of a word: its singular, in American English, as a noun ("renal" → "kidney")."""
         found = self.meaning.get(word)
         if found is None and len(word) > 3 and word.endswith("s") and not word.endswith(_SINGULAR_ENDS):
             one = f"{word[:-3]}y" if word.endswith("ies") else word[:-1]
@@ -112,7 +112,7 @@ def load_vocabulary(path: Path = _FILE) -> Vocabulary:
     """Read a table of words.
 
     Raises:
-        PromptError: Not one, or of another version.
+        PromptError: The file is no table of words, or has another version.
     """
     try:
         content = read_json(path)

@@ -40,7 +40,7 @@ class TextBank:
 
     @classmethod
     def build(cls, encoder: TextEncoder, texts: Sequence[str], on_progress: Progress | None = None) -> TextBank:
-        """Encode texts; those given twice are kept once."""
+        """Encode texts; repeated texts are kept once."""
         unique = tuple(dict.fromkeys(texts))
         return cls(
             encoder_name=encoder.name,
@@ -95,10 +95,10 @@ class TextBank:
 
     @classmethod
     def load(cls, path: Path) -> TextBank:
-        """Read a bank, and check it against its digest; those of older versions have none.
+        """Read a bank and check it against its digest; banks of older versions have none.
 
         Raises:
-            ModelError: No such file, not a bank, or damaged.
+            ModelError: The file does not exist, is no bank, or is damaged.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Copying a text encoder's folder: its files, and nothing that happens to lie there or that a link points to."""
+"""Copying a text encoder's folder: only the files of the encoder, and no links."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def copy_text_encoder(source: Path, target: Path) -> None:
 
     Args:
         source: Folder of the text encoder.
-        target: Folder to write; it may be there, and then has to be empty.
+        target: Folder to write; if it exists, it must be empty.
 
     Raises:
         ModelError: The folder holds no text encoder, or one of its files is a link.

@@ -1,6 +1,6 @@
-"""What a text encoder is: texts (and a modality) → embeddings, in batches, cached on disk.
+"""The interface of text encoders: texts (and a modality) → embeddings, in batches, cached on disk.
 
-Encoders are frozen. What was encoded once is read from a cache, so that a second run needs no model. A kind of
+Encoders are frozen. Embeddings are cached, so that a second run with the same texts needs no model. Each kind of
 encoder is a subclass with one method; :func:`satunet.text.load_text_encoder` picks it by name.
 """
 
@@ -23,8 +23,8 @@ class TextEncoder(ABC):
     """A frozen text encoder with a cache; the model itself is loaded when a text is not in the cache.
 
     Attributes:
-        name: The name it was asked for by; a plan and a bank keep it.
-        uses_modality: Whether :meth:`encode` makes something else of a text for each modality.
+        name: Name by which it was requested; plan and bank keep it.
+        uses_modality: Whether embeddings of a text differ between modalities.
     """
 
     uses_modality: ClassVar[bool] = False
@@ -66,17 +66,17 @@ class TextEncoder(ABC):
             on_progress: Called with (texts done, texts), those in the cache included.
 
         Returns:
-            (n, D) float32; of unit length if the model was made so.
+            (n, D) float32; of unit length if the model normalises its embeddings.
 
         Raises:
-            ModelError: The model cannot be loaded, or gives values that are not finite.
+            ModelError: The model cannot be loaded, or its output is not finite.
         """
         if not texts:
             return np.zeros((0, self._dim or 0), dtype=np.float32)
         modality = modality if self.uses_modality else None
         unique = list(dict.fromkeys(texts))
         known = self._known(unique, modality)
-        # Texts of one length side by side: a batch is padded to its longest.
+        # Texts of similar length in one batch, because a batch is padded to its longest.
         missing = sorted((t for t in unique if t not in known), key=len)
         for start in range(0, len(missing), self._batch):
             batch = missing[start : start + self._batch]

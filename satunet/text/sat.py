@@ -1,10 +1,10 @@
 """SAT's text encoder (arXiv 2312.17183): a sentence encoder of the BioLORD kind, tuned on anatomy, and a projection.
 
-Output = projection(mean over tokens), without SAT's embedding of the scan's modality, which is the network's
-(:class:`~satunet.network.adapter.ModalityAdapter`): embeddings depend on the text alone.
+Output = projection(mean over tokens). SAT's embedding of the scan's modality is left to the network
+(:class:`~satunet.network.adapter.ModalityAdapter`), so that embeddings depend on the text alone.
 
-Texts are tokenised as SAT does it, which is not how the tokenizer itself would: lower-case, the literal strings
-``[CLS]`` and ``[SEP]`` around the tokens, padding with id 0, and every id above 0 is attended to, at most 256.
+Texts are tokenised as in SAT, which differs from the tokenizer's own way: lower-case, the literal strings ``[CLS]`` and
+``[SEP]`` around the tokens, padding with id 0, attention to every id above 0, and at most 256 tokens.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from satunet.jobs.records import load_json
 from satunet.text.transformer import MAX_TOKENS, TransformerEncoder, pool, quiet_transformers
 
 SAT_ENCODER_FILE = "sat_text_encoder.json"
-"""Marks a folder as SAT's text encoder."""
+"""File that marks a folder as SAT's text encoder."""
 SAT_ARCHITECTURE = "FremyCompany/BioLORD-2023-C"
-"""The model on the hub whose architecture and tokenizer SAT's text encoder has."""
+"""Model on the hub with the architecture and tokenizer of SAT's text encoder."""
 _PROJECTION_FILE = "projection.safetensors"
 _TOWER = "text_tower.biolord."
 _PROJECTION = "projection_layer."
@@ -41,7 +41,7 @@ class SatTextEncoder(TransformerEncoder):
         """Tokenizer and model; the projection is loaded beside them.
 
         Raises:
-            ModelError: One of them cannot be loaded.
+            ModelError: Tokenizer or model cannot be loaded.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -100,7 +100,8 @@ def save_sat_encoder(
         The modality embedding, a (4 or 5, D) tensor.
 
     Raises:
-        ModelError: The architecture cannot be had, or tensors are missing, unknown or of another shape: lists them.
+        ModelError: The architecture cannot be loaded, or tensors are missing, unknown or of another shape; the message
+            lists them.
     """
     from safetensors.torch import save_file
 
@@ -147,7 +148,7 @@ def is_sat_encoder(folder: Path) -> bool:
     """Whether a folder holds SAT's text encoder.
 
     Raises:
-        ModelError: It does, in a version that this satunet does not read.
+        ModelError: It does, but in a version that this satunet does not read.
     """
     file = folder / SAT_ENCODER_FILE
     if not file.is_file():
@@ -178,7 +179,7 @@ def _architecture(name: str) -> tuple[Any, Any]:
 
 
 def _tower(config: Any, weights: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The transformer with those weights, and what does not fit."""
+    """The transformer with these weights, and a list of the tensors that do not fit."""
     import torch
 
     with quiet_transformers():
@@ -192,7 +193,7 @@ def _tower(config: Any, weights: dict[str, Any]) -> tuple[Any, list[str]]:
         if torch.equal(weights[key].flatten(), torch.arange(weights[key].numel())):
             del weights[key]
     if not any(key.startswith("pooler.") for key in weights):
-        # The pooler behind the first token is not used here; a checkpoint may lack it, in whole.
+        # The pooler of the first token is not used here; a checkpoint may lack all of it.
         weights |= {key: value for key, value in expected.items() if key.startswith("pooler.")}
     faults = [f"missing {_TOWER}{key}" for key in expected.keys() - weights.keys()]
     faults += [f"unknown {_TOWER}{key}" for key in weights.keys() - expected.keys()]

@@ -1,4 +1,4 @@
-"""Any ``transformers`` model as a text encoder: pooling, instruction and length as the model wants them."""
+"""Any ``transformers`` model as a text encoder, with the pooling, instruction and length that the model expects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "cls", "last"]
 MAX_TOKENS = 256
 
-# Models that read from left to right know the whole text at its last token alone.
+# Causal models: only the last token has attended to the whole text.
 _LEFT_TO_RIGHT = ("qwen", "llama", "mistral", "gemma", "gpt", "phi", "opt", "bloom")
 _CLS_MODELS = ("medcpt", "sapbert", "bge-", "pubmedbert", "biomednlp")
 _TOKENIZER_FILES = (
@@ -36,13 +36,13 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """How a model's token features become an embedding.
+    """Settings by which a model's token features become an embedding.
 
     Attributes:
-        pooling: ``mean`` over tokens, the first token (``cls``), or the ``last``.
+        pooling: Mean over tokens (``mean``), first token (``cls``) or last token (``last``).
         instruction: Text that is put before every text.
-        normalize: Whether embeddings have unit length.
-        max_tokens: Texts are cut behind so many tokens.
+        normalize: Whether embeddings are scaled to unit length.
+        max_tokens: Number of tokens after which texts are cut.
     """
 
     pooling: Pooling = "mean"
@@ -61,7 +61,7 @@ class TransformerEncoder(TextEncoder):
     """A model from a folder or a hub.
 
     Args:
-        name: The name it was asked for by.
+        name: Name by which it was requested.
         source: Folder or hub name.
         options: Options after the ``?`` in the name; they override the model's files.
         cache: Cache of embeddings.
@@ -73,7 +73,7 @@ class TransformerEncoder(TextEncoder):
         super().__init__(name, cache)
         self.source = source
         self.fetch = True
-        """Whether a hub may be asked for what is not on this machine."""
+        """Whether missing files may be fetched from a hub."""
         self._options = options or {}
         self._loaded: tuple[Any, Any] | None = None
         self._settings: EncoderSettings | None = None
@@ -120,11 +120,11 @@ class TransformerEncoder(TextEncoder):
         return cast("NDArray[np.float32]", pooled.float().cpu().numpy())
 
     def _folder(self) -> Path | None:
-        """Where the model's files are, if they are on this machine."""
+        """Folder of the model's files, if they are on this machine."""
         folder = Path(self.source)
         if folder.is_dir():
             return folder
-        with contextlib.suppress(Exception):  # whatever a hub's cache is like, without it the model is loaded first
+        with contextlib.suppress(Exception):  # whatever is wrong with the hub's cache: then the model is loaded first
             from huggingface_hub import try_to_load_from_cache
 
             found = try_to_load_from_cache(self.source, "config.json")
@@ -169,7 +169,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
     """Take ``MODEL?pooling=last&instruction=…`` apart.
 
     Raises:
-        ModelError: An option that does not exist, or a value that is none.
+        ModelError: An option does not exist, or has an invalid value.
     """
     source, _, query = name.partition("?")
     options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
@@ -193,7 +193,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_settings(source: str, folder: Path | None, options: dict[str, Any]) -> EncoderSettings:
-    """Settings of a model: what was asked for, else what its sentence-transformers files say, else its kind's."""
+    """Settings of a model: the given options, else those in its sentence-transformers files, else its kind's."""
     found: dict[str, Any] = {"pooling": _usual_pooling(source, folder)}
     with understanding(folder or source, "a sentence-transformers model", ModelError):
         found |= _settings_in(folder)
@@ -201,7 +201,7 @@ def read_settings(source: str, folder: Path | None, options: dict[str, Any]) -> 
 
 
 def _settings_in(folder: Path | None) -> dict[str, Any]:
-    """What the files of sentence-transformers say."""
+    """Settings in the files of sentence-transformers."""
     found: dict[str, Any] = {}
     if folder is not None and (folder / "modules.json").is_file():
         modules = load_json(folder / "modules.json", error=ModelError)
@@ -219,10 +219,10 @@ def _settings_in(folder: Path | None) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a folder holds a model with tokenizer and weights.
+    """Check that a folder holds a model with tokenizer and weights.
 
     Raises:
-        ModelError: One is missing.
+        ModelError: A file is missing.
     """
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no transformers model here (config.json is missing)")
@@ -236,12 +236,12 @@ def check_folder(folder: Path) -> None:
 
 
 def load_model(source: str, name: str, *, fetch: bool = True) -> tuple[Any, Any]:
-    """Tokenizer and model of a folder or hub, in float32 and evaluation mode; never code from it.
+    """Tokenizer and model of a folder or hub, in float32 and evaluation mode; code from there is never run.
 
     Args:
         source: Folder or hub name.
-        name: The name it was asked for by.
-        fetch: Whether a hub may be asked for what is not on this machine.
+        name: Name by which it was requested.
+        fetch: Whether missing files may be fetched from a hub.
 
     Raises:
         ModelError: They cannot be loaded.
@@ -273,7 +273,7 @@ def load_tokenizer(source: str, name: str, *, fetch: bool = True) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=not fetch)
         except Exception as error:  # damaged files raise whatever their parser does
             raise _cannot_be_loaded(name, error) from error
-    tokenizer.padding_side = "right"  # on the left, it would move the positions of models that count them
+    tokenizer.padding_side = "right"  # padding on the left would shift the positions of models with absolute ones
     return tokenizer
 
 
@@ -288,7 +288,7 @@ def _cannot_be_loaded(name: str, error: Exception) -> ModelError:
 def folder_hash(folder: Path) -> str:
     """Hash of a model's files.
 
-    All of every file is hashed: fine-tuned models often share the first megabytes, the table of words.
+    Files are hashed completely: fine-tuned models often share the first megabytes, the word embeddings.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
@@ -314,7 +314,7 @@ def _usual_pooling(source: str, folder: Path | None) -> Pooling:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Transformers reports loading on stderr and in bars; ours is a command with bars of its own."""
+    """Silence transformers' messages and progress bars; satunet shows its own."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as noise
 

@@ -1,1 +1,1 @@
-"""Probabilities of many prompts over a whole scan in bounded memory; knows no stage."""
+"""Probabilities of many prompts over a whole scan in bounded memory; independent of all stages."""

@@ -1,8 +1,8 @@
 """Sums of probabilities in blocks that exist only where a prompt's probability is not negligible.
 
-The windows go through a scan along one axis. Blocks are as thick as a layer across that axis: a layer is finished
-once no window to come touches it, and of a finished layer stays what lies in or beside a structure. So memory
-follows the volume of the structures found, whatever the number of prompts.
+The windows sweep the scan along one axis, and the blocks form layers perpendicular to it. A layer is finished when no
+later window touches it; of a finished layer, only blocks in or beside a structure are kept. Memory is therefore
+proportional to the volume of the structures found, not to the number of prompts.
 
 Shapes: C features, V voxels of a block, P places (blocks) of a layer, N queries.
 """
@@ -31,7 +31,7 @@ class Tiling:
 
     Attributes:
         shape: Shape of the volume.
-        sweep: Axis along which windows go and layers follow each other.
+        sweep: Axis along which the windows proceed and the layers are stacked.
     """
 
     shape: Axes
@@ -50,13 +50,13 @@ class Tiling:
 
     @property
     def across(self) -> tuple[int, int]:
-        """The two axes that lie in a layer."""
+        """The two axes within a layer."""
         first, second = (axis for axis in range(3) if axis != self.sweep)
         return first, second
 
     @property
     def places(self) -> int:
-        """Blocks of a layer; their numbers run fastest along the second axis of :attr:`across`."""
+        """Number of blocks in a layer; they are numbered fastest along the second axis of :attr:`across`."""
         first, second = self.across
         return self.counts[first] * self.counts[second]
 
@@ -71,13 +71,13 @@ class Tiling:
         return (ranges[0][:, None] * self.counts[self.across[1]] + ranges[1]).flatten()
 
     def cut(self, window: Tensor, start: Axes, layer: int, *, repeat_edges: bool) -> Tensor:
-        """The blocks of a window's layer, in the order of :meth:`places_of`.
+        """Cut a window's part of a layer into blocks, in the order of :meth:`places_of`.
 
         Args:
             window: (C, x, y, z), values of the window.
             start: First voxel of the window in the volume.
-            layer: Layer that the window touches.
-            repeat_edges: Fill voxels of a block that lie outside the window with the nearest inside; else with 0.
+            layer: Number of a layer that the window touches.
+            repeat_edges: Whether voxels of a block outside the window repeat the nearest one inside; else they are 0.
 
         Returns:
             (n, C, V).
@@ -121,10 +121,10 @@ class Tiling:
 
 @dataclass(kw_only=True, eq=False)
 class Layer:
-    """Sums of a layer that windows still touch.
+    """Sums of a layer that later windows may still touch.
 
     Attributes:
-        rows: (N, P) int32, row of each block in ``sums``; -1: there is none.
+        rows: (N, P) int32, row of each block in ``sums``; -1 where a block does not exist.
         sums: (capacity, V) float32 weighted sums of probabilities.
         used: Rows in use.
     """
@@ -142,7 +142,7 @@ class Layer:
         )
 
     def add(self, keys: Tensor, places: Tensor, values: Tensor) -> int:
-        """Add (n, V) to the blocks of n different pairs of query and place; the number of blocks that are new."""
+        """Add (n, V) to the blocks of n distinct (query, place) pairs and return the number of new blocks."""
         rows = self.rows[keys, places]
         fresh = rows < 0
         count = int(fresh.sum())
@@ -158,7 +158,7 @@ class Layer:
         return count
 
     def drop(self, keys: Tensor) -> None:
-        """Give up the blocks of some queries."""
+        """Discard the blocks of some queries."""
         self.rows[keys] = -1
         there = self.rows >= 0
         kept = self.rows[there]
@@ -167,11 +167,11 @@ class Layer:
         self.rows[there] = torch.arange(self.used, dtype=torch.int32, device=kept.device)
 
     def counts(self) -> Tensor:
-        """(N,) blocks of each query."""
+        """(N,) number of blocks of each query."""
         return (self.rows >= 0).sum(1)
 
     def means(self, weight: Tensor, level: float = 0.5) -> FinishedLayer:
-        """Weighted means of all blocks, with the sum of weights (P, V); the sums are given up.
+        """Divide all blocks by the sum of weights; this uses up the sums.
 
         Args:
             weight: (P, V) sum of weights.
@@ -194,7 +194,7 @@ class FinishedLayer:
         keys: (n,) query of each block, ascending.
         places: (n,) place of each block.
         values: (n, V) float32.
-        alive: (N, P) boolean, whether a voxel of the block exceeds the level asked for.
+        alive: (N, P) boolean, whether a voxel of the block exceeds the requested level.
     """
 
     keys: Tensor
@@ -203,15 +203,15 @@ class FinishedLayer:
     alive: Tensor
 
     def keep(self, stays: Tensor) -> None:
-        """Give up the blocks that are not marked in (n,) booleans."""
+        """Discard the blocks that are not marked in ``stays``, (n,) boolean."""
         self.keys, self.places, self.values = self.keys[stays], self.places[stays], self.values[stays]
 
 
 @dataclass(kw_only=True, eq=False)
 class Structures:
-    """What is kept of finished layers: blocks in and beside structures, on the CPU.
+    """Blocks of finished layers in and beside structures, on the CPU.
 
-    Layers come in their order; whether a block lies beside a structure is known when the next layer is there.
+    Layers are appended in order; whether a block lies beside a structure is known once the next layer is there.
 
     Attributes:
         tiling: Tiling of the volume.
@@ -235,7 +235,7 @@ class Structures:
         return torch.bincount(torch.cat([torch.zeros(0, dtype=torch.int64), *keys]), minlength=len(self.active))
 
     def append(self, layer: FinishedLayer) -> None:
-        """Take the next layer."""
+        """Append the next layer."""
         self._recent.append(layer)
         if len(self._recent) > 1:
             self._keep(len(self._recent) - 2)
@@ -243,13 +243,13 @@ class Structures:
             del self._recent[0]
 
     def close(self) -> None:
-        """There is no further layer."""
+        """Finish after the last layer."""
         if self._recent:
             self._keep(len(self._recent) - 1)
         self._recent.clear()
 
     def drop_inactive(self) -> None:
-        """Give up the blocks of queries that are no longer active."""
+        """Discard the blocks of queries that are no longer active."""
         kept = []
         for number, owner, places, values in self._kept:
             stays = self.active[owner]
@@ -279,7 +279,7 @@ class Structures:
         return volume.reshape([n * b for n, b in zip(sizes, BLOCK, strict=True)]), (x, y, z)
 
     def _keep(self, index: int) -> None:
-        """Keep of a recent layer what lies in or beside a structure of it and its neighbours."""
+        """Discard blocks of a recent layer that are not in or beside a structure of this or a neighbouring layer."""
         layer = self._recent[index]
         around = torch.stack([other.alive for other in self._recent[max(0, index - 1) : index + 2]], dim=1)
         wanted = self.tiling.widened(around.any(1, keepdim=True))[:, 0]
@@ -288,9 +288,9 @@ class Structures:
             kept = (layer.keys[stays].cpu(), layer.places[stays].cpu(), layer.values[stays].cpu())
             self._kept.append((self._next, *kept))
         self._next += 1
-        layer.keep(stays & False)  # of this layer, only where structures are matters to the next
+        layer.keep(stays & False)  # the next layer needs only the positions of structures in this one
 
 
 def sweep_axis(starts: Sequence[Axes]) -> int:
-    """The axis along which windows have the most different places: layers across it are finished soonest."""
+    """The axis along which windows start at the most positions, so that layers are finished as early as possible."""
     return max(range(3), key=lambda axis: len({start[axis] for start in starts}))

@@ -1,21 +1,21 @@
-"""Probabilities of many prompts in one preprocessed scan, in bounded memory, the same for any bound.
+"""Probabilities of many prompts in one preprocessed scan, in bounded memory; results do not depend on the bound.
 
-The image is encoded once per window, and all prompts are decoded at once (which is small). Data as large as a volume
-is kept in the blocks of :mod:`satunet.windows.blocks`. Most prompts are absent from most blocks: their largest
-logit in each is found first, by matrix products whose results go nowhere else, and only the few pairs of block and
+The image is encoded once per window, and all prompts are decoded at once (the embeddings are small). Volume-sized data
+is kept in the blocks of :mod:`satunet.windows.blocks`. Most prompts are absent from most blocks. Therefore the largest
+logit of each prompt in each block is computed first, without storing the logits, and only the few pairs of block and
 prompt that are not negligible become float32 probabilities and sums.
 
-A block's probabilities in a window count as zero where none reaches :data:`NEGLIGIBLE`; a mean of windows is at most
-this much smaller for it. If even so the blocks of all prompts do not fit into the memory allowed (a network that is
-unsure of everything), the largest prompts are put off. Where they are positive in some window is known by then, and
-further passes over these windows alone sum them up, in groups that fit.
+A block's probabilities in a window count as zero if none reaches :data:`NEGLIGIBLE`, which makes a mean over windows
+smaller by at most that much. If the blocks of all prompts still do not fit into the allowed memory (a network that is
+unsure of everything), the largest prompts are postponed. By the end of the pass it is known in which windows they are
+positive, and further passes over only these windows sum them up, in groups that fit.
 
 Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
 sums them up, which encodes every window twice; half-precision sums, which round.
 
-Results do not depend on memory or grouping, to the last bit (with one window at a time): matrix products that count
-always have :data:`MASK_CHUNK` rows and whole blocks of voxels, because libraries choose other kernels, which round
-differently, for others.
+With one window at a time, results are bit-identical for any memory and grouping: matrix products that enter a result
+always have :data:`MASK_CHUNK` rows and whole blocks of voxels, because libraries choose kernels by size, and different
+kernels round differently.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from satunet.windows.starts import gaussian_weights, window_starts
 from satunet.windows.votes import Votes
 
 MASK_CHUNK = 8
-"""Prompts whose probabilities are computed at once in a block."""
+"""Number of prompts whose probabilities in a block are computed at once."""
 NEGLIGIBLE = 1e-3
 """Probabilities of a block in a window count as zero if none of them is larger."""
 
 _LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
 _UNITS = {"cpu": 64, "cuda": 512}
-"""Blocks whose probabilities are computed at once, each for up to MASK_CHUNK prompts; a GPU waits between them."""
+"""Number of blocks computed at once, each for up to MASK_CHUNK prompts; many on a GPU, which idles between calls."""
 _SCREEN_BYTES = 256 << 20
 
 OnProgress = Callable[[int, int], object]
@@ -53,28 +53,29 @@ OnProgress = Callable[[int, int], object]
 
 @runtime_checkable
 class Network(Protocol):
-    """What is asked of a network; :class:`~satunet.network.model.PromptedUNet` is one."""
+    """The interface of a network that the engine uses; :class:`~satunet.network.model.PromptedUNet` has it."""
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         """(B, 1, X, Y, Z) → features."""
         ...
 
     def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
-        """(B, N, D) → (B, N, E) mask embeddings a scale, full resolution first."""
+        """(B, N, D) → (B, N, E) mask embeddings per scale, full resolution first."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probability:
-    """Where a prompt's probability may exceed the level asked for, one half for masks.
+    """A prompt's probability, in the box where it may exceed the requested level (one half for masks).
 
     Attributes:
-        box: Place in the preprocessed scan, one voxel wider than needed where the scan goes on: a linear
-            interpolation of the voxels inside reaches that far.
+        box: Position in the preprocessed scan, with a margin of one voxel inside the scan, because linear
+            interpolation reaches that far.
         values: float32 of the box's shape, on the CPU; ``None`` if no voxel exceeds the level.
-        peak: Largest probability in any look at any window, also below the level.
-        agreement: Share of looks that exceed one half, at blocks where some look does, by the windows' weights:
-            neighbouring windows, mirrored ones, and the networks of an ensemble. 0 if none does.
+        peak: Largest probability in any look at any window, even if below the level. A look is one network's view of
+            one window, mirrored or not.
+        agreement: Share of looks that exceed one half, weighted as the windows are, over the blocks in which at least
+            one look does; 0 if none does.
     """
 
     box: Box
@@ -85,7 +86,7 @@ class Probability:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """A network of an ensemble, and what it is asked.
+    """A network of an ensemble, and its queries.
 
     Attributes:
         network: Network in evaluation mode, on the scan's device.
@@ -104,24 +105,24 @@ class WindowedScan:
 
     Attributes:
         network: Network in evaluation mode, on ``device``.
-        volume: (X, Y, Z) float32, the preprocessed scan; padded with zeros to the patch if it is smaller.
+        volume: (X, Y, Z) float32, the preprocessed scan; it is padded with zeros to the patch if it is smaller.
         queries: (N, D) float32 text embeddings.
         asked: (N,) boolean, queries that ``network`` answers; all if not given.
         others: Further networks for the same scan, windows and queries (folds of a training); a query's probability is
-            the mean of those that answer it.
+            the mean over the networks that answer it.
         modality: Index of the modality in :data:`satunet.datasets.raw.MODALITIES`.
         patch: Size of a window.
-        overlap: Share of a window that its neighbour covers too.
-        device: Device to compute on, which also keeps the sums.
+        overlap: Share of a window that is also covered by its neighbour.
+        device: Device for computation and sums.
         precision: Precision of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
-        flips: Axes along which a window is mirrored, a tuple for each look at it; probabilities are averaged over
-            1, 2, 4 or 8 looks. ``((),)`` looks once, unmirrored.
-        batch: Windows that go through the network at once.
+        flips: For each look at a window, the axes along which it is mirrored; probabilities are averaged over 1, 2, 4
+            or 8 looks. ``((),)`` looks once, unmirrored.
+        batch: Number of windows per forward pass.
         memory_bytes: Memory for the blocks of all prompts together; a single prompt may need more.
-        level: Probability above which something is part of a structure: one half for masks, less where probabilities
-            are averaged further on.
-        on_progress: Called with (windows done, windows); the second grows when more passes turn out to be needed.
-            An exception in it ends the prediction.
+        level: Probability above which a voxel is part of a structure: one half for masks, lower if probabilities are
+            averaged later.
+        on_progress: Called with (windows done, windows); the second number grows if more passes turn out to be needed.
+            An exception in the function ends the prediction.
     """
 
     network: Network
@@ -144,7 +145,7 @@ class WindowedScan:
 
     def __post_init__(self) -> None:
         padded, self.inside = pad_to(self.volume, self.patch)
-        self.padded = padded.to(self.device)  # once: cutting windows out and sending them keeps a GPU waiting
+        self.padded = padded.to(self.device)  # once, because sending each window separately would keep a GPU waiting
         x, y, z = self.padded.shape
         starts = window_starts((x, y, z), self.patch, self.overlap)
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
@@ -153,7 +154,7 @@ class WindowedScan:
         first = Member(network=self.network, queries=self.queries, asked=self.asked)
         self.members = tuple(self._here(member) for member in (first, *self.others))
         answered = sum(member.asked.int() for member in self.members if member.asked is not None)
-        # (N,) of each query, the share that a member has in the mean; exactly 1 where there is one member
+        # (N,) weight of a member in the mean of each query; exactly 1 if there is one member
         self.shares = 1.0 / torch.as_tensor(answered, device=self.device).clamp_min(1)
 
     def _here(self, member: Member) -> Member:
@@ -162,7 +163,7 @@ class WindowedScan:
         return Member(network=member.network, queries=queries, asked=asked.to(self.device))
 
     def probabilities(self) -> Iterator[tuple[int, Probability]]:
-        """Number of each query and its probability; those that take further passes come last."""
+        """Yield the number and the probability of each query; queries that take further passes come last."""
         first = _Pass(scan=self, keys=torch.arange(len(self.queries)))
         structures = first.run()
         peaks, agreements = first.votes.peaks(), first.votes.agreements()
@@ -185,14 +186,14 @@ class WindowedScan:
                 yield found(structures, i, k)
 
     def advance(self, windows: int = 1) -> None:
-        """Windows have been done."""
+        """Count windows as done, and report progress."""
         self._done += windows
         if windows and self.on_progress is not None:
             self.on_progress(self._done, self._passes * len(self.starts))
 
     @torch.inference_mode()
     def look(self, starts: Sequence[Axes], flip: tuple[int, ...], member: Member) -> tuple[Tensor, Tensor]:
-        """Look at windows: full-resolution features (B, C, x, y, z), mirrored back, mask embeddings (B, N, E)."""
+        """Run a member on windows: full-resolution features (B, C, x, y, z), mirrored back; embeddings (B, N, E)."""
         axes = [axis - 3 for axis in flip]
         crops = torch.stack([self.padded[self._window(start)][None] for start in starts]).to(self.device)
         modality = torch.full((len(starts),), self.modality, device=self.device)
@@ -206,7 +207,7 @@ class WindowedScan:
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:
-        """A query's probability in the smallest box around what exceeds the level, and a voxel more."""
+        """A query's probability in the smallest box around the voxels that exceed the level, plus one voxel."""
         nothing = Probability(box=(slice(0, 0),) * 3, values=None)
         found = structures.dense(key)
         if found is None:
@@ -236,9 +237,9 @@ class _Pass:
 
     Attributes:
         scan: The scan.
-        keys: (n,) numbers of the queries it looks for.
+        keys: (n,) numbers of the queries of this pass.
         allowed: (N, layers, P) boolean, blocks that may matter; all if not given.
-        active: (N,) boolean on the CPU, queries that have not been put off.
+        active: (N,) boolean on the CPU, queries that have not been postponed.
         positive: (N, layers, P) boolean, blocks in which a probability may exceed the level in some window.
         votes: Agreement of the looks, from a first pass.
     """
@@ -261,7 +262,7 @@ class _Pass:
 
     @torch.inference_mode()
     def run(self) -> Structures:
-        """Go through the windows; what was found of the queries that are still active at the end."""
+        """Go through the windows; returns the structures of the queries that are still active at the end."""
         scan, keys = self.scan, self.keys.to(self.scan.device)
         starts = [start for start in scan.starts if self._matters(start)]
         scan.advance(len(scan.starts) - len(starts))
@@ -290,7 +291,7 @@ class _Pass:
         return bool(self.allowed[:, layers.start : layers.stop, places].any())
 
     def _finish(self, until: int) -> None:
-        """Turn the sums of layers that no window touches any more into probabilities."""
+        """Turn the sums of layers that no later window touches into probabilities."""
         for number in range(self._finished, until):
             self.votes.finish(number)
             layer = self._layers.pop(number, None) or self._new_layer()
@@ -302,8 +303,8 @@ class _Pass:
 
     def _weight(self, number: int) -> Tensor:
         """(P, V) sum of all windows' weights."""
-        # Summed up in the order of the probabilities, not as a product of three profiles: a mean of values of at most
-        # one half is then at most one half to the last bit.
+        # Summed in the same order as the probabilities, not as a product of three profiles, so that a mean of values
+        # of at most one half never exceeds one half by rounding.
         scan = self.scan
         weight = torch.zeros(scan.tiling.places, VOXELS, device=self.scan.device)
         for start in scan.starts:
@@ -344,7 +345,7 @@ class _Pass:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Put off the largest queries if there is not enough memory; groups of further passes are known to fit."""
+        """Postpone the largest queries if memory is short; the groups of further passes are known to fit."""
         if self.allowed is not None:
             return
         most = self.scan.memory_bytes // BLOCK_BYTES
@@ -374,7 +375,7 @@ def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]
     weights = embeddings[:, :channels].to(blocks.dtype)
     largest = torch.empty(len(weights), count, device=blocks.device)
     if blocks.device.type == "cpu":
-        # One block at a time: its logits stay in the cache, and are looked at there.
+        # One block at a time, so that its logits stay in the cache.
         logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
         for i, block in enumerate(blocks):
             largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
@@ -384,20 +385,20 @@ def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]
             largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
     if embeddings.shape[1] > channels:
         largest += embeddings[:, channels:]
-    # Rounding of the weights and of the result, and of the sum in float32.
+    # Bound for the rounding of the weights, the result, and the sum in float32.
     longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
     width = embeddings[:, :channels].norm(dim=1)
     return largest, (torch.finfo(blocks.dtype).eps + 1e-5) * width[:, None] * longest + 1e-5
 
 
 def _units(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Share out pairs of query and block to units of one block and up to :data:`MASK_CHUNK` queries.
+    """Group pairs of query and block into units of one block and up to :data:`MASK_CHUNK` queries.
 
     Args:
         wanted: (N, n) boolean.
 
     Returns:
-        (u,) block of each unit; (u, MASK_CHUNK) queries, -1 where there is none.
+        (u,) block of each unit; (u, MASK_CHUNK) queries, padded with -1.
     """
     counts = wanted.sum(0)
     block, query = wanted.T.nonzero(as_tuple=True)
@@ -419,9 +420,9 @@ def _logits(blocks: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
-    """Pad (X, Y, Z) with zeros to at least the patch, evenly; also where the volume is in the padded one.
+    """Pad (X, Y, Z) evenly with zeros to at least the patch; also returns the box of the volume in the padded one.
 
-    Zero is the mean of a normalised scan, and what training crops have outside of a scan.
+    Zero is the mean of a normalised scan, and training crops are padded with zeros, too.
     """
     widths: list[int] = []
     inside: list[slice] = []
@@ -434,7 +435,7 @@ def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Numbers of neighbours whose sizes are at most ``limit`` together, at least one a group."""
+    """Group consecutive items so that the sizes in a group add up to at most ``limit``; at least one item per group."""
     groups: list[list[int]] = []
     used = 0
     for k, size in enumerate(sizes):

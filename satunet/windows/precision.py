@@ -1,9 +1,8 @@
-"""In which precision a network looks at windows: float16 where it is best, something wider where a network overflows
-it.
+"""Precision of a network in prediction: float16 on CUDA, and a wider type if the network overflows it.
 
-On CUDA, float16 is as fast as bfloat16 and has eight times its accuracy; but numbers end at 65504. Networks with norms
-are far from that, and one that is not is found out in its first window: what overflows is not finite at the end. Then
-it is looked at again, and from then on, in a wider precision.
+On CUDA, float16 is as fast as bfloat16 and eight times as accurate, but its largest number is 65504. Networks with
+norms stay far below. One that does not is noticed at its first window, because an overflow makes the output not finite;
+this window and all later ones are computed in a wider precision.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from satunet.compute.devices import Precision, autocast_for, precision_for_predi
 logger = logging.getLogger(__name__)
 
 _OVERFLOWED: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Networks whose numbers float16 does not hold."""
+"""Networks whose activations overflow float16."""
 
 Look = tuple[Tensor, Tensor]
 """(B, C, x, y, z) full-resolution features and (B, N, E) mask embeddings."""
 
 
 def look_in(network: Any, device: torch.device, precision: Precision, run: Callable[[], Look]) -> Look:
-    """What ``run`` gives under autocast; again in a wider precision where float16 does not hold it.
+    """Call ``run`` under autocast, and again in a wider precision if float16 overflows.
 
     Args:
-        network: That ``run`` runs; remembered if it overflows.
+        network: Network that ``run`` uses; it is remembered if it overflows.
         device: Device on which it runs.
-        precision: Precision that was asked for; ``auto`` is float16 on CUDA.
-        run: Looks at windows.
+        precision: Requested precision; ``auto`` is float16 on CUDA.
+        run: Function that computes the looks at some windows.
     """
     dtype = precision_for_prediction(device, precision)
     if dtype is not torch.float16:
@@ -48,7 +47,7 @@ def look_in(network: Any, device: torch.device, precision: Precision, run: Calla
             return found
     with autocast_for(device, _name(wider)):
         again = run()
-    # Where nothing helps, it was not float16: a scan with values that are no numbers, or broken weights.
+    # If a wider precision does not help, the cause was not float16 but NaN in the scan, or broken weights.
     if network not in _OVERFLOWED and _finite(again):
         _OVERFLOWED.add(network)
         logger.warning(
@@ -64,5 +63,5 @@ def _name(dtype: torch.dtype) -> Any:
 
 
 def _finite(found: Look) -> bool:
-    """Whether all numbers are finite: their sum is, which takes one pass over a map and no memory."""
+    """Whether all numbers are finite, judged by their sum, which takes one pass over a map and no memory."""
     return all(bool(torch.isfinite(part.sum(dtype=torch.float32))) for part in found)

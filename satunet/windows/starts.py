@@ -1,7 +1,7 @@
 """Windows over a volume and the weights of their voxels.
 
-A window has the plan's patch size; neighbours overlap by the share asked for, and a Gaussian (sigma 1/8 of the
-patch, as in nnU-Net and SAT) weighs a window's centre above its border, where the network has seen less.
+A window has the plan's patch size, and neighbours overlap by a given share. A Gaussian (sigma 1/8 of the patch, as in
+nnU-Net and SAT) gives a window's centre more weight than its border, where the network sees less context.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
     Args:
         shape: (X, Y, Z).
         patch: Size of a window; not larger than ``shape``.
-        overlap: Share of a window that its neighbour covers too, in [0, 1); neighbours may share more.
+        overlap: Smallest share of a window that its neighbour covers too, in [0, 1).
     """
     axes = []
     for n, p in zip(shape, patch, strict=True):

@@ -1,6 +1,6 @@
-"""How far the looks at a scan agree about a query: neighbouring windows, mirrored ones, the networks of an ensemble.
+"""Agreement of the looks at a scan about a query: of neighbouring windows, mirrored ones, and an ensemble's networks.
 
-Counted in blocks, from the largest logits that the search for structures computes anyway; the same for any memory.
+Votes are counted per block, from the largest logits that the engine computes anyway; memory limits do not change them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Votes:
-    """Votes of the looks at blocks, a layer at a time.
+    """Votes of the looks at blocks, collected layer by layer.
 
     Attributes:
-        yes: (N,) float32, weights of the looks whose largest logit of a block exceeds 0, a probability of one half.
-        all: (N,) float32, weights of all looks at the blocks in which some look's does.
+        yes: (N,) float32, sum of the weights of looks whose largest logit in a block exceeds 0 (probability one half).
+        all: (N,) float32, sum of the weights of all looks at the blocks in which at least one look does.
         largest: (N,) float32, largest logit of each query.
     """
 
@@ -28,7 +28,7 @@ class Votes:
 
     @classmethod
     def none(cls, queries: int, device: torch.device) -> Votes:
-        """No look yet."""
+        """Votes before the first look."""
         return cls(
             yes=torch.zeros(queries, device=device),
             all=torch.zeros(queries, device=device),
@@ -39,12 +39,12 @@ class Votes:
         """Count a look.
 
         Args:
-            layer: The layer that it is at.
+            layer: Number of the layer.
             places: (n,) blocks of the layer.
-            logits: (N, n) largest logit of each query in each of them.
-            weight: (n,) of the window there.
+            logits: (N, n) largest logit of each query in each block.
+            weight: (n,) weight of the window in each block.
             asked: (N,) boolean, queries that the network answers.
-            width: Blocks of a layer.
+            width: Number of blocks in a layer.
         """
         if layer not in self._layers:
             empty = torch.zeros(len(self.yes), width, device=self.yes.device)
@@ -56,16 +56,16 @@ class Votes:
         torch.maximum(self.largest, logits.amax(1).where(asked, -torch.inf), out=self.largest)
 
     def finish(self, layer: int) -> None:
-        """No further look touches the layer."""
+        """Add up the votes of a layer that no later look touches."""
         if layer in self._layers:
             yes, every = self._layers.pop(layer)
             self.yes.add_(yes.sum(1))
             self.all.add_(torch.where(yes > 0, every, 0.0).sum(1))
 
     def peaks(self) -> list[float]:
-        """Of each query, its largest probability in any look."""
+        """Largest probability of each query in any look."""
         return [float(p) for p in self.largest.sigmoid()]
 
     def agreements(self) -> list[float]:
-        """Of each query, the share of yes among the looks at blocks where there is one; 0 if there is none."""
+        """For each query, the share of yes among the looks at blocks with at least one yes; 0 if there are none."""
         return [float(a) for a in self.yes / self.all.clamp_min(torch.finfo(torch.float32).tiny)]

@@ -1,6 +1,6 @@
-"""A published model becomes a folder in the cache, once; later calls take that folder and ask nobody.
+"""Published models as folders in the cache: fetched and imported once, then used without any connection.
 
-Where the hub cannot be reached, files that a person put into the cache are imported in place of fetched ones.
+If the hub cannot be reached, files that a person put into the cache are imported instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ARCHITECTURE_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
-"""Configuration and tokenizer of a text encoder, whatever its kind."""
+"""Configuration and tokenizer files of any kind of text encoder."""
 
 
 def published_folder(
@@ -43,12 +43,12 @@ def published_folder(
 
     Args:
         model: The model.
-        presets: Networks that a checkpoint of SAT may be; SAT's two if not given.
-        patch_size: Windows that an imported checkpoint of SAT predicts with.
+        presets: Network configurations to try for a checkpoint of SAT; SAT's two if not given.
+        patch_size: Size of the windows in prediction, for an imported checkpoint of SAT.
 
     Raises:
-        ModelError: It cannot be had; the message says what to fetch elsewhere and where to put it. Or what was fetched is no
-            model.
+        ModelError: The model cannot be fetched (the message says which files to get elsewhere and where to put them),
+            or the fetched files are no model.
     """
     place = model.place
     if (place / MODEL_FILE).is_file():
@@ -75,16 +75,16 @@ def published_folder(
             _take_model_folder(model.fetched / model.folder, place, found, model.folder)
         else:
             _import_checkpoints(model, found, listing.licence, origin, presets, patch_size)
-        for file in found:  # not the whole folder: there may be parts of another model of the repository
+        for file in found:  # not the whole folder: parts of another model of the repository may be in it
             (model.fetched / file.path).unlink(missing_ok=True)
         return place
 
 
 def _files_of(model: Published, listing: Listing) -> list[HubFile]:
-    """Files of a model folder, or the two checkpoints of SAT: found in the list, whatever they are called.
+    """Files of a model folder, or the two checkpoints of SAT, whatever their names.
 
     Raises:
-        ModelError: The folder holds neither; says where there is something.
+        ModelError: The folder holds neither; the message names folders that do.
     """
     direct = listing.directly_in(model.folder)
     if any(f.name == MODEL_FILE for f in direct):
@@ -103,7 +103,7 @@ def _files_of(model: Published, listing: Listing) -> list[HubFile]:
 
 
 def _checkpoints(paths: Sequence[str], known: dict[str, Any]) -> tuple[Any, Any]:
-    """Of checkpoint files, those of the network and of the text encoder; raises ValueError if it is not clear which."""
+    """The checkpoints of the network and of the text encoder; raises ValueError if they cannot be told apart."""
     files = sorted(p for p in paths if p.endswith((".pth", ".pt")))
     texts = [p for p in files if "text" in PurePosixPath(p).name.lower()]
     networks = [p for p in files if p not in texts]
@@ -114,7 +114,7 @@ def _checkpoints(paths: Sequence[str], known: dict[str, Any]) -> tuple[Any, Any]
 
 
 def _announce(model: Published, listing: Listing, files: Sequence[HubFile]) -> None:
-    """Licence and citation, before anything is fetched."""
+    """Show licence and citation before anything is fetched."""
     size = sum(f.size for f in files)
     amount = f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
     logger.info("%s: fetching %d files, %s, from %s at %s", model.name, len(files), amount,
@@ -124,7 +124,7 @@ def _announce(model: Published, listing: Listing, files: Sequence[HubFile]) -> N
 
 
 def _take_model_folder(source: Path, place: Path, files: Sequence[HubFile], folder: str) -> None:
-    """A fetched model folder moves into the cache, once it has been loaded; only files of the list go along."""
+    """Move a fetched model folder into the cache after a test load; only files of the list are taken."""
     ModelFolder.load(source)
     card = ModelCard.load(source / MODEL_FILE)
     if card.licence:
@@ -154,7 +154,7 @@ def _import_checkpoints(
 
 
 def _architecture(model: Published) -> tuple[Path, str]:
-    """Folder with configuration and tokenizer of SAT's text encoder, and "@commit" that they are of."""
+    """Folder with configuration and tokenizer of SAT's text encoder, and their commit as ``"@commit"``."""
     folder = fetched_dir(SAT_ARCHITECTURE)
     try:
         listing = list_repository(SAT_ARCHITECTURE)
@@ -179,7 +179,7 @@ def _import_what_is_there(
     """Import files that a person put into the cache.
 
     Raises:
-        HubUnreachableError: They are not there; says which, and where they belong.
+        HubUnreachableError: Files are missing; the message says which, and where they belong.
     """
     folder, architecture = model.fetched / model.folder, fetched_dir(SAT_ARCHITECTURE)
     if (folder / MODEL_FILE).is_file():

@@ -1,12 +1,11 @@
-"""A repository on the hub: listed at one commit, and its files fetched and checked.
+"""A repository on the hub: listing it at one commit, fetching its files and checking them.
 
-Everything is asked for at the commit that the listing names, so that files of two versions are never mixed. A part that
-was fetched is kept beside the file under a name with the hash of the whole, and a later call, or a later process, goes
-on from there. A file counts when its size and its hash (SHA-256 of large files, git's own of small ones) are those of
-the listing.
+All requests name the commit of the listing, so that files of two versions are never mixed. A partial download is kept
+beside its target, under a name with the hash of the whole file, and resumed by a later call or process. A file is
+accepted if its size and its hash (SHA-256 for large files, git's own for small ones) are those of the listing.
 
-Rejected: ``hf_hub_download``. It throws away what a process that ended had fetched, which of a model are gigabytes, and
-checks no hash.
+Rejected: ``hf_hub_download``. It discards the partial downloads of processes that ended, gigabytes in case of a model,
+and checks no hash.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from satunet.errors import ModelError
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-"""Attempts in a row that may bring nothing new."""
+"""Number of consecutive attempts without any new data before giving up."""
 
 
 class HubUnreachableError(ModelError):
-    """The hub did not answer, or must not be asked."""
+    """The hub did not answer, or access to it is switched off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,8 @@ class HubFile:
     Attributes:
         path: Path in the repository.
         size: Size in bytes.
-        sha256: SHA-256 of a file that Git LFS keeps; ``None`` for others.
-        git_hash: SHA-1 that git names a small file's content by; of a large one, of its pointer.
+        sha256: SHA-256 of a file in Git LFS; ``None`` for others.
+        git_hash: Git's SHA-1 of the content; for a file in Git LFS, of its pointer.
     """
 
     path: str
@@ -55,7 +54,7 @@ class HubFile:
         return PurePosixPath(self.path).name
 
     def is_whole(self, file: Path) -> bool:
-        """Whether a file on disk has the size and the content of the listing."""
+        """Whether a file on disk has the size and the content that the listing states."""
         if not file.is_file() or file.stat().st_size != self.size:
             return False
         digest = hashlib.sha256() if self.sha256 is not None else hashlib.sha1(b"blob %d\0" % self.size)
@@ -99,7 +98,7 @@ def endpoint() -> str:
 
 
 def list_repository(repository: str, revision: str | None = None) -> Listing:
-    """What a repository holds at a revision.
+    """List a repository at a revision.
 
     Args:
         repository: ``owner/name``.
@@ -113,7 +112,7 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 
     try:
         info = HfApi(endpoint=endpoint()).model_info(repository, revision=revision, files_metadata=True)
-    except Exception as error:  # the library's own errors, and those of whichever HTTP library its version uses
+    except Exception as error:  # the library's own errors, and those of the HTTP library that its version uses
         raise _explained(error, repository, revision) from error
     card: Any = info.card_data or {}
     licence = card.get("license_name") or card.get("license")
@@ -139,7 +138,7 @@ def _file_of(sibling: Any, repository: str) -> HubFile:
 
 
 def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> None:
-    """Fetch files under their own paths; what is there and whole is not fetched again.
+    """Fetch files under their own paths; complete files are not fetched again.
 
     Args:
         listing: The repository.
@@ -147,9 +146,8 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
         folder: Folder to write to; it is made if necessary.
 
     Raises:
-        HubUnreachableError: The connection broke and did not come back; what was fetched is kept, and the next call
-            goes on.
-        ModelError: A file is not what the listing says, also when it was fetched again from its beginning.
+        HubUnreachableError: The connection broke and did not come back; partial downloads are kept for the next call.
+        ModelError: A file does not match the listing, even after it was fetched anew.
     """
     for file in files:
         target = folder / file.path
@@ -172,7 +170,7 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
 
 
 def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
-    """Fetch what a part lacks; a connection that breaks is taken up again as long as something comes."""
+    """Complete a partial download; a broken connection is reopened as long as new data arrive."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -187,7 +185,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
     while True:
         with part.open("ab") as stream, _quiet():
             have = stream.tell()
-            if have > file.size:  # of an earlier call that ended in the middle of something else
+            if have > file.size:  # left by an earlier call, and no part of this file
                 stream.truncate(0)
                 have = 0
             if have == file.size:
@@ -202,7 +200,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
                 stream.flush()
                 now = part.stat().st_size
                 if now >= file.size:
-                    return  # as long as it should be, or longer: the hash tells
+                    return  # of the expected size or longer: the hash decides
                 failed = 0 if now > have else failed + 1
                 explained = _explained(error, listing.repository, listing.commit)
                 if failed >= _ATTEMPTS or not isinstance(explained, HubUnreachableError):
@@ -212,7 +210,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The library warns of every connection that breaks, with the whole address; we say it once, or in the error."""
+    """Silence the library's warnings about each broken connection; ours is one message, or the error."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -223,7 +221,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _explained(error: Exception, repository: str, revision: str | None) -> ModelError:
-    """What a person can do about an error of the hub."""
+    """The error to raise for an error of the hub, which says what a person can do about it."""
     from huggingface_hub import errors
 
     address = f"{endpoint()}/{repository}"

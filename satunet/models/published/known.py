@@ -23,11 +23,11 @@ class Published:
     """A model on the hub.
 
     Attributes:
-        name: Name as it was asked for, without the revision.
+        name: Requested name, without the revision.
         repository: ``owner/name`` on the hub.
-        folder: Folder in the repository; empty for its top.
-        revision: Branch, tag or commit; ``None`` for what is newest when it is fetched first.
-        citation: Publication to cite; empty if only the repository's page says it.
+        folder: Folder in the repository; empty for its root.
+        revision: Branch, tag or commit; ``None`` for the newest commit at the time of the first fetch.
+        citation: Publication to cite; empty if only the repository's page names it.
         about: Description for lists.
     """
 
@@ -40,7 +40,7 @@ class Published:
 
     @property
     def place(self) -> Path:
-        """The model folder in the cache, whether it is there or not."""
+        """The model folder in the cache; it need not exist."""
         key = "--".join(filter(None, (*self.repository.split("/"), *self.folder.split("/"))))
         if self.revision is not None:
             key += "@" + self.revision.replace("/", "--")
@@ -48,7 +48,7 @@ class Published:
 
     @property
     def fetched(self) -> Path:
-        """Where the files of the repository are kept until they are imported, under their own paths."""
+        """Folder in which the files of the repository are kept until they are imported, under their own paths."""
         return fetched_dir(self.repository, self.revision)
 
 
@@ -75,21 +75,21 @@ KNOWN = {
 
 
 def models_dir() -> Path:
-    """Where imported models are kept."""
+    """Folder of the imported models."""
     return cache_dir() / "models"
 
 
 def fetched_dir(repository: str, revision: str | None = None) -> Path:
-    """Where files of a repository are kept until they are imported."""
+    """Folder in which files of a repository are kept until they are imported."""
     folder = cache_dir() / "fetched" / Path(*repository.split("/"))
     return folder if revision is None else folder.with_name(f"{folder.name}@{revision.replace('/', '--')}")
 
 
 def published_model(name: str) -> Published | None:
-    """The published model of a name; ``None`` if the name is none of a published model.
+    """The published model with a name; ``None`` if the name is of another kind.
 
     Raises:
-        ModelError: It begins like a hub's name, and is none.
+        ModelError: The name begins with ``hf:``, but is malformed.
     """
     bare, at, revision = name.partition("@")
     if bare in KNOWN:

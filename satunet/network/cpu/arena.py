@@ -1,7 +1,7 @@
-"""Memory for large maps that is used again, map after map and patch after patch.
+"""A memory pool for large maps, reused from map to map and from patch to patch.
 
-The system's own way gives every large tensor fresh pages and takes them back with it; a network then waits for a page
-fault every 4 KB of every map, which takes longer than normalising the map.
+The system's allocator gives every large tensor fresh pages and takes them back afterwards. A network then waits for one
+page fault per 4 KB of every map, which takes longer than normalising the map.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
-"""Bytes; a cache line, and the widest vector of a CPU."""
+"""Alignment in bytes: a cache line, and the widest vector of a CPU."""
 
 
 @dataclass(frozen=True, order=True)
@@ -34,22 +34,22 @@ class _Span:
 
 
 class Arena:
-    """Tensors that give their memory back here when nobody holds them any more.
+    """A pool of tensors whose memory is returned to it when they are garbage-collected.
 
-    It grows when nothing free is large enough; segments that are free as a whole then go back to the system first. For
-    patches of one size it stays as it is after the first, a tenth to a third larger than the most that is in use at once.
-    It goes when it and the last of its tensors are gone. A copy starts empty.
+    The pool grows when no free span is large enough; completely free segments are then first returned to the system.
+    For patches of one size it does not grow after the first, and is a tenth to a third larger than the peak use. Its
+    memory is freed when the pool and the last of its tensors are gone. A copy of a pool starts empty.
     """
 
     def __init__(self) -> None:
         self._segments: dict[int, Tensor] = {}
         self._numbers = itertools.count()
         self._free: list[_Span] = []
-        self._returned: deque[_Span] = deque()  # appended to from wherever a tensor ends, in the middle of anything
+        self._returned: deque[_Span] = deque()  # appended to by finalizers, which may run at any point of any thread
         self._lock = threading.Lock()
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """A contiguous CPU tensor; its content is whatever was left there.
+        """A contiguous CPU tensor with arbitrary content.
 
         Raises:
             RuntimeError: Memory is short (torch's own error).
@@ -58,8 +58,8 @@ class Arena:
         size = max(1, -(-count * dtype.itemsize // _ALIGNMENT)) * _ALIGNMENT
         with self._lock:
             span = self._take(size)
-        with torch.inference_mode(False):  # to be written to in any mode
-            # torch holds this view of numpy's for as long as any tensor shares the memory, and no longer.
+        with torch.inference_mode(False):  # so that it can be written to in any mode
+            # torch keeps this numpy view exactly as long as any tensor shares the memory.
             memory = self._segments[span.segment][span.start : span.end].numpy()
             weakref.finalize(memory, self._returned.append, span).atexit = False
             return torch.from_numpy(memory).view(dtype)[:count].view(shape)
@@ -69,7 +69,7 @@ class Arena:
 
     @property
     def size(self) -> int:
-        """Bytes, in use or not."""
+        """Size in bytes, whether in use or not."""
         return sum(segment.numel() for segment in self._segments.values())
 
     def _take(self, size: int) -> _Span:
@@ -87,14 +87,14 @@ class Arena:
         return _Span(best.segment, best.start, best.start + size)
 
     def _drop_idle(self) -> None:
-        """Segments that nobody uses, each of which is too small."""
+        """Free the unused segments, all of which are too small."""
         idle = {span.segment for span in self._free if span.size == self._segments[span.segment].numel()}
         self._free = [span for span in self._free if span.segment not in idle]
         for number in idle:
             del self._segments[number]
 
     def _join_returned(self) -> None:
-        """Free spans become one with the free spans beside them."""
+        """Merge adjacent free spans."""
         while self._returned:
             self._free.append(self._returned.popleft())
         joined: list[_Span] = []

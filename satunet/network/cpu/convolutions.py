@@ -1,6 +1,6 @@
-"""Convolutions on a CPU, some planes at a time: oneDNN's own, and Winograd's along the first axis.
+"""Convolutions on a CPU for a range of planes: oneDNN's own, and Winograd's algorithm along the first axis.
 
-Maps are (1, C, X, Y, Z) with channels last in memory, or (X, Y, Z, C), which is the same memory.
+Maps are (1, C, X, Y, Z) with channels last in memory, or (X, Y, Z, C), which has the same layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _trying = threading.Lock()
 
 Planes = tuple[int, int]
-"""First plane along X, and the one behind the last."""
+"""First plane along X, and the one after the last."""
 
 # F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
 _INPUT = torch.tensor(
@@ -50,7 +50,7 @@ _OUTPUT = torch.tensor(
 
 
 class Kernel:
-    """Weights of a convolution in oneDNN's own order, which would otherwise put them in order in every call.
+    """Weights of a convolution in oneDNN's own layout; otherwise oneDNN would convert them in every call.
 
     Args:
         weight: (O, C, ky, kz) or (O, C, kx, ky, kz), float32 or bfloat16.
@@ -66,7 +66,7 @@ class Kernel:
         self._tried = False
 
     def __call__(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-        """(N, C, …) → (N, O, …), channels last both; padding with zeros."""
+        """(N, C, …) → (N, O, …), both with channels last; padding with zeros."""
         if not self._tried:
             with _trying:
                 if not self._tried:  # another thread was faster
@@ -78,9 +78,9 @@ class Kernel:
         return convolution(x, self._weight, self._bias, stride, padding)  # type: ignore[arg-type]
 
     def _put_in_order(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
-        """As oneDNN wants the weights for ``x``; they stay as they are where it cannot compute with their type."""
+        """Convert the weights to oneDNN's layout for ``x``, unless oneDNN cannot compute with their type."""
         if onednn_is_arms():
-            return  # its convolutions take the usual order
+            return  # its convolutions take the usual layout
         try:
             ordered = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight, list(padding), list(stride), [1] * len(stride), 1, list(x.shape)
@@ -106,14 +106,14 @@ def transformed(weight: Tensor) -> list[Kernel]:
 
 
 def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], planes: Planes, out: Tensor) -> None:
-    """Some planes of a convolution with a kernel of 3 along the first axis, stride 1, zero padding.
+    """Compute some planes of a convolution with a kernel of 3 along the first axis, stride 1 and zero padding.
 
     Args:
         x: (X, Y, Z, C) float32, contiguous.
-        kernels: Six transformed, of two axes (:func:`transformed`).
+        kernels: Six transformed kernels of two axes (:func:`transformed`).
         padding: Padding of the last two axes; the first has 1.
         planes: Range of planes; the first is a multiple of 4.
-        out: (X, Y, Z, O), where they are written.
+        out: (X, Y, Z, O) array to write to.
     """
     extent, y, z, inputs = x.shape
     outputs = kernels[0].outputs
@@ -137,7 +137,7 @@ def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], plane
 def direct(
     x: Tensor, kernel: Kernel, stride: Sequence[int], padding: Sequence[int], planes: Planes, out: Tensor
 ) -> None:
-    """Some planes of a convolution.
+    """Compute some planes of a convolution.
 
     Args:
         x: (1, C, X, Y, Z), channels last.
@@ -145,7 +145,7 @@ def direct(
         stride: Stride along each axis.
         padding: Padding along each axis, with zeros.
         planes: Range of planes.
-        out: (X', Y', Z', O), where they are written.
+        out: (X', Y', Z', O) array to write to.
     """
     low = planes[0] * stride[0] - padding[0]
     high = (planes[1] - 1) * stride[0] - padding[0] + kernel.size[0]
@@ -158,7 +158,7 @@ def direct(
 
 
 def _planes_of(x: Tensor, low: int, high: int) -> Tensor:
-    """Planes ``low`` to ``high`` of (1, C, X, Y, Z), with zeros in place of those that are not there."""
+    """Planes ``low`` to ``high`` of (1, C, X, Y, Z); planes outside the map are zero."""
     before, behind = max(0, -low), max(0, high - x.shape[2])
     found = x[:, :, max(0, low) : high]
     if not before and not behind:

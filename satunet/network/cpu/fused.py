@@ -1,24 +1,25 @@
 """The backbone on a CPU, faster than its modules one by one, without a compiler.
 
-What costs time in PyTorch's eager mode on a CPU, and what is done instead:
+Costs of PyTorch's eager mode on a CPU, and how they are avoided:
 
 - *Convolutions in float32* run close to the peak of the cores, so only fewer multiplications help: Winograd's F(4, 3)
   along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for four
-  planes instead of twelve. One axis alone: transforms over several axes cost more memory traffic than they save
-  without kernels of their own, and round more.
-- *Instance norm* takes ten times as long as a copy. Statistics of pieces that are in the cache, then scale, shift and
-  leaky ReLU piece by piece, are two passes over memory.
-- *Memory* that is fresh for every map costs more than the norm: it is used again (:mod:`satunet.network.cpu.arena`).
-- *Weights* are put in oneDNN's order once, not in every call (:class:`satunet.network.cpu.convolutions.Kernel`).
-- *The convolution's bias* is dropped: the norm behind it subtracts it again.
-- *Concatenation* of the skip connection is written to its place by the transposed convolution, which is a matrix
-  product, because its stride equals its kernel.
-- *The first convolution* sees one channel instead of the same channel three times, and is float32 always: matrix units
-  for bfloat16 gain nothing from one channel, and the image is not rounded.
+  planes instead of twelve. It is used along one axis only: without special kernels, transforms over several axes cost
+  more memory traffic than they save, and they round more.
+- *Instance norm* takes ten times as long as a copy. Here it is two passes over memory: statistics of pieces while they
+  are in the cache, then scale, shift and leaky ReLU piece by piece.
+- *Fresh memory* for every map costs more than the norm; memory is reused (:mod:`satunet.network.cpu.arena`).
+- *Weights* are converted to oneDNN's layout once, not in every call
+  (:class:`satunet.network.cpu.convolutions.Kernel`).
+- *The convolution's bias* is dropped, because the norm that follows subtracts it again.
+- *Concatenation* of the skip connection needs no copy: the transposed convolution, a matrix product because its stride
+  equals its kernel, writes its result in place.
+- *The first convolution* sees one channel instead of the same channel three times, always in float32: matrix units for
+  bfloat16 gain nothing from one channel, and the image is not rounded.
 
-Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's where it has them,
-else torch's, and statistics float32. Weights must not change once the network has run: norms would follow, convolutions
-not.
+Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's where available, else
+torch's, and statistics are float32. Weights must not be changed once the network has run: norms would use the new
+ones, convolutions would not.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from satunet.network.cpu.norms import Moments, Norm
 from satunet.network.cpu.team import scratch, side_by_side
 
 _CHUNK_BYTES = 4 << 20
-"""Of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
+"""Bytes of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
 _WINOGRAD_BYTES = (4 << 20) // 3
-"""The same where the convolution is Winograd's: six planes of the input and six of the output lie beside every four."""
+"""The same for Winograd's algorithm, which needs six planes of the input and six of the output for every four."""
 _MOST_WINOGRAD_BYTES = 256 << 20
-"""Of a thread's transformed planes; where the planes are larger, convolutions are oneDNN's."""
+"""Largest size of a thread's transformed planes in bytes; beyond it, oneDNN's convolution is used."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all layers of a network compute with.
+    """Settings shared by all layers of a network.
 
     Attributes:
         dtype: float32 or bfloat16.
@@ -62,13 +63,13 @@ class Setup:
 class FusedBlock(nn.Module):
     """A :class:`ConvBlock` for inference.
 
-    The map is made in pieces, a few planes each, by threads side by side; each adds up its statistics while it is in
-    the cache. When all are there, the pieces are normalised.
+    Threads compute the map in pieces of a few planes and add up the statistics of each piece while it is in the cache.
+    When all pieces are there, they are normalised.
 
     Args:
-        block: The block; its weights are shared, not copied, until a layout of their own is needed.
-        setup: Setup that it computes with.
-        shared_input: Whether all input channels are the same channel, of which one is given, in float32.
+        block: The block; its weights are shared, and copied only if another layout is needed.
+        setup: Shared settings.
+        shared_input: Whether all input channels are equal, so that only one is passed, in float32.
     """
 
     def __init__(self, block: ConvBlock, setup: Setup, *, shared_input: bool = False) -> None:
@@ -122,7 +123,7 @@ class FusedBlock(nn.Module):
                 tools.scale(out[slice(*planes)].view(-1, conv.out_channels), scale, offset, self.negative_slope)
 
             side_by_side(scale_piece, pieces if tools.in_pieces else [(0, len(out))])
-        else:  # one voxel has no variance
+        else:  # a single voxel has no variance
             side_by_side(fill, pieces)
             if conv.bias is not None:
                 rows += conv.bias.detach().to(rows.dtype)
@@ -131,7 +132,7 @@ class FusedBlock(nn.Module):
         return out.permute(3, 0, 1, 2)[None]
 
     def _pays(self, x: Tensor) -> bool:
-        """Whether Winograd's transforms cost less than they save."""
+        """Whether Winograd's algorithm saves more than its transforms cost."""
         outputs, inputs, kernel = self.block.conv.weight.shape[:3]
         if self.setup.dtype is not torch.float32 or kernel != 3 or max(self.block.conv.stride) > 1:
             return False
@@ -144,9 +145,9 @@ class FusedBlock(nn.Module):
 
 
 def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
-    """Pieces of (X, Y, Z, O), of ``size`` bytes at most, if ``multiple`` planes are not more than that.
+    """Ranges of planes of (X, Y, Z, O) of at most ``size`` bytes each, unless ``multiple`` planes are already larger.
 
-    There are enough for every thread to take some, however many the bytes allow: the last ones even out the waiting.
+    There are always several pieces per thread, so that all threads finish at about the same time.
     """
     planes = out.shape[0]
     count = max(1, size // (out[0].numel() * out.element_size() * multiple))
@@ -157,7 +158,7 @@ def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
 
 
 class FusedPool(nn.Module):
-    """Average pooling whose kernel is its stride; torch's knows neither bfloat16 nor channels last on a CPU."""
+    """Average pooling whose kernel is its stride; torch's supports neither bfloat16 nor channels last on a CPU."""
 
     def __init__(self, pool: nn.AvgPool3d, setup: Setup) -> None:
         super().__init__()
@@ -217,7 +218,7 @@ class FusedResidual(nn.Module):
 
 
 def _fused(stack: nn.Module, setup: Setup, *, shared_input: bool = False) -> nn.Sequential:
-    """Blocks of a stack for inference."""
+    """The blocks of a stack, converted for inference."""
     if isinstance(stack, nn.Sequential):
         (stack,) = stack
     if isinstance(stack, ResidualStack):
@@ -229,10 +230,10 @@ def _fused(stack: nn.Module, setup: Setup, *, shared_input: bool = False) -> nn.
 
 
 class FusedUp(nn.Module):
-    """A transposed convolution whose stride is its kernel, and the concatenation behind it.
+    """A transposed convolution whose stride is its kernel, and the concatenation that follows it.
 
-    Every voxel becomes sx·sy·sz voxels, by a matrix product for each place in x and y, whose rows are read and written
-    in the order they have in memory.
+    Every voxel becomes sx·sy·sz voxels, by one matrix product for each offset in x and y, whose rows are read and
+    written in memory order.
     """
 
     def __init__(self, up: nn.ConvTranspose3d, setup: Setup) -> None:
@@ -242,7 +243,7 @@ class FusedUp(nn.Module):
 
     @cached_property
     def _kernels(self) -> list[list[Kernel]]:
-        """Of the places in x and y: (sz·O, C, 1, 1) each."""
+        """Kernels of the offsets in x and y, (sz·O, C, 1, 1) each."""
         matrix = self._up.weight.detach().permute(2, 3, 4, 1, 0).flatten(2, 3).to(self._dtype)  # (sx, sy, sz·O, C)
         bias = self._up.bias.detach().repeat(self.stride[2]).to(self._dtype)  # type: ignore[union-attr]
         return [[Kernel(rows[:, :, None, None], bias) for rows in of_x] for of_x in matrix]
@@ -294,7 +295,7 @@ class FusedUNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`UNet.forward`; of the input's channels, which are equal, only the first is looked at."""
+        """As :meth:`UNet.forward`; the input's channels must be equal, and only the first is read."""
         with torch.autocast("cpu", enabled=False):
             found = [self._one(one[None, :1]) for one in image]
         if len(found) == 1:

@@ -1,7 +1,7 @@
 """Instance norm and leaky ReLU of maps with channels last, as rows of (voxels, C), in pieces.
 
-The statistics of a piece are added up while it is in the cache; those of all pieces are put together in float64, in
-the order of the pieces.
+The statistics of a piece are computed while it is in the cache; those of all pieces are combined in float64, in the
+order of the pieces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from satunet.network.cpu.team import scratch
 
 _GROUP = 16
-"""Voxels that are handled as one row of 16·C: operators start anew for every row, and sums get shorter."""
+"""Number of voxels treated as one row of 16·C values, because operators have a cost per row and sums get shorter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +23,7 @@ class Moments:
     """Statistics of the rows of a piece, or of all.
 
     Attributes:
-        count: Rows.
+        count: Number of rows.
         mean: (C,) float64.
         deviation: (C,) float64, sum of the squared distances from the mean.
     """
@@ -34,13 +34,13 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        """Of (voxels, C), float32 or bfloat16: torch's statistics of a batch norm, which takes the mean first."""
+        """Moments of (voxels, C), float32 or bfloat16, by torch's batch norm, which computes the mean first."""
         count, channels = rows.shape
         groups = count // _GROUP
         parts = []
         if groups:
             image = rows[: groups * _GROUP].view(1, groups, 1, _GROUP * channels).permute(0, 3, 1, 2)
-            # Running statistics, of which nothing is wanted, keep those of bfloat16 in float32.
+            # Passing running statistics, which are not used, makes torch keep those of bfloat16 in float32.
             unused = torch.zeros(2, _GROUP * channels, dtype=torch.float32, device="cpu")
             mean, variance = torch.batch_norm_update_stats(image, unused[0], unused[1], 0.0)
             means = mean.view(_GROUP, channels).double()
@@ -56,7 +56,7 @@ class Moments:
 
     @classmethod
     def together(cls, parts: Sequence[Moments]) -> Moments:
-        """Of all parts (Chan, Golub & LeVeque 1979)."""
+        """Moments of all parts combined (Chan, Golub & LeVeque 1979)."""
         counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device="cpu")[:, None]
         means = torch.stack([part.mean for part in parts])
         count = int(counts.sum())
@@ -65,13 +65,13 @@ class Moments:
         return cls(count=count, mean=mean, deviation=torch.stack([p.deviation for p in parts]).sum(0) + between)
 
     def scale_and_offset(self, gain: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(C,) float32 each: what instance norm multiplies with, and adds."""
+        """Factor and offset of instance norm, (C,) float32 each."""
         scale = gain / (self.deviation / self.count + eps).sqrt()
         return scale.float(), (offset - self.mean * scale).float()
 
 
 def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
-    """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: a scale rounded to bfloat16 shifts whole maps."""
+    """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: scales rounded to bfloat16 shift whole maps."""
     count, channels = rows.shape
     wide = count // _GROUP * _GROUP
     parts = [rows[:wide].view(-1, _GROUP * channels)] if wide else []
@@ -88,12 +88,12 @@ def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | 
 
 @dataclass(frozen=True)
 class Norm:
-    """How maps are normalised; an engine may have another way to do the same.
+    """Functions that normalise maps; an engine may use other functions with the same result.
 
     Attributes:
-        moments: As :meth:`Moments.of`, of a piece.
-        scale: As :func:`scale_`.
-        in_pieces: Whether ``scale`` is called for pieces by threads side by side, or for the whole map at once.
+        moments: Function of a piece, like :meth:`Moments.of`.
+        scale: Function like :func:`scale_`.
+        in_pieces: Whether threads call ``scale`` for pieces in parallel; else it is called once for the whole map.
     """
 
     moments: Callable[[Tensor], Moments] = Moments.of
