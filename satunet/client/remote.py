@@ -103,7 +103,11 @@ class RemoteScan:
         self,
         *prompts: str,
         combine: bool = False,
+        instances: bool = False,
+        measures: bool = False,
         dicom_seg: bool = False,
+        dicom_sr: bool = False,
+        rtstruct: bool = False,
         modality: str | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> RemoteJob:
@@ -112,14 +116,22 @@ class RemoteScan:
         Args:
             prompts: Prompts; without any, every class that the model knows in the scan's modality.
             combine: Whether to make one label map instead of one mask per prompt.
-            dicom_seg: A DICOM Segmentation as well, for DICOM series.
+            instances: Whether to number what occurs several times (lesions, vertebrae, ribs, teeth); not with
+                ``combine``.
+            measures: Whether to measure each mask: volume, surface, axes, intensities, and on CT tissues by HU.
+            dicom_seg: Whether to write a DICOM Segmentation, for DICOM series.
+            dicom_sr: Whether to write the measures as a DICOM Structured Report, for DICOM series.
+            rtstruct: Whether to write contours as a DICOM RT Structure Set, for DICOM series.
             modality: Modality of the scan, if it is to be taken for another than it seems.
             on_progress: Called with the share that is done, 0 to 1.
 
         Raises:
             ServerError: It cannot be reached, refuses, or the job fails.
         """
-        job = self.begin(*prompts, combine=combine, dicom_seg=dicom_seg, modality=modality)
+        job = self.begin(
+            *prompts, combine=combine, instances=instances, measures=measures, dicom_seg=dicom_seg, dicom_sr=dicom_sr,
+            rtstruct=rtstruct, modality=modality,
+        )  # fmt: skip
         try:
             return job.wait(on_progress)
         except BaseException:
@@ -128,13 +140,25 @@ class RemoteScan:
             raise
 
     def begin(
-        self, *prompts: str, combine: bool = False, dicom_seg: bool = False, modality: str | None = None
+        self,
+        *prompts: str,
+        combine: bool = False,
+        instances: bool = False,
+        measures: bool = False,
+        dicom_seg: bool = False,
+        dicom_sr: bool = False,
+        rtstruct: bool = False,
+        modality: str | None = None,
     ) -> RemoteJob:
         """As :meth:`ask`, without waiting for the end."""
         asked = {
             "prompts": list(prompts) or None,
             "combine": combine,
+            "instances": instances,
+            "measures": measures,
             "dicom_seg": dicom_seg,
+            "dicom_sr": dicom_sr,
+            "rtstruct": rtstruct,
             "modality": modality,
         }
         end = time.monotonic() + self._busy_seconds
@@ -186,8 +210,13 @@ class RemoteJob:
 
     @property
     def prompts(self) -> list[dict[str, Any]]:
-        """What was found of each prompt: class, status, voxels, millilitres."""
+        """What was found of each prompt: class, status, voxels, millilitres, and measures and instances if asked for."""
         return list(self._answer["prompts"])
+
+    @property
+    def not_looked_for(self) -> list[str]:
+        """Where every class was asked for: those that the scan is too large for; by name, they are looked for."""
+        return list(self._answer.get("not_looked_for", []))
 
     @property
     def modality(self) -> str | None:

@@ -25,6 +25,7 @@ import contextlib
 import hmac
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,16 +38,19 @@ from starlette.requests import ClientDisconnect
 from satunet import __version__
 from satunet.errors import ScanError, UserError
 from satunet.jobs.files import read_json
+from satunet.prediction.instances import Instance
+from satunet.prediction.measures import Measures
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.serving import monailabel
-from satunet.serving.desk import BusyError, Desk, Job, UnknownError, told, without_places
+from satunet.serving.desk import Brought, BusyError, Desk, Job, UnknownError, told, without_places
 from satunet.serving.options import ServeOptions
 from satunet.serving.uploads import UNPACKED, TooLargeError, ending_of, receive, scan_in
 
 _OPEN = ("/health", "/docs", "/openapi.json", "/", "/static/niivue.js", "/auth/")
 _MOST_PROMPTS = 2000
 _TIDY_SECONDS = 30.0
+_KINDS = {".csv": "text/csv; charset=utf-8", ".dcm": "application/dicom", ".png": "image/png"}
 
 
 class Asked(BaseModel):
@@ -61,10 +65,25 @@ class Asked(BaseModel):
     a scan of its size."""
     combine: bool = False
     """One label map, not one mask per prompt."""
+    instances: bool = False
+    """Number what occurs several times (lesions, vertebrae, ribs, teeth), in a label map beside each mask and in
+    ``prompts``; not with ``combine``."""
+    measures: bool = False
+    """Volume, surface, axes and intensities of each mask, on CT also shares of tissues by HU: in ``prompts``, and as a
+    table (CSV)."""
     dicom_seg: bool = False
     """A DICOM Segmentation as well, for DICOM series."""
+    dicom_sr: bool = False
+    """The measures as a DICOM Structured Report (TID 1500), with the Segmentation they are of, for DICOM series."""
+    rtstruct: bool = False
+    """Contours as a DICOM RT Structure Set, for DICOM series."""
     modality: Modality | None = None
     """Modality of the scan, if it is to be taken for another than it seems."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """Outputs to write, by the names that they have here, too."""
+        return Outputs(**self.model_dump(include={f.name for f in fields(Outputs)}))
 
 
 class ScanAnswer(BaseModel):
@@ -73,6 +92,36 @@ class ScanAnswer(BaseModel):
     scan: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+    dicom: bool
+    """Whether it is a DICOM series, for which DICOM objects can be written."""
+
+
+class PromptAnswer(BaseModel):
+    """What was found of a prompt, as the manifest says it; what is not known is left out."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    prompt: str
+    class_name: Annotated[str | None, Field(alias="class")] = None
+    """Class that it means."""
+    status: str
+    """``known``, ``similar`` or ``unknown``."""
+    note: str | None = None
+    """Why there is no mask, or what to know about it."""
+    seen: bool | None = None
+    voxels: int | None = None
+    volume_ml: float | None = None
+    mean_intensity: float | None = None
+    confidence: float | None = None
+    """Expected Dice of the mask."""
+    absent: float | None = None
+    """Probability that the scan does not show it."""
+    file: str | None = None
+    """Mask among the files."""
+    label: int | None = None
+    """Its number in the label map, with ``combine``."""
+    measures: Measures | None = None
+    instances: list[Instance] | None = None
 
 
 class JobAnswer(BaseModel):
@@ -86,7 +135,7 @@ class JobAnswer(BaseModel):
     error: str | None = None
     seconds: float | None = None
     modality: str | None = None
-    prompts: list[dict[str, Any]] = []
+    prompts: list[PromptAnswer] = []
     not_looked_for: list[str] = []
     """Where every class was asked for: those that the scan is too large for; by name, they are looked for."""
     files: list[str] = []
@@ -195,13 +244,12 @@ def _add_scans(app: FastAPI, desk: Desk) -> None:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return ScanAnswer(scan=brought.id, shape=brought.shape, spacing_mm=brought.spacing_mm)
+        return _answer_of_scan(brought)
 
     @app.get("/scans/{scan}")
     def show_scan(scan: str) -> ScanAnswer:
         """Shape and spacing of a scan that is there."""
-        found = desk.scan(scan)
-        return ScanAnswer(scan=found.id, shape=found.shape, spacing_mm=found.spacing_mm)
+        return _answer_of_scan(desk.scan(scan))
 
     @app.get("/scans/{scan}/image")
     def image(scan: str) -> FileResponse:
@@ -223,19 +271,27 @@ def _add_scans(app: FastAPI, desk: Desk) -> None:
         desk.forget(scan)
 
 
+def _answer_of_scan(brought: Brought) -> ScanAnswer:
+    return ScanAnswer(
+        scan=brought.id,
+        shape=brought.shape,
+        spacing_mm=brought.spacing_mm,
+        dicom=brought.scan.series is not None,
+    )
+
+
 def _add_jobs(app: FastAPI, desk: Desk) -> None:
-    @app.post("/scans/{scan}/jobs", status_code=202)
+    @app.post("/scans/{scan}/jobs", status_code=202, response_model_exclude_unset=True)
     def ask(scan: str, asked: Asked) -> JobAnswer:
         """Look for prompts in a scan."""
-        outputs = Outputs(combine=asked.combine, dicom_seg=asked.dicom_seg)
-        return answer_of(desk, desk.ask(scan, asked.prompts, outputs, asked.modality))
+        return answer_of(desk, desk.ask(scan, asked.prompts, asked.outputs, asked.modality))
 
-    @app.get("/jobs/{job}")
+    @app.get("/jobs/{job}", response_model_exclude_unset=True)
     def show_job(job: str) -> JobAnswer:
         """State, progress, and what was found."""
         return answer_of(desk, desk.job(job))
 
-    @app.delete("/jobs/{job}")
+    @app.delete("/jobs/{job}", response_model_exclude_unset=True)
     def cancel(job: str) -> JobAnswer:
         """End a job."""
         return answer_of(desk, desk.cancel(job))
@@ -248,7 +304,7 @@ def _add_jobs(app: FastAPI, desk: Desk) -> None:
             raise UnknownError(f"no result {name!r} of this job")
         if found.suffix == ".json":
             return JSONResponse(without_places(read_json(found)))
-        return FileResponse(found, filename=name)
+        return FileResponse(found, filename=name, media_type=_KINDS.get(found.suffix, "application/octet-stream"))
 
 
 def answer_of(desk: Desk, job: Job) -> JobAnswer:
@@ -263,7 +319,7 @@ def answer_of(desk: Desk, job: Job) -> JobAnswer:
         error=job.error,
         seconds=job.seconds,
         modality=manifest.get("modality", job.decided.modality),
-        prompts=manifest.get("prompts", []),
+        prompts=[PromptAnswer(**entry) for entry in manifest.get("prompts", [])],
         not_looked_for=manifest.get("not_looked_for", []),
         files=sorted(job.files),
     )

@@ -53,7 +53,9 @@
       state.scan = brought.scan;
       by("scan").textContent = `${title}: ${brought.shape.join(" × ")} voxels of ` +
         `${brought.spacing_mm.map((s) => s.toFixed(2)).join(" × ")} mm`;
-      by("structures").replaceChildren();
+      by("dicom-line").hidden = !brought.dicom;
+      for (const id of ["structures", "files"]) by(id).replaceChildren();
+      by("measured").hidden = true;
       const image = await (await call(`scans/${state.scan}/image`)).arrayBuffer();
       const name = /\.(nrrd|mha|nii)$/i.exec(called) ? `scan${/\.(nrrd|mha|nii)$/i.exec(called)[0].toLowerCase()}` : "scan.nii.gz";
       nv.volumes = [];
@@ -80,7 +82,9 @@
       let job = await json(`scans/${state.scan}/jobs`, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ prompts, combine: true }),
+        body: JSON.stringify({
+          prompts, combine: true, measures: by("measures").checked, dicom_sr: !by("dicom-line").hidden && by("dicom").checked,
+        }),
       });
       state.job = job.job;
       if (state.ending) cancel(); // asked for before the server had told the job's name
@@ -156,22 +160,75 @@
       row.textContent = `${p.prompt}: ${p.voxels == null ? p.note || p.status : "not found"}`;
       rows.push(row);
     }
-    if (rows.length) {
+    if (job.not_looked_for.length) {
       const row = document.createElement("li");
-      const link = document.createElement("button");
-      link.type = "button";
-      link.textContent = "Download label map";
-      link.addEventListener("click", () => {
-        const a = document.createElement("a");
-        a.href = URL.createObjectURL(new Blob([data]));
-        a.download = name;
-        a.click();
-        setTimeout(() => URL.revokeObjectURL(a.href), 1000);
-      });
-      row.append(link);
+      row.className = "faint";
+      row.textContent = "Not looked for, because the model knows them only from much smaller scans: " +
+        `${job.not_looked_for.join(", ")}. Type a name to look for it.`;
       rows.push(row);
     }
     by("structures").replaceChildren(...rows);
+    showMeasures(job.prompts.filter((p) => p.measures));
+    showFiles(job, name, data);
+  }
+
+  const few = (x) => x.toLocaleString("en", { maximumSignificantDigits: Math.abs(x) < 1000 ? 3 : 6 });
+
+  function showMeasures(found) {
+    by("measured").hidden = !found.length;
+    if (!found.length) return;
+    const hu = found.some((p) => p.measures.air != null);
+    const columns = [
+      ["ml", (m) => few(m.volume_ml)], ["cm²", (m) => few(m.surface_cm2)],
+      ["axes, mm", (m) => [m.major_axis_mm, m.minor_axis_mm, m.least_axis_mm].map(few).join(" × ")],
+      [hu ? "HU" : "intensity", (m) => `${few(m.mean)} ± ${few(m.deviation)}`],
+    ];
+    if (hu) for (const tissue of ["air", "fat", "soft", "dense"]) columns.push([tissue, (m) => `${Math.round(100 * m[tissue])} %`]);
+    const table = document.createElement("table");
+    table.createCaption().textContent = "Measures";
+    const cell = (row, kind, text, scope) => {
+      const made = document.createElement(kind);
+      made.textContent = text;
+      if (scope) made.scope = scope;
+      row.append(made);
+    };
+    const head = table.createTHead().insertRow();
+    for (const title of ["", ...columns.map((c) => c[0])]) cell(head, "th", title, "col");
+    const body = table.createTBody();
+    for (const p of found) {
+      const row = body.insertRow();
+      cell(row, "th", p.prompt, "row");
+      for (const [, text] of columns) cell(row, "td", text(p.measures));
+    }
+    by("measured").replaceChildren(table);
+  }
+
+  function showFiles(job, map, data) {
+    const kinds = [
+      [/\.(nii\.gz|nii|nrrd|mha)$/, "Download label map"], [/measures\.csv$/, "Download measures (CSV)"],
+      [/segmentation\w*\.dcm$/, "Download segmentation (DICOM)"], [/report\.dcm$/, "Download report (DICOM SR)"],
+    ];
+    const buttons = [];
+    for (const [kind, title] of kinds) {
+      for (const file of job.files.filter((f) => kind.test(f))) {
+        const button = Object.assign(document.createElement("button"), { type: "button", textContent: title });
+        button.addEventListener("click", async () => {
+          try {
+            save(file, file === map ? data : await (await call(`jobs/${job.job}/files/${encodeURIComponent(file)}`)).blob());
+          } catch (error) { problem(error); }
+        });
+        buttons.push(button);
+      }
+    }
+    by("files").replaceChildren(...buttons);
+  }
+
+  function save(name, content) {
+    const a = document.createElement("a");
+    a.href = URL.createObjectURL(new Blob([content]));
+    a.download = name;
+    a.click();
+    setTimeout(() => URL.revokeObjectURL(a.href), 1000);
   }
 
   let typing;

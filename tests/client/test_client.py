@@ -86,6 +86,12 @@ def test_words_on_a_scan_become_files(server: Server, scan: Path, tmp_path: Path
         assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
         combined = brought.ask("bright", combine=True)
         assert combined.save(tmp_path / "masks") and combined.prompts[0]["label"] == 1
+        measured = brought.ask("bright", measures=True, dicom_sr=True, rtstruct=True)
+        assert measured.prompts[0]["measures"]["volume_ml"] == pytest.approx(measured.prompts[0]["volume_ml"])
+        assert measured.files == ["bright.nii.gz", "manifest.json", "measures.csv"]  # no DICOM of a NIfTI
+        with pytest.raises(ServerError, match="one mask per prompt"):
+            brought.ask("bright", instances=True, combine=True)
+        assert brought.ask().not_looked_for == []
         assert {p["class"] for p in brought.ask().prompts} == {"bright", "left bright", "right bright"}
     assert shares[-1] == 1.0 and shares == sorted(shares)
     assert [f.name for f in (tmp_path / "masks").iterdir() if f.name.startswith(".")] == []

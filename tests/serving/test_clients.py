@@ -108,6 +108,8 @@ def test_a_person_at_the_page(address: str, scan: Path, tmp_path: Path) -> None:
         before = page.picture()
         page.type_into("#words", "bright")
         page.wait_for("document.getElementById('meaning').textContent.includes('known')")
+        assert page.run("document.getElementById('dicom-line').hidden")  # no DICOM of a NIfTI
+        page.run("document.getElementById('measures').checked = true")
         page.press("Enter")
         page.wait_for("document.querySelectorAll('#structures input').length == 1")
         canvas = np.s_[:, 330:]
@@ -118,6 +120,13 @@ def test_a_person_at_the_page(address: str, scan: Path, tmp_path: Path) -> None:
                 break
             time.sleep(0.5)
         assert bright.sum() > 1000 and changed[bright].mean() > 0.7 and changed[~bright].mean() < 0.02
+        assert page.run("document.querySelector('#structures li').textContent").endswith("bright4.00 ml")
+        cells = page.run("[...document.querySelectorAll('#measured td')].map((c) => c.textContent).join('|')").split(
+            "|"
+        )
+        assert cells[0] == "4" and 13 < float(cells[1]) < 17 and cells[3].startswith("5 ± 0.0"), cells
+        buttons = page.run("[...document.querySelectorAll('#files button')].map((b) => b.textContent).join('|')")
+        assert buttons == "Download label map|Download measures (CSV)"
         page.run("document.querySelector('#structures input').focus()")
         page.press(" ")  # toggled by keyboard
         without = page.picture()
@@ -198,7 +207,8 @@ def test_a_dicom_folder_suggestions_cancel_and_download(tmp_path: Path, monkeypa
         page.run("document.getElementById('go').focus()")
         page.press("Enter")
         page.wait_for("document.querySelectorAll('#structures input').length == 1")
-        page.click("#structures button")
+        assert page.run("document.getElementById('measured').hidden && !document.getElementById('dicom-line').hidden")
+        page.click("#files button")
         deadline = time.monotonic() + 30
         while not (found := list((tmp_path / "saved").glob("*.nii.gz"))) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from satunet.errors import UserError
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
 from satunet.prediction import Predictor
+from satunet.prediction.folder import predict_folder
+from satunet.prediction.options import Outputs
 from satunet.serving.app import create_app
 from satunet.serving.memory import Recent
 from satunet.serving.options import ServeOptions
+from tests.images.dicom_files import write_slices
 from tests.prediction.conftest import make_model
 
 GRID = Grid(shape=(24, 20, 18), affine=np.diag([1.0, 1.0, 1.0, 1.0]))
@@ -72,7 +76,8 @@ def ask(client: TestClient, scan: str, **asked: Any) -> dict[str, Any]:
 
 def test_a_scan_and_a_word_give_the_mask(client: TestClient, scan: bytes, tmp_path: Path) -> None:
     name = bring(client, scan)
-    assert client.get(f"/scans/{name}").json() == {"scan": name, "shape": [24, 20, 18], "spacing_mm": [1.0, 1.0, 1.0]}
+    told = {"scan": name, "shape": [24, 20, 18], "spacing_mm": [1.0, 1.0, 1.0], "dicom": False}
+    assert client.get(f"/scans/{name}").json() == told
     done = ask(client, name)
     assert done["state"] == "done" and done["progress"] == 1 and done["modality"] == "mri"
     (entry,) = done["prompts"]
@@ -100,6 +105,71 @@ def test_a_manifest_does_not_say_where_the_server_is(client: TestClient, scan: b
 def test_one_label_map_and_what_its_numbers_mean(client: TestClient, scan: bytes) -> None:
     done = ask(client, bring(client, scan), combine=True)
     assert done["prompts"][0]["label"] == 1 and "scan.nii.gz" in done["files"]
+
+
+def test_measures_and_instances_as_the_command_line_writes_them(
+    client: TestClient, scan: bytes, tmp_path: Path
+) -> None:
+    done = ask(client, bring(client, scan), measures=True, prompts=["bright", "coffee cup"])
+    first, unknown = done["prompts"]
+    assert "measures" not in unknown and "measures.csv" in done["files"]
+    answer = client.get(f"/jobs/{done['job']}/files/measures.csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    predictor = Predictor(make_model(), device="cpu", outputs=Outputs(measures=True))
+    (tmp_path / "scan.nii.gz").write_bytes(scan)
+    predict_folder([tmp_path / "scan.nii.gz"], tmp_path / "out", predictor, ["bright", "coffee cup"])
+    assert answer.text == (tmp_path / "out" / "scan" / "measures.csv").read_text("utf-8")
+    written = json.loads((tmp_path / "out" / "scan" / "manifest.json").read_text("utf-8"))["prompts"][0]
+    assert first["measures"] == written["measures"]
+    assert first["measures"]["volume_ml"] == pytest.approx(8 * 7 * 6 / 1000) and first["measures"]["air"] is None
+    assert set(first) >= {"prompt", "class", "status", "seen", "voxels", "volume_ml", "file", "box"}
+    combined = ask(client, bring(client, scan), measures=True, combine=True)
+    assert "scan_measures.csv" in combined["files"] and combined["prompts"][0]["measures"] == first["measures"]
+    assert "measures" not in ask(client, bring(client, scan))["prompts"][0]
+
+
+def test_two_lesions_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("satunet.prediction.results.outputs.comes_in_numbers", lambda name, space: True)
+    image = phantom()
+    image[16:20, 14:18, 12:16] += 5
+    write_volume(tmp_path / "two.nii.gz", image, like=GRID)
+    app = create_app(Predictor(make_model(), device="cpu"), tmp_path / "desk", ServeOptions())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        name = bring(client, (tmp_path / "two.nii.gz").read_bytes())
+        done = ask(client, name, instances=True)
+        (entry,) = done["prompts"]
+        assert [(i["number"], i["voxels"]) for i in entry["instances"]] == [(1, 4 * 4 * 4), (2, 8 * 7 * 6)]
+        assert "bright_instances.nii.gz" in done["files"]
+        both = client.post(f"/scans/{name}/jobs", json={"prompts": ["bright"], "instances": True, "combine": True})
+        assert both.status_code == 422 and "one mask per prompt" in both.json()["detail"]
+
+
+def test_a_report_of_a_dicom_series(client: TestClient, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    volume = np.full((30, 28, 26), 100, np.uint16) + np.arange(26, dtype=np.uint16)  # no two slices alike
+    volume[5:15, 6:16, 7:17] += 2000
+    write_slices(tmp_path / "series", volume, modality="MR")
+    files = {f"{n}.dcm": f.read_bytes() for n, f in enumerate(sorted((tmp_path / "series").iterdir()))}
+    name = bring(client, archive(**files), "x.zip")
+    assert client.get(f"/scans/{name}").json()["dicom"] is True
+    done = ask(client, name, dicom_sr=True, rtstruct=True)
+    assert {"segmentation.dcm", "report.dcm", "structures.dcm"} <= set(done["files"]), done["error"]
+    answer = client.get(f"/jobs/{done['job']}/files/report.dcm")
+    assert answer.headers["content-type"] == "application/dicom"
+    assert pydicom.dcmread(io.BytesIO(answer.content)).Modality == "SR"
+
+
+def test_what_everything_leaves_out_is_told(tmp_path: Path, scan: bytes) -> None:
+    model = make_model()
+    model = replace(model, plan=replace(model.plan, class_spacings_mm={"mri": {"left bright": (0.25,)}}))
+    with TestClient(create_app(Predictor(model, device="cpu"), tmp_path / "desk", ServeOptions())) as client:
+        name = bring(client, scan)
+        done = ask(client, name, prompts=None)
+        assert done["not_looked_for"] == ["left bright"]
+        assert {p["class"] for p in done["prompts"]} == {"bright", "right bright"}
+        named = ask(client, name, prompts=["left bright"])
+        assert named["not_looked_for"] == [] and named["prompts"][0]["voxels"]
 
 
 def test_the_next_words_on_a_scan_are_not_encoded_again(client: TestClient, scan: bytes) -> None:
@@ -331,6 +401,10 @@ def test_metrics_and_description(client: TestClient, scan: bytes) -> None:
     assert "satunet_done_total 1" in text and "satunet_scans_total 1" in text
     described = client.get("/openapi.json").json()
     assert {"/scans", "/jobs/{job}", "/infer/{model}"} <= set(described["paths"])
+    kinds = described["components"]["schemas"]
+    assert {"instances", "measures", "dicom_sr"} <= set(kinds["Asked"]["properties"])
+    assert {"class", "volume_ml", "measures", "instances"} <= set(kinds["PromptAnswer"]["properties"])
+    assert {"surface_cm2", "air"} <= set(kinds["Measures"]["properties"])
 
 
 def test_the_most_recent_values_stay() -> None:

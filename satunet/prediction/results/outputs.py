@@ -148,7 +148,7 @@ class ScanResult:
         if series is not None and self.outputs.dicom:
             content["dicom"] = [file.name for file in self._write_dicom(series, found, measures)]
         if self.outputs.measures:
-            self._write_measures(measures)
+            self._write_measures(entries, measures)
         if self.outputs.preview:
             self._write_preview(masks)
         content |= {
@@ -264,13 +264,14 @@ class ScanResult:
         write_report(file, series, list(segmentations), reported)
         return file
 
-    def _write_measures(self, measures: Sequence[Measures | None]) -> None:
-        """Write one row per mask that has voxels."""
+    def _write_measures(self, entries: list[dict[str, Any]], measures: Sequence[Measures | None]) -> None:
+        """Write one row per mask that has voxels; the entries get the same numbers."""
         rows = []
-        for match, found in zip(self.matches, measures, strict=True):
+        for match, entry, found in zip(self.matches, entries, measures, strict=True):
             if found is not None:
                 numbers = {name: None if v is None else round(v, 4) for name, v in asdict(found).items()}
                 rows.append({"prompt": match.prompt, "class": match.class_name, **numbers})
+                entry["measures"] = numbers
         file = self.output / self.job.name / MEASURES
         if self.outputs.combine:
             file = self.output / f"{self.job.name}_{MEASURES}"
