@@ -183,12 +183,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             make_readable(temporary)
             try:
                 if final.is_dir():
-                    final.rmdir()
+                    with contextlib.suppress(FileNotFoundError):  # another job has removed it, and is about to rename
+                        final.rmdir()
                 temporary.replace(final)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                raise UserError(f"{final}: is there already, made by another job meanwhile") from error
+                raise UserError(f"{final}: made by another job meanwhile; remove it, or give another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

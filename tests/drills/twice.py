@@ -26,7 +26,12 @@ from tests.drills.record import finish
 from tests.drills.stages import STAGES, Stage, ended, prepare, run_forked, set_environment, stages, start_forked
 from tests.drills.trees import differences, temporary, tree
 
-_REFUSED = ("another job is writing", "another training of this fold is running", "already exists")
+_REFUSED = (
+    "another job is writing",
+    "another training of this fold is running",
+    "already exists",
+    "made by another job meanwhile",
+)
 
 
 @dataclass

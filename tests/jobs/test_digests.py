@@ -40,6 +40,6 @@ def test_a_folder_that_another_job_made_meanwhile_is_left_alone(tmp_path: Path) 
             (tmp_path / "a").mkdir()
             (tmp_path / "a" / "theirs").touch()
 
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="made by another job meanwhile"):
         write()
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "theirs"]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from satunet.errors import PromptError, UserError
+from satunet.errors import PromptError, UnreadableImageError, UserError
 from satunet.evaluation.scoring.masks import FolderMasks, PredictedLabels
 from satunet.geometry import Grid
-from satunet.jobs.files import read_json
+from satunet.jobs.files import parse_json, read_json, unseal
 from satunet.labels.scored import ScoredClasses
 from satunet.prediction import ModelFolder, Outputs, Predictor
 from satunet.prediction.door import limits as module_limits
@@ -173,6 +173,34 @@ def test_outputs_are_checked_before_they_are_believed(tmp_path: Path, predictor:
     assert predict_folder(*arguments).done_items == ["a"]
     assert np.array_equal(mask(file), scan() > 3)
     assert predict_folder(*arguments).skipped_items == ["a"]
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path, predictor: Predictor) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    arguments = ([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
+    predict_folder(*arguments)
+    file = tmp_path / "out" / "a" / "manifest.json"
+    sound, said = file.read_bytes(), read_json(file)
+    digest = sound.index(b'"content_sha256"')  # another key is one that nobody asks for, beside what was written
+    found: list[bytes] = []
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            content = unseal(parse_json(bytes(damaged), file), file)
+        except ValueError as error:
+            assert str(file) in str(error)
+            found.append(bytes(damaged))
+        else:
+            lasting = content if not digest <= bit // 8 < digest + 16 else {k: content[k] for k in said}
+            assert lasting == said, f"bit {bit % 8} of byte {bit // 8} is not found"
+    assert len(found) > 0.95 * 8 * len(sound)
+    for damaged in found[:: len(found) // 12]:
+        file.write_bytes(damaged)
+        with pytest.raises(UnreadableImageError, match=r"manifest\.json: not a manifest"):
+            FolderMasks(file.parent)
+        assert predict_folder(*arguments).done_items == ["a"]
+        assert read_json(file)["prompts"] == said["prompts"]
 
 
 def test_what_a_result_was_made_with_counts(tmp_path: Path, model: ModelFolder, predictor: Predictor) -> None:
