@@ -33,7 +33,7 @@ from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.geometry import Grid
 from satunet.images.image import list_images, read_label_map, strip_ending
 from satunet.jobs.progress import JobSummary, run_parallel
-from satunet.jobs.workers import Workers
+from satunet.jobs.workers import Workers, is_out_of_memory, reason_of
 from satunet.labels.scored import ScoredClass, ScoredClasses
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,8 @@ def evaluate_cases(
         _score_case, tasks, description="Scoring", processes=processes, key=lambda t: t.case, needs=_memory
     ):
         if outcome.result is None:
-            failures[outcome.item.case] = f"{NOT_SCORED}: {outcome.error}"
+            assert outcome.error is not None
+            failures[outcome.item.case] = f"{NOT_SCORED}: {reason_of(outcome.error)}"
         else:
             rows[outcome.item.case], errors = outcome.result
             failures |= errors
@@ -223,7 +224,9 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
                 raise UserError(f"no prediction of this channel in {task.folder}")
             scan_rows = _score_scan(found, reference, task.settings)
         except Exception as error:  # whatever is wrong with a prediction, it counts as a failure and scores 0
-            failures[scan] = _reason(error)
+            if is_out_of_memory(error):  # no fault of the prediction
+                raise
+            failures[scan] = reason_of(error)
             scan_rows = _failed_rows(task.case, scan, reference, task.settings, failures[scan])
         failures |= {f"{scan}: {r.class_name}": r.error for r in scan_rows if r.error and scan not in failures}
         rows += scan_rows
@@ -245,6 +248,8 @@ def _score_scan(found: Found, reference: _Reference, settings: _Settings) -> lis
                 lesion=scored.lesion, ignored=reference.ignored,
             )  # fmt: skip
         except ScanError as error:
+            if is_out_of_memory(error):
+                raise
             rows.append(_failed_row(found.case, found.scan, scored, reference, settings, str(error)))
         else:
             rows.append(_row(found, name, scores, reference))
@@ -318,7 +323,3 @@ def _failed_row(
         prediction_ml=0.0,
         error=reason,
     )
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, (ScanError, UserError)) else f"{type(error).__name__}: {error}"

@@ -127,7 +127,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = parse(arguments)
     from satunet.jobs.progress import setup_logging
-    from satunet.jobs.workers import is_out_of_memory
+    from satunet.jobs.workers import is_out_of_memory, reason_of
 
     setup_logging(verbose=command.verbose)
     try:
@@ -147,8 +147,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             logger.error(
-                "out of memory; finished work is kept, and the same command continues from there. Fewer processes at once "
-                "(-np, --workers) need less"
+                "%s; finished work is kept, and the same command continues from there. Fewer processes at once "
+                "(-np, --workers) need less",
+                reason_of(error),
             )
         elif isinstance(error, OSError) and error.filename is not None and error.errno in _CAUSED_BY_FOLDERS:
             logger.error("%s: %s", os.fsdecode(error.filename), os.strerror(error.errno).lower())

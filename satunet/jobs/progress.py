@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from satunet.errors import DiskFullError, SatunetError
 from satunet.jobs.files import write_json
-from satunet.jobs.workers import Outcome, Workers, outcomes
+from satunet.jobs.workers import Outcome, Workers, outcomes, reason_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -206,9 +206,8 @@ class JobSummary:
 
     def failed(self, item: str, error: BaseException | str) -> None:
         """Count an item as failed and log why; the traceback of an unexpected error goes to the log file."""
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error) if isinstance(error, BaseException) else error
         if isinstance(error, BaseException) and not isinstance(error, SatunetError):
-            reason = f"{type(error).__name__}: {reason}"
             logger.debug("%s failed", item, exc_info=error)
         self.failures[item] = reason
         logger.error("%s: %s", item, reason)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from satunet.errors import EnvironmentProblemError, UserError
+from satunet.errors import EnvironmentProblemError, SatunetError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -127,8 +127,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error says, in a line for people: out of memory in these words, whatever the library calls it; the class of
+    an error that is not satunet's own stands before its text.
+    """
+    said = str(error).strip() or type(error).__name__
+    if is_out_of_memory(error):
+        return said if "out of memory" in said.lower() else f"out of memory ({said})"
+    return (
+        said if isinstance(error, SatunetError) or said == type(error).__name__ else f"{type(error).__name__}: {said}"
+    )
+
+
 _NO_MEMORY = (
     r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|bad_alloc|can't start new thread"
+    # ITK, and oneDNN, which gets no memory for the code that it writes
+    r"|failed to allocate memory|could not create a primitive$|could not (create|initialize) a memory"
 )
 
 
@@ -218,7 +232,7 @@ def _in_pool(
         if in_vain == _ATTEMPTS:
             reason = "the worker processes died before they began; out of memory is the usual cause"
             for item in lost:
-                yield Outcome(item=item, error=RuntimeError(reason))
+                yield Outcome(item=item, error=EnvironmentProblemError(reason))
             return
         waiting = lost
 
@@ -266,7 +280,7 @@ def _in_one_pool(
                 yield Outcome(item=item, result=future.result())
             except ProcessExpired as error:
                 reason = f"the worker process died (exit code {error.exitcode}); out of memory is the usual cause"
-                yield Outcome(item=item, error=RuntimeError(reason))
+                yield Outcome(item=item, error=EnvironmentProblemError(reason))
             except (Exception, SystemExit) as error:
                 yield Outcome(item=item, error=_as_error(error))
         pool.close()
@@ -348,7 +362,8 @@ def _on_cluster(
             try:
                 outcome = Outcome(item=item, result=future.result())
             except KilledWorker as error:
-                outcome = Outcome(item=item, error=RuntimeError(f"the Dask workers that held it died ({error})"))
+                reason = f"the Dask workers that held it died ({error})"
+                outcome = Outcome(item=item, error=EnvironmentProblemError(reason))
             except Exception as error:
                 outcome = Outcome(item=item, error=error)
             future.release()

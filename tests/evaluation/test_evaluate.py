@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satunet.errors import DatasetError, UserError
+from satunet.errors import DatasetError, ScanError, UserError
+from satunet.evaluation.scoring import run as module_run
 from satunet.evaluation.scoring.masks import class_names_in
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.rules import Rules
@@ -215,6 +216,24 @@ def test_two_predictions_of_one_scan_are_an_error(folders: tuple[Path, Path]) ->
     evaluation, _ = evaluate_cases(one, predicted, CLASSES)
     assert "several predictions of one scan: one, one.nii.gz" in evaluation.failures["one"]
     assert scores_of(evaluation, "one")["right"] == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ScanError(Path("a"), "no room")])
+def test_a_prediction_for_which_memory_is_missing_is_not_scored(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    references, predicted = folders
+    for case in ("one", "two", "two_0001"):
+        write_label_map(predicted / f"{case}.nii.gz", reference(), like=GRID)
+
+    def starved(*_: Any, **__: Any) -> Any:
+        raise error from MemoryError()
+
+    monkeypatch.setattr(module_run, "score_class", starved)
+    evaluation = evaluate_folder(predicted, references, CLASSES)
+    assert evaluation.rows == ()
+    assert set(evaluation.failures) == {"one", "two", "two_0001"}
+    assert all(reason.startswith("not scored: ") for reason in evaluation.failures.values())
 
 
 def test_a_reference_that_cannot_be_read_is_counted_and_not_scored(folders: tuple[Path, Path]) -> None:

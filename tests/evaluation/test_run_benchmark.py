@@ -97,7 +97,7 @@ def test_what_could_not_be_scored_is_tried_again(stage: Stage, monkeypatch: pyte
 
     monkeypatch.setattr(module_evaluate, "_score_case", dying)
     before, summary = stage.run([NAMES[0]])
-    assert "not scored: the worker died" in summary.failures[f"satunet/{NAMES[0]}/fold_0/x"]
+    assert "not scored: RuntimeError: the worker died" in summary.failures[f"satunet/{NAMES[0]}/fold_0/x"]
     monkeypatch.setattr(module_evaluate, "_score_case", real)
     after, _ = stage.run([NAMES[0]])
     assert (before.classes[0].scans, after.classes[0].scans) == (2, 3)

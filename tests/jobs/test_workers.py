@@ -15,7 +15,7 @@ import pytest
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import UserError
 from satunet.jobs import workers
-from satunet.jobs.workers import Outcome, Workers, is_out_of_memory, outcomes
+from satunet.jobs.workers import Outcome, Workers, is_out_of_memory, outcomes, reason_of
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
@@ -126,4 +126,16 @@ def test_no_memory_is_known_by_whoever_says_it() -> None:
     outer = ValueError("x")
     outer.__cause__ = MemoryError()
     assert all(map(is_out_of_memory, (MemoryError(), told, outer, OSError(12, "Cannot allocate memory"))))
+    for said in ("could not create a primitive", "Failed to allocate memory for image."):  # oneDNN, ITK
+        assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor iterator"))  # an odd shape
     assert not any(map(is_out_of_memory, (RuntimeError("shape"), ValueError("out of memory"), OSError(28, "full"))))
+
+
+def test_reasons_are_a_line_for_people() -> None:
+    assert reason_of(RuntimeError("could not create a primitive")) == "out of memory (could not create a primitive)"
+    assert reason_of(MemoryError()) == "out of memory (MemoryError)"
+    assert reason_of(RuntimeError("CUDA out of memory")) == "CUDA out of memory"
+    assert reason_of(UserError("a.nii: no image")) == "a.nii: no image"
+    assert reason_of(KeyError("x")) == "KeyError: 'x'"
+    assert reason_of(ValueError()) == "ValueError"

@@ -194,6 +194,26 @@ def test_a_store_of_scans_that_cannot_be_read_ends_the_training(planned: Any, mo
     assert len(calls) == 20
 
 
+def test_no_scan_takes_the_place_of_one_for_which_memory_is_missing(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satunet.trainers.unified.batches import loading
+
+    trainer = make_trainer(config(batch_size=2))
+    trainer.initialize()
+
+    def starved(*_: Any) -> Any:
+        calls.append(1)
+        raise MemoryError
+
+    calls: list[int] = []
+    data = loading.StepBatches(trainer.setup, trainer.setup.store.scan_ids, trainer.config)
+    monkeypatch.setattr(loading.StepBatches, "_crop", starved)
+    with pytest.raises(MemoryError):
+        data[0]
+    assert len(calls) == 1
+
+
 def test_what_each_process_loads(planned: Any) -> None:
     from satunet.trainers.unified.batches.loading import StepBatches
 

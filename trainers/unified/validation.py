@@ -25,6 +25,7 @@ from satunet.datasets.raw import MODALITIES, split_scan_id
 from satunet.errors import SatunetError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.records import MALFORMED, from_plain, to_plain
+from satunet.jobs.workers import reason_of
 from satunet.models.checkpoints import hash_weights
 from satunet.network.model import PromptedUNet
 from satunet.trainers.unified.confidence import calibrate_fold
@@ -80,7 +81,7 @@ def validate(
             cases.append(case)
             logger.debug("validated %s", scan)
         except Exception as error:  # one scan that cannot be read must not cost the validation of the others
-            failed[scan] = f"{type(error).__name__}: {error}"
+            failed[scan] = reason_of(error)
             logger.error("%s cannot be validated (%s)", scan, failed[scan])
     network.deep_supervision = deep
     every = [case for part in distributed.gather(cases) for case in part]

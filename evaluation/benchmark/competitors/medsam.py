@@ -37,6 +37,7 @@ from satunet.images.image import Image, read_image, read_label_map, write_label_
 from satunet.jobs.files import mask_file_name, write_json
 from satunet.jobs.fresh import Stamp
 from satunet.jobs.records import to_plain
+from satunet.jobs.workers import reason_of
 from satunet.prediction.results.places import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class MedSAMCompetitor:
                 except ModelError:
                     raise  # no case can do without the model
                 except Exception as error:  # whatever is wrong with this scan, the others go on
-                    failures[case.identifier] = f"{type(error).__name__}: {error}"
+                    failures[case.identifier] = reason_of(error)
         record_run(
             folder,
             cases=scans,

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from satunet.compute.devices import autocast_for, pick_device
-from satunet.errors import ModelError, SatunetError
+from satunet.errors import ModelError
 from satunet.jobs.files import scratch_folder
 from satunet.jobs.progress import prints_to_log
+from satunet.jobs.workers import reason_of
 from satunet.models.checkpoints import load_checkpoint
 from satunet.trainers.specialist.trainer import register, specialist_folder
 
@@ -101,7 +102,7 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
                 for name in ("dataset.json", "plans.json", f"{case}{ending}"):
                     (temporary / name).replace(output / name)
         except Exception as error:  # nnunetv2 and its readers raise what they like
-            failures[case] = str(error) if isinstance(error, SatunetError) else f"{type(error).__name__}: {error}"
+            failures[case] = reason_of(error)
     return failures
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import DatasetError, SatunetError, UserError
+from satunet.jobs.workers import is_out_of_memory
 from satunet.labels import text_variants
 from satunet.preprocessing.index import IndexedScan
 from satunet.trainers.config import TrainingConfig
@@ -154,6 +155,8 @@ class StepBatches(Dataset[Batch]):
             try:
                 return dataclasses.replace(self._crop(record, rng, patch), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
+                if is_out_of_memory(error):  # another scan would be another training, and no help
+                    raise
                 failed.append(record.scan)
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
                              type(error).__name__, error)  # fmt: skip
