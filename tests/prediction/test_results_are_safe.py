@@ -183,18 +183,19 @@ def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path, predictor: Pre
     sound, said = file.read_bytes(), read_json(file)
     digest = sound.index(b'"content_sha256"')  # another key is one that nobody asks for, beside what was written
     found: list[bytes] = []
+    named = 0
     for bit in range(8 * len(sound)):
         damaged = bytearray(sound)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
             content = unseal(parse_json(bytes(damaged), file), file)
         except ValueError as error:
-            assert str(file) in str(error)
             found.append(bytes(damaged))
+            named += str(file) in str(error)
         else:
             lasting = content if not digest <= bit // 8 < digest + 16 else {k: content[k] for k in said}
             assert lasting == said, f"bit {bit % 8} of byte {bit // 8} is not found"
-    assert len(found) > 0.95 * 8 * len(sound)
+    assert named == len(found) > 0.95 * 8 * len(sound)
     for damaged in found[:: len(found) // 12]:
         file.write_bytes(damaged)
         with pytest.raises(UnreadableImageError, match=r"manifest\.json: not a manifest"):
