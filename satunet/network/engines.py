@@ -3,7 +3,7 @@
 ======== ========================================================= ============================================
 engine   how the network is run                                    where ``auto`` uses it
 ======== ========================================================= ============================================
-fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU; CUDA, where it works
+fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU, but for float16; CUDA, where it works
          (CPU); :mod:`satunet.network.gpu` (CUDA)
 compile  fused, the last step of norms by ``torch.compile``        nowhere: only if requested
          (CPU); the whole backbone compiled, channels last (GPU)
@@ -78,7 +78,9 @@ def accelerate(
         return _with_backbone(network, torch.compile(backbone))
     dtype = precision_for(device, precision)
     if dtype is torch.float16:
-        raise UserError(f"engine {chosen!r} computes in float32 or bfloat16 on a CPU; for float16, take 'eager'")
+        if engine == "auto":
+            return network
+        raise UserError(f"engine {engine!r} computes in float32 or bfloat16 on a CPU; for float16, take 'eager'")
     norm = compiled_norm(cache_dir) if chosen == "compile" else None
     return _with_backbone(network, FusedUNet(backbone, dtype, norm))
 

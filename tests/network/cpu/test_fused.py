@@ -129,8 +129,15 @@ def test_auto_is_fused_where_it_runs_and_eager_elsewhere(monkeypatch: pytest.Mon
     assert accelerate(network, CPU, engine="eager") is network
     with pytest.raises(UserError, match="allowed are auto, eager, fused, compile"):
         accelerate(network, CPU, engine="fast")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="take 'eager'"):
-        accelerate(network, CPU, precision="float16")
+    monkeypatch.delenv("SATUNET_PRECISION", raising=False)
+    assert accelerate(network, CPU, precision="float16") is network
+    monkeypatch.setenv("SATUNET_PRECISION", "float16")
+    assert accelerate(network, CPU) is network
+    assert isinstance(accelerate(network, CPU, precision="float32").backbone, FusedUNet)
+    chosen: Engine
+    for chosen in ("fused", "compile"):
+        with pytest.raises(UserError, match=rf"engine '{chosen}' .* for float16, take 'eager'"):
+            accelerate(network, CPU, engine=chosen)
     assert choose_engine(torch.device("cuda"), "fused") == "fused"
     with pytest.raises(UserError, match="runs on a CPU or CUDA"):
         choose_engine(torch.device("mps"), "fused")
