@@ -45,7 +45,7 @@ _WORDS = {
     # spelling
     "tumour": "tumor", "tumours": "tumor", "tumors": "tumor", "oesophagus": "esophagus", "oedema": "edema",
     "gray": "grey", "haemorrhage": "hemorrhage", "haematoma": "hematoma", "ischaemic": "ischemic",
-    "peritumoural": "peritumoral", "paracolic": "paracolic", "centre": "center", "colour": "color",
+    "peritumoural": "peritumoral", "centre": "center", "colour": "color",
     # plurals of structures that label maps hold as one
     "hippocampi": "hippocampus", "amygdalae": "amygdala", "thalami": "thalamus", "kidneys": "kidney", "lungs": "lung",
     "ventricles": "ventricle", "femora": "femur", "femurs": "femur", "eyes": "eye", "ribs": "rib", "lesions": "lesion",

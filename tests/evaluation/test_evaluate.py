@@ -282,6 +282,16 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
         rows = {r["class"]: r for r in csv.DictReader(stream)}
     assert rows["never"]["dsc"] == ""
     assert float(rows["right"]["dsc"]) == pytest.approx(1 / 3)
+    never = next(s for s in evaluation.class_summaries if s.class_name == "never")
+    assert all(math.isnan(spread.worst) and math.isnan(spread.mean) for spread in never.metrics.values())
+    assert loaded.rows[0].dsc != 0.125
+    table = tmp_path / "scores" / "per_case.csv"
+    kept = table.read_bytes()
+    table.write_text(table.read_text("utf-8").replace(repr(float(loaded.rows[0].dsc)), "0.125", 1), "utf-8")
+    assert table.read_bytes() != kept
+    with pytest.raises(UserError, match=r"per_case\.csv is damaged"):
+        Evaluation.load(tmp_path / "scores")
+    table.write_bytes(kept)
     write_json(tmp_path / "scores" / "summary.json", content | {"version": 99})
     with pytest.raises(UserError, match="version 99"):
         Evaluation.load(tmp_path / "scores")
@@ -382,6 +392,8 @@ def test_a_lesion_is_part_of_its_organ_or_not(folders: tuple[Path, Path]) -> Non
         write_label_map(predicted / "one" / f"{mask_file_name(name)}.nii.gz", np.isin(reference(), ids), like=GRID)
     for classes in (listed, whole):
         assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
+    lesions = {r.class_name: r.lesion_f1 for r in evaluate_cases(one, predicted, listed)[0].rows}
+    assert math.isnan(lesions["kidney"]) and lesions["kidney tumor"] == 1, "what is not called a lesion is none"
     # A label map that takes all of the tumor for kidney: wrong by nnU-Net's way of counting, right by the other.
     shutil.rmtree(predicted / "one")
     write_label_map(predicted / "one.nii.gz", reference() > 0, like=GRID)

@@ -111,7 +111,7 @@ def test_equal_to_the_published_implementation(
     assert scores.dsc == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), abs=1e-12)
     without = score_masks(a, b, spacing_mm, rules=Rules(tolerance_mm=tolerance_mm, no_distances=True))
     assert (without.dsc, without.nsd) == (scores.dsc, pytest.approx(scores.nsd))
-    assert math.isnan(without.hd95_mm)
+    assert math.isnan(without.hd95_mm) and math.isnan(without.assd_mm)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -220,6 +220,25 @@ def test_ignored_voxels_do_not_count() -> None:
     assert score_label_maps(reference, prediction, MM, {"a": (1,)})["a"].dsc == pytest.approx(2 / 3)
     ignoring = score_label_maps(reference, prediction, MM, {"a": (1,)}, ignore_id=9)["a"]
     assert (ignoring.dsc, ignoring.nsd, ignoring.hd95_mm, ignoring.prediction_voxels) == (1.0, 1.0, 0.0, 32)
+
+
+def test_a_case_that_nobody_labelled_has_no_score() -> None:
+    ignored = np.full((4, 4, 4), 9, dtype=np.uint8)
+    scores = score_label_maps(ignored, np.ones_like(ignored), MM, {"a": (1,)}, ignore_id=9)["a"]
+    numbers = (scores.dsc, scores.nsd, scores.hd95_mm, scores.assd_mm, scores.lesion_f1, scores.panoptic_quality)
+    assert all(math.isnan(n) for n in numbers)
+    assert scores.lesions is None
+
+
+def test_a_class_keeps_its_own_tolerance_beside_ignored_voxels() -> None:
+    reference = np.zeros((14, 12, 12), dtype=np.uint8)
+    reference[1:4, 2:9, 2:9], reference[7:10, 2:9, 2:9], reference[13] = 1, 2, 9
+    prediction = np.roll(np.where(reference == 9, 0, reference), 1, axis=0)
+    classes = {"x": (1,), "y": (2,)}
+    scores = score_label_maps(
+        reference, prediction, (2.0, 1.0, 1.0), classes, ignore_id=9, rules=Rules(tolerances=("y=2",))
+    )
+    assert scores["x"].nsd < 1 == scores["y"].nsd
 
 
 def test_a_surface_at_the_edge_of_ignored_voxels_does_not_count() -> None:

@@ -48,6 +48,12 @@ def test_a_side_is_part_of_its_base_where_no_dataset_has_both() -> None:
     assert wholes_of(space)["left lung"] == {"lung"}
 
 
+def test_a_side_is_no_part_of_its_base_where_a_dataset_holds_them_apart() -> None:
+    info = {"base": "lung", "modalities": ("ct",), "datasets": ("x",), "source_names": ()}
+    classes = (ClassInfo(name="left lung", side="left", **info), ClassInfo(name="lung", side=None, **info))
+    assert wholes_of(LabelSpace(classes=classes, ids={"x": {"left lung": (1,), "lung": (2,)}}))["left lung"] == set()
+
+
 def test_what_contradicts_itself_is_no_part() -> None:
     info = {"base": "a", "side": None, "modalities": ("ct",), "datasets": ("x", "y"), "source_names": ()}
     space = LabelSpace(

@@ -52,6 +52,12 @@ def test_what_a_dataset_does_not_annotate_is_unknown_there() -> None:
         space.ids_of("Dataset002_X", "hippocampus")
 
 
+def test_that_a_lesion_is_taken_into_its_organ_is_said() -> None:
+    space = build_label_space([dataset(5, {"kidney": (1,), "kidney tumour": (2,)}, "ct")])
+    assert space.ids_of("Dataset005_X", "kidney") == (1, 2)
+    assert space.notes["Dataset005_X"] == ("'kidney' includes 'kidney tumor', which lies in it",)
+
+
 def test_intrinsic_sides_are_not_united() -> None:
     assert "atrium" not in build_label_space([B])
 

@@ -21,7 +21,7 @@ WRITTEN = {
     "clavicula": "clavicle", "clavicles": "clavicle", "scapulae": "scapula", "humeri": "humerus", "putamina": "putamen",
     "caudates": "caudate nucleus", "brain haemorrhage": "brain hemorrhage", "haematoma": "hematoma", "gray matter": "grey matter",
     "ischaemic stroke": "ischemic stroke", "oedema": "edema", "tumours": "tumor", "tumors": "tumor",
-    "peritumoural edema": "peritumoral edema", "inf vena cava": "inferior vena cava", "sup colliculus": "superior colliculus",
+    "peritumoural edema": "peritumoral edema", "colour vision center": "color vision center", "inf vena cava": "inferior vena cava", "sup colliculus": "superior colliculus",
     "med frontal cortex": "medial frontal cortex", "ant cingulate": "anterior cingulate", "mid cerebellum": "middle cerebellum",
     "post cingulate": "posterior cingulate", "precuneous": "precuneus", "3rd ventricle": "third ventricle",
     "4th ventricle": "fourth ventricle", "cc": "corpus callosum", "ivc": "inferior vena cava", "svc": "superior vena cava",

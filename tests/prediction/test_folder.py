@@ -90,6 +90,7 @@ def test_an_unknown_prompt_is_in_the_manifest_and_has_no_file(tmp_path: Path, pr
     entry = read_json(tmp_path / "out" / "a" / "manifest.json")["prompts"][1]
     assert (entry["status"], entry["file"]) == ("unknown", None)
     assert entry["nearest"]
+    assert set(entry) == {"prompt", "class", "status", "similarity", "nearest", "file", "note"}
     assert {p.name for p in (tmp_path / "out" / "a").iterdir()} == {"bright.nii.gz", "manifest.json"}
 
 

@@ -52,6 +52,16 @@ def test_rows_for_people(tmp_path: Path, combine: bool) -> None:
     assert result_rows(tmp_path, ["a"], combine) == expected
 
 
+@pytest.mark.parametrize(("count", "told"), [(1, "1 instance"), (3, "3 instances")])
+def test_instances_are_counted_for_people(tmp_path: Path, count: int, told: str) -> None:
+    entry = {
+        "prompt": "ribs", "class": "ribs", "status": "exact", "voxels": 9, "volume_ml": 1.0, "box": [[0, 1], [0, 1], [2, 5]],
+        "instances": [{"number": n + 1} for n in range(count)],
+    }  # fmt: skip
+    write_json(manifest_file(tmp_path, "a", False), {"prompts": [entry], "modality": "ct"})
+    assert [row["where"] for row in result_rows(tmp_path, ["a"], False)] == [f"slices 3 to 5; {told}"]
+
+
 def test_the_table_of_statistics(tmp_path: Path) -> None:
     write_manifests(tmp_path)
     file = write_statistics(tmp_path, ["lost", "a", "b"], combine=False)
@@ -176,6 +186,12 @@ def test_a_stale_result_is_made_again(tmp_path: Path, model: ModelFolder) -> Non
         assert predict_folder(*call).done_items == ["a"], key
         assert predict_folder(*call).skipped_items == ["a"], key
     mask.write_bytes(mask.read_bytes()[:-1])
+    assert predict_folder(*call).done_items == ["a"]
+    text = manifest.read_text("utf-8")
+    manifest.write_text(
+        text.replace('"modality": "', '"modality": "x', 1), "utf-8"
+    )  # a flip in what no stamp speaks of
+    assert manifest.read_text("utf-8") != text
     assert predict_folder(*call).done_items == ["a"]
     other = scan(tmp_path / "in" / "other.nii.gz")
     other.replace(file)

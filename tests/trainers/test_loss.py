@@ -228,6 +228,18 @@ def test_half_precision_features_are_summed_in_single() -> None:
         torch.testing.assert_close(ours, theirs.bfloat16())
 
 
+@pytest.mark.parametrize("learns", ["maps", "embeddings"])
+def test_one_side_alone_may_learn(learns: str) -> None:
+    """As where the encoder is frozen, or the texts are."""
+    inputs = make()
+    fixed = {k: [t.detach() for t in getattr(inputs, k)] for k in ("maps", "embeddings") if k != learns}
+    some = inputs._replace(**fixed)
+    ours = torch.autograd.grad(prompted_loss(*some).total, getattr(some, learns))
+    theirs = torch.autograd.grad(naive(some), getattr(some, learns))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_memory_does_not_grow_with_the_queries() -> None:
     few, many = _peak_bytes(queries=8), _peak_bytes(queries=256)
     assert few > 8 * 16**3 * 4, "one chunk of probabilities"

@@ -126,3 +126,17 @@ def test_values_that_are_no_numbers_are_not_float16s_fault(said: pytest.LogCaptu
     network.backbone.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     masks(network, torch.randn(8, 8, 8), "float16")
     assert seen == [True]
+
+
+def test_what_is_wider_does_not_ask_what_auto_means(
+    said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ``auto`` is float16, a second look in ``auto`` would overflow as well."""
+    torch.manual_seed(1)
+    volume, network = torch.randn(8, 8, 8), make(1e6)
+    expected = masks(network, volume, "float32")
+    monkeypatch.setenv("SATUNET_PRECISION", "float16")
+    found = masks(network, volume, "auto")
+    assert sum(int(m.sum()) for m in expected) > 0
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "going on in float32" in said.text

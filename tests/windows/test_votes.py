@@ -10,6 +10,17 @@ import torch
 from satunet.windows.votes import Votes
 
 
+def test_all_is_kept_on_the_device_of_the_network() -> None:
+    votes = Votes.none(2, torch.device("meta"))
+    assert {votes.yes.device.type, votes.all.device.type, votes.largest.device.type} == {"meta"}
+    votes.add(
+        0, torch.tensor([0]), torch.ones(2, 1, device="meta"), torch.ones(1, device="meta"),
+        asked=torch.ones(2, dtype=torch.bool, device="meta"), width=1,
+    )  # fmt: skip
+    votes.finish(0)
+    assert votes.all.device.type == "meta"
+
+
 def test_votes_of_two_looks_at_a_layer() -> None:
     votes = Votes.none(3, torch.device("cpu"))
     assert votes.agreements() == [0, 0, 0]

@@ -32,8 +32,8 @@ class LesionCounts:
     found: int
     predicted: int
     false: int
-    matched: int = 0
-    overlap: float = 0.0
+    matched: int
+    overlap: float
 
     @property
     def f1(self) -> float:
