@@ -22,7 +22,7 @@ def require_unseen(competitor: Competitor, task: Task) -> None:
     seen = sorted(competitor.trained_cases(task) & set(task.references))
     if seen and not task.trained_on:
         raise ModelError(
-            f"{task.dataset.name}: {competitor.name} was trained on {len(seen)} of the {len(task.cases)} cases of fold "
+            f"{competitor.name} was trained on {len(seen)} of the {len(task.cases)} cases of fold "
             f"{task.fold} that are to be scored, such as {seen[0]}; both sides need the same split"
         )
 

@@ -133,7 +133,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
         if run.done:
             watch(lambda: run.standing(final=False), False)
     if not run.results()[0]:
-        raise UserError(f"nothing could be scored: {summary.failures}")
+        raise UserError("nothing could be scored: " + "; ".join(f"{k}: {v}" for k, v in summary.failures.items()))
     watch(lambda: run.standing(final=True), True)
     return summary
 

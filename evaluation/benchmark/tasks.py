@@ -175,7 +175,13 @@ def _validation_cases(dataset: Dataset, network: TrainedNetwork) -> list[str]:
         return [c.identifier for c in dataset.training_cases()]
     file = UnifiedFolder(name=network.dataset_name).splits
     try:
-        split = read_json(file)[int(fold)]
+        folds = read_json(file)
+        split = folds[int(fold)] if int(fold) < len(folds) else None
+    except (OSError, *MALFORMED) as error:
+        raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error
+    if split is None:
+        raise DatasetError(f"{file}: no validation scans of fold {fold}; it has {len(folds)} folds")
+    try:
         scans, trained = set(split["val"]), set(split["train"])
     except (OSError, *MALFORMED) as error:
         raise DatasetError(f"{file}: no validation scans of fold {fold} ({error})") from error

@@ -101,7 +101,9 @@ def test_a_published_dataset_has_the_classes_of_its_publication(nnunet_env: Path
 
 def test_nothing_to_score(stage: Stage) -> None:
     write_json(stage.root / "preprocessed" / "Dataset900_Unified" / "splits_final.json", [])
-    with pytest.raises(UserError, match="nothing could be scored"):
+    with pytest.raises(
+        UserError, match=rf"scored: {NAMES[1]}: .*splits_final\.json: no validation scans of fold 0; it has 0 folds$"
+    ):
         stage.run([NAMES[1]])
     dataset = load_dataset(NAMES[1])
     with pytest.raises(DatasetError, match="no validation scans of fold 0"):
