@@ -115,6 +115,7 @@ ROOMS = {
                 "geometry",
                 "instances",
                 "plausibility",
+                "measures",
             )
         ),
     ),

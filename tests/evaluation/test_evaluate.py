@@ -179,6 +179,9 @@ def test_legend_own_ids_and_given_ids(folders: tuple[Path, Path]) -> None:
     assert evaluate_cases(one, predicted, classes)[0].mean("dsc") == 1
     failures = evaluate_cases(one, predicted, scored({**classes.ids, "spleen": (1, 2, 3)}))[0].failures
     assert list(failures) == ["one: spleen"]
+    union = {"prompt": "both sides", "class": "both", "label": 12, "labels": [11, 12]}
+    write_json(predicted / "one.json", {"labels": {"both": 12, "part": 11}, "prompts": [union]})
+    assert evaluate_cases(one, predicted, scored({"both": (1, 2)}))[0].mean("dsc") == 1
     write_json(predicted / "one.json", {"labels": [1]})
     assert "legend" in evaluate_cases(one, predicted, classes)[0].failures["one"]
 
@@ -271,6 +274,7 @@ def test_files_hold_everything(folders: tuple[Path, Path], tmp_path: Path) -> No
         evaluation.failures,
     )
     assert loaded.rules == evaluation.rules
+    assert loaded.rules["distances"] is True
     assert (loaded.rules["tolerance_mm"], loaded.rules["policy"]) == (2, "nnunet")
     for before, after in zip(evaluation.rows, loaded.rows, strict=True):
         assert after.dsc == pytest.approx(before.dsc, nan_ok=True)

@@ -190,6 +190,9 @@ def test_a_class_may_have_its_own_tolerance() -> None:
     assert scores["x"].nsd < 1 == scores["y"].nsd
     with pytest.raises(UserError, match=r"y: a tolerance in mm must not be negative, got -1"):
         Rules(tolerances=("y=-1",))
+    for wrong in ("y=two", "y", "=", "y="):
+        with pytest.raises(UserError, match=f"takes CLASS=MM, such as aorta=2; got '{wrong}'"):
+            _ = Rules(tolerances=(wrong,)).tolerances_mm
 
 
 def test_other_ids_in_the_prediction_and_classes_nobody_predicted() -> None:
@@ -294,6 +297,15 @@ def test_lesions_by_hand() -> None:
     assert math.isnan(score_masks(reference, prediction, MM).lesion_f1)
     nothing = score_masks(np.zeros_like(reference), prediction, MM, lesion=True)
     assert (nothing.lesion_f1, nothing.lesions and nothing.lesions.false) == (0.0, 4)
+
+
+def test_background_is_matched_with_no_lesion() -> None:
+    """A lesion that fills the case and a prediction of one voxel: their overlap is 1 of 27 voxels."""
+    prediction = np.zeros((3, 3, 3), dtype=bool)
+    prediction[0, 0, 0] = True
+    scores = score_masks(np.ones((3, 3, 3), dtype=bool), prediction, MM, lesion=True)
+    assert scores.lesions is not None
+    assert (scores.lesions.found, scores.lesions.matched, scores.panoptic_quality) == (1, 0, 0.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (5, 3, 1), (3, 3, 3), (5, 5, 3), (2, 4, 1)])

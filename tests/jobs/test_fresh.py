@@ -113,6 +113,7 @@ def test_files_that_are_not_read_are_judged_by_their_times_once_these_can_be_tru
     assert settled.is_untouched([file])
     assert settled.renewed([file]) == settled
     assert Stamp.of([file]).files[0].sha256 == content_hash(file), "files are read where nothing else is said"
+    assert FileState.of(file).sha256 == content_hash(file)
     os.utime(file)
     assert "is not what the result was made from" in str(settled.why_stale([file]))
     assert young.why_stale([file]) is None

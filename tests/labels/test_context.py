@@ -58,6 +58,18 @@ def test_the_decathlons_names_are_those_of_its_organs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("Dataset011_PulmonaryNodule", "nodule", "lung nodule"),
+        ("Dataset012_HepaticLesions", "tumour", "liver tumor"),
+        ("Dataset013_RenalCancer", "tumour", "kidney tumor"),
+    ],
+)
+def test_an_adjective_names_its_organ(name: str, label: str, expected: str) -> None:
+    assert build_label_space([dataset(name, [label])]).ids[name] == {expected: (1,)}
+
+
+@pytest.mark.parametrize(
     ("name", "labels", "description", "expected"),
     [
         ("Dataset001_KidneyMasses", ["tumor", "cyst"], "", {"kidney tumor", "kidney cyst"}),

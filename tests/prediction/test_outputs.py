@@ -60,6 +60,11 @@ def test_instances_are_counted_for_people(tmp_path: Path, count: int, told: str)
     }  # fmt: skip
     write_json(manifest_file(tmp_path, "a", False), {"prompts": [entry], "modality": "ct"})
     assert [row["where"] for row in result_rows(tmp_path, ["a"], False)] == [f"slices 3 to 5; {told}"]
+    doubtful = entry | {"doubts": ["order", "size"], "repaired": True}
+    write_json(manifest_file(tmp_path, "a", False), {"prompts": [doubtful], "modality": "ct"})
+    assert [row["where"] for row in result_rows(tmp_path, ["a"], False)] == [
+        f"slices 3 to 5; {told}; doubtful: order, size (repaired)"
+    ]
 
 
 def test_the_table_of_statistics(tmp_path: Path) -> None:

@@ -139,4 +139,4 @@ def test_what_is_wider_does_not_ask_what_auto_means(
     found = masks(network, volume, "auto")
     assert sum(int(m.sum()) for m in expected) > 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert "going on in float32" in said.text
+    assert "going on in float32 (--precision float32 says so from the start)" in said.text
