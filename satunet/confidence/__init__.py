@@ -1,1 +1,1 @@
-"""What a mask is worth: an estimate of its Dice, and of the structure not being there, from what prediction has anyway."""
+"""Confidence of masks: estimates of the Dice, and of the structure's absence, from by-products of the prediction."""

@@ -1,11 +1,11 @@
-"""From what speaks for a mask to an estimate of its Dice, and of the structure not being there.
+"""From the evidence for a mask to estimates of its Dice and of the probability that the structure is absent.
 
-Two small models, fitted on patients that the network was not trained on: how likely the structure is in the scan, and
-how large the Dice is if it is. Both are logistic, with weights of at least zero: whatever speaks more for a mask never
-lowers its confidence. Classes have offsets of their own, drawn to the pooled model the more, the fewer masks of them
-are known (ridge, the posterior mode of a random intercept).
+Two small models are fitted on patients that the network was not trained on: how likely the structure is in the scan,
+and how large the Dice is if it is. Both are logistic with non-negative weights, so that stronger evidence never lowers
+the confidence. Each class has an offset, which is shrunk towards the pooled model, the more so the fewer masks of the
+class are known (ridge regression, the posterior mode of a random intercept).
 
-Rejected: isotonic regression per class, which a few patients cannot feed.
+Rejected: isotonic regression per class, which needs more than a few patients.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from satunet.jobs.records import load_record, save_record
 
 CONFIDENCE_FILE = "confidence.json"
 FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", "placed", "company")
-"""What the models look at: each is 0 at its worst and 1 at its best.
+"""Features of the models, from 0 (worst) to 1 (best).
 
-``size`` is near 1 where the volume is as in training, ``placed`` where the place is, or where the scan's border
-explains why it is not: the centre of what is left of a structure that was cut lies elsewhere. ``company`` is the median
-over all masks of the scan of how near each is to its place (``place``); the others are of
+``size`` is near 1 if the volume is as in training; ``placed`` if the position is, or if the scan's border explains why
+it is not: the centre of a structure that was cut off is displaced. ``place`` says how near a mask is to its usual
+position, and ``company`` is its median over all masks of the scan. The others are from
 :class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
 """
-_WEIGHT_SPREAD = 6.0  # of a feature's weight, before anything is known
-_OFFSET_SPREAD = 0.5  # of a class's offset
-_MOST_OF_A_SCAN = 12.0  # masks of one scan, which are alike, count at most as so many
+_WEIGHT_SPREAD = 6.0  # prior spread of a feature's weight
+_OFFSET_SPREAD = 0.5  # prior spread of a class's offset
+_MOST_OF_A_SCAN = 12.0  # masks of one scan are correlated; together they count as at most this many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worth:
-    """What a mask is worth.
+    """Estimates for a mask.
 
     Attributes:
-        confidence: Dice that is expected of it; ``None`` where there is no mask.
+        confidence: Expected Dice; ``None`` if there is no mask.
         absent: Probability that the scan does not show the structure.
     """
 
@@ -54,10 +54,10 @@ class Worth:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A mask, or that there is none, in a scan.
+    """A mask, possibly empty, in a scan.
 
     Attributes:
-        class_name: Class that was looked for; ``None`` for words that name none.
+        class_name: Class of the mask; ``None`` for words that name no class.
         evidence: Evidence for the mask.
     """
 
@@ -73,9 +73,9 @@ class Outcome:
         seen: The mask.
         present: Whether the scan shows the structure.
         dsc: Dice of the mask; not used if there is no mask.
-        scan: Scan (or part of one): masks of the same scan are compared with each other.
+        scan: Scan, or part of one; masks of the same scan are compared with each other.
         patient: Patient of the scan.
-        known: Whether the truth is known; other masks only say where the structures around them lie.
+        known: Whether the truth is known; if not, the mask only tells where other structures are expected.
     """
 
     seen: Seen
@@ -91,9 +91,9 @@ class Rule:
     """A logistic model.
 
     Attributes:
-        bias: Log odds where all features are 0.
+        bias: Log odds if all features are 0.
         weights: Feature → weight, at least 0.
-        offsets: Class → what is added for it.
+        offsets: Class → offset of the log odds.
     """
 
     bias: float
@@ -109,18 +109,18 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the evidence of one network is worth: content of ``confidence.json``.
+    """Calibration of one network's evidence: the content of ``confidence.json``.
 
     Attributes:
         weights_hash: Hash of the network's weights, as :attr:`satunet.models.folder.ModelFolder.weights_hash`.
         present: Probability that a structure with a mask is in the scan.
         missed: Probability that a structure without a mask is in the scan.
         dice: Dice of a mask of a structure that is in the scan.
-        usual: Feature → what is taken where nothing is known of it.
-        statistics: Sizes and places of the classes in training.
+        usual: Feature → value to use if it is unknown.
+        statistics: Sizes and positions of the classes in training.
         patients: Number of patients that it was fitted on.
-        masks: Structures in scans that it was fitted on.
-        absent: Number of them that the scan does not show.
+        masks: Number of structures in scans that it was fitted on.
+        absent: Number of these structures that the scan does not show.
     """
 
     RECORD_VERSION: ClassVar[int] = 1
@@ -142,10 +142,10 @@ class Calibration:
 
     @classmethod
     def fit(cls, outcomes: Sequence[Outcome], statistics: ClassStatistics, *, weights_hash: str = "") -> Calibration:
-        """Fit to masks whose truth is known, of patients that the network was not trained on.
+        """Fit to masks with known truth, of patients that the network was not trained on.
 
         Raises:
-            UserError: There is no mask to learn from.
+            UserError: There are no masks to fit to.
         """
         every = features_of_scans(outcomes, statistics)
         features = [f for f, o in zip(every, outcomes, strict=True) if o.known]
@@ -184,7 +184,7 @@ class Calibration:
         )
 
     def estimate(self, masks: Sequence[Seen]) -> list[Worth]:
-        """What all masks of a scan are worth, in their order."""
+        """Estimates for all masks of a scan, in order."""
         return [
             self._worth(mask, {name: usual if (v := f.get(name)) is None else v for name, usual in self.usual.items()})
             for mask, f in zip(masks, features_of(masks, self.statistics), strict=True)
@@ -197,7 +197,7 @@ class Calibration:
         return Worth(confidence=present * self.dice(features, mask.class_name), absent=1 - present)
 
     def with_others(self, others: Sequence[Calibration], masks: Sequence[Seen]) -> list[Worth]:
-        """The mean of what the calibrations of several networks say; all see the same evidence, of their mean."""
+        """Mean of the estimates by several networks' calibrations; all get the same evidence, that of the mean mask."""
         several = [calibration.estimate(masks) for calibration in (self, *others)]
         return [
             Worth(
@@ -208,22 +208,22 @@ class Calibration:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write it into the folder of a model."""
+        """Write the calibration into the folder of a model."""
         save_record(folder / CONFIDENCE_FILE, self)
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
-        """That of a model's folder; ``None`` if it has none.
+        """The calibration in a model's folder; ``None`` if it has none.
 
         Raises:
-            ModelError: It is damaged.
+            ModelError: The file is damaged.
         """
         file = folder / CONFIDENCE_FILE
         return load_record(file, cls, error=ModelError) if file.is_file() else None
 
 
 def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict[str, float | None]]:
-    """:data:`FEATURES`, and ``place``, of all masks of a scan; ``None`` where nothing is known."""
+    """:data:`FEATURES`, and ``place``, of all masks of a scan; ``None`` for unknown features."""
     centres: dict[str, Triple] = {}
     for mask in masks:
         if mask.class_name is not None and mask.evidence.centre_mm is not None:
@@ -253,7 +253,7 @@ def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict
 
 
 def features_of_scans(outcomes: Sequence[Outcome], statistics: ClassStatistics) -> list[dict[str, float | None]]:
-    """The same of masks of many scans, in their order."""
+    """The same for masks of many scans, in order."""
     found: list[dict[str, float | None]] = [{} for _ in outcomes]
     rows: dict[str, list[int]] = {}
     for i, outcome in enumerate(outcomes):
@@ -265,18 +265,18 @@ def features_of_scans(outcomes: Sequence[Outcome], statistics: ClassStatistics) 
 
 
 def _near(deviation: float) -> float:
-    """1 where there is no deviation, one half at two standard deviations."""
+    """A value from 1 (no deviation) to 0, one half at two standard deviations."""
     return 1 / (1 + (deviation / 2) ** 2)
 
 
 def _scaled_logit(p: float) -> float:
-    """Log odds from -7 to 7 as 0 to 1: probabilities that the engine keeps."""
+    """Log odds, scaled so that -7 to 7, the range that the engine keeps, become 0 to 1."""
     p = min(max(p, 1e-9), 1 - 1e-9)
     return min(max(math.log(p / (1 - p)) / 14 + 0.5, 0.0), 1.0)
 
 
 def _weights(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Masks of one scan fail together: many of them count as a few."""
+    """Weights of the masks; many masks of one scan count as a few, because they fail together."""
     counts = Counter(o.scan for o in outcomes)
     parts = Counter(patient for patient, _ in {(o.patient, o.scan) for o in outcomes})
     return np.array([min(1.0, _MOST_OF_A_SCAN / counts[o.scan]) / math.sqrt(parts[o.patient]) for o in outcomes])
@@ -289,9 +289,9 @@ def _fit(
     classes: Sequence[str],
     names: Sequence[str],
 ) -> Rule:
-    """Logistic regression of targets from 0 to 1, weights of features at least 0, offsets of classes shrunk.
+    """Logistic regression of targets from 0 to 1, with non-negative weights of features and shrunk offsets of classes.
 
-    Two made-up rows, a yes and a no of weight one half each, keep it from certainty where it knows little.
+    Two artificial rows, a yes and a no with weight one half each, prevent certainty if there are few data.
     """
     from scipy.optimize import minimize
 

@@ -1,4 +1,4 @@
-"""What speaks for a mask: numbers that a prediction has anyway, without units of the grid it was made in."""
+"""Evidence for a mask: by-products of its prediction that do not depend on the grid."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Of one mask.
+    """Evidence for one mask.
 
     Attributes:
-        peak: Largest probability in any look at any window, 0 to 1, also of a mask without a voxel.
+        peak: Largest probability in any look at any window, 0 to 1, even if the mask is empty.
         agreement: Share of the looks that agree, see :class:`satunet.windows.engine.Probability`.
-        volume_ml: Volume of the mask, before anything is done to it.
-        inside: Mean probability in the mask; 0 for an empty one, as all that follow.
-        overlap: Dice that the probabilities themselves expect: of the mask with a reference that has each voxel with
-            its probability.
-        whole: Share of the mask that its largest connected piece has.
-        free: 1 if the mask does not touch the border of the scan, less the more of it does.
+        volume_ml: Volume of the mask before postprocessing.
+        inside: Mean probability in the mask; this and the following are 0 for an empty mask.
+        overlap: Dice that the probabilities themselves imply, with a reference that contains each voxel with its
+            probability.
+        whole: Share of the mask in its largest connected component.
+        free: 1 if the mask does not touch the border of the scan; smaller, the more of it does.
         centre_mm: Centre of mass in RAS+ millimetres; ``None`` for an empty mask.
     """
 
@@ -51,10 +51,10 @@ def weigh(
     peak: float,
     agreement: float,
 ) -> Evidence:
-    """Gather what speaks for a mask.
+    """Gather the evidence for a mask.
 
     Args:
-        values: (x, y, z) probabilities in a box that holds all voxels above one half and those beside them.
+        values: (x, y, z) probabilities in a box that contains all voxels above one half and their neighbours.
         start: First voxel of the box in the scan.
         shape: (X, Y, Z) of the scan.
         affine: Voxel of the scan → RAS+ millimetres.
@@ -94,7 +94,7 @@ def _largest_share(mask: NDArray[np.bool_], voxels: int) -> float:
 
 
 def _on_border(mask: NDArray[np.bool_], start: Sequence[int], shape: Sequence[int]) -> int:
-    """Voxels of the mask on the six faces of the scan; an axis of a single slice has none."""
+    """Number of the mask's voxels on the six faces of the scan; an axis with a single slice has no faces."""
     count = 0
     for axis in range(3):
         if shape[axis] == 1:

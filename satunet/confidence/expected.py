@@ -1,8 +1,8 @@
-"""What training data says of its classes: how large they are, and where they lie beside each other.
+"""Sizes and relative positions of classes in training data.
 
-Positions of scanners mean nothing, so that a map of places is relative: cases of one dataset are moved onto each other
-as well as their classes allow, and of each class stays its mean place and how far it strays. In a scan, a class's place
-is compared with where the other masks say that it should be, by the dataset's map that knows most of them.
+Scanner coordinates are arbitrary, so that a map of positions is relative: the cases of a dataset are aligned with each
+other by their classes, and the map holds the mean position of each class and its spread. In a scan, the position of a
+class is compared with the one that the other masks predict, using the dataset's map with the most of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 Triple = tuple[float, float, float]
 
-_USUAL_SPREAD = 0.35  # of the logarithm of a volume, where too few cases tell
+_USUAL_SPREAD = 0.35  # of the logarithm of a volume; used if there are too few cases
 _USUAL_STRAY_MM = 6.0
-_WORTH_CASES = 3  # cases that the usual spread counts for
+_WORTH_CASES = 3  # number of cases that the usual spread counts as
 _LEAST_NEIGHBOURS = 3
 
 
@@ -31,7 +31,7 @@ class CaseClasses:
     Attributes:
         dataset: Name of the dataset.
         volumes_ml: Class → volume.
-        centres_mm: Class → centre of mass in RAS+ millimetres, wherever their origin is.
+        centres_mm: Class → centre of mass in RAS+ millimetres, with an arbitrary origin.
     """
 
     dataset: str
@@ -42,7 +42,7 @@ class CaseClasses:
     def of_ids(
         cls, dataset: str, ids: Mapping[str, Sequence[int]], ml: Mapping[int, float], centres: Mapping[int, Triple]
     ) -> CaseClasses:
-        """From label ids: a class is their union.
+        """Volumes and centres from those of label ids, whose unions are the classes.
 
         Args:
             dataset: Name of the dataset.
@@ -65,12 +65,12 @@ class CaseClasses:
     def of_labels(
         cls, dataset: str, ids: Mapping[str, Sequence[int]], labels: NDArray[Any], spacing_mm: Sequence[float]
     ) -> CaseClasses:
-        """From a label map.
+        """Volumes and centres from a label map.
 
         Args:
             dataset: Name of the dataset.
             ids: Class → label ids.
-            labels: (X, Y, Z) in RAS; ids below zero are nobody's.
+            labels: (X, Y, Z) in RAS; negative ids belong to no class.
             spacing_mm: Spacing of the axes.
         """
         wanted = np.unique([i for values in ids.values() for i in values if i > 0])
@@ -96,12 +96,12 @@ class CaseClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSize:
-    """How large a class is.
+    """Size of a class.
 
     Attributes:
         median_ml: Geometric mean of its volumes.
-        spread: Standard deviation of the volume's natural logarithm, drawn to the usual one where cases are few.
-        cases: Training cases that show it.
+        spread: Standard deviation of the volume's natural logarithm, shrunk to the usual one if there are few cases.
+        cases: Number of training cases that show it.
     """
 
     median_ml: float
@@ -111,11 +111,11 @@ class ClassSize:
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceMap:
-    """Where the classes of a dataset lie beside each other.
+    """Relative positions of the classes of a dataset.
 
     Attributes:
         dataset: The dataset.
-        centres_mm: Class → mean place, RAS millimetres from a common origin.
+        centres_mm: Class → mean position, RAS millimetres from a common origin.
         strays_mm: Class → root mean square distance of the cases from it.
     """
 
@@ -126,11 +126,11 @@ class PlaceMap:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassStatistics:
-    """What training data says of its classes.
+    """Sizes and relative positions of classes in training data.
 
     Attributes:
-        sizes: Class → how large it is.
-        maps: A map for each dataset with classes that can be compared.
+        sizes: Class → size.
+        maps: One map per dataset with classes that can be compared.
     """
 
     sizes: dict[str, ClassSize] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class ClassStatistics:
 
     @classmethod
     def of(cls, cases: Iterable[CaseClasses]) -> ClassStatistics:
-        """From training cases."""
+        """Statistics of training cases."""
         volumes: dict[str, list[float]] = defaultdict(list)
         by_dataset: dict[str, list[CaseClasses]] = defaultdict(list)
         for case in cases:
@@ -152,20 +152,20 @@ class ClassStatistics:
         )
 
     def size_deviation(self, name: str | None, volume_ml: float) -> float | None:
-        """Standard deviations that a volume is from the class's usual one; ``None`` where nothing is known."""
+        """Number of standard deviations between a volume and the class's usual one; ``None`` if it is unknown."""
         size = None if name is None else self.sizes.get(name)
         if size is None or volume_ml <= 0:
             return None
         return abs(math.log(volume_ml / size.median_ml)) / size.spread
 
     def place_deviations(self, centres_mm: Mapping[str, Triple]) -> dict[str, float]:
-        """How far classes are from where the others say they should be, in their usual strays.
+        """Distances of classes from the positions that the others predict, in units of their usual spread.
 
         Args:
             centres_mm: Class → centre of mass of its mask in RAS+ millimetres.
 
         Returns:
-            Of each class that a map has together with at least three others.
+            Class → distance, for each class that is in a map together with at least three others.
         """
         known = [(sum(name in m.centres_mm for name in centres_mm), m) for m in self.maps]
         if not known:
@@ -194,7 +194,7 @@ def _size(logs: Sequence[float]) -> ClassSize:
 
 
 def _map_of(dataset: str, cases: Sequence[CaseClasses]) -> PlaceMap:
-    """Mean places, after each case was moved onto the means of the classes that it shows."""
+    """Mean positions, after each case was aligned with the means of the classes that it shows."""
     names = sorted({name for case in cases for name in case.centres_mm})
     places = np.full((len(cases), len(names), 3), np.nan)
     for row, case in enumerate(cases):
@@ -221,7 +221,7 @@ def _map_of(dataset: str, cases: Sequence[CaseClasses]) -> PlaceMap:
 
 
 def _scale(there: NDArray[np.float64], here: NDArray[np.float64]) -> float:
-    """How much larger a body is than the map, from all distances between two classes."""
+    """Ratio of a body's size to the map's, from the distances between pairs of classes."""
     a, b = np.triu_indices(len(there), 1)
     real, usual = np.linalg.norm(there[a] - there[b], axis=1), np.linalg.norm(here[a] - here[b], axis=1)
     apart = usual > 5.0

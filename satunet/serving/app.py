@@ -1,21 +1,21 @@
-"""The server's addresses, and what they answer.
+"""The server's routes.
 
 ======================================  =====================================================================
 POST   /scans                           upload a scan → its id, shape, spacing
-GET    /scans/{scan}                    the same again
+GET    /scans/{scan}                    id, shape, spacing
 GET    /scans/{scan}/image              the scan's file, for a viewer
 DELETE /scans/{scan}                    forget it, its jobs and results
 POST   /scans/{scan}/jobs               prompts → a job
-GET    /jobs/{job}                      state, progress, what was found
+GET    /jobs/{job}                      state, progress, findings
 DELETE /jobs/{job}                      cancel
 GET    /jobs/{job}/files/{name}         a result
-GET    /model                           what the model knows
-GET    /prompts?q=…                     what words mean to it, and suggestions
-GET    /health, /metrics                for whoever watches the server
+GET    /model                           classes and modalities of the model
+GET    /prompts?q=…                     meaning of words to the model, and suggestions
+GET    /health, /metrics                for monitoring
 /info, /datastore, /infer/{model}       MONAI Label's protocol, see :mod:`satunet.serving.monailabel`
 ======================================  =====================================================================
 
-Whatever is wrong with a request is one sentence of JSON: ``{"detail": …}``.
+Any fault of a request is reported as one sentence in JSON: ``{"detail": …}``.
 """
 
 from __future__ import annotations
@@ -146,11 +146,11 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
 
     Args:
         predictor: Predictor with its model.
-        folder: Folder of the server's own, for uploads and results; removed at the end.
-        options: Limits of what it may use.
+        folder: Private folder of the server for uploads and results; it is removed at the end.
+        options: Limits of the server.
 
     Raises:
-        UserError: The file of the token cannot be read, or holds none.
+        UserError: The token file cannot be read, or holds no token.
     """
     token = options.secret()
     desk = Desk(predictor, folder, options)
@@ -222,7 +222,7 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
     async def gone(_: Request, error: Exception) -> Response:
         return Response(
             status_code=400
-        )  # a client that breaks off an upload is no fault of the server, and hears nothing
+        )  # a client that aborts an upload is no fault of the server, and gets no answer
 
     app.add_exception_handler(ClientDisconnect, gone)
 
@@ -308,7 +308,7 @@ def _add_jobs(app: FastAPI, desk: Desk) -> None:
 
 
 def answer_of(desk: Desk, job: Job) -> JobAnswer:
-    """What a client is told about a job."""
+    """The answer to a client about a job."""
     manifest = job.manifest
     return JobAnswer(
         job=job.id,

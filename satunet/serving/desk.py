@@ -1,7 +1,7 @@
-"""The desk of a server: scans that were brought, jobs on them in a queue, results until they are forgotten.
+"""The desk of a server: uploaded scans, a queue of jobs on them, and their results.
 
-One thread works on the jobs in turn, because there is one network. Everything lies in one folder of the server's own,
-under names of its own: what a client calls a file decides its ending and nothing else.
+One thread works on the jobs in turn, because there is one network. Everything is stored in a private folder under names
+that the server chooses; a client's file name decides only the ending.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 _PLACES = ("source", "path", "model")
-"""Entries of a manifest that say where something is."""
+"""Entries of a manifest that contain paths."""
 _NAME = "scan"
-"""Name of every scan's results: clients' names stay outside."""
+"""Name of every scan's results; clients' names are not used."""
 
 
 class BusyError(SatunetError):
-    """As many jobs wait as may; ask again later."""
+    """The queue is full; ask again later."""
 
 
 class UnknownError(SatunetError):
-    """No scan, job or result of that name, or not any more."""
+    """There is no scan, job or result with that name, or no longer."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Brought:
-    """A scan that a client brought.
+    """A scan that a client uploaded.
 
     Attributes:
         id: Name that the server gave it.
@@ -60,7 +60,7 @@ class Brought:
         shape: Voxels along its axes.
         spacing_mm: Distance between voxel centres, in millimetres.
         bytes: Size of its files.
-        used: When it was last asked for, seconds of the monotonic clock.
+        used: Time of the last request for it, in seconds of the monotonic clock.
     """
 
     id: str
@@ -83,11 +83,11 @@ class Job:
         outputs: Outputs to write.
         folder: Folder of the results.
         state: State of the job.
-        done: Windows the network has looked at.
-        total: Windows it will look at; 0 until that is known.
-        error: Why it failed.
-        seconds: Time that it took.
-        cancelled: Set to end it.
+        done: Number of windows done.
+        total: Number of all windows; 0 until it is known.
+        error: Reason of its failure.
+        seconds: Duration.
+        cancelled: Event that is set to cancel it.
     """
 
     id: str
@@ -104,7 +104,7 @@ class Job:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What was found; empty until it is done."""
+        """The manifest of the results; empty until the job is done."""
         if self.state != "done":
             return {}
         try:
@@ -123,12 +123,12 @@ class Job:
 
 
 class Desk:
-    """Takes scans and jobs, works on them, forgets them.
+    """Accepts scans and jobs, works on the jobs, and forgets both after a while.
 
     Args:
         predictor: Predictor with its model.
-        folder: Folder of the server's own.
-        options: Limits of what it may use.
+        folder: Private folder of the server.
+        options: Limits of the server.
     """
 
     def __init__(self, predictor: Predictor, folder: Path, options: ServeOptions) -> None:
@@ -148,17 +148,17 @@ class Desk:
     # ---- scans --------------------------------------------------------------------------------------------------
 
     def new_folder(self) -> tuple[str, Path]:
-        """A name that nobody can guess, and an empty folder for what comes under it."""
+        """An unguessable name, and an empty folder for it."""
         name = secrets.token_urlsafe(12)
         folder = self.folder / name
         folder.mkdir(parents=True)
         return name, folder
 
     def bring(self, name: str, folder: Path, scan: Scan) -> Brought:
-        """Take a scan whose files are in a folder of the desk.
+        """Accept a scan whose files are in a folder of the desk.
 
         Raises:
-            ScanError: Its header cannot be read, or it would not fit into memory.
+            ScanError: The header cannot be read, or the scan would not fit into memory.
         """
         from satunet.prediction.door.limits import require_memory
 
@@ -185,10 +185,10 @@ class Desk:
         return brought
 
     def scan(self, name: str) -> Brought:
-        """A scan that was brought.
+        """An uploaded scan.
 
         Raises:
-            UnknownError: There is none of that name, or not any more.
+            UnknownError: There is no scan with that name, or no longer.
         """
         with self._lock:
             found = self._scans.get(name)
@@ -198,10 +198,10 @@ class Desk:
             return found
 
     def forget(self, name: str) -> None:
-        """Let go of a scan, its jobs and results.
+        """Remove a scan, its jobs and results.
 
         Raises:
-            UnknownError: There is none of that name.
+            UnknownError: There is no scan with that name.
         """
         brought = self.scan(name)
         with self._lock:
@@ -214,7 +214,7 @@ class Desk:
         shutil.rmtree(brought.folder, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Forget what nobody has asked for in a long time, and the oldest where disk is short."""
+        """Remove scans that nobody has asked for in a long time, and the oldest ones if disk space is short."""
         oldest = time.monotonic() - 60 * self.options.keep_minutes
         with self._lock:
             idle = sorted((s for s in self._scans.values() if not self._in_use(s)), key=lambda s: s.used)
@@ -238,12 +238,12 @@ class Desk:
             scan: Name of the scan.
             prompts: Prompts; ``None`` for every class that is known in the scan's modality.
             outputs: Outputs to write.
-            modality: Modality of the scan, if it is to be taken for another than it seems.
+            modality: Modality of the scan, to override the detected one.
 
         Raises:
-            UnknownError: No such scan.
-            UserError: Prompts or options that cannot be used.
-            BusyError: As many jobs wait as may.
+            UnknownError: There is no such scan.
+            UserError: Prompts or options cannot be used.
+            BusyError: The queue is full.
         """
         brought = self.scan(scan)
         options = replace(self.predictor.options, outputs=outputs, modality=modality)
@@ -263,7 +263,7 @@ class Desk:
         """A job.
 
         Raises:
-            UnknownError: There is none of that name, or not any more.
+            UnknownError: There is no job with that name, or no longer.
         """
         with self._lock:
             found = self._jobs.get(name)
@@ -273,10 +273,10 @@ class Desk:
         return found
 
     def cancel(self, name: str) -> Job:
-        """End a job; one that has ended stays as it is.
+        """Cancel a job; one that has ended is not changed.
 
         Raises:
-            UnknownError: There is none of that name.
+            UnknownError: There is no job with that name.
         """
         job = self.job(name)
         job.cancelled.set()
@@ -284,11 +284,11 @@ class Desk:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """Number of jobs in the queue."""
         return self._waiting.qsize()
 
     def close(self) -> None:
-        """End: what runs is cancelled."""
+        """Stop, and cancel the running job."""
         with self._lock:
             for job in self._jobs.values():
                 job.cancelled.set()
@@ -336,10 +336,10 @@ def _reporter(job: Job) -> Callable[[int, int], bool]:
 
 
 def without_places(content: Any) -> Any:
-    """What a client may read of a manifest: names of files and models, not where the server has them.
+    """The part of a manifest that a client may read: names of files and models, but no paths on the server.
 
     Args:
-        content: JSON, as it was read.
+        content: Parsed JSON.
     """
     if isinstance(content, dict):
         return {k: _names_of(v) if k in _PLACES else without_places(v) for k, v in content.items()}
@@ -351,11 +351,11 @@ def _names_of(places: Any) -> Any:
 
 
 def told(error: Exception, folder: Path) -> str:
-    """What a client may read of an error: nothing of the server's folders.
+    """The message of an error for a client, without the server's folders.
 
     Args:
         error: Error that occurred.
-        folder: The server's.
+        folder: Private folder of the server.
     """
     if not isinstance(error, (SatunetError, PermissionError)):
         return f"the server could not do it ({type(error).__name__}); its log says more"
@@ -372,5 +372,5 @@ def _size(folder: Path) -> int:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Files below a folder; of one that somebody forgets meanwhile, those that are left (pathlib's own walk raises)."""
+    """Files below a folder, which may be removed meanwhile (pathlib's own walk would raise)."""
     return [Path(where) / name for where, _, names in os.walk(folder) for name in names]

@@ -1,7 +1,7 @@
-"""What a server remembers of a scan: how it was prepared, and what the network has encoded.
+"""A server's memory of scans: the prepared scan and the features that the network has encoded.
 
-The network encodes a scan once and decodes any number of prompts, so the next words on a scan that is known cost their
-decoding alone. Both memories are bounded in bytes; what was used longest ago goes first.
+The network encodes a scan once and decodes any number of prompts, so that further prompts on a known scan only cost
+their decoding. Both memories are bounded in bytes; the least recently used entries are dropped first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """Values by key, the most recently used ones, up to a number of bytes; threads may share it.
+    """The most recently used values by key, up to a number of bytes; threads may share it.
 
     Args:
-        most_bytes: All values together; a value that is larger alone is not kept.
+        most_bytes: Largest size of all values together; a value that is larger by itself is not kept.
         size_of: Function that gives the size of a value in bytes.
     """
 
@@ -52,7 +52,7 @@ class Recent(Generic[Value]):
             return found[0]
 
     def put(self, key: Hashable, value: Value) -> None:
-        """Keep a value, in place of what was used longest ago."""
+        """Keep a value, and drop the least recently used ones if necessary."""
         size = self._size_of(value)
         with self._lock:
             self._drop(key)
@@ -64,7 +64,7 @@ class Recent(Generic[Value]):
                 self._drop(next(iter(self._values)))
 
     def forget(self, matches: Callable[[Hashable], bool]) -> None:
-        """Let go of values by key."""
+        """Drop the values whose keys match."""
         with self._lock:
             for key in [key for key in self._values if matches(key)]:
                 self._drop(key)
@@ -78,13 +78,12 @@ class Recent(Generic[Value]):
 class RememberingNetwork:
     """A network that does not encode the same window twice; see :class:`satunet.windows.engine.Network`.
 
-    Windows are known by their content: the same voxels in the same precision give the same features, in whatever scan
-    they are.
+    Windows are identified by their content: the same voxels in the same precision give the same features, in any scan.
 
     Args:
         network: The network.
         features: Features that were encoded before.
-        number: Tells the networks of several models apart.
+        number: Number that tells the networks of several models apart.
     """
 
     def __init__(self, network: Any, features: Recent[ImageFeatures], number: int) -> None:
@@ -99,7 +98,7 @@ class RememberingNetwork:
         found = self.features.get(key)
         if found is None:
             found = self.network.encode_image(image)
-            # A copy: the engine of a CPU uses the memory of its maps again for the next window.
+            # A copy, because the CPU engine reuses the memory of its maps for the next window.
             self.features.put(
                 key, replace(found, memory=found.memory.clone(), maps=tuple(m.clone() for m in found.maps))
             )
@@ -112,17 +111,17 @@ class RememberingNetwork:
 
 
 class PreparedScans:
-    """Scans as they were prepared, while their files stay what they were; a :class:`ScanMemory`.
+    """Prepared scans, valid as long as their files do not change; a :class:`ScanMemory`.
 
     Args:
-        most_bytes: All of them together.
+        most_bytes: Largest size of all of them together.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._recent: Recent[tuple[PreparedScan, tuple[FileState, ...]]] = Recent(most_bytes, _prepared_bytes)
 
     def get(self, scan: Scan) -> PreparedScan | None:
-        """The scan as it was prepared, if its files still are what they were."""
+        """The prepared scan, if its files did not change."""
         found = self._recent.get(scan.path)
         if found is None or len(found[1]) != len(scan.files):
             return None
@@ -130,21 +129,21 @@ class PreparedScans:
         return found[0] if unchanged else None
 
     def put(self, scan: Scan, prepared: PreparedScan) -> None:
-        """Remember it."""
+        """Remember a prepared scan."""
         self._recent.put(scan.path, (prepared, tuple(FileState.of(file) for file in scan.files)))
 
     def forget(self, scan: Scan) -> None:
-        """Let go of it."""
+        """Drop a prepared scan."""
         self._recent.forget(lambda key: key == scan.path)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that all of them take."""
+        """Size of all of them in bytes."""
         return self._recent.used_bytes
 
 
 def feature_bytes(features: ImageFeatures) -> int:
-    """Bytes of what a window was encoded to."""
+    """Size of a window's features in bytes."""
     tensors = [features.memory, *features.maps]
     return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor))
 

@@ -1,11 +1,11 @@
-"""The protocol of MONAI Label, so that its plug-ins for 3D Slicer and OHIF talk to this server as they are.
+"""The protocol of MONAI Label, so that its plug-ins for 3D Slicer and OHIF work with this server unchanged.
 
-A model of ours appears as two of theirs: ``segment_everything`` (type ``segmentation``: every class that is known in the
-scan's modality) and ``segment_by_text`` (type ``vista3d`` has no words; the plug-ins pass ``params`` on, in which
-``prompts`` says what to look for, as a list or as one text with commas). There is nothing to train, and labels that a
-client saves are refused: this is no annotation store.
+A satunet model appears as two MONAI Label models: ``segment_everything`` (type ``segmentation``: every class that is
+known in the scan's modality) and ``segment_by_text``. No type of MONAI Label has free text, but the plug-ins pass on
+``params``, in which ``prompts`` lists the prompts, as a list or as one text with commas. Training is not offered, and
+labels that a client saves are refused, because this is no annotation store.
 
-Images are known under the names that clients give them; files have names of the server's own.
+Images are addressed by the names that clients give them; files have names that the server chooses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Params = Annotated[str, Form()]
 
 
 def router(desk: Desk) -> APIRouter:
-    """The protocol's addresses, on a desk."""
+    """The protocol's routes for a desk."""
     images = _Images(desk)
     routes = APIRouter(tags=["MONAI Label"])
 
@@ -147,7 +147,7 @@ def router(desk: Desk) -> APIRouter:
 
 
 class _Images:
-    """Images by the names that clients know them under."""
+    """Images by the names that clients give them."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -161,7 +161,7 @@ class _Images:
             return sorted(name for name in self._scans if name not in self._private)
 
     async def bring(self, name: str, file: UploadFile, *, private: bool = False) -> None:
-        """Take an upload under a name; what had that name is forgotten. A private one is not listed."""
+        """Accept an upload under a name, in place of an earlier one; a private image is not listed."""
         desk = self._desk
         ending = ending_of(file.filename or "image.nii.gz")
         own, folder = desk.new_folder()
@@ -181,10 +181,10 @@ class _Images:
             self._forget(before)
 
     def scan(self, name: str) -> Brought:
-        """The image of that name.
+        """The image with a name.
 
         Raises:
-            UnknownError: There is none, or not any more.
+            UnknownError: There is no such image, or no longer.
         """
         with self._lock:
             own = self._scans.get(name)
@@ -193,7 +193,7 @@ class _Images:
         return self._desk.scan(own)
 
     def forget(self, name: str) -> None:
-        """Let go of an image."""
+        """Remove an image."""
         with self._lock:
             own = self._scans.pop(name, None)
             self._private.discard(name)

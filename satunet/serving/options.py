@@ -1,4 +1,4 @@
-"""What a user may choose about a server."""
+"""Options of a server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ServeOptions:
             )
 
     def secret(self) -> str | None:
-        """The token, given or read from its file; ``None`` where none is asked for.
+        """The token, given or read from its file; ``None`` if none is required.
 
         Raises:
             UserError: The file cannot be read, or holds no token.

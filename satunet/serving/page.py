@@ -1,4 +1,4 @@
-"""The server's page: a scan is dropped, words are typed, masks are seen."""
+"""The server's web page, on which one drops a scan, types prompts and sees masks."""
 
 from __future__ import annotations
 

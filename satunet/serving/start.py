@@ -1,4 +1,4 @@
-"""Start a server, and end it."""
+"""Starting and stopping a server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
         options: Address of the server, and limits of what it may use.
 
     Raises:
-        UserError: The address cannot be listened on.
+        UserError: The server cannot listen on the address.
     """
     listening = _listen(options)
     predictor = Predictor(models, prediction)

@@ -1,4 +1,4 @@
-"""What a client uploads becomes files of the server: counted while it comes in, unpacked only as far as is allowed."""
+"""Uploads of clients: their size is limited while they arrive, and again while archives are unpacked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from satunet.images.image import IMAGE_ENDINGS
 from satunet.prediction.door.inputs import Scan, collect_scans
 
 UNPACKED = 10
-"""An archive may unpack to so many times the largest upload."""
+"""Largest size of an unpacked archive, as a multiple of the largest upload."""
 _MOST_FILES = 20_000
 _CHUNK = 1 << 20
 
@@ -22,10 +22,10 @@ class TooLargeError(UserError):
 
 
 def ending_of(name: str) -> str:
-    """Ending of an upload, the only thing that a client's name decides.
+    """Ending of an upload, the only part of a client's file name that is used.
 
     Raises:
-        UserError: Nothing that can be read.
+        UserError: Files with that ending cannot be read.
     """
     lower = name.lower()
     for ending in (*IMAGE_ENDINGS, ".zip"):
@@ -37,10 +37,10 @@ def ending_of(name: str) -> str:
 
 
 async def receive(chunks: AsyncIterator[bytes], file: Path, most_bytes: int) -> None:
-    """Write what comes in to a file.
+    """Write an upload to a file.
 
     Raises:
-        TooLargeError: More came than is allowed; what came is removed.
+        TooLargeError: The upload is larger than allowed; the file is removed.
     """
     size = 0
     try:
@@ -59,8 +59,8 @@ def scan_in(file: Path, most_bytes: int) -> Scan:
     """The scan of an uploaded file; an archive is unpacked beside it.
 
     Raises:
-        UserError: An archive without a scan, or with several.
-        ScanError: It cannot be read.
+        UserError: The archive holds no scan, or several.
+        ScanError: The file cannot be read.
     """
     if file.suffix != ".zip":
         (scan,) = collect_scans([file])
@@ -75,16 +75,16 @@ def scan_in(file: Path, most_bytes: int) -> Scan:
 
 
 def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
-    """Unpack an archive's files under names of our own, which keep their endings.
+    """Unpack an archive's files under new names with the same endings.
 
     Args:
         archive: A ``.zip`` file.
         folder: Folder to write to.
-        most_bytes: All files together.
+        most_bytes: Largest size of all files together.
 
     Raises:
-        TooLargeError: They are more, whatever the archive says.
-        UnreadableImageError: It is no archive, or damaged.
+        TooLargeError: The unpacked files are larger, whatever sizes the archive declares.
+        UnreadableImageError: The file is no archive, or damaged.
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -111,7 +111,7 @@ def _unpack_one(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path,
 
 
 def _name(given: str, number: int) -> str:
-    # The data file of a header is found by its name: plain names stay, and everything else becomes a number.
+    # A header refers to its data file by name, so plain names are kept; all others become numbers.
     last = given.replace("\\", "/").rsplit("/", 1)[-1]
     plain = last.isascii() and last.replace(".", "").replace("_", "").replace("-", "").isalnum() and len(last) <= 100
     lower = last.lower()

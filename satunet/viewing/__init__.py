@@ -1,1 +1,1 @@
-"""Seeing scans and masks: pictures (:mod:`.preview`) and pages (:mod:`.page`)."""
+"""Showing scans and masks: pictures (:mod:`.preview`) and pages (:mod:`.page`)."""

@@ -1,7 +1,8 @@
-"""One HTML file with a scan and its structures that opens in any browser, without a network: NiiVue inside.
+"""One HTML file with a scan, its structures and the viewer NiiVue, which opens in any browser without a connection.
 
-Structures that do not overlap share one label map ("layer"); toggling one changes a row of the layer's colours. Scans
-too large for a browser are shown at a fraction of their resolution; volumes are always those of the whole.
+Structures that do not overlap share one label map ("layer"); toggling one changes a row of the layer's colour table.
+Scans that are too large for a browser are shown at a reduced resolution; the stated volumes are always those of the
+full resolution.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from satunet.viewing.planes import intensity_window
 from satunet.viewing.structures import Structure
 
 MOST_VOXELS = 32_000_000
-"""Voxels of a scan that a browser is asked to hold, where nothing else is said."""
+"""Default for the largest number of voxels that are shown."""
 
 _HERE = Path(__file__).parent
 _LEVELS = 4095
-"""Steps of grey that intensities with fractions are stored in."""
+"""Number of grey levels in which fractional intensities are stored."""
 _LAYER_LABELS = 60
-"""Labels of one layer: of more than 63, NiiVue gives the background a share of the first label's colour (it rounds the
-place in the table of colours up to 2/256, which is the middle of the first of 64)."""
+"""Largest number of labels in a layer. With more than 63, NiiVue mixes the first label's colour into the background: it
+rounds the position in the colour table up to 2/256, which is the middle of the first of 64 entries."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,12 +56,12 @@ def write_page(
     """Write the page.
 
     Args:
-        path: The ``.html`` file; appears whole.
+        path: The ``.html`` file to write.
         image: The scan.
         structures: Structures on the scan's grid.
         title: Title of the page.
-        modality: Decides which intensities are shown at first.
-        most_voxels: A scan of more is shown at a fraction of its resolution.
+        modality: Modality, which decides the initial intensity window.
+        most_voxels: Number of voxels above which a scan is shown at a reduced resolution.
     """
     steps = _steps(image.grid, most_voxels)
     grid = _coarser(image.grid, steps)
@@ -96,7 +97,7 @@ def write_page(
 
 
 def _html(title: str, content: dict[str, Any]) -> str:
-    """The page; whatever names hold, they are text in it."""
+    """The page; names are escaped."""
     from html import escape
 
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
@@ -115,7 +116,7 @@ def _html(title: str, content: dict[str, Any]) -> str:
 
 
 def _steps(grid: Grid, most_voxels: int) -> tuple[int, int, int]:
-    """Voxels that one shown voxel stands for along each axis; the finest axes are coarsened first."""
+    """Number of voxels per shown voxel along each axis; the finest axes are coarsened first."""
     steps = [1, 1, 1]
     while np.prod([-(-n // s) for n, s in zip(grid.shape, steps, strict=True)]) > most_voxels:
         size = [mm * s if n > s else np.inf for mm, s, n in zip(grid.spacing_mm, steps, grid.shape, strict=True)]
@@ -149,11 +150,11 @@ def _averaged(array: NDArray[Any], steps: tuple[int, int, int]) -> NDArray[Any]:
 def _layers(
     structures: Sequence[Structure], shape: Sequence[int], steps: tuple[int, int, int]
 ) -> tuple[list[_Layer], list[tuple[int, int] | None]]:
-    """As few label maps as the order of sizes gives, and (layer, label) of each structure; ``None`` for empty ones."""
+    """Layers, filled greedily by size, and (layer, label) of each structure; ``None`` for empty structures."""
     layers: list[_Layer] = []
     places: list[tuple[int, int] | None] = [None] * len(structures)
     small = [-(-n // s) for n, s in zip(shape, steps, strict=True)]
-    # Large ones first: small ones lie in later layers, over them.
+    # Large structures first, so that small ones are in later layers, on top of them.
     for number in sorted(range(len(structures)), key=lambda n: -structures[n].voxels):
         box, inside = _thinned(structures[number], steps)
         if not inside.any():
@@ -172,7 +173,7 @@ def _layers(
 
 
 def _thinned(structure: Structure, steps: tuple[int, int, int]) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
-    """Blocks that a structure fills at least half of; of a structure too thin for that, those it touches."""
+    """Blocks at least half of which a structure fills; if it is too thin for that, the blocks that it touches."""
     if steps == (1, 1, 1) or not structure.voxels:
         return structure.box, structure.inside
     first = [b.start // s for b, s in zip(structure.box, steps, strict=True)]
@@ -199,7 +200,7 @@ def _centre(structure: Structure, grid: Grid) -> list[float] | None:
 
 
 def _stored(array: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
-    """Voxels as small integers, and the slope and intercept that give the values back."""
+    """Voxels as small integers, and the slope and intercept that restore the values."""
     low, high = float(array.min()), float(array.max())
     if np.issubdtype(array.dtype, np.integer) or np.array_equal(array, np.rint(array)):
         if low >= 0 and high <= 255:
@@ -211,7 +212,7 @@ def _stored(array: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
 
 
 def _nifti(array: NDArray[Any], slope: float, intercept: float, grid: Grid) -> str:
-    """A packed NIfTI file in base64."""
+    """A compressed NIfTI file in base64."""
     import nibabel as nib
     from isal import igzip
 

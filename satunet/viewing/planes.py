@@ -1,7 +1,8 @@
-"""Planes through a scan with label maps over it: which to show, and how they are painted.
+"""Planes through a scan with label maps on top: choosing and painting them.
 
-Axial and coronal planes are shown as radiologists see them, the patient's right on the left; sagittal planes look to
-the left. Pixels are square in millimetres. Arrays here are (X, Y, Z) with axes right, anterior, superior.
+Axial and coronal planes are shown in the radiological convention, with the patient's right on the left; in sagittal
+planes the patient looks to the left. Pixels are square in millimetres. Arrays are (X, Y, Z) with axes right, anterior,
+superior.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from satunet.images.colours import colours_of
 from satunet.types import Box
 
 PANEL = 288
-"""Width and height of one plane, in pixels, where nothing else is asked for."""
+"""Default width and height of one plane, in pixels."""
 
 
 _MARGIN_MM = 12.0
@@ -44,12 +45,12 @@ def class_index_map(
 
 
 def palette(classes: Sequence[str]) -> NDArray[np.float32]:
-    """(n + 1, 3) colours between 0 and 1; the first, for background, is black, the others are the classes' own."""
+    """(n + 1, 3) colours between 0 and 1: black for the background, then the colours of the classes."""
     return np.divide([(0, 0, 0), *colours_of(classes)], 255, dtype=np.float32)
 
 
 def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box:
-    """Box of everything drawn with a margin, at least half as long along an axis as along the longest."""
+    """Box around everything drawn, with a margin; each side is at least half as long as the longest."""
     found = [np.array([(w.min(), w.max() + 1) for w in np.nonzero(m)]) for m in maps if m.any()]
     spacing, shape = np.array(grid.spacing_mm), np.array(grid.shape)
     if not found:
@@ -65,7 +66,7 @@ def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box:
 
 
 def fullest_slices(labels: NDArray[np.uint16], n: int) -> list[int]:
-    """For each axis, the slice that shows most: many classes and large ones."""
+    """For each axis, the slice that shows most: many classes, and large ones."""
     if not labels.any():
         return [s // 2 for s in labels.shape]
     where = np.nonzero(labels)
@@ -83,8 +84,8 @@ def intensity_window(values: NDArray[Any], shown: NDArray[np.bool_], modality: s
     Args:
         values: Values of the part that is shown.
         shown: Mask of the structures in it.
-        modality: CT has a fixed window, that of the lung where structures are made of air; others are stretched between
-            their percentiles.
+        modality: Modality. CT has a fixed window, that of the lung if structures consist of air; other modalities are
+            stretched between percentiles.
     """
     if modality == "ct":
         inside = values[shown]
@@ -102,7 +103,7 @@ def cut_plane(
     spacing_mm: Sequence[float],
     panel: int = PANEL,
 ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
-    """Scan and labels of a plane, both (panel, panel), the upper end of the rows on top."""
+    """Scan and labels of a plane, both (panel, panel), with the first row at the top."""
     where: list[slice | int] = list(box)
     where[axis] = index
     across, up = (a for a in range(3) if a != axis)

@@ -1,4 +1,4 @@
-"""One picture of a scan and what was found in it: three planes, coloured, with a legend."""
+"""One picture of a scan and the structures found in it: three planes in colour, with a legend."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Mask(Protocol):
 
     @property
     def box(self) -> Box:
-        """Where it may be true."""
+        """Box outside of which the mask is false."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Found:
     Attributes:
         name: Name in the legend.
         mask: Mask on the scan's grid; if it is ``None`` or empty, the legend says so.
-        kind: Class it is of, by which it is coloured; the name if not given.
+        kind: Class, which decides the colour; the name if not given.
         note: Note in the legend, in place of the volume.
     """
 
@@ -62,15 +62,15 @@ class Found:
 def write_preview(path: Path, image: Image, found: Sequence[Found], *, title: str, modality: str | None = None) -> None:
     """Write a PNG of the planes that show most of what was found.
 
-    The picture is mirrored as radiologists read: the patient's right is on the left of axial and coronal planes.
-    Where masks overlap, the smaller one lies on top.
+    Planes are in the radiological convention: the patient's right is on the left of axial and coronal planes. Where
+    masks overlap, the smaller one is on top.
 
     Args:
-        path: The ``.png`` file; appears whole.
+        path: The ``.png`` file to write.
         image: The scan.
         found: Structures, in the order of the legend.
-        title: Above the planes.
-        modality: Decides the intensities shown.
+        title: Title above the planes.
+        modality: Modality, which decides the intensity window.
     """
     labels, voxels = _label_map(found, image.grid.shape)
     values = to_hounsfield(image.array) if modality == "ct" else image.array
@@ -143,7 +143,7 @@ def _draw_legend(draw: Any, x: int, found: Sequence[Found], voxels: Sequence[int
 
 
 def _cut(draw: Any, text: str, width: float, font: Any) -> str:
-    """A text that fits, ended by an ellipsis where it does not."""
+    """The text, shortened with an ellipsis if it does not fit."""
     text = " ".join(text.split())
     if draw.textlength(text, font=font) <= width:
         return text

@@ -1,4 +1,4 @@
-"""Structures to look at, from whatever holds them: a result of ``satunet predict``, a folder of masks, a label map."""
+"""Structures to show, from a result of ``satunet predict``, a folder of masks or a label map."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from satunet.labels.names import normalize_name
 from satunet.types import Box
 
 MANIFEST = "manifest.json"
-"""In a scan's folder of results: what its masks are."""
+"""File in a scan's folder of results that describes its masks."""
 _LABEL_TABLE = 30
-"""NIfTI's code of an extension that holds a label table."""
+"""NIfTI's code for an extension with a label table."""
 _MOST_LABELS = 2000
 
 
@@ -35,7 +35,7 @@ class Structure:
         name: Name of the structure.
         box: Box around it in the scan's grid.
         inside: The box's voxels.
-        kind: Class it is of, which decides its colour.
+        kind: Class, which decides the colour.
         group: Source of the structure, if several sources are compared.
         note: Further note about it.
     """
@@ -59,18 +59,18 @@ def read_structures(
     """Structures of label maps, masks, folders of masks and results.
 
     Args:
-        sources: A label map or mask; a folder of masks; a scan's folder of results; or the output folder of a whole
-            run, in which the scan's results are looked for by its name.
+        sources: Each a label map or mask, a folder of masks, a scan's folder of results, or the output folder of a
+            whole run, in which the scan's results are found by name.
         names: Possible names of the scan's results, the likeliest first.
         grid: Grid of the scan.
         scan: File of the scan, which is not a mask if it lies in the same folder as masks.
 
     Returns:
-        In the order of the sources; structures without a voxel too.
+        Structures in the order of the sources, including empty ones.
 
     Raises:
-        UserError: A source that holds nothing, or too much, to look at.
-        ScanError: A file that cannot be read, or lies on another grid.
+        UserError: A source holds no structures, or too many files.
+        ScanError: A file cannot be read, or is on another grid.
     """
     found: list[Structure] = []
     for source, group in zip(sources, _groups(sources), strict=True):
@@ -80,7 +80,7 @@ def read_structures(
 
 
 def _groups(sources: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell sources apart."""
+    """The shortest trailing parts of paths that tell the sources apart."""
     parts = [source.resolve().parts for source in sources]
     most = max(map(len, parts), default=0)
     for length in range(1, most + 1):
@@ -112,7 +112,7 @@ def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None
 
 
 def _places(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where the manifest of a scan's result may be."""
+    """Possible paths of the manifest of a scan's result."""
     found = [folder / MANIFEST, *(folder / n / MANIFEST for n in names), *(folder / f"{n}.json" for n in names)]
     single = list(folder.glob(f"*/{MANIFEST}"))
     return [*found, *(single if len(single) == 1 else [])]
@@ -125,7 +125,7 @@ def _stem(file: Path) -> str:
 
 
 def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
-    """What a manifest of ``satunet predict`` lists; ``None`` if it is none."""
+    """Structures that a manifest of ``satunet predict`` lists; ``None`` if the file is no manifest."""
     try:
         content = read_json(manifest)
         entries = [e for e in content["prompts"] if isinstance(e["prompt"], str)]
@@ -144,7 +144,7 @@ def _listed(entries: Sequence[Mapping[str, Any]], manifest: Path, grid: Grid) ->
             mask = read_label_map(manifest.parent / Path(entry["file"]).name, grid=grid).array > 0
         elif own := entry.get("labels") or ([entry["label"]] if entry.get("label") else []):
             labels = _map_beside(manifest, grid) if labels is None else labels
-            mask = np.isin(labels, own)  # a whole with the parts that lie over it
+            mask = np.isin(labels, own)  # a whole, together with the parts painted over it
         else:
             continue
         note = f"{entry['status']}, {entry['similarity']:.2f}" if entry.get("status") == "similar" else ""
