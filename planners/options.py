@@ -1,4 +1,4 @@
-"""What a user may choose about a plan: on the command line, in Python, and saved with the plan."""
+"""Options of planning: on the command line, in Python, and saved with the plan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOSS_CHUNK = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Values that the user sets; those that are ``None`` are planned. A record, which is saved in the plan.
+    """Values that the user sets; ``None`` means that a value is planned. A record that is saved in the plan.
 
     Attributes:
         preset: ``"auto"``, or one of SAT's published networks, ``"nano"`` and ``"pro"``.

@@ -28,12 +28,12 @@ from satunet.planners.unified.review import review_label_space
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What planning gives.
+    """Result of planning.
 
     Attributes:
         plan: The unified plan.
-        label_space: The classes of its datasets.
-        summary: Datasets and cases that could not be used, and why each value was chosen.
+        label_space: Label space of its datasets.
+        summary: Datasets and cases that could not be used, and the reason for each value of the plan.
     """
 
     plan: UnifiedPlan
@@ -50,12 +50,12 @@ def plan_datasets(
 
     Args:
         dataset_names: Datasets in ``nnUNet_raw``; one whose fingerprint is known needs no scans.
-        options: Values that are given; everything else is planned.
-        processes: Worker processes, or where else to run.
+        options: Given values; everything else is planned.
+        processes: Number of worker processes, or workers of another kind.
 
     Raises:
-        DatasetError: Not one dataset can be used, or one is a unified dataset itself.
-        PlanError: Nothing can be planned from what is given, or the name is another dataset's.
+        DatasetError: No dataset can be used, or one is a unified dataset itself.
+        PlanError: The given values allow no plan, or the name is another dataset's.
         LabelSpaceError: The labels of the datasets contradict each other.
     """
     options = PlanOptions() if options is None else options
@@ -86,7 +86,7 @@ def plan_datasets(
 
 
 def _worth_saying(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> dict[str, list[str]]:
-    """Findings that change what is learned without a file being wrong: names without context, labels that are lost."""
+    """Findings that change what is learned although no file is wrong: names without context, labels that are lost."""
     kinds = {"generic": "names without context", "cropped": "labels cut away"}
     said: dict[str, list[str]] = {}
     for finding in review_label_space(space, fingerprints):
@@ -100,7 +100,7 @@ def _worth_saying(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint])
 
 
 def require_apart(name: str, dataset_names: Sequence[str]) -> None:
-    """See that a unified dataset is none of nnU-Net's: its files would be written over those of a dataset.
+    """Refuse a unified dataset with the name or number of an nnU-Net dataset, whose files it would overwrite.
 
     Args:
         name: Name of the unified dataset.
@@ -130,16 +130,16 @@ def require_apart(name: str, dataset_names: Sequence[str]) -> None:
 
 
 def plan_specialists(plan: UnifiedPlan, options: PlanOptions, *, planner: SpecialistPlanner = "default") -> JobSummary:
-    """Let nnunetv2 plan each dataset's own nnU-Net, with what is given for the unified plan.
+    """Let nnunetv2 plan each dataset's own nnU-Net, with the values that are given for the unified plan.
 
     Args:
         plan: The unified plan; its datasets have fingerprints.
-        options: Target spacing and features of the first stage hold for the specialists as well; so does the GPU
-            memory, but for planners with a memory of their own.
+        options: Options of the unified plan. Target spacing and features of the first stage also apply to the
+            specialists; so does the GPU memory, except for planners with a fixed one.
         planner: nnU-Net's planner.
 
     Returns:
-        ``<dataset> (specialist)``, planned or failed.
+        Summary of the specialists that were planned or failed, as ``<dataset> (specialist)``.
     """
     summary = JobSummary("plans of the specialists")
     for name in plan.datasets:
@@ -152,7 +152,7 @@ def plan_specialists(plan: UnifiedPlan, options: PlanOptions, *, planner: Specia
                 planner=planner,
             )
             summary.done(specialist_of(name))
-        except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
+        except Exception as error:  # nnunetv2 may raise anything; one dataset must not end the others
             summary.failed(specialist_of(name), error)
     return summary
 
@@ -163,17 +163,17 @@ def specialist_of(dataset_name: str) -> str:
 
 
 def known_fingerprints(dataset_names: Sequence[str]) -> list[DatasetFingerprint]:
-    """Fingerprints that were extracted before; a dataset without one, or with one of nnunetv2's, is left out."""
+    """Fingerprints that were extracted before; datasets without one, or only with nnunetv2's, are left out."""
     found = []
     for name in dataset_names:
         file = preprocessed_dir() / name / "dataset_fingerprint.json"
-        with contextlib.suppress(PlanError):  # one that is damaged is made again
+        with contextlib.suppress(PlanError):  # damaged ones are made again
             found.append(DatasetFingerprint.of_file(load_json(file, error=PlanError), file))
     return found
 
 
 def scans_of(fingerprints: Sequence[DatasetFingerprint]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Dataset and case → hash of each of its scans' voxels."""
+    """Dataset and case → hashes of its scans' voxels."""
     return {(case.dataset, case.case): case.scans for f in fingerprints for case in f.cases}
 
 
@@ -183,10 +183,10 @@ def fingerprint_datasets(
     """Fingerprint datasets one after the other, the cases of each in parallel.
 
     Returns:
-        The fingerprints of the datasets that could be read, and what became of each case.
+        The fingerprints of the datasets that could be read, and a summary of all cases.
 
     Raises:
-        DatasetError: Not one dataset could be read.
+        DatasetError: No dataset could be read.
     """
     summary = JobSummary("fingerprints")
     fingerprints = []

@@ -1,11 +1,11 @@
-"""What drawing crops needs to know of every scan of a store, in one file that is mapped into memory.
+"""Index of a store: everything that drawing crops needs to know about each scan, in one memory-mapped file.
 
-A training begins by looking at all scans, and each of its workers looks at them again. 22,000 records of JSON take a
-minute and 70 MB of every process; the index takes what the file's pages take, once for all processes of a machine.
+At its start, training needs information on all scans, and so does each of its workers. Reading 22,000 JSON records
+takes a minute and 70 MB per process; the pages of the index are shared by all processes of a machine.
 
-``scans.index`` is three arrays as ``numpy.save`` writes them, one after the other: a row per scan, the labels of all
-scans, and a hash of both. Each row carries the hash of the record it was made from, as the manifest lists it: a row
-whose record is another by now is read again, and an index that is damaged is made again.
+``scans.index`` consists of three arrays as ``numpy.save`` writes them, one after the other: one row per scan, the
+labels of all scans, and a hash of both. Each row has the hash of its record, as in the manifest. If a record has
+changed, its row is made again; if the index is damaged, all of it is.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def _rows(name: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedScan:
-    """A scan as the index knows it.
+    """A scan in the index.
 
     Attributes:
         scan: Name of the scan.
         modality: Modality.
         shape: (X, Y, Z) of the preprocessed scan.
-        label_voxels: Label id → voxels of it.
+        label_voxels: Label id → number of its voxels.
         foreground: Box of all labels; the whole scan if it shows none or its locations cannot be read.
     """
 
@@ -76,10 +76,10 @@ class ScanIndex:
     """Some scans of a store, without a Python object for each.
 
     Args:
-        rows: A row per scan of the store.
+        rows: One row per scan of the store.
         labels: Labels of all scans.
-        places: Rows of the scans meant, in their order; all if not given.
-        file: File that the arrays are mapped from, if they are.
+        places: Rows of the selected scans, in order; all if not given.
+        file: File from which the arrays are mapped, if they are.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ScanIndex:
 
     @classmethod
     def of(cls, store: ScanStore) -> ScanIndex:
-        """The index of a store; made, and kept in the store if it can be written, where it is missing or outdated.
+        """The index of a store; if it is missing or outdated, it is made and, if possible, saved in the store.
 
         Args:
             store: Preprocessed scans.
@@ -112,7 +112,7 @@ class ScanIndex:
             try:
                 _write(file, rows, labels)
                 known = mapped_arrays(file) or known
-            except (OSError, DiskFullError) as error:  # a store that may only be read, or a disk without room
+            except (OSError, DiskFullError) as error:  # a read-only store, or a full disk
                 logger.debug("%s is not kept: %s", file, error)
         return cls(*known, file=file if isinstance(known[0], np.memmap) else None)
 
@@ -120,7 +120,7 @@ class ScanIndex:
         """Only these scans, in this order.
 
         Raises:
-            KeyError: One is not in the index.
+            KeyError: A scan is not in the index.
         """
         place_of = {name: place for place, name in enumerate(self._rows["scan"].tolist())}
         places = np.fromiter((place_of[scan.encode()] for scan in scans), dtype=np.int64, count=len(scans))
@@ -147,7 +147,7 @@ class ScanIndex:
 
     @property
     def contents(self) -> list[str]:
-        """Hash of the voxels that every scan comes from; empty where an older version wrote it."""
+        """Hash of every scan's original voxels; empty if an older version wrote the scan."""
         return [digest.decode() for digest in self._rows["content"][self._places].tolist()]
 
     @property
@@ -164,7 +164,7 @@ class ScanIndex:
         return extents
 
     def shown(self) -> dict[str, frozenset[int]]:
-        """Dataset → label ids that one of its scans shows."""
+        """Dataset → label ids that occur in its scans."""
         found: dict[str, set[int]] = {}
         for dataset, row in zip(self.datasets, self._rows[self._places], strict=True):
             ids = self._labels["id"][row["first"] : row["first"] + row["count"]]
@@ -172,17 +172,17 @@ class ScanIndex:
         return {dataset: frozenset(ids) for dataset, ids in found.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker maps the file itself."""
+        """Pickle the path, so that a worker maps the file itself."""
         if self._file is None:
             return ScanIndex, (self._rows, self._labels, self._places)
         return _opened, (self._file, self._places, _digest(self._rows, self._labels))
 
 
 def _opened(file: Path, places: NDArray[np.int64], digest: bytes) -> ScanIndex:
-    """The index that another process has mapped: in another one, the same rows would be other scans.
+    """Open the same index as another process; in a newer one, the same rows could be other scans.
 
     Raises:
-        DatasetError: The store has been written since.
+        DatasetError: The store was written in the meantime.
     """
     known = mapped_arrays(file)
     if known is None or _digest(*known) != digest:
@@ -198,7 +198,7 @@ def _three(values: NDArray[np.int32]) -> tuple[int, int, int]:
 
 
 def mapped_arrays(file: Path) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Rows and labels of an index, ``None`` if they are not there as they were written.
+    """Rows and labels of an index; ``None`` if the file is missing or damaged.
 
     Args:
         file: ``scans.index``.
@@ -221,7 +221,7 @@ def _digest(*arrays: NDArray[Any]) -> bytes:
 
 
 def _array_at(file: Path, stream: Any) -> np.memmap[Any, Any]:
-    """The array whose header comes next; the stream is left at its end."""
+    """Map the array at the stream's position; the stream is moved to its end."""
     np.lib.format.read_magic(stream)
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     begin = stream.tell()
@@ -241,7 +241,7 @@ def _is_of(rows: NDArray[Any], digests: Mapping[str, str]) -> bool:
 def _made(
     store: ScanStore, digests: Mapping[str, str], known: tuple[NDArray[Any], NDArray[Any]] | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows of all scans; those of unchanged records are taken from what is known."""
+    """Rows of all scans; rows of unchanged records are taken from ``known``."""
     kept: dict[tuple[bytes, bytes], int] = {}
     if known is not None:
         pairs = zip(known[0]["scan"].tolist(), known[0]["record"].tolist(), strict=True)
@@ -264,10 +264,10 @@ def _made(
 
 
 def _fill(rows: NDArray[Any], place: int, scan: str, digest: str, store: ScanStore) -> NDArray[Any]:
-    """A scan's row, of its record."""
+    """Fill a scan's row from its record."""
     record: ScanRecord = store.read_record(scan)
     located, box = True, record.foreground
-    if box is None:  # an older version wrote it
+    if box is None:  # an older version wrote the record
         try:
             box = foreground_box(record.shape, store.locations(scan))
         except Exception as error:  # numpy and zipfile raise many kinds on a damaged file

@@ -23,21 +23,21 @@ def plan_and_preprocess(
     specialists: bool = False,
     processes: int | Workers = 1,
 ) -> JobSummary:
-    """Plan, then preprocess; what is up to date is not done again.
+    """Plan, then preprocess; results that are up to date are not made again.
 
     Args:
         dataset_names: Datasets in ``nnUNet_raw``.
-        options: Values of the plan that are given; everything else is planned.
+        options: Given values of the plan; everything else is planned.
         specialists: Whether to plan each dataset's nnU-Net as well, and to preprocess for it.
-        processes: Worker processes, or where else to run; nnunetv2 knows no cluster and stays here.
+        processes: Number of worker processes, or workers of another kind; nnunetv2 cannot use a cluster and runs here.
 
     Returns:
-        The summary of everything; its exit code is 1 if something failed.
+        Summary of everything; its exit code is 1 if something failed.
     """
     options = PlanOptions() if options is None else options
     planned = plan_datasets(dataset_names, options, processes=processes)
     plan, found = planned.plan, planned.summary
-    # Bad cases are found again by preprocessing, which names their scans; datasets without a plan are not.
+    # Preprocessing finds bad cases again and names their scans, but not datasets without a plan.
     failures = {item: reason for item, reason in found.failures.items() if "/" not in item}
     summary = JobSummary("plan_and_preprocess", failures=failures, notes=dict(found.notes), started=found.started)
     folds, people = folds_of([load_dataset(name) for name in plan.datasets])
@@ -72,5 +72,5 @@ def _preprocess_specialist(
         share_folds(name, folds, unusable=unusable)
         made = preprocess_specialist(name, processes=processes)
         (summary.done if made else summary.skipped)(specialist_of(name))
-    except Exception as error:  # nnunetv2 raises what it likes; one dataset must not end the others
+    except Exception as error:  # nnunetv2 may raise anything; one dataset must not end the others
         summary.failed(specialist_of(name), error)

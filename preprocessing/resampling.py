@@ -1,12 +1,12 @@
 """Resampling of images and label maps to another number of voxels over the same extent.
 
-The results are those of nnU-Net's default resampling: cubic splines for images, for label maps the label whose
-linearly interpolated indicator is largest; where voxels are anisotropic, slices are resampled one by one and the
-nearest slice is taken across them. Splines are separable, so each axis is one small matrix here: about twenty times
-faster than interpolating voxel by voxel. A label map is looked at from every new voxel's eight neighbours, of which
-only those on boundaries differ, so that the cost does not grow with the number of labels.
+The results are those of nnU-Net's default resampling: cubic splines for images; for label maps, the label whose
+linearly interpolated indicator is largest. If voxels are anisotropic, slices are resampled one by one, and the nearest
+slice is used across them. Splines are separable, so that each axis is one small matrix, which is about twenty times
+faster than interpolating voxel by voxel. Each voxel of a new label map depends on eight neighbours, which differ only
+at boundaries, so that the cost does not grow with the number of labels.
 
-Voxel centres sit at (i + 0.5) · size_in / size_out − 0.5, edges are repeated.
+Voxel centres are at (i + 0.5) · size_in / size_out − 0.5; edges are repeated.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 _EDGE = 12
-"""Voxels by which edges are repeated before the spline prefilter; what is farther away weighs less than 1e-6."""
+"""Voxels by which edges are repeated before the spline prefilter; farther voxels have weights below 1e-6."""
 _REACH = 14
-"""Voxels on either side that a spline's value depends on: those beyond weigh less than 1e-7 together."""
+"""Voxels on either side on which a spline's value depends; the sum of all farther weights is below 1e-7."""
 _ROWS = 64
 _PIECE = 1 << 18
-"""Voxels on boundaries looked at in one go: each takes some hundred bytes."""
+"""Number of boundary voxels processed at once; each takes a few hundred bytes."""
 
 
 def new_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
@@ -41,12 +41,12 @@ def resample_image(volume: NDArray[Any], shape: Shape, spacing_mm: Spacing, targ
 
     Args:
         volume: (X, Y, Z), any numeric type.
-        shape: Voxels wanted.
-        spacing_mm: Spacing of ``volume``; decides, with the next, whether slices are kept apart.
-        target_mm: Spacing wanted.
+        shape: Target shape.
+        spacing_mm: Spacing of ``volume``; with ``target_mm``, it decides whether slices are resampled separately.
+        target_mm: Target spacing.
 
     Returns:
-        ``shape``, float32; splines do not overshoot the range of the volume (of the slice, where slices are apart).
+        Array of ``shape``, float32, clipped to the range of the volume (of each slice, if they are separate).
     """
     result: NDArray[np.float32] = volume.astype(np.float32, copy=False)
     if volume.shape == shape:
@@ -54,7 +54,7 @@ def resample_image(volume: NDArray[Any], shape: Shape, spacing_mm: Spacing, targ
     slices = separate_axis(spacing_mm, target_mm)
     in_slice = tuple(axis for axis in range(3) if axis != slices)
     low, high = result.min(axis=in_slice, keepdims=True), result.max(axis=in_slice, keepdims=True)
-    # Axes that shrink most come first: the others then have less to do.
+    # Axes that shrink most come first, which leaves less work for the others.
     changed = [axis for axis in in_slice if volume.shape[axis] != shape[axis]]
     sizes = volume.shape
     del volume  # freed, if the caller does not keep it, before the last and largest step
@@ -72,18 +72,18 @@ def resample_labels(
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Resample a label map as nnU-Net does by default.
 
-    A voxel takes the label with the largest share of it; a tie goes to the nearest voxel's label if it is one of
-    those tied, else to the smallest. Ties are decided on sums of doubles in one order, whatever the order of the axes
-    in memory, so that even their last bits are nnU-Net's.
+    A voxel gets the label with the largest share of it; a tie goes to the nearest voxel's label if that is among the
+    tied ones, else to the smallest id. Shares are sums of doubles in a fixed order, regardless of the memory layout, so
+    that ties are decided exactly as in nnU-Net.
 
     Args:
         labels: (X, Y, Z) ids, 0 is background.
-        shape: Voxels wanted.
+        shape: Target shape.
         spacing_mm: Spacing of ``labels``.
-        target_mm: Spacing wanted.
+        target_mm: Target spacing.
 
     Returns:
-        ``shape``, of the type of ``labels``.
+        Array of ``shape``, with the type of ``labels``.
     """
     if labels.shape == shape:
         return labels
@@ -91,7 +91,7 @@ def resample_labels(
     axes = [_neighbours(n, m, axis == slices) for axis, (n, m) in enumerate(zip(labels.shape, shape, strict=True))]
     corners = list(itertools.product((0, 1), repeat=3))
     order = [0, 1, 2] if labels.flags.c_contiguous or not labels.T.flags.c_contiguous else [2, 1, 0]
-    # Gathering walks through memory in its own order; sums are taken in the order of the axes, which decides ties.
+    # Values are gathered in memory order, but summed in the order of the axes, which decides ties.
     stored = labels.transpose(order)
 
     def gather(corner: tuple[int, ...]) -> NDArray[Any]:
@@ -121,7 +121,7 @@ def resample_labels(
 def _largest(
     ids: list[NDArray[Any]], shares: list[NDArray[np.float64]], nearest: NDArray[Any]
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """The id with the largest sum of shares; of equal ones the nearest voxel's, else the smallest."""
+    """The id with the largest sum of shares; among equal ones the nearest voxel's, else the smallest."""
 
     def share_of(candidate: NDArray[Any]) -> NDArray[np.float64]:
         share = np.zeros(candidate.shape)
@@ -139,7 +139,7 @@ def _largest(
 
 
 def interpolation_matrix(size: int, wanted: int) -> NDArray[np.float32]:
-    """(wanted, size) matrix that takes one axis from ``size`` to ``wanted`` voxels, linearly."""
+    """(wanted, size) matrix that linearly interpolates one axis from ``size`` to ``wanted`` voxels."""
     centre = _centres(size, wanted)
     matrix = np.zeros((wanted, size), dtype=np.float32)
     rows = np.arange(wanted)
@@ -151,9 +151,9 @@ def interpolation_matrix(size: int, wanted: int) -> NDArray[np.float32]:
 
 
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
-    """The axis along which nnU-Net takes the nearest slice: the one more than three times coarser than the finest.
+    """The axis along which nnU-Net takes the nearest slice: one that is more than three times coarser than the finest.
 
-    The present spacing decides; if it has no such axis, the wanted one. Two equally coarse axes are no slices.
+    The current spacing decides or, if it has no such axis, the target spacing. Two equally coarse axes do not count.
     """
     for spacing in (spacing_mm, target_mm):
         coarsest = max(spacing)
@@ -169,7 +169,7 @@ def _cubic_matrix(size: int, wanted: int) -> NDArray[np.float32]:
 
     Spline coefficients are linear in the samples, so those of the unit vectors give all others.
     """
-    from scipy.ndimage import spline_filter1d  # prediction starts without it
+    from scipy.ndimage import spline_filter1d  # imported here, because the start of prediction does not need it
 
     unit = np.pad(np.eye(size), ((_EDGE, _EDGE), (0, 0)), mode="edge")
     coefficients = spline_filter1d(unit, order=3, axis=0, mode="nearest")
@@ -188,7 +188,7 @@ def _centres(size: int, wanted: int) -> NDArray[np.float64]:
 def _neighbours(
     size: int, wanted: int, nearest: bool
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Lower and upper neighbour of every new voxel along an axis, and their shares."""
+    """Lower and upper neighbour of every new voxel along an axis, and their weights."""
     if nearest:
         index = _nearest_index(size, wanted)
         return (index, index), (np.ones(wanted), np.zeros(wanted))
@@ -203,10 +203,10 @@ def _nearest_index(size: int, wanted: int) -> NDArray[np.intp]:
 
 
 def _along(matrix: NDArray[np.float32], volume: NDArray[Any], axis: int) -> NDArray[np.float32]:
-    """Multiply one axis of a volume by a banded matrix, whatever the order of its axes in memory.
+    """Multiply one axis of a volume by a banded matrix, for any memory layout.
 
-    The matrix is taken in blocks of rows, each with the columns that it reaches: the work grows with the number of
-    voxels, not with its product with their number along the axis.
+    Each block of rows is multiplied with only the columns in its band, so that the work is proportional to the number
+    of voxels rather than to its product with the length of the axis.
     """
     if not volume.flags.c_contiguous and volume.T.flags.c_contiguous:
         return _along(matrix, volume.T, 2 - axis).T

@@ -1,4 +1,4 @@
-"""Preprocess all scans of a plan: in parallel, resumable, one bad case never ends the rest."""
+"""Preprocessing all scans of a plan: in parallel, resumable, and not ended by a bad case."""
 
 from __future__ import annotations
 
@@ -55,24 +55,25 @@ def preprocess_datasets(
 ) -> JobSummary:
     """Write the store of a plan: scans, label space, splits, and a dataset.json of the whole.
 
-    A scan whose inputs and plan are unchanged is not made again. A scan that cannot be used is counted with its
-    reason, and the rest goes on; what an earlier run made of it is removed.
+    Scans whose inputs and plan are unchanged are not made again. A scan that cannot be used is counted with its reason,
+    its earlier results are removed, and the others continue.
 
     Args:
         plan: The unified plan.
         dataset_names: Datasets in ``nnUNet_raw``; the store's manifest lists their scans and no others.
         space: Label space of these datasets; built from them if not given.
-        folds: Their folds; found if not given.
-        processes: Worker processes, or where else to run. Workers of a cluster must see the same folders.
+        folds: Folds of these datasets; made if not given.
+        processes: Number of worker processes, or workers of another kind; workers of a cluster must see the same
+            folders.
 
     Returns:
-        Scans done, already done and failed.
+        Summary of the scans done, already done and failed.
 
     Raises:
-        DatasetError: None of the datasets can be read, or none of their scans; a ``splits_final.json`` that cannot be
-            used, before anything is done.
-        LabelSpaceError: Their labels contradict each other.
-        UserError: Another job writes to the store now.
+        DatasetError: None of the datasets or scans can be read, or a ``splits_final.json`` cannot be used (in that
+            case, nothing is done).
+        LabelSpaceError: Labels of the datasets contradict each other.
+        UserError: Another job is writing to the store.
     """
     unified = plan.unified_folder
     store = unified.store
@@ -98,7 +99,7 @@ def preprocess_datasets(
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, {scan: content_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
-        ScanIndex.of(ScanStore(store))  # trainings find it made
+        ScanIndex.of(ScanStore(store))  # so that trainings need not make it
     space.save(unified.label_space)
     write_json(unified.splits, unified_splits(scans, folds))
     if folds.notes:
@@ -110,17 +111,17 @@ def preprocess_datasets(
 
 
 def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> list[str]:
-    """Preprocess all cases; names of the scans that are in the store afterwards."""
+    """Preprocess all cases; returns the names of the scans that are in the store afterwards."""
     plan, store = jobs[0].plan, jobs[0].store
     before = read_manifest(store)
     _say_what_changed(before, plan, store, summary)
-    # A killed run must not leave the scans of two plans side by side in the manifest.
+    # A killed run must not leave scans of two plans in the manifest.
     kept = before["scans"] if before is not None and before["plan"] == plan.content_hash() else {}
     write_manifest(store, plan, kept, complete=False)
     checked = CheckedScans(store)
     todo: list[_Job] = []
     scans: list[str] = []
-    # Most of a rerun is to see that nothing has changed: no worker is started for that.
+    # A rerun mostly finds that nothing has changed, for which no worker is started.
     with ThreadPoolExecutor(8) as threads:
         for job, fresh in zip(jobs, threads.map(lambda job: _is_fresh(job, checked), jobs), strict=True):
             if fresh:
@@ -178,7 +179,7 @@ class _Job:
         return [scan_id(self.dataset.name, self.case.identifier, c) for c in range(len(self.case.images))]
 
     def made_by(self, channel: int) -> dict[str, Any]:
-        """All that a scan depends on beside its files."""
+        """All values, besides its files, on which a scan depends."""
         modality = self.dataset.modalities[channel]
         return {
             "store": STORE_VERSION,
@@ -190,14 +191,14 @@ class _Job:
         }
 
     def inputs(self, channel: int) -> list[Path]:
-        """Files that a scan is made of."""
+        """Files from which a scan is made."""
         label = self.case.label
         assert label is not None  # training cases always name one
         return [file for given in (self.case.images[channel], label) for file in files_behind(given)]
 
 
 def _is_fresh(job: _Job, checked: CheckedScans) -> bool:
-    """Whether all scans of a case are whole in the store, made of the same files as far as size and time tell."""
+    """Whether all scans of a case are whole in the store and made from the same files, judged by size and time."""
     for channel, scan in enumerate(job.scans):
         known = complete_record(job.store, scan)
         if known is None or not known.made_of.is_untouched(job.inputs(channel), job.made_by(channel)):
@@ -209,11 +210,11 @@ def _is_fresh(job: _Job, checked: CheckedScans) -> bool:
 
 
 def _preprocess_case(job: _Job) -> list[int | Exception]:
-    """Every channel of a case: bytes written, 0 for a scan that is up to date, or what is wrong with it."""
+    """Preprocess every channel of a case; returns the bytes written (0 for a scan that is up to date), or the error."""
     from threadpoolctl import threadpool_limits
 
     results: list[int | Exception] = []
-    # One thread: other processes use the other cores, and results do not depend on how many there are.
+    # One thread: other processes use the other cores, and results do not depend on the number of cores.
     with threadpool_limits(1):
         for channel in range(len(job.case.images)):
             try:
@@ -222,7 +223,7 @@ def _preprocess_case(job: _Job) -> list[int | Exception]:
                 raise
             except SatunetError as error:
                 results.append(error)
-            except Exception as error:  # of a library; its own class may not survive the way to another process
+            except Exception as error:  # a library's error, which may not be picklable
                 results.append(RuntimeError(f"{job.case.images[channel]}: {type(error).__name__}: {error}"))
     return results
 
@@ -240,7 +241,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         return 0
     made_of = Stamp.of(files, made_by)
     if known is not None and _same_content(known, made_of, job, channel):
-        # Touched, not changed: the next run is to see that without reading the files.
+        # Touched, but not changed: with the new times, the next run need not read the files.
         save_record(scan_files(job.store, scan)[-1], replace(known, made_of=made_of, source=""))
         return 0
     modality = dataset.modalities[channel]
@@ -254,7 +255,7 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
         normalization=plan.normalization_of(modality, dataset.name, channel),
     )
     content = voxel_digest(image)
-    del image  # its voxels, before those of the label map are resampled
+    del image  # frees its voxels before the label map is resampled
     ids = preprocess_labels(labels, prepared.geometry)
     voxels, locations = label_locations(ids[0], ignored=dataset.ignore_label)
     record = ScanRecord(
@@ -269,8 +270,8 @@ def _preprocess_scan(job: _Job, channel: int) -> int:
 
 
 def _same_content(known: ScanRecord, made_of: Stamp, job: _Job, channel: int) -> bool:
-    """Whether a scan was made of what is there now, whenever that was touched."""
-    if known.source:  # the store is of an earlier version, and need not be made again for that
+    """Whether a scan was made from the current contents of its files, whenever they were touched."""
+    if known.source:  # written by an earlier version, which alone is no reason to make it again
         return known.source == _source_of_version_2(job, channel)
     return known.made_of.digest == made_of.digest
 
@@ -286,7 +287,7 @@ def _source_of_version_2(job: _Job, channel: int) -> str:
 
 
 def _dataset_json(plan: UnifiedPlan, space: LabelSpace, datasets: list[Dataset], scans: int) -> dict[str, Any]:
-    """What nnunetv2 reads of a dataset; the label ids are those of the classes in the label space."""
+    """Content of the ``dataset.json`` that nnunetv2 reads; label ids are those of the classes in the label space."""
     return {
         "name": plan.dataset_name,
         "description": f"unified dataset of {', '.join(sorted(d.name for d in datasets))}",

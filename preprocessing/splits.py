@@ -1,9 +1,9 @@
-"""Folds: who is trained on and who validates, by person and over all datasets.
+"""Folds for training and validation, by person and over all datasets.
 
-A dataset's own ``splits_final.json`` counts (in ``nnUNet_raw``, where conversions put published splits, else in
-``nnUNet_preprocessed``, where nnunetv2 keeps its own); without one, five or more persons are split as nnU-Net splits
-cases, two to four by leaving one out in turn, and a single person trains and validates. What a split says of a person
-in one dataset holds in all: nobody who validates in a fold is trained on in it, whatever dataset the scan is of. The
+A dataset's own ``splits_final.json`` is used if there is one (in ``nnUNet_raw``, where conversions put published
+splits, else in ``nnUNet_preprocessed``, where nnunetv2 keeps its own). Otherwise, five or more persons are split as
+nnU-Net splits cases; two to four, by leaving one out in turn; a single person is used for training and validation. A
+person's role in one dataset holds in all: a person who validates in a fold is not trained on in it, in any dataset. The
 specialists get the same folds.
 """
 
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 FOLDS = 5
 _CHANNEL = re.compile(r"_\d{4}$")
 _OURS = "splits_made_for_specialist.json"
-"""Beside a ``splits_final.json`` in ``nnUNet_preprocessed``: hash of the one that was made here."""
+"""File beside a ``splits_final.json`` in ``nnUNet_preprocessed`` with the hash of the split that satunet made."""
 
 Fold = dict[str, list[str]]
-"""Names under ``"train"`` and ``"val"``."""
+"""Names of cases or scans under ``"train"`` and ``"val"``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Folds:
 
     Attributes:
         by_dataset: Dataset → its folds; every dataset has the same number.
-        alone: Datasets of a single person, whose specialists train and validate on that person.
+        alone: Datasets with a single person, whose specialists train and validate on that person.
         notes: Notes for the user, one sentence each.
     """
 
@@ -53,7 +53,7 @@ class Folds:
 
 
 def folds_of(datasets: Sequence[Dataset]) -> tuple[Folds, People]:
-    """Folds of raw datasets, and who is on several of their cases, as far as names and fingerprints tell.
+    """Folds of raw datasets, and persons with several cases, as far as names and fingerprints tell.
 
     Raises:
         DatasetError: A ``splits_final.json`` or ``patients.json`` cannot be used, or a dataset has no case.
@@ -67,11 +67,11 @@ def case_folds(cases: Mapping[str, Sequence[str]], people: People | None = None)
     """Split the cases of datasets.
 
     Args:
-        cases: Dataset → all of its cases, also those that cannot be used: they must not move others to other folds.
-        people: Cases that are of one person; every case is another one's if not given.
+        cases: Dataset → all of its cases, including unusable ones, which must not move others to other folds.
+        people: Persons of the cases; if not given, every case is another person.
 
     Raises:
-        DatasetError: A dataset's ``splits_final.json`` is malformed, or names nothing that the dataset has.
+        DatasetError: A dataset's ``splits_final.json`` is malformed, or names no case of the dataset.
     """
     people = People() if people is None else people
     persons = {d: _by_person(d, names, people) for d, names in cases.items() if names}
@@ -81,12 +81,12 @@ def case_folds(cases: Mapping[str, Sequence[str]], people: People | None = None)
     validating = _Validating(count)
     for dataset, folds in given.items():
         if len(persons[dataset]) == 1:
-            continue  # trained and validated on, which says nothing of other datasets
+            continue  # used for training and validation, which decides nothing for other datasets
         for fold in range(count):
             chosen = set(folds[fold % len(folds)]["val"])
             validating.add(fold, {p for p, members in persons[dataset].items() if chosen & set(members)})
         validating.known |= set(persons[dataset])
-    # Datasets of many persons first: who is in a small one as well validates there when it is their turn.
+    # Datasets with many persons first; persons who are also in a small dataset then validate in the same fold there.
     others = sorted(set(persons) - set(given), key=lambda d: (-len(persons[d]), d))
     for dataset in others:
         _validate_in_turn(list(persons[dataset]), validating)
@@ -101,7 +101,7 @@ def case_folds(cases: Mapping[str, Sequence[str]], people: People | None = None)
 
 
 def unified_splits(scans: Sequence[str], folds: Folds) -> list[Fold]:
-    """Folds over preprocessed scans, the channels of a case together.
+    """Folds over preprocessed scans, with all channels of a case in the same fold.
 
     Args:
         scans: Names of the scans.
@@ -121,16 +121,16 @@ def unified_splits(scans: Sequence[str], folds: Folds) -> list[Fold]:
 
 
 def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -> None:
-    """Give a dataset's specialist the folds of the unified network, so that neither is scored on what it was taught.
+    """Give a dataset's specialist the folds of the unified network, so that neither is scored on its training cases.
 
-    nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``. Without a person to validate on, it
-    would not come to its end: the specialist of a single person validates on that person.
+    nnunetv2 reads them from ``splits_final.json`` in ``nnUNet_preprocessed``. It fails without validation cases, so
+    that the specialist of a single person validates on that person.
 
     Args:
-        dataset: Name.
+        dataset: Name of the dataset.
         folds: Folds of the unified network.
-        unusable: Cases that the unified network cannot use (nnunetv2 reads a label map that lies beside its scan): both
-            are taught and scored on the same cases.
+        unusable: Cases that the unified network cannot use, although nnunetv2 may (such as a label map on another
+            grid); they are left out, so that both are trained and scored on the same cases.
     """
     own = preprocessed_dir() / dataset / "splits_final.json"
     content = []
@@ -146,13 +146,13 @@ def share_folds(dataset: str, folds: Folds, *, unusable: Collection[str] = ()) -
     except (OSError, ValueError):
         pass
     write_json(own, content)
-    if not (raw_dir() / dataset / own.name).is_file():  # a published split is nobody's to make anew
+    if not (raw_dir() / dataset / own.name).is_file():  # a published split is never replaced
         write_json(own.with_name(_OURS), {"sha256": content_hash(own)})
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a split was made here for a specialist, and not touched since: then it says nothing that was not known,
-    and is made anew from the cases that are there now.
+    """Whether satunet made a split for a specialist and nobody changed it since; it is then made again from the current
+    cases.
     """
     try:
         return bool(read_json(file.with_name(_OURS)) == {"sha256": content_hash(file)})
@@ -162,11 +162,11 @@ def _is_ours(file: Path) -> bool:
 
 @dataclass
 class _Validating:
-    """Who validates in which fold."""
+    """Persons who validate in each fold."""
 
     count: int
     known: set[CaseName] = field(default_factory=set)
-    """Persons of whom it is said already, by another dataset."""
+    """Persons whose fold another dataset has already decided."""
 
     def __post_init__(self) -> None:
         self.in_fold: list[set[CaseName]] = [set() for _ in range(self.count)]
@@ -183,15 +183,15 @@ def _by_person(dataset: str, cases: Sequence[str], people: People) -> dict[CaseN
 
 
 def _validate_in_turn(persons: list[CaseName], validating: _Validating) -> None:
-    """Let the persons of a dataset without a split validate: each once, and somebody in every fold."""
+    """Assign validation folds to the persons of a dataset without a split: each person once, and no empty fold."""
     if len(persons) == 1:
-        return  # of one person, nothing can be held out; where another dataset says when, it is said already
+        return  # a single person cannot be held out, unless another dataset has already decided the fold
     new = [person for person in persons if person not in validating.known]
     here = [len(in_fold.intersection(persons)) for in_fold in validating.in_fold]
     if len(new) == len(persons) >= FOLDS:
         from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-        # nnunetv2 shuffles places, not names: persons with one case each get the folds that it gives their cases.
+        # nnunetv2 shuffles positions, so that persons with one case each get the same folds as their cases would.
         places = [f"{number:09d}" for number in range(len(persons))]
         splits = generate_crossval_split(places, seed=12345, n_splits=FOLDS)
         for fold in range(validating.count):

@@ -1,12 +1,12 @@
 """Preprocessed scans on disk.
 
-A scan is four files: ``<scan>.b2nd`` (image) and ``<scan>_seg.b2nd`` (label ids), chunked Blosc2 arrays with the
-chunk sizes nnU-Net uses, so that reading a patch touches few chunks; ``<scan>_locations.npz`` (where its labels
-are); and ``<scan>.json`` (what it is, what it was made from, and size and hash of the others). The JSON is written
-last: a scan without it does not exist, whatever a killed run left behind. ``manifest.json`` says by which plan the
-scans were made and lists those that belong together, each with the hash of its JSON; a scan that it does not list is
-from another plan, or its inputs cannot be used any more. ``scans.index`` holds what training asks of all scans, see
-:mod:`satunet.preprocessing.index`; it is made again whenever it does not fit.
+A scan consists of four files: ``<scan>.b2nd`` (image) and ``<scan>_seg.b2nd`` (label ids) are Blosc2 arrays with
+nnU-Net's chunk sizes, so that reading a patch touches few chunks; ``<scan>_locations.npz`` has the locations of labels;
+``<scan>.json`` is the record: metadata, stamp of the inputs, sizes and hashes of the other files. The record is written
+last: without it, a scan does not exist, whatever a killed run left behind. ``manifest.json`` names the plan and lists
+its scans, each with the hash of its record; scans that it does not list are from another plan, or their inputs can no
+longer be used. ``scans.index`` holds what training needs to know about all scans, see
+:mod:`satunet.preprocessing.index`; it is made again whenever it is outdated.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from satunet.preprocessing.transform import ScanGeometry
 STORE_VERSION = 2
 LOCATIONS_PER_LABEL = 1000
 ANNOTATED = -1
-"""Stands for any voxel that somebody looked at, background included, among the locations of a scan of which parts are
-not labelled (nnU-Net's ``ignore``)."""
+"""Key of the locations of all annotated voxels, including background, in scans with unlabelled parts (nnU-Net's
+``ignore``)."""
 INDEX = "scans.index"
 Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
 """First voxel of a box, and the voxel after its last."""
@@ -47,21 +47,20 @@ _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanRecord:
-    """What is known of a preprocessed scan without reading its voxels; a record.
+    """Metadata of a preprocessed scan; a record.
 
     Attributes:
         scan: Name of the scan: dataset, case and channel, see :func:`satunet.datasets.raw.scan_id`.
         modality: Modality.
-        label_voxels: Label id → voxels of it, in the preprocessed scan; the ignore label is none.
+        label_voxels: Label id → number of its voxels in the preprocessed scan, without the ignore label.
         geometry: Geometry that leads back to the scan's file.
-        made_of: Stamp of the input files and of what was done to them; empty if an older version wrote it.
-        content: Hash of the voxels it comes from, whatever file they are in; empty where an older version wrote the
-            scan.
+        made_of: Stamp of the input files and settings; empty if an older version wrote the scan.
+        content: Hash of the original voxels, independent of their file; empty if an older version wrote the scan.
         files: Name ending → (bytes, hash) of the files beside the record.
-        sums: Name ending → checksums of an array's parts (:class:`satunet.preprocessing.arrays.PartSums`); none in what
-            an older version wrote.
-        source: Hash of contents of the input files and of what was done to them, as version 2 had it.
-        foreground: Box of all labels, see :func:`foreground_box`; ``None`` where an older version wrote the scan.
+        sums: Name ending → checksums of an array's parts (:class:`satunet.preprocessing.arrays.PartSums`); empty if an
+            older version wrote the scan.
+        source: Hash of the input files and settings, in records of version 2.
+        foreground: Box of all labels, see :func:`foreground_box`; ``None`` if an older version wrote the scan.
     """
 
     RECORD_VERSION: ClassVar[int] = 4
@@ -82,10 +81,10 @@ class ScanRecord:
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 2 had two hashes in place of the stamp, version 3 no checksums of parts.
+        """Version 2 had two hashes in place of the stamp; version 3 had no checksums of parts.
 
         Raises:
-            DatasetError: A version before 2.
+            DatasetError: The version is older than 2.
         """
         if version < 2:
             raise DatasetError(f"store version {version}; this satunet reads {STORE_VERSION}; preprocess again")
@@ -125,7 +124,7 @@ class ScanStore:
             raise DatasetError(f"{folder}: no preprocessed scans here; make them with 'satunet plan_and_preprocess'")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process looks for itself, if it has to."""
+        """Pickle without caches; another process reads what it needs."""
         return {"folder": self.folder}
 
     @cached_property
@@ -146,13 +145,13 @@ class ScanStore:
         return {}
 
     def record(self, scan: str) -> ScanRecord:
-        """What is known of a scan."""
+        """The record of a scan."""
         if scan not in self._records:
             self._records[scan] = self.read_record(scan)
         return self._records[scan]
 
     def read_record(self, scan: str) -> ScanRecord:
-        """What is known of a scan, read now and not kept: for walks over all scans."""
+        """The record of a scan, read without caching; for loops over all scans."""
         return load_record(self.folder / f"{scan}.json", ScanRecord, error=DatasetError)
 
     def image(self, scan: str) -> StoredArray:
@@ -174,13 +173,13 @@ class ScanStore:
 
     @cached_property
     def _parts(self) -> dict[tuple[str, str], tuple[int | None, str, bytearray]]:
-        """Sizes and checksums of the arrays that were opened, and which of their parts were found whole."""
+        """Sizes and checksums of the arrays that were opened, and which of their parts were checked."""
         return {}
 
     def locations(self, scan: str) -> dict[int, NDArray[np.int32]]:
-        """Label id → (n, 3) voxel indices of it, at most :data:`LOCATIONS_PER_LABEL`, evenly drawn.
+        """Label id → (n, 3) indices of its voxels, at most :data:`LOCATIONS_PER_LABEL`, drawn uniformly.
 
-        Where parts of a scan are not labelled, there is an entry :data:`ANNOTATED` as well.
+        If parts of a scan are not labelled, there is an entry :data:`ANNOTATED` as well.
         """
         return read_locations(self.folder / f"{scan}_locations.npz")
 
@@ -223,7 +222,7 @@ def write_scan(
 
 
 def is_whole(folder: Path, record: ScanRecord) -> bool:
-    """Whether the files of a scan hold what was written; they are read."""
+    """Whether the files of a scan are undamaged; they are read."""
     try:
         return all(
             is_of_hash(folder / f"{record.scan}{ending}", digest) for ending, (_, digest) in record.files.items()
@@ -233,7 +232,7 @@ def is_whole(folder: Path, record: ScanRecord) -> bool:
 
 
 def complete_record(folder: Path, scan: str) -> ScanRecord | None:
-    """The record of a scan whose other files are there with the sizes they were written with, else ``None``."""
+    """The record of a scan, if its other files exist with the right sizes, else ``None``."""
     *_, file = scan_files(folder, scan)
     try:
         record = load_record(file, ScanRecord)
@@ -244,7 +243,7 @@ def complete_record(folder: Path, scan: str) -> ScanRecord | None:
 
 
 def remove_scan(folder: Path, scan: str) -> None:
-    """Remove what there is of a scan, the record first."""
+    """Remove the files of a scan, the record first."""
     for file in reversed(scan_files(folder, scan)):
         file.unlink(missing_ok=True)
 
@@ -255,13 +254,13 @@ def scan_files(folder: Path, scan: str) -> list[Path]:
 
 
 def write_manifest(folder: Path, plan: UnifiedPlan, scans: Mapping[str, str], *, complete: bool) -> None:
-    """Say which scans belong together.
+    """Write the manifest, which lists the scans of a plan.
 
     Args:
         folder: The store.
-        plan: The plan they are preprocessed by.
+        plan: Plan by which they are preprocessed.
         scans: Names of scans → hashes of their records.
-        complete: Whether the run that made them came to its end.
+        complete: Whether the run that made them was completed.
     """
     content = {
         "version": STORE_VERSION,
@@ -274,7 +273,7 @@ def write_manifest(folder: Path, plan: UnifiedPlan, scans: Mapping[str, str], *,
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a store, or ``None`` if it has none of this version that can be read."""
+    """The manifest of a store; ``None`` if it is missing, unreadable or of another version."""
     try:
         content = read_json(folder / _MANIFEST)
     except (OSError, ValueError):
@@ -294,7 +293,7 @@ def label_locations(
 
     Args:
         labels: (X, Y, Z).
-        ignored: Id of voxels that nobody labelled, if there are such; it is no label.
+        ignored: Id of unlabelled voxels, if there are any; it is not counted as a label.
         seed: Seed of the draw.
 
     Returns:
@@ -308,7 +307,7 @@ def label_locations(
         counts += np.bincount(flat[start : start + _PIECE], minlength=counts.size)
     voxels = {place: int(counts[place]) for place in np.flatnonzero(counts).tolist() if ids[place] not in (0, ignored)}
     rng = np.random.default_rng(seed)
-    # Which of a label's voxels to take, in the order in which they come; then they are picked up in one walk.
+    # First the ranks of the voxels to take are drawn for each label; then one pass collects them.
     ranks = {place: _ranks(count, rng) for place, count in voxels.items()}
     found: dict[int, list[NDArray[np.intp]]] = {place: [] for place in voxels}
     seen = dict.fromkeys(voxels, 0)
@@ -335,7 +334,7 @@ def label_locations(
 
 
 def foreground_box(shape: tuple[int, int, int], locations: Mapping[int, NDArray[np.int32]]) -> Foreground:
-    """Box of all labels, from the voxels that are stored of each; the whole scan if it shows none.
+    """Box of all labels, from their stored voxels; the whole scan if there are none.
 
     Args:
         shape: (X, Y, Z) of the preprocessed scan.
@@ -350,24 +349,24 @@ def foreground_box(shape: tuple[int, int, int], locations: Mapping[int, NDArray[
 
 
 def _ranks(count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Which of ``count`` things to take, sorted: at most :data:`LOCATIONS_PER_LABEL`."""
+    """Sorted indices of the items to take out of ``count``, at most :data:`LOCATIONS_PER_LABEL`."""
     if count <= LOCATIONS_PER_LABEL:
         return np.arange(count)
     return np.sort(rng.choice(count, LOCATIONS_PER_LABEL, replace=False))
 
 
 def is_of_hash(path: Path, digest: str) -> bool:
-    """Whether a file has a hash, of today's kind or as an older version wrote it.
+    """Whether a file has a given hash, of the current kind or of that of older versions.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return digest == (file_hash(path) if len(digest) == 32 else content_hash(path))
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's content as stores of older versions have it; :func:`~satunet.jobs.fresh.content_hash` of
-    today's.
+    """Hash of a file's content, as in stores of older versions; new ones use
+    :func:`~satunet.jobs.fresh.content_hash`.
     """
     digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as file:
@@ -390,7 +389,7 @@ def read_locations(path: Path) -> dict[int, NDArray[np.int32]]:
 
 
 def _write_locations(path: Path, locations: Mapping[int, NDArray[np.int32]]) -> None:
-    """As ``np.savez_compressed``, without the time of day in it: the same scan gives the same bytes."""
+    """As ``np.savez_compressed``, but without a timestamp, so that the same scan gives the same bytes."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for label, places in locations.items():
             entry = zipfile.ZipInfo(f"{label}.npy")

@@ -1,8 +1,8 @@
-"""The way from a scan to what the network sees, and back; training and prediction share it.
+"""Preprocessing of one scan and its inverse, shared by training and prediction.
 
-There: turn the axes to the plan's orientation → crop to the box of voxels that are not zero → normalise the
-intensities by modality → resample to the plan's spacing. Back: resample to the cropped shape → paste into the full
-shape → turn the axes back. Volumes are (X, Y, Z) in the axes of :mod:`satunet.geometry`.
+Forward: reorient to the plan's orientation → crop to the box of nonzero voxels → normalise the intensities by modality
+→ resample to the plan's spacing. Backward: resample to the cropped shape → paste into the full shape → reorient to the
+file's axes. Volumes are (X, Y, Z) in the axes of :mod:`satunet.geometry`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanGeometry:
-    """How a preprocessed scan lies in its file; part of a scan's record.
+    """Position of a preprocessed scan in its file; part of a scan's record.
 
     Attributes:
         original: Grid of the file.
         orientation: Orientation of the preprocessed scan.
-        crop: Part of the turned volume that was kept.
+        crop: Part of the reoriented volume that was kept.
         shape: Shape of the preprocessed scan.
         spacing_mm: Spacing of the preprocessed scan, as planned.
     """
@@ -93,14 +93,14 @@ def preprocess_image(
     orientation: str | None = None,
     normalization: Normalization | None = None,
 ) -> PreprocessedImage:
-    """Turn, crop, resample and normalise a scan.
+    """Reorient, crop, normalise and resample a scan.
 
     Args:
         image: The scan.
-        modality: Modality; decides the normalisation.
-        plan: Spacing and normalisations.
-        orientation: Orientation to turn to; the plan's if not given.
-        normalization: That of the scan's channel; the modality's if not given.
+        modality: Modality, which decides the normalisation.
+        plan: Plan with spacing and normalisations.
+        orientation: Target orientation; the plan's if not given.
+        normalization: Normalisation of the scan's channel; the modality's if not given.
     """
     normalization = normalization or plan.normalization_of(modality)
     orientation = orientation or plan.orientation
@@ -111,7 +111,7 @@ def preprocess_image(
     shape = new_shape(box_shape(crop), spacing, plan.spacing_mm)
     if modality == "ct":
         volume = to_hounsfield(volume)
-    # Bounds and statistics are those of the scan itself: resampling comes after and only overshoots between them.
+    # Normalised first, so that bounds and statistics are those of the scan itself.
     array = resample_image(normalize(volume, normalization), shape, spacing, plan.spacing_mm)
     geometry = ScanGeometry(
         original=image.grid,
@@ -124,10 +124,10 @@ def preprocess_image(
 
 
 def preprocess_labels(labels: Image, geometry: ScanGeometry) -> NDArray[np.unsignedinteger[Any]]:
-    """Take a label map the way its scan went.
+    """Preprocess a label map like its scan.
 
     Returns:
-        (1, X, Y, Z), the smallest unsigned type that holds its ids.
+        (1, X, Y, Z) in the smallest unsigned type for its ids.
 
     Raises:
         GridMismatchError: The label map is on another grid than the scan.
@@ -143,7 +143,7 @@ def preprocess_labels(labels: Image, geometry: ScanGeometry) -> NDArray[np.unsig
 
 
 def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> NDArray[np.float32]:
-    """Take a volume of the network back to the file's grid.
+    """Bring a volume from the preprocessed grid back to the file's grid.
 
     Args:
         volume: (X, Y, Z) of the preprocessed scan: probabilities, or a mask as 0 and 1.
@@ -151,7 +151,7 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
         order: 1 interpolates linearly, 0 takes the nearest voxel.
 
     Returns:
-        float32 of the file's shape; 0 outside the crop.
+        float32, of the file's shape; 0 outside the crop.
     """
     import torch
     from torch.nn import functional
@@ -171,19 +171,19 @@ def restore(volume: NDArray[Any], geometry: ScanGeometry, *, order: int = 1) -> 
 
 
 def nonzero_box(volume: NDArray[Any]) -> Box:
-    """Smallest box with every voxel that is not zero; the whole volume if all are zero."""
+    """Smallest box around all nonzero voxels; the whole volume if all are zero."""
     x, y, z = volume.shape
     return box_of(volume != 0) or (slice(0, x), slice(0, y), slice(0, z))
 
 
 def normalize(volume: NDArray[Any], scheme: Normalization) -> NDArray[np.float32]:
-    """Clip the intensities, then make them comparable, as :class:`~satunet.plan.Normalization` says.
+    """Clip and normalise the intensities, as :class:`~satunet.plan.Normalization` says.
 
     A constant volume becomes zero.
 
     Args:
-        volume: Any numeric type.
-        scheme: Scheme; the plan has one per modality.
+        volume: Array of any numeric type.
+        scheme: Normalisation; the plan has one per modality.
 
     Returns:
         A new array of the same shape.
@@ -218,7 +218,7 @@ def mean_and_std(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def filled_nonzero(volume: NDArray[Any]) -> NDArray[np.bool_]:
-    """Voxels that are not zero, and those that they enclose: what nnU-Net takes for the inside of a cut-out scan."""
+    """Nonzero voxels and the holes that they enclose, which nnU-Net regards as the inside of a masked scan."""
     from scipy.ndimage import binary_fill_holes
 
     nonzero = volume != 0

@@ -1,4 +1,4 @@
-"""Checks of what is there: a store against its manifest, and raw datasets before a long job."""
+"""Checks of files: a store against its manifest, and raw datasets before a long job."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from satunet.preprocessing.wholeness import CHECKED_FILE, CheckedScans
 
 
 def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: int | Workers = 1) -> JobSummary:
-    """Check every file of a store: that it is there, and that it is what was written.
+    """Check that every file of a store exists and is undamaged.
 
     Args:
         folder: The store.
-        plan: The plan it should be made by, if that is to be checked as well.
-        processes: Worker processes, or where else to run.
+        plan: Plan by which it should be made, if that is to be checked as well.
+        processes: Number of worker processes, or workers of another kind.
 
     Returns:
-        Scans that are whole, and those that are not, each with all that is wrong with it. The next run of ``satunet
-        preprocess`` reads these again, and makes again what is damaged.
+        Summary of the scans that are whole and of those that are not, each with all its faults. The next run of
+        ``satunet preprocess`` reads the latter again and remakes damaged ones.
 
     Raises:
         DatasetError: There is no store of this version.
@@ -65,7 +65,7 @@ def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: in
         else:
             summary.done(outcome.item.scan)
     if summary.failures:
-        with contextlib.suppress(OSError):  # a store that may only be read
+        with contextlib.suppress(OSError):  # a read-only store
             checked.save(keep=True)
     listed = {file.name for job in jobs for file in scan_files(folder, job.scan)}
     listed |= {"manifest.json", INDEX, ".lock", CHECKED_FILE}
@@ -102,7 +102,7 @@ def _faults_of_scan(job: _Listed) -> list[str]:
 
 
 def _misshapen(job: _Listed, record: ScanRecord) -> list[str]:
-    """What does not fit in a scan whose files are as they were written: faults of the writer, if there are any."""
+    """Inconsistencies in a scan whose files are undamaged, which would be errors of the writer."""
     image, labels, places, _ = scan_files(job.folder, job.scan)
     faults = []
     for path in (image, labels):
@@ -115,14 +115,14 @@ def _misshapen(job: _Listed, record: ScanRecord) -> list[str]:
 
 
 def verify_datasets(dataset_names: Sequence[str], *, processes: int | Workers = 1) -> JobSummary:
-    """Read every file of raw datasets and tell all faults at once.
+    """Read every file of raw datasets and report all faults at once.
 
     Args:
         dataset_names: Datasets in ``nnUNet_raw``.
-        processes: Worker processes, or where else to run.
+        processes: Number of worker processes, or workers of another kind.
 
     Returns:
-        Cases without a fault, and datasets and cases with one, each with all that is wrong with it; as a note, who is on
+        Summary of the cases without a fault, and of datasets and cases with all their faults; a note lists persons with
         several cases.
     """
     summary = JobSummary("integrity of datasets")

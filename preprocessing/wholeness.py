@@ -1,8 +1,8 @@
-"""Which scans of a store were found whole, so that a rerun need not read all of it again.
+"""Scans of a store that were checked before, so that a rerun need not read all of them again.
 
-A rerun makes again what is damaged. To know that, it reads the files of a scan and compares them with the hashes in the
-record, but for those that were found whole before and have the size and times that they had then. Damage beneath the file
-system leaves times alone: ``satunet preprocess --verify`` reads everything, and has the next run read what it found.
+A rerun makes damaged scans again. To find them, it compares the files with the hashes in the record, except for files
+that were whole before and still have the same size and times. Damage below the file system does not change times;
+``satunet preprocess --verify`` reads everything, and lets the next run read the faulty scans again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHECKED_FILE = "checked.json"
 
 
 class CheckedScans:
-    """What is known of the scans of a store.
+    """The scans of a store that were found whole, with sizes and times of their files.
 
     Args:
         folder: The store.
@@ -36,7 +36,7 @@ class CheckedScans:
         self._whole: dict[str, list[list[int]]] = {}
 
     def is_whole(self, record: ScanRecord) -> bool:
-        """Whether the files of a scan hold what was written; they are read where size and times do not tell."""
+        """Whether the files of a scan are undamaged; they are read only if size and times do not decide."""
         now = self._state(record.scan)
         if now is None or not (self._known.get(record.scan) == now or is_whole(self.folder, record)):
             return False
@@ -44,21 +44,21 @@ class CheckedScans:
         return True
 
     def made(self, scan: str) -> None:
-        """Take in that a scan was written a moment ago."""
+        """Note that a scan has just been written."""
         now = self._state(scan)
         if now is not None:
             self._whole[scan] = now
 
     def forget(self, scan: str) -> None:
-        """Have a scan read again by the next run."""
+        """Let the next run read a scan again."""
         self._known.pop(scan, None)
         self._whole.pop(scan, None)
 
     def save(self, *, keep: bool = False) -> None:
-        """Write down what was found whole; not what may still change without its times telling (:data:`RACY_NS`).
+        """Save the scans that were found whole, except those whose times cannot be trusted yet (:data:`RACY_NS`).
 
         Args:
-            keep: Whether what was known before stays, for scans that were not asked for.
+            keep: Whether to keep earlier entries of scans that were not checked.
         """
         settled = time.time_ns() - RACY_NS
         scans = {
@@ -69,7 +69,7 @@ class CheckedScans:
         write_json(self.folder / CHECKED_FILE, {"scans": (self._known if keep else {}) | scans}, sealed=True)
 
     def _state(self, scan: str) -> list[list[int]] | None:
-        """Size and times (nanoseconds) of a scan's files but the record; ``None`` where one is missing."""
+        """Sizes and times (nanoseconds) of a scan's files except the record; ``None`` if one is missing."""
         try:
             found = [file.stat() for file in scan_files(self.folder, scan)[:3]]
         except OSError:

@@ -20,7 +20,7 @@ if not (_Path(__file__).resolve().parent / "planners").is_dir() and (_root / "pl
 
 
 def __getattr__(name: str) -> object:
-    """``satunet.Predictor``, imported when it is asked for: it brings torch with it."""
+    """Import ``satunet.Predictor`` on first use, because it imports torch."""
     if name == "Predictor":
         from satunet.prediction import Predictor
 

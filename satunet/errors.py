@@ -1,4 +1,4 @@
-"""Every error satunet raises on purpose.
+"""All errors that satunet raises on purpose.
 
 ::
 
@@ -93,7 +93,7 @@ class ScanError(SatunetError, ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ScanError], tuple[Path, str]]:
-        # Errors travel from worker processes: the default pickling would call __init__ with the message alone.
+        # Errors are pickled in worker processes; the default pickling would call __init__ with only the message.
         return type(self), (self.path, self.reason)
 
 

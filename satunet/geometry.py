@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from satunet.types import Axes, Box, Mask
 
 SAME_PLACE = 0.1
-"""Voxels by which equal grids may differ. Errors of rounded headers add up to this over 500 voxels, and it is a fifth
-of the half voxel by which a wrong convention moves an image."""
+"""Distance in voxels by which equal grids may differ. Rounding errors of headers add up to this over 500 voxels, and it
+is a fifth of the half voxel by which a wrong convention shifts an image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +67,7 @@ class Grid:
 
 
 def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
-    """Whether two grids have the same shape and put every voxel in the same place.
+    """Whether two grids have the same shape and the same position of every voxel.
 
     Args:
         a: A grid.
@@ -76,7 +76,7 @@ def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
     """
     if a.shape != b.shape:
         return False
-    # Affine maps differ most at a corner, so the eight corners bound the difference everywhere.
+    # Affine maps differ most at a corner, so that the eight corners bound the difference everywhere.
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in a.shape], indexing="ij")).reshape(3, -1)
     homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
     apart_mm = ((b.affine - a.affine) @ homogeneous)[:3]
@@ -84,7 +84,7 @@ def same_grid(a: Grid, b: Grid, *, tolerance: float = SAME_PLACE) -> bool:
 
 
 def _is_invertible(axes: NDArray[np.float64]) -> bool:
-    """Whether three axes span space, in any unit: what counts is how flat their box is, not how small."""
+    """Whether three axes span space, in any unit; a flat box is refused, a small one is not."""
     lengths = np.linalg.norm(axes, axis=0)
     if not (lengths > 1e-9).all() or lengths.max() > 1e30:
         return False
@@ -92,7 +92,7 @@ def _is_invertible(axes: NDArray[np.float64]) -> bool:
 
 
 def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple[NDArray[Any], Grid]:
-    """Flip and transpose a volume's axes so that they run as ``orientation`` says; no resampling.
+    """Flip and transpose a volume's axes to an orientation, without resampling.
 
     Args:
         array: (..., X, Y, Z), any dtype; its last three axes are those of ``grid``.
@@ -100,7 +100,7 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
         orientation: Three letters: one of R/L, one of A/P, one of S/I, in any order.
 
     Returns:
-        The turned array (a view where numpy allows it) and its grid.
+        The reoriented array (a view where numpy allows it) and its grid.
 
     Raises:
         ValueError: ``orientation`` is not a valid code, or the array's shape is not the grid's.

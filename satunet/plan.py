@@ -1,8 +1,8 @@
-"""The unified plan: everything that turns raw scans into what one network sees, and the network itself.
+"""The unified plan: all settings that turn raw scans into the input of one network, and the network itself.
 
-On disk it is a nnU-Net plan file (nnunetv2's ``PlansManager`` reads it) with what nnU-Net does not know under the
-key ``"satunet"``. The axes of ``spacing_mm`` and ``patch_size`` are those of the plan's orientation (R, A, S by
-default), not nnU-Net's (z, y, x).
+On disk it is an nnU-Net plan file, which nnunetv2's ``PlansManager`` reads, with satunet's own settings under the key
+``"satunet"``. The axes of ``spacing_mm`` and ``patch_size`` are those of the plan's orientation (R, A, S by default),
+not nnU-Net's (z, y, x).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _ONLY_IN_SOME = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """How the intensities of one modality are made comparable: clip, then z-score with the volume's own mean and std.
+    """Normalisation of intensities: clip, then z-score with the volume's own mean and standard deviation.
 
     Attributes:
         clip: Absolute lower and upper bound (CT, in HU), or ``None``.
         percentiles: Lower and upper percentile of the volume to clip to, or ``None``.
         mean: Subtracted instead of the volume's own mean; given together with ``std``.
         std: Divided by instead of the volume's own standard deviation.
-        nonzero: Whether mean and std are those of the voxels that are not zero, with what they enclose; the others
-            stay zero. For scans that were cut out, such as skull-stripped brains.
+        nonzero: Whether mean and std are computed over nonzero voxels, with the holes they enclose; all others stay
+            zero. For scans with a masked background, such as skull-stripped brains.
         unit_range: Whether to scale the range of the volume to [0, 1] instead.
     """
 
@@ -66,7 +66,7 @@ class Normalization:
     def of_nnunet(
         cls, scheme: str, *, use_mask: bool = False, intensities: Mapping[str, float] | None = None
     ) -> Normalization:
-        """The same as one of nnU-Net's schemes.
+        """The equivalent of one of nnU-Net's schemes.
 
         Args:
             scheme: ``"CTNormalization"``, ``"ZScoreNormalization"``, ``"NoNormalization"``,
@@ -75,7 +75,7 @@ class Normalization:
             intensities: A channel of ``foreground_intensity_properties_per_channel``; CT needs it.
 
         Raises:
-            PlanError: An unknown scheme, or CT without intensities.
+            PlanError: The scheme is unknown, or the one for CT has no intensities.
         """
         if scheme == "CTNormalization":
             try:
@@ -115,7 +115,7 @@ SAT_NORMALIZATION = {
 
 @dataclass(frozen=True, kw_only=True)
 class UnifiedPlan:
-    """One plan for all datasets; a record, of which nnU-Net's part of the file says some fields.
+    """One plan for all datasets; a record, some of whose fields are stored in nnU-Net's part of the file.
 
     Attributes:
         dataset_name: Folder of the unified dataset in ``nnUNet_preprocessed``.
@@ -124,28 +124,28 @@ class UnifiedPlan:
         orientation: Orientation of preprocessed scans.
         spacing_mm: Target spacing along the axes of ``orientation``.
         patch_size: Voxels of a training patch and of a window in prediction, divisible by the network's strides.
-        batch_size: Patches a training step.
-        patches_at_once: Patches of a training step that a process works on at once, where the batch is larger; the
-            others follow, and their gradients add up. All of the process's patches if ``None``.
-        training_patch_size: Voxels of a training patch, where it is another one than ``patch_size``.
-        queries_per_scan: Queries a patch, at most.
+        batch_size: Patches per training step.
+        patches_at_once: Patches that a process works on at once, if it has more in a step; gradients are accumulated.
+            All of the process's patches if ``None``.
+        training_patch_size: Voxels of a training patch, if different from ``patch_size``.
+        queries_per_scan: Largest number of queries per patch.
         normalization: Modality → normalisation.
-        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, where it is not that of the channel's
-            modality.
+        channel_normalization: ``"<dataset>:<channel>"`` → normalisation, if different from the modality's.
         network: The network.
         text_encoder: Name or folder of the text encoder.
         datasets: Names of the datasets the plan was made for.
         dataset_weights: Dataset → sampling weight.
-        dataset_orientation: Dataset → orientation, where it differs from ``orientation``.
+        dataset_orientation: Dataset → orientation, if different from ``orientation``.
         explanation: Value → one sentence that says why it was chosen.
-        class_spacings_mm: Modality → class → the isotropic spacings it was trained at, finest first, where they are
-            not ``spacing_mm``; see :meth:`spacing_for`.
+        class_spacings_mm: Modality → class → isotropic spacings it was trained at, finest first, if different from
+            ``spacing_mm``; see :meth:`spacing_for`.
         class_windows: Modality → class → voxels of the patches it was trained in, one per spacing of
-            ``class_spacings_mm``. A network that saw a class in patches of one size finds it in windows of that size,
-            and may not in others: norms and positions differ.
-        fit_windows: Whether a window is no larger than the scan, rounded up to the strides: for networks that were
+            ``class_spacings_mm``. A network that was trained on a class in patches of one size may fail in windows of
+            another size, because norms and positions differ.
+        fit_windows: Whether a window is no larger than the scan (rounded up to the strides), for networks that were
             trained with patches that fit.
-        one_piece: Classes that are one connected piece in the training labels; of their masks the largest is kept.
+        one_piece: Classes that are one connected component in the training labels; of their masks, only the largest
+            component is kept.
         options: Options of the plan, as :class:`satunet.planners.options.PlanOptions` writes them; empty in older
             plans.
     """
@@ -217,10 +217,11 @@ class UnifiedPlan:
     def spacing_for(
         self, class_name: str | None, modality: str, extent_mm: tuple[float, float, float]
     ) -> tuple[float, float, float]:
-        """Spacing at which to look for a class in a scan.
+        """Spacing at which a class is segmented in a scan.
 
-        A class that was trained at several spacings is looked for at the finest one at which a single window holds the
-        scan, else at the coarsest: a crop around an organ is seen in detail, a whole head in one piece.
+        Of several spacings that a class was trained at, this is the finest at which a single window contains the scan,
+        or
+        else the coarsest: a crop around an organ is segmented in detail, a whole head in one piece.
 
         Args:
             class_name: The class; ``None`` for words that name none.
@@ -239,7 +240,7 @@ class UnifiedPlan:
         return chosen, chosen, chosen
 
     def window_of(self, class_name: str | None, modality: str, spacing_mm: float) -> Axes:
-        """Voxels of a window in which to look for a class at a spacing, before :meth:`window_for` fits it to a scan."""
+        """Voxels of the window for a class at a spacing, before :meth:`window_for` fits it to a scan."""
         spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "", ())
         windows = self.class_windows.get(modality, {}).get(class_name or "", ())
         return dict(zip(spacings, windows, strict=False)).get(spacing_mm, self.patch_size)
@@ -267,7 +268,7 @@ class UnifiedPlan:
 
     @property
     def unified_folder(self) -> UnifiedFolder:
-        """Where everything that is made by this plan lies."""
+        """Folder of everything that is made with this plan."""
         return UnifiedFolder(name=self.dataset_name, plans_name=self.plans_name, configuration=self.configuration)
 
     @property
@@ -354,7 +355,7 @@ class UnifiedPlan:
         }
 
     def _own_part(self) -> dict[str, Any]:
-        """The record, without what nnU-Net's part of the file says already and without what only some plans have."""
+        """The record, without fields that nnU-Net's part of the file has and without optional fields that are empty."""
         fields = {name: value for name, value in to_plain(self).items() if name not in _SAID_BY_NNUNET}
         return {name: value for name, value in fields.items() if value or name not in _ONLY_IN_SOME}
 
@@ -363,7 +364,7 @@ class UnifiedPlan:
         """The inverse of :meth:`to_nnunet`.
 
         Raises:
-            PlanError: Not a unified plan, of another version, or with values that make no plan.
+            PlanError: The content is no unified plan, has another version, or has invalid values.
         """
         ours = content.get("satunet") if isinstance(content, Mapping) else None
         if not isinstance(ours, dict):
@@ -393,7 +394,7 @@ class UnifiedPlan:
         """Read a plan file.
 
         Raises:
-            PlanError: No such file, or not a unified plan.
+            PlanError: The file does not exist, or is no unified plan.
         """
         if not path.exists():
             raise PlanError(f"{path}: no such plan; make one with 'satunet plan_and_preprocess'")

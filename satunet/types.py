@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Integer, Shaped
 
 Axes: TypeAlias = tuple[int, int, int]
-"""One whole number per voxel axis: a shape, a position, a stride."""
+"""One integer per voxel axis: a shape, a position, a stride."""
 
 SpacingMm: TypeAlias = tuple[float, float, float]
 """Distance between voxel centres along the axes of an array, in millimetres."""
 
 Box: TypeAlias = tuple[slice, slice, slice]
-"""Part of a volume: ``volume[box]``; starts and stops are given, steps are not."""
+"""Part of a volume: ``volume[box]``; the slices have starts and stops, but no steps."""
 
-# np.ndarray spelled out below: from numpy 2.5 on, NDArray is an alias that jaxtyping cannot look into.
+# np.ndarray is spelled out below, because jaxtyping cannot resolve the alias NDArray since numpy 2.5.
 Volume: TypeAlias = Shaped[np.ndarray[Any, np.dtype[Any]], "x y z"]
 """Intensities, in any number type."""
 
@@ -28,7 +28,7 @@ LabelMap: TypeAlias = Integer[np.ndarray[Any, np.dtype[np.integer[Any]]], "x y z
 """Label ids; 0 is background."""
 
 Mask: TypeAlias = Bool[np.ndarray[Any, np.dtype[np.bool_]], "x y z"]
-"""Where a structure is."""
+"""Whether each voxel belongs to a structure."""
 
 Affine: TypeAlias = Float64[np.ndarray[Any, np.dtype[np.float64]], "4 4"]
 """Voxel index → RAS+ millimetres, homogeneous."""

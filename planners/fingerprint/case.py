@@ -1,8 +1,8 @@
-"""What one case looks like: its grid, its foreground intensities, its labels; and how nnunetv2 sees it.
+"""Findings of one case: grid, foreground intensities and labels, for satunet and for nnunetv2.
 
-Two readers of one file need not agree. nnunetv2 takes voxels as they are stored and every label above zero for
-foreground, in the axes of the reader that ``dataset.json`` names; satunet takes CT in Hounsfield units whatever the
-file adds to them, leaves out what nobody labelled, and has its axes in RAS. Both are found here, in one reading.
+The two differ. nnunetv2 uses stored values, counts every label above zero as foreground, and has the axes of the reader
+that ``dataset.json`` names. satunet converts CT to Hounsfield units, leaves out unlabelled voxels, and has axes in RAS.
+Both findings are made here, in one reading of the files.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from satunet.types import Box
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFindings:
-    """Numbers of a case.
+    """Findings of a case.
 
     Attributes:
         fingerprint: Fingerprint of the case: grid and labels.
-        intensities: Annotated foreground of each channel, as it is stored; ``None`` where there is none.
-        nnunet: Foreground of each channel as nnunetv2 sees it, voxels that nobody labelled included.
+        intensities: Annotated foreground of each channel in stored values; ``None`` if there is none.
+        nnunet: Foreground of each channel for nnunetv2, including unlabelled voxels.
         offsets: Offset of each channel above HU, if it is CT.
     """
 
@@ -46,7 +46,7 @@ class CaseFindings:
     offsets: tuple[float, ...]
 
     def in_units(self, channel: int, modality: str) -> CaseIntensities | None:
-        """Annotated foreground of a channel, CT in HU."""
+        """Annotated foreground of a channel; for CT in HU."""
         found, offset = self.intensities[channel], self.offsets[channel]
         return found.shifted(-offset) if found is not None and modality == "ct" and offset else found
 
@@ -57,7 +57,7 @@ def analyze_case(dataset: Dataset, case: Case, *, values: int, reader: str | Non
     Args:
         dataset: Dataset of the case.
         case: The case; it must have a label map.
-        values: Foreground voxels of each channel to keep for percentiles.
+        values: Number of foreground voxels of each channel to keep for percentiles.
         reader: nnunetv2's reader of the dataset, by class name; ``None`` if nnunetv2 cannot read it.
 
     Raises:
@@ -148,21 +148,21 @@ def count_labels(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
 
 
 def case_stamp(case: Case) -> Stamp:
-    """What a case is read from; which of its files are not there is part of it.
+    """Stamp of a case's files, which also records which of them are missing.
 
     Raises:
-        MissingFileError: A file is there and cannot be read.
+        MissingFileError: A file exists but cannot be read.
     """
     return Stamp.of(*_files_and_missing(case))
 
 
 def is_untouched(made_of: Stamp, case: Case) -> bool:
-    """Whether times and sizes alone say that a case's files are what they were; none is read."""
+    """Whether times and sizes prove that a case's files did not change; no file is read."""
     return made_of.is_untouched(*_files_and_missing(case))
 
 
 def renewed_stamp(made_of: Stamp, case: Case) -> Stamp | None:
-    """The stamp with today's times, if the case's files hold what they did, else ``None``; files may be read."""
+    """The stamp with current times if the contents of the case's files did not change, else ``None``; may read them."""
     files, combined = _files_and_missing(case)
     return made_of.renewed(files) if made_of.why_stale(files, combined) is None else None
 
@@ -178,7 +178,7 @@ def _without(labels: NDArray[Any], ignore_label: int | None) -> NDArray[Any]:
 
 
 def _nonzero_box(images: Sequence[Image]) -> Box:
-    """Smallest box around the voxels that are not zero in some channel; everything if there are none."""
+    """Smallest box around the voxels that are not zero in at least one channel; the whole volume if there are none."""
     nonzero = np.zeros(images[0].grid.shape, dtype=bool)
     for image in images:
         nonzero |= image.array != 0

@@ -1,9 +1,9 @@
-"""What a dataset looks like, in numbers that can be merged.
+"""Fingerprints of datasets, which can be merged.
 
-``dataset_fingerprint.json`` is nnU-Net's (spacings, shapes after cropping, foreground intensities; axes and voxels as
-nnunetv2's reader has them) and stays readable by nnunetv2; under the key ``"satunet"`` it holds what a union of
-datasets needs: for every case its spacing and shape in RAS and the voxels, extent and centroid of each label, for
-every channel moments and a quantile sketch of its foreground, CT in Hounsfield units. The fingerprint of a union is
+``dataset_fingerprint.json`` is nnU-Net's file (spacings, shapes after cropping, foreground intensities, in the axes and
+values of nnunetv2's reader) and stays readable by nnunetv2. Under the key ``"satunet"`` it holds what is needed for a
+union of datasets: for every case, spacing and shape in RAS and the voxels, extent and centroid of each label; for every
+channel, moments and a quantile sketch of the foreground, for CT in Hounsfield units. The fingerprint of a union is
 computed from these without opening a scan again. A fingerprint that nnunetv2 made, or that was published, has none of
 this and merges approximately.
 """
@@ -36,16 +36,15 @@ class CaseFingerprint:
         dataset: Name of the dataset.
         case: Identifier.
         channels: Channels, which are scans of the unified dataset.
-        spacing: Spacing in mm, (z, y, x) as nnunetv2's reader has it.
+        spacing: Spacing in mm, in the axes of nnunetv2's reader (z, y, x).
         shape_after_crop: Voxels inside the nonzero box of all channels, along the same axes.
         relative_size: Share of the volume that the crop keeps.
         spacing_ras: Spacing along right, anterior, superior.
         shape_ras: Voxels inside the nonzero box along right, anterior, superior.
-        label_voxels: Label id → voxels in the file; those that nobody labelled (nnU-Net's ``ignore``) are not listed.
+        label_voxels: Label id → voxels in the file, without nnU-Net's ``ignore``.
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
-        label_centroids_mm: Label id → centre of mass in the scanner's millimetres (right, anterior, superior).
-        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, where there are
-            any.
+        label_centroids_mm: Label id → centre of mass in scanner coordinates, mm (right, anterior, superior).
+        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing crops, if there are any.
         scans: Hash of the voxels of each channel; empty for constant ones.
         made_of: Stamp of the files; empty if an older version wrote it, and in unions.
     """
@@ -71,7 +70,7 @@ class FailedCase:
     """A case that cannot be used.
 
     Attributes:
-        reason: Why, in one sentence.
+        reason: Reason, in one sentence.
         made_of: Stamp of the files.
     """
 
@@ -86,13 +85,13 @@ class DatasetFingerprint:
     Attributes:
         dataset: Name.
         cases: Cases that can be used.
-        channels: Statistics of each channel; of a union: of each modality.
-        nnunet_channels: The same of the foreground as nnunetv2 sees it, voxels as they are stored and the ignore label
-            among them; empty where there is no difference.
+        channels: Statistics of each channel; for a union, of each modality.
+        nnunet_channels: Statistics of the foreground for nnunetv2, in stored values and with the ignore label; empty if
+            they are the same.
         channel_names: Names of the channels in ``dataset.json``; empty for a union.
         failed: Cases that cannot be used.
         settings: Parts of ``dataset.json`` that the fingerprint depends on.
-        approximate: Whether a part of it is nnU-Net's own, which merges approximately and knows no label.
+        approximate: Whether a part of it was made by nnU-Net, which merges approximately and has no labels.
     """
 
     RECORD_VERSION: ClassVar[int] = FINGERPRINT_VERSION
@@ -108,14 +107,14 @@ class DatasetFingerprint:
 
     @property
     def scans(self) -> int:
-        """Scans: every channel of every case."""
+        """Number of scans: every channel of every case."""
         return sum(case.channels for case in self.cases)
 
     def to_nnunet(self, *, cases: bool = True) -> dict[str, Any]:
         """Content of nnU-Net's file, and this record under ``"satunet"``.
 
         Args:
-            cases: Whether the record has what is known of each case; that of a union can be left to its datasets' own.
+            cases: Whether to include the cases; for a union, they are in the fingerprints of its datasets.
         """
         return {
             "spacings": [list(c.spacing) for c in self.cases],
@@ -136,7 +135,7 @@ class DatasetFingerprint:
             source: The file, for messages.
 
         Raises:
-            PlanError: Not ours, or of another version.
+            PlanError: The content was not written by satunet, or has another version.
         """
         return from_plain(
             content.get("satunet") if isinstance(content, Mapping) else content, cls, source=source, error=PlanError
@@ -144,10 +143,10 @@ class DatasetFingerprint:
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 5 knew sizes and times of files in another form; what versions before lack is in the scans alone.
+        """Version 5 stored sizes and times of files in another form; older versions lack values from the scans.
 
         Raises:
-            PlanError: A version before 5.
+            PlanError: The version is older than 5.
         """
         if version < 5:
             raise PlanError(f"fingerprint of version {version}; this satunet reads versions 5 to {cls.RECORD_VERSION}")
@@ -159,12 +158,13 @@ class DatasetFingerprint:
 
     @classmethod
     def from_nnunet(cls, content: Mapping[str, Any], dataset: Dataset) -> DatasetFingerprint:
-        """The fingerprint of a dataset of which only nnU-Net's is known, as those that are published.
+        """Make a fingerprint from nnU-Net's alone, such as a published one.
 
-        nnU-Net's axes are taken for (superior, anterior, right): those of a reader that reorients, and of most files.
+        nnU-Net's axes are assumed to be (superior, anterior, right), which holds for a reader that reorients, and for
+        most files.
 
         Raises:
-            PlanError: Something that every fingerprint of nnU-Net has is missing, or does not fit ``dataset.json``.
+            PlanError: A part of nnU-Net's fingerprint is missing, or does not fit ``dataset.json``.
         """
         try:
             spacings, shapes = content["spacings"], content["shapes_after_crop"]
@@ -210,11 +210,11 @@ class DatasetFingerprint:
 def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "union") -> DatasetFingerprint:
     """The fingerprint of a union, whose channels are modalities.
 
-    The order of the fingerprints, and of merging some of them first, changes nothing but the last bits of moments and
-    what the sketch leaves open in percentiles (0.2 percentage points in rank).
+    The order and grouping of merges only changes the last bits of moments, and percentiles within the error of the
+    sketch (0.2 percentage points in rank).
 
     Raises:
-        ValueError: Nothing to merge.
+        ValueError: There is nothing to merge.
     """
     merged: dict[str, ChannelStatistics] = {}
     for channel in (c for f in fingerprints for c in f.channels):
@@ -224,7 +224,7 @@ def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "
         raise ValueError("there is nothing to merge")
     return DatasetFingerprint(
         dataset=name,
-        # Whether a case is fresh is asked where its dataset's own fingerprint is.
+        # Whether a case is fresh is decided by its dataset's own fingerprint.
         cases=tuple(
             replace(case, made_of=Stamp())
             for case in sorted((c for f in fingerprints for c in f.cases), key=lambda c: (c.dataset, c.case))

@@ -1,7 +1,7 @@
-"""Fingerprints from scans: case by case in parallel, every case kept as soon as it is known.
+"""Fingerprints from scans: cases are read in parallel, and each is saved at once.
 
-What was found in a case lies in ``fingerprint_cases/<case>.json`` beside the dataset's fingerprint, so that an
-interrupted extraction goes on where it stopped, and a case that is added is the only one to be read.
+The findings of a case are kept in ``fingerprint_cases/<case>.json`` beside the dataset's fingerprint, so that an
+interrupted extraction continues where it stopped, and only the new case is read if one is added.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class _Job:
 def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[DatasetFingerprint, JobSummary]:
     """Extract a dataset's fingerprint, reading the cases that are new or have changed.
 
-    A fingerprint that nnunetv2 extracted before keeps nnunetv2's values; ours are added to it. Where no scan is on
-    disk, the fingerprint that is there is taken as it is.
+    A fingerprint that nnunetv2 extracted before keeps nnunetv2's values; satunet's are added to it. Without scans on
+    disk, an existing fingerprint is used unchanged.
 
     Args:
         name: Dataset in ``nnUNet_raw``.
-        processes: Worker processes, or where else to run.
+        processes: Number of worker processes, or workers of another kind.
 
     Returns:
-        The fingerprint of the cases that could be read, and what became of each case.
+        The fingerprint of the cases that could be read, and a summary of all cases.
 
     Raises:
         DatasetError: No case could be read.
-        PlanError: There are no scans, and the fingerprint that is there cannot be used.
+        PlanError: There are no scans, and the existing fingerprint cannot be used.
     """
     dataset = load_dataset(name)
     folder = preprocessed_dir() / name
@@ -189,12 +189,12 @@ def _cached(content: dict[str, Any], file: Path) -> DatasetFingerprint | None:
 def _stamp_if_readable(case: Case) -> Stamp:
     try:
         return case_stamp(case)
-    except MissingFileError:  # it may become readable without any other change: ask again
+    except MissingFileError:  # it may become readable without any other change, so it is tried again
         return Stamp()
 
 
 def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Case]) -> bool:
-    """Whether no file of the dataset has been touched since."""
+    """Whether no file of the dataset was touched since the fingerprint was made."""
     known = {c.case: c.made_of for c in fingerprint.cases}
     known |= {case: failed.made_of for case, failed in fingerprint.failed.items()}
     return (
@@ -206,14 +206,14 @@ def _is_of(fingerprint: DatasetFingerprint, dataset: Dataset, cases: Sequence[Ca
 
 @dataclass(frozen=True, kw_only=True)
 class _KnownCase:
-    """What was found in a case before: a record.
+    """Record of the findings of a case.
 
     Attributes:
-        settings: Values that the numbers depend on, besides the case's files.
+        settings: Settings that the findings depend on, besides the case's files.
         fingerprint: Grid and labels.
         channels: Annotated foreground of each channel.
-        offsets: Distance of each channel from HU.
-        nnunet: Foreground as nnunetv2 sees it, where that differs.
+        offsets: Offset of each channel above HU.
+        nnunet: Foreground for nnunetv2, if different.
     """
 
     RECORD_VERSION: ClassVar[int] = FINGERPRINT_VERSION
@@ -226,13 +226,13 @@ class _KnownCase:
 
 
 def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -> CaseFindings | None:
-    """What was found in a case, if its files are what they were; their times may differ if their content does not."""
+    """The recorded findings of a case, if the contents of its files did not change."""
     try:
         known = load_record(cache / f"{case.identifier}.json", _KnownCase)
         if known.settings != _case_settings(dataset, reader):
             return None
         made_of = renewed_stamp(known.fingerprint.made_of, case)
-    except SatunetError:  # there is none, it is damaged, or another version's: the case is read
+    except SatunetError:  # missing, damaged or of another version: the case is read
         return None
     if made_of is None:
         return None
@@ -256,7 +256,7 @@ def _to_cache(cache: Path, dataset: Dataset, case: Case, found: CaseFindings, re
 
 
 def _settings(dataset: Dataset) -> str:
-    """What of ``dataset.json`` a fingerprint's numbers depend on."""
+    """Parts of ``dataset.json`` on which the findings of cases depend."""
     return (
         f"{len(dataset.modalities)} channels; label ids {sorted(dataset.label_ids)}, {dataset.ignore_label} ignored; "
         f"reader {dataset.reader}" + ("; shapes trusted" if dataset.trust_shape else "")
@@ -264,12 +264,12 @@ def _settings(dataset: Dataset) -> str:
 
 
 def _all_settings(dataset: Dataset) -> str:
-    """The same of a dataset, with what its channels are, which changes no number of a case."""
+    """The same with the channels' names and modalities, which do not change the findings of cases."""
     return (
         f"{_settings(dataset)}; modalities {', '.join(dataset.modalities)}; channels {', '.join(dataset.channel_names)}"
     )
 
 
 def _case_settings(dataset: Dataset, reader: str | None) -> str:
-    """The same of a case, with nnunetv2's reader."""
+    """Settings on which the findings of a case depend, with nnunetv2's reader."""
     return f"{_settings(dataset)}, found to be {reader}"

@@ -1,4 +1,4 @@
-"""What the headers of a dataset's files leave open about where their voxels are, gathered over its cases."""
+"""Ambiguities in the headers of a dataset's files about the position of voxels, collected over its cases."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from satunet.images.image import header_doubts
 from satunet.labels import normalize_name
 
 SAMPLE = 3
-"""Cases that are looked at where an answer is wanted at once."""
+"""Number of cases that are checked when a quick answer is needed."""
 
 
 def dataset_doubts(dataset: Dataset, cases: Sequence[Case]) -> list[str]:
-    """A sentence for each thing that headers leave open, with how many files it is in and one of them.
+    """One sentence for each ambiguity of headers, with the number of files and one of them as an example.
 
-    Which side is left matters only where classes have sides. Files that cannot be read are other functions' concern.
+    An unclear left side only matters if classes have sides. Unreadable files are ignored here.
     """
     sided = any(normalize_name(name).side is not None for name in dataset.labels)
     found: dict[str, list[tuple[Path, str]]] = {}

@@ -1,9 +1,10 @@
 """Foreground intensities of a channel, in a form that merges.
 
-As in nnU-Net every case counts the same, however large its foreground. nnU-Net draws as many voxels of every case
-with replacement; here a case is described by exact moments and by its quantile function, and a dataset by sums of
-moments and by a t-digest (Dunning, Ertl 2019; Apache DataSketches), which gives the percentiles of a union without
-opening a scan again. Of the sketches at hand it is the one without randomness: the same scans give the same file.
+As in nnU-Net, every case has the same weight, regardless of the size of its foreground. nnU-Net draws the same number
+of voxels from every case, with replacement; here, a case is described by exact moments and its quantile function, and a
+dataset by sums of moments and a t-digest (Dunning, Ertl 2019; Apache DataSketches), which gives the percentiles of a
+union without opening a scan again. Of the available sketches, it is the only deterministic one: the same scans give the
+same file.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from numpy.typing import NDArray
 from satunet.types import PackedFloats
 
 SKETCH_K = 2000
-"""Size of the sketch (20 KB): its percentiles are off by less than 0.2 percentage points in rank, in the tails by
-less than 0.01."""
+"""Size of the sketch (20 KB): the error of percentiles is below 0.2 percentage points in rank, and below 0.01 in the
+tails."""
 PERCENTILES = (0.5, 50.0, 99.5)
 RANKS: NDArray[np.float64] = np.unique(
     np.concatenate([np.linspace(0, 0.02, 129), np.linspace(0.02, 0.98, 769), np.linspace(0.98, 1, 129)]).round(9)
 )
 """Ranks at which a case's quantile function is kept: 0.016 percentage points apart in the tails, 0.125 between."""
 _VALUES_PER_CASE = 5_000
-"""What a case gives to the sketch."""
+"""Number of values that a case contributes to the sketch."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +38,8 @@ class CaseIntensities:
     Attributes:
         mean: Mean of all foreground voxels.
         mean_square: Mean of their squares.
-        minimum: Smallest.
-        maximum: Largest.
+        minimum: Smallest voxel.
+        maximum: Largest voxel.
         quantiles: float32, the quantile function at :data:`RANKS`.
     """
 
@@ -89,7 +90,7 @@ class ChannelStatistics:
         square_sum: Sum of the cases' mean squares.
         minimum: Smallest intensity.
         maximum: Largest intensity.
-        quantiles: The :data:`PERCENTILES`, where they were computed from voxels; ``None`` after merging.
+        quantiles: Values at :data:`PERCENTILES`, if they were computed from voxels; ``None`` after merging.
         sketch: t-digest, serialised.
     """
 
@@ -123,9 +124,9 @@ class ChannelStatistics:
 
     @classmethod
     def from_nnunet(cls, content: Mapping[str, float], cases: int, modality: str) -> ChannelStatistics:
-        """Statistics as nnU-Net's fingerprint has them, without a sketch: an approximate one takes its place.
+        """Statistics from nnU-Net's fingerprint, which has no sketch; an approximate one is made.
 
-        Moments are nnU-Net's. Percentiles between those it gives follow a normal distribution on either side of the
+        Moments are nnU-Net's. Percentiles between the given ones follow a normal distribution on either side of the
         median.
         """
         low, median, high = (float(content[key]) for key in ("percentile_00_5", "median", "percentile_99_5"))
@@ -163,7 +164,7 @@ class ChannelStatistics:
         )
 
     def percentiles(self, ranks: Sequence[float]) -> list[float]:
-        """Percentiles by the sketch; ``ranks`` in [0, 100]. NaN without foreground."""
+        """Percentiles from the sketch for ``ranks`` in [0, 100]; NaN without foreground."""
         if self.cases == 0:
             return [float("nan")] * len(ranks)
         sketch = _sketch(self.sketch)
@@ -186,11 +187,11 @@ class ChannelStatistics:
 
 
 def _percentiles(cases: Sequence[NDArray[np.float32]]) -> tuple[float, ...]:
-    """:data:`PERCENTILES` of all cases together, each weighing the same, from their quantile functions."""
+    """:data:`PERCENTILES` of all cases together, with equal weights, from their quantile functions."""
     wanted = np.array(PERCENTILES) / 100
     if len(cases) == 1:
         return tuple(float(v) for v in np.interp(wanted, RANKS, cases[0]))
-    # Between two ranks a case's values are taken for their mean, with the share of voxels that lies between.
+    # Values of a case between two ranks are approximated by the mean of both, weighted with the share of voxels between.
     values = np.concatenate([(case[1:] + case[:-1]) / 2 for case in cases])
     order = np.argsort(values, kind="stable")
     weights = np.tile(np.diff(RANKS), len(cases))[order]

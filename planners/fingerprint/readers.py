@@ -1,4 +1,4 @@
-"""How nnunetv2 reads a dataset's files: which of its readers it takes, in which axes, with which spacing."""
+"""How nnunetv2 reads a dataset's files: its choice of reader, and the reader's axes and spacing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nnunet_reader(dataset: Dataset, cases: Sequence[Case]) -> str | None:
     """Class of nnunetv2's reader for a dataset, as nnunetv2 chooses it; ``None`` if it has none for these files."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    # nnunetv2 reads the example with SimpleITK, which a header that lies would crash.
+    # nnunetv2 reads the example with SimpleITK, which crashes on some false headers.
     example = next((str(case.images[0]) for case in cases if _is_sound(case.images[0])), None)
     content = {"file_ending": dataset.file_ending}
     if dataset.reader is not None:
@@ -37,7 +37,7 @@ def nnunet_reader(dataset: Dataset, cases: Sequence[Case]) -> str | None:
     with prints_to_log(logger, "nnunetv2"), contextlib.redirect_stderr(io.StringIO()):
         try:
             return str(determine_reader_writer_from_dataset_json(content, example, verbose=False).__name__)
-        except Exception as error:  # it raises what it likes, and None.__name__ is an AttributeError
+        except Exception as error:  # nnunetv2 may raise anything; None.__name__ is an AttributeError
             logger.debug("%s: nnunetv2 has no reader (%s)", dataset.name, error)
             return None
 
@@ -59,7 +59,7 @@ def nnunet_axes(path: Path, grid: Grid, reader: str | None) -> tuple[Triple, tup
         reader: Name of the reader's class.
     """
     if reader == REORIENTING:
-        # (right, anterior, superior) behind each other, then reversed as every reader of nnunetv2 does
+        # in the order right, anterior, superior, then reversed as in every reader of nnunetv2
         letters = ["RLAPSI".index(letter) // 2 for letter in grid.orientation]
         axes = (letters.index(2), letters.index(1), letters.index(0))
     else:
@@ -70,7 +70,7 @@ def nnunet_axes(path: Path, grid: Grid, reader: str | None) -> tuple[Triple, tup
 
 
 def _stored_spacing(path: Path, grid: Grid, reader: str | None) -> Sequence[float] | None:
-    """Spacing along the file's axes as nnunetv2's reader takes it, where that is not the affine's."""
+    """Spacing along the file's axes for nnunetv2's reader, if different from the affine's."""
     if image_ending(path) not in (".nii", ".nii.gz") or reader is None:
         return None
     if reader == "SimpleITKIO":
@@ -85,6 +85,6 @@ def _stored_spacing(path: Path, grid: Grid, reader: str | None) -> Sequence[floa
         spacing: tuple[float, ...] = header.GetSpacing()
         return spacing[:3]
     if reader == REORIENTING and grid.orientation != "RAS":
-        return None  # nibabel writes the affine's spacing into the header of what it turns
+        return None  # when nibabel reorients, it writes the affine's spacing into the header
     zooms = nib.load(path).header.get_zooms()  # type: ignore[attr-defined]
     return [float(z) for z in zooms[:3]]

@@ -1,8 +1,8 @@
-"""nnU-Net's own planners without their networks: plans of specialists in milliseconds.
+"""nnU-Net's own planners without building networks: plans of specialists in milliseconds.
 
-nnunetv2 builds a torch network for every patch it tries, only to count the elements of its feature maps. The count
-has a closed form. Everything else stays nnunetv2's: its planners are derived from here with that one function
-replaced, so that a plan is what the installed nnunetv2 would write, key by key.
+nnunetv2 builds a torch network for every patch it tries, only to count the elements of its feature maps, for which
+there is a closed form. The planners here are subclasses of nnunetv2's that replace only this function, so that a plan
+is exactly what the installed nnunetv2 would write, key by key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PLANS = {
     "resenc_l": "nnUNetResEncUNetLPlans",
     "resenc_xl": "nnUNetResEncUNetXLPlans",
 }
-"""Name → nnunetv2's name of the plans, which is their file's."""
+"""Name → nnunetv2's name of the plans, which is also their file name."""
 
 
 def plan_nnunet(
@@ -51,14 +51,14 @@ def plan_nnunet(
             ``nnUNet_preprocessed``; scans need not be there.
         planner: Name of the planner, one of :data:`PLANNERS`.
         gpu_memory_gb: Memory to plan for; the planner's own if not given.
-        spacing_mm: Target spacing of 3d_fullres in nnU-Net's axes (z, y, x) instead of a planned one.
-        base_features: Features of the first stage instead of 32.
+        spacing_mm: Target spacing of 3d_fullres in nnU-Net's axes (z, y, x); planned if not given.
+        base_features: Features of the first stage; 32 if not given.
 
     Returns:
         The plans.
 
     Raises:
-        PlanError: An unknown planner, or nothing that it plans fits.
+        PlanError: The planner is unknown, or no plan fits.
     """
     options: dict[str, Any] = {}
     if gpu_memory_gb is not None:
@@ -72,17 +72,17 @@ def plan_nnunet(
         try:
             plans: dict[str, Any] = made.plan_experiment()
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
-            # Where no patch fits, it shrinks its patch to nothing, which shows in many ways.
+            # If no patch fits, it shrinks the patch to nothing, which ends in various errors.
             raise PlanError(f"{dataset_name}: nnU-Net's planner failed ({type(error).__name__}: {error})") from error
     return plans
 
 
 @lru_cache(maxsize=len(PLANNERS))
 def planner_class(planner: str) -> Any:
-    """A class of nnunetv2's planners that builds no network; nnunetv2's own functions take it, too.
+    """A subclass of one of nnunetv2's planners that builds no network; nnunetv2's own functions accept it.
 
     Raises:
-        PlanError: An unknown name.
+        PlanError: The name is unknown.
     """
     if planner not in PLANNERS:
         raise PlanError(f"planner {planner!r}; allowed are {', '.join(PLANNERS)}")
@@ -99,7 +99,7 @@ def planner_class(planner: str) -> Any:
                 try:
                     found: dict[str, Any] = listed(folder, dataset_json)
                     return found
-                except FileNotFoundError:  # a plan needs no scans; only the choice of a reader asks for one
+                except FileNotFoundError:  # planning needs no scans; only the choice of a reader wants one
                     return {}
 
             with mock.patch.object(default, "get_filenames_of_train_images_and_targets", files):
@@ -138,7 +138,7 @@ def feature_map_size(
         output_channels: Output channels of the segmentation layer at full resolution.
 
     Raises:
-        PlanError: Another network.
+        PlanError: The network is of another kind.
     """
     name = network_class.rpartition(".")[2]
     if name not in ("PlainConvUNet", "ResidualEncoderUNet"):

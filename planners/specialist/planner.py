@@ -32,17 +32,17 @@ def plan_specialist(
     base_features: int | None = None,
     planner: str = "default",
 ) -> None:
-    """Let nnunetv2's planner write its plans file, from the fingerprint that is there.
+    """Let nnunetv2's planner write its plans file, from the existing fingerprint.
 
     Args:
         dataset: The dataset; its ``dataset_fingerprint.json`` must exist.
         gpu_memory_gb: Memory to plan for; the planner's own (8 GB by default) if not given.
-        spacing_mm: Target spacing (R, A, S) instead of a planned one.
-        base_features: Features of the first stage instead of 32, for machines without a GPU.
+        spacing_mm: Target spacing (R, A, S); planned if not given.
+        base_features: Features of the first stage, for machines without a GPU; 32 if not given.
         planner: Name of the planner, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`.
 
     Raises:
-        PlanError: nnU-Net makes no 3D configuration: the scans are single slices, or no patch fits the memory.
+        PlanError: nnU-Net plans no 3D configuration: the scans are single slices, or no patch fits the memory.
     """
     target = None
     if spacing_mm is not None:
@@ -59,7 +59,7 @@ def plan_specialist(
 
 
 def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
-    """Let nnunetv2 preprocess a dataset for its specialist, unless plan and scans are what they were.
+    """Let nnunetv2 preprocess a dataset for its specialist, unless plan and scans did not change.
 
     Returns:
         Whether there was anything to do.
@@ -69,7 +69,7 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
     folder = preprocessed_dir() / name
     files, plan = _made_from(name)
     marker = folder / f"{PLANS_NAME}_{CONFIGURATION}_made_from.json"
-    with contextlib.suppress(SatunetError):  # no record, or one that cannot be read
+    with contextlib.suppress(SatunetError):  # the record is missing or unreadable
         if load_record(marker, Stamp).why_stale(files, plan) is None:
             return False
     marker.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
 
 
 def _made_from(name: str) -> tuple[list[Path], dict[str, Any]]:
-    """What nnU-Net's preprocessed scans depend on: the files, and what of the plan."""
+    """Inputs of nnU-Net's preprocessed scans: files, and parts of the plan."""
     plan = read_json(preprocessed_dir() / name / f"{PLANS_NAME}.json")
     files = [file for case in load_dataset(name).training_cases() for file in case.files if file.is_file()]
     return files, {
@@ -97,7 +97,7 @@ def _made_from(name: str) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _in_nnunets_axes(spacing_mm: tuple[float, float, float], dataset: Dataset) -> list[float]:
-    """Spacing along R, A, S → along the axes of nnunetv2's reader, for files as the first one."""
+    """Spacing along R, A, S → along the axes of nnunetv2's reader, for files like the first one."""
     if not dataset.has_scans:
         return [float(s) for s in reversed(spacing_mm)]
     cases = dataset.training_cases()

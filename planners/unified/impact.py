@@ -1,4 +1,4 @@
-"""What one plan for all costs each dataset: resolution, thin classes, structures larger than the patch."""
+"""Costs of the unified plan for each dataset: resolution, thin classes, structures larger than the patch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ Ids = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Impact:
-    """What a dataset gives up.
+    """Costs for a dataset.
 
     Attributes:
-        dataset: Name.
+        dataset: Name of the dataset.
         scans: Number of scans.
         spacing_mm: Median spacing along right, anterior, superior.
-        coarsening: Factor by which the plan's spacing is coarser along each axis; 1 where it is not.
-        thin: Classes that are thinner than a voxel of the plan along some axis, in the median over cases, with that
-            thickness in mm; thinnest first.
-        large: Classes that are longer than the patch along some axis, with the share that a patch covers there;
-            largest first.
+        coarsening: Factor by which the plan's spacing is coarser along each axis, at least 1.
+        thin: Classes whose median thickness along an axis is less than a voxel of the plan, with that thickness in mm;
+            thinnest first.
+        large: Classes that are longer than the patch along an axis, with the share that a patch covers; largest first.
     """
 
     dataset: str
@@ -37,18 +36,19 @@ class Impact:
 
     @property
     def lost_resolution(self) -> float:
-        """Voxels of the dataset for one of the plan, where the plan is coarser."""
+        """Number of the dataset's voxels per voxel of the plan, over the axes along which the plan is coarser."""
         return float(np.prod(self.coarsening))
 
 
 def impact_of(
     plan: UnifiedPlan, fingerprints: Iterable[DatasetFingerprint], labels: Mapping[str, Ids]
 ) -> tuple[Impact, ...]:
-    """What the plan costs each dataset, hardest hit first.
+    """Costs of the plan for each dataset, largest first.
 
     Args:
         plan: The plan.
-        fingerprints: Fingerprints of its datasets. One that nnunetv2 made has no labels: its classes are left out.
+        fingerprints: Fingerprints of its datasets; those that nnunetv2 made have no labels, and their classes are left
+            out.
         labels: Dataset → class → label ids.
     """
     rows = [_impact(plan, fingerprint, labels.get(fingerprint.dataset, {})) for fingerprint in fingerprints]
@@ -56,7 +56,7 @@ def impact_of(
 
 
 def summarize(impacts: Sequence[Impact], *, most: int = 3) -> dict[str, str]:
-    """What suffers most, as sentences for the plan's explanation."""
+    """The largest costs, as sentences for the plan's explanation."""
     sentences: dict[str, str] = {}
     coarser = [i for i in impacts if i.lost_resolution > 1.5]
     if coarser:
@@ -104,7 +104,7 @@ def _impact(plan: UnifiedPlan, fingerprint: DatasetFingerprint, labels: Ids) -> 
 
 
 def _extent(cases: Iterable[CaseFingerprint], ids: Sequence[int]) -> np.ndarray | None:
-    """Median over cases of the largest extent that one of the labels has; ``None`` if no case has any."""
+    """Median over cases of the largest extent of any of the labels; ``None`` if no case has them."""
     found = []
     for case in cases:
         sizes = [case.label_extents_mm[n] for n in ids if n in case.label_extents_mm]

@@ -1,4 +1,4 @@
-"""Which normalisation each modality gets: SAT's by modality, or nnU-Net's rules applied to the union."""
+"""Choice of the normalisation of each modality: SAT's scheme, or nnU-Net's rules applied to the union."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from satunet.planners.fingerprint.intensities import ChannelStatistics
 from satunet.planners.options import NormalizationSchemes
 
 CUT_OUT_BELOW = 0.75
-"""Median share of a volume inside its nonzero box below which nnU-Net takes scans for cut out."""
+"""Median share of a volume inside its nonzero box below which nnU-Net regards scans as masked."""
 
 _NNUNET_SCHEMES = {
     "ct": "CTNormalization",
@@ -30,11 +30,11 @@ _NNUNET_SCHEMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Schemes:
-    """How the intensities of a union are made comparable.
+    """Normalisations of a union.
 
     Attributes:
         by_modality: Modality → normalisation.
-        by_channel: ``"<dataset>:<channel>"`` → normalisation, where it is another than that of its modality.
+        by_channel: ``"<dataset>:<channel>"`` → normalisation, if different from that of its modality.
         why: Reason, in one sentence.
     """
 
@@ -46,11 +46,11 @@ class Schemes:
 def plan_normalization(fingerprints: Sequence[DatasetFingerprint], schemes: NormalizationSchemes) -> Schemes:
     """Choose the normalisations.
 
-    nnU-Net's rules: a channel's name decides, as in ``dataset.json`` for nnunetv2: ``CT`` is clipped and scaled by the
-    intensities of all foreground, ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1`` and ``zscore`` are what they say, and
-    anything else is z-scored scan by scan, with the nonzero voxels alone where scans are cut out so that cropping keeps
-    less than three quarters. A CT whose name says nothing is one by its modality. A modality has the scheme of most of
-    its scans; what other channels of that modality have instead is kept beside it.
+    nnU-Net's rules go by the channel's name in ``dataset.json``: ``CT`` is clipped and scaled by the intensities of all
+    foreground; ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1`` and ``zscore`` name their scheme; any other channel is
+    z-scored scan by scan, over the nonzero voxels only if cropping keeps less than three quarters of the scans. A
+    channel whose name does not say CT is also treated as CT if that is its modality. A modality gets the scheme of most
+    of its scans; channels of that modality with another scheme are kept separately.
     """
     if schemes == "sat":
         why = "CT is clipped to [-500, 1000] HU, other modalities to their 0.5 and 99.5 percentiles (SAT)"
@@ -102,7 +102,7 @@ def _scheme_of(name: str, modality: str) -> str:
 def _ct_intensities(
     fingerprints: Sequence[DatasetFingerprint], names: Mapping[tuple[str, int], str]
 ) -> dict[str, float] | None:
-    """Foreground of all channels with nnU-Net's CT scheme; ``None`` if they say nothing."""
+    """Foreground intensities of all channels with nnU-Net's CT scheme; ``None`` if there are none."""
     merged: ChannelStatistics | None = None
     for f in fingerprints:
         for channel, statistics in enumerate(f.channels):

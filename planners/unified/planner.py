@@ -38,30 +38,30 @@ SAT_PATCH = (288, 288, 96)
 SAT_TRAINING_PATCH = (288, 288, 64)
 SAT_BATCH = 16
 SAT_AT_ONCE = {"nano": 2, "pro": 1}
-"""Patches on a GPU: 8 GPUs trained SAT-Nano, 16 SAT-Pro."""
+"""Patches per GPU in SAT's training, on 8 GPUs for SAT-Nano and 16 for SAT-Pro."""
 MUCH_COARSER = 4.0
-"""Factor between a plan's spacing and the scans' own from which on it is remarked on, if few voxels are left."""
+"""Smallest ratio between the plan's spacing and the scans' that is remarked on, if few voxels are left."""
 FEW_VOXELS = 16
 LARGE_BATCH = 128
 MAX_SHARE_OF_DATA = 0.05
 """Share of all voxels that one batch may hold, as in nnU-Net."""
 _TEXT_DIM = {"minilm": 384}
 _BASE_FEATURES = ((40.0, 64), (4.0, 32), (0.0, 16))
-"""(GB from which on, features of the first stage)."""
+"""(smallest GPU memory in GB, features of the first stage)."""
 
 
 def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOptions | None = None) -> UnifiedPlan:
     """Plan one network for all datasets.
 
-    Every scan weighs 1/sqrt(scans of its dataset) × the catalogue's factor, as in training, so that a large dataset
-    does not decide alone.
+    The weight of every scan is 1/sqrt(scans of its dataset) × the catalogue's factor, as in training, so that a large
+    dataset does not dominate.
 
     Args:
         fingerprints: Fingerprints of the datasets.
-        options: Values that are given; everything else is planned.
+        options: Given values; everything else is planned.
 
     Raises:
-        PlanError: No dataset, values that make no plan, or a budget that nothing fits.
+        PlanError: There is no dataset, values are invalid, or nothing fits the memory.
     """
     options = PlanOptions() if options is None else options
     if not fingerprints:
@@ -91,7 +91,7 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         why["weights"] += f"; times SAT's factor for {', '.join(raised)}"
     orientation: dict[str, str] = {}
     if options.preset != "auto":
-        # A network of SAT's weights expects what SAT was trained on; a planned one has every scan in one frame.
+        # A network with SAT's weights expects SAT's orientations; a planned network gets all scans in the same one.
         orientation = {n: r.orientation for n, r in records.items() if r is not None and r.orientation != "RAS"}
     if orientation:
         why["orientation"] = "RAS, and as SAT has them: " + ", ".join(
@@ -121,14 +121,14 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
 def save_unified_plan(plan: UnifiedPlan, fingerprints: Sequence[DatasetFingerprint]) -> Path:
     """Write the plan and the merged fingerprint into the unified dataset's folder; returns the plan's path."""
     file = plan.unified_folder.plan
-    plan.save(file)  # first: a fingerprint without a plan beside it is that of a raw dataset
+    plan.save(file)  # first, because a fingerprint without a plan beside it counts as that of a raw dataset
     merged = merge_fingerprints(fingerprints, plan.dataset_name)
     write_json(plan.unified_folder.fingerprint, merged.to_nnunet(cases=False))
     return file
 
 
 def weighted_quantile(values: NDArray[np.float64], weights: NDArray[np.float64], q: float) -> float:
-    """Smallest value whose cumulated weight reaches the share ``q`` of all weight."""
+    """Smallest value whose cumulative weight reaches the share ``q`` of the total weight."""
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(cumulated, q * cumulated[-1] * (1 - 1e-12))])
@@ -213,7 +213,7 @@ def _auto(
 
 
 def _base_features(options: PlanOptions, topology_of: Callable[[int, float], Topology], why: dict[str, str]) -> int:
-    """Features of the first stage: more from a certain memory on, unless patch × features would shrink for it."""
+    """Features of the first stage: more with more memory, unless patch × features would shrink."""
     if options.base_features is not None:
         why["features"] = f"{options.base_features} in the first stage was given"
         return options.base_features
@@ -223,7 +223,7 @@ def _base_features(options: PlanOptions, topology_of: Callable[[int, float], Top
     kept = False
     if options.patch_size is None:
         for edge, more in levels[1:]:
-            # Where the step is no loss where it is due, it is taken; else as soon as it is none.
+            # The step is taken at its threshold if that is no loss there, else at the first memory at which it is none.
             kept = all(
                 _content(topology_of, features, gb) > _content(topology_of, more, gb) for gb in (edge, gpu_memory_gb)
             )
@@ -274,7 +274,7 @@ def _remarks(
     scans: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     why: dict[str, str],
 ) -> None:
-    """Say how much memory a step takes, and what of the plan is hardly meant."""
+    """Note the memory that a step takes, and values of the plan that are probably not intended."""
     needed = memory_bytes(network, patch, batch, options.queries_per_scan) / GB
     why["memory"] = f"{needed:.1f} GB for a training step by the planner's estimate"
     remarks = []
@@ -319,7 +319,7 @@ def _published(
     if text_dim == network.query_dim:
         network = dataclasses.replace(network, adapter="modality")
     else:
-        # Another text encoder than SAT's: its embeddings are projected to the width of SAT's queries.
+        # With another text encoder than SAT's, embeddings are projected to the width of SAT's queries.
         network = dataclasses.replace(network, text_dim=text_dim, adapter="whitened_projection")
     why["network"] = f"SAT-{preset.capitalize()} as published"
     patch = patch_size or SAT_PATCH

@@ -1,7 +1,7 @@
-"""What looks wrong in a label space: for a person to read before a network is trained on it.
+"""Review of a label space: suspicious entries that a person should check before training.
 
-Nothing here changes the label space. A name that should be merged, a class that is another thing in another dataset,
-and a left that is right are all seen in numbers that fingerprints hold already: no scan is opened.
+The label space is not changed. Names that should be merged, classes that mean different things in different datasets,
+and swapped sides are recognised from fingerprints alone, without opening a scan.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from satunet.labels.context import is_generic
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 
 SIMILAR_FROM = 88.0
-"""Similarity of two names, in percent of their letters, from which on they may be one name."""
+"""Smallest similarity, in percent of their letters, at which two names may mean the same."""
 VOLUME_RATIO = 4.0
-"""Ratio of a class's median volumes in two datasets from which on it may be two structures."""
-# Words that tell structures apart, however alike the rest of their names is.
+"""Smallest ratio of a class's median volumes in two datasets at which it may be two structures."""
+# Words that tell structures apart, however similar their names are otherwise.
 _DISTINGUISHING = frozenset(
     [
         "left",
@@ -83,7 +83,7 @@ _DISTINGUISHING = frozenset(
         "descending",
     ]
 )
-# Words that often stand beside a name without changing what it is.
+# Words that are often added to a name without changing its meaning.
 _OPTIONAL = frozenset(
     [
         "gland",
@@ -121,12 +121,11 @@ class Finding:
 
 
 def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint] = ()) -> list[Finding]:
-    """Everything about a label space that looks wrong.
+    """Find everything that looks wrong in a label space.
 
     Args:
         space: The label space.
-        fingerprints: Fingerprints of its datasets; those that are missing, or that nnunetv2 made, say nothing about
-            labels.
+        fingerprints: Fingerprints of its datasets; without one, or with one that nnunetv2 made, labels are not checked.
     """
     known = [f for f in fingerprints if f.dataset in space.ids and not f.approximate]
     return [
@@ -140,7 +139,7 @@ def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerpr
 
 
 def _generic(space: LabelSpace) -> Iterator[Finding]:
-    """Classes that do not say of what they are: one class for whatever the datasets mean."""
+    """Classes with generic names, which merge whatever the datasets mean by them."""
     for info in space.classes:
         if is_generic(info.name) and info.source_names:
             named = ", ".join(info.datasets)
@@ -154,7 +153,7 @@ def _generic(space: LabelSpace) -> Iterator[Finding]:
 
 
 def _cropped(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
-    """Classes that lie where a scan is zero, and go when it is cropped to what is not."""
+    """Classes that lie where a scan is zero, and are lost when it is cropped to its nonzero voxels."""
     for fingerprint in fingerprints:
         for name, ids in sorted(space.ids[fingerprint.dataset].items()):
             cases = [c for c in fingerprint.cases if any(c.cropped_voxels.get(i) for i in ids)]
@@ -187,7 +186,7 @@ def _similar_names(space: LabelSpace) -> Iterator[Finding]:
             if different & _DISTINGUISHING or any(c.isdigit() for word in different for c in word):
                 continue
             first, second = space.info(name), space.info(space.class_names[j])
-            # A dataset that lists both says itself that they differ.
+            # If a dataset lists both, they differ.
             if set(first.datasets) & set(second.datasets) or not (first.source_names and second.source_names):
                 continue
             yield Finding(
@@ -209,7 +208,7 @@ def _sides(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Ite
                 continue
             pairs = [(_centre(case, classes[name]), _centre(case, classes[other])) for case in fingerprint.cases]
             shown = [(left, right) for left, right in pairs if left is not None and right is not None]
-            # Centroids are in RAS millimetres, which grow towards the patient's right.
+            # Centroids are in RAS millimetres: x grows towards the patient's right.
             wrong = sum(left >= right for left, right in shown)
             if wrong:
                 yield Finding(
@@ -221,7 +220,7 @@ def _sides(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Ite
 
 
 def _volumes(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
-    """One finding a pair of datasets: a field of view that cuts off organs does so for many at once."""
+    """One finding per pair of datasets, because a field of view that cuts off organs does so for many at once."""
     pairs: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for info in space.classes:
         if info.lesion:

@@ -1,8 +1,8 @@
 """Patch and topology for a memory budget, in closed form: no network is built, no GPU is needed.
 
-A plain U-Net is counted as nnU-Net counts it: 560 million elements of feature maps for two patches (280 a patch)
-fit 8 GB, everything that training needs beside them included. What text prompting adds is counted in bytes, from
-what the loss keeps.
+A plain U-Net is estimated as in nnU-Net: 560 million elements of feature maps for two patches (280 per patch) fit 8 GB,
+including everything else that training needs. The additional memory of text prompting is counted in bytes, from the
+arrays that the loss keeps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Topology:
     """A planned network's shape.
 
     Attributes:
-        patch_size: Divisible by the strides.
+        patch_size: Patch size, divisible by the strides.
         network: The network.
     """
 
@@ -48,13 +48,14 @@ class Topology:
 
 @dataclass(frozen=True, kw_only=True)
 class Width:
-    """How wide a planned network is.
+    """Width of a planned network.
 
     Attributes:
         base_features: Features of the first stage, doubled at every stage below it.
-        max_features: Features of a stage at most; ten times the first stage's, at least nnU-Net's 320, if not given.
+        max_features: Largest number of features of a stage; if not given, ten times the first stage's, at least
+            nnU-Net's 320.
         text_dim: Width of the text embeddings.
-        queries: Queries a patch.
+        queries: Queries per patch.
         backbone: ``"plain"`` or ``"residual"``.
     """
 
@@ -85,15 +86,15 @@ def plan_topology(
     gpu_memory_gb: float,
     patch_size: Axes | None = None,
 ) -> Topology:
-    """Largest patch whose network fits the memory at a batch of two; nnU-Net's rules for stages and kernels.
+    """Largest patch whose network fits the memory with a batch of two, with nnU-Net's rules for stages and kernels.
 
     Args:
         spacing_mm: Target spacing.
         median_shape: Median shape of the scans at that spacing; no patch is larger (before it is rounded up to what
             the strides allow).
-        width: Features.
+        width: Width of the network.
         gpu_memory_gb: Memory to fit.
-        patch_size: Patch to take instead of a planned one (rounded up to what the strides allow).
+        patch_size: Given patch size, rounded up to what the strides allow; planned if not given.
 
     Raises:
         PlanError: Not even the smallest patch fits.
@@ -102,7 +103,7 @@ def plan_topology(
         return _given_patch(spacing_mm, patch_size, width)
     spacing = np.asarray(spacing_mm, dtype=float)
     shape = np.maximum(1, np.asarray(median_shape, dtype=float))
-    # As nnU-Net: start from a patch of 256³ voxels whose aspect in mm is a cube, clipped to the median shape.
+    # As in nnU-Net: start from a patch with the volume of 256³ voxels that is a cube in mm, clipped to the median shape.
     start = 1 / spacing
     start = start * (256**3 / np.prod(start)) ** (1 / 3)
     topology = _topology(spacing_mm, np.maximum(1, np.minimum(np.round(start), np.round(shape))), width)
@@ -132,8 +133,9 @@ def largest_batch(network: NetworkConfig, patch_size: Sequence[int], gpu_memory_
 def feature_map_elements(network: NetworkConfig, patch_size: Sequence[int]) -> int:
     """Elements of all convolutions' outputs for one patch, as nnU-Net counts them for a plain U-Net.
 
-    Encoder: convolutions of a stage times its features; in a residual one, two a block, one for a short cut that is not
-    the identity, and one for the stem. Decoder: convolutions times features, and the transposed convolution's output.
+    Encoder: convolutions of a stage times its features; in a residual one, two convolutions per block, one for a
+    shortcut that is not the identity, and one for the stem. Decoder: convolutions times features, and the transposed
+    convolution's output.
     """
     size = np.array(patch_size, dtype=np.int64)
     stages = len(network.features_per_stage)
@@ -164,7 +166,7 @@ def backbone_parameters(network: NetworkConfig) -> int:
         before = features[stage - 1] if stage else features[0] if residual else network.in_channels
         entering = [before] + [here] * ((2 if residual else 1) * network.n_conv_per_stage[stage] - 1)
         if residual and before != here:
-            total += before * here + 2 * here  # the short cut's projection has no bias
+            total += before * here + 2 * here  # the shortcut's projection has no bias
         if stage < len(features) - 1:
             # the skip connection doubles what enters the first convolution of a decoder stage
             entering += [2 * here] + [here] * (network.n_conv_per_stage_decoder[len(features) - 2 - stage] - 1)
@@ -174,7 +176,7 @@ def backbone_parameters(network: NetworkConfig) -> int:
 
 
 def prompting_parameters(network: NetworkConfig) -> int:
-    """Parameters beside the U-Net: memory tokens, query decoder, mask heads, adapter."""
+    """Number of parameters besides the U-Net's: memory tokens, query decoder, mask heads, adapter."""
     width, hidden = network.query_dim, network.memory_hidden_dim
     memory = _linear(sum(network.features_per_stage), hidden) + _linear(hidden, width)
     attention = _linear(width, 3 * width) + _linear(width, width)
@@ -195,8 +197,8 @@ def _linear(inputs: int, outputs: int) -> int:
 def _prompting_activations(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> int:
     """Elements that the query decoder keeps for its backward pass, for one patch.
 
-    Pooled features and the memory tokens made of them; keys and values of every layer; what a layer makes of the
-    queries. Attention weights are not among them: torch's fused attention computes them again.
+    Pooled features and the memory tokens; keys and values of every layer; the intermediate results for the queries.
+    Attention weights are not included, because torch's fused attention recomputes them.
     """
     tokens = math.prod(p // d for p, d in zip(patch_size, network.divisor, strict=True))
     width, layers = network.query_dim, network.num_query_layers
@@ -205,12 +207,12 @@ def _prompting_activations(network: NetworkConfig, patch_size: Sequence[int], qu
 
 
 def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: int) -> tuple[float, float]:
-    """Bytes of every patch of a batch, and bytes that its patches use one after the other.
+    """Bytes for each patch of a batch, and bytes that the patches use one after the other.
 
-    The loss makes gradients in its forward pass: float32 gradients of every supervised feature map stay until the
-    backward pass. Sample by sample and chunk by chunk of queries, it holds the feature map in float32 and four
+    The loss computes gradients in its forward pass: float32 gradients of every supervised feature map are kept until
+    the backward pass. For one sample and one chunk of queries at a time, it holds the feature map in float32 and four
     arrays of queries × voxels: probabilities, targets, gradients and a temporary one. The query decoder keeps its
-    activations. Weights, their gradients and AdamW's two moments are there throughout.
+    activations. Weights, their gradients and AdamW's two moments are kept throughout.
     """
     voxels = int(np.prod(np.asarray(patch_size, dtype=np.int64)))
     reference = REFERENCE_ELEMENTS_RESIDUAL if network.backbone == "residual" else REFERENCE_ELEMENTS
@@ -224,11 +226,11 @@ def _memory_parts(network: NetworkConfig, patch_size: Sequence[int], queries: in
 
 
 def _smaller(spacing_mm: Sequence[float], topology: Topology, shape: NDArray[Any], width: Width) -> Topology | None:
-    """The next smaller patch: the axis that covers most of the median shape gives way."""
+    """The next smaller patch: the axis that covers most of the median shape is shortened."""
     size = np.array(topology.patch_size)
     for axis in np.argsort(-size / shape, kind="stable"):
-        # As nnU-Net: a step by the present divisor may skip sizes that a network with fewer stages could have, so
-        # the divisor after that step is the step to take.
+        # As in nnU-Net: a step by the current divisor may skip sizes that a network with fewer stages could have, so
+        # the step is the divisor that results from it.
         probe = size.copy()
         probe[axis] -= topology.network.divisor[axis]
         if probe[axis] < 1:
@@ -242,9 +244,10 @@ def _smaller(spacing_mm: Sequence[float], topology: Topology, shape: NDArray[Any
 
 
 def _given_patch(spacing_mm: Sequence[float], patch: Axes, width: Width) -> Topology:
-    """Topology of a patch that somebody chose: nnU-Net's, or with a stage less along an axis if that keeps its size.
+    """Topology of a given patch: nnU-Net's, or with one stage less along an axis if that keeps the size.
 
-    288 voxels are pooled six times by nnU-Net's rules, which wants 320; five times leave 9 voxels, and the patch as given.
+    For example, nnU-Net's rules pool 288 voxels six times, which needs 320; five times keep the size and leave 9
+    voxels.
     """
     usual = _topology(spacing_mm, patch, width)
     ways = [usual]
@@ -256,11 +259,11 @@ def _given_patch(spacing_mm: Sequence[float], patch: Axes, width: Width) -> Topo
             found = _topology(spacing_mm, fewer, width)
             whole = tuple(math.ceil(n / d) * d for n, d in zip(patch, found.network.divisor, strict=True))
             ways.append(Topology(patch_size=(whole[0], whole[1], whole[2]), network=found.network))
-    return min(ways, key=lambda way: math.prod(way.patch_size))  # of equals the first, which has most stages
+    return min(ways, key=lambda way: math.prod(way.patch_size))  # among equals the first, which has the most stages
 
 
 def _pooled_less(size: int, divisor: int) -> int:
-    """The largest size that nnU-Net pools once less often than one with this divisor; the same if it never pools."""
+    """The largest size that nnU-Net pools once less than sizes with this divisor; unchanged if it never pools."""
     return min(size, (2 * MIN_FEATURE_MAP - 1) * divisor // 2) if divisor > 1 else size
 
 

@@ -1,4 +1,4 @@
-"""A client of ``satunet serve`` that needs the standard library alone: no torch, no NumPy.
+"""A client of ``satunet serve`` that needs only the standard library: no torch, no NumPy.
 
 ::
 
@@ -6,7 +6,7 @@
 
     with Server("http://127.0.0.1:8000").bring("ct.nii.gz") as scan:
         scan.ask("liver", "left kidney").save("masks")
-        scan.ask("spleen").save("masks")  # the scan is known by now: this is quick
+        scan.ask("spleen").save("masks")  # quick, because the server knows the scan
 """
 
 from satunet.client.remote import RemoteJob, RemoteScan, Server

@@ -1,4 +1,4 @@
-"""A server as Python sees it: scans are brought to it, words are asked of them, masks are saved."""
+"""A satunet server as Python objects: upload a scan, ask for prompts, save masks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Server:
     """A satunet server.
 
     Args:
-        address: ``http://127.0.0.1:8000`` or wherever it is.
-        token: Secret that it asks for, if it does.
+        address: Address of the server, such as ``http://127.0.0.1:8000``.
+        token: Secret of the server, if it requires one.
         timeout_seconds: Longest silence of the server before it counts as gone.
         busy_seconds: Time for which to ask again while too many jobs are waiting.
 
     Raises:
-        ServerError: No address that can be asked.
+        ServerError: The address is not a valid one.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it is."""
+        """Address of the server."""
         return self._requests.address
 
     def model(self) -> dict[str, Any]:
         """Name, modalities and classes of the server's model.
 
         Raises:
-            ServerError: It cannot be reached, or refuses.
+            ServerError: The server cannot be reached, or refuses.
         """
         return dict(self._requests.json("GET", "/model"))
 
     def meaning(self, words: str) -> dict[str, Any]:
-        """What words mean to the model, and classes whose names hold them.
+        """The meaning of words to the model, and classes whose names contain them.
 
         Raises:
             ServerError: As :meth:`model`.
@@ -69,8 +69,8 @@ class Server:
             scan: A file that the server reads (NIfTI, NRRD, MHA, a ``.zip``), or a folder of one DICOM series.
 
         Raises:
-            MissingFileError: There is no such file, or nothing in the folder.
-            ServerError: As :meth:`model`, or it is no scan.
+            MissingFileError: The file does not exist, or the folder is empty.
+            ServerError: As :meth:`model`, or the file is no scan.
         """
         with _as_file(Path(scan)) as (stream, name):
             size = stream.seek(0, os.SEEK_END)
@@ -78,14 +78,14 @@ class Server:
             most = self.model().get("most_upload_mb")
             if (
                 most is not None and size > 1e6 * most
-            ):  # told before hours of sending, and where a proxy would cut it off
+            ):  # refused before hours of sending, or before a proxy breaks the upload off
                 raise ServerError(f"{scan}: {size / 1e6:,.1f} MB; the server takes up to {most:,.0f} MB")
             brought = self._requests.upload(f"/scans?filename={quoted(name)}", stream, size)
         return RemoteScan(self._requests, brought, self._busy_seconds)
 
 
 class RemoteScan:
-    """A scan that is at a server; at the end of a ``with`` block it is forgotten there.
+    """A scan on a server; at the end of a ``with`` block it is removed there.
 
     Attributes:
         id: Id of the scan on the server.
@@ -111,7 +111,7 @@ class RemoteScan:
         modality: str | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> RemoteJob:
-        """Look for prompts, and wait for it; whatever ends the wait, Ctrl-C too, cancels the job.
+        """Segment prompts and wait for the result; anything that ends the wait, such as Ctrl-C, cancels the job.
 
         Args:
             prompts: Prompts; without any, every class that the model knows in the scan's modality.
@@ -122,11 +122,11 @@ class RemoteScan:
             dicom_seg: Whether to write a DICOM Segmentation, for DICOM series.
             dicom_sr: Whether to write the measures as a DICOM Structured Report, for DICOM series.
             rtstruct: Whether to write contours as a DICOM RT Structure Set, for DICOM series.
-            modality: Modality of the scan, if it is to be taken for another than it seems.
+            modality: Modality of the scan, to override the detected one.
             on_progress: Called with the share that is done, 0 to 1.
 
         Raises:
-            ServerError: It cannot be reached, refuses, or the job fails.
+            ServerError: The server cannot be reached, refuses, or the job fails.
         """
         job = self.begin(
             *prompts, combine=combine, instances=instances, measures=measures, dicom_seg=dicom_seg, dicom_sr=dicom_sr,
@@ -172,7 +172,7 @@ class RemoteScan:
                 time.sleep(seconds)
 
     def forget(self) -> None:
-        """Have the server forget the scan, its jobs and results; a scan that it has forgotten already is fine."""
+        """Remove the scan, its jobs and results from the server, if they are still there."""
         try:
             self._requests.json("DELETE", f"/scans/{quoted(self.id)}")
         except ServerError as error:
@@ -187,35 +187,35 @@ class RemoteScan:
     ) -> None:
         if error is None:
             self.forget()
-        else:  # what went wrong first is what is told
+        else:  # the first error is the one to report
             with contextlib.suppress(ServerError):
                 self.forget()
 
 
 class RemoteJob:
-    """Prompts on a scan that is at a server."""
+    """A job of prompts for a scan on a server."""
 
     def __init__(self, requests: Requests, answer: dict[str, Any]) -> None:
         self._requests, self._answer = requests, answer
 
     @property
     def id(self) -> str:
-        """Its name there."""
+        """Id of the job on the server."""
         return str(self._answer["job"])
 
     @property
     def state(self) -> str:
-        """Where it was when it was last asked for: waiting, running, done, failed or cancelled."""
+        """State at the last request: waiting, running, done, failed or cancelled."""
         return str(self._answer["state"])
 
     @property
     def prompts(self) -> list[dict[str, Any]]:
-        """What was found of each prompt: class, status, voxels, millilitres, and measures and instances if asked for."""
+        """Result of each prompt: class, status, voxels, millilitres, and measures and instances if requested."""
         return list(self._answer["prompts"])
 
     @property
     def not_looked_for(self) -> list[str]:
-        """Where every class was asked for: those that the scan is too large for; by name, they are looked for."""
+        """Classes left out of a request for every class because the scan is too large; by name, they are segmented."""
         return list(self._answer.get("not_looked_for", []))
 
     @property
@@ -230,10 +230,10 @@ class RemoteJob:
         return list(self._answer["files"])
 
     def wait(self, on_progress: Callable[[float], None] | None = None) -> RemoteJob:
-        """Wait until it is done.
+        """Wait until the job is done.
 
         Raises:
-            ServerError: It failed, was cancelled, or the server cannot be reached.
+            ServerError: The job failed or was cancelled, or the server cannot be reached.
         """
         pause = _FIRST_WAIT_SECONDS
         while self.state in ("waiting", "running"):
@@ -249,18 +249,18 @@ class RemoteJob:
         return self
 
     def cancel(self) -> None:
-        """End it.
+        """Cancel the job.
 
         Raises:
-            ServerError: The server cannot be reached, or has forgotten it.
+            ServerError: The server cannot be reached, or no longer has the job.
         """
         self._answer = self._requests.json("DELETE", f"/jobs/{quoted(self.id)}")
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Save all results; each file appears whole, in place of one that had its name.
+        """Save all results; each file appears whole and replaces an existing one.
 
         Raises:
-            ServerError: The server cannot be reached, or has forgotten them.
+            ServerError: The server cannot be reached, or no longer has the results.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -279,7 +279,7 @@ class RemoteJob:
 
 @contextlib.contextmanager
 def _as_file(scan: Path) -> Iterator[tuple[IO[bytes], str]]:
-    """A scan as one file, and a name whose ending says what it is: all that a server is told of its name."""
+    """A scan as one file, and a name to send that keeps only the ending of the real one."""
     if not scan.is_dir():
         try:
             stream = scan.open("rb")
@@ -295,5 +295,5 @@ def _as_file(scan: Path) -> Iterator[tuple[IO[bytes], str]]:
     with tempfile.TemporaryFile() as packed:
         with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
             for number, file in enumerate(files):
-                archive.write(file, f"{number:06d}.dcm")  # names of patients in file names stay here
+                archive.write(file, f"{number:06d}.dcm")  # file names may contain patients' names, and are not sent
         yield packed, "scan.zip"

@@ -1,4 +1,4 @@
-"""Requests to a server, and what goes wrong with them in one sentence."""
+"""Requests to a server; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHUNK = 1 << 20
 
 
 class ServerError(UserError):
-    """A server that cannot be reached, or that refuses.
+    """A server cannot be reached, or refuses.
 
     Attributes:
-        status: HTTP status of its answer; ``None`` if there was none.
-        retry_seconds: Seconds after which to ask again, where it says so.
+        status: HTTP status of its answer; ``None`` if there was no answer.
+        retry_seconds: Seconds after which to ask again, if the server says so.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_seconds: float | None = None) -> None:
@@ -31,22 +31,22 @@ class ServerError(UserError):
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are not followed: the token would go along to whatever they name."""
+    """Does not follow redirects, because the token would be sent to the new address."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 class Requests:
-    """Requests to one address, each over a connection of its own; threads may share it.
+    """Requests to one address, each over its own connection; threads may share this object.
 
     Args:
-        address: ``http://…`` or ``https://…``, with a path where a proxy serves it under one.
-        token: Secret that the server asks for.
+        address: ``http://…`` or ``https://…``, with a path if a proxy serves it under one.
+        token: Secret that the server requires.
         timeout_seconds: Longest silence of the server.
 
     Raises:
-        ServerError: No address that can be asked.
+        ServerError: The address is not a valid one.
     """
 
     def __init__(self, address: str, token: str | None, timeout_seconds: float) -> None:
@@ -59,10 +59,10 @@ class Requests:
         self._opener = urllib.request.build_opener(_Stay)
 
     def json(self, method: str, path: str, content: Any = None) -> Any:
-        """What the server answers to JSON, or to nothing.
+        """Send JSON, or nothing, and return the server's answer in JSON.
 
         Raises:
-            ServerError: It cannot be reached, refuses, or answers something else.
+            ServerError: The server cannot be reached, refuses, or does not answer in JSON.
         """
         body = None if content is None else json.dumps(content).encode()
         return self._json(self._open(method, path, body, "application/json", 0 if body is None else len(body)))
@@ -76,11 +76,11 @@ class Requests:
         return self._json(self._open("POST", path, stream, "application/octet-stream", size))
 
     def download(self, path: str, stream: IO[bytes]) -> None:
-        """Write what the server answers.
+        """Write the server's answer to a stream.
 
         Raises:
             ServerError: As :meth:`json`, or the answer ends too early.
-            OSError: It cannot be written.
+            OSError: The answer cannot be written.
         """
         with self._open("GET", path) as answer:
             announced, size = answer.headers.get("Content-Length", ""), 0
@@ -147,10 +147,10 @@ def quoted(text: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A file name that a server gave.
+    """Check a file name from a server.
 
     Raises:
-        ServerError: It is a path: no file is written where a server says.
+        ServerError: It is a path; a server must not choose the folder of a file.
     """
     if Path(name).name != name or "\\" in name or ":" in name or name.startswith("."):
         raise ServerError(f"the server names a result {name!r}, which is no plain file name")

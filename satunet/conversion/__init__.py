@@ -1,4 +1,4 @@
-"""Ways in: SAT-DS's jsonl files, folders of the Medical Segmentation Decathlon, DICOM series → nnU-Net raw datasets."""
+"""Conversion to nnU-Net raw datasets from SAT-DS's jsonl files, the Medical Segmentation Decathlon and DICOM series."""
 
 from satunet.conversion.msd import is_msd, read_msd
 from satunet.conversion.run import LINKS, convert

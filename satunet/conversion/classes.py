@@ -1,8 +1,9 @@
 """Label maps from other forms of labels: other ids, stacks of masks, one file per class.
 
-A stack may say two things about a voxel, a label map one. So an id stands for a *combination* of classes: where masks
-do not overlap, that is one class an id; where they do, the combination gets an id of its own, and the classes in it
-list it (``"brain": [1, 5], "tumor": [5]``). Nothing is lost, and :mod:`satunet.labels` reads it as it is.
+In a stack of masks, a voxel may belong to several classes; in a label map, it has one id. Therefore an id stands for a
+*combination* of classes. Without overlap there is one id per class; each combination of overlapping classes gets an id
+of its own, which its classes list (``"brain": [1, 5], "tumor": [5]``). Nothing is lost, and :mod:`satunet.labels`
+understands such labels.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class ClassTable:
     """The classes of a dataset.
 
     Attributes:
-        names: Classes as the source names them, in its order: that of a stack's channels.
+        names: Classes as the source names them, in its order (for a stack, the order of its channels).
         labels: Label name → id, for ``dataset.json``.
-        members: Id → the source's classes that a voxel with it belongs to.
-        stored_ids: Id in the source's label maps → id; ``None`` where they are the same.
-        fixed: Whether the ids are published ones: a combination without an id then gets that of the nearest.
+        members: Id → the source's classes to which its voxels belong.
+        stored_ids: Id in the source's label maps → id; ``None`` if they are the same.
+        fixed: Whether the ids are published ones; a combination without an id then gets that of the nearest one.
     """
 
     names: tuple[str, ...]
@@ -51,7 +52,7 @@ class ClassTable:
         )
 
     def id_of(self, combination: Combination) -> int | None:
-        """The id of a combination of classes; ``None`` if it needs one."""
+        """The id of a combination of classes; ``None`` if it has none yet."""
         if not combination:
             return 0
         for label, members in self.members.items():
@@ -59,11 +60,11 @@ class ClassTable:
                 return label
         if not self.fixed:
             return None
-        # Of published ids, the one that says least that is wrong; of several, what is painted last.
+        # The published id with the fewest wrong classes; among several, the one that is painted last.
         return min(self.members, key=lambda label: (len(self.members[label] ^ combination), -label))
 
     def dataset_labels(self) -> dict[str, int | list[int]]:
-        """``labels`` of a ``dataset.json``."""
+        """Value of ``labels`` in ``dataset.json``."""
         if all(len(members) <= 1 for members in self.members.values()) or self.fixed:
             return {"background": 0, **self.labels}
         own = {name: [i for i, members in self.members.items() if name in members] for name in self.names}
@@ -98,7 +99,7 @@ def published_table(names: Iterable[str], record: CatalogueRecord) -> ClassTable
 
 
 def source_ids(names: tuple[str, ...], record: CatalogueRecord) -> dict[str, tuple[int, ...]]:
-    """A source's class → published ids; by name, and by place for names that only differ in their wording."""
+    """The source's class → published ids; matched by name, and by position if names only differ in wording."""
     canonical = canonical_names(names)
     own = canonical_names(record.labels)
     found = {name: tuple(record.classes[canonical[name]]) for name in names if canonical[name] in record.classes}
@@ -111,7 +112,7 @@ def source_ids(names: tuple[str, ...], record: CatalogueRecord) -> dict[str, tup
 
 @dataclass
 class Combiner:
-    """Combines masks into one array of numbers of combinations, mask by mask.
+    """Combines masks one by one into an array with the number of each voxel's combination.
 
     Attributes:
         combinations: Number → combination; 0 is that of no class.
@@ -124,7 +125,7 @@ class Combiner:
         return np.zeros(shape, dtype=np.int32)
 
     def add(self, numbers: NDArray[np.int32], name: str, inside: NDArray[np.bool_]) -> None:
-        """Put the voxels of a mask into a class, in place."""
+        """Add a class to the voxels of a mask, in place."""
         values = numbers[inside]
         if not values.size:
             return
@@ -143,12 +144,12 @@ def masks_of_stack(volume: Any, names: tuple[str, ...], first: bool) -> Iterator
     """Masks of a four-dimensional file, in slabs, so that it is never in memory as a whole.
 
     Args:
-        volume: Something with a shape that gives arrays when it is indexed, such as nibabel's proxy.
+        volume: Object with a shape that returns arrays when it is indexed, such as nibabel's proxy.
         names: Class of each mask.
-        first: Whether the axis of the masks is the first, else the last.
+        first: Whether the masks are along the first axis; else they are along the last.
 
     Yields:
-        Slices along the third spatial axis, a class, its mask there.
+        A range of slices along the third spatial axis, a class, and its mask there.
     """
     shape = volume.shape
     count, depth = (shape[0], shape[3]) if first else (shape[3], shape[2])
@@ -162,13 +163,13 @@ def masks_of_stack(volume: Any, names: tuple[str, ...], first: bool) -> Iterator
 
 
 def used(numbers: NDArray[np.int32], combiner: Combiner) -> list[Combination]:
-    """Combinations that occur, in the order in which they were found; without that of no class."""
+    """Combinations that occur, in the order in which they were found, without the empty one."""
     present = np.bincount(numbers.ravel(order="K"), minlength=len(combiner.combinations))
     return [c for c, voxels in zip(combiner.combinations, present, strict=True) if voxels and c]
 
 
 def approximated(numbers: NDArray[np.int32], combiner: Combiner, table: ClassTable) -> int:
-    """Voxels whose combination has no id of its own among published ids."""
+    """Number of voxels whose combination has no id of its own among published ids."""
     present = np.bincount(numbers.ravel(order="K"), minlength=len(combiner.combinations))
     exact: set[Combination] = {*table.members.values(), frozenset()}
     return int(sum(v for c, v in zip(combiner.combinations, present, strict=True) if c not in exact))

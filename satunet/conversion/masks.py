@@ -1,4 +1,4 @@
-"""The label map of one case, from whatever its masks are stored as."""
+"""The label map of one case, from any way of storing its masks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from satunet.images.nifti import nifti_affine
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelMap:
-    """What a mask source gives.
+    """Result of reading a mask source.
 
     Attributes:
         array: (X, Y, Z) ids on the grid of the scan; ``None`` if combinations of classes have no id yet.
         missing: Combinations that are missing.
         unchanged: Whether the file itself is that label map.
-        approximated: Voxels whose combination of classes published ids cannot tell.
+        approximated: Number of voxels whose combination of classes has no published id.
     """
 
     array: NDArray[np.unsignedinteger[Any]] | None
@@ -50,10 +50,10 @@ def read_classes(mask: MaskSource, table: ClassTable, grid: Grid, *, trust_shape
         mask: File or files with the masks of its classes.
         table: Classes and ids.
         grid: The grid of its scan.
-        trust_shape: Whether a mask of the scan's shape lies on the scan's grid whatever its own header says.
+        trust_shape: Whether a mask with the scan's shape is on the scan's grid, whatever its own header says.
 
     Raises:
-        ScanError: A file is missing or unreadable, on another grid, or has values that are no ids of the table.
+        ScanError: A file is missing, unreadable or on another grid, or has values that are no ids of the table.
     """
     if mask.names or not mask.paths:
         return _from_files(mask, table, grid, trust_shape)
@@ -66,10 +66,10 @@ def read_classes(mask: MaskSource, table: ClassTable, grid: Grid, *, trust_shape
 
 
 def fit(labels: Image, grid: Grid, *, trust_shape: bool = False) -> NDArray[Any]:
-    """A mask's voxels in the order of its scan's: the axes of a mask may run otherwise, its place may not.
+    """A mask's voxels along its scan's axes; the mask may have other axes, but not another position.
 
     Raises:
-        GridMismatchError: The mask lies on another grid.
+        GridMismatchError: The mask is on another grid.
     """
     if same_grid(labels.grid, grid):
         return labels.array
@@ -106,7 +106,7 @@ def _from_label_map(path: Path, order: tuple[str, ...], table: ClassTable, grid:
 
 
 def _own_ids(order: tuple[str, ...], table: ClassTable) -> ClassTable:
-    """The table for a case whose ids 1, 2, 3 … are the classes that it lists itself, in its own order."""
+    """The table for a case with a class list of its own, to whose order its ids 1, 2, 3 … refer."""
     stored = {place: table.labels[name] for place, name in enumerate(order, start=1)}
     if all(before == after for before, after in stored.items()) and len(stored) == len(table.labels):
         return table
@@ -118,7 +118,7 @@ def _with_ids_of_table(array: NDArray[Any], path: Path, table: ClassTable) -> ND
     present = set(unique_ids(array)) - {0}
     allowed = set(table.stored_ids) if table.stored_ids else set(table.labels.values())
     if len(table.labels) == 1 and len(present) == 1 and not present & allowed:
-        # One class and one value: a mask stored as 255, or whatever the tool that drew it liked.
+        # One class and one value, which may be 255 or anything else that a tool writes.
         return _one_class(array != 0, table)
     if present - allowed:
         raise UnexpectedLabelError(
@@ -128,7 +128,7 @@ def _with_ids_of_table(array: NDArray[Any], path: Path, table: ClassTable) -> ND
 
 
 def _as_ids(array: NDArray[Any], path: Path, table: ClassTable) -> NDArray[np.unsignedinteger[Any]]:
-    """Ids of an array of any type; one class alone may be soft or scaled, and counts from the middle of its range."""
+    """Ids from an array of any type; the mask of a single class may be soft or scaled, and is cut at half its range."""
     if len(table.labels) == 1:
         low, high = float(array.min()), float(array.max())
         inside = array > (low + high) / 2 if high > low else np.full(array.shape, high > 0)
@@ -148,7 +148,7 @@ def _one_class(inside: NDArray[np.bool_], table: ClassTable) -> NDArray[np.unsig
 def _from_stack(
     path: Path, loaded: Any, names: tuple[str, ...], table: ClassTable, grid: Grid, trust_shape: bool
 ) -> LabelMap:
-    """A four-dimensional file: SAT-DS puts the axis of the masks first, everyone else last."""
+    """Read a four-dimensional file, with the masks along the first axis (SAT-DS) or the last (all others)."""
     shape = tuple(loaded.shape)
     if len(shape) != 4:
         raise GridMismatchError(path, f"a stack of masks has four axes, got the shape {shape}")
@@ -174,7 +174,7 @@ def _from_stack(
 
 
 def _from_files(mask: MaskSource, table: ClassTable, grid: Grid, trust_shape: bool) -> LabelMap:
-    """A file a class; those of arrays may be cut to their boxes."""
+    """Read one file per class; arrays may be cropped to their boxes."""
     combiner = Combiner()
     numbers = combiner.start(grid.shape)
     for number, (name, path) in enumerate(zip(mask.names, mask.paths, strict=True)):

@@ -1,8 +1,8 @@
 """Folders of the Medical Segmentation Decathlon and of nnU-Net v1: ``TaskNN_Name`` with a ``dataset.json`` that lists
 files.
 
-Scans with several channels are four-dimensional files in the Decathlon; nnU-Net wants a file for each channel. A task
-of nnU-Net v1 has these already, under the names that its ``dataset.json`` lists with ``_0000`` behind them.
+Scans with several channels are four-dimensional files in the Decathlon; nnU-Net needs one file per channel. A task of
+nnU-Net v1 already has these, named as in its ``dataset.json`` with ``_0000`` appended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from satunet.jobs.files import mask_file_name, read_json
 
 
 def is_msd(folder: Path) -> bool:
-    """Whether a folder holds a dataset of the Decathlon's form."""
+    """Whether a folder holds a dataset in the Decathlon's format."""
     try:
         content = read_json(folder / "dataset.json")
     except (OSError, ValueError):
@@ -34,11 +34,11 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
 
     Args:
         folder: Folder with ``dataset.json``.
-        dataset_id: Number; that of the task if not given.
-        name: Name; that of the task if not given.
+        dataset_id: Number of the dataset; that of the task if not given.
+        name: Name of the dataset; that of the task if not given.
 
     Raises:
-        UserError: Not such a folder, no number, or labels that cannot be used.
+        UserError: The folder is no such dataset, there is no number, or the labels cannot be used.
     """
     file = folder / "dataset.json"
     try:
@@ -99,6 +99,6 @@ def _case(folder: Path, entry: Any, channels: int, test: bool) -> SourceCase:
 def _is_stack(image: Path) -> bool:
     try:
         shape = open_nifti(image).shape
-    except ScanError:  # it is said when it is converted
+    except ScanError:  # reported when the case is converted
         return False
     return len(shape) > 3 and math.prod(shape[3:]) > 1

@@ -1,4 +1,4 @@
-"""Write nnU-Net raw datasets: files that are right already are linked, the others are made."""
+"""Writing nnU-Net raw datasets: suitable files are linked, the others are converted."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from satunet.jobs.records import load_record, save_record
 from satunet.jobs.workers import Workers
 
 LINKS = ("auto", "hard", "symbolic", "copy")
-"""How files that stay as they are get into the dataset; ``auto`` takes the first of these that works."""
+"""Ways to put unchanged files into the dataset; ``auto`` takes the first one that works."""
 
 RECORDS = ".conversion"
-"""Folder of a converted dataset with what each case was made from; nnU-Net does not look into it."""
+"""Folder of a converted dataset with a record of each case's sources; nnU-Net ignores it."""
 
 _VERSION = 1
 
@@ -50,23 +50,23 @@ _VERSION = 1
 def convert(
     source: SourceDataset, *, link: str = "auto", trust_shape: bool = False, processes: int | Workers = 1
 ) -> JobSummary:
-    """Make a dataset in ``nnUNet_raw``; what is there and unchanged is not made again.
+    """Make a dataset in ``nnUNet_raw``; cases that exist and are up to date are not converted again.
 
-    A case that cannot be used is counted with its reason, and the rest goes on. Cases that an earlier conversion made
-    and that the source does not have any more are removed, so that no test patient stays among the training cases
-    when a split changes; files that no conversion made are left alone.
+    A case that cannot be used is counted with its reason, and the others are converted. Cases of an earlier conversion
+    that the source no longer has are removed, so that no test patient stays among the training cases when a split
+    changes; files that no conversion made are left alone.
 
     Args:
         source: Dataset to convert.
         link: Kind of links, one of :data:`LINKS`.
-        trust_shape: Whether masks of a scan's shape lie on its grid whatever their own headers say.
-        processes: Worker processes, or where else to run.
+        trust_shape: Whether masks with a scan's shape are on its grid, whatever their own headers say.
+        processes: Number of worker processes, or workers of another kind.
 
     Returns:
-        Cases done, already done and failed.
+        Summary of the cases done, already done and failed.
 
     Raises:
-        UserError: The folder holds another dataset, another job writes to it, or two cases have one name.
+        UserError: The folder holds another dataset, another job writes to it, or two cases have the same name.
     """
     folder = raw_dir() / source.name
     summary = JobSummary(f"conversion to {source.name}")
@@ -94,13 +94,13 @@ def convert(
         ]
         _remove_others(folder, jobs, summary)
         jobs = _without_fresh(jobs, made, summary)
-        if jobs:  # a conversion that is killed leaves no dataset that could be used
+        if jobs:  # so that a killed conversion leaves no dataset that could be used
             (folder / "dataset.json").unlink(missing_ok=True)
         known = folder / RECORDS / "classes.json"
-        if not jobs and not known.is_file():  # one that was killed after its last case
+        if not jobs and not known.is_file():  # an earlier conversion was killed after its last case
             write_json(known, _combinations(table))
-        # Combinations of classes that no case had before get their ids after all were looked at, in the order of the
-        # cases; those cases are then read once more.
+        # New combinations of classes get their ids after all cases were read, in the order of the cases; cases with
+        # new combinations are then read once more.
         while jobs:
             again, combinations = _convert(jobs, made, summary, processes)
             table = table.extended(c for case in source.cases for c in combinations.get(case.identifier, ()))
@@ -113,7 +113,7 @@ def convert(
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """What became of a case."""
+    """Outcome of a case."""
 
     written: int = 0
     linked: int = 0
@@ -133,7 +133,7 @@ class _Job:
 
     @property
     def record(self) -> Path:
-        """Where it is kept what the case was made from."""
+        """File with the record of the case's sources."""
         return self.folder / RECORDS / f"{self.case.identifier}.json"
 
     @property
@@ -147,7 +147,7 @@ class _Job:
 
     @property
     def made_of(self) -> tuple[list[Path], dict[str, Any]]:
-        """What the case is made of, for a stamp: files that are there, and what is asked for."""
+        """Inputs of the case for a stamp: existing files, and settings."""
         case, table = self.case, self.table
         sources = [file for image in case.images for file in image.files]
         sources += [file for path in (case.mask.paths if case.mask else ()) for file in files_behind(path)]
@@ -166,10 +166,10 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _ConvertedCase:
-    """What is kept of a case: a record.
+    """Record of a converted case.
 
     Attributes:
-        made_of: Sources, and what was asked for. Scans are linked without being read, and are not read for it.
+        made_of: Stamp of sources and settings. Scans are linked without being read, and are not read for the stamp.
         sizes: Size in bytes of each file that was made.
         counts: Counts of what happened.
     """
@@ -188,7 +188,7 @@ def _without_fresh(jobs: list[_Job], made: dict[str, _Made], summary: JobSummary
             known = load_record(job.record, _ConvertedCase)
             fresh = known.made_of.why_stale(*job.made_of) is None
             fresh = fresh and known.sizes == tuple(_size(p) for p in job.outputs)
-        except SatunetError:  # there is none, it is damaged, or another version's: the case is converted
+        except SatunetError:  # missing, damaged or of another version: the case is converted
             fresh = False
         if fresh:
             made[job.case.identifier] = known.counts
@@ -224,7 +224,7 @@ def _convert(
 
 
 def _bytes(job: _Job) -> int:
-    """Memory that a case takes: its masks as numbers of combinations, as ids, and one of them as it is read."""
+    """Memory of a case in bytes: its masks as numbers of combinations and as ids, and one mask as it is read."""
     return WORKER_BYTES + 16 * math.prod(read_grid(job.case.images[0].path).shape)
 
 
@@ -243,7 +243,7 @@ def _convert_case(job: _Job) -> _Made:
         grid = grid or own
         written += copied
         linked += copied == 0
-    assert grid is not None  # there is a channel at least
+    assert grid is not None  # there is at least one channel
     approximated = 0
     if case.mask is not None:
         found = read_classes(case.mask, job.table, grid, trust_shape=job.trust_shape)
@@ -260,7 +260,7 @@ def _convert_case(job: _Job) -> _Made:
 
 
 def _put_image(source: ImageSource, output: Path, job: _Job) -> tuple[Grid, int]:
-    """Link or write a scan: its grid, and the bytes written."""
+    """Link or write a scan; returns its grid and the bytes written."""
     if source.volume is None and can_be_linked(source.path, job.ending):
         grid = read_grid(source.path)
         return grid, _link(source.path, output, job.link)
@@ -278,7 +278,7 @@ def _put_labels(found: LabelMap, paths: tuple[Path, ...], output: Path, grid: Gr
 
 
 def _link(path: Path, output: Path, link: str) -> int:
-    """Put a file into the dataset; bytes that it takes there."""
+    """Put a file into the dataset; returns the bytes that it takes there."""
     path = path.resolve()
     ways: dict[str, Callable[[Path, Path], Any]] = {"hard": os.link, "symbolic": os.symlink, "copy": shutil.copyfile}
     with atomic_path(output) as temporary:
@@ -286,7 +286,7 @@ def _link(path: Path, output: Path, link: str) -> int:
             try:
                 ways[way](path, temporary)
                 return temporary.stat().st_size if way == "copy" else 0
-            except OSError:  # another file system, one without links, files of someone else
+            except OSError:  # another file system, one without links, or another user's files
                 temporary.unlink(missing_ok=True)
                 if way in (link, "copy"):
                     raise
@@ -296,7 +296,7 @@ def _link(path: Path, output: Path, link: str) -> int:
 def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
     """Remove cases that are no longer in the source, and files of a case in another part or of another ending."""
     wanted = {job.case.identifier: {*job.outputs} for job in jobs}
-    for left_over in folder.glob("*T[rs]/.tmp-*"):  # of a conversion that was killed
+    for left_over in folder.glob("*T[rs]/.tmp-*"):  # left by a killed conversion
         left_over.unlink(missing_ok=True)
     known = {p.stem for p in (folder / RECORDS).glob("*.json") if p.name != "classes.json"}
     files = _files_of_cases(folder)
@@ -311,7 +311,7 @@ def _remove_others(folder: Path, jobs: list[_Job], summary: JobSummary) -> None:
 
 
 def _files_of_cases(folder: Path) -> dict[str, set[Path]]:
-    """Case → its files in all parts of a dataset, of any ending."""
+    """Case → its files in all parts of a dataset, with any ending."""
     found: dict[str, set[Path]] = {}
     for part, channel in (("imagesTr", r"_\d{4}"), ("labelsTr", ""), ("imagesTs", r"_\d{4}"), ("labelsTs", "")):
         pattern = re.compile(rf"^(.+){channel}({'|'.join(map(re.escape, SINGLE_FILE_ENDINGS))})$")
@@ -349,7 +349,7 @@ def _write_dataset(folder: Path, source: SourceDataset, table: ClassTable, made:
         **source.extra,
     }
     if any(isinstance(ids, list) for ids in labels.values()):
-        # nnU-Net trains on regions then, and wants to know in which order they are painted: the large ones first.
+        # nnU-Net then trains on regions, and needs the order in which to paint them: large ones first.
         own = [ids if isinstance(ids, list) else [ids] for name, ids in labels.items() if name != "background"]
         content["regions_class_order"] = [ids[0] for ids in own]
     write_json(folder / "dataset.json", content)
@@ -365,7 +365,7 @@ def _write_dataset(folder: Path, source: SourceDataset, table: ClassTable, made:
 
 
 def _splits(training: list[SourceCase], validation: frozenset[str]) -> list[dict[str, list[str]]] | None:
-    """Folds that keep patients together; ``None`` where nnU-Net's own, case by case, do."""
+    """Folds that keep patients together; ``None`` if nnU-Net's own folds, made case by case, do so as well."""
     by_patient: dict[str, list[str]] = {}
     for case in training:
         by_patient.setdefault(case.patient, []).append(case.identifier)
@@ -375,7 +375,7 @@ def _splits(training: list[SourceCase], validation: frozenset[str]) -> list[dict
     patients = sorted(by_patient)
     if len(patients) == len(training) or len(patients) < 2:
         return None
-    # As nnU-Net folds cases.
+    # The same folds as nnU-Net's.
     order = np.arange(len(patients))
     np.random.RandomState(12345).shuffle(order)
     return [_fold(by_patient, [patients[i] for i in held]) for held in np.array_split(order, min(5, len(patients)))]

@@ -26,11 +26,11 @@ from satunet.jobs.records import MALFORMED
 from satunet.types import Box
 
 SEQUENCES = ("cases", "channels")
-"""What the scans of one mask become: cases of their own, as in the published versions, or channels of one case."""
+"""Treatment of several scans with the same mask: separate cases, as in the published versions, or channels of one."""
 
 _PACKED_SPACING = (1.0, 1.0, 3.0)
 _VOLUMES = {"T2": 0, "ADC": 1}
-"""Names behind a four-dimensional file of the Medical Segmentation Decathlon's prostates."""
+"""Suffixes that select a volume of a four-dimensional file of the Decathlon's prostate task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ def read_sat_ds(
         jsonl: The file.
         root: Folder that its paths start from; looked for around the file and here if not given.
         split: The published split: a file with patients under "train", "val" and "test", or a folder of such files.
-            Test patients go to ``imagesTs``; those it does not name are left out. Without one, the official split
-            in the rows decides.
+            Test patients go to ``imagesTs``; patients that it does not name are left out. If not given, the official
+            split in the rows is used.
         sequences: Treatment of sequences, one of :data:`SEQUENCES`.
         dataset_id: Number of a dataset that the catalogue does not know.
         name: Name instead of the one in the file.
@@ -163,7 +163,7 @@ def _table(rows: Sequence[_Row], record: CatalogueRecord | None) -> ClassTable:
 
 
 def _other_labels(rows: Sequence[_Row]) -> dict[str, str]:
-    """A note where rows list only some of the classes: what they do not list is background in their label maps."""
+    """A note if rows list only some of the classes; the others are background in their label maps."""
     every = {name for row in rows for name in row.labels}
     partial = [row for row in rows if set(row.labels) != every]
     if not partial:
@@ -196,7 +196,7 @@ def _image_path(text: str, root: Path) -> tuple[Path, int | None]:
 def _split(
     rows: list[_Row], split: Path | None, jsonl: Path
 ) -> tuple[list[_Row], frozenset[str], frozenset[str], dict[str, str]]:
-    """Rows to convert, patients of the test and of the validation part, and what to tell."""
+    """Rows to convert, patients of the test part and of the validation part, and notes."""
     file = _split_file(split, jsonl)
     if file is None:
         test = frozenset(row.patient for row in rows if row.official_split == "test")
@@ -222,7 +222,7 @@ def _split(
 
 
 def _shared_patients(rows: Sequence[_Row], test: frozenset[str], pattern: str) -> dict[str, str]:
-    """A note where a split parts the visits of a patient: the published ones do, and figures on them look better."""
+    """A note if a split separates visits of a patient; the published splits do, which makes their scores too high."""
     tested = {_patient(row, pattern) for row in rows if row.patient in test}
     shared = sorted(tested & {_patient(row, pattern) for row in rows if row.patient not in test})
     if not shared:
@@ -277,7 +277,7 @@ def _channels(groups: Sequence[list[_Row]], record: CatalogueRecord | None, json
 
 
 def _endings_of(group: Sequence[_Row]) -> list[str]:
-    """What tells the scans of a case apart: the ends of their file names."""
+    """The ends of file names that tell the scans of a case apart."""
     words = [re.split(r"[-_. ]+", strip_ending(PurePosixPath(row.image).name)) for row in group]
     same = next((i for i, column in enumerate(zip(*words, strict=False)) if len(set(column)) > 1), 0)
     return ["-".join(own[same:]) for own in words]
@@ -297,7 +297,7 @@ def _modalities(groups: Sequence[list[_Row]], jsonl: Path) -> tuple[str, ...]:
 
 
 def _identifiers(rows: Sequence[_Row]) -> list[str]:
-    """Names of cases: of the patient where that is enough, else with as much of the path as tells scans apart."""
+    """Names of cases: the patient, with as much of the path as is needed to make them unique."""
     patients = [_safe(strip_ending(row.patient)) for row in rows]
     if len(set(patients)) == len(rows):
         return patients
@@ -361,7 +361,7 @@ def _mask(row: _Row, root: Path) -> MaskSource | None:
     if not row.packed and not path.is_dir():
         return MaskSource(paths=(path,), order=row.labels)
     if not path.is_dir():
-        return MaskSource(paths=(path,), names=row.labels[:1])  # what is missing is said when it is read
+        return MaskSource(paths=(path,), names=row.labels[:1])  # missing files are reported when they are read
     paths: list[Path] = []
     names: list[str] = []
     boxes: list[Box] = []
@@ -379,7 +379,7 @@ def _mask(row: _Row, root: Path) -> MaskSource | None:
 
 
 def _box(corners: Any, row: _Row) -> Box:
-    """The box of a row's ``renorm_y1x1z1_y2x2z2``, whose axes are those of the array all the same."""
+    """The box in a row's ``renorm_y1x1z1_y2x2z2``, whose axes, despite the name, are those of the array."""
     try:
         i1, j1, k1, i2, j2, k2 = (int(n) for n in corners)
     except (TypeError, ValueError) as error:

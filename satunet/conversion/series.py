@@ -1,4 +1,4 @@
-"""DICOM: every series below a folder is a scan; label maps come from a folder beside them."""
+"""DICOM: every series below a folder is a scan; label maps are in another folder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def read_dicom(
 ) -> SourceDataset:
     """Find the series below a folder as a dataset to convert.
 
-    A case is named by the folder of its series; where a folder has several, by their number or UID as well.
+    A case is named after the folder of its series; if a folder has several, their number or UID is added.
 
     Args:
         folder: Folder with DICOM files, at any depth.
         dataset_id: Number of the dataset.
         name: Name of the dataset; that of the folder if not given.
-        labels: Folder with a label map a case (``<case>.nii.gz``) and the ``dataset.json`` that names its ids. Cases
+        labels: Folder with one label map per case (``<case>.nii.gz``) and a ``dataset.json`` that names the ids. Cases
             without one go to ``imagesTs``.
 
     Raises:
-        UserError: No series, several modalities, no number, or labels that cannot be used.
+        UserError: There are no series, several modalities, no number, or unusable labels.
     """
     if dataset_id is None:
         raise NumberNeededError(f"{folder}: a dataset of DICOM series has no number of its own; give one with --id")
@@ -86,7 +86,7 @@ def _classes(labels: Path) -> dict[str, int]:
 
 
 def _notes(below: Found, names: Sequence[str], labelled: bool) -> dict[str, str]:
-    """What a user should know: what was repaired, and what was no series of slices."""
+    """Notes for the user: repairs, and series that are not volumes."""
     notes = {name: "; ".join(s.remarks) for name, s in zip(names, below.series, strict=True) if s.remarks}
     notes |= {f"passed over {what}": kind for what, kind in below.passed_over.items()}
     if not labelled:

@@ -1,4 +1,4 @@
-"""What a conversion starts from: cases whose images and masks lie about in any of the field's layouts."""
+"""Sources of a conversion: cases with images and masks in any of the field's layouts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from satunet.images.image import Image, image_ending, read_grid, read_image
 from satunet.types import Box
 
 SINGLE_FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""Endings that nnU-Net reads and whose files stand alone: an ``.mhd`` names another file, which a link would lose."""
+"""Endings of self-contained files that nnU-Net reads; an ``.mhd`` refers to another file, which a link would lose."""
 
 
 class NumberNeededError(UserError):
@@ -30,13 +30,13 @@ class NumberNeededError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """Where the voxels of a scan are.
+    """Source of a scan's voxels.
 
     Attributes:
         path: An image file, a ``.npy`` array, or a folder with DICOM files.
         volume: Number of the volume in a four-dimensional file.
-        dicom: The series, if it is one of DICOM.
-        orientation: Orientation of a ``.npy`` array, which has none of its own.
+        dicom: DICOM series, if it is one.
+        orientation: Orientation of a ``.npy`` array, whose file does not say it.
         spacing_mm: Spacing of a ``.npy`` array.
     """
 
@@ -48,20 +48,20 @@ class ImageSource:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the scan is read from, voxels behind a header among them."""
+        """All files of the scan, including files of voxels that a header refers to."""
         return self.dicom.files if self.dicom is not None else files_behind(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSource:
-    """Where the classes of a case are.
+    """Source of a case's classes.
 
     Attributes:
         paths: A label map or a stack of masks; or one mask per class, named by ``names``.
-        names: Class of each mask, where there is one per class.
-        order: Classes of a stack's masks, or of the ids 1, 2, 3 … of a label map, as the case itself lists them; those
-            of the whole dataset where it does not.
-        boxes: Places of masks that are cut to them (``.npy``), one per mask.
+        names: Class of each mask, if there is one mask per class.
+        order: Classes of a stack's masks, or of the ids 1, 2, 3 … of a label map, as the case lists them; if it does
+            not, those of the whole dataset.
+        boxes: Boxes to which masks are cropped (``.npy``), one per mask.
     """
 
     paths: tuple[Path, ...]
@@ -72,13 +72,13 @@ class MaskSource:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCase:
-    """A case to be.
+    """A case to convert.
 
     Attributes:
         identifier: Name of the case in the nnU-Net dataset.
         images: Images, one per channel.
         mask: Reference, if there is one.
-        patient: Cases of one patient stay in one fold.
+        patient: Patient; all cases of a patient are in the same fold.
         test: Whether it goes to ``imagesTs`` and ``labelsTs``.
     """
 
@@ -91,7 +91,7 @@ class SourceCase:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDataset:
-    """A dataset to be.
+    """A dataset to convert.
 
     Attributes:
         name: Name of the nnU-Net folder.
@@ -100,12 +100,12 @@ class SourceDataset:
         table: Table of the classes and their ids.
         cases: Cases, in order.
         validation: Patients of the validation part of a split, if it has one.
-        origin: Where its patients' names are from: the same name elsewhere is another person. Empty where names hold
-            everywhere, as those of a hospital do.
+        origin: Source within which patients' names are unique; the same name elsewhere is another person. Empty if
+            names are unique everywhere, such as a hospital's.
         description: Free text.
         extra: More entries of its ``dataset.json``.
         notes: Notes for the user, such as rows that a split leaves out.
-        faults: Rows that are no case → the reason.
+        faults: Row that makes no case → reason.
     """
 
     name: str
@@ -122,7 +122,7 @@ class SourceDataset:
 
     @cached_property
     def file_ending(self) -> str:
-        """The ending that all files have, if they can be linked; else ``.nii.gz``."""
+        """The common ending of all files, if they can be linked; else ``.nii.gz``."""
         files = [image.path for case in self.cases for image in case.images]
         files += [path for case in self.cases if case.mask is not None for path in case.mask.paths]
         endings = {image_ending(path) for path in files}
@@ -131,7 +131,7 @@ class SourceDataset:
 
 
 def can_be_linked(path: Path, ending: str) -> bool:
-    """Whether a file is as nnU-Net wants it: of the dataset's ending, with three axes and no more."""
+    """Whether nnU-Net can use a file unchanged: it has the dataset's ending and exactly three axes."""
     if image_ending(path) != ending or not path.name.endswith(ending) or not path.is_file():
         return False
     if ending not in (".nii", ".nii.gz"):
@@ -145,7 +145,7 @@ def open_nifti(path: Path) -> Any:
 
     Raises:
         MissingFileError: There is no such file.
-        UnreadableImageError: No NIfTI image.
+        UnreadableImageError: The file is no NIfTI image.
     """
     if not path.is_file():
         raise MissingFileError(path, "no such file")
@@ -153,13 +153,13 @@ def open_nifti(path: Path) -> Any:
 
 
 def read_source(source: ImageSource) -> Image:
-    """Read a scan from wherever it is.
+    """Read a scan from its source.
 
     Raises:
         MissingFileError: There is no such file or folder.
-        UnreadableImageError: No image, or a folder with none or several DICOM series.
-        NotThreeDimensionalError: Not one volume, or no such volume in the file.
-        NonFiniteImageError: NaN or infinite voxels.
+        UnreadableImageError: The file is no image, or the folder has no DICOM series or several.
+        NotThreeDimensionalError: The file is not a single volume, or does not have that volume.
+        NonFiniteImageError: Voxels are NaN or infinite.
     """
     path = source.path
     if not path.exists():
@@ -177,7 +177,7 @@ def read_source(source: ImageSource) -> Image:
         raise NotThreeDimensionalError(path, f"volume {source.volume} is asked for, the shape is {loaded.shape}")
     try:
         array = np.asanyarray(loaded.dataobj[..., source.volume])
-    except Exception as error:  # zlib, gzip, OSError, EOFError: a truncated file has many faces
+    except Exception as error:  # a truncated file may raise zlib.error, gzip's errors, OSError, EOFError
         raise UnreadableImageError(path, f"the voxels cannot be read ({error})") from error
     x, y, z = array.shape
     grid = Grid(shape=(x, y, z), affine=nifti.nifti_affine(loaded))
@@ -185,7 +185,7 @@ def read_source(source: ImageSource) -> Image:
 
 
 def array_grid(shape: tuple[int, ...], orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
-    """The grid of an array without one: its axes run as ``orientation`` says, its first voxel lies at the origin."""
+    """A grid for an array without one: with the axes of ``orientation``, and the first voxel at the origin."""
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, (letter, spacing) in enumerate(zip(orientation, spacing_mm, strict=True)):
@@ -200,7 +200,7 @@ def load_array(path: Path) -> NDArray[np.generic]:
 
     Raises:
         MissingFileError: There is no such file.
-        UnreadableImageError: No array, or one of Python objects.
+        UnreadableImageError: The file is no array, or one of Python objects.
     """
     if not path.is_file():
         raise MissingFileError(path, "no such file")

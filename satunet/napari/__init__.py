@@ -1,1 +1,1 @@
-"""A plug-in of napari: words on the scan that is shown, masks as a layer; a satunet server does the work."""
+"""A plug-in for napari: it segments the displayed scan by text, with a satunet server, and shows masks as a layer."""

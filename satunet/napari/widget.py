@@ -1,8 +1,8 @@
-"""The widget: an image layer, words, a server; a labels layer comes back.
+"""The widget: it takes an image layer, prompts and a server, and returns a labels layer.
 
-napari's layers do not say where the patient's left is. A layer that shows a file's voxels as they are stored, or with
-the axes reversed, is sent as that file, whose header says it. Any other layer is taken as readers of the ITK family
-give it: axes (z, y, x), towards the patient's head, back and left, with the layer's scale in millimetres.
+napari's layers do not say where the patient's left is. If a layer shows a file's voxels as they are stored, or with
+reversed axes, the file is sent, because its header says it. All other layers are assumed to be as ITK's readers return
+them: axes (z, y, x), towards the patient's head, back and left, with the layer's scale in millimetres.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Labels = tuple[np.ndarray[Any, Any], dict[str, Any], str]
 
 
 def segment(layer: Any, words: list[str], server: Server, on_progress: Callable[[float], None] | None = None) -> Labels:
-    """Find words in an image layer.
+    """Segment prompts in an image layer.
 
     Args:
         layer: A 3D image layer of one channel.
@@ -36,9 +36,8 @@ def segment(layer: Any, words: list[str], server: Server, on_progress: Callable[
         on_progress: Called with the share that is done.
 
     Returns:
-        A labels layer as napari takes it: data with the layer's axes, its attributes, its kind. ``metadata`` says what
-            was
-        found of each prompt, ``features`` which number is which.
+        A labels layer in napari's form: data with the layer's axes, attributes, kind. ``metadata`` has the result of
+            each prompt, ``features`` the meaning of each number.
 
     Raises:
         ServerError: The server cannot be reached, or refuses.
@@ -89,7 +88,7 @@ def _file_of(layer: Any, folder: Path) -> tuple[Path, bool]:
 
 
 def segment_widget() -> FunctionGui:
-    """The widget that napari shows: it stays usable while the server works."""
+    """The widget that napari shows; it stays responsive while the server works."""
     from magicgui import magicgui
     from napari import current_viewer
     from napari.qt.threading import thread_worker

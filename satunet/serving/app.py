@@ -220,9 +220,7 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
         app.add_exception_handler(kind, handler(code))
 
     async def gone(_: Request, error: Exception) -> Response:
-        return Response(
-            status_code=400
-        )  # a client that aborts an upload is no fault of the server, and gets no answer
+        return Response(status_code=400)  # a client that aborts an upload is no fault of the server, and gets no answer
 
     app.add_exception_handler(ClientDisconnect, gone)
 
