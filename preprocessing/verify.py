@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from satunet.datasets.checks import check_case, check_dataset
 from satunet.datasets.memory import reading_bytes
 from satunet.datasets.people import find_people
-from satunet.datasets.raw import Case, Dataset, check_case, check_dataset, load_dataset
+from satunet.datasets.raw import Case, Dataset, load_dataset
 from satunet.errors import DatasetError, UserError
 from satunet.images.content import voxel_digest
 from satunet.jobs.progress import JobSummary, run_parallel

@@ -11,8 +11,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_id_to_dataset_
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from satunet.cli import run
+from satunet.datasets.checks import check_case, check_dataset
 from satunet.datasets.paths import all_dataset_names, dataset_name_of, preprocessed_dir, raw_dir
-from satunet.datasets.raw import check_case, check_dataset, load_dataset, modality_of_channel, scan_id, split_scan_id
+from satunet.datasets.raw import load_dataset, modality_of_channel, scan_id, split_scan_id
 from satunet.errors import DatasetError, DatasetNotFoundError, PathsNotSetError
 
 

@@ -10,7 +10,8 @@ import torch
 from scipy.ndimage import binary_dilation
 from scipy.stats import mannwhitneyu
 
-from satunet.datasets.raw import check_case, load_dataset
+from satunet.datasets.checks import check_case
+from satunet.datasets.raw import load_dataset
 from satunet.demo import packaged
 from satunet.demo.datasets import (
     ATLASES,
