@@ -29,6 +29,23 @@ def test_a_batch_in_parts_is_the_batch(planned: Path) -> None:
     assert [*batch.split(3)] == [batch]
 
 
+def test_gradients_are_clipped_to_their_norm(planned: Path) -> None:
+    trainer = make_trainer(config(precision="float32", batch_size=2))
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    trainer.network.eval()
+
+    def norm(clip: float) -> float:
+        taken = dataclasses.replace(trainer.config, gradient_clip=clip, learning_rate=1e-30)
+        sgd = torch.optim.SGD(trainer.network.parameters())
+        Stepper(trainer.network, sgd, None, taken, trainer.device, at_once=2).take(batch, 0)
+        return sum(float(p.grad.square().sum()) for p in trainer.network.parameters() if p.grad is not None) ** 0.5
+
+    free = norm(1e9)
+    assert norm(free / 3) == pytest.approx(free / 3, rel=1e-3)
+    assert norm(2 * free) == pytest.approx(free, rel=1e-3)
+
+
 def test_gradients_add_up_to_those_of_the_whole_step(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     forward = PromptedUNet.encode_image

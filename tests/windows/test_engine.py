@@ -77,6 +77,22 @@ def test_every_voxel_above_one_half_is_the_plain_answer(network: PromptedUNet, o
     torch.testing.assert_close(got[inside], expected[inside], atol=1e-5, rtol=0)
 
 
+def test_a_window_that_is_fairly_sure_of_nothing_counts_in_the_mean(network: PromptedUNet) -> None:
+    """Slabs of one value each: a window may give a whole block small probabilities, and another window large ones."""
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        network.logit_bias.fill_(-3.0)
+        network.logit_scale.fill_(10.0)
+    torch.manual_seed(5)
+    volume = 3 * torch.randn(8, 1, 1).repeat_interleave(4, 0).expand(32, 16, 16)
+    queries = torch.randn(40, 6)
+    expected = plain(network, volume, queries, 0.5)
+    got = torch.stack(found(network, volume, queries, overlap=0.5))
+    inside = got > 0
+    assert inside.any()
+    assert (expected[inside] - got[inside]).abs().max() <= 1.1e-3, "only what is less than a thousandth is left out"
+
+
 def test_memory_changes_no_bit(network: PromptedUNet) -> None:
     torch.manual_seed(2)
     volume, queries = torch.randn(30, 16, 25), torch.randn(11, 6)
