@@ -1,4 +1,4 @@
-"""How a specialist is trained, as it is saved with its fold."""
+"""Settings of a specialist's training, which are saved with its fold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from satunet.jobs.records import from_plain, load_json, to_plain
 from satunet.trainers.config import TrainingChoices, TrainingConfig
 
 DEFAULT_STEPS = 1000 * 250
-"""nnU-Net's."""
+"""nnU-Net's number of training steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

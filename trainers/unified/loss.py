@@ -28,14 +28,14 @@ from torch.autograd.function import once_differentiable
 
 SMOOTH = 1e-7
 IGNORED = -1
-"""In place of a label id: nobody labelled this voxel, and it counts in no sum."""
+"""Label id of unlabelled voxels, which count in no sum."""
 _FACTORS = 32  # 2⁻³² is far from the smallest number of float32, and 32 roundings are 2e-6 of a logarithm
 CPU_BLOCK = 8192
 """Voxels worked on at once on a CPU: 32 queries × 8192 voxels are 1 MB, which stays in the cache."""
 
 
 class PromptedLoss(NamedTuple):
-    """What :func:`prompted_loss` gives.
+    """Result of :func:`prompted_loss`.
 
     Attributes:
         total: The loss, with gradients.

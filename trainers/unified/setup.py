@@ -1,4 +1,4 @@
-"""What a training is made of, and what stays the same from its first step to its last."""
+"""The constant inputs of a training: plan, label space, texts, store and split."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSetup:
-    """What a training is made of.
+    """Constant inputs of a training.
 
     Attributes:
         plan: The unified plan.

@@ -26,7 +26,7 @@ from satunet.trainers.unified.watching.statistics import StepClock
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What came of a step.
+    """Result of a step.
 
     Attributes:
         loss: Mean over the processes.
@@ -50,8 +50,8 @@ class Stepper:
         scaler: Scaler of float16's gradients; ``None`` in other precisions.
         config: Learning rate, clipping, precision, seed.
         device: Device of the network.
-        at_once: Crops that the network sees at once, at most.
-        crop_voxels: Voxels of these crops; of smaller ones it sees more at once. Any crop counts as one if not given.
+        at_once: Largest number of crops per forward pass.
+        crop_voxels: Voxels of these crops; of smaller crops, more fit into a pass. If not given, the size is ignored.
 
     Attributes:
         clock: Seconds of the parts of the last step.
@@ -80,7 +80,7 @@ class Stepper:
         self.clock = StepClock(device)
         self._module: nn.Module = _Forward(network)
         if distributed.world_size() > 1:
-            # Weights that no output depends on (published networks have some) would let DDP wait for their gradients.
+            # DDP would wait for the gradients of unused weights, which published networks have.
             self._module = DistributedDataParallel(
                 self._module,
                 device_ids=[device.index] if device.type == "cuda" else None,
@@ -157,7 +157,7 @@ class Stepper:
         )
 
     def _count(self, batch: Batch) -> float:
-        """What losses are divided by, so that their mean over the processes is that over the queries of all."""
+        """Divisor of the losses with which their mean over the processes is the mean over the queries of all."""
         own = float(batch.valid.sum())
         if distributed.world_size() == 1:
             return max(1.0, own)

@@ -1,4 +1,4 @@
-"""What one training step works on."""
+"""The crops and queries of one training step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONG_TABLE = 1 << 16
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One crop and what is asked of it.
+    """One crop and its queries.
 
     Attributes:
         image: (1, X, Y, Z) float32.
@@ -74,7 +74,7 @@ class Batch:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Batch:
-        """Samples side by side; crops with fewer queries are filled up with queries that are not valid."""
+        """Stack samples; crops with fewer queries are padded with queries that are not valid."""
         count = max(len(s.queries) for s in samples)
         ids = max([0, *(int(s.labels.max()) for s in samples), *(i for s in samples for q in s.queries for i in q.ids)])
         if ids >= _LONG_TABLE:
@@ -106,7 +106,7 @@ class Batch:
         )
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Parts of at most so many crops, in order."""
+        """Parts of at most ``size`` crops, in order."""
         if size >= len(self.scans):
             yield self
             return

@@ -44,10 +44,10 @@ from satunet.trainers.unified.setup import TrainingSetup
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 1 << 30
-"""Of decompressed scans, over all workers."""
+"""Memory for decompressed scans in bytes, over all workers."""
 _MAX_FAILURES = 20
 _ORDER = 1000
-"""Added to a stream, it is the stream of what a whole step draws."""
+"""Offset from a stream of samples to the stream of draws for a whole step."""
 
 
 class StepBatches(Dataset[Batch]):
@@ -60,7 +60,7 @@ class StepBatches(Dataset[Batch]):
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
         rank: Rank, which tells the positions of the batch that this process fills: ``rank``, ``rank + world_size``, …
         world_size: Processes that share a batch.
-        cache_bytes: Decompressed scans that are kept, at most.
+        cache_bytes: Largest size of the decompressed scans that are kept.
 
     Raises:
         UserError: Fewer patches per batch than processes.
@@ -82,7 +82,7 @@ class StepBatches(Dataset[Batch]):
         self.stream = stream
         self.scans = setup.index.of_scans(scans)
         datasets = self.scans.datasets
-        # A class that no scan of the fold shows would be asked for as a negative alone, and be learned to be nowhere.
+        # A class that no scan of the fold shows would only be a negative query, and be learned as absent everywhere.
         self._asked = setup.space if stream else only_shown(setup.space, self.scans.shown())
         self.batch_size = config.batch_size or self.plan.batch_size
         self.limit = config.queries_per_scan or self.plan.queries_per_scan
@@ -229,7 +229,7 @@ def batches(dataset: StepBatches, steps: Sequence[int], workers: int, *, pin_mem
 
 
 def _told(loaded: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches; that one of the processes was killed is an error of this project.
+    """The batches; if a loading process was killed, a satunet error is raised.
 
     Raises:
         SatunetError: A process that loads was killed.

@@ -1,4 +1,4 @@
-"""Which scan, which crop, which queries: a pure function of the seed, the step and the place in the batch.
+"""Drawing scans, crops and queries, as a pure function of the seed, the step and the position in the batch.
 
 Nothing here depends on the number of workers or ranks, or on what was drawn before, so a resumed run sees exactly
 the samples an unbroken one would have seen.
@@ -9,7 +9,7 @@ the samples an unbroken one would have seen.
   the box of all labels; in a scan with parts that are not labelled (nnU-Net's ``ignore``), they are centred on a
   labelled voxel, as in nnU-Net.
 - Queries are the classes present in the crop, then classes that the dataset annotates and the crop does not show,
-  at most half as many. A class the dataset does not annotate is never a query: nobody knows where it is.
+  at most half as many. A class that the dataset does not annotate is never a query, because its location is unknown.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def scan_repeats(labels: int, extent: Sequence[int], patch: Sequence[int], limit
         labels: Classes that its dataset annotates.
         extent: (X, Y, Z) voxels of its foreground box.
         patch: Size of a crop.
-        limit: Queries a crop, at most.
+        limit: Largest number of queries per crop.
     """
     factor = max(1.0, labels / limit)
     for n, p in zip(extent, patch, strict=True):
@@ -94,7 +94,7 @@ def scan_weights(
 
 
 def even_weights(weights: NDArray[np.float64], datasets: Sequence[str]) -> NDArray[np.float64]:
-    """Probability of each scan where every dataset is drawn as often, and its scans as their weights say.
+    """Probability of each scan if all datasets are drawn equally often, and the scans of each by their weights.
 
     Args:
         weights: Weights of the scans; a dataset whose weights are all 0 is not drawn.
@@ -109,7 +109,7 @@ def even_weights(weights: NDArray[np.float64], datasets: Sequence[str]) -> NDArr
 
 
 def fitted_patch(extent: Sequence[int], largest: Sequence[int], divisor: Sequence[int]) -> tuple[int, int, int]:
-    """The smallest patch that holds scans and that the network takes, up to a largest one.
+    """The smallest patch that contains the scans and is divisible by the strides, up to a largest one.
 
     Args:
         extent: (X, Y, Z) voxels to hold.
@@ -197,8 +197,8 @@ def choose_queries(
         space: The label space.
         dataset: Dataset of the scan.
         present: Label ids in the crop.
-        limit: Queries, at most.
-        negative_share: Negatives, at most, as a share of the positives; one if there is no positive.
+        limit: Largest number of queries.
+        negative_share: Largest number of negatives, as a share of the positives; one negative if there is no positive.
         rng: Generator.
     """
     positives: list[tuple[str, tuple[int, ...]]] = []
@@ -234,7 +234,7 @@ def centre_of_class(
 def annotated_centre(
     store: ScanStore, record: ScanRecord | IndexedScan, rng: np.random.Generator
 ) -> NDArray[np.int32] | None:
-    """A voxel that somebody looked at, of a scan of which parts are not labelled; ``None`` for another scan."""
+    """An annotated voxel of a scan with unlabelled parts; ``None`` for any other scan."""
     places = store.locations(record.scan).get(ANNOTATED)
     if places is None or not len(places):
         return None

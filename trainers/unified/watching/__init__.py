@@ -1,1 +1,1 @@
-"""What is told about a training while it runs."""
+"""Reports about a training while it runs."""
