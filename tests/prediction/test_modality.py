@@ -56,7 +56,11 @@ def test_ct_is_ct_with_an_offset_too(offset: int) -> None:
 def test_tissues_over_a_wide_range_are_no_ct() -> None:
     rng = np.random.default_rng(0)
     for top in (300, 1500, 4095, 60_000):
-        assert not looks_like_ct((rng.random((30, 30, 30)) ** 2 * top).astype(np.uint16))
+        tissues = (rng.random((30, 30, 30)) ** 2 * top).astype(np.uint16)
+        assert not looks_like_ct(tissues)
+        image = Image(array=tissues, grid=Grid(shape=tissues.shape, affine=np.eye(4)))
+        assert modality_of(image, ("ct", "mri", "pet")) == ("mri", "intensities")
+        assert modality_of(image, ("pet", "ct")) == ("pet", "intensities")
     assert not looks_like_ct(np.zeros((3, 3, 3), np.int16))
     assert not looks_like_ct(np.full((3, 3, 3), -200.0, np.float32))
 
