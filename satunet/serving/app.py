@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,10 +43,10 @@ from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.serving import monailabel
 from satunet.serving.desk import Brought, BusyError, Desk, Job, UnknownError, told, without_places
+from satunet.serving.door import Door, too_large
 from satunet.serving.options import ServeOptions
 from satunet.serving.uploads import UNPACKED, TooLargeError, ending_of, receive, scan_in
 
-_OPEN = ("/health", "/docs", "/openapi.json", "/", "/static/niivue.js", "/auth/")
 _MOST_PROMPTS = 2000
 _TIDY_SECONDS = 30.0
 _KINDS = {".csv": "text/csv; charset=utf-8", ".dcm": "application/dicom", ".png": "image/png"}
@@ -170,8 +169,8 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
         version=__version__,
         summary="Text-prompted segmentation of 3D medical images",
         lifespan=lifespan,
-        dependencies=[Depends(_token_check(token))] if token else [],
     )
+    app.add_middleware(Door, token=token, most_upload_bytes=options.most_upload_bytes)
     app.state.desk = desk
     _add_errors(app, folder)
     _add_scans(app, desk)
@@ -188,30 +187,18 @@ async def _tidy_now_and_then(desk: Desk) -> None:
         await run_in_threadpool(desk.tidy)
 
 
-def _token_check(token: str | None) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if request.url.path in _OPEN or token is None:
-            return
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise PermissionError("a token is needed: Authorization: Bearer TOKEN")
-
-    return check
-
-
 def _add_errors(app: FastAPI, folder: Path) -> None:
     codes: dict[type[Exception], int] = {
         UnknownError: 404,
         BusyError: 503,
         TooLargeError: 413,
-        PermissionError: 401,
         ScanError: 422,
         UserError: 422,
     }
 
     def handler(code: int) -> Callable[[Request, Exception], Response]:
         def answer(_: Request, error: Exception) -> Response:
-            headers = {"Retry-After": "10"} if code == 503 else {"WWW-Authenticate": "Bearer"} if code == 401 else None
+            headers = {"Retry-After": "10"} if code == 503 else None
             return JSONResponse({"detail": told(error, folder)}, status_code=code, headers=headers)
 
         return answer
@@ -233,7 +220,7 @@ def _add_scans(app: FastAPI, desk: Desk) -> None:
         most = desk.options.most_upload_bytes
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > most:
-            raise TooLargeError(f"the upload is larger than {most / 1e6:,.0f} MB, which are allowed")
+            raise TooLargeError(too_large(most))
         name, folder = desk.new_folder()
         try:
             await receive(request.stream(), folder / f"upload{ending}", most)

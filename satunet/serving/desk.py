@@ -357,7 +357,7 @@ def told(error: Exception, folder: Path) -> str:
         error: Error that occurred.
         folder: Private folder of the server.
     """
-    if not isinstance(error, (SatunetError, PermissionError)):
+    if not isinstance(error, SatunetError):
         return f"the server could not do it ({type(error).__name__}); its log says more"
     text = str(getattr(error, "reason", None) or error)
     return re.sub(rf"{re.escape(str(folder))}[^\s:'\"]*/", "", text)

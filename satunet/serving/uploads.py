@@ -10,6 +10,7 @@ from pathlib import Path
 from satunet.errors import UnreadableImageError, UserError
 from satunet.images.image import IMAGE_ENDINGS
 from satunet.prediction.door.inputs import Scan, collect_scans
+from satunet.serving.door import too_large
 
 UNPACKED = 10
 """Largest size of an unpacked archive, as a multiple of the largest upload."""
@@ -48,7 +49,7 @@ async def receive(chunks: AsyncIterator[bytes], file: Path, most_bytes: int) -> 
             async for chunk in chunks:
                 size += len(chunk)
                 if size > most_bytes:
-                    raise TooLargeError(f"the upload is larger than {most_bytes / 1e6:,.0f} MB, which are allowed")
+                    raise TooLargeError(too_large(most_bytes))
                 stream.write(chunk)
     except BaseException:
         file.unlink(missing_ok=True)
