@@ -5,8 +5,7 @@
 
     OUTPUT/predictions/…, OUTPUT/scores/…                    see :mod:`satunet.evaluation.benchmark.run`
     OUTPUT/report.html, report.md, *.csv, benchmark.json, benchmark_summary.json
-    OUTPUT/pages/<dataset>_<case>.html       the cases that the report shows, with reference and predictions, to look
-    around in
+    OUTPUT/pages/<dataset>_<case>.html       browsable cases of the report, with reference and predictions
 
 Tables and report are written after every dataset; until the last one, they say what is still missing.
 """
@@ -24,11 +23,11 @@ from satunet.evaluation.report.tables import print_table
 from satunet.jobs.progress import JobSummary
 
 _REPORT_SECONDS = 60.0
-"""How often an unfinished report is written, at most."""
+"""Shortest time between two writings of an unfinished report."""
 PAGES = "pages"
-"""Folder of pages to look around in, beside the report."""
+"""Folder of browsable pages, beside the report."""
 _MANY_DATASETS = 30
-"""Above this, one case of each is shown instead of three."""
+"""Number of datasets above which one case of each is shown instead of three."""
 
 
 def run_benchmark(
@@ -47,7 +46,7 @@ def run_benchmark(
         report_seconds: Shortest time between two writings of an unfinished report.
 
     Returns:
-        The tables, and what failed; the report is ``report.html`` in the output folder.
+        The tables, and the failures; the report is ``report.html`` in the output folder.
 
     Raises:
         UserError: No dataset could be scored at all.

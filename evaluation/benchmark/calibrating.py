@@ -1,8 +1,8 @@
 """Calibrate the confidence of a network on patients that it was not trained on, and measure how good it is.
 
 Every class that the model offers in a scan's modality is predicted, as with ``--all``. For most classes, the scan's
-labels tell whether the structure is there, and the Dice of its mask. Some classes are absent because the scan shows
-another region. And scans are also cut into parts that leave structures out.
+labels tell whether the structure is present and give the Dice of its mask. Some classes are known to be absent because
+the scan shows another region. Scans are also cut into parts that leave structures out.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Judges = Iterable[tuple[Dataset, Collection[str] | None]]
 
 FAILED_DSC = 0.5
 """Dice below which a mask is a failure."""
-_LEAST_LEFT = 0.35  # of a scan's extent, in a part of it
-_SLIVER = 0.2  # share of a structure: less of it in a part, and nobody would say whether it is there
+_LEAST_LEFT = 0.35  # smallest part of a scan, as a share of its extent
+_SLIVER = 0.2  # a part that holds less than this share of a structure does not tell whether it is present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,10 @@ def calibrate(
 
     Args:
         predictor: Predictor with its model.
-        judges: Datasets with the cases that the network was not trained on, ``None`` for all of a dataset's.
+        judges: Datasets, each with the cases that the network was not trained on; ``None`` for all its cases.
         statistics: Sizes and places of the classes in training.
-        absent: Dataset → classes that its scans cannot show, beside what its labels say.
-        parts: Parts of each scan that are looked at besides.
+        absent: Dataset → classes that its scans cannot show, in addition to those its labels tell of.
+        parts: Number of parts of each scan that are predicted as well.
 
     Raises:
         UserError: None of the scans shows a class of the model.
@@ -89,7 +89,7 @@ def outcomes(
         judges: Datasets, as for :func:`calibrate`.
         absent: Absent classes, as for :func:`calibrate`.
         parts: Number of parts, as for :func:`calibrate`.
-        most_windows: Classes that a scan has no labels of are left out where they need more windows than this.
+        most_windows: Largest number of windows for a class that a scan has no labels of; beyond it, it is left out.
         on_case: Called with dataset, case and what was found in it.
     """
     rows: list[tuple[str, Outcome]] = []
@@ -194,7 +194,7 @@ def _parts(
     return found
 
 
-# ---- how good it is --------------------------------------------------------------------------------------------------
+# ---- quality ---------------------------------------------------------------------------------------------------------
 
 
 def cross_checked(
@@ -209,8 +209,8 @@ def cross_checked(
     Args:
         rows: Rows from :func:`outcomes`.
         statistics: Statistics of the classes in training.
-        apart: Function that names what may not be on both sides: the patient of an outcome, or its dataset.
-        folds: Number of calibrations; one for each such name if not given.
+        apart: Function that names what calibration and check must not share: an outcome's patient or dataset.
+        folds: Number of calibrations; by default one for each name from ``apart``.
     """
     groups = sorted({apart(*row) for row in rows})
     count = min(folds or len(groups), len(groups))
@@ -225,9 +225,7 @@ def cross_checked(
 
 
 def said(calibration: Calibration, rows: Sequence[tuple[str, Outcome]]) -> list[Known]:
-    """The confidence that a calibration gives to masks whose truth is known; the other masks of the scan are used,
-    too.
-    """
+    """Confidence that a calibration gives to masks whose truth is known, with the other masks of the scan as input."""
     scans: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
     for row in rows:
         scans[row[1].scan].append(row)
@@ -243,7 +241,7 @@ def said(calibration: Calibration, rows: Sequence[tuple[str, Outcome]]) -> list[
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Quality of the estimates; ``nan`` where nothing can tell.
+    """Quality of the estimates; ``nan`` where it cannot be computed.
 
     Attributes:
         masks: Number of masks drawn, of structures that are present or absent.
@@ -255,9 +253,9 @@ class Quality:
         structures: Number of structures that were predicted.
         absent: Number of structures that are absent.
         absent_error: Expected calibration error of "absent", in ten bins.
-        absent_drawn: Share of absent structures that have a mask if none is left out.
-        absent_left: The same share if masks are left out whose structure is absent with at least the threshold.
-        present_lost: Share of present structures with a mask of at least one half whose mask is left out.
+        absent_drawn: Share of absent structures that have a mask when no mask is left out.
+        absent_left: The same share when masks are left out whose probability of "absent" reaches the threshold.
+        present_lost: Share of masks with a Dice of at least one half that the threshold leaves out.
     """
 
     masks: int
@@ -279,7 +277,7 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
 
     Args:
         known: Estimates and truth.
-        threshold: Probability of "absent" from which on masks are left out.
+        threshold: Probability of "absent" at or above which masks are left out.
     """
     drawn = [k for k in known if k.outcome.seen.evidence.drawn]
     confidence = np.array([k.worth.confidence or 0.0 for k in drawn])
@@ -306,8 +304,8 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive has a larger score than a negative; ties count one half. ``nan`` if there is none of
-    either.
+    """Probability that a positive has a larger score than a negative; ties count one half. ``nan`` if either
+    kind is lacking.
     """
     from scipy.stats import rankdata
 

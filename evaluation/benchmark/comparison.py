@@ -1,16 +1,17 @@
 """Comparison of competitors over datasets.
 
-Means follow SAT (arXiv 2312.17183): a class of a dataset is the mean over scans; a class over datasets the mean over
-datasets; a region, a modality or a total the mean over classes, with lesions apart from anatomy: macro means. A micro
-mean, beside them, counts every class of every case alike, however many scans of the case a competitor predicts. Tables
-compare like with like: a mean takes in only the classes of datasets for which every competitor has a score, and says
-how many these are. Datasets that the unified network was not trained on are never mixed with the others.
+Macro means follow SAT (arXiv 2312.17183). The score of a class in a dataset is its mean over scans, and over several
+datasets the mean over these; a region, a modality or a total is the mean over its classes, with lesions apart from
+anatomy. A micro mean, shown beside them, counts every class of every case equally, however many scans of the case a
+competitor predicts. Tables compare like with like: a mean includes only the classes of datasets for which every
+competitor has a score, and says how many they are. Datasets that the unified network was not trained on are never mixed
+with the others.
 
-A difference is the difference of two means in the tables, and interval and test belong to it
+A difference is always that of two means in the tables; its interval and its test are for exactly this difference
 (:mod:`satunet.evaluation.benchmark.statistics`). There are three questions: does it hold for other patients of these
 datasets (``total``, ``external``), for other datasets (``datasets``, with six or more), and in one dataset or class?
 Wins, ties and losses count classes of datasets, datasets, or patients; a difference of at most half a point is a tie.
-p-values are adjusted within a family: two competitors, one metric, and all datasets or all classes.
+p-values are adjusted within a family of tests: two competitors, one metric, and all datasets or all classes.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ def compare(
     """Tables of a benchmark.
 
     Args:
-        results: Dataset → what was scored of it.
+        results: Dataset → its scores.
         costs: Competitor → cost.
-        missing: Competitor → dataset → why it has no evaluation there.
+        missing: Competitor → dataset → reason why there is no evaluation.
         waiting: Items that are not done yet.
-        competitors: Order of the competitors; as they come if not given.
+        competitors: Order of the competitors; by default that in which they appear in the results.
         notes: Notes for readers, one sentence each.
         correction: Method by which p-values are adjusted.
 
@@ -360,7 +361,7 @@ class _Comparer:
                 both_sums, both_numbers = np.zeros((2, len(unit))), np.zeros((2, len(unit)))
                 both_sums[:, place], both_numbers[:, place] = (sums, other_sums), (numbers, other_numbers)
                 uneven.append((weight, both_sums, both_numbers))
-        there = counts > 0  # a patient without any of the classes is no unit of the test
+        there = counts > 0  # a patient with none of the classes is not a unit of the test
         return linear[there], [Uneven(w, s[:, there], n[:, there]) for w, s, n in uneven]
 
     def _patient_differences(self, shared: Sequence[ClassRow], pair: _Pair) -> list[float]:
@@ -396,7 +397,7 @@ class _Pair:
         return first - second
 
     def comparison(self, kind: str, where: str, counted: Sequence[float], **numbers: Any) -> Comparison:
-        """Comparison with wins, ties and losses of some differences."""
+        """Comparison that counts wins, ties and losses among these differences."""
         # The slack keeps a difference of exactly the margin a tie, whatever its last bits.
         wins = sum(d > TIE_MARGIN + 1e-9 for d in counted)
         losses = sum(d < -TIE_MARGIN - 1e-9 for d in counted)
@@ -420,9 +421,9 @@ def _shared(rows: Sequence[ClassRow], names: Sequence[str], metric: str = "dsc")
 
 
 def _strata(patients: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Dataset → the first of the datasets that it shares patients with, over any number of steps."""
+    """Dataset → the first of all datasets linked to it by shared patients, directly or through others."""
     strata = {dataset: dataset for dataset in patients}
-    first: dict[str, str] = {}  # patient → a dataset of theirs
+    first: dict[str, str] = {}  # patient → the first dataset that the patient is in
     for dataset, names in patients.items():
         for patient in names:
             other = strata[first.setdefault(patient, dataset)]

@@ -1,4 +1,4 @@
-"""A competitor that looks at no image: the labels of another scan, stretched to fit.
+"""A competitor that never looks at the image: the labels of another scan, stretched to fit.
 
 Any method that claims a good score should beat it. If organs lie at the same place in every crop, it scores well.
 """
@@ -14,7 +14,7 @@ from satunet.types import Box
 def copied_labels(
     labels: NDArray[np.integer], box: Box, shape: tuple[int, int, int], target: Box
 ) -> NDArray[np.integer]:
-    """Labels of one scan moved to another by the affine that maps box to box; the nearest voxel.
+    """Labels of one scan moved to another by the affine that maps box to box, by nearest neighbour.
 
     Args:
         labels: (X, Y, Z) ids.

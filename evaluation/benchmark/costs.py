@@ -1,7 +1,7 @@
 """Costs of predictions: wall time and peak memory, saved beside them.
 
 Every competitor is timed with the same number of threads: nnunetv2 limits its own to ``nnUNet_def_n_proc`` while it
-predicts, so that is the limit for all.
+predicts, so this is the limit for all.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def threads_for_all() -> int:
 
 
 class Meter:
-    """Wall time and peak memory of a block, with the same threads for everybody.
+    """Wall time and peak memory of a block, with the same number of threads for every competitor.
 
     Attributes:
         seconds: Wall time.
-        memory_bytes: Peak of the GPU if one is used, else of this process; ``None`` where nothing tells.
+        memory_bytes: Peak memory of the GPU if one is used, else of this process; ``None`` if it cannot be measured.
         threads: Threads that torch has in the block.
     """
 
@@ -89,8 +89,8 @@ class Meter:
 
 
 def free_memory() -> None:
-    """Return unused memory to the system and the GPU, so that it is not counted for the
-    next.
+    """Return unused memory to the system and the GPU, so that the next competitor is not
+    charged for it.
     """
     gc.collect()
     cuda = _cuda()
@@ -107,11 +107,11 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
 
     Args:
         folder: The folder.
-        cases: Number of cases that have a prediction now and had none before.
-        scans: Number of such scans: channels of cases, if these are predicted one by one.
+        cases: Number of cases that the run gave a prediction.
+        scans: Number of scans that it gave one: channels of cases, if these are predicted separately.
         seconds: Wall time.
         memory_bytes: Peak memory.
-        threads: Threads that predicting was allowed.
+        threads: Number of threads that prediction was allowed.
     """
     if not scans:
         return
@@ -128,7 +128,7 @@ def runs_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_run(run: Any) -> bool:
-    """Whether an entry is what :func:`record_run` writes."""
+    """Whether an entry has the form that :func:`record_run` writes."""
     if not isinstance(run, dict):
         return False
     counts = [run.get(key) for key in ("cases", "scans", "memory_bytes", "threads")]
@@ -145,7 +145,7 @@ def cost_of_runs(folders: Sequence[Path], *, channel_by_channel: bool = False) -
 
     Args:
         folders: The folders.
-        channel_by_channel: Whether channels were predicted one by one, so that scans differ from cases.
+        channel_by_channel: Whether channels were predicted separately, so that a case may be several scans.
     """
     runs = [run for folder in folders for run in runs_of(folder)]
     threads = {int(run["threads"]) for run in runs if run.get("threads")}

@@ -1,4 +1,4 @@
-"""Unfair comparisons: refused if nothing could be compared, otherwise mentioned in the report."""
+"""Unfair comparisons: refused where they would be meaningless, otherwise mentioned in the report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from satunet.evaluation.benchmark.results import Cost, Results
 from satunet.evaluation.benchmark.tasks import Task
 
 _SAME_BUDGET = 0.05
-"""Share by which training steps may differ without a note."""
+"""Relative difference in training steps up to which there is no note."""
 
 
 def require_unseen(competitor: Competitor, task: Task) -> None:
-    """Refuse a competitor that was trained on cases that are scored, unless the task has no others and says so.
+    """Refuse a competitor that was trained on scored cases, unless the task has no other cases and says so.
 
     Raises:
-        ModelError: It was.
+        ModelError: The competitor was trained on them.
     """
     seen = sorted(competitor.trained_cases(task) & set(task.references))
     if seen and not task.trained_on:
@@ -28,10 +28,10 @@ def require_unseen(competitor: Competitor, task: Task) -> None:
 
 
 def require_same_cases(results: Results) -> None:
-    """Refuse to compare competitors that were scored on other cases or classes of a dataset.
+    """Refuse to compare competitors that were scored on different cases or classes of a dataset.
 
     Raises:
-        UserError: They were.
+        UserError: The cases or classes differ.
     """
     for dataset, found in results.items():
         for what, sets in (
@@ -48,7 +48,7 @@ def require_same_cases(results: Results) -> None:
 
 
 def patient_notes(competitors: Sequence[Competitor], tasks: Iterable[Task]) -> list[str]:
-    """Notes where patients of scored cases have other cases that a competitor was trained on."""
+    """Notes about patients of scored cases who have other cases that a competitor was trained on."""
     notes = []
     for task in tasks:
         if task.trained_on:
@@ -65,7 +65,7 @@ def patient_notes(competitors: Sequence[Competitor], tasks: Iterable[Task]) -> l
 
 
 def budget_notes(costs: Mapping[str, Cost]) -> list[str]:
-    """Notes where competitors were trained for different, or unknown, numbers of steps."""
+    """Notes about competitors that were trained for different, or unknown, numbers of steps."""
     trained = {name: cost for name, cost in costs.items() if cost.models}
     if len(trained) < 2:
         return []

@@ -1,7 +1,7 @@
 """Scores of a model on real scans that it never saw, class by class, in the files' own grids.
 
-One pass over folders of nnU-Net datasets: every class that both the dataset and the model know is asked for by its
-name. They decide which classes a model may offer; ``satunet evaluate`` scores predictions that are on disk.
+One pass over folders of nnU-Net datasets asks for every class that both the dataset and the model know by its name.
+The scores decide which classes a model may offer; ``satunet evaluate``, in contrast, scores predictions on disk.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def judge(
 
     Args:
         predictor: Predictor with its model.
-        datasets: Datasets, each with the cases to judge; ``None`` for all.
+        datasets: Datasets, each with the cases to score; ``None`` for all.
         show: Called with each prediction and its label map.
     """
     rows: list[Judged] = []
@@ -122,16 +122,16 @@ def means(rows: Sequence[Judged]) -> dict[str, dict[str, dict[str, float]]]:
 def earned(
     rows: Sequence[Judged], trained_on: Collection[str], least: float = 0.5
 ) -> tuple[list[ClassScore], dict[str, float]]:
-    """Which classes a model may offer: those with a mean DSC of at least ``least`` over all scans that were judged, of
-    patients that were kept out of training and of other sources alike. Scores on all of them are told.
+    """The classes that a model may offer: those with a mean DSC of at least ``least`` over all scored scans, whether of
+    patients kept out of training or from other sources. The scores cover all of these scans.
 
     Args:
         rows: Rows from :func:`judge`.
-        trained_on: Datasets that other scans of were trained on.
+        trained_on: Datasets with other scans that the model was trained on.
         least: Mean DSC that a class must reach, modality by modality.
 
     Returns:
-        A score for each earned class, modality and dataset; and ``"class (modality)"`` → mean DSC of the others.
+        A score for each class that may be offered, modality and dataset; and ``"class (modality)"`` → mean DSC of the others.
     """
     every: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Scores of one dataset by patient: sums and counts of every class, from which means, their errors and tests follow."""
+"""Scores of one dataset by patient: sums and counts of every class, the basis of means, their errors and tests."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class PatientScores:
         return sums[:, column], counts[:, column]
 
     def having(self, class_name: str) -> NDArray[np.bool_]:
-        """(patients,) whether any competitor has a score of a class there."""
+        """(patients,) whether any competitor has a score of the class for the patient."""
         column = self._column[class_name]
         return np.asarray(np.any([counts[:, column] > 0 for _, counts in self._tables.values()], axis=0), dtype=bool)
 
     def pulls(self, competitor: str, metric: str, class_name: str) -> NDArray[np.float64] | None:
-        """(patients,) what each patient pulls the mean of a class by; the sum of their squares is its variance.
+        """(patients,) influence of each patient on the mean of a class; the sum of squares is the mean's variance.
 
-        ``None`` where one patient alone, or none, has the class: nothing tells how it varies.
+        ``None`` where fewer than two patients have the class, so that its variance is unknown.
         """
         sums, counts = self.of(competitor, metric, class_name)
         having = int(np.count_nonzero(counts))

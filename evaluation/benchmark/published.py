@@ -37,11 +37,11 @@ ALL_72_DATASETS = (
 def published_means(
     scored: Iterable[tuple[str, str]], tolerances_mm: Iterable[float], policy: str
 ) -> tuple[PublishedMean, ...]:
-    """What was published for exactly what was scored; nothing if a dataset, a class or a rule differs.
+    """Published means of exactly the datasets and classes that were scored; none if any of them, or a rule, differs.
 
     Args:
         scored: Dataset and class of every mean that counts.
-        tolerances_mm: Tolerances of NSD, of all classes and of single ones.
+        tolerances_mm: Tolerances of NSD: the general one, and those of single classes.
         policy: Name of the absence policy.
     """
     if any(t != 1.0 for t in tolerances_mm) or policy != "sat":

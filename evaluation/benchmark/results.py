@@ -1,4 +1,4 @@
-"""What a benchmark found, in numbers: rows of its tables, comparisons, costs."""
+"""Results of a benchmark as numbers: rows of its tables, comparisons, costs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Intervals = dict[str, dict[str, Interval]]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetResults:
-    """What was scored of one dataset.
+    """The scores of one dataset.
 
     Attributes:
-        evaluations: Competitor → its scores. A competitor may be lacking.
+        evaluations: Competitor → its scores. A competitor may be missing.
         modality: Modality of the dataset.
         external: Whether the unified network was not trained on the dataset.
-        patients: Case → patient, by a name that is the same in all datasets; a case that is not in it is a patient of
+        patients: Case → patient, by a name that is the same in all datasets; a case that is not listed is a patient of
             its own.
     """
 
@@ -41,22 +41,22 @@ class DatasetResults:
 
 
 Results = Mapping[str, DatasetResults]
-"""Dataset → what was scored of it."""
+"""Dataset → its scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a competitor costs; ``None`` is unknown.
+    """Cost of a competitor; ``None`` means unknown.
 
     Attributes:
-        models: Networks.
-        parameters: Weights of all networks together.
+        models: Number of networks.
+        parameters: Number of weights of all networks together.
         disk_bytes: Size of all model files together.
-        training_steps: Optimisation steps of all networks together.
-        seconds_per_case: Time to predict one case with all its channels, mean.
+        training_steps: Number of optimisation steps of all networks together.
+        seconds_per_case: Mean time to predict one case with all its channels.
         seconds_per_scan: The same time for one scan, if the competitor predicts channel by channel.
-        memory_bytes: Most memory while predicting: of the GPU, or of the process where there is none.
-        threads: Threads that predicting was allowed.
+        memory_bytes: Peak memory during prediction: of the GPU, or of the process if there is none.
+        threads: Number of threads that prediction was allowed.
     """
 
     models: int | None = None
@@ -75,10 +75,10 @@ class ClassRow:
 
     Attributes:
         dataset: The dataset.
-        scored: The class: its ids, whether it is a lesion, where it is.
+        scored: The class, with its ids, its region, and whether it is a lesion.
         external: Whether the unified network was not trained on the dataset.
         modality: Modality of the dataset.
-        scans: Scans that count, the most of any competitor.
+        scans: Number of scans that count, for the competitor with the most.
         scores: Means over scans.
         intervals: 95 % intervals of the headline means.
     """
@@ -104,10 +104,10 @@ class GroupRow:
     Attributes:
         kind: ``"total"``, ``"external"``, ``"region"``, ``"modality"`` or ``"dataset"``.
         name: A dataset, or a group of classes.
-        cases: Cases scored.
-        classes: Classes that the mean is over.
-        left_out: Classes of datasets that are in no mean, because some competitor has no score of them.
-        failures: Competitor → predictions that could not be used.
+        cases: Number of cases scored.
+        classes: Number of classes in the mean.
+        left_out: Number of classes of datasets left out because some competitor has no score of them.
+        failures: Competitor → number of predictions that could not be used.
         scores: The means over classes (macro).
         micro: The means over every class of every case.
         intervals: Intervals of the headline means over classes.
@@ -131,21 +131,21 @@ class Comparison:
     Attributes:
         kind: ``"total"`` and ``"external"`` (other patients of these datasets), ``"datasets"`` (other datasets),
             ``"dataset"`` and ``"class"``.
-        where: A dataset, ``dataset: class``, or the kind.
+        where: Name of a dataset, ``dataset: class``, or the kind.
         first: First competitor.
         second: The other.
         metric: ``"dsc"`` or ``"nsd"``.
-        difference: Mean of the first minus mean of the second: those of the tables.
+        difference: Mean of the first minus mean of the second, as in the tables.
         low: Lower end of its 95 % interval.
         high: Upper end.
         pairs: Number of pairs that are counted: classes of datasets in a total, datasets, or patients.
-        wins: Pairs in which the first is better.
-        ties: Pairs within the margin.
-        losses: Pairs in which the second is better.
-        units: Patients, or datasets, that the test and the interval rest on.
-        p_value: Permutation test of the difference, the competitors swapped unit by unit; ``nan`` below six units.
+        wins: Number of pairs in which the first is better.
+        ties: Number of pairs within the margin.
+        losses: Number of pairs in which the second is better.
+        units: Number of patients, or datasets, that the test and the interval rest on.
+        p_value: p of a permutation test that swaps the competitors unit by unit; ``nan`` below six units.
         p_adjusted: The same, adjusted for all tests of its family.
-        wilcoxon_p: Wilcoxon's signed-rank test over the patients of one dataset; ``nan`` where they are fewer than six.
+        wilcoxon_p: p of Wilcoxon's signed-rank test over the patients of one dataset; ``nan`` below six patients.
     """
 
     kind: str
@@ -168,7 +168,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkTables:
-    """Everything that a benchmark's report says in numbers.
+    """All numbers of a benchmark's report.
 
     Attributes:
         competitors: Competitors in the order of columns.
@@ -179,7 +179,7 @@ class BenchmarkTables:
         comparisons: Every pair of competitors, in total, by dataset and by class.
         costs: Competitor → cost, where known.
         failures: Competitor → dataset → scan → reason.
-        missing: Competitor → datasets it has no evaluation of → reason.
+        missing: Competitor → dataset without an evaluation → reason.
         waiting: Items that are not done yet; if there are any, the results are partial.
         published: Means that were published for the same datasets and classes.
         rules: Rules of scoring, as :meth:`satunet.evaluation.scoring.rules.Rules.comparable` gives them.

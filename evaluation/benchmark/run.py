@@ -2,10 +2,10 @@
 
 ::
 
-    OUTPUT/predictions/<competitor>/<dataset>/fold_<fold>/   what satunet, the specialists and commands predicted
+    OUTPUT/predictions/<competitor>/<dataset>/fold_<fold>/   predictions by satunet, specialists and commands
     OUTPUT/scores/<competitor>/<dataset>/fold_<fold>/        per_case.csv, per_class.csv, summary.json
 
-The results so far are handed on after every dataset; until the last one, they say what is still missing.
+Results are passed on after every dataset; until the last one, they say what is still missing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Contest:
         unified: The unified network, whose label space and split decide what is scored.
         others: The other competitors.
         output: Folder for predictions, tables and the report.
-        folds: Folds to score; ``None`` is the model's only one.
+        folds: Folds to score; ``None`` means the model's only fold.
         rules: Rules of scoring.
         correction: Method by which p-values are adjusted.
         processes: Worker processes for scoring.
@@ -94,7 +94,7 @@ class Standing:
         tables: The numbers.
         results: Results that the tables were made from.
         tasks: Everything that is scored.
-        final: Whether nothing more will come.
+        final: Whether these are the last results.
     """
 
     tables: BenchmarkTables
@@ -104,22 +104,22 @@ class Standing:
 
 
 Watch = Callable[[Callable[[], Standing], bool], None]
-"""Called after every dataset with what makes the standing, and whether it is the last."""
+"""Function called after every dataset with a function that makes the standing, and whether it is the last."""
 
 
 def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) -> JobSummary:
     """Compare the unified network with the datasets' specialists and with other competitors.
 
-    A dataset's test cases with a reference are used; without any, the validation cases of the fold; of a dataset that
-    the unified network was not trained on, all cases.
+    A dataset's test cases with a reference are used or, if there are none, the validation cases of the fold; if the
+    unified network was not trained on the dataset, all its cases.
 
     Args:
         dataset_names: Datasets to score.
         contest: Competitors and rules.
-        watch: Called after every dataset that something is known of, and at the end.
+        watch: Function called after every dataset with results, and at the end.
 
     Returns:
-        What was done and what failed.
+        The work that was done and that failed.
 
     Raises:
         UserError: No dataset could be scored at all.
@@ -161,7 +161,7 @@ def _tasks(dataset_names: Sequence[str], contest: Contest, summary: JobSummary) 
 
 
 def _people(datasets: Iterable[Dataset]) -> People:
-    """People who have several cases, by names and by the voxel digests in fingerprints."""
+    """People who have several cases, found by names and by the voxel digests in fingerprints."""
     known = {dataset.name: dataset for dataset in datasets}
     cases = {}
     for name, dataset in known.items():
@@ -180,7 +180,7 @@ class _Run:
     tasks: Sequence[Task]
     summary: JobSummary
     done: dict[tuple[str, str], Evaluation] = field(default_factory=dict)  # (competitor, task) → scores
-    missing: dict[tuple[str, str], str] = field(default_factory=dict)  # (competitor, task) → why there are none
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)  # (competitor, task) → why it has no scores
     notes: Sequence[str] = ()
 
     def score(self, competitor: Competitor, task: Task) -> None:
@@ -197,7 +197,7 @@ class _Run:
             for scan, reason in failures.items():
                 self.summary.failures[f"{name}/{scan}: prediction"] = reason
             evaluation = self._evaluate(competitor, task)
-        except Exception as error:  # nnunetv2 raises what it likes; one competitor on one dataset never ends the rest
+        except Exception as error:  # nnunetv2 raises any type of error, and one failure never stops the rest
             self.summary.failed(name, error)
             self.missing[competitor.name, task.name] = self.summary.failures[name]
             return
@@ -255,8 +255,8 @@ class _Run:
         return Standing(tables=tables, results=results, tasks=self.tasks, final=final)
 
     def results(self) -> tuple[dict[str, DatasetResults], dict[str, dict[str, str]]]:
-        """Dataset → scores of the folds that all its competitors have; and competitor → dataset → why some are
-        missing.
+        """Dataset → scores of the folds that all its competitors have; and competitor → dataset → reason why some
+        are missing.
         """
         results: dict[str, DatasetResults] = {}
         missing: dict[str, dict[str, str]] = {}
@@ -289,7 +289,7 @@ class _Run:
                 continue
             if cost is not None:
                 found = any(r.prediction_ml > 0 for t in tasks for r in self.done[competitor.name, t.name].rows)
-                # The time of a network that finds nothing means nothing: empty masks cost no time.
+                # The time of a network that finds nothing is meaningless: empty masks take no time.
                 costs[competitor.name] = cost if found else replace(cost, seconds_per_case=None, seconds_per_scan=None)
         return costs
 
@@ -334,7 +334,7 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
 
 
 def _not_scored(failures: Mapping[str, str]) -> list[str]:
-    """Datasets without a task, one sentence per reason."""
+    """Sentences that name the datasets without a task, one for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in failures.items():
         by_reason.setdefault(reason.removeprefix(f"{name}: "), []).append(name)
@@ -342,7 +342,7 @@ def _not_scored(failures: Mapping[str, str]) -> list[str]:
 
 
 def _made_of(task: Task, predictions: Path, rules: Rules) -> tuple[list[Path], dict[str, Any]]:
-    """Everything that scores depend on: files, and what they are combined with."""
+    """Everything that scores depend on: files, and the values that they are combined with."""
     found, _ = find_predictions(predictions, task.references)
     paths = [p for scans in found.values() for scan in scans for p in _files(scan.path)]
     files = [p for p in (*task.references.values(), *paths, predictions / DATASET_FILE) if p.is_file()]

@@ -19,7 +19,7 @@ def is_fresh(note: Path, files: Sequence[Path], combined: Mapping[str, Any]) -> 
     """Whether the note beside a result says that it was made from these files and values.
 
     Args:
-        note: JSON file with a stamp; one that is missing, damaged or of an earlier version makes the result stale.
+        note: JSON file with a stamp; if it is missing, damaged or of an earlier version, the result is stale.
         files: Input files, in the order of the stamp.
         combined: Values that they are combined with, name → plain value.
     """

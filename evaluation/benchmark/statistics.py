@@ -1,17 +1,18 @@
 """Statistics of paired scores, on plain arrays: intervals, tests by patient, control of many tests.
 
-Patients are what was drawn at random, and classes, scans and folds of one patient depend on each other. So a patient
+Patients were drawn at random, while the classes, scans and folds of one patient depend on each other. So the patient
 is the unit of everything here:
 
-- An interval is Student's (for a mean between 0 and 1, on the scale of its logit), of an estimate whose error is the
-  sum of what each patient pulls it by (the linearised variance of clustered samples), dataset by dataset, with
-  Satterthwaite's degrees of freedom. Percentiles of a bootstrap are too narrow with few patients: of 95 % they hold 75
-  % with three.
-- A test swaps the two competitors patient by patient, all classes of all datasets of a patient at once: a permutation
-  test, exact where all swaps can be listed. Fewer than six patients cannot reach 5 %, and have no p-value.
+- Intervals are Student's (for a mean between 0 and 1, on the logit scale) with Satterthwaite's degrees of freedom. The
+  variance of an estimate comes from the influence of each patient on it, dataset by dataset: the linearised variance of
+  clustered samples. Percentiles of a bootstrap are too narrow with few patients: with three, an interval meant to cover
+  95 % covers 75 %.
+- Tests are permutation tests that swap the two competitors patient by patient, in all classes of all datasets of a
+  patient at once; they are exact where all swaps can be listed. Fewer than six patients cannot reach 5 %, so they have
+  no p-value.
 
-``benchmarks/simulate_statistics.py`` measures how often the intervals hold the truth and the tests find what is not
-there.
+``benchmarks/simulate_statistics.py`` measures how often the intervals cover the truth, and how often the tests find a
+difference that is not there.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from numpy.typing import NDArray
 Correction = Literal["holm", "bh", "none"]
 
 FEWEST_PATIENTS = 6
-"""With fewer there are too few ways to swap two competitors for a p-value of 5 %."""
+"""Smallest number of units for a test: fewer can be swapped in too few ways for a p-value of 5 %."""
 FEWEST_FOR_INTERVALS = 3
-"""Patients of every dataset that an interval needs."""
+"""Smallest number of patients of every dataset for an interval."""
 LEVEL = 0.95
 
 _MOST_LISTED = 12
-"""Patients up to which every way to swap is listed."""
+"""Largest number of units for which every way to swap them is listed."""
 _DRAWS = 9999
 _CHUNK = 1000
 _SEED = 20240817
 _EQUAL = 1e-12
-"""Scores are fractions of voxels: means that differ by less are the same, and differ by rounding alone."""
+"""Difference below which two means are equal but for rounding: scores are fractions of voxels."""
 _MOST_RANKED = 200
-"""Pairs up to which the distribution of Wilcoxon's statistic is worked out exactly."""
+"""Largest number of pairs for which the distribution of Wilcoxon's statistic is computed exactly."""
 
 Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
 def share_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
-    """As :func:`student_interval`, of an estimate between 0 and 1: on the scale of its logit, so that the interval
-    stays between them, and is longer on the side where there is room.
+    """Like :func:`student_interval`, for an estimate between 0 and 1: on the logit scale, so that the interval stays
+    within these bounds and is longer on the side where there is room.
     """
     if not 0 < estimate < 1:
         return student_interval(estimate, pulls)
@@ -67,8 +68,8 @@ def student_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> I
             squares is its variance.
 
     Returns:
-        No interval where a dataset has fewer than three patients, or all patients are the same: then nothing tells how
-        others would differ.
+        The interval; none where a dataset has fewer than three patients or all its patients are the same, because then
+        nothing shows how others would differ.
     """
     if not pulls or math.isnan(estimate) or any(len(p) < FEWEST_FOR_INTERVALS for p in pulls):
         return NO_INTERVAL
@@ -88,11 +89,11 @@ def _expit(value: float) -> float:
 
 
 def jackknife_interval(estimate: float, without: Sequence[float]) -> Interval:
-    """95 % interval from what the estimate is without each of its units; none below six of them.
+    """95 % interval from the estimates with one unit left out at a time; none below six units.
 
     Args:
         estimate: The estimate over all units.
-        without: The same without the first unit, without the second, and so on.
+        without: Estimates without the first unit, without the second, and so on.
     """
     values = np.asarray(without, dtype=np.float64)
     n = len(values)
@@ -109,11 +110,11 @@ def swap_p(linear: NDArray[np.float64], uneven: Sequence[Uneven] = ()) -> float:
     """Two-sided p of the difference of two means, by swapping the competitors unit by unit.
 
     Args:
-        linear: (units,) what each unit adds to the difference; swapped, it takes it away.
-        uneven: Means that a swap changes in another way.
+        linear: (units,) contribution of each unit to the difference; a swap reverses its sign.
+        uneven: Differences of means that a swap changes in another way.
 
     Returns:
-        ``nan`` below six units, or where no unit makes any difference.
+        The p-value; ``nan`` below six units, or where no unit makes any difference.
     """
     n = len(linear)
     if n < FEWEST_PATIENTS:
@@ -135,12 +136,12 @@ def swap_p(linear: NDArray[np.float64], uneven: Sequence[Uneven] = ()) -> float:
 
 
 class Uneven:
-    """A weighted difference of two means that are not over the same number of values.
+    """A weighted difference of two means over different numbers of values.
 
     Args:
         weight: Factor of the difference.
         sums: (2, units) sums of both competitors.
-        counts: (2, units) how many values they are of.
+        counts: (2, units) numbers of values in these sums.
     """
 
     def __init__(self, weight: float, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
@@ -148,7 +149,7 @@ class Uneven:
 
     @property
     def moves(self) -> bool:
-        """Whether swapping any unit changes it."""
+        """Whether swapping some unit changes the difference."""
         return bool(
             (np.abs(self._sums[0] - self._sums[1]) > _EQUAL).any() or (self._counts[0] != self._counts[1]).any()
         )
@@ -170,7 +171,7 @@ class Uneven:
 
 @functools.lru_cache(maxsize=4)
 def _swaps(n: int) -> tuple[NDArray[np.float64], ...]:
-    """(swaps, n) of 0 and 1, in pieces: every way to swap n units, or random ones where these are too many."""
+    """Arrays (swaps, n) of 0 and 1: every way to swap n units, or random ones if there are too many."""
     if n <= _MOST_LISTED:
         ways = np.arange(1 << n)[:, None] >> np.arange(n) & 1
         return (ways.astype(np.float64),)
@@ -183,7 +184,7 @@ def wilcoxon_p(differences: Sequence[float]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test, one difference per patient; ``nan`` below six pairs.
 
     Differences of zero are left out, as Wilcoxon did (``zero_method="wilcox"`` of scipy). The distribution is exact,
-    given which differences are tied, up to 200 pairs that differ; with more it is the normal one, corrected for ties.
+    ties included, for up to 200 pairs that differ; above that it is the normal approximation, corrected for ties.
     """
     values = np.asarray(differences, dtype=np.float64)
     values = values[np.abs(values) > _EQUAL]
@@ -191,11 +192,11 @@ def wilcoxon_p(differences: Sequence[float]) -> float:
         return math.nan
     from scipy.stats import rankdata, wilcoxon
 
-    # Equal up to rounding is tied.
+    # Differences that are equal up to rounding are tied.
     sizes = np.round(np.abs(values), 12)
     if len(values) > _MOST_RANKED:
         return float(wilcoxon(np.sign(values) * sizes, zero_method="wilcox", method="approx").pvalue)
-    doubled = np.rint(2 * rankdata(sizes)).astype(int)  # ranks of ties end on a half
+    doubled = np.rint(2 * rankdata(sizes)).astype(int)  # tied ranks may end in one half
     chances = np.zeros(int(doubled.sum()) + 1)
     chances[0] = 1.0
     for rank in doubled:

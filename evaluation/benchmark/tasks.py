@@ -1,4 +1,4 @@
-"""What a benchmark scores: the cases and classes of a dataset and fold, on the same splits for everybody."""
+"""The cases and classes of a dataset and fold that a benchmark scores, on the same splits for every competitor."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ DATASET_FILE = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """What is known of a unified network, whether or not it is in memory.
+    """Facts about a unified network, whether or not it is in memory.
 
     Attributes:
         fold: Fold of its training.
         space: Classes it knows.
         dataset_name: Name of the unified dataset, whose split counts.
-        trained: Scans that it was trained on, as far as its folder tells.
+        trained: Scans that it was trained on, as far as its folder lists them.
         parameters: Number of weights.
-        steps: Training steps, where its folder tells.
+        steps: Number of training steps, if its folder records them.
         disk_bytes: Size of its files.
     """
 
@@ -48,14 +48,14 @@ class Task:
 
     Attributes:
         dataset: The dataset.
-        fold: Fold of every competitor that has folds.
+        fold: Fold that every competitor with folds uses.
         cases: Cases with a reference.
         classes: The classes to score.
         organs: Whether an organ is scored with the lesions in it.
         unknown: Classes of the dataset that the unified network was never taught.
         external: Whether the unified network was not trained on the dataset at all.
-        trained_on: Whether the cases were trained on, for want of others.
-        patients: Case → patient, of every case of the dataset; one who is in several datasets has one name.
+        trained_on: Whether the networks were trained on these cases because there are no others.
+        patients: Case → patient, for every case of the dataset; a patient in several datasets has one name.
     """
 
     dataset: Dataset
@@ -90,20 +90,20 @@ class Task:
 def make_task(
     dataset: Dataset, network: TrainedNetwork, *, organs: Organs = "whole", people: People | None = None
 ) -> Task:
-    """What to score of a dataset.
+    """Make the task for a dataset and fold.
 
-    Test cases that have a reference, else the validation cases of the fold that it does not train on as well (as it
-    does where a dataset has only one case); of a dataset that the unified network was not trained on, test cases or
-    else all cases.
+    It has the test cases with a reference or, if there are none, the validation cases of the fold that are not trained
+    on as well (as in a dataset with only one case). If the unified network was not trained on the dataset, it has the
+    test cases or, if there are none, all cases.
 
     Args:
         dataset: The dataset.
         network: The unified network.
         organs: Whether an organ is scored with the lesions in it.
-        people: Cases that are of one person; every case is another one's if not given.
+        people: Cases of the same person; by default every case is of a different person.
 
     Raises:
-        DatasetError: No cases, or no classes that the network knows.
+        DatasetError: There are no cases, or no classes that the network knows.
     """
     external = dataset.name not in network.space.ids
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
@@ -141,9 +141,9 @@ def cases_of(dataset: Dataset) -> list[str]:
 
 
 def predicted_ids(task: Task, predictions: Path) -> ScoredClasses | None:
-    """Classes with their ids in predicted label maps, by the ``dataset.json`` that nnU-Net leaves beside them.
+    """Classes with their ids in predicted label maps, from the ``dataset.json`` that nnU-Net writes beside them.
 
-    ``None`` where there is none, or it lists what the reference's does.
+    ``None`` if there is no such file, or its labels are those of the reference.
 
     Raises:
         DatasetError: It is malformed.

@@ -1,4 +1,4 @@
-"""Participants of a benchmark. A competitor makes the missing predictions of a task, and tells its cost."""
+"""Participants of a benchmark. A competitor makes the missing predictions of a task and reports its cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Competitor(Protocol):
         ...
 
     def channels(self, task: Task) -> tuple[int, ...] | None:
-        """Channels that it predicts one by one, all of which are required; ``None`` if it predicts whole cases."""
+        """Channels that it predicts separately, all of which are required; ``None`` if it predicts whole cases."""
         ...
 
     def trained_cases(self, task: Task) -> frozenset[str]:
@@ -49,5 +49,5 @@ class UnifiedSide(Competitor, Protocol):
     """The competitor whose label space and split decide what is scored."""
 
     def network(self, fold: int | str | None) -> TrainedNetwork:
-        """Facts about its network of a fold, or of the only fold there is."""
+        """Facts about its network for a fold, or for its only fold."""
         ...

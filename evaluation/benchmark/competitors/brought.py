@@ -50,7 +50,7 @@ class FolderCompetitor:
         """One prediction per case is enough."""
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Nobody knows."""
+        """Unknown, so none."""
         return frozenset()
 
     def predict(self, task: Task) -> dict[str, str]:
@@ -61,7 +61,7 @@ class FolderCompetitor:
         """Nothing is kept in memory."""
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
-        """What a ``cost.json`` in the folder says, with the fields of :class:`Cost`."""
+        """The cost in the folder's ``cost.json``, which has the fields of :class:`Cost`."""
         content = read_object(self.place / "cost.json")
         known = {key: content[key] for key in Cost.__dataclass_fields__ if content.get(key) is not None}
         return Cost(**known) if known else None
@@ -95,14 +95,14 @@ class CommandCompetitor:
         """One prediction per case is enough."""
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Nobody knows."""
+        """Unknown, so none."""
         return frozenset()
 
     def predict(self, task: Task) -> dict[str, str]:
         """Run the command, unless it already finished for these cases.
 
         Raises:
-            ModelError: It failed; the message has its last line.
+            ModelError: The command failed; the message has its last line of output.
         """
         folder = self.folder(task)
         done = folder.with_name(f"{folder.name}.done.json")
@@ -147,7 +147,7 @@ class CommandCompetitor:
 
 
 def _filled(word: str, values: Mapping[str, object]) -> str:
-    """A word with its placeholders filled; other braces stay."""
+    """A word with its placeholders filled in; other braces are left alone."""
     for key, value in values.items():
         word = word.replace(f"{{{key}}}", str(value))
     return word

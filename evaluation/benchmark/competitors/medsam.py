@@ -1,11 +1,11 @@
 """MedSAM, or any SAM of ``transformers``, as a competitor: slice by slice, prompted with boxes of the reference.
 
-As in the comparison of SAT (arXiv 2312.17183): every axial slice that holds a class is segmented from one box around
-the class there, tight or loose; the oracle box takes the tight box itself for the mask. A box tells where a structure
-is and on which slices, which a text does not: these are upper bounds, not equals of the other columns.
+As in SAT's comparison (arXiv 2312.17183), every axial slice that shows a class is segmented from one box around the
+class in that slice, tight or loose; the oracle box uses the tight box itself as the mask. A box tells where a structure
+is and on which slices, which a text does not, so these columns are upper bounds and not on a par with the others.
 
-Slices are prepared as MedSAM's authors do (Ma et al., arXiv 2304.12306): windowed, scaled to 0 … 1, resized to the
-network's square. The axis of slices is the one nearest to head–foot.
+Slices are prepared as by MedSAM's authors (Ma et al., arXiv 2304.12306): windowed, scaled to 0 … 1 and resized to the
+network's square. Slices are taken along the axis nearest to head–foot.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 Boxes = Literal["tight", "loose", "oracle"]
 PUBLISHED = "wanglab/medsam-vit-base"
 LOOSE = 0.08
-"""How far a side of a loose box moves outwards, at most, as a share of the slice's side."""
+"""Largest distance that a side of a loose box moves outwards, as a share of the slice's side."""
 
 _CT_WINDOW = (-160.0, 240.0)  # width 400, level 40: MedSAM's for soft tissue
 _PERCENTILES = (0.5, 99.5)
@@ -83,18 +83,18 @@ class MedSAMCompetitor:
         """One prediction per case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Write one folder of masks per case, from its first channel; masks made from the same files by the same model
-        stay.
+        """Write a folder of masks for each case, from its first channel; masks that the same model made from the same
+        files are kept.
         """
         folder, failures, scans = self.folder(task), {}, 0
         if self.boxes != "oracle":
-            self._network()  # loading does not count as time of a scan
+            self._network()  # loading does not count as time spent on a scan
         with Meter() as meter:
             for case in task.cases:
                 place, made_of = folder / case.identifier, self._made_of(task, case)
                 if is_fresh(place / MANIFEST, *made_of):
                     continue
-                shutil.rmtree(place, ignore_errors=True)  # of another model, other boxes or other classes
+                shutil.rmtree(place, ignore_errors=True)  # made by another model, from other boxes or for other classes
                 try:
                     self._predict_case(task, case, place, Stamp.of(*made_of))
                     scans += 1
@@ -113,7 +113,7 @@ class MedSAMCompetitor:
         return failures
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Nobody knows."""
+        """Unknown, so none."""
         return frozenset()
 
     def release(self) -> None:
@@ -134,7 +134,7 @@ class MedSAMCompetitor:
         )
 
     def _made_of(self, task: Task, case: Case) -> tuple[list[Path], dict[str, Any]]:
-        """What a case's masks depend on: files, and what they are combined with."""
+        """Everything that a case's masks depend on: files, and the values that they are combined with."""
         files = [f for f in (case.images[0], task.references[case.identifier]) if f.is_file()]
         return files, {
             "model": None if self.boxes == "oracle" else self.source,
@@ -171,7 +171,7 @@ def load_sam(source: str) -> Any:
     """A ``SamModel`` in evaluation mode.
 
     Raises:
-        ModelError: It cannot be had by that name, or is no SAM.
+        ModelError: There is no model of that name, or it is not a SAM.
     """
     from transformers import SamModel
 
@@ -226,7 +226,7 @@ def segment(
 def _prompts(
     index: LabelIndex, shape: Sequence[int], classes: Mapping[str, Sequence[int]], boxes: Boxes
 ) -> Iterator[tuple[int, dict[str, tuple[int, int, int, int]]]]:
-    """For every slice with a class: class → (x0, y0, x1, y1), the last row and column inside."""
+    """Slice → class → (x0, y0, x1, y1), with the last row and column inside the box."""
     by_slice: dict[int, dict[str, tuple[int, int, int, int]]] = {}
     for name, ids in classes.items():
         box = index.box(ids)
@@ -255,7 +255,7 @@ def _moved(corners: tuple[int, int, int, int], shape: Sequence[int], name: str, 
 
 
 def _masks(model: Any, plane: NDArray[np.float32], corners: NDArray[np.int64]) -> Iterator[NDArray[np.bool_]]:
-    """One (X, Y) mask per box, in a plane scaled to 0 … 1; the plane is encoded once."""
+    """An (X, Y) mask for each box in a plane scaled to 0 … 1; the plane is encoded only once."""
     device = next(model.parameters()).device
     side = int(model.config.vision_config.image_size)
     # Pictures have rows from the front of the patient to the back, as radiologists look at them: y in reverse.
@@ -275,7 +275,7 @@ def _masks(model: Any, plane: NDArray[np.float32], corners: NDArray[np.int64]) -
 
 
 def _window(volume: NDArray[Any]) -> tuple[float, float]:
-    """Percentiles of what is not background."""
+    """Percentiles of the voxels that are not background."""
     inside = volume[volume > volume.min()]
     low, high = (float(v) for v in np.percentile(inside if inside.size else volume, _PERCENTILES))
     return (low, high) if high > low else (low, low + 1.0)

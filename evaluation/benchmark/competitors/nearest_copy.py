@@ -28,7 +28,7 @@ from satunet.jobs.records import fields_of, to_plain
 logger = logging.getLogger(__name__)
 
 _LEAST_OVERLAP = 0.5
-"""Share of the scan that must lie in the other one's field of view for the affines to be believed."""
+"""Smallest share of the scan inside the other one's field of view for the affines to be trusted."""
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ class NearestCopyCompetitor:
         return frozenset()
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Write one label map per case; an empty one if there is no case to copy from."""
+        """Write a label map for each case, an empty one if there is no case to copy from."""
         folder, failures = self.folder(task), {}
         donors = self._donors(task)
         for case in task.cases:
@@ -82,7 +82,7 @@ class NearestCopyCompetitor:
         scored = {case.identifier for case in task.cases}
         every = task.dataset.training_cases()
         others = [c for c in every if c.label is not None and c.identifier not in scored]
-        # Where all there is is scored, as of an external dataset, one patient is copied to another.
+        # Where every case is scored, as in an external dataset, labels are copied between its patients.
         return others or [c for c in every if c.label is not None]
 
     def _predict_case(self, task: Task, case: Case, donors: Sequence[Case], folder: Path) -> None:

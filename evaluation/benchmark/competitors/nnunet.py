@@ -33,9 +33,9 @@ def predict_specialist(
     model: Path | None = None,
     while_predicting: AbstractContextManager[object] | None = None,
 ) -> dict[str, str]:
-    """Write label maps ``<case>.<ending>`` by nnunetv2's predictor; existing ones stay.
+    """Write label maps ``<case>.<ending>`` with nnunetv2's predictor; existing ones are kept.
 
-    One case that cannot be read or does not fit into memory never ends the others.
+    A case that cannot be read or does not fit into memory never stops the others.
 
     Args:
         dataset_name: The specialist's dataset.
@@ -47,16 +47,16 @@ def predict_specialist(
         while_predicting: Context that is entered when the network is loaded and left when all cases are done.
 
     Returns:
-        Case → why it has no label map.
+        Case → reason why it has no label map.
 
     Raises:
-        ModelError: It is not trained, or not one case could be predicted.
+        ModelError: The specialist is not trained, or no case could be predicted.
     """
     folder = model or specialist_folder(dataset_name)
     checkpoint = folder / f"fold_{fold}" / "checkpoint_final.pth"
     if not checkpoint.is_file():
         raise ModelError(f"{folder}: no finished training of fold {fold}; train it with 'satunet train --specialist'")
-    load_checkpoint(checkpoint)  # nnunetv2 unpickles it: one that holds more than data is refused before
+    load_checkpoint(checkpoint)  # nnunetv2 unpickles it, so a file that holds more than data is refused first
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     register()
@@ -81,10 +81,10 @@ def predict_specialist(
 
 
 def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], output: Path) -> dict[str, str]:
-    """Case by case, in a folder beside: nnunetv2 writes into the final file, and a killed run would leave half of
-    one.
+    """Predict case by case into a temporary folder: nnunetv2 writes straight to the final file, and a killed run would
+    leave half of it.
     """
-    for left_over in output.glob(".tmp-*"):  # there is one writer
+    for left_over in output.glob(".tmp-*"):  # safe, because there is only one writer
         shutil.rmtree(left_over, ignore_errors=True)
     ending = str(predictor.dataset_json["file_ending"])
     failures: dict[str, str] = {}
@@ -101,7 +101,7 @@ def _predict_each(predictor: Any, cases: Sequence[tuple[str, Sequence[Path]]], o
                 )
                 for name in ("dataset.json", "plans.json", f"{case}{ending}"):
                     (temporary / name).replace(output / name)
-        except Exception as error:  # nnunetv2 and its readers raise what they like
+        except Exception as error:  # nnunetv2 and its readers raise any type of error
             failures[case] = reason_of(error)
     return failures
 

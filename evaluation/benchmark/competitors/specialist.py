@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 SPECIALIST = "nnU-Net"
 MADE_OF = "made_of.json"
-"""File beside the label maps that names the checkpoint they are from."""
+"""File beside the label maps that names the checkpoint they were made with."""
 
 PredictCases = Callable[..., dict[str, str]]
 
@@ -53,10 +53,10 @@ class SpecialistCompetitor:
         """One prediction per case is enough."""
 
     def predict(self, task: Task) -> dict[str, str]:
-        """Label maps by nnunetv2's predictor; those of an earlier training are made again.
+        """Predict with nnunetv2's predictor; label maps from an earlier training are made again.
 
         Raises:
-            ModelError: Not trained.
+            ModelError: The specialist is not trained.
         """
         files = {c.identifier: self.folder(task) / f"{c.identifier}{task.dataset.file_ending}" for c in task.cases}
         self._remove_outdated(task, files.values())
@@ -99,7 +99,7 @@ class SpecialistCompetitor:
         """Nothing is kept in memory."""
 
     def cost(self, tasks: Sequence[Task]) -> Cost | None:
-        """Cost of all networks together: one per dataset, of its first fold."""
+        """Cost of all networks together: for each dataset, the network of its first fold."""
         counts, steps, sizes = [], [], []
         first = {task.dataset.name: task for task in reversed(tasks)}
         for name, task in first.items():

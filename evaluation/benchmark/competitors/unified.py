@@ -32,13 +32,13 @@ PredictFolder = Callable[[Sequence[Any], Path, Predictor, Sequence[str]], JobSum
 
 
 def load_predictor(model: Path, fold: int | str | None, device: str) -> Predictor:
-    """The predictor of a model folder's fold, or of its only one."""
+    """The predictor of a fold of a model folder, or of its only fold."""
     return Predictor(ModelFolder.load(model, fold=fold), device=device)
 
 
 @dataclass(kw_only=True)
 class UnifiedCompetitor:
-    """The unified network: a model folder with one checkpoint per fold.
+    """The unified network: a model folder with a checkpoint for each fold.
 
     Attributes:
         model: The model folder.
@@ -59,9 +59,9 @@ class UnifiedCompetitor:
     _networks: dict[str, TrainedNetwork] = field(default_factory=dict, repr=False)
 
     def predictor(self, fold: int | str | None) -> Predictor:
-        """The network of a fold, or of the only one there is; the last one is kept until it is released."""
+        """The network of a fold, or of the only fold; the last one loaded is kept until it is released."""
         if self._loaded is None or (fold is not None and str(fold) != str(self._loaded.model.fold)):
-            self._loaded = None  # two networks in memory at once are one too many
+            self._loaded = None  # never two networks in memory at once
             self._loaded = self.load(self.model, fold, self.device)
             network = _facts(self._loaded.model)
             self._networks[str(network.fold)] = network
@@ -74,7 +74,7 @@ class UnifiedCompetitor:
         self._loaded = None
 
     def network(self, fold: int | str | None = None) -> TrainedNetwork:
-        """Facts about a fold's network, or the only one there is; it is loaded once for them."""
+        """Facts about the network of a fold, or of the only fold; the first call loads it."""
         if str(fold) not in self._networks:
             self.predictor(fold)
         return self._networks[str(fold)]
@@ -89,7 +89,7 @@ class UnifiedCompetitor:
         return tuple(range(count)) if count > 1 else None
 
     def trained_cases(self, task: Task) -> frozenset[str]:
-        """Cases of which a scan is among those that the network's folder lists, by name or by content."""
+        """Cases with a scan that the network's folder lists as trained on, by name or by content."""
         trained = self.network(task.fold).trained
         cases = {*task.patients, *task.references}
         seen = {case for case in cases if any(scan in trained for scan in scans_of(task.dataset, case))}
@@ -120,7 +120,7 @@ class UnifiedCompetitor:
             threads=meter.threads,
         )
         for scan in done.failures:
-            # The folder has half of a result, or one of another network, which would be scored as ours.
+            # The folder holds part of a result, or another network's, which would be scored as this one's.
             shutil.rmtree(self.folder(task) / scan, ignore_errors=True)
         return done.failures
 
@@ -138,12 +138,12 @@ class UnifiedCompetitor:
 
 
 def _shown(case: Case, trained: TrainedScans) -> bool:
-    """Whether a scan of a case has the voxels of one that was trained on."""
+    """Whether a scan of a case has the same voxels as one that was trained on."""
     for path in case.images:
         try:
             if trained.shows(voxel_digest(read_image(path))):
                 return True
-        except SatunetError as error:  # it will fail when it is predicted, and be counted then
+        except SatunetError as error:  # prediction will fail for it, and be counted then
             logger.warning("%s: it is not known whether it was trained on (%s)", path, error)
     return False
 
