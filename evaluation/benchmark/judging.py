@@ -131,7 +131,7 @@ def earned(
         least: Mean DSC that a class must reach, modality by modality.
 
     Returns:
-        A score for each class that may be offered, modality and dataset; and ``"class (modality)"`` → mean DSC of the others.
+        A score for each such class, modality and dataset; and ``"class (modality)"`` → mean DSC of the others.
     """
     every: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for row in rows:

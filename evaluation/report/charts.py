@@ -1,6 +1,6 @@
 """Charts of a benchmark as SVG, ready for ``<img>``.
 
-An SVG inside ``<img>`` runs no script and loads nothing, so names cannot do harm there whatever they hold.
+An SVG inside ``<img>`` runs no script and loads nothing, so no name in it can do harm.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ COLOURS = ("#2563a8", "#e08a2c", "#4a9d6f", "#9b5fb5", "#c0504d", "#6b7785")
 """Colours of the competitors, in their order."""
 
 MOST_BARS = 40
-"""Classes that a chart of bars shows; more would not be readable."""
+"""Largest number of classes in a bar chart; more would not be readable."""
 
 _MANY_POINTS = 3000
-"""Above this many, points are drawn as pixels: a file of their outlines would be large."""
+"""Number of points above which they are drawn as pixels: a file of their outlines would be large."""
 
 _INK, _LINE = "#3b4652", "#d9dee5"
 
@@ -83,7 +83,7 @@ def scatter(tables: BenchmarkTables, first: str, second: str, *, metric: str = "
 
 @_default_style
 def dataset_bars(tables: BenchmarkTables, *, metric: str = "dsc") -> str | None:
-    """Bars, one group per dataset; ``None`` if there are no datasets or too many to tell apart."""
+    """Bar chart with a group for each dataset; ``None`` if there are no datasets or too many to tell apart."""
     if not tables.datasets or len(tables.datasets) > MOST_BARS:
         return None
     return _bars(tables, [(g.name, g) for g in tables.datasets], metric, width=6.0)
@@ -91,8 +91,8 @@ def dataset_bars(tables: BenchmarkTables, *, metric: str = "dsc") -> str | None:
 
 @_default_style
 def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") -> tuple[str, int] | None:
-    """Bars, one group per class of a dataset, and how many classes are left out: the best ones, if there are too
-    many.
+    """Bar chart with a group for each class of a dataset, and the number of classes left out: the best ones, if
+    there are too many.
     """
     rows = [r for r in tables.classes if r.dataset == dataset]
     if not rows:
@@ -106,10 +106,10 @@ def class_bars(tables: BenchmarkTables, dataset: str, *, metric: str = "dsc") ->
 
 @_default_style
 def bland_altman(results: Results, competitor: str, competitors: Sequence[str]) -> str | None:
-    """Volumes of a competitor against the reference's, one point per class of a scan; ``None`` if it has none.
+    """Bland–Altman plot of volumes, with a point for each class of a scan; ``None`` if the competitor has none.
 
-    The difference over the mean of both, in percent of the mean, with the mean difference and its limits of agreement
-    (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they have no volume.
+    It shows the difference from the reference, in percent of the mean of both, over this mean, with the mean difference
+    and its limits of agreement (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they have no volume.
     """
     import numpy as np
 
@@ -199,7 +199,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 def _svg(figure: Figure) -> str:
     import matplotlib as mpl
 
-    # Texts stay texts, in the reader's own font. A name such as "a$b$" is no formula. The salt keeps files the same.
+    # Text stays text, in the reader's own font. A name such as "a$b$" is no formula. The salt makes files repeatable.
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "satunet", "font.family": "sans-serif"}
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)  # type: ignore[attr-defined]

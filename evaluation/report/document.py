@@ -1,4 +1,4 @@
-"""The report of a benchmark: one HTML file that opens offline, the same as Markdown, and the tables as CSV."""
+"""The report of a benchmark: an HTML file that opens offline, the same text as Markdown, and the tables as CSV."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_report(
     Args:
         output: Folder.
         tables: The numbers.
-        overlays: Pictures, a few per dataset.
+        overlays: Pictures, a few for each dataset.
         results: Results that the numbers were made from, for every single score and the plots of volumes.
         title: Heading.
         charts: Whether to draw charts.
@@ -97,7 +97,7 @@ def report_html(
     title: str = "satunet benchmark",
     charts: bool = True,
 ) -> str:
-    """The report as one HTML page without any address but its own pictures'; every name in it is escaped."""
+    """The report as one HTML page that links to nothing but its own pictures; every name in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -179,7 +179,7 @@ def report_markdown(tables: BenchmarkTables, *, title: str = "satunet benchmark"
 
 
 def sentences(tables: BenchmarkTables) -> list[str]:
-    """Results of the benchmark, in one sentence per pair of competitors."""
+    """Results of the benchmark, with a sentence for each pair of competitors."""
     said = []
     for c in tables.comparisons:
         if c.kind not in ("total", "external") or c.metric != "dsc":
@@ -273,7 +273,7 @@ def _published(mean: PublishedMean, competitors: Sequence[str], metrics: Sequenc
 
 
 def _telling(tables: BenchmarkTables) -> list[Comparison]:
-    """Classes in which competitors differ beyond chance, the largest differences first."""
+    """Classes in which competitors differ by more than chance, with the largest differences first."""
     found = [c for c in tables.comparisons if c.kind == "class" and c.p_adjusted < _SIGNIFICANT]
     return sorted(found, key=lambda c: -abs(c.difference))[:_MOST_TELLING]
 

@@ -1,4 +1,4 @@
-"""Pictures of segmentations over their scan: three planes, one column per label map.
+"""Pictures of segmentations over their scan: three planes, with a column for each label map.
 
 Planes are chosen and painted by :mod:`satunet.viewing.planes`.
 """
@@ -55,11 +55,11 @@ class Overlay:
     Attributes:
         dataset: The dataset.
         case: The case.
-        panels: Reference first.
-        legend: Class and CSS colour of the classes that are seen most.
-        more: Classes that are seen but not in the legend.
+        panels: Columns, with the reference first.
+        legend: Class and CSS colour of the most visible classes.
+        more: Number of visible classes that are not in the legend.
         rank: Rank among the dataset's cases.
-        page: Address of a page to look around in, relative to the report; empty if there is none.
+        page: Address of a browsable page, relative to the report; empty if there is none.
     """
 
     dataset: str
@@ -93,13 +93,13 @@ def draw_overlay(
     Args:
         image: The scan.
         maps: Name → (X, Y, Z) map of class numbers as :func:`class_index_map` makes them, on the scan's grid; the first
-            is the reference, which decides what is shown. ``None``: there is no such map.
-        classes: Class i + 1 of the maps.
+            is the reference, which decides what is shown. ``None`` means that there is no such map.
+        classes: Names of the classes 1, 2, … of the maps.
         dataset: Name of the dataset, for the caption.
         case: Name of the case, for the caption.
         modality: ``"ct"`` gives the scan a fixed window; others are stretched between their percentiles.
-        notes: Name → a line below it.
-        most_bytes: About how large one picture may be.
+        notes: Name → a line to show below it.
+        most_bytes: Approximate upper limit for the size of one picture.
         rank: Rank of the case, for the caption.
     """
     turned, grid = reorient(image.array, image.grid, "RAS")

@@ -1,4 +1,4 @@
-"""Pictures of scored cases: reads the scan, the reference and what each competitor predicted, and draws them."""
+"""Pictures of scored cases, drawn from the scan, the reference and the prediction of each competitor."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from satunet.viewing.structures import Structure
 logger = logging.getLogger(__name__)
 
 ALL_PICTURES_BYTES = 6_000_000
-"""About what all pictures of a report take together; base64 adds a third."""
+"""Approximate size of all pictures of a report together; base64 adds a third."""
 
 PAGE_VOXELS = 8_000_000
-"""Scans of more voxels are shown at a fraction of their resolution: a benchmark has many pages."""
+"""Number of voxels above which a scan is shown at reduced resolution: a benchmark has many pages."""
 
 Folders = Mapping[str, Callable[[Task], Path]]
-"""Competitor → where its predictions of a task are."""
+"""Competitor → function that gives the folder of its predictions for a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +117,11 @@ def _report_case(
 
 
 def draw_cases(cases: Sequence[ReportCase], pages: Path | None = None) -> list[Overlay]:
-    """Draw cases; one that cannot be drawn is logged and left out, a prediction that cannot be read is left empty.
+    """Draw cases; a case that cannot be drawn is logged and left out, a prediction that cannot be read stays empty.
 
     Args:
         cases: Cases to draw.
-        pages: Folder beside the report for pages to look around in, one per case; none are written if not given.
+        pages: Folder beside the report for browsable pages, one for each case; by default none are written.
     """
     pictures = sum(len(c.predictions) + 1 for c in cases)
     most_bytes = max(10_000, min(60_000, ALL_PICTURES_BYTES // max(1, pictures)))
@@ -139,7 +139,7 @@ def _draw(case: ReportCase, most_bytes: int, pages: Path | None) -> Overlay:
     if case.modality == "ct":
         image = replace(image, array=to_hounsfield(image.array))
     names = list(case.classes.names)
-    # Whether a file of that shape is on that grid was decided when it was scored.
+    # Scoring has already decided that a file of this shape lies on this grid.
     reference = read_label_map(case.reference, grid=image.grid, trust_shape=True).array
     maps: dict[str, NDArray[np.uint16] | None] = {"reference": _from_labels(reference, case.classes.ids, names)}
     for competitor, folder in case.predictions.items():
@@ -165,7 +165,7 @@ def _draw(case: ReportCase, most_bytes: int, pages: Path | None) -> Overlay:
 def _write_page(
     case: ReportCase, image: Image, maps: Mapping[str, NDArray[np.uint16] | None], names: Sequence[str], pages: Path
 ) -> str:
-    """A page with the scan, the reference and every prediction; its address beside the report."""
+    """Write a page with the scan, the reference and every prediction; returns its address relative to the report."""
     structures = [s for group, found in maps.items() if found is not None for s in _structures(found, names, group)]
     file = pages / f"{safe_name(f'{case.dataset} {case.case}')}.html"
     title = f"{case.dataset}, {case.case}" + (f" ({case.rank})" if case.rank else "")
@@ -174,7 +174,7 @@ def _write_page(
 
 
 def _structures(labels: NDArray[np.uint16], names: Sequence[str], group: str) -> list[Structure]:
-    """Structures of a map of class numbers, 1 the first of the names."""
+    """Structures of a map of class numbers, of which 1 is the first name."""
     return [
         Structure(name=names[number], kind=names[number], group=group, box=(box[0], box[1], box[2]),
                   inside=labels[box] == number + 1)
@@ -200,7 +200,7 @@ def _predicted(
         try:
             masks[name] = folder_of_masks.whole(name)
         except ScanError:
-            continue  # a mask that is missing is told among the failures; the others are worth seeing
+            continue  # a missing mask is listed among the failures; the others are still shown
     return class_index_map(masks, names, grid.shape)
 
 

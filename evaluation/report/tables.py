@@ -1,6 +1,6 @@
 """A benchmark's tables as text: for the terminal, as CSV files, and as Markdown.
 
-Scores are printed in percent, as the field does; files hold fractions.
+Scores are printed in percent, as is usual in the field; files hold fractions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TextTable:
     Attributes:
         title: Heading.
         columns: Names of the columns.
-        left: Number of columns, from the left, that are texts; the others are numbers.
+        left: Number of text columns, from the left; the others are numbers.
         rows: Cells.
     """
 
@@ -53,7 +53,7 @@ class TextTable:
 
 
 def print_table(tables: BenchmarkTables, *, console: Console | None = None, classes: bool = False) -> None:
-    """Print totals, costs, datasets and total comparisons to the terminal; with ``classes``, these as well."""
+    """Print totals, costs, datasets and total comparisons to the terminal; with ``classes``, the classes as well."""
     _print(text_tables(tables, classes=classes, cases=False, more=False), console)
 
 
@@ -94,13 +94,13 @@ def _print(tables: Sequence[TextTable], console: Console | None) -> None:
 def text_tables(
     tables: BenchmarkTables, *, classes: bool = True, cases: bool = True, more: bool = True
 ) -> list[TextTable]:
-    """The tables that have a row.
+    """The tables that are not empty.
 
     Args:
         tables: Tables of the benchmark.
         classes: Whether to include every class of every dataset.
         cases: Whether to include the comparisons over the cases of each dataset.
-        more: Whether to include regions, modalities, and the metrics besides DSC and NSD.
+        more: Whether to include regions, modalities, and metrics other than DSC and NSD.
     """
     compared = [c for c in tables.comparisons if c.kind != "class" and (cases or c.kind != "dataset")]
     shown = [
@@ -122,7 +122,7 @@ def text_tables(
 
 def write_tables(tables: BenchmarkTables, folder: Path, *, results: Results | None = None) -> None:
     """Write ``{classes,datasets,totals,groups,comparisons,costs}.csv``, ``benchmark.json`` and, with the results that
-    they were made from, ``per_case.csv``: every score of every competitor, one row per scan and class.
+    they were made from, ``per_case.csv``: every score of every competitor, with a row for each scan and class.
     """
     names = tables.competitors
     columns = tuple(f"{m} {c}" for m in METRICS for c in names)
@@ -172,14 +172,14 @@ def write_tables(tables: BenchmarkTables, folder: Path, *, results: Results | No
 
 
 def markdown(table: TextTable) -> str:
-    """A table in Markdown, with what would end a cell or start a tag escaped."""
+    """A table in Markdown; characters that would end a cell or start a tag are escaped."""
     align = ["---"] * table.left + ["---:"] * (len(table.columns) - table.left)
     lines = [table.columns, tuple(align), *table.rows]
     return "\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines)
 
 
 def escape(text: str) -> str:
-    """A text for Markdown: what would end a table's cell or start a tag is escaped."""
+    """A text for Markdown; characters that would end a table's cell or start a tag are escaped."""
     text = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -190,7 +190,7 @@ def percent(value: float) -> str:
 
 
 def number(metric: str, value: float) -> str:
-    """A metric's value as the field prints it: distances in mm, all else in percent."""
+    """A metric's value as the field prints it: distances in mm, everything else in percent."""
     if math.isnan(value):
         return NONE
     if metric in _UNITS:
@@ -282,7 +282,7 @@ def _other_metrics(groups: Sequence[GroupRow], tables: BenchmarkTables) -> TextT
 
 
 def shown_metrics(tables: BenchmarkTables) -> list[str]:
-    """The metrics that have any value; DSC and NSD in any case."""
+    """The metrics that have a value, and always DSC and NSD."""
     return [
         m
         for m in METRICS

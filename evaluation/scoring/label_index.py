@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from satunet.types import Box
 
 _FEW_IDS = 4
-"""Up to this many ids, comparing with each is quicker than looking every voxel up in a table."""
+"""Largest number of ids for which comparing with each is quicker than looking every voxel up in a table."""
 
 
 class LabelIndex:
@@ -21,7 +21,7 @@ class LabelIndex:
         labels: (X, Y, Z) integers, not negative.
 
     Raises:
-        ValueError: Negative ids.
+        ValueError: There are negative ids.
     """
 
     def __init__(self, labels: NDArray[np.integer[Any]]) -> None:
@@ -77,6 +77,6 @@ def union_box(boxes: Sequence[Box]) -> Box:
 
 
 def grown_box(box: Box, shape: Sequence[int]) -> Box:
-    """A box with one voxel more on either side, where the volume goes on."""
+    """A box grown by one voxel on every side, within the volume."""
     x, y, z = (slice(max(0, b.start - 1), min(n, b.stop + 1)) for b, n in zip(box, shape, strict=True))
     return x, y, z

@@ -1,4 +1,4 @@
-"""Sources of the masks of a case: one label map, or a folder with one mask per class."""
+"""Sources of the masks of a case: a label map, or a folder with a mask for each class."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Masks(Protocol):
     """Masks of classes on one grid."""
 
     def knows(self, name: str) -> bool:
-        """Whether the class was annotated or predicted at all; one that is absent counts as known."""
+        """Whether the class was annotated or predicted; it may be known and absent."""
         ...
 
     def box(self, name: str) -> Box | None:
@@ -46,7 +46,7 @@ class LabelMapMasks:
 
     Args:
         labels: (X, Y, Z) ids, not negative.
-        classes: Class → ids whose union it is.
+        classes: Class → ids that together make it up.
     """
 
     def __init__(self, labels: NDArray[np.integer[Any]], classes: Mapping[str, tuple[int, ...]]) -> None:
@@ -67,22 +67,22 @@ class LabelMapMasks:
 
 
 class FolderMasks:
-    """Masks of a folder, each read when it is asked for.
+    """Masks of a folder, each read when it is needed.
 
-    A class without a mask of its own is the union of masks that together make it up, such as the lobes of a lung; what
-    is not counted as part of an organ is taken out of its mask.
+    A class without a mask of its own is the union of the masks that make it up, such as the lobes of a lung; structures
+    that do not count as part of an organ are removed from its mask.
 
     Args:
-        folder: The folder; its manifest tells the files of the classes, else their names do, in any spelling that
-            means the class (``kidney_left.nii.gz`` is the left kidney).
-        classes: Classes to score; without them, every mask is what its name says.
-        grid: Grid of the reference; that of the first mask if not given.
-        transposed: Whether to give masks with their axes in reverse.
+        folder: The folder; its manifest lists the files of the classes; without one, files are found by their names,
+            in any spelling that means the class (``kidney_left.nii.gz`` is the left kidney).
+        classes: Classes to score; by default every mask is the class of its name.
+        grid: Grid of the reference; by default that of the first mask.
+        transposed: Whether to return masks with their axes in reverse order.
         references: Folder of the references; a mask that is a link into it is refused.
         trust_shape: Whether masks of the grid's shape lie on it, whatever their own headers say.
 
     Raises:
-        ScanError: A manifest that cannot be read or names files elsewhere, or no manifest and no mask.
+        ScanError: The manifest cannot be read or names files elsewhere, or there is neither a manifest nor a mask.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class FolderMasks:
         self._transposed = transposed
 
     def knows(self, name: str) -> bool:
-        """Whether there is a mask of the class or of all its parts, or the prediction says that it is not seen."""
+        """Whether there is a mask of the class or of all its parts, or the prediction says that it was not seen."""
         return self._has(name) or bool(self._parts(name))
 
     def box(self, name: str) -> Box | None:
@@ -117,10 +117,10 @@ class FolderMasks:
         return self.whole(name)[box]
 
     def whole(self, name: str) -> NDArray[np.bool_]:
-        """(X, Y, Z) mask of a class, or its transpose; the last one is kept.
+        """(X, Y, Z) mask of a class, or its transpose; the last one is cached.
 
         Raises:
-            ScanError: Missing, unreadable, or on another grid.
+            ScanError: The mask is missing, unreadable, or on another grid.
         """
         if self._held is not None and self._held[0] == name:
             return self._held[1]
@@ -176,13 +176,13 @@ class PredictedLabels(LabelMapMasks):
     Args:
         path: The file.
         grid: Grid of the reference.
-        classes: Classes to score, with the reference's ids; a legend beside the file comes first.
-        predicted: Ids of the prediction, where it is known to have its own; they hold whatever a legend says.
-        transposed: Whether to give masks with their axes in reverse.
+        classes: Classes to score, with the reference's ids; a legend beside the file takes precedence.
+        predicted: Ids of the prediction, if it is known to have its own; they take precedence over a legend.
+        transposed: Whether to return masks with their axes in reverse order.
         trust_shape: Whether a map of the grid's shape lies on it, whatever its own header says.
 
     Raises:
-        ScanError: Missing, unreadable, on another grid, or with ids that may not occur.
+        ScanError: The file is missing, unreadable, on another grid, or holds ids that may not occur.
     """
 
     def __init__(
@@ -210,8 +210,8 @@ class PredictedLabels(LabelMapMasks):
 
 
 def _by_legend(legend: Mapping[str, tuple[int, ...]], classes: ScoredClasses) -> dict[str, tuple[int, ...]]:
-    """Class → ids by a legend, in which small masks lie on top of large ones: a class has the ids of what lies in
-    it.
+    """Class → ids by a legend. Small masks lie on top of large ones, so a class also has the ids of the structures
+    inside it.
     """
     found = dict(legend)
     for scored in classes.classes:
@@ -232,7 +232,7 @@ def require_own(path: Path, references: Path | None) -> None:
     """Refuse a prediction that is a link to a file among the references.
 
     Raises:
-        ScanError: It is.
+        ScanError: The prediction is such a link.
     """
     if references is not None and path.is_symlink() and path.resolve().parent == references.resolve():
         raise ScanError(path, f"it is a link to the reference {path.resolve()}, not a prediction")
@@ -262,10 +262,10 @@ def _files_of(folder: Path) -> dict[str, str]:
     if manifest.is_file():
         try:
             entries = read_json(manifest)["prompts"]
-            # What was asked for by its own name goes before what a prompt turned out to mean.
+            # A class that was asked for by name takes precedence over one that a prompt turned out to mean.
             for key in ("class", "prompt"):
                 files |= {str(e[key]): str(e["file"]) for e in entries if e.get(key) and e.get("file")}
-            # A manifest that points elsewhere, at the references for instance, would score files of somebody else.
+            # With a manifest that points elsewhere, at the references for instance, foreign files would be scored.
             outside = [f for f in files.values() if Path(f).name != f or f in ("", ".", "..")]
         except (OSError, *MALFORMED) as error:
             raise UnreadableImageError(manifest, f"not a manifest of a prediction ({error})") from error
@@ -286,7 +286,7 @@ def _files_of(folder: Path) -> dict[str, str]:
 
 
 def _not_seen_in(folder: Path) -> set[str]:
-    """Classes that a prediction looked for and did not see, in any spelling: they have no file."""
+    """Classes, in any spelling, that a prediction looked for and did not find: they have no file."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return set()
@@ -299,7 +299,7 @@ def _not_seen_in(folder: Path) -> set[str]:
 
 
 def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Class → ids of the legend beside a label map, if there is one: its prompts, and the classes these mean."""
+    """Class → ids from the legend beside a label map, if any: its prompts, and the classes that they mean."""
     file = path.with_name(f"{strip_ending(path.name)}.json")
     if not file.is_file():
         return None
@@ -307,7 +307,7 @@ def _legend(path: Path) -> dict[str, tuple[int, ...]] | None:
         content: dict[str, Any] = read_json(file)
         legend: dict[str, tuple[int, ...]] = {str(name): (int(value),) for name, value in content["labels"].items()}
         for entry in content.get("prompts", []):
-            # A whole that parts lie over is the union of several labels; a class that is not seen has none.
+            # A structure with parts drawn over it is the union of several labels; a class that is not seen has none.
             for key in ("class", "prompt"):
                 if entry.get(key) and "labels" in entry:
                     legend[str(entry[key])] = tuple(int(label) for label in entry["labels"])

@@ -3,17 +3,17 @@
 - DSC: 2 |A ∩ B| / (|A| + |B|).
 - NSD: the area of both surfaces that lies within the tolerance of the other, over the area of both; as
   ``surface-distance`` computes it (``compute_surface_dice_at_tolerance``).
-- HD95: from each surface the distance below which 95 % of its area lies from the other, and of the two the larger; as
-  ``surface-distance`` does (``compute_robust_hausdorff``). MONAI's counts voxels of the edge instead of areas.
-- ASSD: the mean distance over the area of both surfaces. From ``compute_average_surface_distance`` of
-  ``surface-distance``, it is the mean of its two values weighted by the two areas.
+- HD95: for each surface, the distance from the other that 95 % of its area does not exceed; the larger of the two, as
+  in ``surface-distance`` (``compute_robust_hausdorff``). MONAI counts edge voxels instead of areas.
+- ASSD: the mean distance over the area of both surfaces; the mean of the two values of ``surface-distance``
+  (``compute_average_surface_distance``), weighted by the two areas.
 - Lesion-wise F1: see :mod:`satunet.evaluation.scoring.measures.lesions`.
 
-All are computed inside the joint bounding box of a class in reference and prediction, which changes nothing: outside
-of it both are background. Distances and areas are physical; nothing assumes isotropic voxels.
+All are computed inside the joint bounding box of a class in reference and prediction, which changes nothing, because
+outside it both are background. Distances and areas are physical; voxels need not be isotropic.
 
-Voxels that nobody labelled count for nothing: what is predicted there is taken away, and a surface that borders on them
-has no area, because there the reference ends where its annotation ends and not where the structure does.
+Voxels that nobody labelled do not count: predictions there are removed, and a surface that borders on them has no area,
+because there the reference ends with its annotation and not with the structure.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PERCENT = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of one class in one case; ``nan`` is left out by the absence policy, or was not asked for.
+    """Scores of one class in one case; ``nan`` if the absence policy leaves it out or it was not asked for.
 
     Attributes:
         dsc: Dice similarity coefficient, 0 to 1.
@@ -48,9 +48,9 @@ class Scores:
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1, 0 to 1, of classes that are lesions.
         panoptic_quality: Panoptic quality of their lesions, 0 to 1.
-        lesions: The counts behind both.
-        reference_voxels: Voxels of the class in the reference.
-        prediction_voxels: Voxels of the class in the prediction.
+        lesions: Counts that both are computed from.
+        reference_voxels: Number of voxels of the class in the reference.
+        prediction_voxels: Number of voxels of the class in the prediction.
     """
 
     dsc: float
@@ -87,7 +87,7 @@ def score_masks(
         lesion: Whether lesions are counted one by one.
 
     Raises:
-        ValueError: Shapes differ or are not three-dimensional, or a spacing is not allowed.
+        ValueError: Shapes differ or are not three-dimensional, or a spacing is invalid.
     """
     _check(reference, prediction, spacing_mm)
     found = [box for mask in (reference, prediction) if (box := box_of(mask)) is not None]
@@ -114,10 +114,10 @@ def score_label_maps(
         reference: (X, Y, Z) ids, not negative.
         prediction: (X, Y, Z) ids, not negative, on the same grid.
         spacing_mm: Distance between voxel centres along (X, Y, Z).
-        classes: Class → ids whose union it is, in the reference.
-        prediction_classes: The same for the prediction, where its ids differ; a class that is not in it was not
+        classes: Class → ids that together make it up in the reference.
+        prediction_classes: The same for the prediction, if its ids differ; a class that is not listed was not
             predicted.
-        ignore_id: Reference id of voxels that nobody labelled; what is predicted there does not count.
+        ignore_id: Reference id of voxels that nobody labelled; predictions there do not count.
         rules: Tolerances, absence policy, metrics.
         lesions: Classes whose lesions are counted one by one.
 
@@ -157,10 +157,10 @@ def score_class(
         spacing_mm: Distance between voxel centres along (X, Y, Z).
         rules: Tolerances, absence policy, metrics.
         lesion: Whether lesions are counted one by one.
-        ignored: (X, Y, Z) voxels that nobody labelled; what is predicted there does not count.
+        ignored: (X, Y, Z) voxels that nobody labelled; predictions there do not count.
     """
     if ignored is not None and ignored.all():
-        return _LEFT_OUT  # nobody looked at any voxel: not even that the class is absent is known
+        return _LEFT_OUT  # no voxel was labelled, so it is not even known whether the class is absent
     found = [b for b in (reference.box(name), prediction.box(name)) if b is not None]
     if not found:
         return _absent(0, 0, rules, lesion)

@@ -4,11 +4,11 @@ A prediction of the case ``C`` is one of
 
 - a label map ``C.nii.gz`` (or any other image ending), as nnU-Net writes it, with the ids of the reference or those
   of a legend ``C.json`` beside it;
-- a folder ``C/`` with one mask per class, as ``satunet predict`` and TotalSegmentator write it.
+- a folder ``C/`` with a mask for each class, as ``satunet predict`` and TotalSegmentator write it.
 
-Instead of ``C`` the name may carry a channel, ``C_0000``, a dataset, ``Dataset003_X__C``, or both, as a scan's name
-does: ``Dataset003_X__C__0000``. A name that is a case's own is never read as another case's with a suffix. Several
-channels of a case are several scans, each scored; two predictions for one scan are an error, not a choice.
+Instead of ``C`` the name may carry a channel, ``C_0000``, a dataset, ``Dataset003_X__C``, or both, as the name of
+a scan does: ``Dataset003_X__C__0000``. The exact name of a case is never read as another case's name with a suffix.
+Channels of a case are scans of their own, each scored; two predictions for one scan are an error.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _CHANNEL = re.compile(r"^(?P<case>.+?)__?(?P<channel>\d{4})$")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was found for one scan.
+    """A prediction found for one scan.
 
     Attributes:
         case: The case it belongs to.
         scan: Name of the scan.
-        channel: The channel that its name tells, if it does.
+        channel: Channel in its name, if there is one.
         path: Label map or folder of masks.
     """
 
@@ -61,7 +61,7 @@ def find_predictions(folder: Path, cases: Collection[str]) -> tuple[dict[str, li
         name = path.name if path.is_dir() else strip_ending(path.name)
         case, channel = _belongs_to(name, cases)
         if case is None:
-            if not path.is_dir() or holds_masks(path):  # a folder of results, say, is nothing to wonder about
+            if not path.is_dir() or holds_masks(path):  # any other folder, of results for instance, needs no warning
                 others.append(path)
         else:
             found[case].append(Found(case=case, scan=name, channel=channel, path=path))
@@ -71,7 +71,7 @@ def find_predictions(folder: Path, cases: Collection[str]) -> tuple[dict[str, li
 
 
 def ambiguous(scans: Iterable[Found]) -> str | None:
-    """Reason why a case's predictions contradict each other, or ``None`` if each is of a different scan."""
+    """Reason why a case's predictions are ambiguous, or ``None`` if each is of a different scan."""
     scans = list(scans)
     channels = [s.channel for s in scans]
     if len(scans) > 1 and (None in channels or len(set(channels)) < len(channels)):

@@ -1,4 +1,4 @@
-"""The rules of scoring: tolerances, the score of an absent class, which metrics, which ids an organ has."""
+"""The rules of scoring: tolerances, scores of absent classes, the choice of metrics, and the ids of organs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class AbsencePolicy:
     one_mm: float = math.nan
 
     def score(self, n_reference: int, n_prediction: int) -> float:
-        """DSC, NSD and F1 of a class if one of the masks, or both, have no voxel."""
+        """DSC, NSD and F1 of a class that is empty in one mask or both."""
         return self.prediction if n_reference else self.reference if n_prediction else self.both
 
     def distance_mm(self, n_reference: int, n_prediction: int) -> float:
-        """HD95 and ASSD of a class if one of the masks, or both, have no voxel."""
+        """HD95 and ASSD of a class that is empty in one mask or both."""
         return self.one_mm if n_reference or n_prediction else self.both_mm
 
 
@@ -130,7 +130,7 @@ class Rules:
         return replace(self, tolerances=tuple(f"{n}={v}" for n, v in self.tolerances_mm.items() if n in wanted))
 
     def comparable(self) -> dict[str, Any]:
-        """What must be equal for scores to be comparable, in the form of ``summary.json``, whose format is nnU-Net's.
+        """Settings that must be equal for scores to be comparable, in the form of ``summary.json``, nnU-Net's format.
 
         This is not the record of the options: two ways to ask for the same tolerances give the same entry.
         """

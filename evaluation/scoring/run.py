@@ -1,8 +1,8 @@
 """Score a folder of predictions against references.
 
-No case escapes by having no prediction: a case without a usable prediction is counted as a failure, and every class
-that its reference shows scores 0. Classes that its reference does not show are left out, so that a failure is never
-rewarded for finding nothing.
+A missing prediction is no way out: a case without a usable prediction counts as a failure, and every class that its
+reference shows scores 0. Classes that its reference does not show are left out, so that a failure is never rewarded for
+finding nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NOT_SCORED = "not scored"
 """Beginning of the reason for a failure that the prediction did not cause."""
 
 _BYTES_PER_VOXEL = 6
-"""Memory of scoring: two label maps of up to two bytes per voxel, and a class that fills them."""
+"""Memory for scoring: two label maps of up to two bytes per voxel, and a class that fills them."""
 
 
 def evaluate_cases(
@@ -58,22 +58,21 @@ def evaluate_cases(
     """Score the predictions of some cases.
 
     Args:
-        references: Case → label map, or folder with one mask per class; a class that a folder has no mask of was not
+        references: Case → label map, or folder with a mask for each class; a class without a mask in the folder was not
             annotated there and is not scored.
-        predictions: Label maps or folders of masks; how they are matched to cases is told in
-            :mod:`satunet.evaluation.scoring.predictions`, where their ids come from in
-            :mod:`satunet.evaluation.scoring.masks`.
+        predictions: Folder of label maps or of folders of masks; :mod:`satunet.evaluation.scoring.predictions`
+            describes how they are matched to cases, :mod:`satunet.evaluation.scoring.masks` where their ids come from.
         classes: The classes, with their ids in reference label maps, and the ids that a label map may hold.
-        predicted: The same for predicted label maps with ids of their own; it comes before a legend beside them.
-        channels: Channels that each case must have a prediction of; without it, one prediction is enough.
+        predicted: The same for predicted label maps with ids of their own; it takes precedence over a legend beside them.
+        channels: Channels of which each case must have a prediction; by default one prediction is enough.
         rules: Rules of scoring.
         processes: Worker processes, or where else to run.
 
     Returns:
-        All scores, and what became of each scan: its exit code is 1 if a prediction was missing or could not be used.
+        All scores and the outcome for each scan; the exit code is 1 if a prediction was missing or could not be used.
 
     Raises:
-        UserError: No classes or references, or no folder of predictions.
+        UserError: There are no classes, no references, or no folder of predictions.
     """
     rules = rules or Rules()
     if not classes.classes:
@@ -124,7 +123,7 @@ def references_in(folder: Path) -> dict[str, Path]:
     """References of a folder: case → label map, or case → folder of masks where there are no label maps.
 
     Raises:
-        DatasetError: No such folder, no references, or two label maps of one case.
+        DatasetError: There is no such folder, no reference, or a case has two label maps.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder of reference label maps")
@@ -162,10 +161,10 @@ class _Task:
 
 
 class _Reference:
-    """The reference of a case, and what every scan of the case needs of it.
+    """The reference of a case, and everything that its scans need from it.
 
-    NIfTI files keep a volume with the first axis next to each other in memory. Scores do not depend on the order of
-    axes, so it is taken with its axes in reverse, and everything runs along memory.
+    In a NIfTI file, neighbours along the first axis are adjacent in memory. Scores do not depend on the order of axes,
+    so volumes are used with their axes in reverse order, and everything runs along memory.
     """
 
     def __init__(self, path: Path, settings: _Settings) -> None:
@@ -210,7 +209,7 @@ def _score_case(task: _Task) -> tuple[tuple[Row, ...], dict[str, str]]:
     contradiction = ambiguous(task.predictions)
     if contradiction is not None or not task.predictions:
         reason = contradiction or f"no prediction in {task.folder}"
-        # As many rows as the case has scans, so that it keeps its weight in a mean.
+        # Each expected scan gets its rows, so that the case keeps its weight in a mean.
         missing = [task.case] if len(task.channels or ()) < 2 else [f"{task.case}_{c:04d}" for c in task.channels or ()]
         every = [row for scan in missing for row in _failed_rows(task.case, scan, reference, task.settings, reason)]
         return tuple(every), dict.fromkeys(missing, reason)

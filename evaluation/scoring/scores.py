@@ -23,10 +23,10 @@ from satunet.jobs.records import MALFORMED, from_plain
 from satunet.labels.scored import ScoredClass
 
 EVALUATION_VERSION = 4
-"""Of the files, and of what the numbers in them mean: scores of another version are made again by a benchmark."""
+"""Version of the files and of the meaning of their numbers: a benchmark remakes scores of another version."""
 _TABLE = "per_case.csv"
 HEADLINE = ("dsc", "nsd")
-"""What the field reports first."""
+"""Metrics that are reported first in the field."""
 METRICS = (*HEADLINE, "hd95_mm", "assd_mm", "volume_error", "absolute_volume_error", "lesion_f1",
            "panoptic_quality")  # fmt: skip
 LOWER_IS_BETTER = frozenset({"hd95_mm", "assd_mm", "absolute_volume_error"})
@@ -38,8 +38,8 @@ class Row:
 
     Attributes:
         case: The case.
-        scan: Name of the prediction; the case's if there is none.
-        fold: Fold of the models, where there are several.
+        scan: Name of the prediction; that of the case if there is none.
+        fold: Fold of the models, if there are several.
         class_name: The class.
         dsc: Dice similarity coefficient.
         nsd: Normalised surface Dice.
@@ -47,13 +47,13 @@ class Row:
         assd_mm: Average symmetric surface distance.
         lesion_f1: Lesion-wise F1.
         panoptic_quality: Panoptic quality of the lesions.
-        lesions: Lesions of the reference.
-        lesions_found: Lesions of the reference that were found.
-        lesions_predicted: Lesions of the prediction.
-        lesions_false: Lesions of the prediction that are false.
+        lesions: Number of lesions of the reference.
+        lesions_found: Number of lesions of the reference that were found.
+        lesions_predicted: Number of lesions of the prediction.
+        lesions_false: Number of lesions of the prediction that are false.
         reference_ml: Volume in the reference, in millilitres.
         prediction_ml: Volume in the prediction, in millilitres.
-        error: Why there is no usable prediction; empty if there is one.
+        error: Reason why there is no usable prediction; empty if there is one.
     """
 
     case: str
@@ -81,7 +81,7 @@ class Row:
 
     @property
     def absolute_volume_error(self) -> float:
-        """Its size without its sign."""
+        """The volume error without its sign."""
         return abs(self.volume_error)
 
     def metric(self, name: str) -> float:
@@ -101,9 +101,9 @@ class Spread:
     Attributes:
         n: Number of scans.
         mean: Mean.
-        sd: Standard deviation, ``nan`` below two.
+        sd: Standard deviation, ``nan`` for fewer than two scans.
         median: Median.
-        worst: The worst.
+        worst: Worst value.
     """
 
     n: int
@@ -119,8 +119,8 @@ class ClassSummary:
 
     Attributes:
         class_name: The class.
-        scored: Scans that count.
-        present: Scans whose reference holds the class.
+        scored: Number of scans that count.
+        present: Number of scans whose reference shows the class.
         metrics: Metric → its spread.
     """
 
@@ -139,10 +139,10 @@ class Evaluation:
     """Every score of a folder of predictions.
 
     Attributes:
-        rows: One row per scan and class.
+        rows: Rows, one for each scan and class.
         classes: The classes that were scored, with their ids, in the order they were given.
         cases: Names of the cases that were to be scored.
-        failures: Scan (or ``scan: class``) → why its prediction could not be used.
+        failures: Scan (or ``scan: class``) → reason why its prediction could not be used.
         rules: Rules of scoring, as :meth:`Rules.comparable` gives them.
     """
 
@@ -154,7 +154,7 @@ class Evaluation:
 
     @cached_property
     def class_summaries(self) -> tuple[ClassSummary, ...]:
-        """One summary per class, in the order of :attr:`classes`."""
+        """Summaries of all classes, in the order of :attr:`classes`."""
         by_class: dict[str, list[Row]] = {c.name: [] for c in self.classes}
         for row in self.rows:
             by_class[row.class_name].append(row)
@@ -165,7 +165,7 @@ class Evaluation:
         return mean_of(s.metric(metric) for s in self.class_summaries)
 
     def micro_mean(self, metric: str) -> float:
-        """Mean over all scans and classes alike; ``nan`` if nothing counts."""
+        """Mean over all rows, whatever their class; ``nan`` if nothing counts."""
         return mean_of(row.metric(metric) for row in self.rows)
 
     @property
@@ -174,7 +174,7 @@ class Evaluation:
         return 1 if self.failures else 0
 
     def job_summary(self) -> JobSummary:
-        """The same as counts of cases, for the terminal."""
+        """The evaluation as counts of cases, for the terminal."""
         summary = JobSummary("evaluation")
         failed = {key.split(":", 1)[0] for key in self.failures}
         scans = dict.fromkeys(r.scan for r in self.rows)
@@ -188,10 +188,10 @@ class Evaluation:
         Args:
             folder: Folder to write to.
             parquet: Whether to write ``per_case.parquet``, too.
-            extra: More to keep in ``summary.json``.
+            extra: Further entries for ``summary.json``.
 
         Raises:
-            EnvironmentProblemError: Parquet without pyarrow.
+            EnvironmentProblemError: Parquet was asked for, but pyarrow is not installed.
         """
         columns = tuple(_HEADINGS.get(c, c) for c in _COLUMNS)
         write_csv(folder / _TABLE, columns, [tuple(getattr(r, c) for c in _COLUMNS) for r in self.rows])
@@ -248,7 +248,7 @@ class Evaluation:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: Not the results of an evaluation, or of another version.
+            UserError: The folder has no results of an evaluation, or those of another version.
         """
         try:
             content = read_json(folder / "summary.json")
@@ -286,7 +286,7 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a CSV file whole; numbers to their last digit, ``nan`` as an empty cell."""
+    """Write a CSV file atomically, with numbers in full precision and ``nan`` as an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

@@ -2,8 +2,8 @@
 
 A lesion is a connected component (26 neighbours). It is found if the other mask has a voxel in it, the rule of
 ISLES 2022 (arXiv 2206.06694): size does not matter, and one large prediction may find several lesions. Panoptic quality
-(Kirillov 2019, arXiv 1801.00868) asks for more: of a lesion and its prediction, more than half of what either covers
-has to be covered by both, and how much it is counts.
+(Kirillov 2019, arXiv 1801.00868) is stricter: a lesion and its prediction match only if their intersection over union
+exceeds one half, and its value counts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class LesionCounts:
     """Lesions of one class in one case.
 
     Attributes:
-        reference: Lesions of the reference.
-        found: Lesions of the reference that the prediction touches.
-        predicted: Lesions of the prediction.
-        false: Lesions of the prediction that touch none of the reference.
-        matched: Pairs of a lesion of either whose intersection over union exceeds one half.
-        overlap: Sum of their intersections over unions.
+        reference: Number of lesions of the reference.
+        found: Number of lesions of the reference that the prediction touches.
+        predicted: Number of lesions of the prediction.
+        false: Number of lesions of the prediction that touch none of the reference.
+        matched: Number of pairs, a lesion from each mask, whose intersection over union exceeds one half.
+        overlap: Sum of the intersections over unions of these pairs.
     """
 
     reference: int
@@ -37,13 +37,13 @@ class LesionCounts:
 
     @property
     def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); the caller decides what it is where both have no lesion."""
+        """2 TP / (2 TP + FP + FN); undefined without any lesion, which is for the caller to decide."""
         missed = self.reference - self.found
         return 2 * self.found / (2 * self.found + self.false + missed)
 
     @property
     def panoptic_quality(self) -> float:
-        """Sum of the matched overlaps by TP + FP / 2 + FN / 2; the caller decides where both have no lesion."""
+        """Sum of the matched overlaps, divided by TP + FP / 2 + FN / 2; undefined without any lesion, as for F1."""
         return 2 * self.overlap / (self.reference + self.predicted)
 
 
@@ -65,7 +65,7 @@ def count_lesions(reference: NDArray[np.bool_], prediction: NDArray[np.bool_]) -
 
 
 def matched_overlaps(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Intersections over unions above one half, of which each structure has at most one.
+    """Intersections over unions above one half; each structure has at most one.
 
     Args:
         a: (X, Y, Z) number of each voxel's structure, 0 outside.
@@ -81,7 +81,7 @@ def matched_overlaps(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]]) -
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], int]:
-    """(X, Y, Z) number of each voxel's lesion, 0 outside, and how many there are."""
+    """(X, Y, Z) number of each voxel's lesion, 0 outside, and the number of lesions."""
     import cc3d
 
     # Padded, because cc3d 4.1 has room for too few components in a small box whose every other voxel is one.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Point = tuple[float, float, float]
 
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))
-"""Corners of a neighbourhood; the bit of a code that tells of a corner is its place here."""
+"""Corners of a neighbourhood; the position of a corner here is its bit in a code."""
 
 
 def surface_areas(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
@@ -26,7 +26,7 @@ def surface_areas(spacing_mm: Sequence[float]) -> NDArray[np.float64]:
         spacing_mm: Distance between voxel centres along each axis.
 
     Returns:
-        (256,) float64, in mm²; 0 for the codes 0 and 255, which are no surface.
+        (256,) float64, in mm²; 0 for the codes 0 and 255, which have no surface.
     """
     x, y, z = (float(s) for s in spacing_mm)
     return _areas(x, y, z).copy()
@@ -49,8 +49,8 @@ def _triangles() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         for polygon in _polygons(inside):
             points = np.array(polygon)
             candidates = [_area_vectors(points, t) for t in _triangulations(0, len(points) - 1)]
-            # Polygons that are not flat can be filled in several ways; the largest on the unit cube is the one in
-            # use. Rounding makes the choice independent of the last bits.
+            # Polygons that are not flat can be filled in several ways; the one that is largest on the unit cube is
+            # used. Rounding makes the choice independent of the last bits.
             best = max(candidates, key=lambda v: round(float(np.linalg.norm(v, axis=1).sum()), 9))
             codes += [code] * len(best)
             vectors.append(best)
@@ -59,8 +59,8 @@ def _triangles() -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 def _polygons(inside: dict[tuple[int, int, int], bool]) -> Iterator[list[Point]]:
     """Closed polygons through the midpoints of the cube's edges that separate inside corners from outside corners."""
-    # A face with two inside corners on its diagonal can be cut in two ways. Cutting off the kind of corner that the
-    # cube has fewer of makes a mask and its complement have one surface.
+    # A face with two inside corners on its diagonal can be cut in two ways. Cutting off the rarer kind of corner gives
+    # a mask and its complement the same surface.
     cut_off_inside = sum(inside.values()) <= 4
     neighbours: dict[Point, list[Point]] = {}
     for axis, side in itertools.product(range(3), (0, 1)):

@@ -5,11 +5,12 @@ the corner that its eight voxels share, with the area that marching cubes gives 
 definition of the normalised surface Dice of Nikolov et al. (arXiv 1809.04430) and of the area-weighted distances of
 its published implementation, with which these functions agree.
 
-Most elements of a good prediction lie on the reference's surface or a voxel beside it. So an element first looks at
-the places around it, nearest first; only what is still alone then is searched for in a tree. A distance transform of
-the whole box, as others make, costs the same for a perfect prediction as for a useless one.
+Most elements of a good prediction lie on the reference's surface or a voxel beside it. So the search
+for the nearest element first looks at the places around an element, nearest first, and uses a tree only if there is
+none. A distance transform of the whole box, as in other implementations, takes as long for a perfect prediction as for
+a useless one.
 
-Arrays are (X, Y, Z) in voxel axes; ``spacing_mm`` has their order. Outside of an array is background.
+Arrays are (X, Y, Z) in voxel axes; ``spacing_mm`` has their order. Everything outside an array is background.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from numpy.typing import NDArray
 from satunet.evaluation.scoring.measures.marching import surface_areas
 
 _MOST_STEPS = 600
-"""Above this many places within a tolerance, the tree is quicker than looking at each."""
+"""Number of places within a tolerance above which the tree is quicker than looking at each."""
 _USUAL_STEPS = 150
-"""About as many places are looked at before the tree where all distances are wanted."""
+"""Approximate number of places to look at before using the tree when all distances are wanted."""
 _SLAB_VOXELS = 1 << 20
 
 
@@ -37,7 +38,7 @@ class Surface:
     """A surface inside a box, with a margin around it that holds no element.
 
     Attributes:
-        present: (X + 2 + 2 mx, Y + 2 + 2 my, Z + 2 + 2 mz) bool: where an element is; m is the margin.
+        present: (X + 2 + 2 mx, Y + 2 + 2 my, Z + 2 + 2 mz) bool: places of elements; m is the margin.
         places: (n,) int64 flat indices of the elements in ``present``, ascending.
         codes: (n,) uint8 neighbourhood codes of the elements.
     """
@@ -69,7 +70,7 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
 
     Args:
         mask: (X, Y, Z) boolean.
-        margin: Places without an element around the box, on either side of each axis.
+        margin: Number of places without an element around the box, on either side of each axis.
     """
     shape = tuple(n + 2 + 2 * m for n, m in zip(mask.shape, margin, strict=True))
     volume = np.zeros(shape, dtype=np.uint8)
@@ -82,7 +83,7 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
         last = min(first + step, shape[0] - 1)
         slab = codes[: last - first]
         slab[:, :-1, :-1] = _codes(volume[first : last + 1])
-        # 0 and 255 are no surface: the only codes that adding one makes 0 or 1.
+        # 0 and 255 are no surface; they are the only codes that become 1 or 0 when one is added.
         np.greater(slab + np.uint8(1), 1, out=volume[first:last].view(bool))
         found = np.flatnonzero(volume[first:last])
         found_codes.append(slab.ravel()[found])
@@ -92,14 +93,14 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
 
 
 def touched(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> NDArray[np.bool_]:
-    """Where an element would have a voxel of a mask among its eight.
+    """Places at which an element would have a voxel of the mask among its eight.
 
     Args:
         mask: (X, Y, Z) boolean.
         margin: Margin, as for :func:`find_surface`.
 
     Returns:
-        Boolean, in the shape and places of :attr:`Surface.present`.
+        Boolean array with the shape and places of :attr:`Surface.present`.
     """
     shape = tuple(n + 2 + 2 * m for n, m in zip(mask.shape, margin, strict=True))
     volume = np.zeros(shape, dtype=np.uint8)
@@ -120,11 +121,11 @@ def steps_within(spacing_mm: Sequence[float], radius_mm: float) -> tuple[NDArray
 
 
 def search_radius(spacing_mm: Sequence[float], tolerance_mm: float | None) -> float:
-    """How far to look around each element before a tree is asked.
+    """Radius to look around each element before using a tree.
 
     Args:
         spacing_mm: Distance between voxel centres along each axis.
-        tolerance_mm: The distance that is asked for; ``None``: all distances are wanted.
+        tolerance_mm: Largest distance that matters; ``None`` if all distances are wanted.
     """
     voxel = math.prod(float(s) for s in spacing_mm)
     usual = math.pow(_USUAL_STEPS * voxel * 3 / (4 * math.pi), 1 / 3)
@@ -191,7 +192,7 @@ def _by_tree(
     _, nearest = tree.query(at * spacing, distance_upper_bound=bound)
     found = np.full(len(which), math.inf)
     near = nearest < len(to)
-    # From whole steps again: differences of products would decide equal distances by their last bits.
+    # Recomputed from whole steps: differences of products would make equal distances differ in their last bits.
     found[near] = _lengths(at[near] - to[nearest[near]], spacing)
     return found
 
@@ -201,7 +202,7 @@ def _lengths(steps: NDArray[Any], spacing: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def _codes(padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Codes of a 0/1 volume that is one voxel longer along every axis: two, four, then eight voxels into a byte."""
+    """Codes of a 0/1 volume padded by one voxel along every axis: two, four, then eight voxels go into a byte."""
     pairs = padded[:, :, 1:] << np.uint8(1)
     pairs |= padded[:, :, :-1]
     fours = pairs[:, 1:] << np.uint8(2)
