@@ -109,7 +109,8 @@ def bland_altman(results: Results, competitor: str, competitors: Sequence[str]) 
     """Bland–Altman plot of volumes, with a point for each class of a scan; ``None`` if the competitor has none.
 
     It shows the difference from the reference, in percent of the mean of both, over this mean, with the mean difference
-    and its limits of agreement (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they have no volume.
+    and its limits of agreement (1.96 standard deviations; Bland and Altman 1986). Failed predictions are left out: they
+    have no volume.
     """
     import numpy as np
 

@@ -63,7 +63,7 @@ def evaluate_cases(
         predictions: Folder of label maps or of folders of masks; :mod:`satunet.evaluation.scoring.predictions`
             describes how they are matched to cases, :mod:`satunet.evaluation.scoring.masks` where their ids come from.
         classes: The classes, with their ids in reference label maps, and the ids that a label map may hold.
-        predicted: The same for predicted label maps with ids of their own; it takes precedence over a legend beside them.
+        predicted: The same for predicted label maps with ids of their own; they take precedence over a legend.
         channels: Channels of which each case must have a prediction; by default one prediction is enough.
         rules: Rules of scoring.
         processes: Worker processes, or where else to run.

@@ -1,10 +1,10 @@
-"""Stage 2: what a class looks like in a scan, and its text, are drawn together (SAT, arXiv 2312.17183).
+"""Stage 2: the image features of a class and its text are drawn together (SAT, arXiv 2312.17183).
 
-The image encoder is the segmentation network's own. Its feature maps are averaged over a class's mask, at every stage,
-concatenated and projected to the width of the text; the text is the class's name, and an embedding of the modality is
-added to it. Every pair of one class in one modality is a positive. A text step of stage 1 follows each, so that the
-text encoder does not forget. What comes out are a text encoder and weights of the image encoder that a segmentation
-network starts from.
+The image encoder is the segmentation network's own. Its feature maps are averaged over a class's mask at every stage,
+concatenated and projected to the width of the text. The text is the class's name, to which an embedding of the modality
+is added. Every pair of the same class in the same modality is a positive. A text step of stage 1 follows each atlas
+step, so that the text encoder does not forget. The results are a text encoder, and weights of the image encoder from
+which a segmentation network starts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class AtlasTower(nn.Module):
 
     def __init__(self, config: NetworkConfig, text_dim: int) -> None:
         super().__init__()
-        self.encoder = UNet(config).encoder  # initialised as the network's own
+        self.encoder = UNet(config).encoder  # initialised like that of the segmentation network
         width = sum(config.features_per_stage)
         self.projection = nn.Sequential(nn.Linear(width, text_dim), nn.GELU(), nn.Linear(text_dim, text_dim))
         self.modality = nn.Embedding(len(MODALITIES), text_dim)
@@ -71,10 +71,10 @@ class AtlasTower(nn.Module):
 
         Args:
             image: (B, 1, X, Y, Z).
-            masks: Masks, (N_b, X, Y, Z) of any type, one entry per scan; each mask has a voxel.
+            masks: Masks of each scan, (N_b, X, Y, Z) of any type; no mask is empty.
 
         Returns:
-            (N, text_dim) of unit length, N the sum of N_b, scan by scan.
+            (N, text_dim) features of unit length, scan by scan; N is the sum of all N_b.
         """
         maps: list[Tensor] = self.encoder(image)
         pooled = [torch.cat([masked_mean(m[b], masks[b]) for m in maps], dim=1) for b in range(len(masks))]
@@ -89,8 +89,8 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
     """Mean of a feature map over each mask.
 
     Args:
-        features: (C, x, y, z), at whatever resolution.
-        masks: (N, X, Y, Z) at full resolution; brought to the map's by averaging, so that no class is lost.
+        features: (C, x, y, z) feature map, at any resolution.
+        masks: (N, X, Y, Z) at full resolution; they are averaged down to that of the map, so that no class is lost.
 
     Returns:
         (N, C) float32.
@@ -103,11 +103,11 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AtlasResult:
-    """What stage 2 leaves behind.
+    """Results of stage 2.
 
     Attributes:
         encoder: Folder of the text encoder.
-        weights: The image encoder, for ``satunet train -pretrained_weights``.
+        weights: Weights of the image encoder, for ``satunet train -pretrained_weights``.
     """
 
     encoder: Path
@@ -116,7 +116,7 @@ class AtlasResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Classes:
-    """Classes that a step sees: masks scan by scan, and what each is."""
+    """Classes that a step sees: masks scan by scan, and the class of each."""
 
     image: Tensor
     masks: list[Tensor]
@@ -137,22 +137,22 @@ def pretrain_atlas(
     continue_training: bool = False,
     tree_file: Path | None = None,
 ) -> AtlasResult:
-    """Pre-train text encoder and image encoder on each other.
+    """Pre-train text encoder and image encoder together.
 
     Args:
         dataset_name: Unified dataset that is planned and preprocessed.
         tree: Knowledge tree for the text steps.
         output: Folder for ``encoder/``, ``image_encoder.safetensors``, ``checkpoint.pt``, ``log.jsonl``.
-        encoder: Text encoder to start from, best that of stage 1.
-        fold: Fold whose training scans are used, never its validation scans; ``"all"`` takes every scan.
+        encoder: Text encoder to start from, preferably that of stage 1.
+        fold: Fold whose training scans are used, never its validation scans; ``"all"`` means every scan.
         config: Settings.
         device: Device to compute on.
-        continue_training: Go on from the checkpoint in ``output``.
+        continue_training: Whether to resume from the checkpoint in ``output``.
         tree_file: File of the knowledge tree, for the record.
 
     Raises:
-        UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
-        PlanError, DatasetError: Not planned or not preprocessed.
+        UserError: There is a checkpoint, but resuming was not asked for or the settings differ.
+        PlanError, DatasetError: The dataset is not planned or not preprocessed.
     """
     config = config or AtlasConfig()
     setup = _setup(dataset_name, fold)
@@ -194,7 +194,7 @@ def pretrain_atlas(
         if rank() == 0:
             keys = ("before", "after", "atlas_before", "atlas_after")
             write_json(output / "measures.json", {k: record[k] for k in keys})
-            scans_of(setup).save(output / TRAINED_SCANS_FILE)  # what starts from these weights has seen them
+            scans_of(setup).save(output / TRAINED_SCANS_FILE)  # a network that starts from these weights has seen them
             tower.save(result.encoder, record)
             _save_image_encoder(atlas.encoder, result.weights)
     return result
@@ -217,7 +217,7 @@ class _AtlasStep:
         self.optimizer, self.batches, self.space, self.config = optimizer, batches, space, config
 
     def __call__(self, step: int) -> float:
-        """Train on the crops of a step; the loss."""
+        """Train on the crops of a step; returns the loss."""
         seen = _classes(self.batches[step], self.space, self.tower.device)
         set_learning_rate(self.optimizer, self.config.learning_rate_at(step))
         seed_step(self.config.seed, step, 1)
@@ -297,15 +297,15 @@ def _classes(batch: Batch, space: LabelSpace, device: torch.device) -> _Classes:
 def _batches(
     setup: TrainingSetup, scans: Sequence[str], config: AtlasConfig, *, measuring: bool = False
 ) -> StepBatches:
-    """The segmentation trainer's own crops."""
+    """Batches of crops, drawn as by the segmentation trainer."""
     given = TrainingConfig.from_recipe("sat", steps=config.steps, batch_size=config.scans, seed=config.seed)
-    if measuring:  # one process's work: it takes whole batches
+    if measuring:  # done by one process, which takes whole batches
         return StepBatches(setup, scans, given, stream=1)
     return StepBatches(setup, scans, given, rank=rank(), world_size=world_size())
 
 
 def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
-    """That of the segmentation trainer, without its embeddings: texts are encoded anew in every step."""
+    """Setup of the segmentation trainer without its embeddings: texts are encoded anew in every step."""
     unified = UnifiedFolder(name=dataset_name)
     plan = UnifiedPlan.load(unified.plan)
     space = LabelSpace.load(unified.label_space)
@@ -319,7 +319,7 @@ def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
 
 
 def _save_image_encoder(encoder: Encoder | ResidualEncoder, path: Path) -> None:
-    """Under the names that the segmentation network has for it."""
+    """Save the image encoder, with the names that its weights have in the segmentation network."""
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""The contrastive loss with several positives a row."""
+"""The contrastive loss with several positives per row."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 def contrastive_loss(
     anchors: Tensor, positives: Tensor, ids: Tensor, scale: Tensor, ignored: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy in both directions; every pair of one id is a positive, and a row's positives share its target.
+    """Cross-entropy in both directions; pairs of one id are positives, and the positives of a row share its target.
 
     Args:
-        anchors: (n, D) of unit length, in any precision: what autocast made may be bfloat16.
-        positives: (n, D) of unit length, in any precision.
-        ids: (n,) what both mean.
+        anchors: (n, D) embeddings of unit length, in any precision: autocast may have made bfloat16.
+        positives: (n, D) embeddings of unit length, in any precision.
+        ids: (n,) concept that both mean.
         scale: Factor of the cosines, 1 / temperature.
         ignored: (n, n) pairs (anchor, positive) that are neither positive nor negative.
 

@@ -1,6 +1,6 @@
-"""Pairs of texts that mean one concept, in batches of concepts that are easily taken for each other.
+"""Pairs of texts for the same concept, in batches of concepts that are easily confused.
 
-A batch depends on seed and step alone, so that a run that goes on, or runs on more processes, sees the same pairs.
+A batch depends only on seed and step, so that a resumed run, or one on more processes, sees the same pairs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from satunet.errors import KnowledgeError
 from satunet.knowledge.concepts import Concept, parents_of, relation_text
 
-_MOST_GROUPS = 10_000  # a batch; a tree that gives no pairs must not be searched for ever
+_MOST_GROUPS = 10_000  # per batch; a tree that gives no pairs must not be searched for ever
 _KINDS = ("synonym", "definition", "relation", "side")
 
 
@@ -23,10 +23,10 @@ class Batch:
 
     Attributes:
         anchors: First texts.
-        positives: Second texts; the i-th means what the i-th anchor means.
+        positives: Second texts; the i-th has the same meaning as the i-th anchor.
         ids: (n,) concept that both mean.
-        ignored: (n, n) whether anchor i and positive j are neither one concept nor two that exclude each other (a
-            structure has several wholes).
+        ignored: (n, n) whether anchor i and positive j are neither the same concept nor two that exclude each other (a
+            structure may belong to several wholes).
     """
 
     anchors: tuple[str, ...]
@@ -40,8 +40,8 @@ class PairSampler:
 
     Args:
         concepts: All concepts.
-        batch: Pairs a batch.
-        hard: Concepts a group: one drawn at random, and ``hard - 1`` that are easily taken for it.
+        batch: Number of pairs in a batch.
+        hard: Number of concepts in a group: one drawn at random, and ``hard - 1`` that are easily confused with it.
         mix: Weights of synonym, definition, relation and side pairs.
         seed: Seed of the draw.
     """
@@ -64,14 +64,14 @@ class PairSampler:
 
     @property
     def size(self) -> int:
-        """Concepts that are trained."""
+        """Number of concepts that are trained."""
         return len(self._trained)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step.
 
         Raises:
-            KnowledgeError: The concepts have nothing to pair.
+            KnowledgeError: The concepts give no pairs.
         """
         rng = np.random.default_rng((self.seed, step))
         anchors: list[str] = []
@@ -103,7 +103,7 @@ class PairSampler:
     def _group(self, rng: np.random.Generator) -> list[int]:
         i = int(rng.choice(self._trained))
         near = self._near[i]
-        # The first are the other side and the neighbouring levels: they come with every group.
+        # The other side and the neighbouring levels come first; they are in every group.
         first = list(near[:1])
         rest = rng.permutation(near[1:])[: self.hard - 1 - len(first)].tolist() if len(near) > 1 else []
         return [i, *first, *rest]
@@ -135,7 +135,7 @@ class PairSampler:
     def _sides(self, name: str, i: int, rng: np.random.Generator) -> list[tuple[str, str, int, int | None]]:
         """A structure's left and right, each against the other and against the structure itself.
 
-        A side that is no concept of its own has an id behind those of the concepts.
+        A side that is not a concept of its own gets an id above those of the concepts.
         """
         rows: list[tuple[str, str, int, int | None]] = []
         for k, side in enumerate(("left", "right")):

@@ -1,4 +1,4 @@
-"""What both stages share: checkpoints, resuming, logs, measures, the record."""
+"""Code that both stages share: checkpoints, resuming, logs, measures, the record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def new_record(
     concepts: Sequence[Concept],
     tree_file: Path | None,
 ) -> dict[str, Any]:
-    """What an encoder was trained from; it is saved beside the weights."""
+    """Record of what an encoder was trained from; it is saved beside the weights."""
     return {
         "stage": stage,
         "starting_point": encoder.name,
@@ -58,9 +58,9 @@ class Run:
 
     Args:
         output: The folder.
-        modules: Name → what learns, in one state.
+        modules: Name → module that learns; together they are the state of the run.
         optimizer: Optimizer of all parameters.
-        record: Record of what the run is made from, to which the seconds are added.
+        record: Record of what the run was made from; its seconds are added at the end.
         config: Settings.
     """
 
@@ -77,10 +77,10 @@ class Run:
         self.done = 0
 
     def begin(self, continue_training: bool) -> None:
-        """Start anew, or go on from the checkpoint.
+        """Start anew, or resume from the checkpoint.
 
         Raises:
-            UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
+            UserError: There is a checkpoint, but resuming was not asked for or the settings differ.
             ModelError: The checkpoint is damaged.
         """
         path = self.output / "checkpoint.pt"
@@ -109,7 +109,7 @@ class Run:
         logger.info("continuing from step %d", self.done)
 
     def train(self, step: Callable[[int], dict[str, float]]) -> None:
-        """Take all steps that are left; ``step`` gives losses by name."""
+        """Take all remaining steps; ``step`` returns losses by name."""
         losses: list[dict[str, float]] = []
         started, spent = time.monotonic(), float(self.record.get("seconds", 0.0))
         with progress_bar("Pre-training", self.config.steps - self.done) as advance:
@@ -148,7 +148,7 @@ class Run:
 
 
 def measured(tower: TextTower, concepts: Sequence[Concept]) -> dict[str, object]:
-    """The four measures; one process measures, the others wait at the next gathering."""
+    """The four measures; one process computes them, and the others wait at the next gathering."""
     if rank() != 0:
         return {}
     found = measure(tower.encode, concepts)
@@ -161,13 +161,13 @@ def measured(tower: TextTower, concepts: Sequence[Concept]) -> dict[str, object]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Of all parameters."""
+    """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and convolutions decay; biases, norms and temperatures do not."""
+    """Groups with weight decay (matrices, convolutions) and without (biases, norms, temperatures)."""
     learned = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in learned if p.ndim >= 2], "weight_decay": weight_decay},

@@ -1,7 +1,7 @@
-"""Contrastive training on several processes: every process sees all embeddings, and its gradients are its own texts'.
+"""Contrastive training on several processes: every process sees all embeddings, with gradients for its own texts.
 
-The batch of a step is drawn whole and shared out, so that the loss, and up to rounding the weights after any number of
-steps, are those of one process. Without torchrun every function here is that of a single process.
+The batch of a step is drawn as a whole and divided, so that the loss and, up to rounding, the weights after any number
+of steps equal those of a single process. Without torchrun, every function here acts as for a single process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def shares(count: int) -> list[int]:
 
 
 def sizes_of(own: int, device: torch.device) -> list[int]:
-    """How many rows each process has."""
+    """Number of rows of each process."""
     if world_size() == 1:
         return [own]
     parts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -40,8 +40,8 @@ def gather(own: Tensor, sizes: list[int]) -> Tensor:
     """Rows of all processes, in order; gradients flow into this process's own.
 
     Args:
-        own: (n, …) of this process.
-        sizes: Rows of each.
+        own: (n, …) rows of this process.
+        sizes: Number of rows of each process.
     """
     if world_size() == 1:
         return own
@@ -55,7 +55,7 @@ def gather(own: Tensor, sizes: list[int]) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], computed_by_all: Iterable[nn.Parameter] = ()) -> None:
-    """Add up gradients over processes; those that every process computes whole are averaged."""
+    """Add up gradients over processes; those that every process computes in full are averaged."""
     if world_size() == 1:
         return
     own = [p for p in parameters if p.requires_grad]

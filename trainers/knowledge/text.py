@@ -1,8 +1,8 @@
-"""Stage 1: texts that mean one concept are drawn together, those of concepts easily taken for each other apart.
+"""Stage 1: texts of the same concept are drawn together, and those of easily confused concepts apart.
 
-As SAT's (arXiv 2312.17183): term with definition, term + relation with tail, a contrastive loss in which every pair of
-one concept is a positive. Different from it: batches are made of groups of siblings, other sides and neighbouring
-levels.
+As in SAT (arXiv 2312.17183), a term is paired with its definition, and a term and relation with its tail, in a
+contrastive loss in which every pair of the same concept is a positive. Unlike in SAT, batches are made of groups of
+siblings, other sides and neighbouring levels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TextStep:
         tower: The text encoder that learns.
         temperature: Temperature of its loss.
         sampler: Sampler of pairs.
-        optimizer: Optimizer of tower and temperature, at least.
+        optimizer: Optimizer that includes tower and temperature.
         config: Settings.
     """
 
@@ -64,7 +64,7 @@ class TextStep:
         self.optimizer, self.config = optimizer, config
 
     def __call__(self, step: int) -> float:
-        """Train on the batch of a step; the loss."""
+        """Train on the batch of a step; returns the loss."""
         batch = self.sampler(step)
         set_learning_rate(self.optimizer, self.config.learning_rate_at(step))
         seed_step(self.config.seed, step, 0)
@@ -113,15 +113,15 @@ def pretrain_text(
         encoder: Name of the encoder to start from.
         config: Settings.
         device: Device to compute on.
-        continue_training: Go on from the checkpoint in ``output``.
+        continue_training: Whether to resume from the checkpoint in ``output``.
         tree_file: File of the knowledge tree, for the record.
 
     Returns:
-        The encoder's folder; :func:`satunet.text.load_text_encoder` takes it as a name.
+        The encoder's folder, which :func:`satunet.text.load_text_encoder` accepts as a name.
 
     Raises:
-        KnowledgeError: A tree with too few concepts.
-        UserError: There is a checkpoint and it is not to be gone on from, or it has other settings.
+        KnowledgeError: The tree has too few concepts.
+        UserError: There is a checkpoint, but resuming was not asked for or the settings differ.
     """
     config = config or PretrainConfig()
     with process_group(pick_device(device)) as where:
@@ -155,5 +155,5 @@ def pretrain_text(
 
 
 def seed_step(seed: int, step: int, stage: int) -> None:
-    """Dropout of a step depends on seed, step and process alone, so that a run that goes on is the unbroken one."""
+    """Make dropout depend only on seed, step and process, so that a resumed run equals an uninterrupted one."""
     torch.manual_seed(hash((seed, step, stage, rank())) % 2**63)

@@ -29,8 +29,8 @@ class TextTower(nn.Module):
 
     Args:
         encoder: Encoder to start from.
-        frozen_layers: Lowest layers that stay as they are, the table of words with them.
-        max_tokens: Texts are cut behind so many tokens in training.
+        frozen_layers: Number of lowest layers that are not trained, together with the table of words.
+        max_tokens: Number of tokens to which texts are cut in training.
         dropout: Whether the model's own dropout is on in training.
         precision: Precision of :meth:`encode`; in training, the caller decides.
 
@@ -50,7 +50,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.precision: Precision = precision
         if type(encoder) not in (TransformerEncoder, QuantizedEncoder):
-            # SAT's encoder has a projection and a tokenisation of its own, which a saved transformer would lose.
+            # SAT's encoder has its own projection and tokenisation, which a saved transformer would lose.
             raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is no plain transformers model")
         assert isinstance(encoder, TransformerEncoder)
         self.tokenizer, self.model = encoder.load()
@@ -68,8 +68,8 @@ class TextTower(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(n, D) embeddings of unit length, in float32.
 
-        Definitions are many times as long as names: texts of like length go through the model together, so that little
-        of what it computes is padding.
+        Definitions are many times as long as names, so texts of similar length go through the model together, with
+        little padding.
         """
         lengths = [len(t) for t in self.tokenizer(list(texts), truncation=True,
                                                   max_length=self.training_settings.max_tokens)["input_ids"]]  # fmt: skip
@@ -86,13 +86,13 @@ class TextTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the weights."""
         device: torch.device = self.model.device
         return device
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch: int = 256) -> NDArray[np.float32]:
-        """(n, D) embeddings without gradients, as :meth:`TextEncoder.encode`."""
+        """(n, D) embeddings without gradients, like :meth:`TextEncoder.encode`."""
         was = self.training
         self.eval()
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -108,7 +108,7 @@ class TextTower(nn.Module):
         return back
 
     def save(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the folder beside its place, and move it there whole; an older one there is replaced."""
+        """Write the folder under a temporary name, then move it into place; an older one is replaced."""
         temporary = temporary_beside(folder)
         temporary.mkdir(parents=True)
         with quiet_transformers():

@@ -1,4 +1,4 @@
-"""Specialist nnU-Nets: one per dataset, planned, trained and predicted by nnunetv2 itself."""
+"""Specialist nnU-Nets, one for each dataset: planned, trained and predicted by nnunetv2 itself."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ VALIDATION_STEPS = 50
 
 
 class SpecialistTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written whole.
+    """nnU-Net's trainer with a budget of steps, a progress callback and checkpoints that are written atomically.
 
-    Losses, augmentation and network are nnU-Net's own, but for mirroring, which is left out where labels have sides: a
+    Losses, augmentation and network are nnU-Net's own, but mirroring is left out where labels have sides: a
     network that is shown mirrored brains cannot tell left from right. Optimizer and schedule are nnU-Net's unless
     :attr:`recipe` says otherwise: SGD at 0.01 needs thousands of steps before a network of dozens of classes predicts
-    any of them, so a comparison over a few hundred steps gives the specialists those of the unified network.
+    any of them, so in a comparison over a few hundred steps, the specialists use those of the unified network.
     """
 
     on_step: Callable[[float], None] | None = None
@@ -57,12 +57,12 @@ class SpecialistTrainer(nnUNetTrainer):
 
         Args:
             config: Settings that were chosen.
-            minutes: Stop at a checkpoint before so much time is over.
+            minutes: Time limit; training stops at a checkpoint before it is over.
         """
         self.recipe = config.recipe
         if config.learning_rate is not None:
             self.initial_lr = config.learning_rate
-        if config.seed is not None:  # of initialisation, and of sampling where no other process draws
+        if config.seed is not None:  # for initialisation, and for sampling unless worker processes draw
             random.seed(config.seed)
             np.random.seed(config.seed % 2**32)
             torch.manual_seed(config.seed)
@@ -70,7 +70,7 @@ class SpecialistTrainer(nnUNetTrainer):
         self.set_budget(config.steps)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """nnU-Net's, or AdamW at the recipe's learning rate."""
+        """nnU-Net's optimizer, or AdamW at the recipe's learning rate."""
         if self.recipe is None:
             optimizer, scheduler = super().configure_optimizers()
             return optimizer, scheduler
@@ -79,10 +79,10 @@ class SpecialistTrainer(nnUNetTrainer):
         return optimizer, _EveryStep()
 
     def set_budget(self, steps: int) -> None:
-        """Train for ``steps`` steps, in epochs of nnU-Net's 250, or of 50 where that would be less than four epochs."""
+        """Train for ``steps`` steps, in epochs of 250 steps as in nnU-Net, or of 50 if these were fewer than four."""
         target = min(STEPS_PER_EPOCH if steps >= 4 * STEPS_PER_EPOCH else 50, steps)
         # Epochs are equally long, so their number must divide the steps; a budget that only long epochs divide would
-        # go without checkpoints, and is rounded instead.
+        # get no checkpoints on the way, and is rounded instead.
         epochs = next(e for e in range(round(steps / target), 0, -1) if steps % e == 0)
         if steps / epochs > 4 * target:
             epochs = round(steps / target)
@@ -92,10 +92,10 @@ class SpecialistTrainer(nnUNetTrainer):
         self.save_every = 10
 
     def _build_loss(self) -> Any:
-        """nnU-Net's; where it plans a network of two stages, the one output keeps its weight.
+        """nnU-Net's loss; in a network of two stages, the only output keeps its weight.
 
-        nnU-Net gives the lowest output of deep supervision no weight and scales the others to a sum of one: a single
-        output gets 0/0, and every loss is NaN.
+        nnU-Net gives the lowest output of deep supervision no weight and scales the others to a sum of one. A single
+        output would get 0/0, which makes every loss NaN.
         """
         with np.errstate(invalid="ignore"):
             loss = super()._build_loss()
@@ -105,7 +105,7 @@ class SpecialistTrainer(nnUNetTrainer):
         return loss
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:  # noqa: N802
-        """nnU-Net's; no mirroring if labels have sides, as in nnU-Net's own variant without mirroring."""
+        """nnU-Net's set-up, without mirroring if labels have sides, as in nnU-Net's own variant without mirroring."""
         rotation, dummy_2d, patch, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if any({"left", "right"} & set(normalize_name(name).canonical.split()) for name in self.dataset_json["labels"]):
             mirror_axes = ()
@@ -113,7 +113,7 @@ class SpecialistTrainer(nnUNetTrainer):
         return rotation, dummy_2d, patch, mirror_axes
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; with a recipe, at the recipe's learning rate of this step."""
+        """nnU-Net's step; with a recipe, at its learning rate for this step."""
         if self.recipe is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(self._step)
@@ -133,13 +133,13 @@ class SpecialistTrainer(nnUNetTrainer):
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         """On a CPU with native bfloat16, nnU-Net's float32 step runs in it; on other devices nnU-Net decides.
 
-        One context a step: autocast keeps the weights it cast until the outermost context ends, so a context around
-        the whole training would go on computing with the first step's weights.
+        Each step has its own context: autocast keeps the weights it cast until the outermost context ends, so a context
+        around the whole training would go on computing with the first step's weights.
         """
         return autocast_for(self.device) if self.device.type == "cpu" else contextlib.nullcontext()
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's; then stop if another epoch would end after the deadline."""
+        """End the epoch as nnU-Net does; then stop if another epoch would end after the deadline."""
         super().on_epoch_end()
         if self.deadline is None or self.current_epoch >= self.num_epochs:
             return
@@ -158,22 +158,22 @@ class SpecialistTrainer(nnUNetTrainer):
             super().save_checkpoint(str(temporary))
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """To nnU-Net's log file, not to stdout."""
+        """Write to nnU-Net's log file, not to stdout."""
         super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
 
     def plot_network_architecture(self) -> None:
-        """nnU-Net's drawing needs a package that is not maintained; it only ever logs that it failed."""
+        """Draw nothing: nnU-Net's drawing needs an unmaintained package and would only log that it failed."""
 
 
 class _OutOfTimeError(Exception):
-    """The training stops in time; it goes on with ``--c``."""
+    """Raised to stop the training in time; ``--c`` resumes it."""
 
 
 class _EveryStep:
-    """In place of a scheduler: nnU-Net calls it once an epoch, the recipe sets the learning rate at every step."""
+    """Stand-in for a scheduler, which nnU-Net calls once per epoch: the recipe sets the learning rate at every step."""
 
     def step(self, epoch: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def register() -> None:
@@ -201,23 +201,23 @@ def train_specialist(
     """Train a dataset's nnU-Net, under a progress bar.
 
     Args:
-        dataset_name: Planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
+        dataset_name: Dataset, planned and preprocessed by nnunetv2 (``plan_and_preprocess --specialists``).
         fold: Number of the fold, or ``"all"``.
         config: Settings that were chosen instead of nnU-Net's own: steps, learning rate, batch size, seed, and the
-            optimizer and schedule of the recipes ``short`` and ``cpu``; a whole configuration is taken as it is.
+            optimizer and schedule of the recipes ``short`` and ``cpu``; a whole configuration is used as it is.
         device: Device to train on.
-        continue_training: Go on from the last checkpoint, if there is one, with what the run was started with; a finished
+        continue_training: Whether to resume from the last checkpoint, if any, with the settings of its start; a finished
             run is left as it is.
         planner: Planner whose network is trained, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they
             share the preprocessed scans.
-        minutes: Stop at a checkpoint before so much time is over.
+        minutes: Time limit; training stops at a checkpoint before it is over.
 
     Returns:
         The result folder.
 
     Raises:
-        PlanError: Not planned.
-        UserError: A value that is not allowed.
+        PlanError: The dataset is not planned.
+        UserError: A value is not allowed.
     """
     folder = preprocessed_dir() / dataset_name
     plans_file = folder / f"{PLANS[planner]}.json"
@@ -246,7 +246,7 @@ def train_specialist(
             if found.name == "checkpoint_final.pth":
                 logger.info("%s is trained already", output)
                 return output.parent
-            load_checkpoint(found)  # nnunetv2 unpickles it: one that holds more than data is refused before
+            load_checkpoint(found)  # nnunetv2 unpickles it, so a file that holds more than data is refused first
             trainer.load_checkpoint(str(found))
             trainer._step = trainer.current_epoch * trainer.num_iterations_per_epoch
         dataclasses.replace(chosen, steps=budget).save(output / CONFIG_FILE)
@@ -271,7 +271,7 @@ def _is_written(output: Path) -> bool:
 
 
 def _say_another_budget(output: Path, begun: SpecialistConfig | None, steps: int) -> None:
-    """A comparison on equal budgets must not find out from its table of costs."""
+    """Warn of another budget: a comparison on equal budgets must not learn it from its table of costs."""
     if begun is not None and begun.steps != steps:
         logger.warning(
             "%s was started with a budget of %s steps, but %d are asked for; without --c it is trained anew",
@@ -283,7 +283,7 @@ def _say_another_budget(output: Path, begun: SpecialistConfig | None, steps: int
 
 @contextlib.contextmanager
 def _environment(device: torch.device) -> Iterator[None]:
-    """nnU-Net's settings are environment variables: on a CPU, its augmentation workers would fight with the network."""
+    """Set nnU-Net's environment variables: on a CPU, its augmentation workers would compete with the network."""
     wanted = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"} if device.type == "cpu" else {}
     before = {key: os.environ.get(key) for key in wanted}
     try:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: checkpoints in nnU-Net's layout, and beside them all that prediction needs."""
+"""Files of a run: checkpoints in nnU-Net's layout, and beside them everything that prediction needs."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunState:
-    """What changes while a run trains, and what it goes on from.
+    """The parts of a run that change during training and that it resumes from.
 
     Attributes:
         network: The network.
         optimizer: Optimizer of its weights.
         scaler: Scaler of float16's gradients; ``None`` in other precisions.
         log: nnU-Net's logger.
-        bad_steps: Steps that were skipped.
-        reporter: Scans drawn, and scans that could not be read.
-        epochs_done: Epochs that are over.
+        bad_steps: Number of steps that were skipped.
+        reporter: Reporter, which counts the scans drawn and the scans that could not be read.
+        epochs_done: Number of finished epochs.
         best_ema: Best moving average of the soft Dice so far; ``None`` before the first epoch.
-        average: Average of the weights; ``None`` if there is none, or if the network has its weights for good.
+        average: Average of the weights; ``None`` if there is none, or if it has become the network's weights.
     """
 
     network: nn.Module
@@ -67,15 +67,15 @@ def checkpoint_of(
     """A checkpoint with nnU-Net's keys, of plain values and tensors.
 
     Args:
-        state: After an epoch.
+        state: State after an epoch.
         config: Settings of the training.
         counted: Counts from :meth:`Reporter.state`, over all processes.
-        trainer_name: Class of the trainer, which nnU-Net's tools look for.
+        trainer_name: Name of the trainer's class, by which nnU-Net's tools find it.
         made_by: nnU-Net's ``init_args``.
     """
     weights = state.network.state_dict()
     ours = {"training_config": to_plain(config), "bad_steps": state.bad_steps.state_dict()} | dict(counted)
-    if state.average is not None:  # whoever takes the weights takes the average; a run goes on from its last ones
+    if state.average is not None:  # readers of the weights get the average; a run resumes from its last ones
         ours["last_weights"], weights = weights, state.average.average.state_dict()
     return {
         "network_weights": weights,
@@ -92,13 +92,13 @@ def checkpoint_of(
 
 
 def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) -> RunState:
-    """Set the parts of a run to where they were when it wrote a checkpoint.
+    """Restore the parts of a run from its checkpoint.
 
     Returns:
         The same parts, with the epochs done and the best value so far.
 
     Raises:
-        ModelError: The weights are not this network's, or a part that a run goes on from is missing.
+        ModelError: The weights are not this network's, or a part that a run resumes from is missing.
     """
     load_weights(state.network, network_weights(content, source=source), source=source)
     try:
@@ -122,7 +122,7 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
 
 
 def differences(config: TrainingConfig, content: Mapping[str, Any]) -> str:
-    """How a configuration differs from the one that a checkpoint was written with; empty if it does not."""
+    """Differences of a configuration from that of a checkpoint, as text; empty if there are none."""
     before, now = content.get("satunet", {}).get("training_config", {}), to_plain(config)
     return ", ".join(
         f"{k} {now[k]!r} instead of {before[k]!r}" for k in sorted(before.keys() & now.keys()) if before[k] != now[k]
@@ -140,16 +140,16 @@ def write_model_files(
     goes_on: bool,
     scans_seen: TrainedScans,
 ) -> None:
-    """Plan, label space, texts and configuration, beside the folds.
+    """Write plan, label space, texts and configuration beside the folds.
 
     Args:
         setup: Setup of the training.
         config: Settings of the training.
         model: The model's folder.
         fold: The fold's folder in it.
-        dataset_json: The unified dataset's.
-        fingerprint: The unified dataset's fingerprint, which may not be there.
-        goes_on: Whether the run was begun before: the scans it has seen stay written down.
+        dataset_json: Content of the unified dataset's ``dataset.json``.
+        fingerprint: File of the unified dataset's fingerprint; it may be missing.
+        goes_on: Whether the run is resumed, so that the scans it has already seen stay listed.
         scans_seen: Scans that the weights which training started from have seen.
     """
     fold.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def write_model_files(
     save_record(fold / CONFIG_FILE, config)
     train = list(setup.split.train)
     seen = scans_seen | scans_of(setup)
-    if goes_on:  # scans may be gone since it began
+    if goes_on:  # some scans may have been removed since it began
         train = sorted({*train, *trained_scans(fold)})
         seen |= TrainedScans.of_model(model, fold.name.removeprefix("fold_")) or TrainedScans()
     seen.save(fold / TRAINED_SCANS_FILE)
@@ -176,25 +176,25 @@ def scans_of(setup: TrainingSetup) -> TrainedScans:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> bool:
-    """Write a checkpoint whole and onto the disk; the one that was there stays until the new one is complete.
+    """Write a checkpoint atomically and flush it to disk; an earlier one stays until the new one is complete.
 
     Args:
         path: The file.
         content: Content for ``torch.save``.
-        required: Whether a failure ends the run; otherwise it is logged, and the next checkpoint tries again.
+        required: Whether a failure ends the run; otherwise it is logged, and the next checkpoint is a new try.
 
     Returns:
         Whether it was written.
 
     Raises:
-        EnvironmentProblemError: It was required and cannot be written (a full disk, as a rule).
+        EnvironmentProblemError: It is required and cannot be written (usually because the disk is full).
     """
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns what the disk says into a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns errors of the disk into RuntimeError
         told = cause_of(error)
         reason = str(told).strip().splitlines()[0] if str(told).strip() else type(told).__name__
         kept = "the checkpoint of that name from before is untouched" if path.is_file() else "there is none from before"

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_unified(dataset_name: str, **options: Any) -> Path:
-    """As :func:`run_training`, for callers that want the model folder alone."""
+    """Like :func:`run_training`, for callers that need only the model folder."""
     return run_training(dataset_name, **options).model_folder
 
 
@@ -53,24 +53,24 @@ def run_training(
     Args:
         dataset_name: The unified dataset, planned and preprocessed.
         fold: Number of the fold, or ``"all"``.
-        config: Settings of the training. Of choices, a run that goes on takes those that were made, and keeps what it
-            was started with for the rest; a whole configuration is taken as it is.
+        config: Settings of the training. If these are choices, a resumed run adopts those that were made and otherwise
+            keeps the settings it was started with; a whole configuration is used as it is.
         device: Device to train on.
-        continue_training: Go on from the last checkpoint; a finished run is only validated. A run that never began
-            starts, with a warning; ``"if_begun"`` says that this is expected.
+        continue_training: Whether to resume from the last checkpoint; a finished run is only validated. A run that
+            never began is started, with a warning unless ``"if_begun"`` says that this is expected.
         pretrained_weights: Weights to start from, see :func:`satunet.trainers.unified.pretrained.read_weights`.
-        minutes: Stop at a checkpoint before so much time is over, for queues with a limit.
-        validate: Segment the fold's held-out scans at the end.
-        only_validate: Do nothing else; the run must be finished.
+        minutes: Time limit, as for a queue; training stops at a checkpoint before it is over.
+        validate: Whether to segment the fold's held-out scans at the end.
+        only_validate: Whether to do nothing else; the run must be finished.
 
     Returns:
         The trainer; its ``model_folder`` and ``failed_scans`` are what most callers look at.
 
     Raises:
-        UserError: Contradictory options, nothing to validate, another plan than that of the folds that are there, or
+        UserError: Options contradict each other, there is nothing to validate, existing folds have another plan, or
             another training of this fold is running.
-        PlanError, DatasetError: Not planned or not preprocessed.
-        ModelError: A checkpoint that cannot be used.
+        PlanError, DatasetError: The dataset is not planned or not preprocessed.
+        ModelError: A checkpoint cannot be used.
     """
     if continue_training and pretrained_weights is not None:
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
@@ -115,7 +115,7 @@ def run_training(
 
 @contextlib.contextmanager
 def _alone(fold: Path) -> Iterator[None]:
-    """Two trainings of one fold exclude each other; of processes that train together, the first one asks for all."""
+    """Exclude a second training of the fold; of processes that train together, the first holds the lock for all."""
     with contextlib.ExitStack() as held:
         problem = None
         if distributed.rank() == 0:
@@ -130,7 +130,7 @@ def _alone(fold: Path) -> Iterator[None]:
 
 
 def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> TrainingConfig:
-    """The whole configuration: of choices, with what the run was started with for the rest."""
+    """The whole configuration: choices are completed by the settings that the run was started with."""
     if isinstance(config, TrainingConfig):
         return config
     found = last_checkpoint(Path(str(trainer.output_folder))) if trainer.goes_on else None
@@ -141,7 +141,7 @@ def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> 
 
 
 def _plan_of_run(model: Path, planned: UnifiedPlan) -> UnifiedPlan:
-    """The plan that a result folder was started with; that there is another one by now is said."""
+    """The plan that a result folder was started with; a message tells if the present one differs."""
     plan = UnifiedPlan.load(model / "plans.json")
     other = differences(plan, planned)
     if other:
@@ -150,10 +150,10 @@ def _plan_of_run(model: Path, planned: UnifiedPlan) -> UnifiedPlan:
 
 
 def _refuse_another_plan(model: Path, plan: UnifiedPlan, space: LabelSpace) -> None:
-    """Folds of one result folder are of one plan and one label space, those of ``plans.json`` beside them.
+    """Refuse to mix plans: all folds of a result folder share the plan and label space that lie beside them.
 
     Raises:
-        UserError: There is a fold with a checkpoint that was trained with another plan.
+        UserError: A fold has a checkpoint that was trained with another plan.
     """
     trained = sorted(f for f in model.glob("fold_*") if last_checkpoint(f) is not None)
     if not trained or not (model / "plans.json").is_file():
@@ -171,7 +171,7 @@ def _refuse_another_plan(model: Path, plan: UnifiedPlan, space: LabelSpace) -> N
 
 
 def _own_text_encoder(trainer: SATTrainer, source: Path | None) -> Path | None:
-    """The text encoder that a model brought, copied beside the network that starts from it; none beside any other."""
+    """The text encoder that a model brought, copied beside the network that starts from this model; else ``None``."""
     own = trainer.model_folder / TEXT_ENCODER_FOLDER
     if distributed.rank() == 0:
         shutil.rmtree(own, ignore_errors=True)
@@ -186,8 +186,8 @@ def _as_pretrained(plan: UnifiedPlan, path: Path) -> tuple[UnifiedPlan, Path | N
     """The plan with the network and text encoder of the model that training starts from, if it is a whole model, and
     the folder of that encoder, if the model carries it.
 
-    The preprocessed scans do not depend on the network, so a set that was planned on its own is fine-tuned without
-    planning again. Spacing and normalisation stay the plan's: a difference is said, not hidden.
+    The preprocessed scans do not depend on the network, so a dataset with a plan of its own is fine-tuned without
+    planning again. Spacing and normalisation stay those of the plan; a difference is reported.
     """
     from satunet.trainers.unified.pretrained import plan_beside, text_encoder_beside
 
@@ -211,7 +211,7 @@ def _as_pretrained(plan: UnifiedPlan, path: Path) -> tuple[UnifiedPlan, Path | N
 
 
 def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
-    """Load the last checkpoint, which is missed if it was expected; whether it is the final one."""
+    """Load the last checkpoint; returns whether it is the final one. A missing one matters only if ``expected``."""
     output = Path(str(trainer.output_folder))
     final = output / "checkpoint_final.pth"
     if only_validate and not final.is_file():
@@ -244,7 +244,7 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
 
 
 def _train(trainer: SATTrainer) -> bool:
-    """Train; whether it came to the end."""
+    """Train; returns whether training reached its end."""
     first = distributed.rank() == 0
     with progress_bar("Training", trainer.config.steps) if first else contextlib.nullcontext(_no_bar) as advance:
         advance(trainer.current_epoch * trainer.num_iterations_per_epoch)
@@ -260,4 +260,4 @@ def _train(trainer: SATTrainer) -> bool:
 
 
 def _no_bar(steps: int = 1, note: str = "") -> None:
-    """The first process shows the progress."""
+    """Show nothing: only the first process shows progress."""

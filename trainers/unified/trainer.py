@@ -1,12 +1,13 @@
 """nnU-Net's trainer with text queries.
 
 ``SATTrainer`` keeps what users of nnU-Net know: result folders, log, ``progress.png``, checkpoints with nnU-Net's
-keys, folds from ``splits_final.json``, a validation of whole scans at the end. It replaces what a fixed set of output
-channels needs: the network, the batches, the loss, and the learning rate, which changes every step.
+keys, folds from ``splits_final.json``, a validation of whole scans at the end. It replaces the parts that
+assume a fixed set of output channels: the network, the batches, the loss, and the learning rate, which changes at every
+step.
 
 Every step is a function of the weights, the seed and its number. Nothing else is carried from step to step, so a run
-that goes on from a checkpoint is the run that was never interrupted, and several processes (DDP) together take the
-step that one would take.
+resumed from a checkpoint equals one that was never interrupted, and several processes (DDP) together take the same step
+as a single one.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class SATTrainer(nnUNetTrainer):
         plans: The unified plan in nnU-Net's format.
         configuration: Name of the configuration in the plan.
         fold: Number of the fold, or ``"all"``.
-        dataset_json: The unified dataset's.
+        dataset_json: Content of the unified dataset's ``dataset.json``.
         device: Device to train on.
     """
 
@@ -95,28 +96,28 @@ class SATTrainer(nnUNetTrainer):
         self.bad_steps = BadSteps()
         self.reporter = Reporter(Path(str(self.output_folder)), self.logger)
         self.average: WeightAverage | None = None
-        """Of the weights of all steps, while they are trained."""
+        """Average of the weights of all steps, during training."""
         self.stepper: Stepper | None = None
-        """Takes the steps, from :meth:`on_train_start` on."""
+        """Object that takes the steps, available from :meth:`on_train_start` on."""
         self.on_step: Callable[[int, float], None] | None = None
         self.deadline: float | None = None
         """Time of the monotonic clock before which to stop at the end of an epoch."""
         self.scans_seen = TrainedScans()
-        """Scans that the weights which training starts from have seen."""
+        """Scans that the initial weights were trained on."""
         self.goes_on = False
-        """Whether a run is gone on with, which keeps its own plan, classes, texts and scans."""
+        """Whether a run is resumed, which keeps its own plan, classes, texts and scans."""
         self.text_encoder_folder: Path | None = None
-        """Of an encoder that cannot be had by the plan's name for it, because a model brought its own."""
+        """Folder of a text encoder that a model brought with it, which the plan's name for it does not find."""
         self.model_folder = Path(str(self.output_folder_base))
         self.configure(TrainingConfig())
 
     @property
     def failed_scans(self) -> dict[str, int]:
-        """Scans that could not be read and were replaced → how often."""
+        """Scan that could not be read and was replaced → number of times."""
         return self.reporter.failed_scans
 
     def configure(self, config: TrainingConfig) -> None:
-        """Set how to train; nnU-Net's constructor takes no such thing, and subclasses must keep its signature."""
+        """Set how to train; nnU-Net's constructor, whose signature subclasses must keep, has no argument for it."""
         self.config = config
         self.num_iterations_per_epoch = config.steps_per_epoch
         self.num_epochs = -(-config.steps // config.steps_per_epoch)
@@ -130,7 +131,7 @@ class SATTrainer(nnUNetTrainer):
     # ---- set-up -------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
-        """Build the label space, texts, network, optimizer; called once, by whoever needs them first."""
+        """Build the label space, texts, network and optimizer; called once, by the first that needs them."""
         if self.was_initialized:
             raise SatunetError("the trainer is already initialised")
         self.batch_size = self.config.batch_size or self.plan.batch_size
@@ -139,7 +140,7 @@ class SATTrainer(nnUNetTrainer):
             self.setup = TrainingSetup.of_run(self.plan.unified_folder, self.fold)
         else:
             self.setup = TrainingSetup.read(self.plan, self.fold, text_encoder=self.text_encoder_folder)
-        if self.config.patches != "plan":  # what was trained with patches that fit is used with windows that fit
+        if self.config.patches != "plan":  # a network trained with fitted patches is used with fitted windows
             self.setup = dataclasses.replace(self.setup, plan=dataclasses.replace(self.setup.plan, fit_windows=True))
         torch.manual_seed(self.config.seed)
         network = PromptedUNet(self.plan.network)
@@ -153,13 +154,13 @@ class SATTrainer(nnUNetTrainer):
 
     @property
     def patches_at_once(self) -> int:
-        """Patches that the network sees at once, in training and validation: at most this process's share of a step."""
+        """Number of patches in one pass through the network: at most this process's share of a step."""
         share = -(-self.batch_size // distributed.world_size())
         return min(share, self.config.patches_at_once or self.plan.patches_at_once or share)
 
     @staticmethod
     def build_network_architecture(*args: Any, **kwargs: Any) -> torch.nn.Module:
-        """nnU-Net's predictor builds networks by output channels; a prompted network has none."""
+        """Refuse: nnU-Net's predictor builds networks by output channels, which a prompted network lacks."""
         raise ModelError("a text-prompted network is loaded by satunet's Predictor, not by nnU-Net's")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
@@ -172,7 +173,7 @@ class SATTrainer(nnUNetTrainer):
         return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.999), weight_decay=decay), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """All scales, or only full resolution."""
+        """Switch between all scales and full resolution only."""
         assert self.network is not None
         self.network.deep_supervision = enabled
 
@@ -181,7 +182,7 @@ class SATTrainer(nnUNetTrainer):
         return [*self.setup.split.train], [*self.setup.split.val]
 
     def on_train_start(self) -> None:
-        """Make the data loaders and write what prediction needs beside the checkpoints."""
+        """Make the data loaders, and write the files that prediction needs beside the checkpoints."""
         if not self.was_initialized:
             self.initialize()
         split = self.setup.split
@@ -219,7 +220,7 @@ class SATTrainer(nnUNetTrainer):
         )
 
     def _say_what_is_not_taught(self) -> None:
-        """Classes that no training scan of the fold shows are not trained, nor asked for as negatives."""
+        """Report classes that no training scan of the fold shows: they are not trained, not even as negatives."""
         setup = self.setup
         shown = setup.index.of_scans(setup.split.train).shown()
         taught = {name for classes in only_shown(setup.space, shown).ids.values() for name in classes}
@@ -235,7 +236,7 @@ class SATTrainer(nnUNetTrainer):
 
     def _make_loaders(self) -> None:
         with distributed.first_process_first():
-            _ = self.setup.index  # the others map what the first had to make
+            _ = self.setup.index  # the other processes map the file that the first one may have to make
         workers = worker_count(self.config, self.device)
         split = self.setup.split
         self._train_data = StepBatches(
@@ -250,7 +251,7 @@ class SATTrainer(nnUNetTrainer):
         first = self.current_epoch * self.num_iterations_per_epoch
         pin = self.device.type == "cuda"
         self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
-        # The same patches at every epoch, shared by the processes; loaded ahead while the network still trains.
+        # The same patches in every epoch, divided among the processes; loaded ahead while the network still trains.
         self._val_steps = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
         order = [*self._val_steps] * (self.num_epochs - self.current_epoch)
         self.dataloader_val = batches(self._val_data, order, min(workers, 2), pin_memory=pin)
@@ -285,7 +286,7 @@ class SATTrainer(nnUNetTrainer):
         self.on_train_end()
 
     def leave_processes(self) -> None:
-        """Let go of DDP, before the process group ends; see :meth:`Stepper.leave_processes`."""
+        """Release DDP before the process group ends; see :meth:`Stepper.leave_processes`."""
         if self.stepper is not None:
             self.stepper.leave_processes()
 
@@ -329,7 +330,7 @@ class SATTrainer(nnUNetTrainer):
         return {"loss": value}
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log the mean loss of the steps that counted, and what else was counted."""
+        """Log the mean loss of the steps that counted, and the other statistics."""
         losses = [o["loss"] for o in train_outputs]
         self.reporter.end_of_training(self.current_epoch, losses, self.bad_steps.count, self.device)
 
@@ -350,7 +351,7 @@ class SATTrainer(nnUNetTrainer):
         }
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Log the loss and the mean soft Dice, of all and a dataset."""
+        """Log the loss and the mean soft Dice, overall and by dataset."""
         self.reporter.end_of_validation(self.current_epoch, val_outputs, self.plan.datasets)
 
     def on_epoch_end(self) -> None:
@@ -365,7 +366,7 @@ class SATTrainer(nnUNetTrainer):
             f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
             f"mean soft Dice of positive queries {last['mean_fg_dice']:.4f}"
         )
-        # What a run goes on from comes last: one that is killed before has this epoch's best and line made again.
+        # The checkpoint to resume from comes last: a run killed before it repeats this epoch, best and line included.
         folder = Path(str(self.output_folder))
         if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
             self._best_ema = float(last["ema_fg_dice"])
@@ -381,7 +382,7 @@ class SATTrainer(nnUNetTrainer):
         self.current_epoch += 1
 
     def _picture(self, epoch: int) -> None:
-        """Of the first validation patch, the same at every epoch."""
+        """Draw the first validation patch, the same one in every epoch."""
         if not self.config.tensorboard:
             return
         try:
@@ -390,7 +391,7 @@ class SATTrainer(nnUNetTrainer):
                 inputs = (v[:1].to(self.device) for v in (batch.image, batch.queries, batch.modality))
                 logits = self.network(*inputs)[0][0]
             self.reporter.picture(epoch, batch, logits)
-        except Exception as error:  # a picture is not worth a run
+        except Exception as error:  # never end a run over a picture
             logger.warning("no picture of epoch %d: %s", epoch, error)
 
     def on_train_end(self) -> None:
@@ -412,7 +413,7 @@ class SATTrainer(nnUNetTrainer):
         distributed.barrier()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Segment the fold's held-out scans whole and write ``validation/summary.json``, in nnU-Net's form."""
+        """Segment the fold's held-out scans as a whole and write ``validation/summary.json`` in nnU-Net's format."""
         if not self.was_initialized:
             self.initialize()
         scans = self.setup.split.held_out
@@ -438,7 +439,7 @@ class SATTrainer(nnUNetTrainer):
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str | Path) -> None:
-        """Write a checkpoint whole, with nnU-Net's keys and nothing that needs unpickling of code."""
+        """Write a checkpoint atomically, with nnU-Net's keys and nothing that unpickles code."""
         counted = self.reporter.state()
         if distributed.rank() == 0 and not self.disable_checkpointing:
             required = Path(filename).name == "checkpoint_final.pth"
@@ -456,10 +457,10 @@ class SATTrainer(nnUNetTrainer):
             write_checkpoint(Path(filename), content, required=required)
 
     def load_checkpoint(self, filename_or_checkpoint: str | Path | dict[str, Any]) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            ModelError: It cannot be read, or its weights are not this network's.
+            ModelError: The checkpoint cannot be read, or its weights are not this network's.
         """
         if not self.was_initialized:
             self.initialize()
@@ -468,7 +469,7 @@ class SATTrainer(nnUNetTrainer):
         restored = restore(self._state(self.current_epoch), content, source=source)
         self.current_epoch, self._best_ema = restored.epochs_done, restored.best_ema
         other = differences(self.config, content)
-        if other:  # a run that goes on in another way than it began is allowed, and said
+        if other:  # resuming with other settings is allowed, and reported
             message = f"{source} was written with another configuration; from here on: {other}"
             self.print_to_log_file(message)
             logger.warning("%s", message)
@@ -487,7 +488,7 @@ class SATTrainer(nnUNetTrainer):
         )
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """To nnU-Net's log file as ever; to satunet's log instead of stdout."""
+        """Write to nnU-Net's log file as usual, and to satunet's log instead of stdout."""
         super().print_to_log_file(*map(in_locale, args), also_print_to_console=False, add_timestamp=add_timestamp)
         if add_timestamp:
             logger.debug("%s", " ".join(map(str, args)))

@@ -1,7 +1,7 @@
-"""The validation at the end of a training: held-out scans, whole, by sliding windows, scored class by class.
+"""Validation at the end of a training: whole held-out scans, segmented by sliding windows and scored class by class.
 
-Scans and labels are those of the store, in the plan's orientation and spacing, so it needs no raw data and costs no
-resampling. ``satunet benchmark`` scores in the files' own grids, with surface distances, and is what to publish.
+Scans and labels come from the store, in the plan's orientation and spacing, so neither raw data nor resampling is
+needed. For results to publish use ``satunet benchmark``, which scores in the files' own grids, with surface distances.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def validate(
 ) -> dict[str, Any] | None:
     """Segment scans with every class their dataset annotates; the processes of a distributed run share them.
 
-    A scan's result is kept as soon as it is there, so that an interrupted validation goes on where it stopped.
+    Each scan's result is saved at once, so that an interrupted validation resumes where it stopped.
 
     Args:
         setup: Scans, classes and their embeddings.
-        network: Trained; it is put into evaluation mode.
-        scans: Names in the store.
+        network: Trained network; it is put into evaluation mode.
+        scans: Names of scans in the store.
         folder: Folder for ``summary.json``.
         device: Device of the network.
         precision: Precision to compute in.
 
-    What the masks turned out to be worth is written beside the weights, as ``confidence.json``.
+    The calibration of confidence that follows from the scores is written beside the weights, as ``confidence.json``.
 
     Returns:
         The content of ``validation/summary.json``; ``None`` on all processes but the first.
@@ -95,14 +95,14 @@ def validate(
 
 
 def summarize(cases: Sequence[dict[str, Any]], failed: dict[str, str] | None = None) -> dict[str, Any]:
-    """nnU-Net's ``summary.json``, with the same means by dataset added.
+    """nnU-Net's ``summary.json``, to which the same means by dataset are added.
 
-    As in nnU-Net a class that neither reference nor prediction shows has no Dice (NaN) and does not count; a class's
+    As in nnU-Net, a class that neither reference nor prediction shows has no Dice (NaN) and does not count; a class's
     mean is over its cases, and the foreground mean over the classes.
 
     Args:
         cases: Cases with ``scan`` and ``metrics`` (class → counts).
-        failed: Scan → why it has no result.
+        failed: Scan → reason why it has no result.
     """
     rows = [
         {
@@ -133,10 +133,10 @@ def count_voxels(predicted: int, reference: int, both: int, voxels: int) -> Coun
     """nnU-Net's metrics of a class in a case.
 
     Args:
-        predicted: Voxels of the prediction.
-        reference: Voxels of the reference.
-        both: Voxels of both.
-        voxels: Voxels of the scan.
+        predicted: Number of voxels in the prediction.
+        reference: Number of voxels in the reference.
+        both: Number of voxels in both.
+        voxels: Number of voxels in the scan.
     """
     union = predicted + reference - both
     return {
@@ -157,7 +157,7 @@ class Scored:
 
     Attributes:
         metrics: Class → its counts.
-        evidence: Class → what speaks for its mask.
+        evidence: Class → evidence for its mask.
     """
 
     metrics: dict[str, Counts]
@@ -167,7 +167,7 @@ class Scored:
 def score_scan(
     setup: TrainingSetup, network: PromptedUNet, scan: str, *, device: torch.device, precision: Precision = "auto"
 ) -> Scored:
-    """Segment a scan of the store with every class its dataset annotates, and count what was labelled.
+    """Segment a scan of the store with every class its dataset annotates, and count labelled voxels.
 
     The network must be in evaluation mode, without deep supervision.
     """
@@ -200,7 +200,7 @@ def score_scan(
         values = np.zeros((0, 0, 0), np.float32) if found.values is None else found.values.numpy()
         start = [side.start for side in found.box]
         evidence[name] = weigh(values, start, volume.shape, affine, peak=found.peak, agreement=found.agreement)
-    # prompts come when they are known
+    # masks arrive in any order; results are in that of the names
     return Scored(metrics={n: metrics[n] for n in names}, evidence={n: evidence[n] for n in names})
 
 
@@ -208,7 +208,7 @@ _COUNTS = count_voxels(0, 0, 0, 0).keys()
 
 
 def _known(file: Path, weights: str) -> dict[str, Any] | None:
-    """A scan's result of before, if it is of the same weights."""
+    """A scan's earlier result, if it was made with the same weights."""
     try:
         case: dict[str, Any] = read_json(file)
         whole = case["scan"] == file.stem and case["weights"] == weights

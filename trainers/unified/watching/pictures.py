@@ -1,4 +1,4 @@
-"""Pictures of predictions beside labels, for the eye that finds a mirrored or empty mask in a second."""
+"""Pictures of predictions beside labels, so that the eye finds a mirrored or empty mask in a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST = 10  # classes in a picture; more colours cannot be told apart
+_MOST = 10  # number of classes in a picture; more colours cannot be told apart
 
 
 def prediction_figure(
@@ -18,14 +18,14 @@ def prediction_figure(
     names: Sequence[str],
     title: str,
 ) -> Any:
-    """Image, labels and prediction side by side in the axial slice that shows most of the labels.
+    """Image, labels and prediction side by side in the axial slice with most of the labels.
 
     Args:
         image: (X, Y, Z), axes right, anterior, superior.
         reference: (K, X, Y, Z) masks of the queries.
-        predicted: (K, X, Y, Z).
+        predicted: (K, X, Y, Z) predicted masks.
         names: Names of the queries.
-        title: Above the picture.
+        title: Title above the picture.
 
     Returns:
         A matplotlib figure, not registered with pyplot.

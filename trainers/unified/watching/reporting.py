@@ -1,6 +1,4 @@
-"""What a run writes down while it trains: nnU-Net's log, TensorBoard, one line per epoch, pictures, and what it
-counted.
-"""
+"""Records of a run while it trains: nnU-Net's log, TensorBoard, a line for each epoch, pictures, and counts."""
 
 from __future__ import annotations
 
@@ -23,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Counts the steps of an epoch, and tells at its end.
+    """Counts the steps of an epoch, and reports at its end.
 
     Args:
         folder: Folder of the fold.
         log: nnU-Net's ``MetaLogger``.
 
     Attributes:
-        statistics: Statistics of the epoch that runs.
-        drawn: Dataset → patches seen in the whole run.
-        failed_scans: Scan that could not be read → how often; of this process, until a checkpoint gathers them.
+        statistics: Statistics of the current epoch.
+        drawn: Dataset → number of patches seen in the whole run.
+        failed_scans: Scan that could not be read → number of times; of this process, until a checkpoint gathers them.
         tensorboard: TensorBoard writer of the first process, if it was asked for.
     """
 
@@ -51,7 +49,7 @@ class Reporter:
 
         Args:
             config: Settings of the run.
-            first_epoch: Epoch it goes on from.
+            first_epoch: Epoch that the run resumes from.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._progress = ProgressFile(self.folder / "progress.jsonl", first_epoch)
@@ -63,12 +61,12 @@ class Reporter:
             listening.update_config({"training_config": to_plain(config)})
 
     def close(self) -> None:
-        """Write what the loggers still hold."""
+        """Flush and close the loggers."""
         if self.tensorboard is not None:
             self.tensorboard.close()
 
     def unreadable(self, scans: Sequence[str]) -> None:
-        """Count scans that another one took the place of."""
+        """Count scans that were replaced by others."""
         for scan in scans:
             self.failed_scans[scan] = self.failed_scans.get(scan, 0) + 1
 
@@ -92,7 +90,7 @@ class Reporter:
             self.tensorboard.log_step(values | {f"step_time/{k}": v for k, v in seconds.items()}, step)
 
     def end_of_training(self, epoch: int, losses: Sequence[float], skipped: int, device: torch.device) -> None:
-        """Log an epoch's mean loss, by dataset and class as well, samples drawn, and time."""
+        """Log an epoch's mean loss, also by dataset and class, the samples drawn, and the time."""
         mean = float(np.nanmean(losses)) if np.isfinite(losses).any() else float("nan")
         self.log.log("train_losses", mean, epoch)
         self.statistics = Statistics.merged(distributed.gather(self.statistics))
@@ -108,7 +106,7 @@ class Reporter:
         self._tell(named, epoch)
 
     def end_of_validation(self, epoch: int, outputs: Sequence[dict[str, Any]], datasets: Sequence[str]) -> None:
-        """Log the loss and the mean soft Dice of patches, of all and by dataset.
+        """Log the loss and the mean soft Dice of patches, overall and by dataset.
 
         Args:
             epoch: The epoch.
@@ -129,7 +127,7 @@ class Reporter:
         self.log.log("val_losses", float(np.mean([o["loss"] for o in every])) if every else float("nan"), epoch)
 
     def end_of_epoch(self, epoch: int, step: int, values: Mapping[str, float], skipped: int) -> None:
-        """Add the epoch's line to ``progress.jsonl``, which is not worth a run."""
+        """Add the epoch's line to ``progress.jsonl``; a failure never ends the run."""
         if self._progress is None:
             return
         try:
@@ -150,14 +148,14 @@ class Reporter:
             logger.warning("the progress of epoch %d was not written: %s", epoch, error)
 
     def draw(self, epoch: int) -> None:
-        """Draw ``progress.png``, which is not worth a run."""
+        """Draw ``progress.png``; a failure never ends the run."""
         try:
             self.log.plot_progress_png(str(self.folder))
         except Exception as error:  # a full disk, or a curve that matplotlib cannot draw
             logger.warning("the curves of epoch %d were not drawn: %s", epoch, error)
 
     def picture(self, epoch: int, batch: Batch, logits: Tensor) -> None:
-        """Prediction beside labels, of the first patch of a batch: ``prediction.png`` and TensorBoard.
+        """Draw the first patch of a batch, prediction beside labels, to ``prediction.png`` and TensorBoard.
 
         Args:
             epoch: The epoch.
@@ -180,11 +178,11 @@ class Reporter:
             self.tensorboard.log_figure("validation/prediction", figure, epoch)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; every process has to call it."""
+        """State for a checkpoint; every process has to call this."""
         return {"failed_scans": self._failures(), "drawn": dict(self.drawn)}
 
     def gather_failures(self) -> None:
-        """At the end, every process knows those of all."""
+        """Gather the unreadable scans, so that every process knows those of all."""
         self.failed_scans = self._failures()
 
     def _failures(self) -> dict[str, int]:
@@ -195,13 +193,13 @@ class Reporter:
         return failed
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         self.drawn = dict(state.get("drawn", {}))
         if distributed.rank() == 0:  # the others would count the same scans again
             self.failed_scans = dict(state.get("failed_scans", {}))
 
     def _tell(self, values: Mapping[str, float], epoch: int) -> None:
-        """To the loggers that take any name; nnU-Net's own knows a fixed list."""
+        """Pass values to the loggers that take any name; nnU-Net's own has a fixed list."""
         for listening in self.log.loggers:
             for key, value in values.items():
                 listening.log(key, value, epoch)

@@ -1,7 +1,6 @@
-"""What a run tells about itself: time, losses by dataset and class, samples drawn; to TensorBoard and nnU-Net's
-loggers.
+"""Statistics of a run (time, losses by dataset and class, samples drawn), for TensorBoard and nnU-Net's loggers.
 
-nnU-Net's ``MetaLogger`` passes what it is told to a list of loggers (Weights & Biases, where ``nnUNet_wandb_enabled``
+nnU-Net's ``MetaLogger`` passes everything to a list of loggers (Weights & Biases, where ``nnUNet_wandb_enabled``
 is set). :class:`TensorBoardLogger` is one more of them.
 """
 
@@ -31,7 +30,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class StepClock:
-    """Seconds of the parts of a step; on a GPU by its own events, so that nothing waits for them.
+    """Seconds of the parts of a step; on a GPU measured by its own events, so that nothing has to wait.
 
     Args:
         device: Device on which the step runs.
@@ -43,16 +42,16 @@ class StepClock:
         self.data = 0.0
 
     def start(self, data_seconds: float = 0.0) -> None:
-        """The step begins.
+        """Mark the beginning of a step.
 
         Args:
-            data_seconds: Time that it waited for its batch.
+            data_seconds: Time that the step waited for its batch.
         """
         self.data = data_seconds
         self._marks = [("", self._now())]
 
     def done(self, phase: str) -> None:
-        """A part of :data:`PHASES` has ended."""
+        """Mark the end of a part, one of :data:`PHASES`."""
         self._marks.append((phase, self._now()))
 
     def seconds(self) -> dict[str, float]:
@@ -78,12 +77,12 @@ class Statistics:
     """Sums over the steps of an epoch; those of several processes add up.
 
     Attributes:
-        losses: What → (sum, number) of losses, where "what" is ``("dataset", name)`` or ``("class", name)``.
-        scans: Dataset → patches drawn.
-        queries: Queries asked.
-        patches: Patches seen.
+        losses: ``("dataset", name)`` or ``("class", name)`` → (sum, number) of losses.
+        scans: Dataset → number of patches drawn.
+        queries: Number of queries asked.
+        patches: Number of patches seen.
         seconds: Phase → seconds.
-        steps: Steps.
+        steps: Number of steps.
     """
 
     losses: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
@@ -126,12 +125,12 @@ class Statistics:
         self.losses[what] = (before + value, counted + number)
 
     def means(self, kind: str) -> dict[str, float]:
-        """Name → mean loss of its queries, of ``"dataset"`` or ``"class"``."""
+        """Name → mean loss of its queries; ``kind`` is ``"dataset"`` or ``"class"``."""
         return {name: total / n for (k, name), (total, n) in sorted(self.losses.items()) if k == kind and n}
 
     @classmethod
     def merged(cls, parts: Iterable[Statistics]) -> Statistics:
-        """The sums of several processes; steps and seconds are those of the first: they run side by side."""
+        """The sums of several processes; steps and seconds are those of the first, as they run side by side."""
         first, *others = parts
         result = cls(
             losses=dict(first.losses),
@@ -151,7 +150,7 @@ class Statistics:
         return result
 
     def rates(self) -> dict[str, float]:
-        """Seconds a step by phase, and patches and queries a second."""
+        """Seconds per step by phase, and patches and queries per second."""
         steps = max(1, self.steps)
         result = {f"time/{phase}": self.seconds.get(phase, 0.0) / steps for phase in PHASES}
         whole = sum(self.seconds.values())
@@ -166,8 +165,8 @@ class TensorBoardLogger:
 
     Args:
         folder: Folder to write to.
-        steps_per_epoch: nnU-Net logs by epochs; the curves' axis is training steps.
-        first_step: Step the run goes on from; what an interrupted run wrote after it disappears from the curves.
+        steps_per_epoch: Steps of an epoch, because nnU-Net logs by epochs and the axis of the curves is training steps.
+        first_step: Step that the run resumes from; values that an interrupted run wrote after it are dropped.
     """
 
     def __init__(self, folder: Path, steps_per_epoch: int, first_step: int = 0) -> None:
@@ -181,7 +180,7 @@ class TensorBoardLogger:
 
     @contextlib.contextmanager
     def _not_worth_a_run(self) -> Iterator[None]:
-        """A disk that takes no curves ends the curves, not the training."""
+        """If curves cannot be written, end the curves and not the training."""
         try:
             yield
         except OSError as error:
@@ -202,24 +201,24 @@ class TensorBoardLogger:
                     self.writer.add_text(key, f"```\n{text[:20_000]}\n```")
 
     def log(self, key: str, value: Any, step: int) -> None:
-        """A value of an epoch; texts and what is no number are left out."""
+        """Log a value of an epoch; anything that is not a number is left out."""
         if isinstance(value, (int, float)) and value == value:
             self._scalar(key, value, (step + 1) * self.steps_per_epoch)
 
     def log_step(self, values: Mapping[str, float], step: int) -> None:
-        """Values of a single training step."""
+        """Log values of a single training step."""
         for key, value in values.items():
             self._scalar(key, value, step)
 
     def log_figure(self, key: str, figure: Any, epoch: int) -> None:
-        """A picture."""
+        """Log a picture."""
         with self._not_worth_a_run():
             if self.writer is not None:
                 self.writer.add_figure(key, figure, (epoch + 1) * self.steps_per_epoch)
                 self.writer.flush()
 
     def log_summary(self, key: str, value: Any) -> None:
-        """A value of the whole run."""
+        """Log a value of the whole run."""
         if isinstance(value, (int, float)) and value == value:
             self._scalar(key, value, 0)
 
@@ -231,11 +230,11 @@ class TensorBoardLogger:
 
 
 class ProgressFile:
-    """A line of JSON an epoch, for scripts: ``progress.jsonl`` beside the checkpoints.
+    """A line of JSON for each epoch, for scripts: ``progress.jsonl`` beside the checkpoints.
 
     Args:
         path: The file.
-        first_epoch: Epoch the run goes on from; lines of it and later ones are dropped.
+        first_epoch: Epoch that the run resumes from; lines of this and later epochs are dropped.
     """
 
     def __init__(self, path: Path, first_epoch: int = 0) -> None:
@@ -244,15 +243,13 @@ class ProgressFile:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, epoch: int, values: Mapping[str, Any]) -> None:
-        """Add an epoch."""
+        """Add the line of an epoch."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": epoch} | dict(values)) + "\n")
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """Lines of a :class:`ProgressFile`; what follows a line that a killed run did not finish, or that is damaged, is
-    left out.
-    """
+    """Lines of a :class:`ProgressFile`, up to the first one that is unfinished (by a killed run) or damaged."""
     if not path.is_file():
         return []
     lines = []
@@ -269,7 +266,7 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def one_wandb_run() -> Iterator[None]:
-    """nnU-Net's logger would open a run of Weights & Biases in every process; the first one's is enough."""
+    """Keep nnU-Net's logger from opening a Weights & Biases run in every process; that of the first is enough."""
     name = "nnUNet_wandb_enabled"
     before = os.environ.get(name)
     if distributed.rank() > 0:
