@@ -150,7 +150,7 @@ def write_model_files(
         dataset_json: Content of the unified dataset's ``dataset.json``.
         fingerprint: File of the unified dataset's fingerprint; it may be missing.
         goes_on: Whether the run is resumed, so that the scans it has already seen stay listed.
-        scans_seen: Scans that the weights which training started from have seen.
+        scans_seen: Scans that the initial weights were trained on.
     """
     fold.mkdir(parents=True, exist_ok=True)
     setup.plan.save(model / "plans.json")
