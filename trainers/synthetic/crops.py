@@ -46,6 +46,8 @@ def crop_places(
     rng: np.random.Generator,
     *,
     mirrored: bool = False,
+    device: torch.device | str = "cpu",
+    fineness: int = 1,
 ) -> Tensor:
     """Where the voxels of a crop lie in the volume.
 
@@ -57,15 +59,19 @@ def crop_places(
         deformation: Deformation settings.
         rng: Generator.
         mirrored: Whether to mirror along the first axis.
+        device: Device of the result.
+        fineness: Places along each side of a voxel of the crop.
 
     Returns:
-        (X, Y, Z, 3) float32 voxel coordinates.
+        (X, Y, Z, 3) float32 voxel coordinates, ``fineness`` times as many along each axis.
     """
     matrix = _matrix(deformation, rng)
+    patch, spacing_mm = [n * fineness for n in patch], [s / fineness for s in spacing_mm]
     if mirrored:
         matrix = matrix @ np.diag([-1.0, 1.0, 1.0])
     columns = [
-        ((torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * s)[:, None] * torch.from_numpy(matrix[:, a]).float()
+        ((torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2) * s)[:, None]
+        * torch.from_numpy(matrix[:, a]).float().to(device)
         for a, (n, s) in enumerate(zip(patch, spacing_mm, strict=True))
     ]
     places = columns[0][:, None, None] + columns[1][None, :, None] + columns[2][None, None]
@@ -73,10 +79,14 @@ def crop_places(
         side = min(n * s for n, s in zip(patch, spacing_mm, strict=True))
         knots = rng.normal(0, deformation.warp * side * rng.uniform(0, 1), (1, 3, _KNOTS, _KNOTS, _KNOTS))
         field = functional.interpolate(
-            torch.from_numpy(knots).float(), tuple(int(n) for n in patch), mode="trilinear", align_corners=True
+            torch.from_numpy(knots).float().to(device),
+            tuple(int(n) for n in patch),
+            mode="trilinear",
+            align_corners=True,
         )
         places = places + field[0].permute(1, 2, 3, 0)
-    result: Tensor = places / torch.tensor(native_mm, dtype=torch.float32) + torch.tensor(centre, dtype=torch.float32)
+    native = torch.tensor(native_mm, dtype=torch.float32, device=device)
+    result: Tensor = places / native + torch.tensor(centre, dtype=torch.float32, device=device)
     return result
 
 
@@ -107,13 +117,17 @@ def sample(volume: Tensor, places: Tensor, *, labels: bool, outside: float = 0.0
     """
     if labels:
         return _nearest(volume, places, int(outside))
-    flat = places.reshape(-1, 3)
-    low = flat.amin(0).floor().long().clamp_min(0)
-    high = torch.minimum(flat.amax(0).ceil().long() + 1, torch.tensor(volume.shape))
-    low = torch.minimum(low, torch.tensor(volume.shape) - 1)
-    high = torch.maximum(high, low + 1)
-    part = volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
-    size = torch.tensor(part.shape, dtype=torch.float32)
+    size_of_all = torch.tensor(volume.shape, device=places.device)
+    if volume.device.type == "cpu":  # only the part that the crop needs; a GPU would have to be waited for
+        flat = places.reshape(-1, 3)
+        low = flat.amin(0).floor().long().clamp_min(0)
+        high = torch.minimum(flat.amax(0).ceil().long() + 1, size_of_all)
+        low = torch.minimum(low, size_of_all - 1)
+        high = torch.maximum(high, low + 1)
+        part = volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]].float()
+        size = high - low
+    else:
+        low, part, size = torch.zeros_like(size_of_all), volume.float(), size_of_all
     inside = places - low
     grid = (2 * inside + 1) / size - 1
     values = functional.grid_sample(
@@ -123,14 +137,13 @@ def sample(volume: Tensor, places: Tensor, *, labels: bool, outside: float = 0.0
         padding_mode="border",
         align_corners=False,
     )[0, 0]
-    size_of_all = torch.tensor(volume.shape, dtype=torch.float32)
     beyond = ((places < -0.5) | (places > size_of_all - 0.5)).any(-1)
     return values.masked_fill(beyond, outside)
 
 
 def _nearest(volume: Tensor, places: Tensor, outside: int) -> Tensor:
     # Three times as fast as grid_sample, which also wants the whole volume in floating point.
-    index, beyond = torch.zeros(places.shape[:3], dtype=torch.long), None
+    index, beyond = torch.zeros(places.shape[:3], dtype=torch.long, device=places.device), None
     for axis, n in enumerate(volume.shape):
         nearest = places[..., axis].round().long()
         out = (nearest < 0) | (nearest >= n)

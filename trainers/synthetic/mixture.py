@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from satunet.datasets.raw import MODALITIES
 from satunet.labels import LabelSpace, text_variants
@@ -43,6 +44,8 @@ class Group:
         deformation: Deformation of the crops.
         foreign: Classes that none of the scans can show, asked for now and then.
         foreground_share: Share of crops that are centred on a class.
+        fineness: Painted voxels along each side of a crop's voxel, which is their mean: a boundary within a voxel gives
+            it a value in between, as it does in a scanner.
         names: Tissue id → name, of painted images.
         label_of: (tissues,) int64, tissue id → label id, of painted images.
         predicted: Whether prediction looks for the group's classes at its spacing.
@@ -58,6 +61,7 @@ class Group:
     deformation: Deformation = field(default_factory=Deformation)
     foreign: Sequence[str] = ()
     foreground_share: float = 0.6
+    fineness: int = 1
     names: Mapping[int, str] = field(default_factory=dict)
     label_of: Tensor | None = None
     predicted: bool = True
@@ -139,6 +143,7 @@ class MixtureBatches:
         seed: Seed of all random draws.
         queries: Queries a crop that are shown, at most.
         negatives: Queries a crop that are not shown, at most.
+        device: Device on which crops are cut and painted.
     """
 
     def __init__(
@@ -151,13 +156,16 @@ class MixtureBatches:
         seed: int = 0,
         queries: int = 32,
         negatives: int = 6,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.groups, self.space, self.bank, self.seed = groups, space, bank, seed
+        self.device = torch.device(device)
+        self.groups, self.space, self.bank, self.seed = [_moved(g, self.device) for g in groups], space, bank, seed
         self.queries, self.negatives = queries, negatives
         self.steps = steps
         self.variants = {c.name: [v for v in text_variants(c) if v in bank] for c in space.classes}
         self.swaps = {
-            d: swapped_ids({n: i for n, i in space.ids[d].items() if space.info(n).source_names}) for d in space.ids
+            d: swapped_ids({n: i for n, i in space.ids[d].items() if space.info(n).source_names}).to(self.device)
+            for d in space.ids
         }
 
     def group_of(self, step: int) -> Group:
@@ -174,7 +182,7 @@ class MixtureBatches:
     def sample(self, group: Group, step: int, index: int) -> Sample:
         """One crop of a step and what is asked of it."""
         rng = sample_rng(self.seed, step, index)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**31)))
         datasets = sorted({s.dataset for s in group.subjects})
         dataset = datasets[int(rng.integers(len(datasets)))]
         people = [s for s in group.subjects if s.dataset == dataset]
@@ -199,18 +207,20 @@ class MixtureBatches:
         centre = self._centre(group, person, spacings, rng)
         mirrored = group.deformation.mirror and bool(rng.random() < 0.5)
         places = crop_places(
-            centre, group.patch, spacings, person.spacing_mm, group.deformation, rng, mirrored=mirrored
-        )
+            centre, group.patch, spacings, person.spacing_mm, group.deformation, rng, mirrored=mirrored,
+            device=self.device, fineness=group.fineness,
+        )  # fmt: skip
         if person.image is not None:
             labels = sample(person.labels, places, labels=True, outside=IGNORED)
             image, modality = sample(person.image, places, labels=False), person.modality
             image = _vary(image, labels != IGNORED, rng, generator, modality)
         else:
             assert person.tissues is not None and group.label_of is not None
+            coarse = places if group.fineness == 1 else _means(places.movedim(-1, 0), group.fineness).movedim(0, -1)
+            labels = group.label_of[sample(person.tissues, coarse, labels=True)]
             tissues = sample(person.tissues, places, labels=True)
-            labels = group.label_of[tissues]
             if group.kind == "brain":
-                image, modality = self._head(group, person, tissues, spacing, rng, generator), "mri"
+                image, modality = self._head(group, tissues, spacing, rng, generator), "mri"
             else:
                 image, modality = self._trunk(group, person, tissues, places, rng, generator)
             if rng.random() < 0.35:
@@ -241,18 +251,22 @@ class MixtureBatches:
         return centre
 
     def _head(
-        self, group: Group, person: Subject, tissues: Tensor, spacing_mm: float, rng: np.random.Generator,
-        generator: torch.Generator,
-    ) -> Tensor:  # fmt: skip
+        self, group: Group, tissues: Tensor, spacing_mm: float, rng: np.random.Generator, generator: torch.Generator
+    ) -> Tensor:
         assert group.label_of is not None
         look = painting.brain_look(group.names, len(group.label_of), rng)
-        image = painting.paint(tissues, look, generator)
+        image = painting.paint(tissues, _finer(look, group.fineness), generator)
         stripped = rng.random() < 0.5
         if stripped:
             beyond = (tissues == 0) | (tissues >= 500)
             if rng.random() < 0.5:  # with the water around the brain, or most of it
                 beyond |= (tissues == 24) & (painting.smooth_regions(tissues.shape, 2, 6, generator) == 0)
             image = image.masked_fill(beyond, 0.0)
+        if group.fineness > 1:
+            if rng.random() < 0.5:
+                image = painting.blur(image, (float(rng.uniform(0.3, 0.6)) * group.fineness,) * 3)
+            image = _means(image[None], group.fineness)[0]
+            beyond = stripped and _means(beyond[None].float(), group.fineness)[0] > 0.5
         if rng.random() < 0.4:  # taken at voxels of this size or larger, as scans of 2 mm are
             image = painting.blur(image, (float(rng.uniform(0.4, 0.9)),) * 3)
         image = painting.spoil(image, rng, generator, strength=0.5)
@@ -279,7 +293,9 @@ class MixtureBatches:
         ct = rng.random() < 0.6
         size = trunks.FILLER + painting.FILLERS
         make = painting.ct_look if ct else painting.mr_look
-        image = painting.paint(tissues, make(group.names, size, fillers, rng), generator)
+        image = painting.paint(tissues, _finer(make(group.names, size, fillers, rng), group.fineness), generator)
+        if group.fineness > 1:
+            image = _means(image[None], group.fineness)[0]
         if ct:
             image = painting.blur(image, rng.uniform(0.2, 0.8, 3))
             if rng.random() < 0.3:
@@ -302,6 +318,22 @@ class MixtureBatches:
     def _wording(self, name: str, rng: np.random.Generator) -> str:
         variants = self.variants[name]
         return name if rng.random() < 0.5 else variants[int(rng.integers(len(variants)))]
+
+
+def _moved(group: Group, device: torch.device) -> Group:
+    label_of = None if group.label_of is None else group.label_of.to(device)
+    return replace(group, subjects=[person.to(device) for person in group.subjects], label_of=label_of)
+
+
+def _means(values: Tensor, size: int) -> Tensor:
+    """Means of blocks of ``size``³ voxels of (C, X, Y, Z)."""
+    means: Tensor = functional.avg_pool3d(values[None], size)[0]
+    return means
+
+
+def _finer(look: painting.Look, fineness: int) -> painting.Look:
+    """A look whose spread inside a structure survives the means of finer voxels in part."""
+    return look if fineness == 1 else replace(look, spreads=look.spreads * np.float32(fineness))
 
 
 def swapped_ids(ids: Mapping[str, tuple[int, ...]]) -> Tensor:

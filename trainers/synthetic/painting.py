@@ -42,9 +42,9 @@ def paint(ids: Tensor, look: Look, generator: torch.Generator) -> Tensor:
     Returns:
         (X, Y, Z) float32.
     """
-    image = torch.from_numpy(look.means)[ids]
-    noise = torch.randn(ids.shape, generator=generator)
-    return image + noise * torch.from_numpy(look.spreads)[ids]
+    image = torch.from_numpy(look.means).to(ids.device)[ids]
+    noise = torch.randn(ids.shape, generator=generator, device=ids.device)
+    return image + noise * torch.from_numpy(look.spreads).to(ids.device)[ids]
 
 
 def spoil(image: Tensor, rng: np.random.Generator, generator: torch.Generator, *, strength: float = 1.0) -> Tensor:
@@ -63,7 +63,7 @@ def spoil(image: Tensor, rng: np.random.Generator, generator: torch.Generator, *
     if rng.random() < 0.35:
         image = thick_slices(image, int(rng.integers(3)), 1 + rng.uniform(0.5, 3.0) * strength)
     if rng.random() < 0.6:
-        image = image * uneven_field(image.shape, rng, 0.35 * strength)
+        image = image * uneven_field(image.shape, rng, 0.35 * strength).to(image.device)
     low, high = torch.aminmax(image)
     scale = float(high - low)
     if scale <= 0:
@@ -72,7 +72,8 @@ def spoil(image: Tensor, rng: np.random.Generator, generator: torch.Generator, *
         power = float(np.exp(rng.normal(0, 0.3 * strength)))
         image = ((image - low) / scale).clamp(0, 1) ** power * scale + low
     if rng.random() < 0.7:
-        image = image + torch.randn(image.shape, generator=generator) * (scale * rng.uniform(0, 0.05) * strength)
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        image = image + noise * (scale * rng.uniform(0, 0.05) * strength)
     return image
 
 
@@ -85,7 +86,7 @@ def blur(image: Tensor, sigmas: Sequence[float] | NDArray[np.float64]) -> Tensor
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / float(sigma)) ** 2)
         kernel /= kernel.sum()
         n = image.shape[axis]
-        inside = torch.arange(-reach, n + reach).clamp_(0, n - 1)
+        inside = torch.arange(-reach, n + reach, device=image.device).clamp_(0, n - 1)
         padded = image.index_select(axis, inside)
         # A sum of shifted volumes: ten times as fast on a CPU as a convolution with one channel.
         image = padded.narrow(axis, 0, n) * float(kernel[0])
@@ -113,9 +114,10 @@ def uneven_field(shape: Sequence[int], rng: np.random.Generator, deviation: floa
 
 def smooth_regions(shape: Sequence[int], count: int, cells: int, generator: torch.Generator) -> Tensor:
     """Split a box into ``count`` random smooth regions, (X, Y, Z) int64: what lies between labelled organs."""
-    knots = torch.randn((1, count, cells, cells, cells), generator=generator)
+    device = generator.device
+    knots = torch.randn((1, count, cells, cells, cells), generator=generator, device=device)
     fields = functional.interpolate(knots, tuple(shape), mode="trilinear", align_corners=True)[0]
-    best, region = fields[0].clone(), torch.zeros(tuple(shape), dtype=torch.long)
+    best, region = fields[0].clone(), torch.zeros(tuple(shape), dtype=torch.long, device=device)
     for number in range(1, count):  # argmax over the first axis of so many is ten times slower
         region[fields[number] > best] = number
         torch.maximum(best, fields[number], out=best)
@@ -130,6 +132,7 @@ BRAIN_TISSUES: Mapping[str, tuple[float, float, float]] = {
     "ventral diencephalon": (98, 62, 84),
     "brainstem": (100, 64, 86),
     "cerebral cortex": (76, 96, 106),
+    "claustrum": (82, 90, 102),
     "cerebellar cortex": (74, 92, 100),
     "hippocampus": (76, 98, 110),
     "amygdala": (76, 98, 108),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import os
+import queue
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +113,9 @@ def train_mixture(
         optimizer.load_state_dict(state["optimizer"])
         logger.info("continuing at step %d", state["step"])
     save_record(work / "training_config.json", config)
-    data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed)
+    # A GPU paints faster than many cores; worker processes have no part in it.
+    painted_on = device if not config.workers else "cpu"
+    data = MixtureBatches(groups, space, bank, steps=config.steps, seed=config.seed, device=painted_on)
     stepper = MixtureStepper(model, optimizer, None, config, device, at_once=_ALL)
     model.train()
     since: dict[str, list[float]] = defaultdict(list)
@@ -155,10 +160,10 @@ def train_mixture(
 def _loaded(
     data: MixtureBatches, first: int, config: TrainingConfig, device: torch.device
 ) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches, made by worker processes where there are any."""
+    """Steps and their batches, made by worker processes where there are any, or by a GPU beside its steps."""
     steps = range(first, config.steps)
     if not config.workers:
-        yield from ((step, data[step]) for step in steps)
+        yield from (_beside(data, steps, device) if device.type == "cuda" else ((step, data[step]) for step in steps))
         return
     loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
@@ -170,6 +175,45 @@ def _loaded(
         worker_init_fn=_alone,
     )
     yield from zip(steps, loader, strict=False)
+
+
+def _beside(data: MixtureBatches, steps: range, device: torch.device) -> Iterator[tuple[int, Batch]]:
+    """Batches that a thread makes in a stream of its own, while the steps wait for the GPU."""
+    made: queue.Queue[tuple[int, Batch] | BaseException] = queue.Queue(maxsize=3)
+    ended = threading.Event()
+
+    def make() -> None:
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        try:
+            with torch.cuda.stream(stream):
+                for step in steps:
+                    batch = data[step]
+                    if stream is not None:
+                        stream.synchronize()
+                    while not ended.is_set():
+                        with contextlib.suppress(queue.Full):
+                            made.put((step, batch), timeout=0.2)
+                            break
+                    if ended.is_set():
+                        return
+        except BaseException as error:  # handed over: the steps end with it
+            made.put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    last: Batch | None = None
+    try:
+        for _ in steps:
+            found = made.get()
+            if isinstance(found, BaseException):
+                raise found
+            # The batch before lives until here: its memory belongs to the other stream, and its step is over only now.
+            last = found[1]
+            yield found
+    finally:
+        ended.set()
+        thread.join()
+        del last
 
 
 def _alone(worker: int) -> None:

@@ -211,6 +211,11 @@ _HEAD_UNIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_CLAUSTRA: Mapping[int, tuple[int, int, int]] = {398: (2, 12, 3), 399: (41, 51, 42)}
+"""Id that a claustrum is painted with → ids of the white matter, putamen and cortex between which it lies. Nobody drew it,
+and a network that only saw white matter there takes it for a part of the putamen."""
+
+
 def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str], Tensor]:
     rows = list(csv.DictReader((folder / "labels.tsv").open(encoding="utf-8"), delimiter="\t"))
     class_of = {int(r["id"]): int(r["class_id"]) for r in rows}
@@ -218,12 +223,16 @@ def _heads(folder: Path) -> tuple[list[Subject], Dataset, dict[int, str], Tensor
     table = np.zeros(max(class_of) + 1, np.int16)
     for label, number in class_of.items():
         table[label] = number
+    table[list(_CLAUSTRA)] = [class_of[white] for white, _, _ in _CLAUSTRA.values()]
     subjects = []
     for file in sorted(folder.glob("*.nii.gz")):
         tissues, spacing = read_ras(file)
+        for claustrum, (white, putamen, cortex) in _CLAUSTRA.items():
+            tissues[trunks.between(tissues, white, putamen, cortex, spacing)] = claustrum
         case = file.name.partition(".")[0]
         subjects.append(make_subject(HEADS, case, "mri", None, table[tissues], spacing, tissues=tissues))
     names = {label: normalize_name(name_of[number]).base for label, number in class_of.items() if number}
+    names |= dict.fromkeys(_CLAUSTRA, "claustrum")
     classes: dict[str, tuple[int, ...]] = {n: (i,) for i, n in name_of.items()}
     # What other datasets call by one word: without it, a network would learn it from fetal brains alone.
     for whole, words in _HEAD_UNIONS.items():
@@ -416,7 +425,9 @@ def refining_groups(groups: Sequence[Group]) -> list[Group]:
             share = _REFINED[group.name]
             group = dataclasses.replace(group, share=(share, share), batch=1)
             if group.name == "heads, coarse":
-                group = dataclasses.replace(group, spacing_mm=(1.9, 2.4), foreground_share=0.35, predicted=True)
+                group = dataclasses.replace(
+                    group, spacing_mm=(1.9, 2.4), foreground_share=0.35, predicted=True, fineness=2
+                )
             last.append(group)
     return last
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,12 @@ class Subject:
     locations: Mapping[int, NDArray[np.int32]] = field(default_factory=dict)
     box: tuple[NDArray[np.int64], NDArray[np.int64]]
     voxels: str = ""
+
+    def to(self, device: torch.device | str) -> Subject:
+        """The subject with its volumes on a device."""
+        names = ("image", "labels", "tissues", "depth")
+        volumes: dict[str, Any] = {n: v.to(device) for n in names if (v := getattr(self, n)) is not None}
+        return replace(self, **volumes)
 
     @property
     def extent_mm(self) -> tuple[float, float, float]:

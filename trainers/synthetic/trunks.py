@@ -15,6 +15,25 @@ FILLER = 210
 MUSCLE = 209
 
 
+def between(
+    tissues: NDArray[np.int64], inside: int, one: int, other: int, spacing_mm: tuple[float, float, float]
+) -> NDArray[np.bool_]:
+    """Voxels of ``inside`` 1.5 to 3.5 mm from ``one`` and at most 5 mm from ``other``; (X, Y, Z)."""
+    result = np.zeros(tissues.shape, bool)
+    places = np.argwhere(tissues == one)
+    if not len(places):
+        return result
+    box = tuple(
+        slice(max(0, int(low - 12 / s)), int(high + 12 / s))
+        for low, high, s in zip(places.min(0), places.max(0), spacing_mm, strict=True)
+    )
+    part = tissues[box]
+    near = ndimage.distance_transform_edt(part != one, sampling=spacing_mm)
+    far = ndimage.distance_transform_edt(part != other, sampling=spacing_mm)
+    result[box] = (part == inside) & (near >= 1.5) & (near <= 3.5) & (far <= 5)
+    return result
+
+
 def hull_of_slices(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
     """Convex hull of every axial slice of (X, Y, Z), with 30 mm of slices above and below in it."""
     from scipy.spatial import ConvexHull, QhullError

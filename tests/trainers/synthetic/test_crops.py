@@ -82,3 +82,13 @@ def test_a_deformation_invents_no_label_and_keeps_most_of_each():
     found = sample(labels, places(bent), labels=True)
     assert set(found.unique().tolist()) <= {0, *range(1, 9)}
     assert (found == labels.long()).float().mean() > 0.7
+
+
+def test_finer_places_lie_evenly_in_each_voxel_of_the_crop():
+    bent = Deformation(rotation_deg=10, stretch=0.1, warp=0.0, mirror=True)
+    given = ((10.0, 12.0, 9.0), (8, 6, 4), (1.5, 2.0, 3.0), (1.0, 1.2, 0.8), bent)
+    coarse = crop_places(*given, np.random.default_rng(4), mirrored=True)
+    fine = crop_places(*given, np.random.default_rng(4), mirrored=True, fineness=2)
+    assert fine.shape == (16, 12, 8, 3)
+    middle = fine.reshape(8, 2, 6, 2, 4, 2, 3).mean((1, 3, 5))
+    assert torch.allclose(middle, coarse, atol=1e-4)

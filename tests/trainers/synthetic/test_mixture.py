@@ -1,5 +1,6 @@
 """Several sources in one training."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from satunet.labels import build_label_space, text_variants
 from satunet.network.config import NetworkConfig
 from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
-from satunet.trainers.synthetic import run
+from satunet.trainers.synthetic import painting, run
 from satunet.trainers.synthetic.crops import Deformation
 from satunet.trainers.synthetic.mixture import (
     Group,
@@ -251,3 +252,54 @@ def test_a_region_is_not_asked_for_what_it_may_show():
     assert set(foreign_classes("sarcoma PET", space)) >= {"liver", "left hippocampus", "larynx", "third ventricle"}
     assert not set(foreign_classes("sarcoma PET", space)) & {"left hip", "soft tissue sarcoma"}
     assert foreign_classes("trunks", space) == ()
+
+
+def test_a_painted_voxel_is_the_mean_of_finer_ones_and_keeps_the_label_at_its_middle(space, bank):
+    # A wall that ends in the middle of a voxel of the crop: half the value, and nobody's label moves.
+    head = np.zeros((24, 24, 24), np.int64)
+    head[:9], head[9:] = 1, 2
+    group = Group(
+        name="walls", share=(1.0, 1.0), kind="brain", patch=(8, 8, 8), spacing_mm=(2.0, 2.0), fineness=2,
+        subjects=[make_subject(HEADS, "wall", "mri", None, head, (1.0, 1.0, 1.0), tissues=head)],
+        names={1: "left thalamus", 2: "right thalamus"}, label_of=torch.arange(501) * (torch.arange(501) < 4),
+    )  # fmt: skip
+    data = MixtureBatches([group], space, bank, steps=1)
+    tissues = torch.ones((16, 16, 16), dtype=torch.long)
+    tissues[5:] = 2
+    means = np.zeros(501, np.float32)
+    means[2] = 100
+    look = painting.Look(means=means, spreads=np.zeros(501, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(painting, "brain_look", lambda *_: look)
+        patch.setattr(painting, "blur", lambda image, _: image)
+        patch.setattr(painting, "spoil", lambda image, *_, **__: image)
+        patch.setattr("satunet.trainers.synthetic.mixture._standard", lambda image, _: image)
+        rng = np.random.default_rng(1)
+        image = data._head(group, tissues, 2.0, rng, torch.Generator().manual_seed(0))
+    assert image.shape == (8, 8, 8)
+    assert image[:, 4, 4].tolist() == [0, 0, 50, 100, 100, 100, 100, 100]
+    batch = data[0]
+    assert batch.image.shape == (2, 1, 8, 8, 8)
+    assert batch.labels.shape == (2, 8, 8, 8)
+    assert set(batch.labels.unique().tolist()) <= {IGNORED, 1, 2}
+
+
+def test_batches_made_beside_the_steps_are_the_same_and_an_error_ends_the_steps(batches):
+    made = list(run._beside(batches, range(3, 8), torch.device("cpu")))
+    assert [step for step, _ in made] == [3, 4, 5, 6, 7]
+    assert all(torch.equal(batch.image, batches[step].image) for step, batch in made)
+
+    class Broken:
+        def __getitem__(self, step):
+            if step == 2:
+                raise MemoryError("no room for step 2")
+            return batches[step]
+
+    broken = run._beside(Broken(), range(5), torch.device("cpu"))
+    assert [next(broken)[0], next(broken)[0]] == [0, 1]
+    with pytest.raises(MemoryError, match="step 2"):
+        next(broken)
+    several = run._beside(batches, range(100), torch.device("cpu"))
+    next(several)
+    several.close()
+    assert not [t for t in threading.enumerate() if "make" in t.name]

@@ -48,3 +48,14 @@ def test_a_map_without_vessels_or_liver_stays_as_it_is():
     nothing = np.zeros((5, 5, 5), np.int64)
     assert (trunks.add_spine(nothing, (2,), (3.0, 3.0, 3.0)) == 0).all()
     assert (trunks.add_lungs(nothing, 1, nothing > 0, (3.0, 3.0, 3.0)) == 0).all()
+
+
+def test_a_sheet_lies_between_two_structures_at_its_distances():
+    ids = np.full((40, 20, 20), 5, np.int64)
+    ids[:10], ids[16:18], ids[30:] = 1, 2, 3  # one, and another far from it
+    found = trunks.between(ids, 5, 1, 2, (1.0, 1.0, 1.0))
+    # The last voxel of the one is 9: those at 2 and 3 mm, at most 5 mm from 16.
+    assert sorted(set(np.argwhere(found)[:, 0].tolist())) == [11, 12]
+    assert not trunks.between(ids, 5, 1, 3, (1.0, 1.0, 1.0)).any()
+    assert not trunks.between(ids, 5, 9, 2, (1.0, 1.0, 1.0)).any()
+    assert sorted(set(np.argwhere(trunks.between(ids, 5, 1, 2, (0.5, 1.0, 1.0)))[:, 0].tolist())) == [12, 13, 14, 15]
