@@ -266,7 +266,8 @@ class MixtureBatches:
             if rng.random() < 0.5:
                 image = painting.blur(image, (float(rng.uniform(0.3, 0.6)) * group.fineness,) * 3)
             image = _means(image[None], group.fineness)[0]
-            beyond = stripped and _means(beyond[None].float(), group.fineness)[0] > 0.5
+            if stripped:
+                beyond = _means(beyond[None].float(), group.fineness)[0] > 0.5
         if rng.random() < 0.4:  # taken at voxels of this size or larger, as scans of 2 mm are
             image = painting.blur(image, (float(rng.uniform(0.4, 0.9)),) * 3)
         image = painting.spoil(image, rng, generator, strength=0.5)
