@@ -366,7 +366,7 @@ STEPS, REFINING_STEPS = 9_000, 1_600
 HISTORY = (
     "6,222 of 9,000 planned steps in 470 seconds of an NVIDIA H200, with images in 8 bits (PET excepted), 40 % of the painted heads "
     "like T1; then, on one core, 1,600 steps in 88 minutes, half of the painted heads like T1 until step 850, 72 % from then on; then "
-    "@STEPS@ steps in 48 minutes with painted voxels that are means of finer ones and a claustrum beside the putamen. The shipped "
+    "842 steps in 48 minutes with painted voxels that are means of finer ones and a claustrum beside the putamen. The shipped "
     "weights differ by that, and by rounding, from what the command makes. That masks of T1 heads were too large was seen on the "
     "scans that give the scores."
 )
