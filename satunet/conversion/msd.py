@@ -47,7 +47,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
         labels = {str(text): int(key) for key, text in content["labels"].items() if int(key) != 0}
         training: list[Any] = list(content["training"])
         test: list[Any] = list(content.get("test", ()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a dataset of the Decathlon's form ({type(error).__name__}: {error})") from error
     task = re.match(r"^Task(\d+)_(.+)$", folder.resolve().name)
     if dataset_id is None and task is None:
@@ -61,7 +61,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
     for entry, is_test in [(e, False) for e in training] + [(e, True) for e in test]:
         try:
             cases.append(_case(folder, entry, len(channels), is_test))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # names that are no paths, too
             faults[str(entry)] = f"no entry of a scan ({type(error).__name__}: {error})"
     hint = f"{own} {content.get('description', '')}"
     return SourceDataset(
@@ -79,6 +79,8 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
 def _case(folder: Path, entry: Any, channels: int, test: bool) -> SourceCase:
     image = folder / str(entry["image"] if isinstance(entry, dict) else entry)
     label = entry.get("label") if isinstance(entry, dict) else None
+    if "\0" in f"{image}{label}":  # is_file says no to it, and the first that opens it raises
+        raise ValueError("a null byte in the name of a file")
     identifier = mask_file_name(strip_ending(image.name))
     mask = MaskSource(paths=(folder / str(label),)) if label else None
     ending = image.name[len(strip_ending(image.name)) :]

@@ -25,6 +25,7 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -154,6 +155,12 @@ def understanding(source: Path | str, what: str, error: type[SatunetError] = Use
         yield
     except SatunetError:
         raise
+    except OSError as problem:
+        if problem.errno != errno.ENAMETOOLONG:  # a full or broken disk is no fault of the content
+            raise
+        raise error(
+            f"{source}: not {what} (a name in it is too long for a file: {problem.filename!s:.200})"
+        ) from problem
     except MALFORMED as problem:
         why = f"{problem} is missing" if isinstance(problem, KeyError) else f"{type(problem).__name__}: {problem}"
         raise error(f"{source}: not {what} ({why:.300})") from problem

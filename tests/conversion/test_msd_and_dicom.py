@@ -200,3 +200,23 @@ def test_a_task_of_nnunet_v1_has_its_channels_in_files(nnunet_env: Path, source:
     assert [c.identifier for c in dataset.training_cases()] == ["a", "b"]
     np.testing.assert_array_equal(read(dataset.folder / "imagesTr" / "b_0001.nii.gz"), scan(1))
     assert [c.identifier for c in dataset.test_cases()] == ["t"]
+
+
+@pytest.mark.parametrize("image", ["/", "a\0b.nii.gz", f"{'n' * 300}.nii.gz"], ids=["root", "null", "long"])
+def test_an_image_that_is_no_path_is_a_fault_of_its_entry(nnunet_env: Path, source: Path, image: str) -> None:
+    folder = prostate(source)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][0]["image"] = image
+    (folder / "dataset.json").write_text(json.dumps(content))
+    dataset = read_msd(folder)
+    assert len(dataset.cases) == 3
+    ((entry, reason),) = dataset.faults.items()
+    assert entry == str(content["training"][0]) and reason.startswith("no entry of a scan (")
+
+
+def test_channels_in_a_list_are_no_dataset_of_the_decathlon(source: Path) -> None:
+    folder = prostate(source)
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, "modality": [5]}))
+    with pytest.raises(UserError, match=r"dataset\.json: not a dataset of the Decathlon's form \(IndexError"):
+        read_msd(folder)

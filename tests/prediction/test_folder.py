@@ -165,6 +165,7 @@ def test_scans_with_prompts_of_their_own(tmp_path: Path, predictor: Predictor) -
     [
         ('{"image": "a.nii.gz"}', "line 1: must be an object with 'image' and a list of 'prompts'"),
         ('{"image": 3, "prompts": ["x"]}', "'image' must be a path, got 3"),
+        ('{"image": "a\\u0000b", "prompts": ["x"]}', "'image' must be a path, got 'a"),
         ('{"image": "a", "prompts": ["x"]}\n{"image"', "line 2: not JSON"),
         ("[1]", "entry 1: must be an object"),
         ("[1", "not JSON"),

@@ -159,6 +159,15 @@ def test_settings_come_from_the_models_own_files(tiny: Path, tmp_path: Path) -> 
     assert read_settings("FremyCompany/BioLORD-2023-C", None, {}).pooling == "mean"
 
 
+def test_a_name_too_long_for_a_file_names_the_file_it_is_in(tmp_path: Path) -> None:
+    from satunet.text.transformer import read_settings
+
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "p" * 300, "type": "x.Pooling"}]))
+    with pytest.raises(ModelError, match=r"not a sentence-transformers model \(a name in it is too long") as told:
+        read_settings(str(tmp_path), tmp_path, {})
+    assert str(told.value).startswith(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [("pooling=max", "allowed are mean, cls, last"), ("poling=cls", "unknown option"), ("max_tokens=many", "a number")],

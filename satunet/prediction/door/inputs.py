@@ -116,7 +116,7 @@ def read_pairs(file: Path) -> list[Scan]:
         prompts = entry.get("prompts", entry.get("label")) if isinstance(entry, dict) else None
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise UserError(f"{file}, {where}: must be an object with 'image' and a list of 'prompts', got {entry!r}")
-        if not isinstance(entry.get("image"), str):
+        if not isinstance(entry.get("image"), str) or "\0" in entry["image"]:
             raise UserError(f"{file}, {where}: 'image' must be a path, got {entry.get('image')!r}")
         path = file.parent / entry["image"]
         modality = _modality_of(entry, where, file)
