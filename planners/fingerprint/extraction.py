@@ -234,12 +234,14 @@ def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -
         made_of = renewed_stamp(known.fingerprint.made_of, case)
     except SatunetError:  # missing, damaged or of another version: the case is read
         return None
-    if made_of is None:
+    nnunet = known.channels if known.nnunet is None else known.nnunet
+    channels = len(dataset.channel_names)
+    if made_of is None or any(len(values) != channels for values in (known.channels, nnunet, known.offsets)):
         return None
     return CaseFindings(
         fingerprint=replace(known.fingerprint, made_of=made_of),
         intensities=known.channels,
-        nnunet=known.channels if known.nnunet is None else known.nnunet,
+        nnunet=nnunet,
         offsets=known.offsets,
     )
 

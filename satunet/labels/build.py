@@ -153,7 +153,9 @@ def _listed(
     for source, values in dataset.labels.items():
         name = canonical[source]
         if not name:
-            raise LabelSpaceError(f"{dataset.name}: the label {source!r} (ids {list(values)}) has no name")
+            raise LabelSpaceError(
+                f"{dataset.folder / 'dataset.json'}: the label {source!r} (ids {list(values)}) has no name"
+            )
         # If two labels of a dataset have one canonical name, they are parts of the structure: their union is the class.
         found.setdefault(name, set()).update(values)
         sources.setdefault(name, set()).add(source)

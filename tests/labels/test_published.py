@@ -136,6 +136,12 @@ def test_lesions_belong_to_their_organ_and_overlaps_to_both() -> None:
     assert both.ids == {"left lens": (1, 3), "left optic nerve": (2, 3)}
 
 
+def test_a_label_without_a_name_is_refused_with_its_file() -> None:
+    dataset = dataclasses.replace(_dataset("Dataset001_A", {}), labels={"liver": (3,), " ": (4,)})
+    with pytest.raises(LabelSpaceError, match=r"Dataset001_A.*dataset\.json: the label ' ' \(ids \[4\]\) has no name"):
+        build_label_space([dataset])
+
+
 def test_an_id_cannot_be_left_and_right() -> None:
     dataset = dataclasses.replace(
         _dataset("Dataset001_A", {}), labels={"left kidney": (1, 2), "right kidney": (2,), "liver": (3,)}

@@ -17,6 +17,7 @@ from satunet.datasets.raw import load_dataset
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import DatasetError, PlanError
 from satunet.geometry import Grid
+from satunet.jobs.files import DIGEST
 from satunet.planners.fingerprint.case import describe_labels
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, merge_fingerprints
 from satunet.planners.fingerprint.extraction import fingerprint_dataset
@@ -128,8 +129,11 @@ def test_an_interrupted_extraction_goes_on_and_a_new_case_is_read_alone(nnunet_e
     (folder / "dataset_fingerprint.json").unlink()
     (folder / "fingerprint_cases" / "case_02.json").unlink()
     (folder / "fingerprint_cases" / "case_03.json").write_text('{"version": ')  # as if written by something else
+    short = folder / "fingerprint_cases" / "case_01.json"  # a channel is missing, and nobody sealed it
+    content = {key: value for key, value in json.loads(short.read_text()).items() if key != DIGEST}
+    short.write_text(json.dumps(content | {"channels": []}))
     again, summary = fingerprint_dataset(name)
-    assert [item.rpartition("/")[2] for item in summary.done_items] == ["case_02", "case_03"]
+    assert [item.rpartition("/")[2] for item in summary.done_items] == ["case_01", "case_02", "case_03"]
     assert again == whole
 
 
