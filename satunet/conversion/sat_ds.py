@@ -22,7 +22,7 @@ from satunet.datasets.raw import modality_of_channel
 from satunet.errors import DatasetError, UserError
 from satunet.images.image import image_ending, strip_ending
 from satunet.jobs.files import mask_file_name, parse_json, read_json
-from satunet.jobs.records import MALFORMED
+from satunet.jobs.records import MALFORMED, understanding
 from satunet.types import Box
 
 SEQUENCES = ("cases", "channels")
@@ -179,9 +179,10 @@ def _other_labels(rows: Sequence[_Row]) -> dict[str, str]:
 def _root_of(rows: Sequence[_Row], jsonl: Path) -> Path:
     """The nearest folder from which an image can be reached: here, beside the file, or above it."""
     places = [Path.cwd(), jsonl.resolve().parent, *jsonl.resolve().parent.parents]
-    for place in places:
-        if any(_image_path(row.image, place)[0].exists() for row in rows[:20]):
-            return place
+    with understanding(jsonl, "a list of scans"):
+        for place in places:
+            if any(_image_path(row.image, place)[0].exists() for row in rows[:20]):
+                return place
     raise UserError(f"{jsonl}: none of its images is found, such as {rows[0].image}; say with --root where they are")
 
 

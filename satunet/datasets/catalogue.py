@@ -16,6 +16,7 @@ from typing import Any
 
 from satunet.errors import CatalogueError
 from satunet.jobs.files import read_json
+from satunet.jobs.records import MALFORMED
 
 CATALOGUE_VERSION = 1
 SAT_DS = Path(__file__).parent / "sat_ds.json"
@@ -191,7 +192,7 @@ def load_catalogue(path: Path = SAT_DS) -> Catalogue:
         )
     except CatalogueError as error:
         raise CatalogueError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise CatalogueError(f"{path}: malformed ({type(error).__name__}: {error})") from error
 
 

@@ -271,3 +271,11 @@ def test_wrong_calls_say_what_is_wrong(nnunet_env: Path, source: Path) -> None:
         read_sat_ds(jsonl, split=source)
     with pytest.raises(UserError, match="no row of SAT-DS"):
         read_sat_ds(write_rows(source / "x.jsonl", [{"a": 1}]))
+
+
+def test_an_image_whose_name_no_file_system_takes_is_told_with_its_list(tmp_path: Path) -> None:
+    entry = {"image": "ü" * 300, "mask": "b.nii.gz", "label": ["liver"], "modality": "CT", "dataset": "Rows"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(entry | {"patient_id": "1", "official_split": "unknown"}) + "\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl.*too long for a file"):
+        read_sat_ds(rows, dataset_id=8, name="Rows")

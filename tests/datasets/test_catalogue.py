@@ -95,3 +95,13 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
     for name in ("none.json", "c.json"):
         with pytest.raises(CatalogueError, match="cannot be read as a catalogue"):
             load_catalogue(tmp_path / name)
+
+
+def test_a_catalogue_with_an_infinite_id_is_malformed(tmp_path: Path) -> None:
+    content = json.loads(SAT_DS.read_text())
+    first = content["datasets"][0]["classes"]
+    first[next(iter(first))] = [float("inf")]
+    file = tmp_path / "catalogue.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(CatalogueError, match=r"catalogue\.json: malformed"):
+        load_catalogue(file)
