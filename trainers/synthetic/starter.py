@@ -94,7 +94,7 @@ def foreign_classes(group: str, space: LabelSpace) -> tuple[str, ...]:
 
 
 def network_config(text_dim: int) -> NetworkConfig:
-    """9.1 M parameters, light where the voxels are many."""
+    """8.7 M parameters, light where the voxels are many."""
     return NetworkConfig.auto(
         features_per_stage=(32, 64, 96, 160, 224),
         strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
