@@ -39,7 +39,7 @@ MAY_BE_ABSENT = (
     r"the reference material \(\.\./shared\)", r"the real datasets \(\.\./shared/data\)", "no list of prompts there",
     r"no GPU$", r"needs a GPU$", "root writes everywhere", "mounting a small disk is not allowed",
     "needs Linux and a C compiler", r"no C\+\+ compiler", "git is not here", "chromium is not installed",
-    "Orthanc is not installed", r"(plastimatch|segimage2itkimage|itkimage2segimage|dcm2niix|dcmqi) is not installed",
+    "Orthanc is not installed", r"(plastimatch|segimage2itkimage|itkimage2segimage|tid1500reader|dcm2niix|dcmqi) is not installed",
     r"(napari|no Qt|Xvfb|nginx or openssl|Qt does not start)",
     "could not import 'panoptica'",  # it holds numpy below 2.3
     "monailabel is not installed",  # it brings a server's worth of packages, and another version of MONAI
