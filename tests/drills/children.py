@@ -26,7 +26,8 @@ SECONDS = 20.0
 """Of a processor's time, after which trying one counts as a hang …"""
 STILL = 300.0
 """… or of the clock's: a busy machine is no hang, a process that waits for ever is one."""
-AT_ONCE = 500
+AT_ONCE = 2500
+"""Mutations that a process tries: its start takes as long as some hundreds of them."""
 MEMORY = 4 << 30
 BAD = ("missed", "not repaired", "crash", "hang", "traceback", "file not named", "checksum missed", "much memory")
 

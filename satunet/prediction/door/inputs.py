@@ -116,11 +116,17 @@ def read_pairs(file: Path) -> list[Scan]:
         prompts = entry.get("prompts", entry.get("label")) if isinstance(entry, dict) else None
         if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise UserError(f"{file}, {where}: must be an object with 'image' and a list of 'prompts', got {entry!r}")
-        if not isinstance(entry.get("image"), str) or "\0" in entry["image"]:
-            raise UserError(f"{file}, {where}: 'image' must be a path, got {entry.get('image')!r}")
-        path = file.parent / entry["image"]
+        image = entry.get("image")
+        if not isinstance(image, str) or not image.strip() or "\0" in image:
+            raise UserError(f"{file}, {where}: 'image' must be a path, got {image!r}")
+        path = file.parent / image
         modality = _modality_of(entry, where, file)
         try:
+            if path.resolve() == Path(path.resolve().anchor):  # the search for series would read every file there is
+                raise UserError(
+                    f"{file}, {where}: 'image' is {image!r}, the root of the file system; it must be the path of an image, or of "
+                    "a folder of images or DICOM series"
+                )
             scans = collect_scans([path]) if path.is_dir() else [_of_file(path)]
         except OSError as error:  # a name that no file system takes, a folder that may not be read
             raise UserError(f"{file}, {where}: {path!s:.200} cannot be read ({error.strerror or error})") from error
