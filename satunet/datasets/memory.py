@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from satunet.datasets.raw import Case
 from satunet.geometry import Grid
 from satunet.images.image import read_grid, voxel_bytes
+from satunet.types import SpacingMm
 
 WORKER_BYTES = 250_000_000
 """Memory of a worker with its libraries, before it has read a scan."""
@@ -46,8 +48,21 @@ def scan_bytes(grid: Grid, as_read: int, spacing_mm: tuple[float, float, float])
         as_read: Bytes per voxel while the scan is read.
         spacing_mm: Target spacing.
     """
+    return math.prod(grid.shape) * as_read + looks_bytes(grid, [spacing_mm])
+
+
+def looks_bytes(grid: Grid, spacings_mm: Iterable[SpacingMm]) -> int:
+    """Peak memory of preprocessing a scan that was read, once per spacing, where all results are kept; an upper bound
+    within a factor of two.
+
+    Args:
+        grid: Grid of the scan.
+        spacings_mm: Target spacings; 0 bytes if there are none.
+    """
     voxels = math.prod(grid.shape)
     # The number of resampled voxels does not depend on the order of axes; cropping can only make it smaller.
-    wanted = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
+    wanted = sorted(voxels * math.prod(grid.spacing_mm) / math.prod(spacing) for spacing in spacings_mm)
+    if not wanted:
+        return 0
     # The normalised and partly resampled scan besides the one that was read; percentiles take one more copy.
-    return int(voxels * (as_read + 8) + 12 * max(wanted, voxels / 4))
+    return int(8 * voxels + 12 * max(wanted[-1], voxels / 4) + 4 * sum(wanted[:-1]))

@@ -36,6 +36,7 @@ from satunet.jobs.files import atomic_path
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "IN_MEMORY",
     "Image",
     "as_image",
     "header_doubts",
@@ -54,6 +55,8 @@ __all__ = [
     "write_volume",
 ]
 
+IN_MEMORY = Path("<image in memory>")
+"""What errors call an image that came from no file."""
 _ROUNDING = 1e-6
 """Relative rounding error of a whole number after a few multiplications in single precision."""
 _PIECE = 1 << 20
@@ -226,7 +229,7 @@ def as_image(given: Any) -> Image:
         return given
     if isinstance(given, (str, Path)):
         return read_image(Path(given))
-    name = Path("<image in memory>")
+    name = IN_MEMORY
     if isinstance(given, nib.spatialimages.SpatialImage):
         grid = nifti_grid(given, name)
         array = native(np.asanyarray(given.dataobj)).reshape(grid.shape)

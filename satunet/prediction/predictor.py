@@ -28,13 +28,14 @@ from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
 from satunet.geometry import extent_mm
-from satunet.images.image import Image, as_image
+from satunet.images.image import IN_MEMORY, Image, as_image
 from satunet.knowledge.file import default_tree
 from satunet.labels.containment import wholes_of
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
 from satunet.prediction.door.jobs import Vocabulary
+from satunet.prediction.door.limits import require_room
 from satunet.prediction.door.modality import modality_of
 from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.masks.found import Found, Look, Prediction, PreparedScan, PromptMask, View, Weighed
@@ -205,6 +206,7 @@ class Predictor:
 
         Raises:
             UserError: The modality is unknown.
+            ScanTooLargeError: At the spacings of what is asked for, the scan would need more memory than is free.
         """
         if modality not in MODALITIES:
             raise UserError(f"modality {modality!r}; allowed are {', '.join(MODALITIES)}")
@@ -212,7 +214,11 @@ class Predictor:
             scan = before
         else:
             scan = PreparedScan(image=image, modality=modality)
-        for key in self._looks(scan, matches):
+        looks = self._looks(scan, matches)
+        there = {key[:2] for key in scan.views}
+        new = {key[:2]: key[1] for key in looks if key[:2] not in there}
+        require_room(image.path or IN_MEMORY, image.grid, list(new.values()))
+        for key in looks:
             self._view(scan, key)
         return scan
 

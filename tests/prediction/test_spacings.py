@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from satunet.errors import PlanError
+from satunet.datasets.memory import looks_bytes
+from satunet.errors import PlanError, ScanTooLargeError
+from satunet.geometry import Grid
+from satunet.images.image import write_volume
 from satunet.models.folder import ClassScore, EncoderIdentity, ModelCard, ModelFolder
 from satunet.plan import UnifiedPlan
 from satunet.prediction import Predictor
+from satunet.prediction.door import limits
+from satunet.prediction.door.inputs import Scan
+from satunet.prediction.door.limits import require_memory
 
 from .conftest import make_model
 from .test_predictor import dice, scene
@@ -94,6 +101,49 @@ def test_looks_that_differ_by_their_window_share_a_volume() -> None:
 def test_windows_that_are_none_are_refused(wrong) -> None:
     with pytest.raises(PlanError, match="windows of 'left bright'"):
         plan_with(class_spacings_mm=SPACINGS, class_windows={"mri": {"left bright": wrong}})
+
+
+def test_the_memory_is_that_of_the_spacings_of_what_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spacings = {"mri": {"left bright": (0.02,), "right bright": (4.0,)}}
+    image, _ = scene((16, 16, 16), np.eye(4))
+    write_volume(tmp_path / "scan.nii.gz", image.array, like=image.grid)
+    scan = Scan(path=tmp_path / "scan.nii.gz", name="scan")
+
+    def with_plan(plan: UnifiedPlan) -> Predictor:
+        require_memory(scan, [plan])
+        return Predictor(replace(make_model(), plan=plan), device="cpu")
+
+    predictor = with_plan(plan_with(class_spacings_mm=spacings))
+    monkeypatch.setattr(limits, "available_memory", lambda: 1_000_000_000)
+    with pytest.raises(
+        ScanTooLargeError, match=r"16 × 16 × 16 voxels of 1 × 1 × 1 mm, at the 0.02 × 0.02 × 0.02 mm of"
+    ) as told:
+        predictor.predict(image, ["bright", "left bright"])  # the plan has 1 mm
+    assert "would need 6.1 GB of memory, but 1.0 GB are free" in str(told.value)  # 12 bytes for each of 800³ voxels
+    # What was prepared before is paid for; what is not asked for costs nothing.
+    before = predictor.prepare(image, "mri", predictor.match(["bright", "right bright"]))
+    with pytest.raises(ScanTooLargeError):
+        predictor.prepare(image, "mri", predictor.match(["bright", "left bright"]), before=before)
+    monkeypatch.setattr(limits, "available_memory", lambda: 0)
+    predictor.prepare(image, "mri", predictor.match(["bright"]), before=before)
+    # A plan with fine voxels may have classes that are looked for in coarse ones.
+    monkeypatch.setattr(limits, "available_memory", lambda: 1_000_000_000)
+    fine = with_plan(plan_with(class_spacings_mm=spacings, spacing_mm=(0.02, 0.02, 0.02)))
+    assert fine.predict(image, ["right bright"]).masks[0].mask is not None
+    with pytest.raises(ScanTooLargeError):
+        with_plan(plan_with(spacing_mm=(0.02, 0.02, 0.02)))
+
+
+def test_all_spacings_of_a_scan_are_in_memory_together() -> None:
+    grid = Grid(shape=(100, 100, 100), affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+    one = looks_bytes(grid, [(1.0, 1.0, 1.0)])
+    assert one == 8 * 10**6 + 12 * 8 * 10**6
+    assert looks_bytes(grid, [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]) == one + 4 * 10**6
+    assert looks_bytes(grid, [(2.0, 2.0, 2.0), (1.0, 1.0, 1.0)]) == one + 4 * 10**6
+    assert looks_bytes(grid, [(8.0, 8.0, 8.0)]) == 8 * 10**6 + 12 * 250_000
+    assert looks_bytes(grid, []) == 0
 
 
 def test_masks_of_several_spacings_lie_in_one_grid() -> None:

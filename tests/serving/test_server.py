@@ -172,6 +172,21 @@ def test_what_everything_leaves_out_is_told(tmp_path: Path, scan: bytes) -> None
         assert named["not_looked_for"] == [] and named["prompts"][0]["voxels"]
 
 
+def test_words_that_need_finer_voxels_than_there_is_memory_for_are_refused(
+    tmp_path: Path, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's voxels fit, and the scan is known by then; those of a class that was asked for next do not."""
+    model = make_model()
+    model = replace(model, plan=replace(model.plan, class_spacings_mm={"mri": {"left bright": (0.02,)}}))
+    monkeypatch.setattr("satunet.prediction.door.limits.available_memory", lambda: 1_000_000_000)
+    with TestClient(create_app(Predictor(model, device="cpu"), tmp_path / "desk", ServeOptions())) as client:
+        name = bring(client, scan)
+        assert ask(client, name)["state"] == "done"
+        refused = ask(client, name, prompts=["left bright"])
+        assert refused["state"] == "failed" and "at the 0.02 × 0.02 × 0.02 mm of what was asked for" in refused["error"]
+        assert ask(client, name)["state"] == "done"
+
+
 def test_the_next_words_on_a_scan_are_not_encoded_again(client: TestClient, scan: bytes) -> None:
     name = bring(client, scan)
     first = ask(client, name)

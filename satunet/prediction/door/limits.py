@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from satunet.datasets.memory import scan_bytes
+from satunet.datasets.memory import looks_bytes, scan_bytes
 from satunet.errors import ScanTooLargeError, UnreadableImageError, UserError
-from satunet.geometry import Grid
+from satunet.geometry import Grid, extent_mm
 from satunet.images.image import read_grid, voxel_bytes
 from satunet.jobs.workers import available_memory
 from satunet.plan import UnifiedPlan
 from satunet.prediction.door.inputs import Scan
+from satunet.types import SpacingMm
 
 _GB = 1e9
 
 
 def require_memory(scan: Scan, plans: Iterable[UnifiedPlan]) -> None:
-    """Refuse a scan that would not fit into memory; only its header is read.
+    """Refuse a scan that would not fit into memory, whatever is looked for in it; only its header is read.
 
-    A small file may claim any size, and after resampling, a spacing of a metre turns a few voxels into many.
+    A small file may claim any size, and after resampling, a spacing of a metre turns a few voxels into many. What is
+    looked for may need finer voxels than is known here: :func:`require_room` decides about those.
 
     Args:
         scan: The scan.
@@ -34,14 +37,49 @@ def require_memory(scan: Scan, plans: Iterable[UnifiedPlan]) -> None:
     if free is None:
         return
     grid, as_read = _header(scan)
-    needed = max(scan_bytes(grid, as_read, plan.spacing_mm) for plan in plans)
+    needed = max(scan_bytes(grid, as_read, _coarsest(plan, grid)) for plan in plans)
     if needed > free:
-        shape, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
-        raise ScanTooLargeError(
-            scan.path,
-            f"{shape} voxels of {spacing} mm would need {needed / _GB:,.1f} GB of memory, but {free / _GB:,.1f} GB are "
-            "free; check the header, or crop or resample the scan",
-        )
+        raise ScanTooLargeError(scan.path, _too_large(grid, "", needed, free))
+
+
+def require_room(path: Path, grid: Grid, spacings_mm: Sequence[SpacingMm]) -> None:
+    """Refuse a scan that was read, if it would not fit into memory at the spacings at which it is looked at.
+
+    Args:
+        path: File of the scan.
+        grid: Its grid.
+        spacings_mm: Spacings to which it will be resampled; the results are kept side by side.
+
+    Raises:
+        ScanTooLargeError: It would need more memory than is free.
+    """
+    free = available_memory()
+    if free is None or not spacings_mm:
+        return
+    needed = looks_bytes(grid, spacings_mm)
+    if needed > free:
+        finest = min(spacings_mm, key=math.prod)
+        at = f", at the {' × '.join(f'{s:.3g}' for s in finest)} mm of what was asked for,"
+        raise ScanTooLargeError(path, _too_large(grid, at, needed, free))
+
+
+def _coarsest(plan: UnifiedPlan, grid: Grid) -> SpacingMm:
+    """The coarsest spacing at which anything is looked for in a scan."""
+    extent = extent_mm(grid, plan.orientation)
+    own = [
+        plan.spacing_for(name, modality, extent)
+        for modality, classes in plan.class_spacings_mm.items()
+        for name in classes
+    ]
+    return max([plan.spacing_mm, *own], key=math.prod)
+
+
+def _too_large(grid: Grid, at: str, needed: int, free: int) -> str:
+    shape, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    return (
+        f"{shape} voxels of {spacing} mm{at} would need {needed / _GB:,.1f} GB of memory, but {free / _GB:,.1f} GB are "
+        "free; check the header, or crop or resample the scan"
+    )
 
 
 def require_writable(folder: Path) -> None:
