@@ -37,6 +37,7 @@ from common import header
 
 from satunet.client import Server, ServerError
 from satunet.demo.packaged import ICBM152
+from satunet.geometry import extent_mm
 from satunet.images.image import read_image
 from satunet.models.choice import ModelChoice
 from satunet.prediction.door.inputs import Scan
@@ -105,14 +106,26 @@ class Process:
 
 
 class Words:
-    """What is asked: structures that are in the scans, if the model knows them."""
+    """What is asked: structures that are in the scans, if the model knows them.
 
-    def __init__(self, server: Server) -> None:
-        model = server.model()
+    Further words on a known scan are classes that are looked for at the same spacing in the same windows as the first
+    ones: a class with a spacing of its own is encoded anew when it is first asked for.
+    """
+
+    def __init__(self, server: Server, predictor: Predictor, file: Path) -> None:
         self.modality = ICBM152.modality
-        self.names = [c["name"] for c in model["classes"] if self.modality in c["modalities"]]
-        wanted = [n for n in ("left lateral ventricle", "right thalamus", "brainstem") if n in self.names]
-        self.three = wanted if len(wanted) == 3 else self.names[:3]
+        known = [c["name"] for c in server.model()["classes"] if self.modality in c["modalities"]]
+        wanted = [n for n in ("left lateral ventricle", "right thalamus", "brainstem") if n in known]
+        self.three = wanted if len(wanted) == 3 else known[:3]
+        plan, grid = predictor.model.plan, read_image(file).grid
+        extent = extent_mm(grid, plan.orientation)
+
+        def look(name: str) -> tuple[object, object]:
+            spacing = plan.spacing_for(name, self.modality, extent)
+            return spacing, plan.window_of(name, self.modality, spacing[0])
+
+        looks = {look(name) for name in self.three}
+        self.names = [name for name in known if look(name) in looks]
 
 
 def next_words(process: Process, words: Words, file: Path, times: int) -> None:
@@ -361,9 +374,10 @@ def main() -> int:
         process = Process(arguments.model, folder / "server")
         try:
             server = Server(process.address, TOKEN)
-            words = Words(server)
+            known = write_scan(folder / "known.nii.gz", arguments.size, 1)
+            words = Words(server, predictor, known)
             print(f"model {server.model()['model']}, {words.modality}, words: {', '.join(words.three)}")
-            next_words(process, words, write_scan(folder / "known.nii.gz", arguments.size, 1), 20)
+            next_words(process, words, known, 20)
             if arguments.scans:
                 throughput(process, words, predictor, folder, arguments.size, arguments.scans)
             good = load(process, words, predictor, folder, arguments.size, arguments.clients, arguments.requests)

@@ -37,7 +37,7 @@ from starlette.requests import ClientDisconnect
 from satunet import __version__
 from satunet.errors import ScanError, UserError
 from satunet.jobs.files import read_json
-from satunet.prediction.instances import Instance
+from satunet.prediction.instances import Instance, comes_in_numbers
 from satunet.prediction.measures import Measures
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
@@ -319,7 +319,14 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
             "model": desk.predictor.model.path.name,
             "most_upload_mb": desk.options.most_upload_mb,
             "modalities": list(vocabulary.modalities),
-            "classes": [{"name": c.name, "modalities": list(c.modalities)} for c in vocabulary.space.classes],
+            "classes": [
+                {
+                    "name": c.name,
+                    "modalities": list(c.modalities),
+                    "in_numbers": comes_in_numbers(c.name, vocabulary.space),
+                }
+                for c in vocabulary.space.classes
+            ],
         }
 
     @app.get("/prompts")

@@ -1,7 +1,15 @@
 "use strict";
 (() => {
   const by = (id) => document.getElementById(id);
-  const state = { scan: null, job: null, asking: false, ending: false, image: null, shown: [], volumes: 0 };
+  const state = {
+    scan: null, // the server's name of it
+    title: "", // what is said of it
+    job: null, asking: false, ending: false,
+    shown: [], // structures of the label map
+    numbered: null, // the one of them whose single instances are shown
+    most: Infinity, // bytes of an upload
+    inNumbers: new Set(), // classes of which a scan may show several
+  };
   const nv = new niivue.Niivue({
     isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false, show3Dcrosshair: true,
     crosshairWidth: 0.6, crosshairColor: [0.9, 0.9, 0.9, 0.7],
@@ -36,26 +44,38 @@
     for (const id of ["words", "go", "everything"]) by(id).disabled = !on;
   }
 
+  const megabytes = (bytes) => (bytes / 1e6).toLocaleString("en", { maximumSignificantDigits: bytes < 1e9 ? 3 : 6 });
+
+  function tooLarge(bytes, title) {
+    if (bytes <= state.most) return false;
+    problem(`${title}: ${megabytes(bytes)} MB, but this server takes at most ${megabytes(state.most)} MB; nothing was uploaded`);
+    return true;
+  }
+
   // One file as it is; several, as of a folder, as one archive.
   async function bring(files) {
     files = files.filter((f) => !f.name.startsWith("."));
     problem();
     by("said").textContent = "";
     if (!files.length) { problem("nothing was dropped that is a file"); return; }
-    ready(false);
     const title = files.length === 1 ? files[0].name : `${files.length} files`;
+    if (tooLarge(files.reduce((sum, f) => sum + f.size, 0), title)) return; // before a byte is read, packed or sent
+    ready(false);
     by("scan").textContent = `Uploading ${title} …`;
     try {
       const [sent, called] = files.length === 1 && /\.(nii|gz|nrrd|mha|zip)$/i.test(files[0].name)
         ? [files[0], files[0].name] : [await zip(files), "scan.zip"];
+      if (tooLarge(sent.size, title)) { asBefore(); return; } // an archive is a little larger than what is in it
       const brought = await json(`scans?filename=${encodeURIComponent(called)}`, { method: "POST", body: sent });
       if (state.scan) call(`scans/${state.scan}`, { method: "DELETE" }).catch(() => {});
       state.scan = brought.scan;
-      by("scan").textContent = `${title}: ${brought.shape.join(" × ")} voxels of ` +
+      by("scan").textContent = state.title = `${title}: ${brought.shape.join(" × ")} voxels of ` +
         `${brought.spacing_mm.map((s) => s.toFixed(2)).join(" × ")} mm`;
       by("dicom-line").hidden = !brought.dicom;
       for (const id of ["structures", "files"]) by(id).replaceChildren();
       by("measured").hidden = true;
+      state.shown = [];
+      state.numbered = null;
       const image = await (await call(`scans/${state.scan}/image`)).arrayBuffer();
       const name = /\.(nrrd|mha|nii)$/i.exec(called) ? `scan${/\.(nrrd|mha|nii)$/i.exec(called)[0].toLowerCase()}` : "scan.nii.gz";
       nv.volumes = [];
@@ -64,10 +84,15 @@
       ready(true);
       by("words").focus();
     } catch (error) {
-      by("scan").textContent = "";
+      asBefore();
       problem(error);
-      ready(state.scan !== null);
     }
+  }
+
+  // The scan before, if there is one, is still there.
+  function asBefore() {
+    by("scan").textContent = state.title;
+    ready(state.scan !== null);
   }
 
   async function ask(prompts) {
@@ -79,26 +104,11 @@
     by("cancel").focus(); // what has the focus is disabled now, and would hear no key
     by("progress").hidden = false;
     try {
-      let job = await json(`scans/${state.scan}/jobs`, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({
-          prompts, combine: true, measures: by("measures").checked, dicom_sr: !by("dicom-line").hidden && by("dicom").checked,
-        }),
-      });
-      state.job = job.job;
-      if (state.ending) cancel(); // asked for before the server had told the job's name
-      while (job.state === "waiting" || job.state === "running") {
-        by("progress").value = job.progress;
-        await new Promise((done) => setTimeout(done, 150));
-        job = await json(`jobs/${job.job}`);
-      }
-      if (job.state === "failed") throw new Error(job.error);
-      if (job.state === "cancelled") by("said").textContent = "Cancelled.";
-      if (job.state === "done") {
-        await show(job);
-        by("said").textContent = `Done in ${job.seconds.toFixed(1)} s.`;
-      }
+      const asked = { measures: by("measures").checked, dicom_sr: !by("dicom-line").hidden && by("dicom").checked };
+      const job = await run({ prompts, combine: true, ...asked });
+      if (job.state === "done") await show(job);
+      const told = job.state === "done" && by("number").checked && !by("number-line").hidden ? await number(job) : "";
+      by("said").textContent = job.state === "cancelled" ? "Cancelled." : `Done in ${job.seconds.toFixed(1)} s.${told}`;
     } catch (error) {
       problem(error);
     } finally {
@@ -111,6 +121,93 @@
       by("cancel").hidden = true;
     }
   }
+
+  // A job, from the question to its end.
+  async function run(asked) {
+    let job = await json(`scans/${state.scan}/jobs`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked),
+    });
+    state.job = job.job;
+    if (state.ending) cancel(); // asked for before the server had told the job's name
+    while (job.state === "waiting" || job.state === "running") {
+      by("progress").value = job.progress;
+      await new Promise((done) => setTimeout(done, 150));
+      job = await json(`jobs/${job.job}`);
+    }
+    state.job = null;
+    if (job.state === "failed") throw new Error(job.error);
+    return job;
+  }
+
+  // Single lesions, ribs, vertebrae: a question of its own, because a label map has one number per structure. It costs
+  // little: the scan is encoded by now.
+  async function number(before) {
+    const several = state.shown.filter((s) => state.inNumbers.has(s.kind));
+    if (!several.length) return " Nothing was found of which there may be several.";
+    const job = await run({ prompts: several.map((s) => s.name), instances: true, modality: before.modality });
+    for (const p of job.prompts.filter((q) => q.instances && q.instances.length)) {
+      const file = p.file.replace(/(\.nii\.gz|\.nii|\.nrrd|\.mha)$/, "_instances$1");
+      const s = several.find((known) => known.name === p.prompt);
+      if (s) list(s, p.instances, job, file);
+    }
+    return job.state === "cancelled" ? " Numbering was cancelled." : ` Numbered in ${job.seconds.toFixed(1)} s.`;
+  }
+
+  function list(s, instances, job, file) {
+    const details = document.createElement("details");
+    const summary = document.createElement("summary");
+    summary.textContent = instances.length === 1 ? "1, numbered" : `${instances.length}, numbered`;
+    const places = document.createElement("ol");
+    for (const one of instances) {
+      const button = Object.assign(document.createElement("button"), { type: "button" });
+      const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+      swatch.style.background = `rgb(${colour(one.number)})`;
+      button.append(swatch, `${one.number}: ${millilitres(one.volume_ml)}`);
+      button.setAttribute("aria-label", `Go to ${s.name} ${one.number}, ${millilitres(one.volume_ml)}`);
+      button.addEventListener("click", () => {
+        nv.scene.crosshairPos = nv.mm2frac(one.centre_mm);
+        nv.createOnLocationChange();
+        nv.drawScene();
+      });
+      const place = document.createElement("li");
+      place.append(button);
+      places.append(place);
+    }
+    details.append(summary, places);
+    details.addEventListener("toggle", () => paintInstances(s, details, instances, job, file).catch(problem));
+    s.row.append(details);
+    addFile(job, file, `Download numbered ${s.name}`);
+  }
+
+  // The numbers of one structure at a time, each in its colour, in place of its mask.
+  async function paintInstances(s, details, instances, job, file) {
+    if (!details.open) {
+      if (state.numbered === s) showNumbered(null);
+      return;
+    }
+    for (const other of document.querySelectorAll("#structures details[open]")) other.open = other === details;
+    const data = await result(job, file);
+    if (!details.open) return; // closed meanwhile
+    showNumbered(null);
+    await nv.loadFromArrayBuffer(data, file);
+    const map = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
+    for (const { number: i } of instances) {
+      const [r, g, b] = colour(i);
+      map.R.push(r); map.G.push(g); map.B.push(b);
+      map.A.push(255); map.I.push(i); map.labels.push(`${s.name} ${i}`);
+    }
+    nv.volumes[2].setColormapLabel(map);
+    showNumbered(s);
+  }
+
+  function showNumbered(s) {
+    state.numbered = s;
+    if (!s) while (nv.volumes.length > 2) nv.removeVolume(nv.volumes[2]);
+    repaint();
+  }
+
+  const result = async (job, file) => (await call(`jobs/${job.job}/files/${encodeURIComponent(file)}`)).arrayBuffer();
+  const millilitres = (ml) => `${ml < 10 ? ml.toFixed(2) : Math.round(ml)} ml`;
 
   const hue = (i) => (i * 137.508 + 20) % 360;
   function colour(i) {
@@ -126,23 +223,30 @@
     for (const s of state.shown) {
       const [r, g, b] = s.colour;
       map.R.push(r); map.G.push(g); map.B.push(b);
-      map.A.push(s.on ? 255 : 0); map.I.push(s.label); map.labels.push(s.name);
+      map.A.push(s.on && s !== state.numbered ? 255 : 0); map.I.push(s.label); map.labels.push(s.name);
     }
     nv.volumes[1].setColormapLabel(map);
+    setOpacities();
     nv.updateGLVolume();
+  }
+
+  function setOpacities() {
+    const opacity = by("opacity").value / 100;
+    if (nv.volumes.length > 1) nv.setOpacity(1, opacity);
+    if (nv.volumes.length > 2) nv.setOpacity(2, state.numbered && state.numbered.on ? opacity : 0);
   }
 
   async function show(job) {
     const name = job.files.find((f) => /\.(nii\.gz|nii|nrrd|mha)$/.test(f));
-    const data = await (await call(`jobs/${job.job}/files/${encodeURIComponent(name)}`)).arrayBuffer();
+    const data = await result(job, name);
     while (nv.volumes.length > 1) nv.removeVolume(nv.volumes[1]);
+    state.numbered = null;
     await nv.loadFromArrayBuffer(data, name);
     state.shown = job.prompts.filter((p) => p.label != null)
-      .map((p, i) => ({ name: p.prompt, label: p.label, ml: p.volume_ml, colour: colour(i), on: true }));
+      .map((p, i) => ({ name: p.prompt, kind: p.class, label: p.label, ml: p.volume_ml, colour: colour(i), on: true }));
     repaint();
-    nv.setOpacity(1, by("opacity").value / 100);
     const rows = state.shown.map((s, i) => {
-      const row = document.createElement("li");
+      const row = s.row = document.createElement("li");
       const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true, id: `s${i}` });
       box.addEventListener("change", () => { s.on = box.checked; repaint(); });
       const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
@@ -150,14 +254,15 @@
       const label = Object.assign(document.createElement("label"), { className: "name", htmlFor: box.id });
       label.textContent = s.name;
       const size = Object.assign(document.createElement("span"), { className: "faint" });
-      size.textContent = `${s.ml < 10 ? s.ml.toFixed(2) : Math.round(s.ml)} ml`;
+      size.textContent = millilitres(s.ml);
       row.append(box, swatch, label, size);
       return row;
     });
     for (const p of job.prompts.filter((q) => q.label == null)) {
       const row = document.createElement("li");
       row.className = "faint";
-      row.textContent = `${p.prompt}: ${p.voxels == null ? p.note || p.status : "not found"}`;
+      const why = p.left_out ? `left out: ${p.left_out}` : p.covered_ml ? "covered by others" : "not found";
+      row.textContent = `${p.prompt}: ${p.voxels == null ? p.note || p.status : why}`;
       rows.push(row);
     }
     if (job.not_looked_for.length) {
@@ -208,19 +313,20 @@
       [/\.(nii\.gz|nii|nrrd|mha)$/, "Download label map"], [/measures\.csv$/, "Download measures (CSV)"],
       [/segmentation\w*\.dcm$/, "Download segmentation (DICOM)"], [/report\.dcm$/, "Download report (DICOM SR)"],
     ];
-    const buttons = [];
+    by("files").replaceChildren();
     for (const [kind, title] of kinds) {
-      for (const file of job.files.filter((f) => kind.test(f))) {
-        const button = Object.assign(document.createElement("button"), { type: "button", textContent: title });
-        button.addEventListener("click", async () => {
-          try {
-            save(file, file === map ? data : await (await call(`jobs/${job.job}/files/${encodeURIComponent(file)}`)).blob());
-          } catch (error) { problem(error); }
-        });
-        buttons.push(button);
-      }
+      for (const file of job.files.filter((f) => kind.test(f))) addFile(job, file, title, file === map ? data : null);
     }
-    by("files").replaceChildren(...buttons);
+  }
+
+  function addFile(job, file, title, data) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: title });
+    button.addEventListener("click", async () => {
+      try {
+        save(file, data || await result(job, file));
+      } catch (error) { problem(error); }
+    });
+    by("files").append(button);
   }
 
   function save(name, content) {
@@ -302,14 +408,15 @@
     (entries.length ? Promise.all(entries.map(within)).then((all) => all.flat()) : Promise.resolve(plain))
       .then(bring).catch(problem);
   });
-  by("opacity").addEventListener("input", () => {
-    if (nv.volumes.length > 1) nv.setOpacity(1, by("opacity").value / 100);
-  });
+  by("opacity").addEventListener("input", setOpacities);
   by("token").addEventListener("change", hello);
 
   async function hello() {
     try {
       const model = await json("model");
+      state.most = 1e6 * model.most_upload_mb;
+      state.inNumbers = new Set(model.classes.filter((c) => c.in_numbers).map((c) => c.name));
+      by("number-line").hidden = !state.inNumbers.size;
       by("model").textContent = `${model.model}: ${model.classes.length} classes, ${model.modalities.join(", ")}`;
       problem();
     } catch (error) { problem(error); }

@@ -20,8 +20,9 @@ import pytest
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
 from satunet.prediction import Predictor
+from satunet.serving.options import ServeOptions
 from tests.images.dicom_files import write_slices
-from tests.prediction.conftest import make_model, write_model
+from tests.prediction.conftest import make_model, model_of, write_model
 from tests.serving.running import running
 from tests.viewing.chromium import Page, find_chromium
 
@@ -141,6 +142,126 @@ def test_a_person_at_the_page(address: str, scan: Path, tmp_path: Path) -> None:
         told = page.run("document.getElementById('problem').textContent")
         assert "/" not in told.replace("/gzip", ""), told
         assert not [p for p in page.problems if "422" not in p]
+
+
+@pytest.mark.slow
+def test_single_lesions_are_numbered_on_the_page_by_keyboard(tmp_path: Path) -> None:
+    """Ticked, asked, opened, gone to and downloaded without a mouse; each lesion has a colour of its own."""
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    image = np.random.default_rng(0).normal(0, 0.01, GRID.shape).astype(np.float32)
+    image[8:18, 10:20, 8:20] += 5
+    image[26:32, 24:32, 28:36] += 5
+    write_volume(tmp_path / "two.nii.gz", image, like=GRID)
+    model = model_of(({"liver": (1,), "liver tumor": (2,)}, "mri"))
+    with running(Predictor(model, device="cpu"), tmp_path / "desk") as address, Page(tmp_path / "profile") as page:
+        page.open_address(address)
+        page.save_downloads_to(tmp_path / "saved")
+        page.choose_file("#file", tmp_path / "two.nii.gz")
+        page.wait_for("!document.getElementById('words').disabled")
+        page.type_into("#words", "liver tumor, liver")
+        to = "document.activeElement.id"
+        _tab_to(page, f"{to} == 'number'")
+        page.press(" ")
+        page.run("document.getElementById('words').focus()")
+        page.press("Enter")
+        page.wait_for("document.getElementById('said').textContent.includes('Numbered in')")
+        rows = page.run("[...document.querySelectorAll('#structures > li')].map((r) => r.textContent).join('|')")
+        assert rows == "liver tumor1.58 ml2, numbered1: 0.38 ml2: 1.20 ml|liver: covered by others", (
+            rows
+        )  # cranial first
+        page.wait_for("viewer.volumes.length == 2")
+        masks = _hues(page)
+        _tab_to(page, "document.activeElement.tagName == 'SUMMARY'")
+        page.press("Enter")
+        page.wait_for("viewer.volumes.length == 3")
+        numbered = _hues(page)
+        own = [157.508, 295.016]  # of the numbers 1 and 2
+        assert all(_near(numbered, hue) > 200 > _near(masks, hue) for hue in own), (masks, numbered)
+        _tab_to(page, "document.activeElement.textContent.startsWith('1:')")
+        assert page.run("document.activeElement.getAttribute('aria-label')") == "Go to liver tumor 1, 0.38 ml"
+        page.press("Enter")
+        where = page.run("[...viewer.frac2mm(viewer.scene.crosshairPos)].slice(0, 3)")
+        np.testing.assert_allclose(where, (28.5, 27.5, 31.5), atol=0.6)
+        _tab_to(page, "document.activeElement.textContent == 'Download numbered liver tumor'")
+        page.press("Enter")
+        deadline = time.monotonic() + 30
+        while not (found := list((tmp_path / "saved").glob("*.nii.gz"))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [f.name for f in found] == ["liver_tumor_instances.nii.gz"]
+        assert np.bincount(read_label_map(found[0]).array.ravel())[1:].tolist() == [384, 1200]
+        page.run("document.querySelector('#structures input').click()")  # what is off is off, numbered or not
+        assert all(_near(_hues(page), hue) == 0 for hue in own)
+        page.run("document.querySelector('summary').focus()")
+        page.press("Enter")
+        page.wait_for("viewer.volumes.length == 2")
+        page.run("document.getElementById('words').value = 'liver'")
+        page.run("document.getElementById('words').focus()")
+        page.press("Enter")
+        page.wait_for("document.getElementById('said').textContent.includes('Nothing was found of which there may be')")
+        assert not page.problems, page.problems
+
+
+def _tab_to(page: Page, there: str) -> None:
+    """Press Tab until the focus is where it should be."""
+    for _ in range(20):
+        page.press("Tab")
+        if page.run(there):
+            return
+    raise AssertionError(f"Tab does not lead to where {there}")
+
+
+def _hues(page: Page) -> np.ndarray[Any, Any]:
+    """Hues in degrees of the coloured pixels of the scan, once it is painted."""
+    seen = None
+    for _ in range(20):  # the panes are painted one after the other
+        before, seen = seen, page.picture()[:, 330:].reshape(-1, 3) / 255
+        if before is not None and np.array_equal(before, seen):
+            break
+        time.sleep(0.3)
+    assert seen is not None
+    most, least = seen.max(axis=1), seen.min(axis=1)
+    coloured = seen[most - least > 0.25]
+    r, g, b = coloured.T
+    return np.asarray(np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)) % 360)
+
+
+def _near(hues: np.ndarray[Any, Any], hue: float) -> int:
+    return int((np.abs((hues - hue + 180) % 360 - 180) < 12).sum())
+
+
+@pytest.mark.slow
+def test_what_is_too_large_is_not_uploaded(scan: Path, tmp_path: Path) -> None:
+    """The page asks the server for its limit, and tells before it reads or sends anything; the scan before stays."""
+    if find_chromium() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    small = Grid(shape=(12, 12, 12), affine=np.eye(4))
+    write_volume(tmp_path / "small.nii.gz", np.indices(small.shape)[0].astype(np.float32), like=small)
+    write_slices(tmp_path / "series", np.zeros((300, 300, 3), np.uint16), modality="MR")
+    options = ServeOptions(most_upload_mb=0.1)
+    predictor = Predictor(make_model(), device="cpu")
+    with running(predictor, tmp_path / "desk", options) as address, Page(tmp_path / "profile") as page:
+        page.open_address(address)
+        page.run(
+            "window.sent = 0; window.old = fetch; window.fetch = (...a) => { sent += a[1]?.method === 'POST'; return old(...a); }; 0"
+        )
+        page.choose_file("#file", tmp_path / "small.nii.gz")
+        page.wait_for("!document.getElementById('words').disabled")
+        assert page.run("sent") == 1
+        for chosen, told in (
+            (scan, f"block.nii.gz: {scan.stat().st_size / 1e6:.3f}"),
+            (tmp_path / "series", "3 files: 0.5"),
+        ):
+            page.drop("#drop", chosen)
+            page.wait_for("document.getElementById('problem').textContent.length > 5")
+            said = page.run("document.getElementById('problem').textContent")
+            assert said.startswith(told) and said.endswith("this server takes at most 0.1 MB; nothing was uploaded"), (
+                said
+            )
+            page.run("document.getElementById('problem').textContent = ''")
+        assert page.run("sent") == 1
+        assert page.run("document.getElementById('scan').textContent").startswith("small.nii.gz: 12 × 12 × 12")
+        assert not page.run("document.getElementById('words').disabled") and not page.problems
 
 
 @pytest.mark.slow

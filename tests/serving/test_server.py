@@ -407,7 +407,9 @@ def test_suggestions_and_meaning(client: TestClient) -> None:
     answer = client.get("/prompts", params={"q": "bright left"}).json()
     assert answer["meaning"][0]["class"] == "left bright" and answer["suggestions"] == ["left bright"]
     assert client.get("/prompts", params={"q": ""}).status_code == 422
-    assert {c["name"] for c in client.get("/model").json()["classes"]} == {"bright", "left bright", "right bright"}
+    told = client.get("/model").json()
+    assert {c["name"] for c in told["classes"]} == {"bright", "left bright", "right bright"}
+    assert not any(c["in_numbers"] for c in told["classes"]) and told["most_upload_mb"] == 1024
 
 
 def test_metrics_and_description(client: TestClient, scan: bytes) -> None:
