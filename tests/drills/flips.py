@@ -1,6 +1,7 @@
 """A bit flipped in every kind of file that satunet writes: whoever reads it says so, and names the file.
 
     python -m tests.drills.flips --flips 2000 --repairs 20 --record
+    python -m tests.drills.flips --every "mask, manifest" "model, model.json" --record     # each bit of these, once
 
 What is read after a flip is what was written (the bit was padding, or how JSON is laid out), an error that names the file, or
 something else: that is a miss, but for the files that carry no digest because people edit them. Then files of a store and of a
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,37 @@ def drill(flips: int, repairs: int, seed: int = 0, world: Path | None = None) ->
         seed: Of the draw.
         world: An example (:func:`tests.drills.stages.make_world`), which is damaged; one is made if not given.
     """
+    with _example(world) as example:
+        return try_all([*CHILD, str(example), str(seed), str(flips), ""], flips + repairs, Figures(good=GOOD))
+
+
+def every_bit(kinds: Sequence[str], world: Path | None = None) -> Figures:
+    """Flip each bit of small files, one at a time.
+
+    Args:
+        kinds: Kinds of files, of those of :func:`written`.
+        world: As for :func:`drill`.
+    """
+    with _example(world) as example:
+        set_environment(example)
+        bits = sum(8 * each.file.stat().st_size for each in _of_kinds(written(example), kinds))
+        return try_all([*CHILD, str(example), "0", str(bits), ";".join(kinds)], bits, Figures(good=GOOD))
+
+
+@contextlib.contextmanager
+def _example(world: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         if world is None:
             world = Path(scratch) / "run"
             subprocess.run([sys.executable, "-m", "tests.drills.stages", str(world)], check=True, capture_output=True)
-        return try_all([*CHILD, str(world), str(seed), str(flips)], flips + repairs, Figures(good=GOOD))
+        yield world
+
+
+def _of_kinds(known: list[Written], kinds: Sequence[str]) -> list[Written]:
+    named = {each.kind: each for each in known}
+    if other := [kind for kind in kinds if kind not in named]:
+        raise SystemExit(f"{other[0]!r} is no kind of file; allowed are {', '.join(map(repr, named))}")
+    return [named[kind] for kind in kinds]
 
 
 def written(work: Path) -> list[Written]:
@@ -217,9 +244,12 @@ def _named(read: Callable[[Path], Any], file: Path) -> Any:
     return content
 
 
-def _child(world: Path, seed: int, flips: int, first: int, end: int) -> None:
+def _child(world: Path, seed: int, flips: int, every: str, first: int, end: int) -> None:
     set_environment(world)
     known = written(world)
+    if every:  # one after the other, not drawn
+        known = _of_kinds(known, every.split(";"))
+        places = [(each, bit) for each in known for bit in range(8 * each.file.stat().st_size)]
     sound = {each.file: each.file.read_bytes() for each in known}
     said = {each.kind: repr(each.read()) for each in known}
     if first < flips:
@@ -230,15 +260,15 @@ def _child(world: Path, seed: int, flips: int, first: int, end: int) -> None:
         if n >= flips:
             _repair(n, world, rng)
             continue
-        each = known[n % len(known)]
-        way = _flip(each.file, rng)
+        each, bit = places[n] if every else (known[n % len(known)], None)
+        way = _flip(each.file, rng, bit)
         say(n, each.kind, way, functools.partial(_outcome, each, said[each.kind]))
         each.file.write_bytes(sound[each.file])
 
 
-def _flip(file: Path, rng: random.Random) -> str:
+def _flip(file: Path, rng: random.Random, place: int | None = None) -> str:
     content = bytearray(file.read_bytes())
-    at, bit = rng.randrange(len(content)), rng.randrange(8)
+    at, bit = divmod(place, 8) if place is not None else (rng.randrange(len(content)), rng.randrange(8))
     content[at] ^= 1 << bit
     file.write_bytes(content)
     return f"bit {bit} of byte {at}"
@@ -295,27 +325,26 @@ def _said(file: Path) -> Any:
 def main() -> int:
     """Run the drill from the command line."""
     if sys.argv[1:2] == ["--child"]:
-        _child(Path(sys.argv[2]), *map(int, sys.argv[3:7]))
+        _child(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], int(sys.argv[6]), int(sys.argv[7]))
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--flips", type=int, default=600)
     parser.add_argument("--repairs", type=int, default=8)
+    parser.add_argument("--every", nargs="+", metavar="KIND", help="instead, every bit of files of these kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--world", type=Path, help="an example that was made before, which is damaged")
     parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/results/drills.txt")
     options = parser.parse_args()
     begin = time.monotonic()
-    figures = drill(options.flips, options.repairs, options.seed, options.world)
+    if options.every:
+        figures = every_bit(options.every, options.world)
+        title, what = "Every bit of small files", f"{sum(figures.counts.values())} flips"
+    else:
+        figures = drill(options.flips, options.repairs, options.seed, options.world)
+        title, what = "Flipped bits", f"{options.flips} flips and {options.repairs} repairs, seed {options.seed}"
     for n, what in sorted(figures.bad.items())[:100]:
         print(f"  flip {n}: {what}")
-    title = "Flipped bits" if options.record else None
-    return finish(
-        f"{options.flips} flips and {options.repairs} repairs, seed {options.seed}",
-        begin,
-        figures.lines(),
-        bad=bool(figures.bad),
-        title=title,
-    )
+    return finish(what, begin, figures.lines(), bad=bool(figures.bad), title=title if options.record else None)
 
 
 if __name__ == "__main__":
