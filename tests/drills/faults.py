@@ -106,6 +106,7 @@ def drill(
         put(run, work / "end")
         if stage.name in names:
             figures.events[stage.name] = len(lines)
+            print(f"{stage.name}: {len(lines)} events", flush=True)
             chance = random.Random(f"{seed}-{stage.name}")
             for fault in faults:
                 chosen = (
@@ -122,6 +123,8 @@ def drill(
                         figures.bad.append(f"{stage.name}, {fault} at {where}: {problem}")
                         print(figures.bad[-1], flush=True)
         put(work / "end", run)
+        if stage.name == max(names, key=STAGES.index):
+            break
     return figures
 
 
