@@ -70,6 +70,15 @@ COMMANDS = {
 fifth of the time that all modules would take."""
 
 
+_PLACES = {
+    "input": "scans go after -i",
+    "datasets": "datasets go after -d",
+    "dataset": "the dataset goes after -d",
+    "prompts": "what to look for goes after -p",
+}
+"""Field of a command → where people may have meant a value to go."""
+
+
 def parse(arguments: Sequence[str] | None = None) -> Command:
     """Turn arguments into a command; exits with code 2 and a message if they are wrong."""
     import tyro
@@ -81,17 +90,33 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
         kind = _command(given.pop(0))
     else:
         prog, kind = "satunet", _every_command()
-    command: Command = tyro.cli(
-        kind,
-        prog=prog,
-        args=given,
-        description="Text-prompted 3D medical segmentation that configures itself like nnU-Net."
+    how: dict[str, Any] = {
+        "prog": prog,
+        "args": given or (["--help"] if prog == "satunet" else []),
+        "description": "Text-prompted 3D medical segmentation that configures itself like nnU-Net."
         if prog == "satunet"
         else None,
-        use_underscores=True,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-    )
+        "use_underscores": True,
+        "config": (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    }
+    command: Command
+    command, unknown = tyro.cli(kind, return_unknown_args=True, **how)
+    if any(value.startswith("-") for value in unknown):
+        tyro.cli(kind, **how)  # ends the process, and suggests options with a similar name
+    if unknown:
+        _refuse_loose_values(prog, unknown, command)
     return command
+
+
+def _refuse_loose_values(prog: str, values: Sequence[str], command: Command) -> None:
+    """Exit with code 2, and say where values belong that follow no option."""
+    places = [where for name, where in _PLACES.items() if hasattr(command, name)]
+    shown = " ".join(f'"{value}"' if " " in value else value for value in values)
+    sys.stderr.write(
+        f"{prog}: {shown} follow{'s' if len(values) == 1 else ''} no option; "
+        f"{', '.join(places)}{'. ' if places else ''}{prog} --help shows all options\n"
+    )
+    raise SystemExit(2)
 
 
 def _command(name: str) -> Any:

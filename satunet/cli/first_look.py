@@ -24,7 +24,8 @@ _ROWS_SHOWN = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """Look at a scan: what it is, every structure that the model knows there, a picture, and a page for a browser.
+    """Look at a scan: what it is, every structure that the model knows there (or those that are asked for), a picture, and a
+    page for a browser.
 
     If no scan is given, it looks at a brain that a package ships.
     """
@@ -32,6 +33,14 @@ class Try:
     scan: Annotated[
         Positional[Path | None], arg(metavar="SCAN", help="A scan (NIfTI, NRRD, MHA, MHD) or a folder of DICOM series.")
     ] = None
+    prompts: Annotated[
+        tuple[str, ...],
+        arg(
+            aliases=["-p"],
+            metavar="TEXT",
+            help='What to look for, such as "left kidney"; everything that the model knows there if not given.',
+        ),
+    ] = ()
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for the results.")] = Path("satunet_try")
     model: Annotated[
         tuple[Path, ...],
@@ -106,15 +115,15 @@ class Try:
         looks, failed = [], 0
         for scan in scans:
             try:
-                one = FirstLook.of(scan, _read(scan, models), vocabulary, options)
+                one = FirstLook.of(scan, _read(scan, models), vocabulary, options, self.prompts or None)
             except SatunetError as error:
                 logging.getLogger(__name__).error("%s", error)
                 failed += 1
                 continue
             for key, value in one.facts.items():
                 sys.stdout.write(f"{key:9} {value}\n")
-            count = len(one.job.matches or ())
-            sys.stdout.write(f"{'asked for':9} {count} classes that {self.model[0]} knows in {one.job.modality}\n")
+            asked = f"{len(one.job.matches or ())} classes that {self.model[0]} knows in {one.job.modality}"
+            sys.stdout.write(f"{'asked for':9} {', '.join(self.prompts) or asked}\n")
             if one.job.not_looked_for:
                 sys.stdout.write(f"{'left out':9} {told(one.job.not_looked_for)}\n")
             sys.stdout.flush()

@@ -41,7 +41,14 @@ class FirstLook:
     facts: Mapping[str, str]
 
     @classmethod
-    def of(cls, scan: Scan, image: Image, vocabulary: Vocabulary, options: PredictOptions) -> FirstLook:
+    def of(
+        cls,
+        scan: Scan,
+        image: Image,
+        vocabulary: Vocabulary,
+        options: PredictOptions,
+        prompts: Sequence[str] | None = None,
+    ) -> FirstLook:
         """Decide which classes to segment.
 
         Args:
@@ -49,12 +56,15 @@ class FirstLook:
             image: Image of the scan.
             vocabulary: Vocabulary of the model.
             options: Options of the user; a modality in them is used.
+            prompts: What to look for; if it is not given, all classes that are worth looking for.
 
         Raises:
             PromptError: The model knows no class in the scan's modality.
         """
-        (job,) = resolve([scan], None, vocabulary, options)
+        (job,) = resolve([scan], prompts, vocabulary, options)
         job = job.settled(vocabulary, image)
+        if prompts is not None:
+            return cls(job=job, facts=facts_of(job, image))
         names = [m.class_name for m in job.matches or () if m.class_name is not None and m.status == "known"]
         kept = without_wholes(names, vocabulary.space)
         matches = tuple(m for m in job.matches or () if m.class_name in kept)

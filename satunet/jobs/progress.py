@@ -22,6 +22,9 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+_FIRST_LINE_SECONDS = 60.0
+"""Without a terminal, time until the first line on a job's progress."""
+_MOST_SECONDS_BETWEEN_LINES = 900.0
 _NEVER_BROKEN = 100_000
 """Columns of a console that is not a terminal."""
 
@@ -91,7 +94,7 @@ def prints_to_log(log: logging.Logger, source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A progress bar with rate and time left.
+    """A progress bar with rate and time left; without a terminal, a line in the log now and then, and one at the end.
 
     Yields:
         A function ``advance(steps=1, note="")``; ``note`` is shown behind the bar (a loss, a scan's name).
@@ -117,7 +120,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., 
         TextColumn("{task.fields[note]}"),
     )
     console = _console()
-    done = 0
+    done, told = 0, _Told(description, total, started)
     with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bars:
         task = bars.add_task(description, total=total, rate="", note="")
 
@@ -127,14 +130,49 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., 
             seconds = max(time.monotonic() - started, 1e-9)
             rate = f"{done / seconds:.1f}/s" if done > seconds else f"{seconds / max(done, 1):.1f} s each"
             bars.update(task, advance=steps, rate=rate, note=note)
+            if not console.is_terminal:
+                told.now_and_then(done, note)
 
         yield advance
     if not console.is_terminal:
         logger.info("%s: %d done in %.1f s", description, done, time.monotonic() - started)
 
 
+@dataclass
+class _Told:
+    """Lines on a job's progress for a log: the first after a minute, then at growing intervals."""
+
+    description: str
+    total: int | None
+    started: float
+    interval: float = _FIRST_LINE_SECONDS
+
+    def __post_init__(self) -> None:
+        self._last = self.started
+
+    def now_and_then(self, done: int, note: str) -> None:
+        """Log how much is done, if it is time."""
+        now = time.monotonic()
+        if now - self._last < self.interval:
+            return
+        self._last, self.interval = now, min(2 * self.interval, _MOST_SECONDS_BETWEEN_LINES)
+        passed = now - self.started
+        count = f"{done} of {self.total}" if self.total is not None else str(done)
+        left = f", about {_spoken(passed * (self.total - done) / done)} left" if self.total and done > 0 else ""
+        logger.info(
+            "%s: %s done in %s%s%s", self.description, count, _spoken(passed), left, f" ({note})" if note else ""
+        )
+
+
+def _spoken(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Go through ``iterable`` under a progress bar; without a terminal, one log line at the end."""
+    """Go through ``iterable`` under a progress bar; see :func:`progress_bar`."""
     if total is None and isinstance(iterable, Collection):
         total = len(iterable)
     with progress_bar(description, total) as advance:

@@ -30,6 +30,7 @@ from satunet.jobs.records import to_plain
 from satunet.prediction.door.inputs import Scan, collect_scans
 from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.door.limits import require_memory, require_writable
+from satunet.prediction.door.modality import INTENSITIES
 from satunet.prediction.door.worthwhile import told
 from satunet.prediction.masks.found import Found, PreparedScan, Weighed
 from satunet.prediction.options import PredictOptions
@@ -254,9 +255,9 @@ class FolderRun:
     def result_of(self, prepared: Prepared) -> ScanResult:
         """The writer of a scan's results."""
         job, options = prepared.job, self.predictor.options
-        logger.info(
-            "%s: taken as %s (%s), %d prompts", job.name, job.modality, job.modality_from, len(job.matches or ())
-        )
+        how = job.modality_from
+        how = f"a guess from its {how}; --modality decides" if how == INTENSITIES else how
+        logger.info("%s: taken as %s (%s), %d prompts", job.name, job.modality, how, len(job.matches or ()))
         if job.not_looked_for:
             logger.info("%s: %s", job.name, told(job.not_looked_for))
         guesses = [m.class_name for m in job.matches or () if m.note.endswith("is a guess")]

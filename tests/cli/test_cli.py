@@ -73,7 +73,7 @@ OPTIONS = {
         "--model", "-m", "--output", "-o", "--fold", "-f", "--checkpoint", "-chk", "--name", "--licence", "--verbose",
     },
     "view": {"--output", "-o", "--modality", "--megavoxels", "--open", "--verbose"},
-    "try": {"--output", "-o", "--model", "-m", "--modality", "--open", "--device", "-device", "--verbose"},
+    "try": {"--prompts", "-p", "--output", "-o", "--model", "-m", "--modality", "--open", "--device", "-device", "--verbose"},
     "info": {"--classes", "--verify", "--json", "--verbose"},
     "knowledge build": {
         "--output", "-o", "--ontologies", "--obo", "--umls", "--tables", "--dataset", "-d", "--licence", "--lenient",
@@ -145,6 +145,30 @@ def test_a_mistyped_option_gets_the_nearest(capfd: pytest.CaptureFixture[str]) -
     assert ended.value.code == 2
     out = capfd.readouterr()
     assert "--modality" in out.err + out.out
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (["try", "a.nii.gz", "liver", "left kidney"], 'liver "left kidney" follow no option; what to look for goes after -p.'),
+        (["train", "900"], "satunet train: 900 follows no option; the dataset goes after -d."),
+        (["predict", "a.nii.gz", "-o", "x"], "a.nii.gz follows no option; scans go after -i, what to look for goes after -p."),
+        (["doctor", "x"], "satunet doctor: x follows no option; satunet doctor --help shows all options"),
+    ],
+)  # fmt: skip
+def test_a_value_without_an_option_is_told_its_place(call, told, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(call)
+    assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert told in said and len(said.splitlines()) == 1
+
+
+def test_the_name_alone_shows_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run([])
+    assert ended.value.code == 0
+    assert "Look at a scan" in capfd.readouterr().out
 
 
 def test_a_missing_model_says_what_a_model_is_and_which_are_here(

@@ -111,6 +111,16 @@ def test_what_is_in_a_scan_is_said(tmp_path: Path) -> None:
     assert {m.class_name for m in one.job.matches or ()} <= known
 
 
+def test_a_look_for_words(tmp_path: Path) -> None:
+    """A stranger has a scan and a word; wholes and unknown words stay, since they were asked for."""
+    grid = Grid(shape=(40, 50, 20), affine=np.eye(4))
+    image = Image(array=np.full(grid.shape, -1000, np.int16), grid=grid)
+    scan, vocabulary = Scan(path=tmp_path / "x.nii.gz", name="x"), Vocabulary.of([ModelDescription.read("starter")])
+    one = FirstLook.of(scan, image, vocabulary, PredictOptions(), ["lung", "left lung", "right lung", "coffee cup"])
+    assert [m.class_name for m in one.job.matches or ()] == ["lung", "left lung", "right lung", None]
+    assert one.job.requested == ("lung", "left lung", "right lung", "coffee cup")
+
+
 def test_a_scan_that_is_not_there_or_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert run(["try", str(tmp_path / "none.nii.gz"), "-o", out]) == 1

@@ -12,9 +12,31 @@ import pytest
 from safetensors.numpy import save_file
 
 from satunet.errors import DiskFullError, MissingFileError, ScanError
-from satunet.jobs import leftovers
+from satunet.jobs import leftovers, progress
 from satunet.jobs.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json, write_text
-from satunet.jobs.progress import JobSummary, prints_to_log, run_parallel
+from satunet.jobs.progress import JobSummary, prints_to_log, progress_bar, run_parallel
+
+
+def test_without_a_terminal_the_log_tells_now_and_then_how_far_a_job_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One night of predictions with its output in a file: some lines, the first soon, not one per scan."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "satunet"), progress_bar("Predicting", 1000) as advance:
+        for number in range(1000):
+            now[0] += 20
+            advance(0, f"scan {number}: 1/2 windows")
+            now[0] += 16
+            advance(note=f"scan {number}")
+    lines = [r.getMessage() for r in caplog.records]
+    assert lines[0] == "Predicting: 2 of 1000 done in 72 s, about 10.0 h left (scan 1)"
+    assert 36 * 1000 / 900 < len(lines) < 36 * 1000 / 900 + 8
+    assert lines[-1] == "Predicting: 1000 done in 36000.0 s"
+    with caplog.at_level(logging.INFO, "satunet"), progress_bar("Reading", None) as advance:
+        now[0] += 200
+        advance()
+    assert caplog.records[-2].getMessage() == "Reading: 1 done in 3 min"
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

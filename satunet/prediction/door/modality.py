@@ -22,6 +22,8 @@ _WORDS = {
     "mri": {"mr", "mri", "t1w", "t1ce", "t1gd", "t2w", "t2star", "flair", "adc", "dwi", "swi", "mprage", "bssfp", "lge"},
 }  # fmt: skip
 _AIR_HU = -500
+INTENSITIES = "intensities"
+"""Source of a modality that nothing but the voxels' values tells: a guess."""
 
 
 def modality_in_name(path: Path) -> str | None:
@@ -43,8 +45,8 @@ def modality_of(image: Image, known: Sequence[str]) -> tuple[str, str]:
     if len(known) == 1:
         return known[0], "the model knows no other"
     if "ct" in known and looks_like_ct(image.array):
-        return "ct", "intensities"
-    return "mri" if "mri" in known else known[0], "intensities"
+        return "ct", INTENSITIES
+    return "mri" if "mri" in known else known[0], INTENSITIES
 
 
 def looks_like_ct(array: NDArray[Any]) -> bool:
