@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.results import BenchmarkTables, DatasetResults
-from satunet.evaluation.benchmark.statistics import share_interval, student_interval, swap_p, wilcoxon_p
+from satunet.evaluation.benchmark.statistics import difference_interval, share_interval, swap_p, wilcoxon_p
 from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.labels.scored import ScoredClass
 
@@ -36,38 +36,84 @@ def main() -> None:
     single_means(5 * repeats)
     swapped_patients(5 * repeats)
     totals(repeats)
+    failing_totals(repeats)
     other_datasets(repeats)
+
+
+class _Held:
+    """Intervals of one kind: how many hold the truth, and how far they reach from the estimate."""
+
+    def __init__(self, truth: float) -> None:
+        self.counted = 0
+        self._truth, self._right = truth, 0
+        self._reach = np.zeros(2)
+
+    def add(self, estimate: float, interval: tuple[float, float]) -> None:
+        """Count an interval; one that is not there does not count."""
+        low, high = interval
+        if math.isnan(low):
+            return
+        self.counted += 1
+        self._right += low <= self._truth <= high
+        self._reach += (estimate - low, high - estimate)
+
+    @property
+    def held(self) -> str:
+        """Share of the intervals that hold the truth, in %, for a column."""
+        return f"{100 * self._right / self.counted:8.1f}" if self.counted else f"{'-':>8}"
+
+    @property
+    def reach(self) -> str:
+        """Mean distances of both ends from the estimate, for two columns."""
+        return "".join(f"{d / self.counted:8.3f}" if self.counted else f"{'-':>8}" for d in self._reach)
+
+
+def _failing(rate: float) -> Draw:
+    """Scores about 0.90, and 0 in a share of the patients."""
+    return lambda rng, n: np.where(rng.random(n) < rate, 0.0, rng.beta(45, 5, n))
 
 
 def single_means(repeats: int) -> None:
     """Intervals of one mean over the patients of one dataset."""
-    worlds: dict[str, tuple[Draw, float]] = {
+    scores: dict[str, tuple[Draw, float]] = {
         "DSC about 0.90, skewed": (lambda rng, n: rng.beta(9, 1, n), 0.9),
         "DSC about 0.50, all sizes": (lambda rng, n: rng.beta(1, 1, n), 0.5),
-        "DSC about 0.81, 10 % failures": (lambda rng, n: np.where(rng.random(n) < 0.1, 0.0, rng.beta(45, 5, n)), 0.81),
+        "DSC about 0.63, 30 % failures": (_failing(0.3), 0.63),
+        "DSC about 0.81, 10 % failures": (_failing(0.1), 0.81),
+        "DSC about 0.855, 5 % failures": (_failing(0.05), 0.855),
+    }
+    differences: dict[str, tuple[Draw, float]] = {
         "difference, symmetric": (lambda rng, n: rng.beta(9, 1, n) - rng.beta(9, 1, n), 0.0),
         "difference, one-sided": (lambda rng, n: 0.05 * (rng.exponential(1, n) - 1), 0.0),
+        "difference, either fails in 10 %": (lambda rng, n: _failing(0.1)(rng, n) - _failing(0.1)(rng, n), 0.0),
+        "difference, one fails in 10 %": (lambda rng, n: rng.beta(45, 5, n) - _failing(0.1)(rng, n), 0.09),
     }
-    print("95 % intervals of a mean over patients: how often they hold it, in %\n")
-    print(f"{'what is averaged':32}{'patients':>9}{'ours':>8}{'bootstrap':>11}{'no interval':>13}")
-    for name, (draw, truth) in worlds.items():
-        for n in (3, 5, 10, 20, 50):
+    print("95 % intervals of a mean over patients: how often they hold it, in %, and how far they reach\n")
+    print(f"{'what is averaged':34}{'patients':>9}{'ours':>8}{'no interval':>13}{'below':>8}{'above':>8}"
+          f"{'bootstrap':>11}{'below':>8}{'above':>8}")  # fmt: skip
+    for name, (draw, truth) in (scores | differences).items():
+        for n in (3, 5, 6, 10, 20, 36, 50):
             rng = np.random.default_rng([n, len(name)])
-            held = counted = held_too = 0
+            ours, usual = _Held(truth), _Held(truth)
             for _ in range(repeats):
                 values = draw(rng, n)
                 mean = float(values.mean())
-                pulls = (values - mean) / n * math.sqrt(n / (n - 1))
-                low, high = (share_interval if truth else student_interval)(mean, [pulls])
-                if not math.isnan(low):
-                    counted += 1
-                    held += low <= truth <= high
+                pulls = [(values - mean) / n * math.sqrt(n / (n - 1))]
+                if name in scores:
+                    ours.add(mean, share_interval(mean, pulls, [(mean, 1.0)]))
+                else:
+                    ours.add(mean, difference_interval(mean, pulls))
                 picks = rng.multinomial(n, [1 / n] * n, size=_BOOTSTRAP) @ values / n
                 low, high = np.percentile(picks, (2.5, 97.5))
-                held_too += low <= truth <= high
-            none = 100 * (1 - counted / repeats)
-            print(f"{name:32}{n:9}{100 * held / max(1, counted):8.1f}{100 * held_too / repeats:11.1f}{none:13.1f}")
-    print()
+                usual.add(mean, (float(low), float(high)))
+            print(
+                f"{name:34}{n:9}{ours.held}{100 * (1 - ours.counted / repeats):13.1f}{ours.reach}"
+                f"{usual.held:>11}{usual.reach}"
+            )
+    print(
+        "\nAn interval of a difference takes no account of patients unlike all that were drawn: with n patients, up to"
+    )
+    print("3 / n of all may fail though none of these did. An interval of a score does.\n")
 
 
 def swapped_patients(repeats: int) -> None:
@@ -119,6 +165,28 @@ def totals(repeats: int) -> None:
     print(
         "\nshared: correlation of the classes of one patient. interval, bootstrap: how often 95 % intervals hold 0.\n"
     )
+
+
+def failing_totals(repeats: int) -> None:
+    """The total of one competitor's scores over datasets, where some patients fail in all their classes."""
+    print("The total of scores over datasets where patients fail in all classes: 95 % intervals\n")
+    print(f"{'datasets × patients × classes':32}{'failures':>10}{'ours':>8}{'below':>8}{'above':>8}{'bootstrap':>11}{'below':>8}"
+          f"{'above':>8}")  # fmt: skip
+    for datasets, patients, classes in ((3, 4, 8), (3, (3, 6, 20), 8), (10, 10, 3), (30, 3, 2)):
+        for rate in (0.0, 0.05, 0.1):
+            rng = np.random.default_rng([datasets, classes, int(100 * rate)])
+            ours, usual = _Held(0.9 * (1 - rate)), _Held(0.9 * (1 - rate))
+            for _ in range(repeats):
+                numbers = patients if isinstance(patients, tuple) else (patients,) * datasets
+                scores = [np.where(rng.random((n, 1)) < rate, 0.0, rng.beta(45, 5, (n, classes))) for n in numbers]
+                results = {f"D{d}": DatasetResults(evaluations={"A": _evaluation(d, v)}) for d, v in enumerate(scores)}
+                total = compare(results).totals[0]
+                mean = total.scores["A"]["dsc"]
+                ours.add(mean, total.intervals["A"]["dsc"])
+                usual.add(mean, _bootstrap(scores, rng))
+            name = f"{datasets} × {patients} × {classes}"
+            print(f"{name:32}{f'{100 * rate:.0f} %':>10}{ours.held}{ours.reach}{usual.held:>11}{usual.reach}")
+    print()
 
 
 def other_datasets(repeats: int) -> None:

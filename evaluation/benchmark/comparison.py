@@ -45,9 +45,9 @@ from satunet.evaluation.benchmark.statistics import (
     Interval,
     Uneven,
     adjust,
+    difference_interval,
     jackknife_interval,
     share_interval,
-    student_interval,
     swap_p,
     wilcoxon_p,
 )
@@ -235,29 +235,33 @@ class _Comparer:
     def _interval(self, shared: Sequence[ClassRow], competitor: str, metric: str) -> Interval:
         """Interval of the macro mean over rows."""
         estimate = _macro_mean(shared, competitor, metric)
-        pulls = self._pulls(shared, lambda scores, name: scores.pulls(competitor, metric, name))
-        return NO_INTERVAL if pulls is None else share_interval(estimate, pulls)
+        strata = self._by_stratum(shared, lambda scores, name: scores.pulls(competitor, metric, name))
+        parts = [
+            (math.fsum(w * row.scores[competitor][metric] for row, w in s.rows), math.fsum(w for _, w in s.rows))
+            for s in strata
+        ]
+        return share_interval(estimate, [s.pulls for s in strata], parts)
 
     def _difference_interval(self, shared: Sequence[ClassRow], pair: _Pair, difference: float) -> Interval:
         def pulls_apart(scores: PatientScores, name: str) -> NDArray[np.float64] | None:
             first, second = (scores.pulls(c, pair.metric, name) for c in (pair.first, pair.second))
             return None if first is None or second is None else first - second
 
-        pulls = self._pulls(shared, pulls_apart)
-        return NO_INTERVAL if pulls is None else student_interval(difference, pulls)
+        return difference_interval(difference, [s.pulls for s in self._by_stratum(shared, pulls_apart)])
 
-    def _pulls(
+    def _by_stratum(
         self,
         shared: Sequence[ClassRow],
         of_class: Callable[[PatientScores, str], NDArray[np.float64] | None],
-    ) -> list[NDArray[np.float64]] | None:
-        """For each stratum, the influence of each patient on a macro mean; ``None`` if too little is known.
+    ) -> list[_Stratum]:
+        """Influence of each patient on a macro mean, stratum by stratum; nothing if too little is known.
 
         A dataset is a stratum; datasets that share a patient are one stratum. If only one patient has a class, its
         variance cannot be seen and is assumed to be like that of the others.
         """
         strata = _strata({d: self.patients[d].patients for d in dict.fromkeys(r.dataset for r in shared)})
         pulls_of: dict[str, dict[str, float]] = {}  # stratum → patient → pull
+        rows_of: dict[str, list[tuple[ClassRow, float]]] = {}
         known = 0.0
         for row, weight in zip(shared, _weights(shared), strict=True):
             scores = self.patients[row.dataset]
@@ -266,10 +270,18 @@ class _Comparer:
             for i in np.flatnonzero(scores.having(row.class_name)):
                 patient = scores.patients[i]
                 stratum[patient] = stratum.get(patient, 0.0) + (0.0 if pulls is None else weight * float(pulls[i]))
-            known += 0.0 if pulls is None else weight
+            if pulls is not None:
+                rows_of.setdefault(strata[row.dataset], []).append((row, weight))
+                known += weight
         if known < 1 - _MOST_UNKNOWN:
-            return None
-        return [np.array(list(stratum.values())) / known for stratum in pulls_of.values()]
+            return []
+        return [
+            _Stratum(
+                pulls=np.array(list(pulls.values())) / known,
+                rows=tuple((row, weight / known) for row, weight in rows_of.get(name, [])),
+            )
+            for name, pulls in pulls_of.items()
+        ]
 
     # comparisons -----------------------------------------------------------------------------------------------------
 
@@ -378,6 +390,19 @@ class _Comparer:
             by_class.append(difference)
         means = [mean_of(values) for values in np.array(by_class).T]
         return [m for m in means if not math.isnan(m)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stratum:
+    """Datasets whose patients were drawn together.
+
+    Attributes:
+        pulls: (patients,) influence of each patient on a mean.
+        rows: Rows of which the variance is known, each with its weight in the mean.
+    """
+
+    pulls: NDArray[np.float64]
+    rows: tuple[tuple[ClassRow, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,14 @@
 Patients were drawn at random, while the classes, scans and folds of one patient depend on each other. So the patient
 is the unit of everything here:
 
-- Intervals are Student's (for a mean between 0 and 1, on the logit scale) with Satterthwaite's degrees of freedom. The
-  variance of an estimate comes from the influence of each patient on it, dataset by dataset: the linearised variance of
-  clustered samples. Percentiles of a bootstrap are too narrow with few patients: with three, an interval meant to cover
-  95 % covers 75 %.
+- Intervals of differences are Student's with Satterthwaite's degrees of freedom. The variance of an estimate comes from
+  the influence of each patient on it, dataset by dataset: the linearised variance of clustered samples. Percentiles of a
+  bootstrap are too narrow with few patients: with three, an interval meant to cover 95 % covers 75 %.
+- Intervals of scores leave room for a patient who was not drawn. Ten patients in whom a network works say little of
+  one in ten in whom it fails, and the variance among the ten says nothing of it. Scores are between 0 and 1, so that
+  what such a patient can do is bounded: the interval is that of Gaffke (2005), which is a Bayesian bootstrap with one
+  more patient of score 0 for its lower end, and of score 1 for its upper end; with Student's interval on the logit
+  scale where that is wider.
 - Tests are permutation tests that swap the two competitors patient by patient, in all classes of all datasets of a
   patient at once; they are exact where all swaps can be listed. Fewer than six patients cannot reach 5 %, so they have
   no p-value.
@@ -28,7 +32,8 @@ from numpy.typing import NDArray
 Correction = Literal["holm", "bh", "none"]
 
 FEWEST_PATIENTS = 6
-"""Smallest number of units for a test: fewer can be swapped in too few ways for a p-value of 5 %."""
+"""Smallest number of units for a test, and for the interval of a difference: fewer can be swapped in too few ways for a
+p-value of 5 %."""
 FEWEST_FOR_INTERVALS = 3
 """Smallest number of patients of every dataset for an interval."""
 LEVEL = 0.95
@@ -40,6 +45,9 @@ _CHUNK = 1000
 _SEED = 20240817
 _EQUAL = 1e-12
 """Difference below which two means are equal but for rounding: scores are fractions of voxels."""
+_INTERVAL_DRAWS = 4000
+_MOST_WEIGHED = 300
+"""Largest number of patients who are weighed one by one for an interval."""
 _MOST_RANKED = 200
 """Largest number of pairs for which the distribution of Wilcoxon's statistic is computed exactly."""
 
@@ -47,16 +55,100 @@ Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
-def share_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
-    """Like :func:`student_interval`, for an estimate between 0 and 1: on the logit scale, so that the interval stays
-    within these bounds and is longer on the side where there is room.
+def share_interval(
+    estimate: float, pulls: Sequence[NDArray[np.float64]], parts: Sequence[tuple[float, float]]
+) -> Interval:
+    """95 % interval of a mean of scores between 0 and 1, with room for patients who were not drawn.
+
+    Args:
+        estimate: The mean.
+        pulls: Influence of each patient, as in :func:`student_interval`.
+        parts: For each dataset, what of the estimate is its, and what that would be if all its scores were 1.
+
+    Returns:
+        The interval; none where a dataset has fewer than three patients. Patients who are all the same have one too:
+        others may still differ from them.
     """
+    if not pulls or math.isnan(estimate) or any(len(p) < FEWEST_FOR_INTERVALS for p in pulls):
+        return NO_INTERVAL
+    numbers = [len(p) for p in pulls]
+    spread = _spread([p * math.sqrt((n - 1) / n) for p, n in zip(pulls, numbers, strict=True)])
+    lost, won = _unseen(numbers, [part for part, _ in parts]), _unseen(numbers, [most - p for p, most in parts])
+    lows = estimate - lost + (1 - lost / estimate if estimate > 0 else 1) * spread
+    highs = estimate + won + (1 - won / (1 - estimate) if estimate < 1 else 1) * spread
+    low, high = float(np.quantile(lows, (1 - LEVEL) / 2)), float(np.quantile(highs, (1 + LEVEL) / 2))
+    other_low, other_high = _logit_interval(estimate, pulls)
+    if not math.isnan(other_low):
+        low, high = min(low, other_low), max(high, other_high)
+    return max(0.0, low), min(1.0, high)
+
+
+def _logit_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
+    """Student's interval on the logit scale, longer on the side where there is room; none for an estimate of 0 or 1."""
     if not 0 < estimate < 1:
-        return student_interval(estimate, pulls)
+        return NO_INTERVAL
     steepness = 1 / (estimate * (1 - estimate))
     logit = math.log(estimate / (1 - estimate))
     low, high = student_interval(logit, [steepness * p for p in pulls])
     return _expit(low), _expit(high)
+
+
+def _spread(pulls: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(draws,) deviations of an estimate in a Bayesian bootstrap of the patients (Rubin 1981)."""
+    together = np.concatenate(pulls)
+    if len(together) > _MOST_WEIGHED:  # the sum is normal by then
+        normal = np.random.default_rng([_SEED, 0]).standard_normal(_INTERVAL_DRAWS)
+        return np.asarray(math.sqrt(float(together @ together)) * normal, dtype=np.float64)
+    return np.asarray(len(together) * (_patient_weights(len(together)) @ together), dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _patient_weights(n: int) -> NDArray[np.float64]:
+    """(draws, n) random weights of n patients, each row with the sum 1 (Dirichlet)."""
+    return np.random.default_rng([_SEED, n]).dirichlet(np.ones(n), size=_INTERVAL_DRAWS)
+
+
+def _unseen(numbers: Sequence[int], amounts: Sequence[float]) -> NDArray[np.float64]:
+    """(draws,) what an estimate may lose to patients like whom none was drawn.
+
+    If a share q of the patients of one dataset of n is lost entirely, none of them is drawn with a chance of
+    (1 - q)^n. For a random such chance, this is the weight of one more patient in a Bayesian bootstrap. Of several
+    datasets, those shares are lost that cost the estimate most for the same chance.
+
+    Args:
+        numbers: Number of patients of each dataset.
+        amounts: What of the estimate each dataset can lose.
+    """
+    found = sorted(((a / n, a, n) for a, n in zip(amounts, numbers, strict=True) if a > 0), reverse=True)
+    if not found:
+        return np.zeros(_INTERVAL_DRAWS)
+    amount, n = (np.array([f[i] for f in found], dtype=np.float64) for i in (1, 2))
+    # With the first k datasets, what is left of each is proportional to its number of patients (Lagrange).
+    left = np.exp((_log_chances() - np.cumsum(n * np.log(n / amount))) / np.cumsum(n))
+    lost = np.cumsum(amount) - left * np.cumsum(n)
+    return np.asarray(np.where(left * n <= amount * (1 + _EQUAL), lost, 0.0).max(axis=1), dtype=np.float64)
+
+
+def difference_interval(difference: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
+    """95 % interval of a difference of two means: Student's, none with fewer patients than a test needs.
+
+    With three to five patients, an interval without 0 would claim what no test of so few can find. What patients do who
+    differ from all that were drawn is not in it: a difference has no bounds near enough to be of use.
+
+    Args:
+        difference: The difference.
+        pulls: Influence of each patient, as in :func:`student_interval`.
+    """
+    if sum(len(p) for p in pulls) < FEWEST_PATIENTS:
+        return NO_INTERVAL
+    return student_interval(difference, pulls)
+
+
+@functools.cache
+def _log_chances() -> NDArray[np.float64]:
+    """(draws, 1) logarithms of chances that are spread evenly, in random order."""
+    order = np.random.default_rng([_SEED, 1]).permutation(_INTERVAL_DRAWS)
+    return np.asarray(np.log((order + 0.5) / _INTERVAL_DRAWS)[:, None], dtype=np.float64)
 
 
 def student_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:

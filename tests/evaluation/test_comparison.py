@@ -310,7 +310,7 @@ def test_a_dataset_of_one_patient_has_no_interval_and_gives_none() -> None:
     many = {c: evaluation({"liver": [0.9, 0.8, 0.7, 0.6]}) for c in ("x", "y")}
     alone = {c: evaluation({"liver": [0.5]}) for c in ("x", "y")}
     whole = compare({"A": many}).totals[0].intervals["x"]["dsc"]
-    assert 0.4 < whole[0] < 0.75 < whole[1] < 1
+    assert 0.25 < whole[0] < 0.4 < 0.75 < 0.8 < whole[1] < 1
     mixed = compare({"A": many, "B": alone})
     assert all(math.isnan(end) for end in mixed.totals[0].intervals["x"]["dsc"])
     assert math.isnan(next(c for c in mixed.comparisons if c.kind == "total").low)
@@ -322,7 +322,7 @@ def test_a_dataset_of_one_patient_has_no_interval_and_gives_none() -> None:
 def test_the_interval_of_a_difference_is_students() -> None:
     from scipy.stats import ttest_1samp
 
-    a, b = [0.9, 0.8, 0.75, 0.4, 0.85], [0.85, 0.82, 0.6, 0.5, 0.8]
+    a, b = [0.9, 0.8, 0.75, 0.4, 0.85, 0.7], [0.85, 0.82, 0.6, 0.5, 0.8, 0.75]
     both = {"x": evaluation({"liver": a, "spleen": a[::-1]}), "y": evaluation({"liver": b, "spleen": b})}
     tables = compare({"A": both})
     class_only = comparison(tables, "A: liver")
@@ -333,6 +333,18 @@ def test_the_interval_of_a_difference_is_students() -> None:
     found = ttest_1samp(means, 0).confidence_interval()
     for where in ("A", "total"):
         assert (comparison(tables, where).low, comparison(tables, where).high) == pytest.approx((found.low, found.high))
+
+
+def test_the_interval_of_a_mean_knows_what_each_dataset_can_lose() -> None:
+    # Nothing varies, so that all of the interval is room for patients who were not drawn.
+    alike = {"A": {"x": evaluation({"liver": [0.8] * 5})}, "B": {"x": evaluation({"spleen": [0.8] * 5})}}
+    left = 0.025 ** (1 / 10)
+    assert compare(alike).totals[0].intervals["x"]["dsc"] == pytest.approx((0.8 * left, 1 - 0.2 * left), abs=2e-3)
+    # The spleen of one patient has no variance that is known: the liver stands for it.
+    partly = {"x": evaluation({"liver": [0.8] * 5, "spleen": [0.4, *[NAN] * 4]})}
+    low, high = compare({"A": partly}).totals[0].intervals["x"]["dsc"]
+    assert low == pytest.approx(0.6 - 0.8 * (1 - 0.025 ** (1 / 5)), abs=2e-3)
+    assert high == pytest.approx(0.6 + 0.2 * (1 - 0.025 ** (1 / 5)), abs=2e-3)
 
 
 def test_datasets_are_strata() -> None:
@@ -366,19 +378,19 @@ def test_visits_of_a_patient_are_one_unit() -> None:
 def test_datasets_that_share_patients_are_one_stratum() -> None:
     from scipy.stats import ttest_1samp
 
-    a, b = [0.1, 0.3, 0.5, 0.75], [0.6, 0.5, 0.45, 0.2]
+    a, b = [0.1, 0.3, 0.5, 0.75, 0.6, 0.2], [0.6, 0.5, 0.45, 0.2, 0.3, 0.55]
     results = {
-        d: {"x": evaluation({n: v}), "y": evaluation({n: [0.0] * 4})}
+        d: {"x": evaluation({n: v}), "y": evaluation({n: [0.0] * 6})}
         for d, n, v in (("A", "liver", a), ("B", "hip", b))
     }
-    same = compare(results, patients={f"case{i}": f"patient{i}" for i in range(4)})
-    # The same four people on two scans each: their means are what varies.
+    same = compare(results, patients={f"case{i}": f"patient{i}" for i in range(6)})
+    # The same six people on two scans each: their means are what varies.
     found = ttest_1samp(np.add(a, b) / 2, 0).confidence_interval()
     total = comparison(same, "total")
     assert (total.low, total.high) == pytest.approx((found.low, found.high))
-    assert total.units == 4
+    assert total.units == 6
     apart = comparison(compare(results), "total")
-    assert apart.units == 8
+    assert apart.units == 12
     assert apart.high - apart.low > 2 * (total.high - total.low)  # what one scan gains, the other loses
 
 

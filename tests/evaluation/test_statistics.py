@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from satunet.evaluation.benchmark.statistics import (
     Uneven,
     adjust,
+    difference_interval,
     jackknife_interval,
     share_interval,
     student_interval,
@@ -130,13 +132,81 @@ def test_students_interval() -> None:
     pulls = (values - values.mean()) / n * math.sqrt(n / (n - 1))
     expected = stats.ttest_1samp(values, 0).confidence_interval()
     assert student_interval(float(values.mean()), [pulls]) == pytest.approx((expected.low, expected.high))
-    low, high = share_interval(float(values.mean()), [pulls])
-    assert 0 < low < values.mean() < high < 1
-    assert values.mean() - low > high - values.mean()  # there is more room below
-    error = math.sqrt(pulls @ pulls) / (0.74 * 0.26)
-    reach = stats.t.ppf(0.975, 4) * error
-    logit = math.log(0.74 / 0.26)
-    assert (low, high) == pytest.approx([1 / (1 + math.exp(-v)) for v in (logit - reach, logit + reach)])
+
+
+def _shared(values: NDArray[np.float64]) -> tuple[float, list[NDArray[np.float64]], list[tuple[float, float]]]:
+    """What :func:`share_interval` is given for the scores of one dataset."""
+    n, mean = len(values), float(values.mean())
+    return mean, [(values - mean) / n * math.sqrt(n / (n - 1))], [(mean, 1.0)]
+
+
+@pytest.mark.parametrize(("hits", "n"), [(11, 12), (1, 12), (27, 36), (30, 30), (0, 7), (3, 3)])
+def test_the_interval_of_scores_of_0_and_1_is_clopper_and_pearsons(hits: int, n: int) -> None:
+    values = np.array([1.0] * hits + [0.0] * (n - hits))
+    low, high = share_interval(*_shared(values))
+    exact = stats.binomtest(hits, n).proportion_ci(method="exact")
+    expected = exact.low, exact.high
+    if 0 < hits < n:  # Student's on the logit scale may be a little wider
+        students = _students_of_the_logit(values)
+        expected = min(exact.low, students[0]), max(exact.high, students[1])
+        assert expected != students
+    assert (low, high) == pytest.approx(expected, abs=0.005)  # 4,000 draws
+
+
+def _students_of_the_logit(values: NDArray[np.float64]) -> tuple[float, float]:
+    mean, n = float(values.mean()), len(values)
+    reach = stats.t.ppf(0.975, n - 1) * math.sqrt(values.var(ddof=1) / n) / (mean * (1 - mean))
+    logit = math.log(mean / (1 - mean))
+    return 1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))
+
+
+def test_the_interval_leaves_room_for_a_patient_who_was_not_drawn() -> None:
+    # All the same: what remains of the mean is what a failure in up to 1 - 0.025^(1/n) of the patients leaves.
+    for n in (3, 10, 50, 400):
+        low, high = share_interval(0.8, [np.zeros(n)], [(0.8, 1.0)])
+        left = 0.025 ** (1 / n)
+        assert (low, high) == pytest.approx((0.8 * left, 1 - 0.2 * left), abs=2e-3)
+    assert share_interval(0.8, [np.zeros(5)], [(0.8, 1.0)]) == share_interval(0.8, [np.zeros(5)], [(0.8, 1.0)])
+
+
+def test_the_interval_is_at_least_students_of_the_logit() -> None:
+    values = np.array([0.2, 0.5, 0.8, 0.3])
+    students = _students_of_the_logit(values)
+    low, high = share_interval(*_shared(values))
+    assert low <= students[0] + 1e-12
+    assert high == pytest.approx(students[1])
+
+
+def test_patients_who_were_not_drawn_are_where_they_cost_most() -> None:
+    numbers, amounts = [3, 20, 6], [0.3, 0.3, 0.2]
+    low, _ = share_interval(0.8, [np.zeros(n) for n in numbers], [(a, a) for a in amounts])
+    # The shares q that cost most, of all for which no such patient is drawn in 2.5 %, by a search.
+    from scipy.optimize import minimize
+
+    allowed = {"type": "ineq", "fun": lambda q: float(np.dot(numbers, np.log1p(-q)) - math.log(0.025))}
+    worst = minimize(
+        lambda q: -float(np.dot(amounts, q)), [0.1] * 3, bounds=[(0, 0.99)] * 3, constraints=[allowed], method="SLSQP"
+    )
+    assert low == pytest.approx(0.8 + worst.fun, abs=2e-3)
+    same, _ = share_interval(1.0, [np.zeros(5)] * 4, [(0.25, 0.25)] * 4)
+    assert same == pytest.approx(0.025 ** (1 / 20), abs=2e-3)  # four datasets alike are one of all their patients
+
+
+def test_many_patients_leave_little_room() -> None:
+    values = np.random.default_rng(2).beta(9, 1, 5000)
+    low, high = share_interval(*_shared(values))
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1.5e-3)
+    fewer, more = share_interval(*_shared(values[:300])), share_interval(*_shared(values[:301]))
+    assert fewer == pytest.approx(more, abs=2e-3)  # where weights of patients end and the normal distribution begins
+
+
+def test_a_difference_of_few_patients_has_no_interval() -> None:
+    pulls = np.array([0.1, -0.1, 0.05, -0.05, 0.02])
+    assert all(map(math.isnan, difference_interval(0.2, [pulls])))  # nor has it a p-value
+    six = np.append(pulls, -0.02)
+    assert difference_interval(0.2, [six]) == student_interval(0.2, [six])
+    assert not math.isnan(difference_interval(0.2, [pulls[:3], pulls[2:]])[0])
 
 
 def test_no_interval_where_nothing_tells() -> None:
@@ -144,8 +214,9 @@ def test_no_interval_where_nothing_tells() -> None:
     assert all(map(math.isnan, student_interval(0.5, [np.array([0.1, -0.1])])))  # two patients
     assert all(map(math.isnan, student_interval(NAN, [np.ones(5)])))
     assert all(map(math.isnan, student_interval(0.5, [np.zeros(5)])))  # all the same
-    assert all(map(math.isnan, share_interval(1.0, [np.zeros(5)])))
-    assert all(map(math.isnan, share_interval(0.0, [np.zeros(5)])))
+    assert all(map(math.isnan, share_interval(NAN, [np.zeros(5)], [(NAN, 1.0)])))
+    assert all(map(math.isnan, share_interval(0.5, [], [])))
+    assert all(map(math.isnan, share_interval(0.5, [np.zeros(5), np.zeros(2)], [(0.25, 0.5)] * 2)))
     assert all(map(math.isnan, student_interval(0.5, [np.full(5, 0.1), np.ones(2)])))
 
 
