@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from satunet.network.config import NetworkConfig
+from satunet.network.cpu import training
 from satunet.network.gpu import joined, normalise, one_channel
 
 
@@ -24,10 +25,12 @@ class ConvBlock(nn.Module):
 
     Attributes:
         channels_last: Whether to compute as :mod:`satunet.network.gpu` does, with the same weights.
-        equal_inputs: Whether all input channels are equal, which ``channels_last`` exploits.
+        trains_on_cpu: Whether to compute as :mod:`satunet.network.cpu.training` does where it can.
+        equal_inputs: Whether all input channels are equal, which the other two exploit.
     """
 
     channels_last = False
+    trains_on_cpu = False
     equal_inputs = False
 
     def __init__(
@@ -51,6 +54,10 @@ class ConvBlock(nn.Module):
         """(B, C, X, Y, Z) → (B, outputs, X/stride, …)."""
         if self.channels_last and (maps := self._channels_last(x)) is not None:
             return maps
+        if self.trains_on_cpu and training.is_for(x):
+            maps = training.block(x, self.conv, self.norm, self._slope, equal_inputs=self.equal_inputs)
+            if maps is not None:
+                return maps
         x = self._convolve(x)
         if x[0, 0].numel() > 1:
             # A single voxel has no variance and torch refuses to normalise it, so it is left unchanged.
@@ -80,8 +87,11 @@ class ConvBlock(nn.Module):
             return None
         x, weight = one_channel(x, conv.weight) if self.equal_inputs else (x, conv.weight)
         x = nn.functional.conv3d(x, weight, None, conv.stride, conv.padding)
-        slope = float(self.nonlin.negative_slope) if isinstance(self.nonlin, nn.LeakyReLU) else None
-        return normalise(x, self.norm, slope, conv.bias)
+        return normalise(x, self.norm, self._slope, conv.bias)
+
+    @property
+    def _slope(self) -> float | None:
+        return float(self.nonlin.negative_slope) if isinstance(self.nonlin, nn.LeakyReLU) else None
 
 
 class ConvStack(nn.Module):
@@ -258,8 +268,24 @@ def use_channels_last(network: nn.Module) -> None:
         if isinstance(module, (ConvBlock, Decoder)):
             module.channels_last = True
         elif isinstance(module, UNet):
-            first = next(block for block in module.encoder.modules() if isinstance(block, ConvBlock))
-            first.equal_inputs = True
+            _first_block(module).equal_inputs = True
+
+
+def use_cpu_training(network: nn.Module) -> None:
+    """Let all U-Nets in a network compute as :mod:`satunet.network.cpu.training` does where it can.
+
+    Their images must have one channel, which is repeated if the network takes several.
+    """
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            module.trains_on_cpu = True
+        elif isinstance(module, UNet):
+            _first_block(module).equal_inputs = True
+
+
+def _first_block(network: UNet) -> ConvBlock:
+    return next(block for block in network.encoder.modules() if isinstance(block, ConvBlock))
 
 
 def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -6,11 +6,12 @@ Maps are (1, C, X, Y, Z) with channels last in memory, or (X, Y, Z, C), which ha
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from satunet.network.cpu.team import onednn_is_arms, scratch
 
@@ -21,8 +22,15 @@ _trying = threading.Lock()
 Planes = tuple[int, int]
 """First plane along X, and the one after the last."""
 
+CHUNK_BYTES = 4 << 20
+"""Bytes of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
+WINOGRAD_BYTES = (4 << 20) // 3
+"""The same for Winograd's algorithm, which needs six planes of the input and six of the output for every four."""
+MOST_WINOGRAD_BYTES = 256 << 20
+"""Largest size of a thread's transformed planes in bytes; beyond it, oneDNN's convolution is used."""
+
 # F(4, 3) with the points 0, 1, −1, 2, −2 and ∞: input, weight and output transforms.
-_INPUT = torch.tensor(
+INPUT = torch.tensor(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -33,7 +41,7 @@ _INPUT = torch.tensor(
     ],
     dtype=torch.float32,
 )
-_WEIGHT = torch.tensor(
+WEIGHT = torch.tensor(
     [
         [1 / 4, 0, 0],
         [-1 / 6, -1 / 6, -1 / 6],
@@ -44,7 +52,7 @@ _WEIGHT = torch.tensor(
     ],
     dtype=torch.float64,
 )
-_OUTPUT = torch.tensor(
+OUTPUT = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
 )
 
@@ -101,8 +109,32 @@ class Kernel:
 
 def transformed(weight: Tensor) -> list[Kernel]:
     """The six kernels of :func:`winograd` for (O, C, 3, ky, kz)."""
-    parts = torch.einsum("ka,ocayz->kocyz", _WEIGHT, weight.double())
+    parts = torch.einsum("ka,ocayz->kocyz", WEIGHT, weight.double())
     return [Kernel(part.float()) for part in parts]
+
+
+def winograd_pays(conv: nn.Conv3d, extents: Sequence[int]) -> bool:
+    """Whether Winograd's algorithm is faster than oneDNN's convolution of a map with these extents, in float32."""
+    outputs, inputs, kernel = conv.weight.shape[:3]
+    if kernel != 3 or max(conv.stride) > 1:
+        return False
+    voxels = math.prod(extents)
+    if 6 * 4 * (inputs + outputs) * voxels // extents[0] > MOST_WINOGRAD_BYTES:
+        return False
+    return min(inputs, outputs) >= 16 and extents[0] >= 8 and voxels >= max(4096, 16 * inputs)
+
+
+def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
+    """Ranges of planes of (X, Y, Z, O) of at most ``size`` bytes each, unless ``multiple`` planes are already larger.
+
+    There are always several pieces per thread, so that all threads finish at about the same time.
+    """
+    planes = out.shape[0]
+    count = max(1, size // (out[0].numel() * out.element_size() * multiple))
+    if out.numel() * out.element_size() >= CHUNK_BYTES:
+        count = min(count, max(1, -(-planes // (multiple * 3 * torch.get_num_threads()))))
+    step = count * multiple
+    return [(first, min(planes, first + step)) for first in range(0, planes, step)]
 
 
 def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], planes: Planes, out: Tensor) -> None:
@@ -124,14 +156,14 @@ def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], plane
     products = scratch("output", 6, count, out.shape[1])
     for i, start in enumerate(starts):
         low, high = max(0, start - 1), min(extent, start + 5)
-        torch.mm(_INPUT[:, low - start + 1 : high - start + 1], x[low:high], out=spread[:, i])
+        torch.mm(INPUT[:, low - start + 1 : high - start + 1], x[low:high], out=spread[:, i])
     for k, kernel in enumerate(kernels):
         image = spread[k].view(count, y, z, inputs).permute(0, 3, 1, 2)
         result = kernel(image, (1, 1), padding)
         products[k].view(count, y, z, outputs).copy_(result.permute(0, 2, 3, 1))
     for i, start in enumerate(starts):
         wanted = min(4, planes[1] - start)
-        torch.mm(_OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
+        torch.mm(OUTPUT[:wanted], products[:, i], out=out[start : start + wanted])
 
 
 def direct(

@@ -33,16 +33,19 @@ from torch import Tensor, nn
 
 from satunet.network.backbone import ConvBlock, ConvStack, ResidualBlock, ResidualStack, UNet
 from satunet.network.cpu.arena import Arena
-from satunet.network.cpu.convolutions import Kernel, Planes, direct, transformed, winograd
+from satunet.network.cpu.convolutions import (
+    CHUNK_BYTES,
+    WINOGRAD_BYTES,
+    Kernel,
+    Planes,
+    direct,
+    pieces_of,
+    transformed,
+    winograd,
+    winograd_pays,
+)
 from satunet.network.cpu.norms import Moments, Norm
 from satunet.network.cpu.team import scratch, side_by_side
-
-_CHUNK_BYTES = 4 << 20
-"""Bytes of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
-_WINOGRAD_BYTES = (4 << 20) // 3
-"""The same for Winograd's algorithm, which needs six planes of the input and six of the output for every four."""
-_MOST_WINOGRAD_BYTES = 256 << 20
-"""Largest size of a thread's transformed planes in bytes; beyond it, oneDNN's convolution is used."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,13 @@ class FusedBlock(nn.Module):
         out = self.setup.arena.empty(*shape, conv.out_channels, dtype=self.setup.dtype)
         if self._pays(x):
             source, kernels = x[0].permute(1, 2, 3, 0), self._transformed
-            pieces = pieces_of(out, 4, _WINOGRAD_BYTES)
+            pieces = pieces_of(out, 4, WINOGRAD_BYTES)
 
             def fill(planes: Planes) -> None:
                 winograd(source, kernels, padding[1:], planes, out)
         else:
             kernel, stride = self._direct, conv.stride
-            pieces = pieces_of(out, 1, _CHUNK_BYTES)
+            pieces = pieces_of(out, 1, CHUNK_BYTES)
 
             def fill(planes: Planes) -> None:
                 direct(x, kernel, stride, padding, planes, out)
@@ -133,28 +136,9 @@ class FusedBlock(nn.Module):
 
     def _pays(self, x: Tensor) -> bool:
         """Whether Winograd's algorithm saves more than its transforms cost."""
-        outputs, inputs, kernel = self.block.conv.weight.shape[:3]
-        if self.setup.dtype is not torch.float32 or kernel != 3 or max(self.block.conv.stride) > 1:
-            return False
-        if self.shared_input:
-            return False
-        voxels = x[0, 0].numel()
-        if 6 * 4 * (inputs + outputs) * voxels // x.shape[2] > _MOST_WINOGRAD_BYTES:
-            return False
-        return min(inputs, outputs) >= 16 and x.shape[2] >= 8 and voxels >= max(4096, 16 * inputs)
-
-
-def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
-    """Ranges of planes of (X, Y, Z, O) of at most ``size`` bytes each, unless ``multiple`` planes are already larger.
-
-    There are always several pieces per thread, so that all threads finish at about the same time.
-    """
-    planes = out.shape[0]
-    count = max(1, size // (out[0].numel() * out.element_size() * multiple))
-    if out.numel() * out.element_size() >= _CHUNK_BYTES:
-        count = min(count, max(1, -(-planes // (multiple * 3 * torch.get_num_threads()))))
-    step = count * multiple
-    return [(first, min(planes, first + step)) for first in range(0, planes, step)]
+        return (
+            self.setup.dtype is torch.float32 and not self.shared_input and winograd_pays(self.block.conv, x.shape[2:])
+        )
 
 
 class FusedPool(nn.Module):
@@ -183,7 +167,7 @@ class FusedPool(nn.Module):
                     total.copy_(values)
             out[slice(*planes)].copy_(total.mul_(1 / (i * j * k)))
 
-        side_by_side(fill, pieces_of(out, 1, _CHUNK_BYTES))
+        side_by_side(fill, pieces_of(out, 1, CHUNK_BYTES))
         return out.permute(3, 0, 1, 2)[None]
 
 
@@ -213,7 +197,7 @@ class FusedResidual(nn.Module):
         def add(piece: Planes) -> None:
             nn.functional.leaky_relu_(planes[slice(*piece)].add_(others[slice(*piece)]), self.negative_slope)
 
-        side_by_side(add, pieces_of(planes, 1, _CHUNK_BYTES))
+        side_by_side(add, pieces_of(planes, 1, CHUNK_BYTES))
         return y
 
 
@@ -266,7 +250,7 @@ class FusedUp(nn.Module):
                     place[some, at_x, :, at_y].copy_(values.view(-1, b, c, k, self.outputs))
             beside[some].copy_(skips[some])
 
-        side_by_side(fill, pieces_of(both, 1, 2 * _CHUNK_BYTES))
+        side_by_side(fill, pieces_of(both, 1, 2 * CHUNK_BYTES))
         return both.view(a * i, b * j, c * k, -1).permute(3, 0, 1, 2)[None]
 
 

@@ -72,11 +72,8 @@ class Moments:
 
 def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None) -> None:
     """Scale, shift and leaky ReLU of (voxels, C) in place, in float32: scales rounded to bfloat16 shift whole maps."""
-    count, channels = rows.shape
-    wide = count // _GROUP * _GROUP
-    parts = [rows[:wide].view(-1, _GROUP * channels)] if wide else []
-    parts += [rows[wide:]] if count > wide else []
-    for part in parts:
+    channels = rows.shape[1]
+    for part in row_groups(rows):
         repeats = part.shape[1] // channels
         exact = part if part.dtype is torch.float32 else scratch("exact", *part.shape).copy_(part)
         torch.addcmul(offset.repeat(repeats), exact, scale.repeat(repeats), out=exact)
@@ -84,6 +81,14 @@ def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | 
             nn.functional.leaky_relu_(exact, negative_slope)
         if exact is not part:
             part.copy_(exact)
+
+
+def row_groups(rows: Tensor) -> list[Tensor]:
+    """(voxels, C) as views of (groups, 16·C), and of the voxels that are left, (rest, C)."""
+    count, channels = rows.shape
+    wide = count // _GROUP * _GROUP
+    parts = [rows[:wide].view(-1, _GROUP * channels)] if wide else []
+    return parts + ([rows[wide:]] if count > wide else [])
 
 
 @dataclass(frozen=True)

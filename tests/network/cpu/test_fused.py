@@ -54,8 +54,9 @@ def random_network(config: NetworkConfig) -> PromptedUNet:
 def test_a_fused_network_is_the_network(
     config: NetworkConfig, shape: tuple[int, int, int], pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("satunet.network.cpu.fused._CHUNK_BYTES", pieces)
-    monkeypatch.setattr("satunet.network.cpu.fused._WINOGRAD_BYTES", pieces)
+    for module in ("fused", "convolutions"):
+        monkeypatch.setattr(f"satunet.network.cpu.{module}.CHUNK_BYTES", pieces)
+        monkeypatch.setattr(f"satunet.network.cpu.{module}.WINOGRAD_BYTES", pieces)
     network = random_network(config)
     image, texts = torch.randn(2, 1, *shape), torch.randn(2, 3, 10)
     fused = accelerate(network, CPU, engine="fused", precision="float32")
@@ -113,7 +114,7 @@ def test_torchs_default_type_is_not_ours(dtype: torch.dtype) -> None:
 @torch.inference_mode()
 def test_planes_too_large_for_winograd_are_convolved_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = random_network(RESIDUAL), torch.randn(1, 1, 32, 16, 10)
-    monkeypatch.setattr("satunet.network.cpu.fused._MOST_WINOGRAD_BYTES", 1)
+    monkeypatch.setattr("satunet.network.cpu.convolutions.MOST_WINOGRAD_BYTES", 1)
     monkeypatch.setattr("satunet.network.cpu.fused.winograd", None)
     found = accelerate(network, CPU, engine="fused", precision="float32").encode_image(image).maps[0]
     expected = network.encode_image(image).maps[0]
