@@ -74,17 +74,18 @@ def table(rows: list[list[str]]) -> list[str]:
             for row in rows]  # fmt: skip
 
 
-def try_all(command: list[str], mutations: int, figures: Figures) -> Figures:
+def try_all(command: list[str], mutations: int, figures: Figures, at_once: int = AT_ONCE) -> Figures:
     """Try the mutations 0 … in processes.
 
     Args:
         command: What starts one, but for the numbers of the first mutation and of the one behind the last.
         mutations: How many.
         figures: To count in.
+        at_once: How many a process tries.
     """
     first = 0
     while first < mutations:
-        first = _batch(command, first, min(mutations, first + AT_ONCE), figures)
+        first = _batch(command, first, min(mutations, first + at_once), figures)
     return figures
 
 

@@ -77,7 +77,8 @@ def every_bit(kinds: Sequence[str], world: Path | None = None) -> Figures:
     with _example(world) as example:
         set_environment(example)
         bits = sum(8 * each.file.stat().st_size for each in _of_kinds(written(example), kinds))
-        return try_all([*CHILD, str(example), "0", str(bits), ";".join(kinds)], bits, Figures(good=GOOD))
+        command = [*CHILD, str(example), "0", str(bits), ";".join(kinds)]
+        return try_all(command, bits, Figures(good=GOOD), at_once=bits)
 
 
 @contextlib.contextmanager
