@@ -272,9 +272,10 @@ class JobSummary:
 
         seconds = time.monotonic() - self.started
         table = Table(title=self.name, title_justify="left", show_header=False)
-        table.add_row("done", str(len(self.done_items)))
-        table.add_row("already done", str(len(self.skipped_items)))
-        table.add_row("failed", str(len(self.failures)), style="red" if self.failures else None)
+        if self.done_items or self.skipped_items or self.failures or not self.notes:  # a plan has no items, only notes
+            table.add_row("done", str(len(self.done_items)))
+            table.add_row("already done", str(len(self.skipped_items)))
+            table.add_row("failed", str(len(self.failures)), style="red" if self.failures else None)
         for key, value in self.notes.items():
             table.add_row(key, value)
         table.add_row("time", f"{seconds:.1f} s")

@@ -204,3 +204,17 @@ def test_a_disk_that_cannot_flush_is_an_error_and_one_that_never_does_is_none(
     with pytest.raises(OSError, match="Input/output error"):
         write_text(tmp_path / "b", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_summary_without_items_shows_no_counts(capfd: pytest.CaptureFixture[str]) -> None:
+    """A plan is not "0 done"."""
+    plan = JobSummary("plan")
+    plan.note("spacing", "1 mm")
+    plan.show()
+    said = capfd.readouterr().err
+    assert "spacing" in said and "done" not in said
+    plan.failed("a", ScanError(Path("a"), "bad"))
+    plan.show()
+    assert "already done" in capfd.readouterr().err
+    JobSummary("prediction").show()
+    assert "done" in capfd.readouterr().err

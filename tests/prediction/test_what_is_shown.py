@@ -13,9 +13,11 @@ from satunet.cli import run
 from satunet.images.colours import colour_of
 from satunet.jobs.files import read_json
 from satunet.prediction import ModelFolder, Predictor
+from satunet.prediction.door.jobs import report_prompts
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.options import Outputs
 from satunet.prediction.results.manifests import result_rows
+from satunet.prompts.matching import PromptMatch
 from tests.prediction.conftest import write_model
 
 
@@ -100,3 +102,15 @@ def test_the_terminal_ends_with_the_table(tmp_path: Path, capsys: pytest.Capture
     table = said.out[said.out.index("What was found") :]
     assert "bright" in table and "slices" in table
     assert (tmp_path / "o" / "a" / "preview.png").is_file()
+
+
+def test_an_unknown_prompt_is_told_the_nearest_classes(caplog: pytest.LogCaptureFixture) -> None:
+    near = (("soft tissue sarcoma", 0.59),)
+    why = PromptMatch(prompt="a", class_name=None, status="unknown", note="no class has all of its words", nearest=near)
+    report_prompts(
+        {"a": (why,), "b": (PromptMatch(prompt="b", class_name=None, status="unknown", note="not asked for"),)}
+    )
+    assert [r.getMessage() for r in caplog.records] == [
+        "prompt 'a': no class has all of its words; nearest: soft tissue sarcoma (0.59); no mask is written",
+        "prompt 'b': not asked for; no mask is written",
+    ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from satunet.compute import distributed
 from satunet.compute.devices import pick_device
 from satunet.datasets.unified import UnifiedFolder
-from satunet.errors import ModelError, UserError
+from satunet.errors import DatasetError, ModelError, UserError
 from satunet.jobs.files import atomic_folder, only_writer, read_json
 from satunet.jobs.progress import progress_bar
 from satunet.jobs.records import from_plain
@@ -76,6 +76,10 @@ def run_training(
         raise UserError("give either --c or --pretrained_weights: a continued run has its weights already")
     unified = UnifiedFolder(name=dataset_name)
     plan = UnifiedPlan.load(unified.plan)
+    if not unified.dataset_json.is_file():  # the last file that preprocessing writes
+        raise DatasetError(
+            f"{unified.folder}: it is planned, but not preprocessed; 'satunet preprocess -d {dataset_name}' does that"
+        )
     model = unified.results
     goes_on = (continue_training or only_validate) and last_checkpoint(model / f"fold_{fold}") is not None
     encoder = None

@@ -262,7 +262,7 @@ def report_prompts(known: dict[str, tuple[PromptMatch, ...]]) -> None:
             how = f"segmented as {match.class_name!r}" if match.class_name else "segmented by its wording"
             logger.warning("prompt %r names no class of the model; %s; nearest: %s", prompt, how, near)
         elif match.status == "unknown":
-            why = match.note or f"not known to the model; nearest: {near or 'none'}"
+            why = (match.note or "not known to the model") + (f"; nearest: {near}" if near else "")
             logger.warning("prompt %r: %s; no mask is written", prompt, why)
         elif match.note:
             logger.info("prompt %s", match.note)
