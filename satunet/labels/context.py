@@ -33,7 +33,7 @@ _ADJECTIVES = {
     "hepatic": "liver", "renal": "kidney", "pulmonary": "lung", "cardiac": "heart", "cerebral": "brain",
     "pancreatic": "pancreas", "splenic": "spleen", "gastric": "stomach", "prostatic": "prostate", "colonic": "colon",
     "hippocampal": "hippocampus", "esophageal": "esophagus", "rectal": "rectum", "breast": "breast",
-    "thyroidal": "thyroid", "vertebral": "vertebrae", "bladder": "urinary bladder",
+    "thyroidal": "thyroid", "vertebral": "vertebrae",
 }  # fmt: skip
 
 

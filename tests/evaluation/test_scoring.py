@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from satunet.evaluation.scoring.label_index import LabelIndex, grown_box, union_box
 from satunet.evaluation.scoring.predictions import ambiguous, find_predictions
 from satunet.evaluation.scoring.rules import Rules
+from satunet.evaluation.scoring.scores import METRICS, Row
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
@@ -109,3 +111,9 @@ def test_the_prediction_of_a_case_comes_before_those_of_its_channels(tmp_path: P
         (tmp_path / name).write_bytes(b"")
     found, _ = find_predictions(tmp_path, ["a"])
     assert [f.channel for f in found["a"]] == [None, 0, 1]
+
+
+def test_what_was_not_measured_is_no_number() -> None:
+    row = Row(case="a", scan="a", class_name="liver", dsc=1.0, nsd=1.0, reference_ml=0.0, prediction_ml=0.0)
+    counts = (row.lesions, row.lesions_found, row.lesions_predicted, row.lesions_false)
+    assert all(math.isnan(n) for n in (*counts, *(row.metric(m) for m in METRICS if m not in ("dsc", "nsd"))))

@@ -156,3 +156,8 @@ def test_another_folder_under_the_same_name_is_another_place(scan: Path, tmp_pat
     (other / "again.nii.gz").unlink()
     (other / "again.nii.gz").symlink_to(other / scan.name)
     assert not known.is_untouched([other / "again.nii.gz"])
+
+
+def test_a_result_of_no_files_has_a_stamp_of_none() -> None:
+    assert Stamp().files == Stamp.of([]).files == ()
+    assert Stamp().why_stale([]) is None

@@ -9,6 +9,7 @@ import pytest
 
 from satunet.datasets.raw import Dataset
 from satunet.labels import build_label_space, text_variants
+from satunet.labels.context import in_context
 from satunet.planners.unified.review import review_label_space
 
 DECATHLON = {
@@ -103,3 +104,10 @@ def test_what_has_no_context_is_told_and_not_merged_unsaid() -> None:
 def test_remarks_on_a_dataset_json_are_told() -> None:
     odd = dataclasses.replace(dataset("Dataset001_A", ["liver"]), remarks=("'air' has the id 0",))
     assert build_label_space([odd]).notes["Dataset001_A"] == ("'air' has the id 0",)
+
+
+def test_a_bladder_is_the_urinary_one() -> None:
+    _, where = in_context(dataset("Dataset050_BladderTumour", ["tumour"]), {"tumour": "tumor"})
+    assert where == ("'tumour' is taken for 'bladder tumor', by its name, 'BladderTumour'",)
+    space = build_label_space([dataset("Dataset050_BladderTumour", ["tumour"])])
+    assert space.ids["Dataset050_BladderTumour"] == {"bladder tumor": (1,)}

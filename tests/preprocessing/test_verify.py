@@ -6,12 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.records import load_record, save_record
+from satunet.preprocessing import verify
 from satunet.preprocessing.store import (
     ANNOTATED,
     LOCATIONS_PER_LABEL,
@@ -152,3 +154,20 @@ def test_a_record_that_lists_no_file(store: Path) -> None:
     record = load_record(file, ScanRecord)
     save_record(file, replace(record, files={k: v for k, v in record.files.items() if k != image.name[len(SCAN) :]}))
     assert f"{image.name} has {image.stat().st_size} bytes, 0 were written" in str(verify_store(store).failures[SCAN])
+
+
+def test_a_case_that_cannot_be_looked_at_is_told_why(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = nnunet_env / "raw" / "Dataset001_X"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), folder / "imagesTr" / "a_0000.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), folder / "labelsTr" / "a.nii.gz")
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 1}
+    write_json(folder / "dataset.json", content | {"file_ending": ".nii.gz"})
+
+    def broken(_: object) -> None:
+        raise DatasetError("the disk was pulled out")
+
+    monkeypatch.setattr(verify, "_look_at", broken)
+    summary = verify.verify_datasets(["Dataset001_X"], processes=0)
+    assert summary.failures == {"Dataset001_X/a": "the disk was pulled out"}

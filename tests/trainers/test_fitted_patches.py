@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from satunet.errors import UserError
 from satunet.models.checkpoints import load_checkpoint
 from satunet.trainers.unified.averaging import WeightAverage
-from satunet.trainers.unified.batches.sampling import even_weights, fitted_patch
+from satunet.trainers.unified.batches.sampling import even_weights, fitted_patch, sample_rng
 
 from .helpers import config, fold_folder, losses_of, make_trainer
 
@@ -91,6 +91,12 @@ def test_without_fitting_the_share_of_a_dataset_is_that_of_its_weights(planned: 
     counted = Counter(data._dataset_of(step) for step in range(400))
     spread = 4 * np.sqrt(shares * (1 - shares) * 400)
     assert (np.abs([counted[n] - 400 * s for n, s in zip(names, shares, strict=True)]) <= spread).all()
+    # Datasets are drawn by another stream than what is drawn inside of them, and validation by another than training.
+    drawn = [data._dataset_of(step) for step in range(40)]
+    inside = [sample_rng(data.config.seed, step, 0) for step in range(40)]
+    assert drawn != [names[int(rng.choice(len(names), p=shares))] for rng in inside]
+    data.stream = 1
+    assert drawn != [data._dataset_of(step) for step in range(40)]
 
 
 def test_the_average_is_what_one_computes_by_hand() -> None:
