@@ -89,9 +89,8 @@ def _worth_saying(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint])
     """Findings that change what is learned although no file is wrong: names without context, labels that are lost."""
     kinds = {"generic": "names without context", "cropped": "labels cut away"}
     said: dict[str, list[str]] = {}
-    for finding in review_label_space(space, fingerprints):
-        if finding.kind in kinds:
-            said.setdefault(kinds[finding.kind], []).append(finding.message)
+    for finding in review_label_space(space, fingerprints, kinds):
+        said.setdefault(kinds[finding.kind], []).append(finding.message)
     if bare := [f.dataset for f in fingerprints if not f.approximate and not any(c.label_voxels for c in f.cases)]:
         said["nothing labelled"] = [
             f"no case of {', '.join(bare)} has a labelled voxel: there is nothing to learn from it"

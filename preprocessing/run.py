@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.splits import Folds, folds_of, unified_splits
 from satunet.preprocessing.store import (
     STORE_VERSION,
+    RecordHead,
     ScanRecord,
     ScanStore,
     complete_record,
@@ -34,6 +36,7 @@ from satunet.preprocessing.store import (
     is_whole,
     label_locations,
     read_manifest,
+    record_head,
     remove_scan,
     scan_files,
     write_manifest,
@@ -43,6 +46,9 @@ from satunet.preprocessing.transform import preprocess_image, preprocess_labels
 from satunet.preprocessing.wholeness import CheckedScans
 
 logger = logging.getLogger(__name__)
+
+_THREADS = 8
+_JOBS_OF_A_THREAD = 64
 
 
 def preprocess_datasets(
@@ -98,10 +104,10 @@ def preprocess_datasets(
         scans = _run(jobs, summary, processes)
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
-        write_manifest(store, plan, {scan: content_hash(scan_files(store, scan)[-1]) for scan in scans}, complete=True)
+        write_manifest(store, plan, scans, complete=True)
         ScanIndex.of(ScanStore(store))  # so that trainings need not make it
     space.save(unified.label_space)
-    write_json(unified.splits, unified_splits(scans, folds))
+    write_json(unified.splits, unified_splits(list(scans), folds))
     if folds.notes:
         summary.note("splits", "; ".join(folds.notes))
     write_json(unified.dataset_json, _dataset_json(plan, space, datasets, len(scans)))
@@ -110,8 +116,8 @@ def preprocess_datasets(
     return summary
 
 
-def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> list[str]:
-    """Preprocess all cases; returns the names of the scans that are in the store afterwards."""
+def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> dict[str, str]:
+    """Preprocess all cases; returns the scans that are in the store afterwards, with the hashes of their records."""
     plan, store = jobs[0].plan, jobs[0].store
     before = read_manifest(store)
     _say_what_changed(before, plan, store, summary)
@@ -120,16 +126,15 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> lis
     write_manifest(store, plan, kept, complete=False)
     checked = CheckedScans(store)
     todo: list[_Job] = []
-    scans: list[str] = []
+    digests: dict[str, str] = {}
     # A rerun mostly finds that nothing has changed, for which no worker is started.
-    with ThreadPoolExecutor(8) as threads:
-        for job, fresh in zip(jobs, threads.map(lambda job: _is_fresh(job, checked), jobs), strict=True):
-            if fresh:
-                scans += job.scans
-                for name in job.scans:
-                    summary.skipped(name)
-            else:
-                todo.append(job)
+    for job, fresh in zip(jobs, _fresh_scans(jobs, kept, checked), strict=True):
+        if fresh is None:
+            todo.append(job)
+        else:
+            digests |= fresh
+    for scan in digests:
+        summary.skipped(scan)
     written = 0
     for outcome in run_parallel(
         _preprocess_case,
@@ -143,7 +148,7 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> lis
         results: Sequence[int | BaseException | None] = outcome.result or [outcome.error] * len(names)
         for name, result in zip(names, results, strict=True):
             if isinstance(result, int):
-                scans.append(name)
+                digests[name] = content_hash(scan_files(store, name)[-1])
                 written += result
                 checked.made(name)
                 (summary.done if result else summary.skipped)(name)
@@ -151,9 +156,11 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> lis
                 summary.failed(name, result or "no result")
                 remove_scan(store, name)
     checked.save()
-    size = sum(file.stat().st_size for name in scans for file in scan_files(store, name))
+    with os.scandir(store) as entries:
+        names = {file.name for scan in digests for file in scan_files(store, scan)}
+        size = sum(entry.stat().st_size for entry in entries if entry.name in names)
     summary.note("on disk", f"{size / 1e6:.1f} MB in {store}, {written / 1e6:.1f} MB of it new")
-    return scans
+    return digests
 
 
 def _say_what_changed(before: dict[str, Any] | None, plan: UnifiedPlan, store: Path, summary: JobSummary) -> None:
@@ -197,16 +204,47 @@ class _Job:
         return [file for given in (self.case.images[channel], label) for file in files_behind(given)]
 
 
-def _is_fresh(job: _Job, checked: CheckedScans) -> bool:
-    """Whether all scans of a case are whole in the store and made from the same files, judged by size and time."""
-    for channel, scan in enumerate(job.scans):
-        known = complete_record(job.store, scan)
-        if known is None or not known.made_of.is_untouched(job.inputs(channel), job.made_by(channel)):
-            return False
-        if not checked.is_whole(known):
-            logger.warning("%s in %s is damaged; it is made again", scan, job.store)
-            return False
-    return True
+def _fresh_scans(
+    jobs: Sequence[_Job], kept: Mapping[str, str], checked: CheckedScans
+) -> Iterator[dict[str, str] | None]:
+    """For each case, its scans with the hashes of their records; ``None`` if one of them is not whole in the store, or
+    was not made from the same files, judged by size and time.
+
+    Args:
+        jobs: The cases.
+        kept: Scans in the manifest, with the hashes of their records.
+        checked: Scans that were checked before.
+    """
+    made_by: dict[tuple[str, int], Any] = {}
+    for job in jobs:
+        for channel in range(len(job.case.images)):
+            if (job.dataset.name, channel) not in made_by:
+                made_by[job.dataset.name, channel] = Stamp.of((), job.made_by(channel)).combined  # as in a saved stamp
+
+    def fresh(job: _Job) -> dict[str, str] | None:
+        digests = {}
+        for channel, scan in enumerate(job.scans):
+            digest = kept.get(scan)
+            head = None if digest is None else record_head(job.store, scan, digest)
+            if head is None or digest is None:  # made by a run that did not end
+                record = complete_record(job.store, scan)
+                if record is None:
+                    return None
+                head = RecordHead(scan=scan, made_of=record.made_of, files=record.files)
+                digest = content_hash(scan_files(job.store, scan)[-1])
+            same = head.made_of.combined == made_by[job.dataset.name, channel]
+            if not same or not checked.has_sizes(head) or not head.made_of.are_untouched(job.inputs(channel)):
+                return None
+            if not checked.is_whole(head):
+                logger.warning("%s in %s is damaged; it is made again", scan, job.store)
+                return None
+            digests[scan] = digest
+        return digests
+
+    parts = [jobs[start : start + _JOBS_OF_A_THREAD] for start in range(0, len(jobs), _JOBS_OF_A_THREAD)]
+    with checked.listed(), ThreadPoolExecutor(_THREADS) as threads:
+        for part in threads.map(lambda part: [fresh(job) for job in part], parts):
+            yield from part
 
 
 def _preprocess_case(job: _Job) -> list[int | Exception]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from satunet.datasets.paths import preprocessed_dir, raw_dir
 from satunet.datasets.people import CaseName, People, find_people
 from satunet.datasets.raw import Dataset, split_scan_id
@@ -189,13 +191,10 @@ def _validate_in_turn(persons: list[CaseName], validating: _Validating) -> None:
     new = [person for person in persons if person not in validating.known]
     here = [len(in_fold.intersection(persons)) for in_fold in validating.in_fold]
     if len(new) == len(persons) >= FOLDS:
-        from nnunetv2.utilities.crossval_split import generate_crossval_split
-
         # nnunetv2 shuffles positions, so that persons with one case each get the same folds as their cases would.
-        places = [f"{number:09d}" for number in range(len(persons))]
-        splits = generate_crossval_split(places, seed=12345, n_splits=FOLDS)
+        parts = _parts_as_nnunet(len(persons))
         for fold in range(validating.count):
-            validating.add(fold, {persons[int(place)] for place in splits[fold % FOLDS]["val"]})
+            validating.add(fold, {persons[place] for place in parts[fold % FOLDS]})
     else:
         for person in new:
             fold = here.index(min(here))
@@ -205,6 +204,13 @@ def _validate_in_turn(persons: list[CaseName], validating: _Validating) -> None:
             if not number:
                 validating.add(fold, {persons[fold % len(persons)]})
     validating.known |= set(persons)
+
+
+def _parts_as_nnunet(count: int) -> list[list[int]]:
+    """Positions that validate in each fold, as nnunetv2 splits ``count`` cases, whose import takes seconds."""
+    order = np.arange(count)
+    np.random.RandomState(12345).shuffle(order)
+    return [part.tolist() for part in np.array_split(order, FOLDS)]
 
 
 def _fold_of(members: Mapping[CaseName, Sequence[str]], validating: set[CaseName]) -> Fold:

@@ -12,6 +12,7 @@ longer be used. ``scans.index`` holds what training needs to know about all scan
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,9 +26,9 @@ from numpy.typing import NDArray
 from satunet.datasets.raw import split_scan_id
 from satunet.errors import DatasetError, SatunetError
 from satunet.images.label_ids import dense_ids
-from satunet.jobs.files import atomic_path, flush_to_disk, read_json, write_json
+from satunet.jobs.files import atomic_path, flush_to_disk, parse_json, read_json, write_json
 from satunet.jobs.fresh import Stamp, content_hash
-from satunet.jobs.records import load_record, save_record
+from satunet.jobs.records import from_plain, load_record, save_record
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.arrays import StoredArray, write_array
 from satunet.preprocessing.transform import ScanGeometry
@@ -42,7 +43,8 @@ Foreground = tuple[tuple[int, int, int], tuple[int, int, int]]
 """First voxel of a box, and the voxel after its last."""
 _PIECE = 1 << 20
 _MANIFEST = "manifest.json"
-_ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
+ARRAY_ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz")
+_ENDINGS = (*ARRAY_ENDINGS, ".json")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,6 +113,43 @@ class ScanRecord:
         return self.geometry.shape
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordHead:
+    """The part of a record that decides whether a scan must be made again.
+
+    Attributes:
+        scan: Name of the scan.
+        made_of: Stamp of the input files and settings.
+        files: Name ending → (bytes, hash) of the files beside the record.
+    """
+
+    scan: str
+    made_of: Stamp
+    files: dict[str, tuple[int, str]]
+
+
+def record_head(folder: Path, scan: str, digest: str) -> RecordHead | None:
+    """The head of a record, for runs that look at thousands of them; ``None`` if it is not the known one.
+
+    Args:
+        folder: The store.
+        scan: Name of the scan.
+        digest: Hash of its record in the manifest, which makes other checks of the content needless.
+    """
+    try:
+        with open(f"{folder}/{scan}.json", "rb", buffering=0) as stream:
+            content = stream.read()
+        if hashlib.sha256(content).hexdigest() != digest:
+            return None
+        fields = parse_json(content, scan)
+        if fields["version"] != ScanRecord.RECORD_VERSION:
+            return None
+        parts = {"scan": fields["scan"], "made_of": fields["made_of"], "files": fields["files"]}
+        return from_plain(parts, RecordHead, source=scan)
+    except (OSError, ValueError, KeyError, TypeError, SatunetError):
+        return None
+
+
 class ScanStore:
     """A folder of preprocessed scans.
 
@@ -132,7 +171,8 @@ class ScanStore:
         """Names of all complete scans of the manifest, sorted."""
         if not self.folder.is_dir():
             return ()
-        present = {p.name[: -len(".json")] for p in self.folder.glob("*__*.json") if not p.name.startswith(".")}
+        files = (name for name in os.listdir(self.folder) if name.endswith(".json") and not name.startswith("."))
+        present = {name[: -len(".json")] for name in files if "__" in name}
         manifest = read_manifest(self.folder)
         if manifest is None and (self.folder / _MANIFEST).is_file():
             raise DatasetError(
@@ -221,7 +261,7 @@ def write_scan(
     return sum(size for size, _ in described.values()) + files[3].stat().st_size
 
 
-def is_whole(folder: Path, record: ScanRecord) -> bool:
+def is_whole(folder: Path, record: ScanRecord | RecordHead) -> bool:
     """Whether the files of a scan are undamaged; they are read."""
     try:
         return all(

@@ -46,7 +46,7 @@ class CaseFingerprint:
         label_centroids_mm: Label id → centre of mass in scanner coordinates, mm (right, anterior, superior).
         cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing crops, if there are any.
         scans: Hash of the voxels of each channel; empty for constant ones.
-        made_of: Stamp of the files; empty if an older version wrote it, and in unions.
+        made_of: Stamp of the files; empty if an older version wrote it.
     """
 
     dataset: str
@@ -224,11 +224,7 @@ def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "
         raise ValueError("there is nothing to merge")
     return DatasetFingerprint(
         dataset=name,
-        # Whether a case is fresh is decided by its dataset's own fingerprint.
-        cases=tuple(
-            replace(case, made_of=Stamp())
-            for case in sorted((c for f in fingerprints for c in f.cases), key=lambda c: (c.dataset, c.case))
-        ),
+        cases=tuple(sorted((c for f in fingerprints for c in f.cases), key=lambda c: (c.dataset, c.case))),
         channels=tuple(merged[modality] for modality in sorted(merged, key=MODALITIES.index)),
         approximate=any(f.approximate for f in fingerprints),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,8 +85,12 @@ def _impact(plan: UnifiedPlan, fingerprint: DatasetFingerprint, labels: Ids) -> 
     x, y, z = (round(float(s), 3) for s in median)
     a, b, c = (round(max(1.0, float(t / m)), 2) for t, m in zip(target, median, strict=True))
     thin, large = [], []
+    sizes: dict[int, list[Triple]] = defaultdict(list)
+    for case in fingerprint.cases:
+        for label, size in case.label_extents_mm.items():
+            sizes[label].append(size)
     for name, ids in labels.items():
-        extent = _extent(fingerprint.cases, ids)
+        extent = _extent(fingerprint.cases, ids) if len(ids) > 1 else _median(sizes.get(ids[0], []) if ids else [])
         if extent is None:
             continue
         if (extent < target).any():
@@ -109,8 +114,13 @@ def _extent(cases: Iterable[CaseFingerprint], ids: Sequence[int]) -> np.ndarray 
     for case in cases:
         sizes = [case.label_extents_mm[n] for n in ids if n in case.label_extents_mm]
         if sizes:
-            found.append(sizes[0] if len(sizes) == 1 else tuple(map(max, *sizes)))
-    return np.median(np.array(found), axis=0) if found else None
+            x, y, z = sizes[0] if len(sizes) == 1 else map(max, *sizes)
+            found.append((x, y, z))
+    return _median(found)
+
+
+def _median(sizes: Sequence[Triple]) -> np.ndarray | None:
+    return np.median(np.array(sizes), axis=0) if sizes else None
 
 
 def _mm(values: Triple) -> str:

@@ -7,7 +7,7 @@ and swapped sides are recognised from fingerprints alone, without opening a scan
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerp
 
 SIMILAR_FROM = 88.0
 """Smallest similarity, in percent of their letters, at which two names may mean the same."""
+KINDS = ("generic", "names", "sides", "volumes", "cropped", "unseen")
+"""Kinds of findings, in the order in which they are told."""
 VOLUME_RATIO = 4.0
 """Smallest ratio of a class's median volumes in two datasets at which it may be two structures."""
 # Words that tell structures apart, however similar their names are otherwise.
@@ -108,7 +110,7 @@ class Finding:
     """Something a person should look at.
 
     Attributes:
-        kind: ``"generic"``, ``"names"``, ``"volumes"``, ``"sides"``, ``"cropped"`` or ``"unseen"``.
+        kind: One of :data:`KINDS`.
         classes: Classes it is about.
         datasets: Datasets it is about.
         message: Message, in one sentence.
@@ -120,22 +122,26 @@ class Finding:
     message: str
 
 
-def review_label_space(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint] = ()) -> list[Finding]:
+def review_label_space(
+    space: LabelSpace, fingerprints: Sequence[DatasetFingerprint] = (), kinds: Collection[str] = KINDS
+) -> list[Finding]:
     """Find everything that looks wrong in a label space.
 
     Args:
         space: The label space.
         fingerprints: Fingerprints of its datasets; without one, or with one that nnunetv2 made, labels are not checked.
+        kinds: Kinds of findings to look for; the others cost no time.
     """
     known = [f for f in fingerprints if f.dataset in space.ids and not f.approximate]
-    return [
-        *_generic(space),
-        *_similar_names(space),
-        *_sides(space, known),
-        *_volumes(space, known),
-        *_cropped(space, known),
-        *_unseen(space, known),
-    ]
+    found = {
+        "generic": _generic(space),
+        "names": _similar_names(space),
+        "sides": _sides(space, known),
+        "volumes": _volumes(space, known),
+        "cropped": _cropped(space, known),
+        "unseen": _unseen(space, known),
+    }  # generators: those that are not wanted do not run
+    return [finding for kind in KINDS if kind in kinds for finding in found[kind]]
 
 
 def _generic(space: LabelSpace) -> Iterator[Finding]:
@@ -155,8 +161,9 @@ def _generic(space: LabelSpace) -> Iterator[Finding]:
 def _cropped(space: LabelSpace, fingerprints: Sequence[DatasetFingerprint]) -> Iterator[Finding]:
     """Classes that lie where a scan is zero, and are lost when it is cropped to its nonzero voxels."""
     for fingerprint in fingerprints:
+        losing = [c for c in fingerprint.cases if c.cropped_voxels]
         for name, ids in sorted(space.ids[fingerprint.dataset].items()):
-            cases = [c for c in fingerprint.cases if any(c.cropped_voxels.get(i) for i in ids)]
+            cases = [c for c in losing if any(c.cropped_voxels.get(i) for i in ids)]
             if not cases:
                 continue
             lost = sum(c.cropped_voxels.get(i, 0) for c in cases for i in ids)

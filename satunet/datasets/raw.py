@@ -59,10 +59,10 @@ class Case:
 
 def files_behind(path: Path) -> tuple[Path, ...]:
     """An image's file and the files of voxels that its header refers to; only the file itself if it is unreadable."""
+    if str(path).lower().endswith((".nii", ".gz", ".mha")):
+        return (path,)
     from satunet.images.formats import image_files
 
-    if path.suffix.lower() in (".nii", ".gz", ".mha"):
-        return (path,)
     try:
         return image_files(path)
     except ScanError:  # reported when the image is read
@@ -146,18 +146,18 @@ class Dataset:
     def _cases(self, images: str, labels: str, *, labels_required: bool) -> tuple[Case, ...]:
         folder = self.folder / images
         pattern = re.compile(rf"^(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(self.file_ending)}$")
-        found = [m for p in folder.iterdir() if (m := pattern.match(p.name))] if folder.is_dir() else []
+        found = [m for name in os.listdir(folder) if (m := pattern.match(name))] if folder.is_dir() else []
         identifiers = {m["case"] for m in found if not m["case"].startswith(".")}
         if labels_required and (self.folder / labels).is_dir():
             # A label map without any image is a case with a missing channel, not a file to ignore.
             identifiers |= {
-                p.name[: -len(self.file_ending)]
-                for p in (self.folder / labels).iterdir()
-                if p.name.endswith(self.file_ending) and not p.name.startswith(".")
+                name[: -len(self.file_ending)]
+                for name in os.listdir(self.folder / labels)
+                if name.endswith(self.file_ending) and not name.startswith(".")
             }
-        cases = []
+        cases, place = [], self.folder / labels
         for identifier in sorted(identifiers):
-            label = self.folder / labels / f"{identifier}{self.file_ending}"
+            label = place / f"{identifier}{self.file_ending}"
             files = tuple(
                 folder / f"{identifier}_{channel:04d}{self.file_ending}" for channel in range(len(self.channel_names))
             )

@@ -20,6 +20,7 @@ import filelock
 from satunet.errors import DiskFullError, SatunetError, UserError
 from satunet.jobs.file_names import safe_name
 from satunet.jobs.leftovers import START, temporary_beside
+from satunet.jobs.quick import collection_paused
 
 _LITTLE = 1 << 20
 """Free bytes below which a disk counts as full."""
@@ -245,10 +246,37 @@ def write_json(path: Path, content: Any, *, sealed: bool = False) -> None:
         sealed: Whether to add a digest of the content, which :func:`read_json` checks. Files that people edit, and
             formats of other programs, have none.
     """
-    text = json.dumps(content, indent=1, default=_to_json)
-    if sealed:
-        text = json.dumps(seal(json.loads(text)), indent=1)  # this turns keys into strings and tuples into lists
+    with collection_paused():
+        plain = json.loads(json.dumps(content, default=_to_json))  # keys are strings, tuples are lists
+        text = _laid_out(seal(plain) if sealed else plain)
     write_text(path, text + "\n")
+
+
+_LARGE = 100_000
+_LINE = 100
+_DEEPEST = 3
+
+
+def _laid_out(plain: Any) -> str:
+    """JSON for people to read: one value per line, or in large files one case per line.
+
+    Python's encoder is compiled only for a single line; for thousands of cases, the difference is seconds.
+    """
+    short = json.dumps(plain)
+    return json.dumps(plain, indent=1) if len(short) < _LARGE else _broken(plain, short, 0)
+
+
+def _broken(plain: Any, short: str, depth: int) -> str:
+    """The values of the outer levels on lines of their own."""
+    if not plain or not isinstance(plain, (dict, list)) or len(short) <= _LINE or depth == _DEEPEST:
+        return short
+    if isinstance(plain, dict):
+        parts = [f"{json.dumps(key)}: {_broken(each, json.dumps(each), depth + 1)}" for key, each in plain.items()]
+    else:
+        parts = [_broken(each, json.dumps(each), depth + 1) for each in plain]
+    begin, end = "{}" if isinstance(plain, dict) else "[]"
+    step = "\n" + " " * (depth + 1)
+    return f"{begin}{step}{(',' + step).join(parts)}{step[:-1]}{end}"
 
 
 DIGEST = "content_sha256"
@@ -307,7 +335,8 @@ def parse_json(text: str | bytes, source: Path | str) -> Any:
     """
     try:
         decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text  # some editors add a byte order mark
-        return json.loads(decoded)
+        with collection_paused():
+            return json.loads(decoded)
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not JSON: its text is not in UTF-8 (byte {error.start})") from error
     except RecursionError as error:

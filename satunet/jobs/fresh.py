@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,11 +99,16 @@ class FileState:
 
         ``False`` may only mean that they cannot decide.
         """
+        if max(self.time_ns, self.change_ns) >= self.seen_ns - RACY_NS:
+            return False
+        name = os.fspath(path)
         try:
-            status = path.stat()
+            status = os.lstat(name)
+            link = stat.S_ISLNK(status.st_mode)
+            if link:
+                status = os.stat(name)
             now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            settled = max(self.time_ns, self.change_ns) < self.seen_ns - RACY_NS
-            return settled and now == (self.size, self.time_ns, self.change_ns) and _resolved(path) == self.path
+            return now == (self.size, self.time_ns, self.change_ns) and _resolved(name, link=link) == self.path
         except OSError:
             return False
 
@@ -163,10 +169,12 @@ class Stamp:
             files: Input files, as for :meth:`of`.
             combined: Values, as for :meth:`of`.
         """
-        return (
-            _plain(combined or {}) == self.combined
-            and len(files) == len(self.files)
-            and all(was.is_untouched(file) for file, was in zip(files, self.files, strict=True))
+        return _plain(combined or {}) == self.combined and self.are_untouched(files)
+
+    def are_untouched(self, files: Sequence[Path]) -> bool:
+        """The same for the files alone."""
+        return len(files) == len(self.files) and all(
+            was.is_untouched(file) for file, was in zip(files, self.files, strict=True)
         )
 
     def renewed(self, files: Sequence[Path]) -> Stamp:
@@ -187,13 +195,19 @@ class Stamp:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _resolved(path: Path) -> str:
-    """``str(path.resolve())`` of an existing file; folders are resolved only once."""
-    if path.is_symlink():
-        return str(path.resolve())
-    folder = path.parent
-    status = folder.stat()
-    return os.path.join(_resolved_folder(str(folder), status.st_dev, status.st_ino, os.getcwd()), path.name)
+def _resolved(path: str, *, link: bool) -> str:
+    """The path of an existing file without links; folders are resolved only once.
+
+    Args:
+        path: The file.
+        link: Whether it is a link itself.
+    """
+    folder, _, name = path.rpartition(os.sep)
+    if link or not folder:
+        return os.path.realpath(path)
+    status = os.stat(folder)
+    here = "" if folder.startswith(os.sep) else os.getcwd()
+    return _resolved_folder(folder, status.st_dev, status.st_ino, here) + os.sep + name
 
 
 @lru_cache(maxsize=1024)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from satunet.errors import SatunetError, UserError
 from satunet.jobs.files import read_json, seal, unseal, write_json
+from satunet.jobs.quick import Reader, collection_paused, quick_reader
 
 if TYPE_CHECKING:  # commands that read no array need not import numpy
     from numpy.typing import NDArray
@@ -89,6 +90,11 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
         raise error(
             f"{source}: {what} of version {version}; this satunet reads up to version {newest}, a newer one wrote it"
         )
+    if version == newest:
+        # An error of any kind: cattrs decides, and says what is wrong.
+        with contextlib.suppress(Exception), collection_paused():
+            quick: Record = _quick_reader(cls)(fields)
+            return quick
     import cattrs
 
     try:
@@ -208,6 +214,12 @@ def _told(problem: BaseException, wanted: type[Any] | None) -> str:
     if isinstance(problem, cattrs.ForbiddenExtraKeysError):
         return f"{', '.join(sorted(problem.extra_fields))} not known to this version"
     return str(problem) or type(problem).__name__
+
+
+@functools.cache
+def _quick_reader(cls: type[Any]) -> Reader:
+    """Function that makes a record of plain values that are as they were written, and raises for any others."""
+    return quick_reader(cls, lambda value, kind: _converter().structure(value, kind))
 
 
 @functools.cache

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from satunet.errors import UserError
-from satunet.jobs.files import atomic_folder, parse_json, read_json, write_json
+from satunet.jobs.files import _broken, atomic_folder, parse_json, read_json, write_json
 
 
 def test_a_sealed_file_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
@@ -43,3 +45,26 @@ def test_a_folder_that_another_job_made_meanwhile_is_left_alone(tmp_path: Path) 
     with pytest.raises(UserError, match="made by another job meanwhile"):
         write()
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "theirs"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=9), inner),
+    )
+)
+def test_lines_change_nothing_of_the_content(content: object) -> None:
+    assert json.loads(_broken(content, json.dumps(content), 0)) == content
+
+
+def test_a_large_file_has_a_case_per_line_and_a_small_one_a_value(tmp_path: Path) -> None:
+    cases = [
+        {"case": f"case_{i}", "spacing": [0.5, 1.0, 2.0], "labels": {str(n): n for n in range(30)}} for i in range(999)
+    ]
+    write_json(tmp_path / "large.json", {"satunet": {"cases": cases}, "empty": {}}, sealed=True)
+    lines = (tmp_path / "large.json").read_text().splitlines()
+    assert len([line for line in lines if line.strip().startswith('{"case": "case_')]) == 999
+    assert len(lines) < 1010
+    assert read_json(tmp_path / "large.json") == {"satunet": {"cases": cases}, "empty": {}}
+    write_json(tmp_path / "small.json", {"satunet": {"cases": cases[:1]}})
+    assert '   "spacing": [\n' in (tmp_path / "small.json").read_text()

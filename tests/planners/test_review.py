@@ -125,3 +125,14 @@ def test_labels_where_a_scan_is_zero_and_datasets_without_a_label_are_told(nnune
     assert "'air' has the id 0, which is the background's: it is no class" in space.notes["Dataset001_A"]
     unseen = [f for f in review_label_space(space, known_fingerprints(names)) if f.kind == "unseen"]
     assert [f.datasets for f in unseen] == [("Dataset002_Bare",)]
+
+
+def test_only_the_kinds_that_are_asked_for_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = build_label_space(
+        [_dataset("Dataset001_A", "thyroid"), _dataset("Dataset002_B", "thyroid gland", "spleen")]
+    )
+    known = [_fingerprint("Dataset001_A", {1: 5}), _fingerprint("Dataset002_B", {1: 5})]
+    assert [finding.kind for finding in review_label_space(space, known)] == ["names", "unseen"]
+    assert [finding.kind for finding in review_label_space(space, known, ["unseen"])] == ["unseen"]
+    monkeypatch.setattr("satunet.planners.unified.review._centre", lambda *_: pytest.fail("sides are looked at"))
+    assert review_label_space(space, known, ["cropped"]) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import pytest
 
 from satunet.demo.synthetic import ORGANS, SPACING_MM, make_synthetic_datasets
 from satunet.errors import DatasetError
+from satunet.jobs.files import read_json, write_json
 from satunet.labels import LabelSpace
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
@@ -21,7 +23,7 @@ from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.preprocessing.run import preprocess_datasets
 from satunet.preprocessing.store import ScanStore
 from satunet.preprocessing.transform import restore
-from satunet.preprocessing.verify import verify_datasets
+from satunet.preprocessing.verify import verify_datasets, verify_store
 
 NETWORK = NetworkConfig.auto(
     features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
@@ -122,6 +124,63 @@ def test_a_killed_run_leaves_no_scan_of_the_old_plan_to_be_used(
     with pytest.raises(DatasetError):
         store_of(nnunet_env)
     monkeypatch.undo()
+
+
+def test_a_rerun_reads_no_array_and_one_listing_of_the_store(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 22,000 scans, a rerun must not stat every file for itself, and must not ask cattrs for every record."""
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=3)
+    preprocess_datasets(plan(), [name])
+    folder = store_of(nnunet_env).folder
+    time.sleep(2.1)  # until times can be trusted
+    assert len(preprocess_datasets(plan(), [name]).skipped_items) == 3
+    before = (folder / "manifest.json").read_bytes(), (folder / "checked.json").read_bytes()
+    listings = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: listings.append(Path(place)) or scandir(place))
+    for module in ("store", "wholeness"):
+        monkeypatch.setattr(f"satunet.preprocessing.{module}.is_whole", lambda *_: pytest.fail("arrays are read"))
+    monkeypatch.setattr("satunet.preprocessing.run.complete_record", lambda *_: pytest.fail("records are read twice"))
+    assert len(preprocess_datasets(plan(), [name]).skipped_items) == 3
+    assert ((folder / "manifest.json").read_bytes(), (folder / "checked.json").read_bytes()) == before
+    assert 1 <= listings.count(folder) <= 4
+
+
+def test_scans_of_a_run_that_did_not_end_are_not_made_again(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=3)
+    time.sleep(2.1)  # until times can be trusted
+    preprocess_datasets(plan(), [name])
+    file = store_of(nnunet_env).folder / "manifest.json"
+    whole = read_json(file)
+    write_json(file, whole | {"scans": {}, "complete": False}, sealed=True)  # as a killed run leaves it
+    monkeypatch.setattr("satunet.preprocessing.run._preprocess_case", lambda _: pytest.fail("a worker is asked"))
+    again = preprocess_datasets(plan(), [name])
+    assert len(again.skipped_items) == 3 and not again.done_items
+    assert read_json(file) == whole
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the manifest", "of a run that did not end"])
+@pytest.mark.parametrize("which", [".b2nd", "_seg.b2nd", "_locations.npz", ".json"])
+def test_a_rerun_makes_a_scan_again_of_which_a_file_is_damaged(nnunet_env: Path, which: str, known: bool) -> None:
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    time.sleep(2.1)  # until times can be trusted
+    preprocess_datasets(plan(), [name])
+    store = store_of(nnunet_env)
+    scan = store.scan_ids[1]
+    file = store.folder / f"{scan}{which}"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # the size is the same
+    if which == ".json":
+        content = bytearray(file.read_bytes().replace(b'"modality": "ct"', b'"modality": "us"'))  # still a record
+    sound, time_ns = file.read_bytes(), file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=(time_ns, time_ns))
+    if not known:
+        manifest = store.folder / "manifest.json"
+        write_json(manifest, read_json(manifest) | {"scans": {}, "complete": False}, sealed=True)
+    again = preprocess_datasets(plan(), [name])
+    assert again.done_items == [scan]
+    assert file.read_bytes() == sound
+    assert verify_store(store.folder).failures == {}
 
 
 def spoil(raw: Path, name: str) -> dict[str, str]:

@@ -256,3 +256,13 @@ def test_a_split_made_for_a_specialist_follows_the_cases_and_a_users_does_not(nn
     write_json(file, [{"train": cases[1:], "val": cases[:1]}])  # by hand
     with pytest.raises(DatasetError, match="none of the 1 cases that fold 0 lists under 'val'"):
         case_folds({name: cases[1:]})
+
+
+def test_the_folds_of_one_dataset_are_those_of_nnunetv2(nnunet_env: Path) -> None:
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    for count in (5, 6, 9, 10, 11, 64, 203, 1001):
+        cases = [f"case_{number:04d}" for number in range(count)]
+        folds = case_folds({"Dataset001_A": cases}).by_dataset["Dataset001_A"]
+        theirs = generate_crossval_split(cases, seed=12345, n_splits=5)
+        assert [{part: sorted(map(str, fold[part])) for part in ("train", "val")} for fold in theirs] == list(folds)
