@@ -93,7 +93,7 @@ def from_plain(content: Any, cls: type[Record], *, source: Path | str, error: ty
     if version == newest:
         # An error of any kind: cattrs decides, and says what is wrong.
         with contextlib.suppress(Exception), collection_paused():
-            quick: Record = _quick_reader(cls)(fields)
+            quick: Record = _quick_reader(cls)(fields)  # type: ignore[arg-type]  # a class is hashable
             return quick
     import cattrs
 
