@@ -157,8 +157,8 @@ def _run(jobs: list[_Job], summary: JobSummary, processes: int | Workers) -> dic
                 remove_scan(store, name)
     checked.save()
     with os.scandir(store) as entries:
-        names = {file.name for scan in digests for file in scan_files(store, scan)}
-        size = sum(entry.stat().st_size for entry in entries if entry.name in names)
+        listed = {file.name for scan in digests for file in scan_files(store, scan)}
+        size = sum(entry.stat().st_size for entry in entries if entry.name in listed)
     summary.note("on disk", f"{size / 1e6:.1f} MB in {store}, {written / 1e6:.1f} MB of it new")
     return digests
 
