@@ -170,7 +170,7 @@ def test_a_rerun_makes_a_scan_again_of_which_a_file_is_damaged(nnunet_env: Path,
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1  # the size is the same
     if which == ".json":
-        content = bytearray(file.read_bytes().replace(b'"modality": "ct"', b'"modality": "us"'))  # still a record
+        content = bytearray(file.read_bytes().replace(b'"modality": "ct"', b'"modality": "us"', 1))  # still a record
     sound, time_ns = file.read_bytes(), file.stat().st_mtime_ns
     file.write_bytes(content)
     os.utime(file, ns=(time_ns, time_ns))
