@@ -111,7 +111,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
     """Compare the unified network with the datasets' specialists and with other competitors.
 
     A dataset's test cases with a reference are used or, if there are none, the validation cases of the fold; if the
-    unified network was not trained on the dataset, all its cases.
+    unified network was not trained on the dataset, or on all of a split's cases, all cases that it has not seen.
 
     Args:
         dataset_names: Datasets to score.
@@ -315,6 +315,11 @@ def _notes(tasks: Sequence[Task]) -> list[str]:
             "There are no test cases, and training used all others, so that these scores are of training cases: "
             + ", ".join(seen)
         )
+    notes += [
+        f"{t.name}: {t.left_out} of {t.left_out + len(t.cases)} cases are left out, because the unified network was trained on them"
+        for t in tasks
+        if t.left_out
+    ]
     if external := sorted({t.dataset.name for t in tasks if t.external}):
         notes.append("External datasets, which the unified network was not trained on: " + ", ".join(external))
     if any(c.excludes for t in tasks for c in t.classes.classes):

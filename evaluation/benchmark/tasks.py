@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from satunet.datasets.people import People
 from satunet.datasets.raw import Case, Dataset, read_labels, scan_id
 from satunet.datasets.unified import UnifiedFolder
-from satunet.errors import DatasetError
+from satunet.errors import DatasetError, SatunetError
+from satunet.images.content import voxel_digest
+from satunet.images.image import read_image
 from satunet.jobs.files import read_json
 from satunet.jobs.records import MALFORMED
 from satunet.labels import LabelSpace
@@ -17,6 +21,8 @@ from satunet.labels.scored import Organs, ScoredClasses, classes_of_dataset
 from satunet.models.trained_scans import TrainedScans
 
 DATASET_FILE = "dataset.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ class Task:
         unknown: Classes of the dataset that the unified network was never taught.
         external: Whether the unified network was not trained on the dataset at all.
         trained_on: Whether the networks were trained on these cases because there are no others.
+        left_out: Number of cases that are not scored because the unified network was trained on them.
         patients: Case → patient, for every case of the dataset; a patient in several datasets has one name.
     """
 
@@ -66,6 +73,7 @@ class Task:
     unknown: tuple[str, ...] = ()
     external: bool = False
     trained_on: bool = False
+    left_out: int = 0
     patients: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -93,8 +101,9 @@ def make_task(
     """Make the task for a dataset and fold.
 
     It has the test cases with a reference or, if there are none, the validation cases of the fold that are not trained
-    on as well (as in a dataset with only one case). If the unified network was not trained on the dataset, it has the
-    test cases or, if there are none, all cases.
+    on as well (as in a dataset with only one case). If the unified network was not trained on the dataset, or its fold
+    is "all", it has the test cases or, if there are none, all cases but those with a scan that the network lists as
+    trained on, by name or by content. A network of fold "all" that has seen them all is scored on them.
 
     Args:
         dataset: The dataset.
@@ -107,12 +116,16 @@ def make_task(
     """
     external = dataset.name not in network.space.ids
     cases = tuple(c for c in dataset.test_cases() if c.label is not None)
-    trained_on = False
+    trained_on, left_out = False, 0
     if not cases:
         every = dataset.training_cases()
         wanted = {c.identifier for c in every} if external else set(_validation_cases(dataset, network))
         cases = tuple(c for c in every if c.identifier in wanted)
-        trained_on = not external and network.fold == "all"
+        if external or network.fold == "all":
+            seen = seen_cases(dataset, cases, network.trained)
+            left_out = len(seen) if len(seen) < len(cases) else 0
+            trained_on = not external and not left_out and (bool(seen) or not network.trained.known)
+            cases = tuple(c for c in cases if not left_out or c.identifier not in seen)
     every_class = classes_of_dataset(dataset, organs=organs, known=network.space)
     classes = every_class.only(network.space.__contains__)
     if not cases:
@@ -130,6 +143,7 @@ def make_task(
         unknown=tuple(name for name in every_class.names if name not in network.space),
         external=external,
         trained_on=trained_on,
+        left_out=left_out,
         patients={case: "/".join((people or People()).of(dataset.name, case)) for case in cases_of(dataset)},
     )
 
@@ -167,6 +181,34 @@ def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str)
 def scans_of(dataset: Dataset, case: str) -> set[str]:
     """Names of a case's scans, one per channel."""
     return {scan_id(dataset.name, case, channel) for channel in range(len(dataset.channel_names))}
+
+
+def seen_cases(dataset: Dataset, cases: Iterable[Case], trained: TrainedScans) -> frozenset[str]:
+    """Cases with a scan that a network lists as trained on, by name or by content."""
+    return frozenset(
+        case.identifier
+        for case in cases
+        if any(scan in trained for scan in scans_of(dataset, case.identifier))
+        or (trained.voxels and _shown(case, trained))
+    )
+
+
+def _shown(case: Case, trained: TrainedScans) -> bool:
+    """Whether a scan of a case has the same voxels as one that was trained on."""
+    for path in case.images:
+        try:
+            about = path.stat()
+            if trained.shows(_voxel_digest(path, about.st_mtime_ns, about.st_size)):
+                return True
+        except (OSError, SatunetError) as error:  # prediction will fail for it, and be counted then
+            logger.warning("%s: it is not known whether it was trained on (%s)", path, error)
+    return False
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _voxel_digest(path: Path, *_: int) -> str:
+    """Digest of a scan that has not changed: several folds and competitors ask for it."""
+    return voxel_digest(read_image(path))
 
 
 def _validation_cases(dataset: Dataset, network: TrainedNetwork) -> list[str]:

@@ -46,6 +46,11 @@ class TrainedScans(Container[str]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _digest(name) in self.names
 
+    @property
+    def known(self) -> bool:
+        """Whether any scan is listed."""
+        return bool(self.names or self.voxels)
+
     def shows(self, voxels: str) -> bool:
         """Whether a scan with these voxels is among them.
 
@@ -95,7 +100,7 @@ class TrainedScans(Container[str]):
         """Scans recorded in a folder of weights; older versions recorded only the split."""
         file = folder / TRAINED_SCANS_FILE
         seen = cls.of(trained_scans(folder)) | (cls.load(file) if file.is_file() else cls())
-        return seen if seen.names or seen.voxels else None
+        return seen if seen.known else None
 
     def save(self, file: Path) -> None:
         """Write the digests as JSON."""

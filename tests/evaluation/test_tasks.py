@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_training_cases_are_scored_only_with_a_note(stage: Stage) -> None:
     tables, _ = stage.run([NAMES[1]])
     assert "scores are of training cases" in tables.notes[0]
     assert tables.notes[0] in (stage.root / "bench" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("how", ["by name", "by content"])
+def test_a_network_of_all_cases_is_scored_on_those_that_it_has_not_seen(stage: Stage, how: str) -> None:
+    stage.fold = "all"
+    seen = next(c for c in load_dataset(NAMES[1]).training_cases() if c.identifier == "b")
+    scan = read_image(seen.images[0])
+    write_volume(seen.images[0], scan.array + 1, like=scan)  # all other scans of the stage have the same voxels
+    name = f"{NAMES[1]}__b__0000" if how == "by name" else "Dataset777_Another__x__0000"
+    digests = [voxel_digest(read_image(seen.images[0]))] if how == "by content" else []
+    TrainedScans.of([name], digests).save(stage.model / "trained_scans.json")
+    tables, _ = stage.run([NAMES[1]])
+    every = [c.identifier for c in load_dataset(NAMES[1]).training_cases()]
+    (scores,) = (stage.root / "bench" / "scores" / "satunet" / NAMES[1]).glob("*/per_case.csv")
+    with scores.open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == set(every) - {"b"}
+    assert f"1 of {len(every)} cases are left out, because the unified network was trained on them" in tables.notes[0]
+
+
+def test_other_patients_of_a_dataset_that_it_knows_are_no_training_cases(stage: Stage) -> None:
+    stage.fold = "all"
+    TrainedScans.of(["Dataset777_Another__x__0000"]).save(stage.model / "trained_scans.json")
+    tables, _ = stage.run([NAMES[1]])
+    assert not any("training cases" in note or "left out" in note for note in tables.notes)
 
 
 def test_classes_are_those_that_the_dataset_lists(stage: Stage) -> None:

@@ -9,13 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from satunet.datasets.raw import Case
-from satunet.errors import SatunetError
 from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, read_object, record_run, size_of
 from satunet.evaluation.benchmark.results import Cost
-from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork, scans_of
-from satunet.images.content import voxel_digest
-from satunet.images.image import read_image
+from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork, scans_of, seen_cases
 from satunet.jobs.progress import JobSummary
 from satunet.models.folder import ModelFolder
 from satunet.models.trained_scans import TrainedScans
@@ -92,10 +88,8 @@ class UnifiedCompetitor:
         """Cases with a scan that the network's folder lists as trained on, by name or by content."""
         trained = self.network(task.fold).trained
         cases = {*task.patients, *task.references}
-        seen = {case for case in cases if any(scan in trained for scan in scans_of(task.dataset, case))}
-        if trained.voxels:
-            seen |= {c.identifier for c in task.cases if c.identifier not in seen and _shown(c, trained)}
-        return frozenset(seen)
+        named = {case for case in cases if any(scan in trained for scan in scans_of(task.dataset, case))}
+        return seen_cases(task.dataset, task.cases, trained) | named
 
     def predict(self, task: Task) -> dict[str, str]:
         """Predict every channel of every case as a scan; finished scans are not predicted again."""
@@ -135,17 +129,6 @@ class UnifiedCompetitor:
             training_steps=network.steps,
             **cost_of_runs([self.folder(task) for task in tasks], channel_by_channel=several),
         )
-
-
-def _shown(case: Case, trained: TrainedScans) -> bool:
-    """Whether a scan of a case has the same voxels as one that was trained on."""
-    for path in case.images:
-        try:
-            if trained.shows(voxel_digest(read_image(path))):
-                return True
-        except SatunetError as error:  # prediction will fail for it, and be counted then
-            logger.warning("%s: it is not known whether it was trained on (%s)", path, error)
-    return False
 
 
 def _facts(model: ModelFolder) -> TrainedNetwork:
