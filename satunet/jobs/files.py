@@ -64,6 +64,16 @@ def _told_of(final: Path) -> Iterator[None]:
 _OF_DISKS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
+def disk_trouble(error: BaseException) -> str | None:
+    """What is wrong with the disk, as in "no space left on device"; ``None`` if the error has another cause."""
+    cause = cause_of(error)
+    if isinstance(error, DiskFullError):
+        return os.strerror(errno.ENOSPC).lower()
+    if isinstance(cause, OSError) and cause.errno in _OF_DISKS:
+        return os.strerror(cause.errno).lower()
+    return None
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The operating system's error behind another error; the error itself if there is none.
 

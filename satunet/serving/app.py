@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
@@ -35,8 +36,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from satunet import __version__
-from satunet.errors import ScanError, UserError
-from satunet.jobs.files import read_json
+from satunet.errors import DiskFullError, ScanError, UserError
+from satunet.jobs.files import disk_trouble, read_json
 from satunet.prediction.instances import Instance, comes_in_numbers
 from satunet.prediction.measures import Measures
 from satunet.prediction.options import Modality, Outputs
@@ -46,6 +47,8 @@ from satunet.serving.desk import Brought, BusyError, Desk, Job, UnknownError, to
 from satunet.serving.door import Door, too_large
 from satunet.serving.options import ServeOptions
 from satunet.serving.uploads import UNPACKED, TooLargeError, ending_of, receive, scan_in
+
+logger = logging.getLogger(__name__)
 
 _MOST_PROMPTS = 2000
 _TIDY_SECONDS = 30.0
@@ -205,6 +208,16 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
 
     for kind, code in codes.items():
         app.add_exception_handler(kind, handler(code))
+
+    async def disk(_: Request, error: Exception) -> Response:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise error
+        logger.error("%s: %s", folder, trouble)
+        return JSONResponse({"detail": told(error, folder)}, status_code=507)
+
+    for of_disks in (OSError, DiskFullError):
+        app.add_exception_handler(of_disks, disk)
 
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=400)  # a client that aborts an upload is no fault of the server, and gets no answer

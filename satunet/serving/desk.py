@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from satunet.errors import PromptError, SatunetError
-from satunet.jobs.files import read_json
+from satunet.jobs.files import disk_trouble, read_json
 from satunet.network.model import ImageFeatures
 from satunet.prediction.door.inputs import Scan
 from satunet.prediction.door.jobs import ScanJob, resolve
@@ -307,7 +307,9 @@ class Desk:
                 self._predict(job, _reporter(job))
             except Exception as error:  # whatever is wrong with this job, the next one goes on
                 cancelled = isinstance(error, PromptError) and job.cancelled.is_set()
-                if not isinstance(error, SatunetError):
+                if trouble := disk_trouble(error):
+                    logger.error("job %s: %s: %s", job.id, self.folder, trouble)
+                elif not isinstance(error, SatunetError):
                     logger.exception("job %s", job.id)
                 job.error = None if cancelled else told(error, self.folder)
                 self._end(job, "cancelled" if cancelled else "failed")
@@ -357,6 +359,8 @@ def told(error: Exception, folder: Path) -> str:
         error: Error that occurred.
         folder: Private folder of the server.
     """
+    if trouble := disk_trouble(error):
+        return f"the server's disk does not take it ({trouble}); nothing of it is kept, ask again later"
     if not isinstance(error, SatunetError):
         return f"the server could not do it ({type(error).__name__}); its log says more"
     text = str(getattr(error, "reason", None) or error)

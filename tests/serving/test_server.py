@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import resource
 import shutil
 import threading
 import time
@@ -88,6 +90,34 @@ def test_a_scan_and_a_word_give_the_mask(client: TestClient, scan: bytes, tmp_pa
     np.testing.assert_array_equal(found.array > 0, phantom() > 2.5)
     np.testing.assert_allclose(found.grid.affine, GRID.affine)
     assert client.get(f"/scans/{name}/image").content == scan
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more than ``size`` bytes to a file fails, as it does where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_without_room_is_told_and_the_next_request_works(
+    client: TestClient, scan: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = bring(client, scan)
+    folders = sorted((tmp_path / "desk").iterdir())
+    with files_of_at_most(100):
+        refused = client.post("/scans", params={"filename": "x.nii.gz"}, content=scan)
+        failed = ask(client, name)
+    assert refused.status_code == 507
+    for told in (refused.json()["detail"], failed["error"]):
+        assert told == "the server's disk does not take it (file too large); nothing of it is kept, ask again later"
+    assert failed["state"] == "failed"
+    assert sorted((tmp_path / "desk").iterdir()) == folders and not list(folders[0].glob("results/*"))
+    assert "Traceback" not in caplog.text
+    assert ask(client, name)["state"] == "done"
 
 
 def test_a_manifest_does_not_say_where_the_server_is(client: TestClient, scan: bytes, tmp_path: Path) -> None:
