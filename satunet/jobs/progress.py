@@ -135,7 +135,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., 
 
         yield advance
     if not console.is_terminal:
-        logger.info("%s: %d done in %.1f s", description, done, time.monotonic() - started)
+        logger.info("%s: %s in %.1f s", description, _count(done, total), time.monotonic() - started)
 
 
 @dataclass
@@ -157,11 +157,20 @@ class _Told:
             return
         self._last, self.interval = now, min(2 * self.interval, _MOST_SECONDS_BETWEEN_LINES)
         passed = now - self.started
-        count = f"{done} of {self.total}" if self.total is not None else str(done)
         left = f", about {_spoken(passed * (self.total - done) / done)} left" if self.total and done > 0 else ""
         logger.info(
-            "%s: %s done in %s%s%s", self.description, count, _spoken(passed), left, f" ({note})" if note else ""
+            "%s: %s in %s%s%s",
+            self.description,
+            _count(done, self.total),
+            _spoken(passed),
+            left,
+            f" ({note})" if note else "",
         )
+
+
+def _count(done: int, total: int | None) -> str:
+    """How far a job is. Not "done": failures and results from before count, and are told apart at the end."""
+    return str(done) if total is None else f"{done} of {total}"
 
 
 def _spoken(seconds: float) -> str:

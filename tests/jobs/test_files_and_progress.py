@@ -30,13 +30,13 @@ def test_without_a_terminal_the_log_tells_now_and_then_how_far_a_job_is(
             now[0] += 16
             advance(note=f"scan {number}")
     lines = [r.getMessage() for r in caplog.records]
-    assert lines[0] == "Predicting: 2 of 1000 done in 72 s, about 10.0 h left (scan 1)"
+    assert lines[0] == "Predicting: 2 of 1000 in 72 s, about 10.0 h left (scan 1)"
     assert 36 * 1000 / 900 < len(lines) < 36 * 1000 / 900 + 8
-    assert lines[-1] == "Predicting: 1000 done in 36000.0 s"
+    assert lines[-1] == "Predicting: 1000 of 1000 in 36000.0 s"
     with caplog.at_level(logging.INFO, "satunet"), progress_bar("Reading", None) as advance:
         now[0] += 200
         advance()
-    assert caplog.records[-2].getMessage() == "Reading: 1 done in 3 min"
+    assert caplog.records[-2].getMessage() == "Reading: 1 in 3 min"
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

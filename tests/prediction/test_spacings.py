@@ -181,7 +181,8 @@ def test_a_model_with_scores_draws_only_what_has_one_in_the_scans_modality() -> 
     assert np.array_equal(good.mask, truth)
     assert refused.mask is None
     assert (
-        refused.match.note == "'left bright' has no score in mri and is therefore not drawn there; it has scores in ct"
+        refused.match.note
+        == "'left bright' has no score in mri and is therefore not drawn there; it has scores in ct (if the scan is one: --modality ct)"
     )
 
 

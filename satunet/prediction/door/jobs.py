@@ -119,8 +119,10 @@ class Vocabulary:
         elif (name, modality) in self.earned:
             return match
         else:
-            others = " and ".join(sorted(m for n, m in self.earned if n == name)) or "none"
-            note = f"{name!r} has no score in {modality} and is therefore not drawn there; it has scores in {others}"
+            others = sorted(m for n, m in self.earned if n == name)
+            note = f"{name!r} has no score in {modality} and is therefore not drawn there; it has scores in "
+            # Where a modality was guessed from intensities, the guess may be what is wrong.
+            note += f"{' and '.join(others)} (if the scan is one: --modality {others[0]})" if others else "none"
         return replace(match, status="unknown", note=note)
 
     def learned_elsewhere(self, match: PromptMatch, modality: str) -> str:
