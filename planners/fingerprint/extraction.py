@@ -16,6 +16,7 @@ from satunet.datasets.memory import reading_bytes
 from satunet.datasets.paths import preprocessed_dir
 from satunet.datasets.raw import Case, Dataset, load_dataset
 from satunet.errors import DatasetError, MissingFileError, PlanError, SatunetError
+from satunet.images.hounsfield import OFFSETS
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, run_parallel
@@ -238,6 +239,8 @@ def _from_cache(cache: Path, dataset: Dataset, case: Case, reader: str | None) -
     channels = len(dataset.channel_names)
     if made_of is None or any(len(values) != channels for values in (known.channels, nnunet, known.offsets)):
         return None
+    if not OFFSETS.issuperset(known.offsets):
+        return None  # damaged
     return CaseFindings(
         fingerprint=replace(known.fingerprint, made_of=made_of),
         intensities=known.channels,

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WITHOUT_INTERCEPT = 1024.0
+OFFSETS = frozenset({0.0, _WITHOUT_INTERCEPT})
+"""All that :func:`hounsfield_offset` returns."""
 _BONE = 1100
 _ABOVE_LUNG = 300
 _LEAST_TISSUE = 0.02

@@ -123,7 +123,7 @@ def test_the_cache_goes_by_files_and_settings(nnunet_env: Path) -> None:
 
 
 def test_an_interrupted_extraction_goes_on_and_a_new_case_is_read_alone(nnunet_env: Path) -> None:
-    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=4)
+    name, _ = make_synthetic_datasets(nnunet_env / "raw", cases=5)
     whole, _ = fingerprint_dataset(name)
     folder = nnunet_env / "preprocessed" / name
     (folder / "dataset_fingerprint.json").unlink()
@@ -132,8 +132,11 @@ def test_an_interrupted_extraction_goes_on_and_a_new_case_is_read_alone(nnunet_e
     short = folder / "fingerprint_cases" / "case_01.json"  # a channel is missing, and nobody sealed it
     content = {key: value for key, value in json.loads(short.read_text()).items() if key != DIGEST}
     short.write_text(json.dumps(content | {"channels": []}))
+    odd = folder / "fingerprint_cases" / "case_04.json"  # no scan has such an offset from HU
+    content = {key: value for key, value in json.loads(odd.read_text()).items() if key != DIGEST}
+    odd.write_text(json.dumps(content | {"offsets": [1e308]}))
     again, summary = fingerprint_dataset(name)
-    assert [item.rpartition("/")[2] for item in summary.done_items] == ["case_01", "case_02", "case_03"]
+    assert [item.rpartition("/")[2] for item in summary.done_items] == ["case_01", "case_02", "case_03", "case_04"]
     assert again == whole
 
 
