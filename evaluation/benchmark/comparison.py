@@ -117,6 +117,7 @@ def compare(
         rules=rules,
         correction=correction,
         notes=tuple(notes),
+        trained_on=tuple(sorted(dataset for dataset, found in results.items() if found.trained_on)),
     )
 
 

@@ -30,6 +30,7 @@ class DatasetResults:
         evaluations: Competitor → its scores. A competitor may be missing.
         modality: Modality of the dataset.
         external: Whether the unified network was not trained on the dataset.
+        trained_on: Whether the networks were trained on the cases.
         patients: Case → patient, by a name that is the same in all datasets; a case that is not listed is a patient of
             its own.
     """
@@ -37,6 +38,7 @@ class DatasetResults:
     evaluations: Mapping[str, Evaluation]
     modality: str = ""
     external: bool = False
+    trained_on: bool = False
     patients: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -185,6 +187,7 @@ class BenchmarkTables:
         rules: Rules of scoring, as :meth:`satunet.evaluation.scoring.rules.Rules.comparable` gives them.
         correction: Method by which p-values are adjusted.
         notes: Notes for readers, one sentence each.
+        trained_on: Datasets whose scores are of cases that the networks were trained on.
     """
 
     competitors: tuple[str, ...]
@@ -201,6 +204,7 @@ class BenchmarkTables:
     rules: dict[str, Any]
     correction: Correction = "holm"
     notes: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write everything as one versioned JSON file; ``nan`` becomes ``null``."""

@@ -274,6 +274,7 @@ class _Run:
                     evaluations={c: _merged([(t, self.done[c, t.name]) for t in shared], len(own)) for c in names},
                     modality=own[0].dataset.modalities[0],
                     external=any(t.external for t in own),
+                    trained_on=any(t.trained_on for t in own),
                     patients=own[0].patients,
                 )
         return results, missing

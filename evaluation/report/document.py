@@ -186,6 +186,9 @@ def sentences(tables: BenchmarkTables) -> list[str]:
             continue
         better = "above" if c.difference > 0 else "below"
         where = "of external datasets and their classes" if c.kind == "external" else "of dataset and class"
+        if c.kind == "total" and tables.trained_on:  # no claim about new patients without this
+            known = len(tables.trained_on)
+            where += f", {known} {_count('dataset', known)} with cases that were trained on"
         p = "" if math.isnan(c.p_value) else f"p {_with_sign(probability(c.p_value))} over {c.units} patients"
         between = "" if math.isnan(c.low) else f"95 % interval {interval(c.low, c.high)}"
         behind = "; ".join(text for text in (between, p) if text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
+from satunet.evaluation.benchmark.results import Comparison
 from satunet.evaluation.benchmark.tasks import make_task
+from satunet.evaluation.report.document import sentences
 from satunet.images.content import voxel_digest
 from satunet.images.image import read_image, write_volume
 from satunet.jobs.files import read_json, write_json
@@ -84,6 +88,20 @@ def test_training_cases_are_scored_only_with_a_note(stage: Stage) -> None:
     tables, _ = stage.run([NAMES[1]])
     assert "scores are of training cases" in tables.notes[0]
     assert tables.notes[0] in (stage.root / "bench" / "report.html").read_text("utf-8")
+    assert tables.trained_on == (NAMES[1],)
+
+
+def test_a_verdict_on_training_cases_says_so(stage: Stage) -> None:
+    stage.fold = "all"
+    tables, _ = stage.run([NAMES[1]])
+    total = Comparison(
+        kind="total", where="total", first="a", second="b", metric="dsc", difference=0.1, low=math.nan, high=math.nan,
+        pairs=2, wins=2, ties=0, losses=0, units=3,
+    )  # fmt: skip
+    (said,) = sentences(dataclasses.replace(tables, comparisons=(total,)))
+    assert said.startswith("Over 2 pairs of dataset and class, 1 dataset with cases that were trained on, a is better")
+    (said,) = sentences(dataclasses.replace(tables, comparisons=(total,), trained_on=()))
+    assert "trained on" not in said
 
 
 @pytest.mark.parametrize("how", ["by name", "by content"])
