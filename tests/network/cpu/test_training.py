@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -35,16 +35,9 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
-@pytest.mark.usefixtures("threads")
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    samples=st.integers(1, 2),
-    channels=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    shape=st.tuples(st.integers(1, 14), st.integers(1, 11), st.integers(1, 11)),
-    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 5])),
-    last=st.booleans(),
-)
-def test_a_convolution_and_its_gradients_are_torchs(samples, channels, shape, kernel, last) -> None:
+def check_convolution(
+    samples: int, channels: tuple[int, int], shape: tuple[int, ...], kernel: tuple[int, int], *, last: bool
+) -> None:
     torch.manual_seed(sum(shape))
     x = torch.randn(samples, channels[0], *shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(channels[1], channels[0], 3, *kernel, dtype=torch.float64, requires_grad=True)
@@ -60,6 +53,26 @@ def test_a_convolution_and_its_gradients_are_torchs(samples, channels, shape, ke
     assert distance(found, expected) < 2e-5
     for gradient_found, gradient_wanted in zip(torch.autograd.grad(found, ours, gradient.float()), wanted, strict=True):
         assert distance(gradient_found, gradient_wanted) < 2e-5
+
+
+@settings(max_examples=20)
+@given(
+    samples=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    shape=st.tuples(st.integers(1, 14), st.integers(1, 11), st.integers(1, 11)),
+    kernel=st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 5])),
+    last=st.booleans(),
+)
+def test_a_convolution_and_its_gradients_are_torchs(
+    samples: int, channels: tuple[int, int], shape: tuple[int, int, int], kernel: tuple[int, int], last: bool
+) -> None:
+    check_convolution(samples, channels, shape, kernel, last=last)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_share_the_planes_of_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "WINOGRAD_BYTES", 1 << 10)  # many pieces
+    check_convolution(2, (16, 20), (18, 9, 7), (3, 3), last=True)
 
 
 def test_only_the_gradients_that_are_asked_for_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
