@@ -273,9 +273,7 @@ class _Normalise(torch.autograd.Function):
                     at.addcmul_(torch.sub(there, middle, out=scratch("centred", *at.shape)), b)
 
             side_by_side(finish, pieces)
-        of_subtracted = (
-            None if ctx.subtracted is None else torch.zeros(ctx.subtracted, dtype=weight.dtype, device=x.device)
-        )
+        of_subtracted = None if ctx.subtracted is None else weight.new_zeros(ctx.subtracted)
         return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), of_subtracted, None, None
 
 
