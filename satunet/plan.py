@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,15 @@ from satunet.types import Axes
 PLAN_VERSION = 1
 _SAID_BY_NNUNET = frozenset({"dataset_name", "plans_name", "configuration", "spacing_mm", "patch_size", "batch_size"})
 _ONLY_IN_SOME = frozenset(
-    {"class_spacings_mm", "class_windows", "patches_at_once", "training_patch_size", "fit_windows", "one_piece"}
+    {
+        "class_spacings_mm",
+        "class_windows",
+        "patches_at_once",
+        "training_patch_size",
+        "fit_windows",
+        "one_piece",
+        "class_thresholds",
+    }
 )
 
 
@@ -146,6 +155,9 @@ class UnifiedPlan:
             trained with patches that fit.
         one_piece: Classes that are one connected component in the training labels; of their masks, only the largest
             component is kept.
+        class_thresholds: Modality → class → probability above which a voxel is the class's, if not one half. Prediction
+            moves the class's logits by so much that the threshold becomes one half, so that everything after it
+            (means over windows and networks, confidence) speaks of the same probability.
         options: Options of the plan, as :class:`satunet.planners.options.PlanOptions` writes them; empty in older
             plans.
     """
@@ -174,6 +186,7 @@ class UnifiedPlan:
     class_windows: dict[str, dict[str, tuple[Axes, ...]]] = field(default_factory=dict)
     fit_windows: bool = False
     one_piece: tuple[str, ...] = ()
+    class_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -211,6 +224,9 @@ class UnifiedPlan:
                         f"the windows of {name!r} must be {count}, one per spacing, and divisible by the network's strides "
                         f"{self.network.divisor}, got {sizes}"
                     )
+        for name, threshold in (pair for found in self.class_thresholds.values() for pair in found.items()):
+            if not 0 < threshold < 1:
+                raise PlanError(f"the threshold of {name!r} must be between 0 and 1, got {threshold}")
         if "other" not in self.normalization:
             raise PlanError("normalization must have an entry 'other' for modalities it does not name")
 
@@ -244,6 +260,11 @@ class UnifiedPlan:
         spacings = self.class_spacings_mm.get(modality, {}).get(class_name or "", ())
         windows = self.class_windows.get(modality, {}).get(class_name or "", ())
         return dict(zip(spacings, windows, strict=False)).get(spacing_mm, self.patch_size)
+
+    def logit_offset(self, class_name: str | None, modality: str) -> float:
+        """What is added to a class's logits so that its threshold becomes one half; see ``class_thresholds``."""
+        threshold = self.class_thresholds.get(modality, {}).get(class_name or "", 0.5)
+        return math.log(1 - threshold) - math.log(threshold)
 
     def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Voxels of a window in a preprocessed scan of this shape."""

@@ -426,6 +426,7 @@ class Predictor:
                 network=network,
                 queries=self._queries(model, matches, embeddings),
                 asked=torch.tensor([i in own for own in voters]),
+                offsets=_offsets(model.plan, matches, modality),
             )
             for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
         )
@@ -433,6 +434,7 @@ class Predictor:
             network=first.network,
             queries=first.queries,
             asked=first.asked,
+            offsets=first.offsets,
             others=others,
             volume=torch.from_numpy(view.volume),
             modality=MODALITIES.index(modality),
@@ -508,6 +510,13 @@ class _Progress:
                 raise PromptError("cancelled")
 
         return advance
+
+
+def _offsets(plan: UnifiedPlan, matches: Sequence[PromptMatch], modality: str) -> Tensor | None:
+    """(N,) what is added to the logits of prompts; ``None`` for a plan that has no thresholds for the modality."""
+    if modality not in plan.class_thresholds:
+        return None
+    return torch.tensor([plan.logit_offset(match.class_name, modality) for match in matches])
 
 
 def _own_device(device: str) -> str:

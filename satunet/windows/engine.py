@@ -92,11 +92,13 @@ class Member:
         network: Network in evaluation mode, on the scan's device.
         queries: (N, D) float32 text embeddings, of the network's own text encoder.
         asked: (N,) boolean, queries that it answers; all if not given.
+        offsets: (N,) float32, added to the logits of each query; nothing if not given.
     """
 
     network: Network
     queries: Tensor
     asked: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -108,6 +110,7 @@ class WindowedScan:
         volume: (X, Y, Z) float32, the preprocessed scan; it is padded with zeros to the patch if it is smaller.
         queries: (N, D) float32 text embeddings.
         asked: (N,) boolean, queries that ``network`` answers; all if not given.
+        offsets: (N,) float32, added to the logits of ``network``; nothing if not given.
         others: Further networks for the same scan, windows and queries (folds of a training); a query's probability is
             the mean over the networks that answer it.
         modality: Index of the modality in :data:`satunet.datasets.raw.MODALITIES`.
@@ -129,6 +132,7 @@ class WindowedScan:
     volume: Tensor
     queries: Tensor
     asked: Tensor | None = None
+    offsets: Tensor | None = None
     others: Sequence[Member] = ()
     modality: int
     patch: Axes
@@ -151,7 +155,7 @@ class WindowedScan:
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
         self.starts = sorted(starts, key=lambda start: (start[self.tiling.sweep], start))
         self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
-        first = Member(network=self.network, queries=self.queries, asked=self.asked)
+        first = Member(network=self.network, queries=self.queries, asked=self.asked, offsets=self.offsets)
         self.members = tuple(self._here(member) for member in (first, *self.others))
         answered = sum(member.asked.int() for member in self.members if member.asked is not None)
         # (N,) weight of a member in the mean of each query; exactly 1 if there is one member
@@ -160,7 +164,8 @@ class WindowedScan:
     def _here(self, member: Member) -> Member:
         queries = member.queries.to(self.device)
         asked = torch.ones(len(queries), dtype=torch.bool) if member.asked is None else member.asked
-        return Member(network=member.network, queries=queries, asked=asked.to(self.device))
+        offsets = None if member.offsets is None else member.offsets.to(self.device)
+        return Member(network=member.network, queries=queries, asked=asked.to(self.device), offsets=offsets)
 
     def probabilities(self) -> Iterator[tuple[int, Probability]]:
         """Yield the number and the probability of each query; queries that take further passes come last."""
@@ -204,6 +209,8 @@ class WindowedScan:
             return features.maps[0], member.network.decode(features, several, modality)[0].float()
 
         maps, embeddings = look_in(member.network, self.device, self.precision, run)
+        if member.offsets is not None:
+            embeddings = _with_offsets(embeddings, maps.shape[1], member.offsets)
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:
@@ -359,6 +366,14 @@ class _Pass:
         for layer in self._layers.values():
             layer.drop(put_off.to(layer.rows.device))
         self._structures.drop_inactive()
+
+
+def _with_offsets(embeddings: Tensor, channels: int, offsets: Tensor) -> Tensor:
+    """(B, N, C) or (B, N, C + 1) embeddings, with (N,) offsets added to the bias of the logits → (B, N, C + 1)."""
+    bias = offsets[None, :, None].expand(*embeddings.shape[:2], 1)
+    if embeddings.shape[-1] > channels:
+        bias = bias + embeddings[..., channels:]
+    return torch.cat((embeddings[..., :channels], bias), dim=-1)
 
 
 def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:

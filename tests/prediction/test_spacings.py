@@ -7,19 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from satunet.datasets.memory import looks_bytes
 from satunet.errors import PlanError, ScanTooLargeError
 from satunet.geometry import Grid
-from satunet.images.image import write_volume
+from satunet.images.image import Image, write_volume
 from satunet.models.folder import ClassScore, EncoderIdentity, ModelCard, ModelFolder
+from satunet.network.model import ImageFeatures
 from satunet.plan import UnifiedPlan
 from satunet.prediction import Predictor
 from satunet.prediction.door import limits
 from satunet.prediction.door.inputs import Scan
 from satunet.prediction.door.limits import require_memory
 
-from .conftest import make_model
+from .conftest import Bright, make_model
 from .test_predictor import dice, scene
 
 SPACINGS = {"mri": {"left bright": (2.0,), "right bright": (1.0, 3.0)}}
@@ -222,3 +225,56 @@ def test_a_class_of_crops_is_drawn_as_its_two_sides_where_the_scan_is_larger() -
     assert np.array_equal(both, left | right)
     small, _ = scene((12, 12, 12), np.eye(4))  # one window at 1 mm holds it
     assert not predictor.predict(small, ["bright"]).masks[0].mask.any()  # type: ignore[union-attr]
+
+
+THRESHOLDS = {"mri": {"bright": 0.2, "left bright": 0.9}}
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("bright", 0.2), ("left bright", 0.9), ("right bright", 0.5)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_voxel_is_of_a_class_where_its_probability_exceeds_the_threshold_of_the_class(
+    name: str, threshold: float, biased: bool
+) -> None:
+    ramp = np.linspace(-4, 4, 16, dtype=np.float32)
+    image = Image(
+        array=np.broadcast_to(ramp[:, None, None], (16, 16, 16)).copy(), grid=Grid(shape=(16,) * 3, affine=np.eye(4))
+    )
+    model = replace(make_model(), plan=plan_with(class_thresholds=THRESHOLDS), network=Ramp(biased))
+    result = Predictor(model, device="cpu", precision="float32").predict(image, [name], modality="mri")
+    z = (ramp - ramp.mean()) / ramp.std()
+    expected = 1 / (1 + np.exp(-3 * z)) > threshold  # the network's own probability, by its definition
+    assert 0 < expected.sum() < 16
+    mask = result.masks[0].mask
+    assert mask is not None
+    assert np.array_equal(mask, np.broadcast_to(expected[:, None, None], mask.shape))
+
+
+def test_thresholds_are_those_of_a_modality() -> None:
+    plan = plan_with(class_thresholds=THRESHOLDS)
+    assert plan.logit_offset("bright", "mri") == pytest.approx(np.log(4))
+    assert (
+        plan.logit_offset("bright", "ct")
+        == plan.logit_offset(None, "mri")
+        == plan.logit_offset("right bright", "mri")
+        == 0
+    )
+    assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
+    assert "class_thresholds" not in make_model().plan.to_nnunet()["satunet"]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0, -0.1, float("nan")])
+def test_thresholds_that_are_none_are_refused(wrong: float) -> None:
+    with pytest.raises(PlanError, match="threshold of 'bright'"):
+        plan_with(class_thresholds={"mri": {"bright": wrong}})
+
+
+class Ramp(Bright):
+    """Logits are three times the normalised image, whatever is asked; with a bias of the logits or without."""
+
+    def __init__(self, biased: bool) -> None:
+        super().__init__()
+        self.biased = biased
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        weight = torch.full_like(queries[..., :1], 3.0)
+        return (torch.cat((weight, torch.zeros_like(weight)), dim=-1) if self.biased else weight,)
