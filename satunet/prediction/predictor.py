@@ -235,11 +235,19 @@ class Predictor:
         *,
         embeddings: Embeddings | None = None,
         on_progress: OnProgress | None = None,
+        level: float = 0.5,
     ) -> Iterator[tuple[int, Found]]:
         """Predict prompts in a scan.
 
+        Args:
+            scan: The scan, prepared for the prompts.
+            matches: What to look for.
+            embeddings: Prompt → embedding, for prompts that are given as such.
+            on_progress: Called with (windows done, windows); returning ``False`` cancels.
+            level: Least probability that is of interest.
+
         Yields:
-            Position in ``matches``, and the probability wherever it may exceed one half, as soon as it is known;
+            Position in ``matches``, and the probability wherever it may exceed ``level``, as soon as it is known;
             prompts that the model cannot know are left out.
 
         Raises:
@@ -252,7 +260,7 @@ class Predictor:
                 asked.append(sides[1])
                 owner.append(i)
         halves: dict[int, Found] = {}
-        for j, found in self._find(scan, asked, embeddings=embeddings, on_progress=on_progress):
+        for j, found in self._find(scan, asked, embeddings=embeddings, on_progress=on_progress, level=level):
             i = owner[j]
             if owner.count(i) == 1:
                 yield i, found
@@ -289,6 +297,7 @@ class Predictor:
         *,
         embeddings: Embeddings | None = None,
         on_progress: OnProgress | None = None,
+        level: float = 0.5,
     ) -> Iterator[tuple[int, Found]]:
         looks = self._looks(scan, matches)
         progress = _Progress(on_progress, sum(self._count(self._view(scan, key)) for key in looks))
@@ -304,7 +313,7 @@ class Predictor:
                 view, group = self._view(scan, key), self._groups[key[0]]
                 windows = self._windows(group, view, [matches[i] for i in positions], scan.modality, embeddings or {})
                 windows.on_progress = progress.next_look(self._count(view))
-                windows.level = SHARED_LEVEL if any(i in voters for i in positions) else 0.5
+                windows.level = min(level, SHARED_LEVEL) if any(i in voters for i in positions) else level
                 for number, probability in windows.probabilities():
                     i = positions[number]
                     whole = self._is_one_piece(matches[i])

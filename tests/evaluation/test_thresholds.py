@@ -1,0 +1,101 @@
+"""Thresholds are found where the labels were made with known ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from satunet.datasets.raw import read_dataset
+from satunet.evaluation.benchmark.thresholds import CANDIDATES, Tried, best_thresholds, try_thresholds
+from satunet.geometry import Grid
+from satunet.images.image import write_volume
+from satunet.jobs.files import write_json
+from satunet.network.model import ImageFeatures
+from satunet.prediction import Predictor
+from tests.prediction.conftest import Bright, make_model
+
+SLOPE = 3.0
+
+
+class Ramp(Bright):
+    """Logits are three times the normalised image, whatever is asked."""
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (torch.full_like(queries[..., :1], SLOPE),)
+
+
+def logit(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path):
+    """Four ramps whose labels are cut at a probability of 0.3."""
+    folder = tmp_path / "Dataset001_A"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    grid = Grid(shape=(64, 16, 16), affine=np.eye(4))
+    for k in range(4):
+        ramp = np.linspace(-1, 1, 64, dtype=np.float32)[:: (-1) ** k] * (1 + k) + 3
+        z = (ramp - ramp.mean()) / ramp.std()
+        low = z * SLOPE > logit(0.3)
+        labels = np.zeros(grid.shape, np.uint8)
+        labels[low, :8] = 2
+        labels[low, 8:] = 3
+        image = np.broadcast_to(ramp[:, None, None], grid.shape).copy()
+        write_volume(folder / "imagesTr" / f"c{k}_0000.nii.gz", image, like=grid)
+        write_volume(folder / "labelsTr" / f"c{k}.nii.gz", labels, like=grid)
+    write_json(
+        folder / "dataset.json",
+        {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "left bright": 2, "right bright": 3},
+         "numTraining": 4, "file_ending": ".nii.gz"},
+    )  # fmt: skip
+    return read_dataset(folder)
+
+
+def test_the_threshold_is_the_one_that_the_labels_were_made_with(dataset) -> None:
+    plan = replace(make_model().plan, class_thresholds={"mri": {"left bright": 0.9}})  # has no part in it
+    predictor = Predictor(replace(make_model(), plan=plan, network=Ramp()), device="cpu", precision="float32")
+    rows = try_thresholds(predictor, [(dataset, ("c0", "c1", "c3"))])
+    wholes = [row for row in rows if row.class_name == "bright"]
+    assert [row.case for row in wholes] == ["c0", "c1", "c3"]
+    for row in wholes:
+        assert row.dsc.index(max(row.dsc)) == CANDIDATES.index(0.3)
+        assert (
+            row.dsc[CANDIDATES.index(0.3)] > 0.99
+        )  # intensities are clipped at percentiles before their mean is taken
+        assert row.dsc[CANDIDATES.index(0.5)] < 1
+    assert {row.class_name for row in rows} == {"bright", "left bright", "right bright"}
+    assert best_thresholds(wholes) == {"mri": {"bright": 0.3}}
+
+
+def tried(name: str, case: str, modality: str = "mri", **gains: float) -> Tried:
+    values = dict.fromkeys(CANDIDATES, 0.5) | {float(k[1:]) / 100: v for k, v in gains.items()}
+    return Tried(dataset="A", case=case, modality=modality, class_name=name, dsc=tuple(values[c] for c in CANDIDATES))
+
+
+def test_one_half_stays_without_a_gain_or_without_scans() -> None:
+    cases = ("1", "2", "3")
+    assert best_thresholds([tried("a", c, t40=0.505) for c in cases]) == {}
+    assert best_thresholds([tried("a", c, t40=0.53) for c in cases]) == {"mri": {"a": 0.4}}
+    assert best_thresholds([tried("a", c, t40=0.53) for c in cases[:2]]) == {}
+    # two sides in two scans are two scans, not four
+    assert best_thresholds([tried(f"{side} a", c, t40=0.9) for c in cases[:2] for side in ("left", "right")]) == {}
+
+
+def test_sides_share_a_threshold_and_modalities_do_not() -> None:
+    rows = [
+        tried(name, case, modality, **{at: 0.6})
+        for modality, at in (("mri", "t30"), ("ct", "t60"))
+        for name in ("left kidney", "kidney")
+        for case in ("1", "2", "3")
+    ]
+    assert best_thresholds(rows) == {
+        "mri": {"kidney": 0.3, "left kidney": 0.3},
+        "ct": {"kidney": 0.6, "left kidney": 0.6},
+    }
