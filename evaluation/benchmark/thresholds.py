@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satunet.datasets.raw import Dataset
+from satunet.evaluation.benchmark.judging import Judged, judge
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.labels import build_label_space
 from satunet.labels.names import normalize_name
@@ -62,7 +63,7 @@ def try_thresholds(predictor: Predictor, datasets: Iterable[tuple[Dataset, Colle
         A row for each scan and each class that is in it.
     """
     model = predictor.model
-    bare = Predictor(replace(model, plan=replace(model.plan, class_thresholds={})), predictor.options)
+    bare = _with(predictor, {})
     offered = bare.vocabulary.earned
     rows: list[Tried] = []
     for dataset, cases in datasets:
@@ -82,14 +83,17 @@ def try_thresholds(predictor: Predictor, datasets: Iterable[tuple[Dataset, Colle
     return rows
 
 
-def best_thresholds(rows: Sequence[Tried]) -> dict[str, dict[str, float]]:
+def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]] = ()) -> dict[str, dict[str, float]]:
     """Modality → class → threshold with the largest mean Dice over the scans that show the class.
 
-    Both sides of a structure and the whole have the same threshold, from all of their scores. A class keeps one half if
-    nothing else is better by at least :data:`LEAST_GAIN`, or if fewer than :data:`LEAST_SCANS` scans show it.
+    Scans that were kept out of training and scans that were trained on count equally, as two means: the former are few,
+    on the latter a network is surer than it will be on others. Both sides of a structure and the whole have the same
+    threshold, from all of their scores. A class keeps one half if nothing else is better by at least
+    :data:`LEAST_GAIN`, or if fewer than :data:`LEAST_SCANS` scans show it.
 
     Args:
         rows: From :func:`try_thresholds`.
+        kept_out: Dataset and case of the scans that were kept out.
     """
     half = CANDIDATES.index(0.5)
     scores: dict[tuple[str, str], list[Tried]] = defaultdict(list)
@@ -97,12 +101,45 @@ def best_thresholds(rows: Sequence[Tried]) -> dict[str, dict[str, float]]:
         scores[row.modality, normalize_name(row.class_name).base].append(row)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for (modality, _), several in sorted(scores.items()):
-        mean = np.mean([row.dsc for row in several], axis=0)
+        parts: dict[bool, list[tuple[float, ...]]] = defaultdict(list)
+        for row in several:
+            parts[(row.dataset, row.case) in kept_out].append(row.dsc)
+        mean = np.mean([np.mean(part, axis=0) for part in parts.values()], axis=0)
         best = int(mean.argmax())
         scans = {(row.dataset, row.case) for row in several}
         if len(scans) >= LEAST_SCANS and mean[best] - mean[half] >= LEAST_GAIN:
             found[modality] |= dict.fromkeys(sorted({row.class_name for row in several}), CANDIDATES[best])
     return dict(found)
+
+
+def judge_fairly(
+    predictor: Predictor, datasets: Iterable[tuple[Dataset, Collection[str] | None]], rows: Sequence[Tried],
+    kept_out: Collection[tuple[str, str]],
+) -> list[Judged]:  # fmt: skip
+    """Scores as from :func:`~satunet.evaluation.benchmark.judging.judge`, each scan at the thresholds that are found
+    without it.
+
+    Args:
+        predictor: Predictor of one model; thresholds that its plan has already are left aside.
+        datasets: Datasets, each with the cases to score; ``None`` for all.
+        rows: What the thresholds are found from.
+        kept_out: As in :func:`best_thresholds`.
+    """
+    judged: list[Judged] = []
+    for dataset, cases in datasets:
+        several = [c.identifier for c in dataset.training_cases() if cases is None or c.identifier in cases]
+        alike: dict[str, tuple[dict[str, dict[str, float]], list[str]]] = {}
+        for case in several:
+            thresholds = best_thresholds([r for r in rows if (r.dataset, r.case) != (dataset.name, case)], kept_out)
+            alike.setdefault(repr(thresholds), (thresholds, []))[1].append(case)
+        for thresholds, same in alike.values():
+            judged += judge(_with(predictor, thresholds), [(dataset, same)])
+    return judged
+
+
+def _with(predictor: Predictor, thresholds: dict[str, dict[str, float]]) -> Predictor:
+    model = predictor.model
+    return Predictor(replace(model, plan=replace(model.plan, class_thresholds=thresholds)), predictor.options)
 
 
 def _scores(

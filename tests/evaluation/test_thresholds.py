@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from satunet.datasets.raw import read_dataset
-from satunet.evaluation.benchmark.thresholds import CANDIDATES, Tried, best_thresholds, try_thresholds
+from satunet.evaluation.benchmark import thresholds
+from satunet.evaluation.benchmark.thresholds import CANDIDATES, Tried, best_thresholds, judge_fairly, try_thresholds
 from satunet.geometry import Grid
 from satunet.images.image import write_volume
 from satunet.jobs.files import write_json
@@ -99,3 +100,28 @@ def test_sides_share_a_threshold_and_modalities_do_not() -> None:
         "mri": {"kidney": 0.3, "left kidney": 0.3},
         "ct": {"kidney": 0.6, "left kidney": 0.6},
     }
+
+
+def test_what_was_kept_out_weighs_as_much_as_what_was_trained_on() -> None:
+    rows = [tried("a", str(k), t50=0.6, t30=0.5) for k in range(9)] + [tried("a", "x", t50=0.4, t30=0.7)]
+    assert best_thresholds(rows) == {}
+    assert best_thresholds(rows, {("A", "x")}) == {"mri": {"a": 0.3}}
+
+
+def test_a_scan_has_no_part_in_the_threshold_that_it_is_scored_at(dataset, monkeypatch) -> None:
+    predictor = Predictor(replace(make_model(), network=Ramp()), device="cpu", precision="float32")
+    rows = [tried("left bright", c, **{"t30" if c == "c1" else "t60": 1.0}) for c in ("c0", "c1", "c2", "c3")]
+    rows = [replace(row, dataset=dataset.name) for row in rows]
+    used: dict[str, float] = {}
+
+    def watched(predictor: Predictor, datasets):  # type: ignore[no-untyped-def]
+        (scored,) = datasets
+        found = predictor.model.plan.class_thresholds
+        used.update(dict.fromkeys(scored[1], found.get("mri", {}).get("left bright", 0.5)))
+        return []
+
+    monkeypatch.setattr(thresholds, "judge", watched)
+    kept_out = {(dataset.name, "c1")}  # weighs as much as the other three together
+    judge_fairly(predictor, [(dataset, ("c0", "c1", "c2"))], rows, kept_out)
+    assert used == {"c0": 0.3, "c1": 0.6, "c2": 0.3}
+    assert best_thresholds(rows, kept_out) == {"mri": {"left bright": 0.3}}

@@ -44,6 +44,7 @@ class Group:
         deformation: Deformation of the crops.
         foreign: Classes that none of the scans can show, asked for now and then.
         foreground_share: Share of crops that are centred on a class.
+        cut_share: Share of painted crops in which the scan ends within the crop; see :func:`_cropped`.
         fineness: Painted voxels along each side of a crop's voxel, which is their mean: a boundary within a voxel gives
             it a value in between, as it does in a scanner.
         names: Tissue id → name, of painted images.
@@ -61,6 +62,7 @@ class Group:
     deformation: Deformation = field(default_factory=Deformation)
     foreign: Sequence[str] = ()
     foreground_share: float = 0.6
+    cut_share: float = 0.35
     fineness: int = 1
     names: Mapping[int, str] = field(default_factory=dict)
     label_of: Tensor | None = None
@@ -223,7 +225,7 @@ class MixtureBatches:
                 image, modality = self._head(group, tissues, spacing, rng, generator), "mri"
             else:
                 image, modality = self._trunk(group, person, tissues, places, rng, generator)
-            if rng.random() < 0.35:
+            if rng.random() < group.cut_share:
                 image, labels = _cropped(image, labels, rng)
         if mirrored:
             labels = self.swaps[person.dataset][labels.clamp_min(0)].where(labels >= 0, labels)
@@ -377,12 +379,18 @@ def _vary(image: Tensor, known: Tensor, rng: np.random.Generator, generator: tor
 def _cropped(image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A scan that ends within the crop: zeros outside of a random box, where nothing is asked.
 
-    A scan is normalised by what it shows, so the box gets mean 0 and deviation 1.
+    Half of the boxes have a labelled voxel in their middle, as scans have that somebody cut around a structure. A scan is
+    normalised by what it shows, so the box gets mean 0 and deviation 1.
     """
+    middle: list[int] | None = None
+    if rng.random() < 0.5 and len(places := (labels > 0).nonzero()):
+        middle = places[int(rng.integers(len(places)))].tolist()
     box = []
-    for n in image.shape:
+    for axis, n in enumerate(image.shape):
         size = int(n * rng.uniform(0.45, 1.0))
         start = int(rng.integers(0, n - size + 1))
+        if middle is not None:
+            start = int(np.clip(middle[axis] - rng.uniform(0.25, 0.75) * size, 0, n - size))
         box.append(slice(start, start + size))
     shown, known = torch.zeros_like(image), torch.full_like(labels, IGNORED)
     shown[tuple(box)] = _standard(image[tuple(box)], rng)

@@ -362,6 +362,16 @@ def judges(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
     return [(find_dataset(data, name), HELD_OUT.get(name)) for name in JUDGES]
 
 
+THRESHOLDED = ("Dataset308_HeadNeckOAR_CT", "Dataset309_Hippocampus_MR", "Dataset317_SoftTissueSarcoma_PET")
+"""Datasets on whose scans thresholds are fitted: of patients, some of them kept out."""
+KEPT_OUT = frozenset((name, case) for name, cases in HELD_OUT.items() for case in cases)
+
+
+def thresholding_scans(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
+    """The datasets of :data:`THRESHOLDED`, with all of their cases."""
+    return [(find_dataset(data, name), None) for name in THRESHOLDED]
+
+
 STEPS, REFINING_STEPS = 9_000, 1_600
 HISTORY = (
     "6,222 of 9,000 planned steps in 470 seconds of an NVIDIA H200, with images in 8 bits (PET excepted), 40 % of the painted heads "
@@ -429,7 +439,7 @@ def refining_groups(groups: Sequence[Group]) -> list[Group]:
             group = dataclasses.replace(group, share=(share, share), batch=1)
             if group.name == "heads, coarse":
                 group = dataclasses.replace(
-                    group, spacing_mm=(1.9, 2.4), foreground_share=0.35, predicted=True, fineness=2
+                    group, spacing_mm=(1.9, 2.4), foreground_share=0.35, cut_share=0.55, predicted=True, fineness=2
                 )
             last.append(group)
     return last

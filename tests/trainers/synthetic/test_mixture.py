@@ -303,3 +303,15 @@ def test_batches_made_beside_the_steps_are_the_same_and_an_error_ends_the_steps(
     next(several)
     several.close()
     assert not [t for t in threading.enumerate() if "make" in t.name]
+
+
+def test_half_of_the_ends_of_a_scan_lie_around_a_structure():
+    labels = torch.zeros(40, 40, 40, dtype=torch.long)
+    labels[2:4, 30:32, 5:7] = 3  # in a corner, where a box that is placed anywhere rarely has it
+    shown = [
+        bool((_cropped(torch.randn(40, 40, 40), labels, np.random.default_rng(k))[1] == 3).any()) for k in range(200)
+    ]
+    anywhere = 0.35  # share of the boxes placed anywhere that reach it, by the lengths that they have
+    assert 0.5 < np.mean(shown) < 0.5 + anywhere
+    nothing = torch.zeros_like(labels)
+    assert (_cropped(torch.randn(40, 40, 40), nothing, np.random.default_rng(0))[1] != IGNORED).any()
