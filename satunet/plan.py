@@ -35,6 +35,7 @@ _ONLY_IN_SOME = frozenset(
         "fit_windows",
         "one_piece",
         "class_thresholds",
+        "mirrored_classes",
     }
 )
 
@@ -158,6 +159,8 @@ class UnifiedPlan:
         class_thresholds: Modality → class → probability above which a voxel is the class's, if not one half. Prediction
             moves the class's logits by so much that the threshold becomes one half, so that everything after it
             (means over windows and networks, confidence) speaks of the same probability.
+        mirrored_classes: Modality → classes that the network was trained on in scans mirrored left to right as well, with
+            the sides of their classes exchanged. Prediction may look at a mirrored window and ask for the other side.
         options: Options of the plan, as :class:`satunet.planners.options.PlanOptions` writes them; empty in older
             plans.
     """
@@ -187,6 +190,7 @@ class UnifiedPlan:
     fit_windows: bool = False
     one_piece: tuple[str, ...] = ()
     class_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    mirrored_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

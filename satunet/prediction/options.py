@@ -71,7 +71,8 @@ class PredictOptions:
         postprocessing: Corrections of every mask.
         strict: End before the first scan if a prompt names no class of the model.
         overlap: Share of a window that its neighbour covers too; 0.5 if not given.
-        mirror: Average over mirrored windows, but never swap left and right; for models trained with mirroring.
+        mirror: Average over mirrored windows, for models trained with mirroring. Left and right are exchanged only for
+            classes whose plan says so (there also without this option, where one window holds the scan).
         max_absent: Leave out a mask if its structure is absent with at least this probability, and report it as not
             seen; 1 leaves none out. For models whose confidence is calibrated.
         repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside their

@@ -31,6 +31,7 @@ from satunet.geometry import extent_mm
 from satunet.images.image import IN_MEMORY, Image, as_image
 from satunet.knowledge.file import default_tree
 from satunet.labels.containment import wholes_of
+from satunet.labels.names import normalize_name, other_side
 from satunet.models.folder import ModelFolder
 from satunet.network.engines import accelerate
 from satunet.plan import UnifiedPlan
@@ -430,13 +431,24 @@ class Predictor:
         self, group: _Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
     ) -> WindowedScan:
         voters = [self._voters(group, match, modality) for match in matches]
+        ways: list[tuple[tuple[tuple[int, ...], ...], Sequence[PromptMatch], NDArray[np.bool_]]]
+        ways = [(self._flips(group.plan), matches, np.ones(len(matches), dtype=bool))]
+        if self.options.mirror or (self._count(view) == 1 and not self.options.fast):
+            # Where one window holds the scan, a second look is cheap.
+            sides = [_other_side(match, group, modality) for match in matches]
+            known = np.array([side is not None for side in sides])
+            if known.any():
+                asked_for = [side or match for side, match in zip(sides, matches, strict=True)]
+                ways.append((((_side_axis(group.plan),),), asked_for, known))
         first, *others = (
             Member(
                 network=network,
-                queries=self._queries(model, matches, embeddings),
-                asked=torch.tensor([i in own for own in voters]),
-                offsets=_offsets(model.plan, matches, modality),
+                queries=self._queries(model, asked_for, embeddings),
+                asked=torch.tensor([i in own for own in voters]) & torch.from_numpy(known),
+                offsets=_offsets(model.plan, asked_for, modality),
+                flips=flips,
             )
+            for flips, asked_for, known in ways
             for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
         )
         return WindowedScan(
@@ -451,7 +463,7 @@ class Predictor:
             overlap=self.options.window_overlap,
             device=self.device,
             precision=self.options.precision,
-            flips=self._flips(group.plan),
+            flips=ways[0][0],
             batch=self.options.batch,
             memory_bytes=self._memory_bytes,
         )
@@ -496,8 +508,9 @@ class Predictor:
     def _flips(self, plan: UnifiedPlan) -> tuple[tuple[int, ...], ...]:
         if not self.options.mirror:
             return ((),)
-        side = next(axis for axis, letter in enumerate(plan.orientation) if letter in "LR")
-        axes = [axis for axis in range(3) if not (self.vocabulary.space.has_sides and axis == side)]
+        if plan.mirrored_classes:
+            return ((),)  # trained with no other mirroring
+        axes = [axis for axis in range(3) if not (self.vocabulary.space.has_sides and axis == _side_axis(plan))]
         return tuple(flip for count in range(len(axes) + 1) for flip in combinations(axes, count))
 
 
@@ -526,6 +539,25 @@ def _offsets(plan: UnifiedPlan, matches: Sequence[PromptMatch], modality: str) -
     if modality not in plan.class_thresholds:
         return None
     return torch.tensor([plan.logit_offset(match.class_name, modality) for match in matches])
+
+
+def _side_axis(plan: UnifiedPlan) -> int:
+    return next(axis for axis, letter in enumerate(plan.orientation) if letter in "LR")
+
+
+def _other_side(match: PromptMatch, group: _Group, modality: str) -> PromptMatch | None:
+    """What to ask in a window that is mirrored left to right: the other side, or the same if the class has none.
+
+    ``None`` if a model that knows the class was not trained on it in mirrored scans.
+    """
+    if match.class_name is None:
+        return None
+    name = normalize_name(match.class_name)
+    other = match.class_name if name.side is None else f"{other_side(name.side)} {name.base}"
+    knowing = [model for model in group.models if match.class_name in model.space]
+    if any({match.class_name, other} - set(model.plan.mirrored_classes.get(modality, ())) for model in knowing):
+        return None
+    return replace(match, class_name=other)
 
 
 def _own_device(device: str) -> str:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -86,19 +85,21 @@ class Probability:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Member:
-    """A network of an ensemble, and its queries.
+    """A network of an ensemble, and its queries; or a further way of looking with the same network.
 
     Attributes:
         network: Network in evaluation mode, on the scan's device.
         queries: (N, D) float32 text embeddings, of the network's own text encoder.
         asked: (N,) boolean, queries that it answers; all if not given.
         offsets: (N,) float32, added to the logits of each query; nothing if not given.
+        flips: Its looks at a window, as in :class:`WindowedScan`; the scan's if not given.
     """
 
     network: Network
     queries: Tensor
     asked: Tensor | None = None
     offsets: Tensor | None = None
+    flips: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -112,14 +113,13 @@ class WindowedScan:
         asked: (N,) boolean, queries that ``network`` answers; all if not given.
         offsets: (N,) float32, added to the logits of ``network``; nothing if not given.
         others: Further networks for the same scan, windows and queries (folds of a training); a query's probability is
-            the mean over the networks that answer it.
+            the mean over the looks of all that answer it.
         modality: Index of the modality in :data:`satunet.datasets.raw.MODALITIES`.
         patch: Size of a window.
         overlap: Share of a window that is also covered by its neighbour.
         device: Device for computation and sums.
         precision: Precision of the network, by :mod:`satunet.windows.precision`; probabilities and sums are float32.
-        flips: For each look at a window, the axes along which it is mirrored; probabilities are averaged over 1, 2, 4
-            or 8 looks. ``((),)`` looks once, unmirrored.
+        flips: For each look at a window, the axes along which it is mirrored. ``((),)`` looks once, unmirrored.
         batch: Number of windows per forward pass.
         memory_bytes: Memory for the blocks of all prompts together; a single prompt may need more.
         level: Probability above which a voxel is part of a structure: one half for masks, lower if probabilities are
@@ -157,15 +157,19 @@ class WindowedScan:
         self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
         first = Member(network=self.network, queries=self.queries, asked=self.asked, offsets=self.offsets)
         self.members = tuple(self._here(member) for member in (first, *self.others))
-        answered = sum(member.asked.int() for member in self.members if member.asked is not None)
-        # (N,) weight of a member in the mean of each query; exactly 1 if there is one member
-        self.shares = 1.0 / torch.as_tensor(answered, device=self.device).clamp_min(1)
+        looks = sum(m.asked.int() * len(m.flips) for m in self.members if m.asked is not None and m.flips is not None)
+        # (N,) weight of a look in the mean of each query; exact for 1, 2, 4 or 8 looks
+        self.shares = 1.0 / torch.as_tensor(looks, device=self.device).clamp_min(1)
 
     def _here(self, member: Member) -> Member:
-        queries = member.queries.to(self.device)
-        asked = torch.ones(len(queries), dtype=torch.bool) if member.asked is None else member.asked
-        offsets = None if member.offsets is None else member.offsets.to(self.device)
-        return Member(network=member.network, queries=queries, asked=asked.to(self.device), offsets=offsets)
+        asked = torch.ones(len(member.queries), dtype=torch.bool) if member.asked is None else member.asked
+        return replace(
+            member,
+            queries=member.queries.to(self.device),
+            asked=asked.to(self.device),
+            offsets=None if member.offsets is None else member.offsets.to(self.device),
+            flips=member.flips or self.flips,
+        )
 
     def probabilities(self) -> Iterator[tuple[int, Probability]]:
         """Yield the number and the probability of each query; queries that take further passes come last."""
@@ -276,7 +280,7 @@ class _Pass:
         for first in range(0, len(starts), scan.batch):
             several = starts[first : first + scan.batch]
             self._finish(several[0][scan.tiling.sweep] // BLOCK[scan.tiling.sweep])
-            for member, flip in product(scan.members, scan.flips):
+            for member, flip in ((m, flip) for m in scan.members for flip in m.flips or ()):
                 assert member.asked is not None  # WindowedScan gave every member its own
                 asked = member.asked[keys]
                 if not asked.any():
@@ -336,8 +340,7 @@ class _Pass:
             wanted &= self.allowed[:, number, places]
         if not wanted.any():
             return
-        # exact: the number of looks is a power of two
-        weights = tiling.cut(self.scan.gauss[None] / len(self.scan.flips), start, number, repeat_edges=False)[:, 0]
+        weights = tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0]
         shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)

@@ -278,3 +278,104 @@ class Ramp(Bright):
     def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
         weight = torch.full_like(queries[..., :1], 3.0)
         return (torch.cat((weight, torch.zeros_like(weight)), dim=-1) if self.biased else weight,)
+
+
+class Sided(Bright):
+    """A structure on each side of a scan: a query finds it left (1), right (2), or on both sides (3) of the middle of a
+    window, surer on the left of the image that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        self.seen.append(image.clone())
+        x = torch.linspace(-1, 1, image.shape[2])[None, None, :, None, None].expand_as(image)
+        bright = (image > 0).float()
+        left, right = bright * (x < 0) * 4.0, bright * (x >= 0) * 2.0
+        maps = torch.cat((left, right, torch.ones_like(image)), dim=1)
+        return ImageFeatures(memory=image.new_zeros(1, 1, 1), grid=(1, 1, 1), maps=(maps,))
+
+    def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:
+        code = queries[..., 0]
+        parts = ((code == 1) | (code == 3), (code == 2) | (code == 3), torch.ones_like(code))
+        return (torch.stack([parts[0].float(), parts[1].float(), -parts[2].float()], dim=-1),)
+
+
+MIRRORED = {"mri": ("left bright", "right bright", "bright")}
+SIDED_PROMPTS = ("left bright", "right bright", "bright")
+
+
+def sided(plan: UnifiedPlan, **options: object) -> tuple[Predictor, Sided]:
+    network, model = Sided(), make_model()
+    vectors = model.bank.vectors.copy()
+    vectors[:, 0] = [{"left bright": 1.0, "right bright": 2.0, "bright": 3.0}[text] for text in model.bank.texts]
+    changed = replace(model, plan=plan, network=network, bank=replace(model.bank, vectors=vectors))
+    return Predictor(changed, device="cpu", precision="float32", **options), network  # type: ignore[arg-type]
+
+
+def peaks_of(predictor: Predictor, image: Image) -> dict[str, tuple[float, float]]:
+    """Prompt → largest probability in the left and in the right half of the scan."""
+    matches = predictor.match(SIDED_PROMPTS)
+    scan = predictor.prepare(image, "mri", matches)
+    found = {}
+    for i, one in predictor.find(scan, matches, level=0.01):
+        values, start = one.restored() or (np.zeros((1, 1, 1), np.float32), (0, 0, 0))
+        whole = np.zeros(image.grid.shape, np.float32)
+        whole[tuple(slice(s, s + n) for s, n in zip(start, values.shape, strict=True))] = values
+        middle = whole.shape[0] // 2
+        found[SIDED_PROMPTS[i]] = (float(whole[:middle].max()), float(whole[middle:].max()))
+    return found
+
+
+def sigmoid(x: float) -> float:
+    return float(1 / (1 + np.exp(-x)))
+
+
+def both_sides() -> Image:
+    array = np.zeros((16, 16, 16), np.float32)
+    array[2:6, 4:12, 4:12] = array[10:14, 4:12, 4:12] = 5
+    return Image(array=array, grid=Grid(shape=array.shape, affine=np.eye(4)))
+
+
+def test_a_mirrored_window_is_asked_for_the_other_side() -> None:
+    """Left is found with a logit of 3 and right with one of 1; a mirrored look finds each as it finds the other."""
+    once, network = sided(plan_with())
+    apart = peaks_of(once, both_sides())
+    assert len(network.seen) == 1
+    assert apart["left bright"] == pytest.approx((sigmoid(3), sigmoid(-1)), abs=1e-3)
+    assert apart["right bright"] == pytest.approx((sigmoid(-1), sigmoid(1)), abs=1e-3)
+    twice, network = sided(plan_with(mirrored_classes=MIRRORED))
+    mean, none = (sigmoid(3) + sigmoid(1)) / 2, sigmoid(-1)
+    found = peaks_of(twice, both_sides())
+    assert found["left bright"] == pytest.approx((mean, none), abs=1e-3)
+    assert found["right bright"] == pytest.approx((none, mean), abs=1e-3)
+    assert found["bright"] == pytest.approx((mean, mean), abs=1e-3)
+    assert len(network.seen) == 2
+    assert torch.equal(network.seen[0].flip(2), network.seen[1])
+
+
+def test_a_class_that_was_not_trained_mirrored_is_looked_at_once_whatever_else_is_asked() -> None:
+    predictor, network = sided(plan_with(mirrored_classes={"mri": ("bright",), "ct": SIDED_PROMPTS}))
+    found = peaks_of(predictor, both_sides())
+    assert len(network.seen) == 2
+    assert found["left bright"] == pytest.approx((sigmoid(3), sigmoid(-1)), abs=1e-3)
+    assert found["right bright"] == pytest.approx((sigmoid(-1), sigmoid(1)), abs=1e-3)
+    assert found["bright"] == pytest.approx(((sigmoid(3) + sigmoid(1)) / 2,) * 2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "looks"),
+    [(16, {}, 2), (16, {"fast": True}, 1), (24, {}, 1), (24, {"mirror": True}, 2), (16, {"mirror": True}, 2)],
+)
+def test_a_second_look_is_taken_where_it_is_cheap_or_asked_for(size: int, options: dict[str, bool], looks: int) -> None:
+    image = Image(
+        array=np.random.default_rng(0).random((size, 16, 16), np.float32),
+        grid=Grid(shape=(size, 16, 16), affine=np.eye(4)),
+    )
+    predictor, network = sided(plan_with(mirrored_classes=MIRRORED), **options)
+    windows = predictor.windows(
+        predictor.prepare(image, "mri", predictor.match(SIDED_PROMPTS)), predictor.match(SIDED_PROMPTS)
+    )
+    predictor.predict(image, SIDED_PROMPTS, modality="mri")
+    assert len(network.seen) == looks * windows

@@ -92,6 +92,19 @@ def class_patches(groups: Sequence[Group], space: LabelSpace) -> dict[str, dict[
     return {m: {name: dict(sorted(values.items())) for name, values in c.items()} for m, c in found.items()}
 
 
+def mirrored_classes(groups: Sequence[Group], space: LabelSpace) -> dict[str, tuple[str, ...]]:
+    """Modality → classes that every group which trains them mirrors."""
+    found: dict[str, dict[str, bool]] = {}
+    for group in groups:
+        painted = {"brain": ("mri",), "trunk": ("ct", "mri")}.get(group.kind, ())
+        for dataset, own in {(p.dataset, p.modality) for p in group.subjects}:
+            for modality in painted or (own,):
+                classes = found.setdefault(modality, {})
+                for name in space.classes_of(dataset):
+                    classes[name] = classes.get(name, True) and group.deformation.mirror
+    return {m: tuple(sorted(name for name, every in c.items() if every)) for m, c in found.items()}
+
+
 def one_piece(groups: Sequence[Group], space: LabelSpace, *, people: int = 5, least: float = 0.97) -> tuple[str, ...]:
     """Classes that are one connected piece in the labels of every group that has them.
 

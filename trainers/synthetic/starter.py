@@ -23,7 +23,7 @@ from satunet.text import TextBank
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.synthetic import painting, trunks
 from satunet.trainers.synthetic.crops import Deformation
-from satunet.trainers.synthetic.mixture import Group, class_patches, one_piece
+from satunet.trainers.synthetic.mixture import Group, class_patches, mirrored_classes, one_piece
 from satunet.trainers.synthetic.subjects import Subject, make_subject, read_ras, read_subject
 
 logger = logging.getLogger(__name__)
@@ -464,6 +464,7 @@ def plan_of(groups: Sequence[Group], space: LabelSpace, bank: TextBank) -> Unifi
         class_spacings_mm={m: {name: tuple(found) for name, found in c.items()} for m, c in patches.items()},
         class_windows={m: {name: tuple(found.values()) for name, found in c.items()} for m, c in patches.items()},
         one_piece=one_piece(groups, space),
+        mirrored_classes=mirrored_classes(groups, space),
         explanation={
             "starter": "made by scripts/train_starter from several sources, each with its own spacing and patch"
         },

@@ -20,6 +20,7 @@ from satunet.trainers.synthetic.mixture import (
     MixtureBatches,
     _cropped,
     class_patches,
+    mirrored_classes,
     one_piece,
     swapped_ids,
 )
@@ -315,3 +316,11 @@ def test_half_of_the_ends_of_a_scan_lie_around_a_structure():
     assert 0.5 < np.mean(shown) < 0.5 + anywhere
     nothing = torch.zeros_like(labels)
     assert (_cropped(torch.randn(40, 40, 40), nothing, np.random.default_rng(0))[1] != IGNORED).any()
+
+
+def test_a_class_counts_as_mirrored_if_all_that_train_it_mirror_it(groups, space):
+    assert mirrored_classes(groups, space) == {
+        "mri": ("left thalamus", "right thalamus", "thalamus", "third ventricle"), "ct": (),
+    }  # fmt: skip
+    still = replace(groups[0], deformation=Deformation())
+    assert mirrored_classes([*groups, still], space)["mri"] == ()
