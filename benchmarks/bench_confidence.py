@@ -43,7 +43,7 @@ def statistics(data: Path, work: Path) -> ClassStatistics:
 
 def looked_at(data: Path, work: Path, predictor: Predictor) -> list[tuple[str, Outcome]]:
     """Everything in every scan; scans that an earlier run has done are read."""
-    folder = work / f"outcomes_{predictor.model.weights_hash}"
+    folder = work / f"outcomes_{predictor.model.weights_hash[:16]}_{predictor.model.identity['plan']}"
     folder.mkdir(parents=True, exist_ok=True)
     absent = calibrating.absent_classes(predictor.model.space)
 

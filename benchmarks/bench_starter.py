@@ -3,7 +3,8 @@
     python benchmarks/bench_starter.py DATA                # scores by dataset and class, with the copy baseline
     python benchmarks/bench_starter.py DATA --wordings     # DSC by wording, and what absent structures draw
 
-``DATA`` is the folder that ``scripts/train_starter`` takes. Scans that were trained on are left out. The copy is the label map
+``DATA`` is the folder that ``scripts/train_starter`` takes. Scans that were trained on are left out, and each scan is scored at
+the thresholds that are found without it. The copy is the label map
 of a training scan, stretched from box to box: the scan whose image correlates best once it is stretched, or, for heads, which
 have label maps alone, the mean over all of them.
 """
@@ -19,7 +20,8 @@ import numpy as np
 
 from satunet.datasets.raw import Dataset
 from satunet.evaluation.benchmark.copying import copied_labels
-from satunet.evaluation.benchmark.judging import Judged, judge, means
+from satunet.evaluation.benchmark.judging import Judged, means
+from satunet.evaluation.benchmark.thresholds import judge_fairly, try_thresholds
 from satunet.geometry import reorient
 from satunet.images.image import read_image, read_label_map
 from satunet.labels import LabelSpace, build_label_space, text_variants
@@ -76,7 +78,8 @@ def copies(dataset: Dataset, case, groups: list[Group], space: LabelSpace) -> di
 def scores(data: Path, predictor: Predictor) -> None:
     groups, space = starter.groups_of(data)
     judged = starter.judges(data)
-    rows = judge(predictor, judged)
+    tried = try_thresholds(predictor, starter.thresholding_scans(data))
+    rows = judge_fairly(predictor, judged, tried, starter.KEPT_OUT)
     found = means(rows)
     copied: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for dataset, cases in judged:
