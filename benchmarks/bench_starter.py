@@ -79,7 +79,7 @@ def scores(data: Path, predictor: Predictor) -> None:
     groups, space = starter.groups_of(data)
     judged = starter.judges(data)
     tried = try_thresholds(predictor, starter.thresholding_scans(data))
-    rows = judge_fairly(predictor, judged, tried, starter.KEPT_OUT)
+    rows = judge_fairly(predictor, judged, tried, starter.kept_out(data))
     found = means(rows)
     copied: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for dataset, cases in judged:

@@ -362,14 +362,26 @@ def judges(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
     return [(find_dataset(data, name), HELD_OUT.get(name)) for name in JUDGES]
 
 
-THRESHOLDED = ("Dataset308_HeadNeckOAR_CT", "Dataset309_Hippocampus_MR", "Dataset317_SoftTissueSarcoma_PET")
-"""Datasets on whose scans thresholds are fitted: of patients, some of them kept out."""
-KEPT_OUT = frozenset((name, case) for name, cases in HELD_OUT.items() for case in cases)
+THRESHOLDED = (
+    "Dataset302_BrainRegions_MR", "Dataset306_FreeSurfer_MR", "Dataset308_HeadNeckOAR_CT",
+    "Dataset309_Hippocampus_MR", "Dataset317_SoftTissueSarcoma_PET", "Dataset322_Subcortical_MR",
+)  # fmt: skip
+"""Datasets on whose scans thresholds are fitted: of patients, of whom some or all are kept out of training."""
 
 
 def thresholding_scans(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
     """The datasets of :data:`THRESHOLDED`, with all of their cases."""
     return [(find_dataset(data, name), None) for name in THRESHOLDED]
+
+
+def kept_out(data: Path) -> set[tuple[str, str]]:
+    """Dataset and case of every scan that judges."""
+    return {
+        (dataset.name, case.identifier)
+        for dataset, cases in judges(data)
+        for case in dataset.training_cases()
+        if cases is None or case.identifier in cases
+    }
 
 
 STEPS, REFINING_STEPS = 9_000, 1_600
