@@ -14,6 +14,7 @@ from satunet.errors import DatasetError, PlanError, UserError
 from satunet.jobs.files import write_json
 from satunet.jobs.progress import JobSummary
 from satunet.jobs.records import load_json
+from satunet.jobs.wording import counted
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
@@ -78,7 +79,9 @@ def plan_datasets(
     summary = JobSummary("plan", failures=found.failures, notes=dict(found.notes), started=found.started)
     for key, sentence in plan.explanation.items():
         summary.note(key, sentence)
-    summary.note("labels", f"{len(space.classes)} classes; satunet labels shows them, and what looks wrong")
+    summary.note(
+        "labels", f"{counted(len(space.classes), 'class', 'classes')}; satunet labels shows them, and what looks wrong"
+    )
     for kind, findings in _worth_saying(space, fingerprints).items():
         summary.note(kind, "; ".join(findings))
     summary.note("plan", str(file))

@@ -21,6 +21,7 @@ from satunet.jobs.files import only_writer, write_json
 from satunet.jobs.fresh import Stamp, content_hash
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.records import save_record
+from satunet.jobs.wording import counted
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
@@ -111,7 +112,7 @@ def preprocess_datasets(
     if folds.notes:
         summary.note("splits", "; ".join(folds.notes))
     write_json(unified.dataset_json, _dataset_json(plan, space, datasets, len(scans)))
-    summary.note("classes", f"{len(space.classes)} in {len(datasets)} datasets")
+    summary.note("classes", f"{len(space.classes)} in {counted(len(datasets), 'dataset')}")
     summary.save(unified.folder / "preprocessing_summary.json")
     return summary
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from satunet.jobs.wording import counted
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, Triple
 
@@ -62,17 +63,24 @@ def summarize(impacts: Sequence[Impact], *, most: int = 3) -> dict[str, str]:
     coarser = [i for i in impacts if i.lost_resolution > 1.5]
     if coarser:
         named = ", ".join(f"{i.dataset} ({_mm(i.spacing_mm)} mm, ×{i.lost_resolution:.1f})" for i in coarser[:most])
-        sentences["coarser"] = f"{len(coarser)} datasets lose resolution, most: {named}"
+        sentences["coarser"] = (
+            f"{counted(len(coarser), 'dataset')} {'loses' if len(coarser) == 1 else 'lose'} resolution, most: {named}"
+        )
     thin = sorted((i for i in impacts if i.thin), key=lambda i: -len(i.thin))
     if thin:
         named = ", ".join(f"{i.dataset} ({_named(i.thin, most)})" for i in thin[:most])
+        count = sum(len(i.thin) for i in thin)
         sentences["thin"] = (
-            f"{sum(len(i.thin) for i in thin)} classes are thinner than a voxel of the plan, most in {named}"
+            f"{counted(count, 'class', 'classes')} {'is' if count == 1 else 'are'} thinner than a voxel of the plan, "
+            f"most in {named}"
         )
     large = sorted((i for i in impacts if i.large), key=lambda i: i.large[0][1])
     if large:
         named = ", ".join(f"{i.large[0][0]} ({i.dataset}: {i.large[0][1]:.0%} of it)" for i in large[:most])
-        sentences["large"] = f"{sum(len(i.large) for i in large)} classes do not fit into a patch, least: {named}"
+        count = sum(len(i.large) for i in large)
+        sentences["large"] = (
+            f"{counted(count, 'class', 'classes')} {'does' if count == 1 else 'do'} not fit into a patch, least: {named}"
+        )
     return sentences
 
 

@@ -23,6 +23,7 @@ from satunet.cli.options import (
     default_processes,
 )
 from satunet.cli.printing import print_rows
+from satunet.jobs.wording import counted
 from satunet.planners.options import PlanOptions, SpecialistPlanner
 
 if TYPE_CHECKING:
@@ -38,16 +39,20 @@ Specialists = Annotated[bool, arg(help="Plan and preprocess one nnU-Net per data
 class Datasets:
     """List the datasets in nnUNet_raw with their problems, and the missing datasets of SAT-DS with their sources."""
 
+    datasets: DatasetIds = ()
     present: Annotated[bool, arg(help="List only the datasets that are there.")] = False
     json: Json = False
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Print one row per dataset; returns 1 if one cannot be read."""
+        """Print one row per dataset; returns 1 if one cannot be read. Without ids, every dataset is listed."""
         from satunet.datasets.catalogue import load_catalogue
         from satunet.datasets.paths import all_dataset_names, other_folders
 
         catalogue = load_catalogue()
+        if self.datasets and "all" not in self.datasets:
+            rows = [_present(name) for name in dataset_names(self.datasets)]
+            return self._print(rows, [])
         rows = [_present(name) for name in all_dataset_names()]
         rows += [
             {
@@ -71,13 +76,16 @@ class Datasets:
             for record in catalogue.records
             if record.name not in here and not self.present
         ]
+        of = f"of the {counted(len(catalogue.records), 'dataset')} of {catalogue.name}"
+        return self._print(rows, missing, f"{len(missing)} {of} {'is' if len(missing) == 1 else 'are'} not there")
+
+    def _print(self, rows: list[dict[str, object]], missing: list[dict[str, object]], title: str = "") -> int:
         if self.json:
             listed = [row | {"present": True} for row in rows] + [row | {"present": False} for row in missing]
             sys.stdout.write(json.dumps(listed, indent=1) + "\n")
         else:
             print_rows(rows, "Datasets in nnUNet_raw")
             if missing:
-                title = f"{len(missing)} of the {len(catalogue.records)} datasets of {catalogue.name} are not there"
                 print_rows(missing, title)
         return 1 if any("problem" in row for row in rows) else 0
 
@@ -152,13 +160,13 @@ class Labels:
             }
             for info in space.classes
         ]
-        print_rows(rows, f"{len(rows)} classes of {len(space.ids)} datasets")
+        print_rows(rows, f"{counted(len(rows), 'class', 'classes')} of {counted(len(space.ids), 'dataset')}")
         notes: list[dict[str, object]] = [{"dataset": d, "note": n} for d, ns in space.notes.items() for n in ns]
         if notes:
             print_rows(notes, "Notes about the labels")
         looks: list[dict[str, object]] = [{"what": f.kind, "look at": f.message} for f in findings]
         if looks:
-            print_rows(looks, f"{len(looks)} things look wrong")
+            print_rows(looks, "1 thing looks wrong" if len(looks) == 1 else f"{len(looks)} things look wrong")
         cases = {d.name: [c.identifier for c in d.training_cases()] for d in datasets if d.has_scans}
         people = find_people(datasets, cases, scans_of(fingerprints))
         if people.findings:
@@ -166,7 +174,7 @@ class Labels:
         unknown = len(names) - len(fingerprints)
         if unknown:
             sys.stdout.write(
-                f"Volumes and sides of {unknown} datasets are not known yet: run satunet fingerprint -d …\n"
+                f"Volumes and sides of {counted(unknown, 'dataset')} are not known yet: run satunet fingerprint -d …\n"
             )
         return 0
 

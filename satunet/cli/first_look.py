@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from satunet.cli.options import Device, Verbose
+from satunet.jobs.wording import counted
 
 if TYPE_CHECKING:
     from satunet.demo.look import FirstLook
@@ -122,7 +123,7 @@ class Try:
                 continue
             for key, value in one.facts.items():
                 sys.stdout.write(f"{key:9} {value}\n")
-            asked = f"{len(one.job.matches or ())} classes that {self.model[0]} knows in {one.job.modality}"
+            asked = f"{counted(len(one.job.matches or ()), 'class', 'classes')} that {self.model[0]} knows in {one.job.modality}"
             sys.stdout.write(f"{'asked for':9} {', '.join(self.prompts) or asked}\n")
             if one.job.not_looked_for:
                 sys.stdout.write(f"{'left out':9} {told(one.job.not_looked_for)}\n")

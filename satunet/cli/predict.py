@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, arg
 
 from satunet.cli.options import Output, Scheduler, Verbose
+from satunet.jobs.wording import counted
 from satunet.models.choice import ModelChoice
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.study import StudyOptions
@@ -197,7 +198,7 @@ def _show(predictor: Predictor, jobs: Sequence[ScanJob]) -> int:
             row["problem"] = str(error)
             wrong = True
         rows.append(row)
-    print_rows(rows, f"{len(rows)} scans, windows of {predictor.model.plan.patch_size}")
+    print_rows(rows, f"{counted(len(rows), 'scan')}, windows of {predictor.model.plan.patch_size}")
     asked = {m.prompt: m for job in jobs for m in job.matches or ()}
     if asked:
         print_rows(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from satunet.cli.options import Encoder, Verbose
+from satunet.jobs.wording import counted
 
 if TYPE_CHECKING:
     from satunet.labels import LabelSpace
@@ -64,7 +65,9 @@ class Prompts:
             }
             for reading in readings
         ]
-        print_rows(rows, f"{len(rows)} prompts, {len(space.classes)} classes of {where}")
+        print_rows(
+            rows, f"{counted(len(rows), 'prompt')}, {counted(len(space.classes), 'class', 'classes')} of {where}"
+        )
         return 0
 
     def _listed(self) -> tuple[str, ...]:

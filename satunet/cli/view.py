@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from satunet.cli.options import Verbose
+from satunet.jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,4 +111,4 @@ def _say(output: Path, structures: Sequence[Structure]) -> None:
     empty = [s.name for s in structures if not s.voxels]
     left = f", {len(empty)} of them without a voxel" if empty else ""
     size = output.stat().st_size / 1e6
-    sys.stdout.write(f"{output}: {len(structures)} structures{left}, {size:.1f} MB; open it in a browser\n")
+    sys.stdout.write(f"{output}: {counted(len(structures), 'structure')}{left}, {size:.1f} MB; open it in a browser\n")

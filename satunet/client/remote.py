@@ -17,8 +17,8 @@ from typing import IO, Any
 from satunet.client.requests import Requests, ServerError, plain_name, quoted
 from satunet.errors import MissingFileError
 
-_FIRST_WAIT_SECONDS = 0.02
-_LONGEST_WAIT_SECONDS = 1.0
+_WAIT_SECONDS = 1.0
+"""The server answers when a job ends, but after this time at the latest, so that progress can be shown."""
 _BUSY_SECONDS = 5.0
 
 
@@ -235,13 +235,10 @@ class RemoteJob:
         Raises:
             ServerError: The job failed or was cancelled, or the server cannot be reached.
         """
-        pause = _FIRST_WAIT_SECONDS
         while self.state in ("waiting", "running"):
             if on_progress is not None:
                 on_progress(float(self._answer["progress"]))
-            time.sleep(pause)
-            pause = min(1.3 * pause, _LONGEST_WAIT_SECONDS)
-            self._answer = self._requests.json("GET", f"/jobs/{quoted(self.id)}")
+            self._answer = self._requests.json("GET", f"/jobs/{quoted(self.id)}?wait={_WAIT_SECONDS}")
         if self.state != "done":
             raise ServerError(f"the job {self.state}" + (f": {self._answer['error']}" if self._answer["error"] else ""))
         if on_progress is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import SatunetError
+from satunet.jobs.wording import counted
 from satunet.labels import LabelSpace, catalogue_space
 from satunet.models.choice import models_here
 from satunet.models.folder import MODEL_FILE, ClassScore, ModelCard, is_model_folder
@@ -65,4 +66,4 @@ def _summary(scores: tuple[ClassScore, ...]) -> str:
     if not classes:
         return ""
     means = [sum(s.dsc * s.scans for s in own) / sum(s.scans for s in own) for own in classes.values()]
-    return f"mean DSC {statistics.fmean(means):.2f} of {len(means)} classes by modality (satunet info)"
+    return f"mean DSC {statistics.fmean(means):.2f} of {counted(len(means), 'class', 'classes')} by modality (satunet info)"

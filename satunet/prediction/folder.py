@@ -27,6 +27,7 @@ from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
+from satunet.jobs.wording import counted
 from satunet.prediction.door.inputs import Scan, collect_scans
 from satunet.prediction.door.jobs import ScanJob, Vocabulary, resolve
 from satunet.prediction.door.limits import require_memory, require_writable
@@ -257,7 +258,7 @@ class FolderRun:
         job, options = prepared.job, self.predictor.options
         how = job.modality_from
         how = f"a guess from its {how}; --modality decides" if how == INTENSITIES else how
-        logger.info("%s: taken as %s (%s), %d prompts", job.name, job.modality, how, len(job.matches or ()))
+        logger.info("%s: taken as %s (%s), %s", job.name, job.modality, how, counted(len(job.matches or ()), "prompt"))
         if job.not_looked_for:
             logger.info("%s: %s", job.name, told(job.not_looked_for))
         guesses = [m.class_name for m in job.matches or () if m.note.endswith("is a guess")]

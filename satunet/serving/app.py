@@ -6,7 +6,7 @@ GET    /scans/{scan}                    id, shape, spacing
 GET    /scans/{scan}/image              the scan's file, for a viewer
 DELETE /scans/{scan}                    forget it, its jobs and results
 POST   /scans/{scan}/jobs               prompts → a job
-GET    /jobs/{job}                      state, progress, findings
+GET    /jobs/{job}                      state, progress, findings; at once, or when it ends
 DELETE /jobs/{job}                      cancel
 GET    /jobs/{job}/files/{name}         a result
 GET    /model                           classes and modalities of the model
@@ -29,7 +29,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_PROMPTS = 2000
 _TIDY_SECONDS = 30.0
+_MOST_WAIT_SECONDS = 10.0
 _KINDS = {".csv": "text/csv; charset=utf-8", ".dcm": "application/dicom", ".png": "image/png"}
 
 
@@ -285,9 +286,11 @@ def _add_jobs(app: FastAPI, desk: Desk) -> None:
         return answer_of(desk, desk.ask(scan, asked.prompts, asked.outputs, asked.modality))
 
     @app.get("/jobs/{job}", response_model_exclude_unset=True)
-    def show_job(job: str) -> JobAnswer:
-        """State, progress, and what was found."""
-        return answer_of(desk, desk.job(job))
+    async def show_job(job: str, wait: Annotated[float, Query(ge=0, le=_MOST_WAIT_SECONDS)] = 0.0) -> JobAnswer:
+        """State, progress, and what was found; with ``wait``, when the job ends, but after so many seconds at most."""
+        found = desk.job(job)
+        await found.end(wait)
+        return await run_in_threadpool(answer_of, desk, found)
 
     @app.delete("/jobs/{job}", response_model_exclude_unset=True)
     def cancel(job: str) -> JobAnswer:

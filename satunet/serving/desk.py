@@ -6,6 +6,8 @@ that the server chooses; a client's file name decides only the ending.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -88,6 +90,7 @@ class Job:
         error: Reason of its failure.
         seconds: Duration.
         cancelled: Event that is set to cancel it.
+        ended: Future that is done when the job is.
     """
 
     id: str
@@ -101,6 +104,12 @@ class Job:
     error: str | None = None
     seconds: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    ended: concurrent.futures.Future[None] = field(default_factory=concurrent.futures.Future)
+
+    async def end(self, seconds: float | None = None) -> None:
+        """Wait until the job has ended, or for some seconds; no thread waits."""
+        if seconds != 0 and not self.ended.done():
+            await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=seconds)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -327,6 +336,7 @@ class Desk:
         self.counts[state] += 1
         if state != "done":
             shutil.rmtree(job.folder, ignore_errors=True)
+        job.ended.set_result(None)
 
 
 def _reporter(job: Job) -> Callable[[int, int], bool]:

@@ -98,10 +98,9 @@ class RememberingNetwork:
         found = self.features.get(key)
         if found is None:
             found = self.network.encode_image(image)
-            # A copy, because the CPU engine reuses the memory of its maps for the next window.
-            self.features.put(
-                key, replace(found, memory=found.memory.clone(), maps=tuple(m.clone() for m in found.maps))
-            )
+            # A copy, because the CPU engine reuses the memory of its maps for the next window; of the map at full
+            # resolution alone, because masks need no other.
+            self.features.put(key, replace(found, memory=found.memory.clone(), maps=(found.maps[0].clone(),)))
         return found
 
     def decode(self, features: ImageFeatures, queries: Tensor, modality: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -10,7 +10,6 @@ Images are addressed by the names that clients give them; files have names that 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import shutil
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 EVERYTHING = "segment_everything"
 BY_TEXT = "segment_by_text"
 _CHUNK = 1 << 20
-_POLL_SECONDS = 0.02
 
 Upload = Annotated[UploadFile | None, File()]
 Params = Annotated[str, Form()]
@@ -213,8 +211,7 @@ async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
 
 
 async def _ended(job: Job) -> None:
-    while job.state in ("waiting", "running"):
-        await asyncio.sleep(_POLL_SECONDS)
+    await job.end()
     if job.state != "done":
         raise UserError(job.error or "cancelled")
 

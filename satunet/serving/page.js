@@ -25,16 +25,34 @@
 
   async function call(path, options = {}) {
     const answer = await fetch(path, { ...options, headers: headers(options.headers) });
-    if (answer.status === 401) by("token-line").hidden = false;
-    if (!answer.ok) {
-      let told = answer.statusText;
-      try {
-        const detail = (await answer.json()).detail;
-        told = typeof detail === "string" ? detail : detail.map((d) => d.msg).join("; ");
-      } catch { /* no JSON */ }
-      throw new Error(told);
-    }
+    if (!answer.ok) throw refusal(answer.status, await answer.text(), answer.statusText);
     return answer;
+  }
+
+  function refusal(status, text, otherwise) {
+    if (status === 401) by("token-line").hidden = false;
+    try {
+      const detail = JSON.parse(text).detail;
+      return new Error(typeof detail === "string" ? detail : detail.map((d) => d.msg).join("; "));
+    } catch { // no JSON
+      return new Error(otherwise || `the server answered ${status}`);
+    }
+  }
+
+  // fetch cannot say how much is sent.
+  function upload(path, body, sent) {
+    return new Promise((done, failed) => {
+      const request = new XMLHttpRequest();
+      request.open("POST", path);
+      for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+      request.upload.onprogress = (event) => { if (event.lengthComputable) sent(event.loaded / event.total); };
+      request.onload = () => {
+        if (request.status < 300) done(JSON.parse(request.responseText));
+        else failed(refusal(request.status, request.responseText, request.statusText));
+      };
+      request.onerror = () => failed(new Error("the connection to the server broke off during the upload"));
+      request.send(body);
+    });
   }
 
   const json = async (path, options) => (await call(path, options)).json();
@@ -62,11 +80,19 @@
     if (tooLarge(files.reduce((sum, f) => sum + f.size, 0), title)) return; // before a byte is read, packed or sent
     ready(false);
     by("scan").textContent = `Uploading ${title} …`;
+    by("percent").textContent = "";
     try {
       const [sent, called] = files.length === 1 && /\.(nii|gz|nrrd|mha|zip)$/i.test(files[0].name)
         ? [files[0], files[0].name] : [await zip(files), "scan.zip"];
       if (tooLarge(sent.size, title)) { asBefore(); return; } // an archive is a little larger than what is in it
-      const brought = await json(`scans?filename=${encodeURIComponent(called)}`, { method: "POST", body: sent });
+      by("progress").hidden = false;
+      const brought = await upload(`scans?filename=${encodeURIComponent(called)}`, sent, (share) => {
+        by("progress").value = share;
+        by("percent").textContent = share < 1 ? ` ${Math.floor(100 * share)} %` : " sent; the server reads it";
+      });
+      by("progress").hidden = !state.asking;
+      by("progress").value = 0;
+      by("percent").textContent = "";
       if (state.scan) call(`scans/${state.scan}`, { method: "DELETE" }).catch(() => {});
       state.scan = brought.scan;
       by("scan").textContent = state.title = `${title}: ${brought.shape.join(" × ")} voxels of ` +
@@ -86,6 +112,9 @@
     } catch (error) {
       asBefore();
       problem(error);
+    } finally {
+      by("progress").hidden = !state.asking;
+      by("percent").textContent = "";
     }
   }
 
@@ -131,8 +160,7 @@
     if (state.ending) cancel(); // asked for before the server had told the job's name
     while (job.state === "waiting" || job.state === "running") {
       by("progress").value = job.progress;
-      await new Promise((done) => setTimeout(done, 150));
-      job = await json(`jobs/${job.job}`);
+      job = await json(`jobs/${job.job}?wait=0.5`); // answered as soon as it ends
     }
     state.job = null;
     if (job.state === "failed") throw new Error(job.error);

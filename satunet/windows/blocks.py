@@ -83,6 +83,12 @@ class Tiling:
             (n, C, V).
         """
         patch = window.shape[1:]
+        if repeat_edges and window.device.type == "cpu" and window.permute(1, 2, 3, 0).is_contiguous():
+            # Channels last in memory, as the CPU engine's maps are: a voxel's channels are copied in one piece, once, and
+            # stay together. Padding and rearranging would take twenty times as long.
+            rows = window.permute(1, 2, 3, 0).reshape(-1, window.shape[0])
+            voxels = self._voxels((patch[0], patch[1], patch[2]), start, layer)
+            return rows.index_select(0, voxels).view(-1, VOXELS, window.shape[0]).transpose(1, 2)
         widths: list[int] = []
         for axis in range(3):
             if axis == self.sweep:
@@ -99,6 +105,18 @@ class Tiling:
         split = [n for size, b in zip(window.shape[1:], BLOCK, strict=True) for n in (size // b, b)]
         blocks = window.reshape(channels, *split).permute(1, 3, 5, 0, 2, 4, 6)
         return blocks.reshape(-1, channels, VOXELS)
+
+    def _voxels(self, patch: Axes, start: Axes, layer: int) -> Tensor:
+        """(n · V,) for each voxel of the blocks of a layer that a window touches, the nearest voxel of the window."""
+        sides = []
+        for axis in range(3):
+            size, end = BLOCK[axis], start[axis] + patch[axis]
+            first, last = (layer, layer + 1) if axis == self.sweep else (start[axis] // size, -(-end // size))
+            inside = torch.arange(first * size, last * size).sub_(start[axis]).clamp_(0, patch[axis] - 1)
+            sides.append(inside.reshape(-1, size))
+        x, y, z = sides
+        planes = x[:, None, None, :, None, None] * patch[1] + y[None, :, None, None, :, None]
+        return (planes * patch[2] + z[None, None, :, None, None, :]).flatten()
 
     def coordinates(self, layer: int, places: Tensor) -> Tensor:
         """(n,) places of a layer → (n, 3) block indices."""

@@ -393,18 +393,23 @@ def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]
     weights = embeddings[:, :channels].to(blocks.dtype)
     largest = torch.empty(len(weights), count, device=blocks.device)
     if blocks.device.type == "cpu":
-        # One block at a time, so that its logits stay in the cache.
+        # One block at a time, so that its logits stay in the cache; torch's norm over an axis that is not the last takes
+        # ten times as long as the squares and their sum.
+        longest = torch.empty(count)
         logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
+        squares, ones = torch.empty_like(blocks[0], dtype=torch.float32), torch.ones(1, channels)
         for i, block in enumerate(blocks):
             largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
+            longest[i] = torch.mm(ones, squares.copy_(block).square_()).amax()
+        longest.sqrt_()
     else:
         step = max(1, _SCREEN_BYTES // (len(weights) * VOXELS * blocks.element_size()))
         for i in range(0, count, step):
             largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
+        longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
     if embeddings.shape[1] > channels:
         largest += embeddings[:, channels:]
     # Bound for the rounding of the weights, the result, and the sum in float32.
-    longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
     width = embeddings[:, :channels].norm(dim=1)
     return largest, (torch.finfo(blocks.dtype).eps + 1e-5) * width[:, None] * longest + 1e-5
 

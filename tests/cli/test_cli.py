@@ -20,7 +20,7 @@ PLANNING = {
     "--specialists", "--processes", "-np", "--memory", "--scheduler", "--verbose",
 }  # fmt: skip
 OPTIONS = {
-    "datasets": {"--present", "--json", "--verbose"},
+    "datasets": {"--datasets", "-d", "--present", "--json", "--verbose"},
     "labels": {"--datasets", "-d", "--json", "--verbose"},
     "convert": {
         "--input", "-i", "--id", "-d", "--name", "--root", "--split", "--sequences", "--labels", "--link",
@@ -216,8 +216,20 @@ def test_datasets_and_labels_are_listed(nnunet_env: Path, capsys: pytest.Capture
     assert "Dataset901_SyntheticCT" in capsys.readouterr().out
     assert run(["labels", "-d", "901", "902", "--json"]) == 0
     assert '"kidney"' in capsys.readouterr().out
+    assert run(["datasets", "-d", "902"]) == 0
+    out = capsys.readouterr().out
+    assert "Dataset902_SyntheticMRI" in out and "Dataset901" not in out and "are not there" not in out
     (nnunet_env / "raw" / "Dataset902_SyntheticMRI" / "dataset.json").write_text("{")
     assert run(["datasets", "--json"]) == 1
+    assert run(["datasets", "-d", "901", "--json"]) == 0
+    assert run(["datasets", "-d", "903"]) == 2
+
+
+def test_one_thing_is_in_the_singular() -> None:
+    from satunet.jobs.wording import counted
+
+    told = [counted(n, "class", "classes") for n in (0, 1, 2, 1200)]
+    assert told == ["0 classes", "1 class", "2 classes", "1,200 classes"] and counted(1, "case") == "1 case"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from satunet.client import Server, ServerError
+from satunet.client.requests import Requests
 from satunet.errors import MissingFileError
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
@@ -159,6 +160,24 @@ def test_a_job_that_is_let_go_of_is_cancelled(
             [hasty.begin("bright") for _ in range(4)]
         monkeypatch.setattr(Slow, "seconds", 0.0)
         assert patient.ask("bright").state == "done"
+
+
+def test_a_client_does_not_ask_again_and_again(server: Server, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers when the job ends; until then, one question per second is enough."""
+    asked = []
+    really = Requests.json
+
+    def noted(own: Requests, method: str, path: str, content: Any = None) -> Any:
+        asked.append(path)
+        return really(own, method, path, content)
+
+    monkeypatch.setattr(Slow, "seconds", 0.1)
+    monkeypatch.setattr(Requests, "json", noted)
+    with server.bring(scan) as brought:
+        started = time.monotonic()
+        brought.ask("bright")
+        seconds = time.monotonic() - started
+    assert 1 <= sum(path.startswith("/jobs/") for path in asked) <= 1 + seconds, asked
 
 
 def test_what_is_no_server_is_told(tmp_path: Path) -> None:

@@ -104,8 +104,22 @@ def test_a_person_at_the_page(address: str, scan: Path, tmp_path: Path) -> None:
     with Page(tmp_path / "profile") as page:
         page.open_address(address)
         assert page.run("document.getElementById('model').textContent").endswith("3 classes, mri")
+        page.upload_at(scan.stat().st_size / 2)  # two seconds, so that something can be told meanwhile
+        page.run(
+            "window.told = []; const percent = document.getElementById('percent');"
+            "new MutationObserver(() => told.push(percent.textContent)).observe(percent, { childList: true }); 0"
+        )
         page.choose_file("#file", scan)
         page.wait_for("!document.getElementById('words').disabled")
+        told = page.run("told.join('|')").split("|")
+        shares = [int(text[:-2]) for text in told if text.endswith(" %")]
+        assert shares == sorted(shares) and any(0 < share < 100 for share in shares), told
+        assert (
+            "sent; the server reads it" in told[-2]
+            and told[-1] == ""
+            and page.run("document.getElementById('progress').hidden")
+        )
+        page.upload_at(-1)
         before = page.picture()
         page.type_into("#words", "bright")
         page.wait_for("document.getElementById('meaning').textContent.includes('known')")
@@ -243,7 +257,8 @@ def test_what_is_too_large_is_not_uploaded(scan: Path, tmp_path: Path) -> None:
     with running(predictor, tmp_path / "desk", options) as address, Page(tmp_path / "profile") as page:
         page.open_address(address)
         page.run(
-            "window.sent = 0; window.old = fetch; window.fetch = (...a) => { sent += a[1]?.method === 'POST'; return old(...a); }; 0"
+            "window.sent = 0; const old = XMLHttpRequest.prototype.send;"
+            "XMLHttpRequest.prototype.send = function (body) { sent += 1; return old.call(this, body); }; 0"
         )
         page.choose_file("#file", tmp_path / "small.nii.gz")
         page.wait_for("!document.getElementById('words').disabled")

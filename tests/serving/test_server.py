@@ -335,6 +335,30 @@ def test_jobs_can_be_cancelled_and_a_full_queue_says_so(tmp_path: Path, scan: by
         assert ask(client, name)["state"] == "done"  # the next one goes on
 
 
+def test_a_job_is_answered_for_when_it_ends(tmp_path: Path, scan: bytes) -> None:
+    """Who waits hears of the end at once, of a job that goes on after the time given, and waits no longer than allowed."""
+
+    class Patient(_Slow):
+        def encode_image(self, image: Any) -> Any:
+            assert may_end.wait(60)
+            return self.network.encode_image(image)
+
+    may_end = threading.Event()
+    app = create_app(Predictor(make_model(), device="cpu").with_networks(Patient), tmp_path / "desk", ServeOptions())
+    with TestClient(app) as client:
+        name = bring(client, scan)
+        job = client.post(f"/scans/{name}/jobs", json={"prompts": ["bright"]}).json()["job"]
+        assert client.get(f"/jobs/{job}").json()["state"] in ("waiting", "running")
+        started = time.monotonic()
+        assert client.get(f"/jobs/{job}?wait=0.3").json()["state"] == "running"
+        assert time.monotonic() - started >= 0.3
+        threading.Timer(0.2, may_end.set).start()
+        assert client.get(f"/jobs/{job}?wait=10").json()["state"] == "done"  # in one question
+        assert client.get(f"/jobs/{job}?wait=10").json()["state"] == "done"
+        for wrong in ("-1", "11", "nan", "a while"):
+            assert client.get(f"/jobs/{job}?wait={wrong}").status_code == 422, wrong
+
+
 class _Slow:
     def __init__(self, network: Any) -> None:
         self.network = network

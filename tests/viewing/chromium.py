@@ -129,6 +129,12 @@ class Page:
         """From now on, what a page offers for download is saved there."""
         self._send("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}, session=None)
 
+    def upload_at(self, bytes_per_second: float) -> None:
+        """From now on, the page sends no faster than that; -1 is as fast as it can."""
+        self._send("Network.enable")
+        speed = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_second}
+        self._send("Network.emulateNetworkConditions", {"offline": False} | speed)
+
     def type_into(self, selector: str, text: str) -> None:
         """Type into an input."""
         self.run(f"document.querySelector({selector!r}).focus()")

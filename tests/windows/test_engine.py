@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from satunet.network.config import NetworkConfig
 from satunet.network.model import ImageFeatures, PromptedUNet
 from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling
-from satunet.windows.engine import WindowedScan
+from satunet.windows.engine import WindowedScan, _largest_logits
 from satunet.windows.starts import gaussian_weights, window_starts
 
 PATCH = (16, 16, 16)
@@ -310,3 +310,38 @@ def test_peaks_and_agreement_are_those_of_the_windows(network: PromptedUNet) -> 
     assert {round(t.agreement, 3) for t in told.values()} - {0.0, 1.0}
     poor = dict(WindowedScan(**few, overlap=0.5, memory_bytes=4 * BLOCK_BYTES).probabilities())  # type: ignore[arg-type]
     assert all(poor[q].agreement == told[q].agreement and poor[q].peak == told[q].peak for q in range(5))
+
+
+@pytest.mark.parametrize("sweep", [0, 1, 2])
+def test_blocks_do_not_depend_on_the_layout_of_the_maps(sweep: int) -> None:
+    """Channels last, as the CPU engine's maps are, are cut another way: the blocks are the same, at every edge."""
+    patch, rng = (20, 13, 22), np.random.default_rng(sweep)
+    features = torch.randn(5, *patch)
+    last = features.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    tiling = Tiling(shape=(60, 50, 41), sweep=sweep)
+    for _ in range(5):
+        start = tuple(int(rng.integers(0, n - p + 1)) for n, p in zip(tiling.shape, patch, strict=True))
+        for layer in tiling.layers_of(start, patch):
+            blocks = tiling.cut(features, start, layer, repeat_edges=True)
+            assert len(blocks) == len(tiling.places_of(start, patch))
+            assert torch.equal(tiling.cut(last, start, layer, repeat_edges=True), blocks)
+            for i, place in enumerate(tiling.coordinates(layer, tiling.places_of(start, patch)).tolist()):
+                first = [p * b - s for p, b, s in zip(place, BLOCK, start, strict=True)]  # of the block, in the window
+                where = [torch.arange(f, f + b).clamp(0, p - 1) for f, b, p in zip(first, BLOCK, patch, strict=True)]
+                assert torch.equal(blocks[i].view(5, *BLOCK), features[:, where[0]][:, :, where[1]][..., where[2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_largest_logits_and_their_error(dtype: torch.dtype, last: bool) -> None:
+    """Against float64: no logit is farther off than said, and the bound is that of the longest voxel."""
+    blocks = torch.randn(7, 12, VOXELS)
+    if last:
+        blocks = blocks.transpose(1, 2).contiguous().transpose(1, 2)
+    blocks, embeddings = blocks.to(dtype), torch.randn(5, 13)
+    largest, error = _largest_logits(blocks, embeddings)
+    exact = torch.einsum("nc,bcv->nbv", embeddings[:, :12].double(), blocks.double()).amax(2) + embeddings[:, 12:]
+    assert ((largest - exact).abs() <= error).all()
+    longest = blocks.double().norm(dim=1).amax(1)
+    bound = (torch.finfo(dtype).eps + 1e-5) * embeddings[:, :12].double().norm(dim=1)[:, None] * longest + 1e-5
+    torch.testing.assert_close(error.double(), bound, rtol=1e-5, atol=0)

@@ -30,6 +30,7 @@ from satunet.compute.devices import autocast_for, precision_for
 from satunet.datasets.raw import split_scan_id
 from satunet.errors import ModelError, SatunetError
 from satunet.jobs.progress import in_locale
+from satunet.jobs.wording import counted
 from satunet.models.checkpoints import load_checkpoint
 from satunet.models.results import begin_again, end_run
 from satunet.models.trained_scans import TrainedScans
@@ -214,7 +215,7 @@ class SATTrainer(nnUNetTrainer):
             self.reporter.open(self.config, self.current_epoch)
         self.print_to_log_file(
             f"{len(split.train)} training and {len(split.val)} validation scans, {len(split.held_out)} of them held "
-            f"out, {len(self.setup.space.classes)} classes, "
+            f"out, {counted(len(self.setup.space.classes), 'class', 'classes')}, "
             f"{sum(p.numel() for p in self.network.parameters()) / 1e6:.2f} M parameters, "
             f"{distributed.world_size()} processes with {worker_count(self.config, self.device)} workers each"
         )
