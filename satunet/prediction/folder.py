@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from satunet import __version__
 from satunet.errors import DiskFullError, UserError
 from satunet.jobs.file_names import name_key
-from satunet.jobs.fresh import Stamp
+from satunet.jobs.fresh import FileState, Stamp
 from satunet.jobs.progress import JobSummary, progress_bar
 from satunet.jobs.records import to_plain
 from satunet.jobs.wording import counted
@@ -183,12 +183,12 @@ class Prepared:
 class ScanMemory(Protocol):
     """Memory of prepared scans that are asked for repeatedly."""
 
-    def get(self, scan: Scan) -> PreparedScan | None:
-        """The prepared scan, if the scan did not change since."""
+    def get(self, scan: Scan) -> tuple[PreparedScan, tuple[FileState, ...]] | None:
+        """The prepared scan and the state of its files, if they did not change since."""
         ...
 
-    def put(self, scan: Scan, prepared: PreparedScan) -> None:
-        """Remember it."""
+    def put(self, scan: Scan, prepared: PreparedScan, files: tuple[FileState, ...]) -> None:
+        """Remember both."""
         ...
 
 
@@ -241,16 +241,18 @@ class FolderRun:
             from satunet.prediction.dicom_objects.source import read_source
 
             read_source(job.scan.series)  # refuses a series that cannot carry results before any work
-        before = None if self.memory is None else self.memory.get(job.scan)
+        known = None if self.memory is None else self.memory.get(job.scan)
+        before, files = known or (None, ())
         if before is None:
             require_memory(job.scan, [model.plan for model in predictor.models])
-        stamp = Stamp.of(job.scan.files, combined)
+        stamp = Stamp.of(() if before else job.scan.files, combined)
+        stamp = replace(stamp, files=files) if before else stamp  # of a known scan, no file is read again
         image = job.scan.read() if before is None else before.image
         job = job.settled(predictor.vocabulary, image)
         assert job.modality is not None and job.matches is not None  # settled
         scan = predictor.prepare(image, job.modality, job.matches, before=before)
         if self.memory is not None:
-            self.memory.put(job.scan, scan)
+            self.memory.put(job.scan, scan, stamp.files)
         return Prepared(job=job, scan=scan, stamp=stamp)
 
     def result_of(self, prepared: Prepared) -> ScanResult:

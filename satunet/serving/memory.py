@@ -119,17 +119,22 @@ class PreparedScans:
     def __init__(self, most_bytes: int) -> None:
         self._recent: Recent[tuple[PreparedScan, tuple[FileState, ...]]] = Recent(most_bytes, _prepared_bytes)
 
-    def get(self, scan: Scan) -> PreparedScan | None:
-        """The prepared scan, if its files did not change."""
+    def get(self, scan: Scan) -> tuple[PreparedScan, tuple[FileState, ...]] | None:
+        """The prepared scan and the state of its files, if they did not change."""
         found = self._recent.get(scan.path)
         if found is None or len(found[1]) != len(scan.files):
             return None
-        unchanged = all(state.is_of(file) for state, file in zip(found[1], scan.files, strict=True))
-        return found[0] if unchanged else None
+        states = []
+        for state, file in zip(found[1], scan.files, strict=True):
+            if not state.is_of(file):
+                return None
+            # A file that was new when it was first looked at is read once more: from then on, its times decide.
+            states.append(state if state.is_untouched(file) else FileState.of(file, sha256=state.sha256))
+        return found[0], tuple(states)
 
-    def put(self, scan: Scan, prepared: PreparedScan) -> None:
-        """Remember a prepared scan."""
-        self._recent.put(scan.path, (prepared, tuple(FileState.of(file) for file in scan.files)))
+    def put(self, scan: Scan, prepared: PreparedScan, files: tuple[FileState, ...]) -> None:
+        """Remember a prepared scan and the state of its files."""
+        self._recent.put(scan.path, (prepared, files))
 
     def forget(self, scan: Scan) -> None:
         """Drop a prepared scan."""

@@ -230,6 +230,28 @@ def test_the_next_words_on_a_scan_are_not_encoded_again(client: TestClient, scan
     assert features.misses == windows and other["prompts"][0]["voxels"] == first["prompts"][0]["voxels"]
 
 
+def test_the_file_of_a_known_scan_is_not_read_again(
+    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satunet.jobs import fresh
+
+    name = bring(client, scan)
+    ask(client, name)
+    stamps = [client.get(f"/jobs/{ask(client, name)['job']}/files/manifest.json").json()["stamp"] for _ in range(2)]
+    uploaded = client.app.state.desk.scan(name).scan.path  # type: ignore[attr-defined]
+    read: list[Path] = []
+    hashed = fresh.content_hash
+    monkeypatch.setattr(fresh, "content_hash", lambda path: read.append(path) or hashed(path))
+    monkeypatch.setattr(fresh, "RACY_NS", 0)  # as if the scan had come a while ago
+    for _ in range(2):
+        answer = ask(client, name)
+        stamps.append(client.get(f"/jobs/{answer['job']}/files/manifest.json").json()["stamp"])
+    assert uploaded not in read
+    assert {s["files"][0]["sha256"] for s in stamps} == {hashed(uploaded)}
+    uploaded.write_bytes(uploaded.read_bytes() + b" ")  # whoever changes it is noticed
+    assert client.app.state.desk.prepared.get(client.app.state.desk.scan(name).scan) is None  # type: ignore[attr-defined]
+
+
 def test_unknown_words_are_told_and_give_no_mask(client: TestClient, scan: bytes) -> None:
     done = ask(client, bring(client, scan), prompts=["coffee cup"])
     assert (
