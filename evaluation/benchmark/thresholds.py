@@ -86,8 +86,9 @@ def try_thresholds(predictor: Predictor, datasets: Iterable[tuple[Dataset, Colle
 def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]] = ()) -> dict[str, dict[str, float]]:
     """Modality → class → threshold with the largest mean Dice over the scans that show the class.
 
-    Scans that were kept out of training and scans that were trained on count equally, as two means: the former are few,
-    on the latter a network is surer than it will be on others. Both sides of a structure and the whole have the same
+    Every dataset counts equally, whatever its number of scans, because a threshold is for scans of yet another source; and
+    of each, scans that were kept out of training and scans that were trained on count equally, because on the latter a
+    network is surer than it will be on others. Both sides of a structure and the whole have the same
     threshold, from all of their scores. A class keeps one half if nothing else is better by at least
     :data:`LEAST_GAIN`, or if fewer than :data:`LEAST_SCANS` scans show it.
 
@@ -101,9 +102,9 @@ def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]]
         scores[row.modality, normalize_name(row.class_name).base].append(row)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for (modality, _), several in sorted(scores.items()):
-        parts: dict[bool, list[tuple[float, ...]]] = defaultdict(list)
+        parts: dict[tuple[str, bool], list[tuple[float, ...]]] = defaultdict(list)
         for row in several:
-            parts[(row.dataset, row.case) in kept_out].append(row.dsc)
+            parts[row.dataset, (row.dataset, row.case) in kept_out].append(row.dsc)
         mean = np.mean([np.mean(part, axis=0) for part in parts.values()], axis=0)
         best = int(mean.argmax())
         scans = {(row.dataset, row.case) for row in several}

@@ -106,6 +106,8 @@ def test_what_was_kept_out_weighs_as_much_as_what_was_trained_on() -> None:
     rows = [tried("a", str(k), t50=0.6, t30=0.5) for k in range(9)] + [tried("a", "x", t50=0.4, t30=0.7)]
     assert best_thresholds(rows) == {}
     assert best_thresholds(rows, {("A", "x")}) == {"mri": {"a": 0.3}}
+    other = [replace(row, dataset="B") if row.case == "x" else row for row in rows]  # nor does the size of a dataset
+    assert best_thresholds(other) == {"mri": {"a": 0.3}}
 
 
 def test_a_scan_has_no_part_in_the_threshold_that_it_is_scored_at(dataset, monkeypatch) -> None:
