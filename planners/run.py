@@ -13,6 +13,7 @@ from satunet.datasets.unified import UnifiedFolder
 from satunet.errors import DatasetError, PlanError, UserError
 from satunet.jobs.files import write_json
 from satunet.jobs.progress import JobSummary
+from satunet.jobs.quick import collection_paused
 from satunet.jobs.records import load_json
 from satunet.jobs.wording import counted
 from satunet.jobs.workers import Workers
@@ -61,7 +62,11 @@ def plan_datasets(
     """
     options = PlanOptions() if options is None else options
     require_apart(options.name, dataset_names)
-    fingerprints, found = fingerprint_datasets(dataset_names, processes=processes)
+    with collection_paused():  # looking for garbage among the records of 22,000 scans takes as long as the plan
+        return _planned(*fingerprint_datasets(dataset_names, processes=processes), options)
+
+
+def _planned(fingerprints: Sequence[DatasetFingerprint], found: JobSummary, options: PlanOptions) -> Planned:
     plan = plan_unified(fingerprints, options)
     datasets = [load_dataset(name) for name in plan.datasets]
     space = build_label_space(datasets)

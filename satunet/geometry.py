@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel.orientations as nio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,7 +57,9 @@ class Grid:
     @property
     def orientation(self) -> str:
         """Closest anatomical orientation of the axes, such as ``"RAS"`` or ``"LPI"``."""
-        return "".join(nio.aff2axcodes(self.affine))
+        from nibabel.orientations import aff2axcodes
+
+        return "".join(aff2axcodes(self.affine))
 
     @property
     def voxel_ml(self) -> float:
@@ -109,6 +110,8 @@ def reorient(array: NDArray[Any], grid: Grid, orientation: str = "RAS") -> tuple
         raise ValueError(f"the array's last axes are {array.shape[-3:]}, the grid's shape is {grid.shape}")
     if len(orientation) != 3 or {frozenset(p) & frozenset(orientation) != set() for p in ("RL", "AP", "SI")} != {True}:
         raise ValueError(f"orientation {orientation!r}: allowed are three letters, one of R/L, one of A/P, one of S/I")
+    import nibabel.orientations as nio
+
     transform = nio.ornt_transform(nio.io_orientation(grid.affine), nio.axcodes2ornt(tuple(orientation)))
     leading = array.ndim - 3
     # transform[i] = (axis of the result that input axis i becomes, flip)

@@ -159,7 +159,7 @@ def case_stamp(case: Case) -> Stamp:
 def is_untouched(made_of: Stamp, case: Case) -> bool:
     """Whether times and sizes prove that a case's files did not change; no file is read."""
     if not made_of.combined:  # none was missing; whatever is missing now is not untouched
-        return made_of.is_untouched(case.files)
+        return made_of.are_untouched(case.files)
     return made_of.is_untouched(*_files_and_missing(case))
 
 

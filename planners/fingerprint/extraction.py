@@ -20,6 +20,7 @@ from satunet.images.hounsfield import OFFSETS
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.fresh import Stamp
 from satunet.jobs.progress import JobSummary, run_parallel
+from satunet.jobs.quick import collection_resumed
 from satunet.jobs.records import load_record, save_record
 from satunet.jobs.workers import Workers
 from satunet.planners.fingerprint.case import CaseFindings, analyze_case, case_stamp, is_untouched, renewed_stamp
@@ -81,7 +82,8 @@ def fingerprint_dataset(name: str, *, processes: int | Workers = 1) -> tuple[Dat
         for identifier, failed in cached.failed.items():
             summary.failed(f"{name}/{identifier}", failed.reason)
         return cached, summary
-    fingerprint = _extract(dataset, cases, folder / CASES_FOLDER, summary, processes)
+    with collection_resumed():
+        fingerprint = _extract(dataset, cases, folder / CASES_FOLDER, summary, processes)
     for doubt in dataset_doubts(dataset, cases):
         logger.warning("%s: %s", name, doubt)
         summary.note(f"headers of {name}", doubt)

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
-
 from satunet.datasets.raw import Case, Dataset
 from satunet.errors import ScanError
 from satunet.geometry import Grid
@@ -86,5 +84,7 @@ def _stored_spacing(path: Path, grid: Grid, reader: str | None) -> Sequence[floa
         return spacing[:3]
     if reader == REORIENTING and grid.orientation != "RAS":
         return None  # when nibabel reorients, it writes the affine's spacing into the header
+    import nibabel as nib
+
     zooms = nib.load(path).header.get_zooms()  # type: ignore[attr-defined]
     return [float(z) for z in zooms[:3]]

@@ -54,8 +54,14 @@ def results_dir() -> Path:
 
 def all_dataset_names() -> tuple[str, ...]:
     """Names of all raw datasets, in the order of their ids; the unified dataset has no raw folder and is left out."""
-    names = [p.name for p in raw_dir().iterdir() if p.is_dir() and _DATASET_NAME.match(p.name)]
-    return tuple(sorted(names, key=lambda name: (dataset_number(name), name)))
+    return tuple(sorted(_datasets_in(raw_dir()), key=lambda name: (dataset_number(name), name)))
+
+
+def _datasets_in(place: Path) -> list[str]:
+    """Names of the folders that are named as a dataset; nothing is asked of the disk for each, but for links."""
+    with os.scandir(place) as entries:
+        named = [entry for entry in entries if _DATASET_NAME.match(entry.name)]
+        return [e.name for e in named if (Path(e.path).is_dir() if e.is_symlink() else e.is_dir())]
 
 
 def other_folders() -> tuple[str, ...]:
@@ -84,10 +90,9 @@ def dataset_name_of(dataset: int | str) -> str:
     Raises:
         DatasetNotFoundError: No dataset, or more than one, has that id or name.
     """
-    names = set(all_dataset_names())
+    names = set(_datasets_in(raw_dir()))
     if os.environ.get("nnUNet_preprocessed"):
-        folder = preprocessed_dir()
-        names |= {p.name for p in folder.iterdir() if p.is_dir() and _DATASET_NAME.match(p.name)}
+        names |= set(_datasets_in(preprocessed_dir()))
     text = str(dataset).strip()
     if text in names:
         return text

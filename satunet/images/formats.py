@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from satunet.errors import MissingFileError, UnreadableImageError
 from satunet.geometry import Grid
 from satunet.images import nifti
 from satunet.images.metaimage import read_metaimage
+from satunet.images.nifti import NiftiHeader
 from satunet.images.nrrd import read_nrrd
 from satunet.images.stored import Stored, grid_of
 
@@ -95,7 +95,7 @@ def voxel_bytes(path: Path) -> int:
     return nifti.voxel_bytes_of(nifti.open_nifti(path)) if _is_nifti(path) else _header(path).dtype.itemsize
 
 
-def read_voxels(path: Path, *, single_precision: bool = False) -> tuple[NDArray[Any], Grid, nib.Nifti1Header | None]:
+def read_voxels(path: Path, *, single_precision: bool = False) -> tuple[NDArray[Any], Grid, NiftiHeader | None]:
     """Read a volume.
 
     Args:
@@ -127,7 +127,7 @@ def write_file(
     grid: Grid,
     *,
     ending: str,
-    header: nib.Nifti1Header | None = None,
+    header: NiftiHeader | None = None,
     slope: float = 1.0,
     legend: Mapping[int, str] | None = None,
 ) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +29,7 @@ from satunet.images.formats import (
     voxel_bytes,
     write_file,
 )
-from satunet.images.nifti import nifti_grid, nifti_header
+from satunet.images.nifti import NiftiHeader, nifti_grid, nifti_header
 from satunet.images.stored import grid_of, rounded
 from satunet.jobs.files import atomic_path
 
@@ -77,7 +76,7 @@ class Image:
     array: NDArray[Any]
     grid: Grid
     path: Path | None = None
-    header: nib.Nifti1Header | None = None
+    header: NiftiHeader | None = None
 
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape:
@@ -229,6 +228,8 @@ def as_image(given: Any) -> Image:
         return given
     if isinstance(given, (str, Path)):
         return read_image(Path(given))
+    import nibabel as nib
+
     name = IN_MEMORY
     if isinstance(given, nib.spatialimages.SpatialImage):
         grid = nifti_grid(given, name)

@@ -10,18 +10,23 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from xml.etree import ElementTree
 
-import nibabel as nib
 import numpy as np
-from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from satunet.errors import NotThreeDimensionalError, UnreadableImageError
 from satunet.geometry import Grid
 from satunet.images.colours import colours_of
 from satunet.images.stored import DEFLATE_MOST, grid_of, rounded
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    NiftiHeader: TypeAlias = nib.Nifti1Header
+else:  # nibabel, with the pydicom that it imports, takes longer than all else that a plan imports, and a plan reads no scan
+    NiftiHeader = Any
 
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres of NIfTI's units of length, by code; files that name none are in millimetres."""
@@ -42,6 +47,8 @@ def open_nifti(path: Path, *, keep_open: bool = False) -> Any:
     Raises:
         UnreadableImageError: Not a NIfTI image, or its header is invalid.
     """
+    import nibabel as nib
+
     # nibabel logs repairs of headers to stderr by a handler of its own; our errors give the reasons.
     logging.getLogger("nibabel.global").setLevel(logging.ERROR)
     try:
@@ -69,8 +76,10 @@ def nifti_grid(loaded: Any, path: Path) -> Grid:
     return grid_of(path, tuple(loaded.shape), nifti_affine(loaded))
 
 
-def nifti_header(loaded: Any) -> nib.Nifti1Header | None:
+def nifti_header(loaded: Any) -> NiftiHeader | None:
     """A nibabel image's header; ``None`` unless it is a NIfTI header."""
+    import nibabel as nib
+
     return loaded.header if isinstance(loaded.header, nib.Nifti1Header) else None
 
 
@@ -103,6 +112,8 @@ def read_array(loaded: Any, path: Path, *, single_precision: bool = False) -> ND
         values *= np.float32(slope)
         values += np.float32(inter)
         return values
+    from nibabel.volumeutils import apply_read_scaling
+
     scaled: NDArray[Any] = apply_read_scaling(raw, np.asanyarray(slope), np.asanyarray(inter))
     return scaled
 
@@ -156,7 +167,7 @@ def write_nifti(
     grid: Grid,
     *,
     packed: bool,
-    header: nib.Nifti1Header | None = None,
+    header: NiftiHeader | None = None,
     slope: float = 1.0,
     legend: Mapping[int, str] | None = None,
 ) -> None:
@@ -169,7 +180,7 @@ def write_nifti(
         image.to_stream(file)
 
 
-def _unit(header: nib.Nifti1Header | None) -> float:
+def _unit(header: NiftiHeader | None) -> float:
     return 1.0 if header is None else _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
@@ -229,6 +240,8 @@ def _fill(file: Any, room: NDArray[np.uint8]) -> int:
 
 def _require_spacing(loaded: Any, path: Path) -> None:
     """Refuse a spacing of 0 unless an sform gives the geometry: nibabel would silently make it 1 mm."""
+    import nibabel as nib
+
     header = loaded.header
     if not isinstance(header, nib.Nifti1Header) or int(header["sform_code"]) or 1.0 not in header.get_zooms()[:3]:
         return
@@ -239,8 +252,10 @@ def _require_spacing(loaded: Any, path: Path) -> None:
 
 
 def _to_nifti(
-    array: NDArray[Any], grid: Grid, header: nib.Nifti1Header | None, slope: float, legend: Mapping[int, str] | None
-) -> nib.Nifti1Image:
+    array: NDArray[Any], grid: Grid, header: NiftiHeader | None, slope: float, legend: Mapping[int, str] | None
+) -> Any:
+    import nibabel as nib
+
     affine = grid.affine.copy()
     if header is None:
         image = nib.Nifti1Image(array, affine)

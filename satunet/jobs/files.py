@@ -280,7 +280,12 @@ def _broken(plain: Any, short: str, depth: int) -> str:
     """The values of the outer levels on lines of their own."""
     if not plain or not isinstance(plain, (dict, list)) or len(short) <= _LINE or depth == _DEEPEST:
         return short
-    if isinstance(plain, dict):
+    if isinstance(plain, list) and short.startswith("[[") and '"' not in short and short.count("[") == len(plain) + 1:
+        parts = [f"[{row}]" for row in short[2:-2].split("], [")]  # rows of numbers need no encoder each
+        parts = (
+            parts if max(map(len, parts)) <= _LINE else [_broken(each, json.dumps(each), depth + 1) for each in plain]
+        )
+    elif isinstance(plain, dict):
         parts = [f"{json.dumps(key)}: {_broken(each, json.dumps(each), depth + 1)}" for key, each in plain.items()]
     else:
         parts = [_broken(each, json.dumps(each), depth + 1) for each in plain]

@@ -32,6 +32,18 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def collection_resumed() -> Iterator[None]:
+    """Let Python look for garbage again within :func:`collection_paused`: for work that makes more than plain values."""
+    was = gc.isenabled()
+    gc.enable()
+    try:
+        yield
+    finally:
+        if not was:
+            gc.disable()
+
+
 def quick_reader(cls: type[Any], otherwise: Callable[[Any, Any], Any]) -> Reader:
     """A function that makes instances of a dataclass of plain values (objects, lists, texts, numbers of JSON).
 

@@ -73,6 +73,8 @@ _PHRASES = {
     "middle lung lobe": "lung middle lobe", "intervertebral discs": "intervertebral disc",
 }  # fmt: skip
 
+_LONGEST_FIRST = tuple(sorted(_PHRASES.items(), key=lambda item: len(item[0]), reverse=True))
+
 _FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided"}
 _WHOLE = {"whole", "entire"}
 _LESION_HEADS = {"tumor", "lesion", "cancer", "carcinoma", "neoplasm", "mass", "edema"}
@@ -201,11 +203,12 @@ def _take_side(words: list[str]) -> tuple[list[str], str | None]:
 
 def _phrases(words: list[str]) -> list[str]:
     text = " ".join(words)
-    for phrase in sorted(_PHRASES, key=len, reverse=True):
-        meaning = _PHRASES[phrase]
+    for phrase, meaning in _LONGEST_FIRST:
+        if phrase == meaning or phrase not in text:  # most are not, and an expression for each takes longer
+            continue
         # "accumbens" becomes "nucleus accumbens" only if it is not that already; else it would grow with each pass.
         grown = phrase in meaning and _whole(meaning).search(text)
-        if phrase != meaning and not grown:
+        if not grown:
             text = _whole(phrase).sub(meaning, text, count=1)
     return text.split()
 

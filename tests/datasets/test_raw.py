@@ -90,10 +90,16 @@ def test_datasets_are_found_by_id_and_name(nnunet_env: Path) -> None:
     make(nnunet_env / "raw" / "Dataset007_X")
     make(nnunet_env / "raw" / "Dataset010_Y")
     (nnunet_env / "raw" / "notes").mkdir()
+    (nnunet_env / "raw" / "Dataset011_NoFolder").touch()
+    (nnunet_env / "raw" / "Dataset012_Gone").symlink_to(nnunet_env / "nowhere")
+    (nnunet_env / "raw" / "Dataset013_Loop").symlink_to(nnunet_env / "raw" / "Dataset013_Loop")
     assert all_dataset_names() == ("Dataset007_X", "Dataset010_Y")
     assert dataset_name_of("007") == dataset_name_of(7) == dataset_name_of("Dataset007_X") == "Dataset007_X"
     with pytest.raises(DatasetNotFoundError, match=r"id 8.*Dataset007_X, Dataset010_Y"):
         dataset_name_of(8)
+    make(nnunet_env / "elsewhere")
+    (nnunet_env / "raw" / "Dataset014_Linked").symlink_to(nnunet_env / "elsewhere")
+    assert dataset_name_of(14) == "Dataset014_Linked"
     make(nnunet_env / "raw" / "Dataset007_Z")
     with pytest.raises(DatasetNotFoundError, match="not unique"):
         dataset_name_of(7)

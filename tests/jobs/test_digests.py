@@ -57,6 +57,20 @@ def test_lines_change_nothing_of_the_content(content: object) -> None:
     assert json.loads(_broken(content, json.dumps(content), 0)) == content
 
 
+@given(st.lists(st.lists(st.integers() | st.floats(allow_nan=False) | st.text(max_size=9), max_size=9), max_size=40))
+def test_rows_of_numbers_are_laid_out_as_all_other_lists(rows: list[list[float | str]]) -> None:
+    text = _broken(rows, json.dumps(rows), 0)
+    assert json.loads(text) == rows
+    if len(json.dumps(rows)) > 100:
+        one_by_one = [_broken(row, json.dumps(row), 1) for row in rows]
+        assert text == "[\n " + ",\n ".join(one_by_one) + "\n]"
+
+
+def test_rows_that_are_too_long_for_a_line_are_broken() -> None:
+    rows = [list(range(100)), [1], []]
+    assert _broken(rows, json.dumps(rows), 0).splitlines()[:3] == ["[", " [", "  0,"]
+
+
 def test_a_large_file_has_a_case_per_line_and_a_small_one_a_value(tmp_path: Path) -> None:
     cases = [
         {"case": f"case_{i}", "spacing": [0.5, 1.0, 2.0], "labels": {str(n): n for n in range(30)}} for i in range(999)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from satunet.errors import UserError
 from satunet.jobs import records
 from satunet.jobs.fresh import FileState, Stamp
-from satunet.jobs.quick import collection_paused, quick_reader
+from satunet.jobs.quick import collection_paused, collection_resumed, quick_reader
 from satunet.jobs.records import from_plain, to_plain
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint
 
@@ -170,4 +170,14 @@ def test_the_collection_of_garbage_goes_on_afterwards() -> None:
 
     with pytest.raises(ValueError, match="x"):
         fails()
+    assert gc.isenabled()
+
+
+def test_the_collection_of_garbage_goes_on_within_a_pause_where_more_than_records_is_made() -> None:
+    with collection_paused():
+        with collection_resumed():
+            assert gc.isenabled()
+        assert not gc.isenabled()
+    with collection_resumed():
+        assert gc.isenabled()
     assert gc.isenabled()

@@ -107,6 +107,9 @@ def test_remarks_on_a_dataset_json_are_told() -> None:
 
 
 def test_a_bladder_is_the_urinary_one() -> None:
+    assert in_context(dataset("Dataset050_CerebralTumour", ["tumour"]), {"tumour": "tumor"})[0] == {
+        "tumour": "brain tumor"
+    }
     _, where = in_context(dataset("Dataset050_BladderTumour", ["tumour"]), {"tumour": "tumor"})
     assert where == ("'tumour' is taken for 'bladder tumor', by its name, 'BladderTumour'",)
     space = build_label_space([dataset("Dataset050_BladderTumour", ["tumour"])])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,11 +22,13 @@ from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.errors import DatasetError, PlanError
 from satunet.geometry import Grid
 from satunet.jobs.files import DIGEST
+from satunet.planners.fingerprint import extraction
 from satunet.planners.fingerprint.case import describe_labels
 from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerprint, merge_fingerprints
 from satunet.planners.fingerprint.extraction import fingerprint_dataset
 from satunet.planners.fingerprint.intensities import CaseIntensities, ChannelStatistics
-from satunet.planners.run import fingerprint_datasets
+from satunet.planners.options import PlanOptions
+from satunet.planners.run import fingerprint_datasets, plan_datasets
 
 KEYS = ["mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5"]
 
@@ -372,3 +378,35 @@ def test_a_file_with_its_old_time_and_voxels_behind_a_header_are_seen(nnunet_env
     after, summary = fingerprint_dataset(name)
     assert len(summary.done_items) == 1
     assert after.cases[0].scans != before.cases[0].scans
+
+
+def test_a_plan_of_known_fingerprints_imports_nothing_that_reads_scans(nnunet_env: Path) -> None:
+    """nibabel and the pydicom that it imports take longer than the plan of a few datasets."""
+    names = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    fingerprint_datasets(names)
+    heavy = ("nibabel", "pydicom", "SimpleITK", "torch", "scipy", "pandas")
+    code = (
+        "import sys\nfrom satunet.cli import run\nfrom satunet.jobs import fresh\n"
+        "fresh.RACY_NS = 0\n"  # the scans were written a moment ago, and would be read again
+        f"code = run(['plan', '-d', *{names!r}, '--gpu_memory', '1'])\n"
+        f"print('imported', *[name for name in {heavy!r} if name in sys.modules])\nsys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "imported"
+
+
+def test_scans_are_read_with_the_collection_of_garbage(nnunet_env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan pauses it for its records; arrays that are held by cycles must still go."""
+    names = make_synthetic_datasets(nnunet_env / "raw", cases=2)
+    seen = []
+
+    def read(job: Any) -> Any:
+        seen.append(gc.isenabled())
+        return analyze(job)
+
+    analyze = extraction._analyze
+    monkeypatch.setattr(extraction, "_analyze", read)
+    plan_datasets(names, PlanOptions(gpu_memory_gb=1))
+    assert seen == [True] * 4
+    assert gc.isenabled()

@@ -179,6 +179,46 @@ def test_voxels_that_nobody_labelled_are_neither_target_nor_background(planned) 
     assert sum(counts[k] for k in ("TP", "FP", "FN", "TN")) == (labels != other).sum()
 
 
+def test_what_was_read_longest_ago_leaves_the_memory_first(planned) -> None:
+    from satunet.trainers.unified.batches.loading import StepBatches
+
+    trainer = make_trainer(config())
+    trainer.initialize()
+    first, second, third = trainer.setup.store.scan_ids[:3]
+    data = StepBatches(trainer.setup, [first, second, third], trainer.config)
+    image, labels = data._arrays(first)
+    data.cache_bytes = 0
+    assert data._arrays(second)[0] is not data._arrays(second)[0] and list(data._cache) == [
+        first
+    ]  # too large: read lazily
+    data._cache.clear()
+    size = image.nbytes + labels.nbytes
+    data.cache_bytes = 100 * size
+    data._arrays(first), data._arrays(second), data._arrays(first)
+    data.cache_bytes = max(8 * 5 * image.size, 2 * size + 1)
+    filler = np.zeros(data.cache_bytes - 2 * size, np.uint8)
+    data._cache["other"] = (filler, filler[:0])
+    data._cache.move_to_end("other", last=False)
+    data._arrays(third)
+    assert list(data._cache) == [second, first, third]
+
+
+def test_a_crop_without_a_class_is_drawn_where_somebody_looked(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    from satunet.trainers.unified.batches import loading
+
+    trainer = make_trainer(config(augment=False, foreground_share=0.0))
+    trainer.initialize()
+    scan = trainer.setup.store.scan_ids[0]
+    dataset = trainer.setup.store.record(scan).dataset
+    asked: list[str] = []
+    monkeypatch.setattr(loading, "annotated_centre", lambda store, record, rng: asked.append(record.scan))
+    loading.StepBatches(trainer.setup, [scan], trainer.config)[0]
+    assert asked == []  # all of it is labelled
+    space = dataclasses.replace(trainer.setup.space, ignored={dataset: 200})
+    loading.StepBatches(dataclasses.replace(trainer.setup, space=space), [scan], trainer.config)[0]
+    assert set(asked) == {scan}
+
+
 def test_a_class_that_no_training_scan_shows_is_no_negative(planned, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(config(augment=False, batch_size=2, negative_share=1.0, tensorboard=False))
     trainer.initialize()
