@@ -5,6 +5,8 @@
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" satunet try
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" --gpus all satunet:gpu predict -i SCANS -o OUT -p liver
 #
+# Trainings hand batches over in shared memory, of which a container has only 64 MB: start them with --ipc=host.
+# docs/serving.md has the call for a server.
 # The default build of torch brings CUDA's libraries with it, so that both run on one base image; the driver is the host's.
 # It runs as any user. What it fetches and compiles is kept in /cache: give it a volume to keep that for the next run.
 ARG BASE=python:3.12-slim

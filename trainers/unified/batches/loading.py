@@ -240,8 +240,9 @@ def _told(loaded: Iterator[Batch]) -> Iterator[Batch]:
         if not re.search(r"DataLoader worker .*(killed|exited unexpectedly)", str(error)):
             raise
         raise SatunetError(
-            f"a process that loads scans has died ({str(error).splitlines()[0]:.150}); out of memory is the usual cause. Fewer "
-            "of them need less (--workers); --c continues from the last epoch"
+            f"a process that loads scans has died ({str(error).splitlines()[0]:.150}); out of memory is the usual cause, "
+            "in a container out of shared memory (docker run --ipc=host). Fewer of them need less (--workers); --c "
+            "continues from the last epoch"
         ) from error
 
 
