@@ -42,7 +42,7 @@ def test_classes_of_a_model_without_its_weights(tmp_path: Path, capsys: pytest.C
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert Prompts(prompts=("no liver",)).run() == 0
     shown = capsys.readouterr().out
-    assert "1 prompts, 451 classes of SAT-DS" in shown and "'no'" in shown
+    assert "1 prompt, 451 classes of SAT-DS" in shown and "'no'" in shown
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     labels[8:16, 8:14, 8:20] = 1
     write_label_map(tmp_path / "m.nii.gz", labels, like=image, legend={1: "liver"})
     assert run(["view", "a_0000.nii.gz", "m.nii.gz"]) == 0
-    assert "a_view.html: 1 structures" in capsys.readouterr().out
+    assert "a_view.html: 1 structure," in capsys.readouterr().out
     data = content(tmp_path / "a_view.html")
     assert (data["title"], data["ct"], data["structures"][0]["name"]) == ("a", True, "liver")
     assert run(["view", "a_0000.nii.gz", ".", "-o", "folder.html"]) == 0
