@@ -431,26 +431,19 @@ class Predictor:
         self, group: _Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
     ) -> WindowedScan:
         voters = [self._voters(group, match, modality) for match in matches]
-        ways: list[tuple[tuple[tuple[int, ...], ...], Sequence[PromptMatch], NDArray[np.bool_]]]
-        ways = [(self._flips(group.plan), matches, np.ones(len(matches), dtype=bool))]
-        if self.options.mirror or (self._count(view) == 1 and not self.options.fast):
-            # Where one window holds the scan, a second look is cheap.
-            sides = [_other_side(match, group, modality) for match in matches]
-            known = np.array([side is not None for side in sides])
-            if known.any():
-                asked_for = [side or match for side, match in zip(sides, matches, strict=True)]
-                ways.append((((_side_axis(group.plan),),), asked_for, known))
-        first, *others = (
+        members = [
             Member(
                 network=network,
-                queries=self._queries(model, asked_for, embeddings),
-                asked=torch.tensor([i in own for own in voters]) & torch.from_numpy(known),
-                offsets=_offsets(model.plan, asked_for, modality),
-                flips=flips,
+                queries=self._queries(model, matches, embeddings),
+                asked=torch.tensor([i in own for own in voters]),
+                offsets=_offsets(model.plan, matches, modality),
             )
-            for flips, asked_for, known in ways
             for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
-        )
+        ]
+        if self.options.mirror or (self._count(view) == 1 and not self.options.fast):
+            # Where one window holds the scan, a second look is cheap.
+            members += self._mirrored(members, group, matches, modality)
+        first, *others = members
         return WindowedScan(
             network=first.network,
             queries=first.queries,
@@ -463,10 +456,30 @@ class Predictor:
             overlap=self.options.window_overlap,
             device=self.device,
             precision=self.options.precision,
-            flips=ways[0][0],
+            flips=self._flips(group.plan),
             batch=self.options.batch,
             memory_bytes=self._memory_bytes,
         )
+
+    def _mirrored(
+        self, members: Sequence[Member], group: _Group, matches: Sequence[PromptMatch], modality: str
+    ) -> list[Member]:
+        """The same networks once more, looking at windows mirrored left to right and asked for the other sides."""
+        sides = {k: side for k, match in enumerate(matches) if (side := _other_side(match, group, modality))}
+        if not sides:
+            return []
+        known = torch.zeros(len(matches), dtype=torch.bool)
+        known[list(sides)] = True
+        asked_for = [sides.get(k, match) for k, match in enumerate(matches)]
+        turned = []
+        for member, model in zip(members, group.models, strict=True):
+            queries = member.queries.clone()
+            queries[known] = self._queries(model, list(sides.values()), {})
+            asked = known if member.asked is None else member.asked & known
+            offsets = _offsets(model.plan, asked_for, modality)
+            flips = ((_side_axis(group.plan),),)
+            turned.append(replace(member, queries=queries, asked=asked, offsets=offsets, flips=flips))
+        return turned
 
     def _queries(self, model: ModelFolder, matches: Sequence[PromptMatch], embeddings: Embeddings) -> Tensor:
         """(N, D) embeddings: the one that was given, otherwise that of the class for a known prompt, otherwise the
