@@ -4,9 +4,8 @@
     python benchmarks/bench_starter.py DATA --wordings     # DSC by wording, and what absent structures draw
 
 ``DATA`` is the folder that ``scripts/train_starter`` takes. Scans that were trained on are left out, and each scan is scored at
-the thresholds that are found without it. The copy is the label map
-of a training scan, stretched from box to box: the scan whose image correlates best once it is stretched, or, for heads, which
-have label maps alone, the mean over all of them.
+the thresholds that are found without it. The copy is the label map of a training scan, stretched from box to box: the scan whose
+image correlates best once it is stretched, or, for heads, which have label maps alone, the mean over all of them.
 """
 
 from __future__ import annotations

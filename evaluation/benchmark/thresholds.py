@@ -88,9 +88,9 @@ def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]]
 
     Every dataset counts equally, whatever its number of scans, because a threshold is for scans of yet another source; and
     of each, scans that were kept out of training and scans that were trained on count equally, because on the latter a
-    network is surer than it will be on others. Both sides of a structure and the whole have the same
-    threshold, from all of their scores. A class keeps one half if nothing else is better by at least
-    :data:`LEAST_GAIN`, or if fewer than :data:`LEAST_SCANS` scans show it.
+    network is surer than it will be on others. Both sides of a structure and the whole have the same threshold, from all
+    of their scores. A class keeps one half if nothing else is better by at least :data:`LEAST_GAIN`, or if fewer than
+    :data:`LEAST_SCANS` scans show it.
 
     Args:
         rows: From :func:`try_thresholds`.
