@@ -1,7 +1,8 @@
 """The desk of a server: uploaded scans, a queue of jobs on them, and their results.
 
-One thread works on the jobs in turn, because there is one network. Everything is stored in a private folder under names
-that the server chooses; a client's file name decides only the ending.
+Jobs are done in turn, because there is one network; while it works on one scan, the scan of the next job is read and
+the masks of the last one are written, as :func:`~satunet.prediction.folder.predict_folder` does. Everything is stored
+in a private folder under names that the server chooses; a client's file name decides only the ending.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from satunet.errors import PromptError, SatunetError
+from satunet.errors import PromptError, SatunetError, ScanTooLargeError
 from satunet.jobs.files import disk_trouble, read_json
 from satunet.network.model import ImageFeatures
 from satunet.prediction.door.inputs import Scan
@@ -41,6 +42,8 @@ _PLACES = ("source", "path", "model")
 """Entries of a manifest that contain paths."""
 _NAME = "scan"
 """Name of every scan's results; clients' names are not used."""
+_HANDS = 2
+"""Jobs that are worked on at once, of which one uses the network."""
 
 
 class BusyError(SatunetError):
@@ -63,6 +66,7 @@ class Brought:
         spacing_mm: Distance between voxel centres, in millimetres.
         bytes: Size of its files.
         used: Time of the last request for it, in seconds of the monotonic clock.
+        turn: Lock of the job that works on it; the next one finds it prepared and encoded.
     """
 
     id: str
@@ -72,6 +76,7 @@ class Brought:
     spacing_mm: tuple[float, float, float]
     bytes: int
     used: float = field(default_factory=time.monotonic)
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,8 +156,10 @@ class Desk:
         self._jobs: dict[str, Job] = {}
         self._waiting: queue.Queue[Job | None] = queue.Queue(maxsize=options.queue)
         self._lock = threading.RLock()
-        self._worker = threading.Thread(target=self._work, name="predict", daemon=True)
-        self._worker.start()
+        self._room = Room()
+        self._hands = [threading.Thread(target=self._work, name=f"predict-{i}", daemon=True) for i in range(_HANDS)]
+        for hand in self._hands:
+            hand.start()
 
     # ---- scans --------------------------------------------------------------------------------------------------
 
@@ -297,34 +304,46 @@ class Desk:
         return self._waiting.qsize()
 
     def close(self) -> None:
-        """Stop, and cancel the running job."""
+        """Stop, and cancel the running jobs."""
         with self._lock:
             for job in self._jobs.values():
                 job.cancelled.set()
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        self._worker.join(timeout=30)
+        for _ in self._hands:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put(None, timeout=30)  # cancelled jobs make room at once
+        for hand in self._hands:
+            hand.join(timeout=30)
 
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:
-            if job.cancelled.is_set():
-                self._end(job, "cancelled")
-                continue
-            job.state = "running"
-            started = time.monotonic()
+            with job.brought.turn, self._room.shared():
+                self._do(job)
+
+    def _do(self, job: Job) -> None:
+        if job.cancelled.is_set():
+            self._end(job, "cancelled")
+            return
+        job.state = "running"
+        started = time.monotonic()
+        try:
             try:
                 self._predict(job, _reporter(job))
-            except Exception as error:  # whatever is wrong with this job, the next one goes on
-                cancelled = isinstance(error, PromptError) and job.cancelled.is_set()
-                if trouble := disk_trouble(error):
-                    logger.error("job %s: %s: %s", job.id, self.folder, trouble)
-                elif not isinstance(error, SatunetError):
-                    logger.exception("job %s", job.id)
-                job.error = None if cancelled else told(error, self.folder)
-                self._end(job, "cancelled" if cancelled else "failed")
-            else:
-                job.seconds = round(time.monotonic() - started, 3)
-                self._end(job, "done")
+            except ScanTooLargeError:
+                if not self._room.crowded:
+                    raise
+                with self._room.alone():  # perhaps it is only too large beside the other one
+                    self._predict(job, _reporter(job))
+        except Exception as error:  # whatever is wrong with this job, the next one goes on
+            cancelled = isinstance(error, PromptError) and job.cancelled.is_set()
+            if trouble := disk_trouble(error):
+                logger.error("job %s: %s: %s", job.id, self.folder, trouble)
+            elif not isinstance(error, SatunetError):
+                logger.exception("job %s", job.id)
+            job.error = None if cancelled else told(error, self.folder)
+            self._end(job, "cancelled" if cancelled else "failed")
+        else:
+            job.seconds = round(time.monotonic() - started, 3)
+            self._end(job, "done")
 
     def _predict(self, job: Job, report: Callable[[int, int], bool]) -> None:
         predictor = self.predictor.changed(outputs=job.outputs, modality=job.decided.modality)
@@ -332,11 +351,58 @@ class Desk:
         predict_one(run, job.decided, report)
 
     def _end(self, job: Job, state: State) -> None:
-        job.state = state
-        self.counts[state] += 1
+        with self._lock:
+            job.state = state
+            self.counts[state] += 1
         if state != "done":
             shutil.rmtree(job.folder, ignore_errors=True)
         job.ended.set_result(None)
+
+
+class Room:
+    """Memory that jobs share, until one of them needs all of it."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._one = False
+        self._changed = threading.Condition()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there is more than one job inside."""
+        return self._inside > 1
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Be inside, perhaps with others."""
+        self._enter(lambda: not self._one)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within :meth:`shared`: wait until the others have left, and let nobody in meanwhile."""
+        self._leave()  # two that want to be alone would otherwise wait for each other
+        self._enter(lambda: not self._one and not self._inside, one=True)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._one = False
+                self._changed.notify_all()
+
+    def _enter(self, may: Callable[[], bool], *, one: bool = False) -> None:
+        with self._changed:
+            self._changed.wait_for(may)
+            self._inside += 1
+            self._one = one
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
 
 
 def _reporter(job: Job) -> Callable[[int, int], bool]:

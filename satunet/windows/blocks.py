@@ -25,6 +25,20 @@ VOXELS = int(np.prod(BLOCK))
 BLOCK_BYTES = 4 * VOXELS
 
 
+class Scratch:
+    """Memory that is used again: fresh memory of some megabytes costs more, page by page, than what is copied into it."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def rows(self, count: int, like: Tensor) -> Tensor:
+        """Uninitialised (count, C) of the type of (m, C) rows; it is valid until the next call."""
+        size = count * like.shape[1]
+        if len(self._memory) < size or self._memory.dtype != like.dtype:
+            self._memory = torch.empty(size, dtype=like.dtype)
+        return self._memory[:size].view(count, like.shape[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
     """Blocks over a volume.
@@ -70,7 +84,9 @@ class Tiling:
         ranges = [torch.arange(start[a] // BLOCK[a], -(-(start[a] + patch[a]) // BLOCK[a])) for a in self.across]
         return (ranges[0][:, None] * self.counts[self.across[1]] + ranges[1]).flatten()
 
-    def cut(self, window: Tensor, start: Axes, layer: int, *, repeat_edges: bool) -> Tensor:
+    def cut(
+        self, window: Tensor, start: Axes, layer: int, *, repeat_edges: bool, scratch: Scratch | None = None
+    ) -> Tensor:
         """Cut a window's part of a layer into blocks, in the order of :meth:`places_of`.
 
         Args:
@@ -78,6 +94,7 @@ class Tiling:
             start: First voxel of the window in the volume.
             layer: Number of a layer that the window touches.
             repeat_edges: Whether voxels of a block outside the window repeat the nearest one inside; else they are 0.
+            scratch: Memory that the result may use; it is overwritten by the next cut with the same one.
 
         Returns:
             (n, C, V).
@@ -88,7 +105,8 @@ class Tiling:
             # stay together. Padding and rearranging would take twenty times as long.
             rows = window.permute(1, 2, 3, 0).reshape(-1, window.shape[0])
             voxels = self._voxels((patch[0], patch[1], patch[2]), start, layer)
-            return rows.index_select(0, voxels).view(-1, VOXELS, window.shape[0]).transpose(1, 2)
+            out = None if scratch is None else scratch.rows(len(voxels), rows)
+            return torch.index_select(rows, 0, voxels, out=out).view(-1, VOXELS, window.shape[0]).transpose(1, 2)
         widths: list[int] = []
         for axis in range(3):
             if axis == self.sweep:

@@ -32,7 +32,7 @@ from satunet.compute.devices import Precision
 from satunet.geometry import moved_box
 from satunet.network.model import ImageFeatures
 from satunet.types import Axes, Box
-from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling, sweep_axis
+from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Scratch, Structures, Tiling, sweep_axis
 from satunet.windows.precision import look_in
 from satunet.windows.starts import gaussian_weights, window_starts
 from satunet.windows.votes import Votes
@@ -46,6 +46,7 @@ _LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
 _UNITS = {"cpu": 64, "cuda": 512}
 """Number of blocks computed at once, each for up to MASK_CHUNK prompts; many on a GPU, which idles between calls."""
 _SCREEN_BYTES = 256 << 20
+_NORM_ROWS = 4096
 
 OnProgress = Callable[[int, int], object]
 
@@ -269,6 +270,8 @@ class _Pass:
         self.votes = Votes.none(count, self.scan.device)
         self._structures = Structures(tiling=tiling, active=self.active)
         self._layers: dict[int, Layer] = {}
+        self._gauss: dict[tuple[int, Axes], Tensor] = {}
+        self._scratch = Scratch()
         self._finished = 0
 
     @torch.inference_mode()
@@ -286,9 +289,11 @@ class _Pass:
                 if not asked.any():
                     continue
                 for start, features, embeddings in zip(several, *scan.look(several, flip, member), strict=True):
+                    lengths = _lengths(features)
                     for number in scan.tiling.layers_of(start, scan.patch):
-                        self._add(number, start, features, embeddings[keys], asked)
+                        self._add(number, start, features, lengths, embeddings[keys], asked)
                     del features  # large, and not needed while the next window is encoded
+            self._gauss.clear()
             scan.advance(len(several))
         self._finish(scan.tiling.layers)
         self._structures.close()
@@ -324,23 +329,43 @@ class _Pass:
                 weight[places] += scan.tiling.cut(scan.gauss[None], start, number, repeat_edges=False)[:, 0]
         return weight
 
-    def _add(self, number: int, start: Axes, features: Tensor, embeddings: Tensor, asked: Tensor) -> None:
-        """Add a look's probabilities in one layer."""
+    def _weights(self, number: int, start: Axes) -> Tensor:
+        """(n, V) weights of a window in a layer, the same for all its looks."""
+        found = self._gauss.get((number, start))
+        if found is None:
+            found = self.scan.tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0]
+            self._gauss[number, start] = found
+        return found
+
+    def _add(
+        self, number: int, start: Axes, features: Tensor, lengths: Tensor, embeddings: Tensor, asked: Tensor
+    ) -> None:
+        """Add a look's probabilities in one layer.
+
+        Args:
+            number: Number of the layer.
+            start: First voxel of the window.
+            features: (C, x, y, z) features of the window.
+            lengths: (x, y, z) of their vectors.
+            embeddings: (n, C) or (n, C + 1) mask embeddings of the pass's queries.
+            asked: (n,) boolean, queries that the look answers.
+        """
         tiling, patch = self.scan.tiling, self.scan.patch
-        blocks = tiling.cut(features, start, number, repeat_edges=True)  # (n, C, V)
+        blocks = tiling.cut(features, start, number, repeat_edges=True, scratch=self._scratch)  # (n, C, V)
         places = tiling.places_of(start, patch).to(blocks.device)
-        largest, error = _largest_logits(blocks, embeddings)
+        longest = tiling.cut(lengths[None], start, number, repeat_edges=True).amax((1, 2))
+        largest, error = _largest_logits(blocks, longest, embeddings)
         level = math.log(self.scan.level / (1 - self.scan.level))
         self.positive[:, number, places] |= (largest > level - error) & asked[:, None]
         if self.allowed is None:
-            weight = tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0].amax(1)
+            weight = self._weights(number, start).amax(1)
             self.votes.add(number, places, largest, weight, asked=asked, width=tiling.places)
         wanted = (largest > _LEAST_LOGIT - error) & (self.active.to(blocks.device) & asked)[:, None]
         if self.allowed is not None:
             wanted &= self.allowed[:, number, places]
         if not wanted.any():
             return
-        weights = tiling.cut(self.scan.gauss[None], start, number, repeat_edges=False)[:, 0]
+        weights = self._weights(number, start)
         shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
         units, keys = _units(wanted)
@@ -379,11 +404,24 @@ def _with_offsets(embeddings: Tensor, channels: int, offsets: Tensor) -> Tensor:
     return torch.cat((embeddings[..., :channels], bias), dim=-1)
 
 
-def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def _lengths(features: Tensor) -> Tensor:
+    """(C, x, y, z) features in any precision → (x, y, z) float32 Euclidean lengths of their vectors."""
+    voxels = features.permute(1, 2, 3, 0)
+    if features.device.type != "cpu" or not voxels.is_contiguous():
+        whole: Tensor = torch.linalg.vector_norm(features, dim=0, dtype=torch.float32)
+        return whole
+    rows = voxels.reshape(-1, features.shape[0])
+    # Converted a piece at a time, so that it stays in the cache: of half-precision rows at once, torch's norm is slow.
+    pieces = [torch.linalg.vector_norm(piece.float(), dim=1) for piece in rows.split(_NORM_ROWS)]
+    return torch.cat(pieces).view(voxels.shape[:3])
+
+
+def _largest_logits(blocks: Tensor, longest: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Largest logit of each query in each block, and a bound of its error.
 
     Args:
         blocks: (n, C, V) features, in whatever precision the network computes.
+        longest: (n,) float32, length of the longest feature vector of each block.
         embeddings: (N, C) or (N, C + 1) float32; the last is a bias.
 
     Returns:
@@ -393,20 +431,14 @@ def _largest_logits(blocks: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]
     weights = embeddings[:, :channels].to(blocks.dtype)
     largest = torch.empty(len(weights), count, device=blocks.device)
     if blocks.device.type == "cpu":
-        # One block at a time, so that its logits stay in the cache; torch's norm over an axis that is not the last takes
-        # ten times as long as the squares and their sum.
-        longest = torch.empty(count)
+        # One block at a time, so that its logits stay in the cache.
         logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
-        squares, ones = torch.empty_like(blocks[0], dtype=torch.float32), torch.ones(1, channels)
         for i, block in enumerate(blocks):
             largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
-            longest[i] = torch.mm(ones, squares.copy_(block).square_()).amax()
-        longest.sqrt_()
     else:
         step = max(1, _SCREEN_BYTES // (len(weights) * VOXELS * blocks.element_size()))
         for i in range(0, count, step):
             largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
-        longest = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float32).amax(1)
     if embeddings.shape[1] > channels:
         largest += embeddings[:, channels:]
     # Bound for the rounding of the weights, the result, and the sum in float32.

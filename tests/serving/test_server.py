@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from satunet.errors import UserError
+from satunet.errors import ScanTooLargeError, UserError
 from satunet.geometry import Grid
 from satunet.images.image import read_label_map, write_volume
 from satunet.prediction import Predictor
+from satunet.prediction.door.inputs import Scan
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.options import Outputs
 from satunet.serving.app import create_app
@@ -379,6 +380,85 @@ def test_a_job_is_answered_for_when_it_ends(tmp_path: Path, scan: bytes) -> None
         assert client.get(f"/jobs/{job}?wait=10").json()["state"] == "done"
         for wrong in ("-1", "11", "nan", "a while"):
             assert client.get(f"/jobs/{job}?wait={wrong}").status_code == 422, wrong
+
+
+def test_the_next_scan_is_read_while_the_network_works(tmp_path: Path, scan: bytes) -> None:
+    """The first job ends only after the second job's scan is ready; results are each scan's own."""
+
+    class Patient(_Slow):
+        def encode_image(self, image: Any) -> Any:
+            assert read.wait(60), "no other scan was read meanwhile"
+            return self.network.encode_image(image)
+
+    read = threading.Event()
+    app = create_app(Predictor(make_model(), device="cpu").with_networks(Patient), tmp_path / "desk", ServeOptions())
+    desk = app.state.desk
+    put = desk.prepared.put
+
+    def remembered(*given: Any) -> None:
+        put(*given)
+        if len(desk.prepared._recent._values) == 2:
+            read.set()
+
+    desk.prepared.put = remembered
+    write_volume(tmp_path / "other.nii.gz", np.roll(phantom(), 3, axis=0), like=GRID)
+    with TestClient(app) as client:
+        names = [bring(client, scan), bring(client, (tmp_path / "other.nii.gz").read_bytes())]
+        jobs = [client.post(f"/scans/{n}/jobs", json={"prompts": ["bright"]}).json()["job"] for n in names]
+        assert [finished(client, job)["state"] for job in jobs] == ["done", "done"]
+        masks = [client.get(f"/jobs/{job}/files/bright.nii.gz").content for job in jobs]
+        assert masks[0] != masks[1]
+
+
+def test_jobs_on_one_scan_are_done_in_turn(client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds the scan prepared: it is read once."""
+    read, reads = Scan.read, []
+
+    def slowly(self: Scan) -> Any:
+        reads.append(self.path)
+        time.sleep(0.2)
+        return read(self)
+
+    name = bring(client, scan)
+    monkeypatch.setattr(Scan, "read", slowly)
+    jobs = [client.post(f"/scans/{name}/jobs", json={"prompts": ["bright"]}).json()["job"] for _ in range(3)]
+    assert {finished(client, job)["state"] for job in jobs} == {"done"}
+    assert len(reads) == 1
+
+
+def test_a_scan_that_is_too_large_beside_another_waits_for_it(
+    tmp_path: Path, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that another job holds is no reason to refuse; memory that is not there at all is one."""
+    tried: list[bool] = []
+
+    def short_of_memory(which: Any, plans: Any) -> None:
+        if threading.current_thread().name.startswith("predict"):
+            tried.append(desk._room.crowded)
+            if desk._room.crowded or hopeless:
+                started.set()
+                raise ScanTooLargeError(which.path, "would need 9 GB of memory, but 1 GB are free")
+
+    class Patient(_Slow):
+        def encode_image(self, image: Any) -> Any:
+            assert hopeless or started.wait(60)
+            return self.network.encode_image(image)
+
+    started, hopeless = threading.Event(), False
+    predictor = Predictor(make_model(), device="cpu").with_networks(Patient)
+    app = create_app(predictor, tmp_path / "desk", ServeOptions())
+    desk = app.state.desk
+    monkeypatch.setattr("satunet.prediction.folder.require_memory", short_of_memory)
+    with TestClient(app) as client:
+        names = [bring(client, scan) for _ in range(3)]
+        jobs = [client.post(f"/scans/{n}/jobs", json={"prompts": ["bright"]}).json()["job"] for n in names]
+        assert [finished(client, job)["state"] for job in jobs] == ["done"] * 3
+        assert tried.count(True) >= 1, "no two jobs were inside at once"
+        hopeless = True
+        job = finished(client, client.post(f"/scans/{bring(client, scan)}/jobs", json={"prompts": None}).json()["job"])
+        assert job["state"] == "failed" and "9 GB" in job["error"]
+        hopeless = False
+        assert ask(client, names[0])["state"] == "done"  # nobody is locked out
 
 
 class _Slow:
