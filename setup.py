@@ -127,7 +127,7 @@ setup(
         "mutants": MUTANTS,
     },
     entry_points={
-        "console_scripts": ["satunet = satunet.cli:main"],
+        "console_scripts": ["satunet = satunet.cli:script"],
         "napari.manifest": ["satunet = satunet.napari:napari.yaml"],
     },
 )

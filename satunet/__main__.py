@@ -1,6 +1,6 @@
 """``python -m satunet``: the command line."""
 
-from satunet.cli import main
+from satunet.cli import script
 
 if __name__ == "__main__":
-    main()
+    script()

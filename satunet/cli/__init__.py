@@ -7,6 +7,7 @@ Nothing heavy is imported before a command runs, so that help appears at once.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import logging
@@ -227,7 +228,33 @@ def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
 
 
 def main() -> None:
-    """Entry point of the ``satunet`` command."""
+    """Run the command of ``sys.argv``; raises ``SystemExit``."""
     handle_sigterm()
     threading.excepthook = _tell_of_thread
     sys.exit(run())
+
+
+def script() -> None:
+    """Entry point of the ``satunet`` command and of ``python -m satunet``."""
+    try:
+        main()
+    except SystemExit as end:
+        if "torch" in sys.modules and (end.code is None or isinstance(end.code, int)):
+            _leave(end.code or 0)
+        raise
+
+
+def _leave(code: int) -> None:
+    """End the process as Python would, but without taking its modules apart, which takes torch 0.4 s.
+
+    Threads are waited for, exit functions run, and what was printed is flushed, as :mod:`multiprocessing` ends its
+    children. Returns if that fails (nobody reads the output any more), so that Python ends the process in its own way.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(code)

@@ -411,9 +411,9 @@ def _lengths(features: Tensor) -> Tensor:
         whole: Tensor = torch.linalg.vector_norm(features, dim=0, dtype=torch.float32)
         return whole
     rows = voxels.reshape(-1, features.shape[0])
-    # Converted a piece at a time, so that it stays in the cache: of half-precision rows at once, torch's norm is slow.
-    pieces = [torch.linalg.vector_norm(piece.float(), dim=1) for piece in rows.split(_NORM_ROWS)]
-    return torch.cat(pieces).view(voxels.shape[:3])
+    # Half-precision rows are converted a piece at a time, so that they stay in the cache: of all at once, the norm is slow.
+    pieces = [rows] if rows.dtype == torch.float32 else rows.split(_NORM_ROWS)
+    return torch.cat([torch.linalg.vector_norm(piece.float(), dim=1) for piece in pieces]).view(voxels.shape[:3])
 
 
 def _largest_logits(blocks: Tensor, longest: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:

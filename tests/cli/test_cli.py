@@ -117,6 +117,49 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     assert time.monotonic() - started < 5  # a guard against minutes; the claim of 0.5 s is measured in benchmarks/
 
 
+_ENDS = """
+import atexit, sys, tempfile, threading, time
+import torch
+import satunet.cli
+
+class Command:
+    verbose = False
+    def run(self):
+        self.folder = tempfile.TemporaryDirectory(dir={folder!r})
+        atexit.register(lambda: sys.stdout.write("exit function\\n"))
+        threading.Thread(target=lambda: (time.sleep(0.5), sys.stdout.write("thread\\n"))).start()
+        sys.stdout.write("printed\\n")
+        return 1
+
+satunet.cli.parse = lambda given: Command()
+satunet.cli.script()
+"""
+
+
+def test_a_command_ends_as_python_does(tmp_path: Path) -> None:
+    """Threads, exit functions, temporary folders, buffered output and the exit code, without Python's own end."""
+    code = _ENDS.format(folder=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 1 and not done.stderr, done.stderr
+    assert done.stdout.splitlines() == ["printed", "thread", "exit function"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_nobody_reads_is_no_success(tmp_path: Path) -> None:
+    """A full device behind the output is told, as Python tells it (exit code 120)."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    code = _ENDS.format(folder=str(tmp_path))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+            stdout=full, stderr=subprocess.PIPE, encoding="utf-8",
+        )  # fmt: skip
+    assert done.returncode == 120 and "No space left" in done.stderr
+
+
 def test_a_wrong_call_is_code_2(nnunet_env: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run(["predict"])
