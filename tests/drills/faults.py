@@ -1,7 +1,7 @@
 """A kill, a disk that fails, a disk that is full, a disk that is read-only: at every event of every long command.
 
     python -m tests.drills.faults --events 20 --record
-    python -m tests.drills.faults --stages predict --faults kill --events 0      # 0: every event
+    python -m tests.drills.faults --stages predict --faults kill --events 0      # 0: every event (of writes in a row, three)
 
 An event is a call by which a process changes a file or folder (``events.c`` counts them). For each event and fault the
 command runs from the same beginning and meets the fault there; then the same command runs again without it. What has to
@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import errno
 import importlib
+import itertools
 import json
 import os
 import random
@@ -85,7 +86,7 @@ def drill(
         work: An empty folder.
         names: Stages to disturb; the others run once, undisturbed.
         faults: Which faults.
-        events: How many events of each stage, drawn by the seed; 0 takes all.
+        events: How many events of each stage, drawn by the seed; 0 takes all (:func:`telling`).
         seed: Of the draw.
     """
     run, figures = work / "run", Figures()
@@ -110,7 +111,7 @@ def drill(
             chance = random.Random(f"{seed}-{stage.name}")
             for fault in faults:
                 chosen = (
-                    range(1, len(lines) + 1)
+                    telling(lines)
                     if events == 0
                     else sorted(chance.sample(range(1, len(lines) + 1), min(events, len(lines))))
                 )
@@ -126,6 +127,19 @@ def drill(
         if stage.name == max(names, key=STAGES.index):
             break
     return figures
+
+
+def telling(journal: Sequence[str]) -> list[int]:
+    """Numbers of all events, but of several calls in a row that do the same to the same file the first, middle and last.
+
+    Args:
+        journal: The events in order: number, call, file.
+    """
+    chosen: set[int] = set()
+    for _, same in itertools.groupby(enumerate(journal, 1), key=lambda event: event[1].split(" ", 1)[1]):
+        numbers = [number for number, _ in same]
+        chosen |= {numbers[0], numbers[len(numbers) // 2], numbers[-1]}
+    return sorted(chosen)
 
 
 def _disturb(stage: Stage, run: Path, told: Path, fault: str, number: int, expected: dict[str, str]) -> str:
@@ -229,7 +243,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=tuple(FAULTS))
-    parser.add_argument("--events", type=int, default=5, help="events of each stage; 0 for all")
+    parser.add_argument("--events", type=int, default=5, help="events of each stage; 0 for all (of many writes in a row to one file, three)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/results/drills.txt")
     options = parser.parse_args()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.faults import compiled, wrong
+from tests.drills.faults import compiled, telling, wrong
 from tests.drills.trees import differences, tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +38,12 @@ def test_the_drill_knows_a_fault_that_was_not_survived() -> None:
     assert "not told" in wrong("ENOSPC", 2, "something went wrong", [], same)
     assert "left" in wrong("ENOSPC", 2, "no space left on the disk", [".tmp-a"], same)
     assert "not killed" in wrong("kill", 0, "", [], same)
+
+
+def test_every_event_is_chosen_but_of_many_writes_to_one_file_three() -> None:
+    calls = ["open a", "write a", "write a", "write a", "write a", "write a", "write b", "write a", "write a", "close a"]
+    assert telling([f"{i} {call}" for i, call in enumerate(calls, 1)]) == [1, 2, 4, 6, 7, 8, 9, 10]
+    assert telling([]) == []
 
 
 def test_trees_are_compared_by_what_they_say(tmp_path: Path) -> None:
