@@ -1,7 +1,7 @@
 # satunet in a container, installed by the same script as anywhere else (scripts/setup).
 #
-#   docker build -t satunet --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds> .     for a CPU
-#   docker build -t satunet:gpu --build-arg TORCH=torch .                                          for an NVIDIA GPU
+#   docker build -t satunet --build-arg PIP_EXTRA_INDEX_URL=INDEX .       # for a CPU; INDEX: PyTorch's, of CPU builds
+#   docker build -t satunet:gpu --build-arg TORCH=torch .                 # for an NVIDIA GPU
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" satunet try
 #   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" --gpus all satunet:gpu predict -i SCANS -o OUT -p liver
 #

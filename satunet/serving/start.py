@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: ServeOptions) -> None:
-    """Serve until the process is asked to end.
+    """Serve until the process is asked to end (Ctrl-C or SIGTERM), then return.
 
     Args:
         models: Models that are used together, at least one.
@@ -39,7 +39,10 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
         shown = f"[{host}]" if ":" in host else host
         logger.info("http://%s:%d serves %s; Ctrl-C ends it", shown, port, predictor.model.path.name)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # or Terminated: this is how a server ends, and nothing is left to continue from
+            logger.info("the server has ended; scans and masks that it kept are deleted")
 
 
 def _listen(options: ServeOptions) -> socket.socket:

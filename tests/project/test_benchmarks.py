@@ -79,3 +79,11 @@ def test_a_benchmark_that_fails_does_not_keep_the_others_from_running(tmp_path: 
     wrong = subprocess.run(["bash", str(script), "nonsense"], capture_output=True, encoding="utf-8", check=False)
     assert wrong.returncode == 2
     assert "nonsense" in wrong.stderr and "metrics" in wrong.stderr
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h"])
+def test_help_lists_every_benchmark(asked: str) -> None:
+    script = REPOSITORY / "scripts" / "bench"
+    done = subprocess.run(["bash", str(script), asked], capture_output=True, encoding="utf-8", check=True)
+    assert "scripts/bench metrics prompts" in done.stdout and not done.stderr
+    assert lists("alone") | lists("given") <= set(done.stdout.split())

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from satunet.cli import parse
+from satunet.cli.serve import Serve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "Dockerfile"
@@ -43,6 +47,41 @@ def test_it_is_the_set_up_of_a_checkout_with_declared_extras() -> None:
     assert extras is not None
     declared = re.findall(r'^        "(\w+)": ', (REPOSITORY / "setup.py").read_text("utf-8"), re.MULTILINE)
     assert set(extras[1].split(",")) <= set(declared)
+
+
+def calls(verb: str) -> list[list[str]]:
+    """Words of all ``docker build`` or ``docker run`` calls that the Dockerfile's header and the docs tell to make."""
+    header = re.sub(r"^# ?", "", DOCKERFILE.read_text("utf-8").split("\nARG ")[0], flags=re.MULTILINE)
+    texts = [header, *(page.read_text("utf-8") for page in (REPOSITORY / "docs").glob("*.md"))]
+    joined = [re.sub(r"\\\n\s*", " ", text) for text in texts]
+    lines = [line for text in joined for line in re.findall(rf"^ *docker {verb} (.*)$", text, re.MULTILINE)]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_builds_are_given_what_the_dockerfile_takes() -> None:
+    declared = re.findall(r"^ARG (\w+)", DOCKERFILE.read_text("utf-8"), re.MULTILINE)
+    built = calls("build")
+    assert len(built) >= 3
+    for words in built:
+        given = [words[i + 1].partition("=")[0] for i, word in enumerate(words) if word == "--build-arg"]
+        assert set(given) <= set(declared) and words[-1] == "."
+
+
+@pytest.mark.parametrize("words", calls("run"), ids=" ".join)
+def test_a_container_is_run_as_docs_say(words: list[str]) -> None:
+    """The image is one that is built, its folder is the working folder, satunet takes the words behind it, and a port
+    that is published is the one that is listened on.
+    """
+    images = [build[build.index("-t") + 1] for build in calls("build")]
+    named = [i for i, word in enumerate(words) if word in images and words[i - 1] != "--name"]
+    assert named, f"none of {images} is run"
+    options, command = words[: named[0]], words[named[0] + 1 :]
+    folders = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE.read_text("utf-8"), re.MULTILINE)
+    assert options[options.index("-v") + 1] == f"$PWD:{folders[-1]}"
+    parsed = parse(command)
+    if isinstance(parsed, Serve):
+        assert options[options.index("-p") + 1].endswith(f":{parsed.serving.port}")
+        assert parsed.serving.host == "0.0.0.0"  # 127.0.0.1 would be the container's own
 
 
 def test_set_up_heeds_the_extras(tmp_path: Path) -> None:
