@@ -96,7 +96,7 @@ class FolderMasks:
         trust_shape: bool = False,
     ) -> None:
         self._trust_shape = trust_shape
-        self.folder = folder if not (folder / SUBFOLDER).is_dir() else folder / SUBFOLDER
+        self.folder = mask_folder(folder)
         self._references = references
         self._files, self._absent = _files_of(self.folder), _not_seen_in(self.folder)
         self._classes = classes
@@ -244,14 +244,18 @@ def class_names_in(folder: Path) -> list[str]:
     Raises:
         ScanError: As :class:`FolderMasks`.
     """
-    inner = folder if not (folder / SUBFOLDER).is_dir() else folder / SUBFOLDER
-    return sorted({normalize_name(strip_ending(Path(f).name)).canonical for f in _files_of(inner).values()} - {""})
+    files = _files_of(mask_folder(folder)).values()
+    return sorted({normalize_name(strip_ending(Path(f).name)).canonical for f in files} - {""})
+
+
+def mask_folder(folder: Path) -> Path:
+    """Where the masks of a case lie: in its folder, or where TotalSegmentator writes them."""
+    return folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
 
 
 def holds_masks(folder: Path) -> bool:
     """Whether a folder holds masks, or the manifest of a prediction."""
-    if (folder / SUBFOLDER).is_dir():
-        folder = folder / SUBFOLDER
+    folder = mask_folder(folder)
     return (folder / MANIFEST).is_file() or any(image_ending(p) for p in folder.iterdir())
 
 

@@ -24,6 +24,7 @@ from satunet.evaluation.scoring.masks import (
     Masks,
     PredictedLabels,
     holds_masks,
+    mask_folder,
     require_own,
 )
 from satunet.evaluation.scoring.metrics import Scores, score_class
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 NOT_SCORED = "not scored"
 """Beginning of the reason for a failure that the prediction did not cause."""
 
-_BYTES_PER_VOXEL = 6
-"""Memory for scoring: two label maps of up to two bytes per voxel, and a class that fills them."""
+_BYTES_PER_VOXEL = 11
+"""Memory for scoring, as measured: two label maps of two bytes per voxel, and a class that fills them."""
 
 
 def evaluate_cases(
@@ -192,12 +193,12 @@ class _Reference:
 
 
 def _memory(task: _Task) -> int:
-    """Bytes that a case needs, from the header of its reference."""
+    """Bytes that a case needs, from the header of its reference, or of one of its masks."""
     from satunet.images.image import read_grid
 
     path = task.reference
     if path.is_dir():
-        return 0
+        path = list_images(mask_folder(path))[0]
     return _BYTES_PER_VOXEL * math.prod(read_grid(path).shape)
 
 

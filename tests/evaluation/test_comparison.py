@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -345,6 +346,37 @@ def test_the_interval_of_a_mean_knows_what_each_dataset_can_lose() -> None:
     low, high = compare({"A": partly}).totals[0].intervals["x"]["dsc"]
     assert low == pytest.approx(0.6 - 0.8 * (1 - 0.025 ** (1 / 5)), abs=2e-3)
     assert high == pytest.approx(0.6 + 0.2 * (1 - 0.025 ** (1 / 5)), abs=2e-3)
+
+
+def test_the_interval_of_a_mean_leans_to_the_side_where_patients_differ() -> None:
+    from scipy.stats import binomtest
+
+    # In thirty of 36 patients both classes are found, in six neither: Clopper and Pearson's interval.
+    found = [1.0] * 30 + [0.0] * 6
+    tables = compare({"A": {"x": evaluation({"liver": found, "spleen": found})}})
+    low, high = tables.totals[0].intervals["x"]["dsc"]
+    exact = binomtest(30, 36).proportion_ci(method="exact")
+    assert high == pytest.approx(exact.high, abs=0.005)  # 4,000 draws
+    assert exact.low - 0.01 < low < exact.low + 0.005  # Student's on the logit scale reaches a little further
+
+
+def test_a_patient_is_swapped_in_all_classes_at_once() -> None:
+    # The spleen is missing from a prediction of x: its means are over other numbers of patients than the liver's.
+    x = np.array([[0.9, 0.8, 0.7, 0.6, 0.8, 0.9, 0.5], [0.2, 0.3, 0.1, NAN, 0.6, 0.2, 0.3]])
+    y = np.array([[0.6, 0.7, 0.5, 0.7, 0.7, 0.6, 0.6], [0.5, 0.4, 0.4, 0.3, 0.5, 0.6, 0.5]])
+    names = ("liver", "spleen")
+    tables = compare({"A": {c: evaluation({n: list(v) for n, v in zip(names, scores, strict=True)})
+                            for c, scores in (("x", x), ("y", y))}})  # fmt: skip
+
+    def difference(swapped: Sequence[bool]) -> float:
+        first, second = np.where(swapped, y, x), np.where(swapped, x, y)
+        return abs(float(np.mean(np.nanmean(first, axis=1) - np.nanmean(second, axis=1))))
+
+    ways = [difference(swapped) for swapped in itertools.product((False, True), repeat=7)]
+    expected = np.mean([way >= ways[0] - 1e-9 for way in ways])
+    assert 0.3 < expected < 0.7  # what the liver says for x, the spleen says against it
+    for where in ("A", "total"):
+        assert comparison(tables, where).p_value == pytest.approx(expected)
 
 
 def test_datasets_are_strata() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from satunet.evaluation.scoring.scores import Evaluation, mean_of
 from satunet.geometry import Grid
 from satunet.images.image import write_label_map
 from satunet.jobs.files import mask_file_name, read_json, write_json
+from satunet.jobs.workers import Workers
 from satunet.labels.scored import ScoredClass, ScoredClasses
 
 from .conftest import scored
@@ -237,6 +239,36 @@ def test_a_prediction_for_which_memory_is_missing_is_not_scored(
     assert evaluation.rows == ()
     assert set(evaluation.failures) == {"one", "two", "two_0001"}
     assert all(reason.startswith("not scored: ") for reason in evaluation.failures.values())
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_cases_are_scored_side_by_side_as_far_as_memory_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, masks: bool
+) -> None:
+    grid, classes = Grid(shape=(100, 110, 120), affine=np.eye(4)), scored({"left": (1,), "right": (300,)})
+    labels = np.full(grid.shape, 1, dtype=np.uint16)
+    labels[50:60] = 300
+    for case in (tmp_path / "references" / "large", tmp_path / "predicted" / "large"):
+        if masks:
+            for name, (value,) in classes.ids.items():
+                write_label_map(case / "segmentations" / f"{name}.nii.gz", labels == value, like=grid)
+        else:
+            write_label_map(case.with_name("large.nii.gz"), labels, like=grid)
+    references = references_in(tmp_path / "references")
+    tracemalloc.start()
+    try:
+        one, _ = evaluate_cases(references, tmp_path / "predicted", classes)
+        peak_gb = tracemalloc.get_traced_memory()[1] / 1e9
+    finally:
+        tracemalloc.stop()
+    references["broken"] = tmp_path / "references" / "none.nii.gz"
+    for room, alone in ((0.6, True), (3.0, False)):
+        caplog.clear()
+        workers = Workers(processes=2, memory_gb=room * peak_gb)
+        found, summary = evaluate_cases(references, tmp_path / "predicted", classes, processes=workers)
+        assert ("runs alone" in caplog.text) == alone
+        assert scores_of(found, "large") == scores_of(one, "large") == {"left": 1.0, "right": 1.0}
+        assert list(summary.failures) == ["broken"]
 
 
 def test_a_reference_that_cannot_be_read_is_counted_and_not_scored(folders: tuple[Path, Path]) -> None:

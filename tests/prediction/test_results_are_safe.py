@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from satunet.jobs.files import parse_json, read_json, unseal
 from satunet.labels.scored import ScoredClasses
 from satunet.prediction import ModelFolder, Outputs, Predictor
 from satunet.prediction.door import limits as module_limits
-from satunet.prediction.door.inputs import Scan
-from satunet.prediction.door.jobs import ScanJob
+from satunet.prediction.door.inputs import Scan, collect_scans
+from satunet.prediction.door.jobs import ScanJob, resolve
 from satunet.prediction.folder import predict_folder, predict_jobs
 from satunet.prediction.results.manifests import write_statistics
 from satunet.prompts import PromptMatch
@@ -76,6 +77,36 @@ def test_a_combined_map_never_replaces_a_scan(
         predict_folder([given], output, combining, ["bright"])
     assert file.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("combine", [False, True])
+def test_no_result_of_a_series_replaces_an_input(
+    tmp_path: Path, predictor: Predictor, combine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("highdicom")
+    from tests.images.test_dicom import write_series
+
+    monkeypatch.setattr("satunet.prediction.results.outputs.comes_in_numbers", lambda *_: True)
+    write_series(tmp_path / "in" / "x", modality="MR")
+    every = Outputs(combine=combine, probabilities=not combine, instances=not combine, dicom_seg=True, rtstruct=True,
+                    dicom_sr=True, measures=True, preview=True)  # fmt: skip
+    predictor = predictor.changed(outputs=every)
+    jobs = resolve(collect_scans([tmp_path / "in"]), ["bright"], predictor.vocabulary, predictor.options)
+    assert predict_jobs(jobs, tmp_path / "first", predictor).done_items == ["x_4"]
+    written = [f.relative_to(tmp_path / "first") for f in sorted((tmp_path / "first").rglob("*")) if f.is_file()]
+    endings = {".nii.gz", ".json", ".dcm", ".png", ".csv"}
+    assert {e for e in endings for f in written if f.name.endswith(e)} == endings
+    assert len([f for f in written if f.suffix == ".dcm"]) == 3
+    assert combine or {"bright_probability.nii.gz", "bright_instances.nii.gz"} <= {f.name for f in written}
+    for name in written:
+        output = tmp_path / "out" / name.as_posix().replace("/", " ")
+        precious = output / name
+        precious.parent.mkdir(parents=True)
+        precious.write_bytes(b"precious")
+        with pytest.raises(UserError, match=f"{re.escape(name.name)}: this result would replace an input"):
+            predict_jobs(jobs, output, predictor, inputs=[precious])
+        assert [f for f in output.rglob("*") if f.is_file()] == [precious], "refused before anything is written"
+        assert precious.read_bytes() == b"precious"
 
 
 def test_label_maps_do_not_lie_among_scans(tmp_path: Path, combining: Predictor) -> None:

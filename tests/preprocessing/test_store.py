@@ -14,6 +14,7 @@ from satunet.jobs.records import to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.store import (
+    ANNOTATED,
     LOCATIONS_PER_LABEL,
     ScanRecord,
     ScanStore,
@@ -76,6 +77,25 @@ def test_locations_are_all_or_an_even_draw() -> None:
     assert len(np.unique(locations[2], axis=0)) == LOCATIONS_PER_LABEL
     np.testing.assert_allclose(locations[2].mean(axis=0), 19.5, atol=1.5)
     assert label_locations(np.zeros((3, 3, 3), np.uint8)) == ({}, {})
+
+
+def test_the_record_has_the_box_of_all_labels(tmp_path: Path) -> None:
+    shape = (20, 18, 9)
+    record, _ = write(tmp_path, "whole")
+    image, labels = np.zeros((1, *shape), np.float32), np.full((1, *shape), 9, np.uint8)
+    labels[0, 4:18, 2:15, 1:8] = 0
+    labels[0, 5:9, 3, 2:7], labels[0, 12, 6:14, 5] = 1, 2
+    for case, ids, box in (
+        ("two", (1, 2), ((5, 3, 2), (13, 14, 7))),
+        ("one", (1,), ((5, 3, 2), (9, 4, 7))),
+        ("none", (), ((0, 0, 0), shape)),
+    ):
+        shown = np.where(np.isin(labels, (*ids, 9)), labels, 0)
+        voxels, locations = label_locations(shown[0], ignored=9)
+        assert (ANNOTATED in locations) and voxels.keys() == set(ids), "what nobody looked at is no label"
+        own = replace(record, scan=scan_id("Dataset001_X", case, 1), label_voxels=voxels)
+        write_scan(tmp_path, own, image, shown, locations, PLAN.patch_size)
+        assert ScanStore(tmp_path).record(own.scan).foreground == box
 
 
 def test_a_scan_without_its_record_does_not_exist(tmp_path: Path) -> None:
