@@ -77,7 +77,7 @@ def copies(dataset: Dataset, case, groups: list[Group], space: LabelSpace) -> di
 def scores(data: Path, predictor: Predictor) -> None:
     groups, space = starter.groups_of(data)
     judged = starter.judges(data)
-    tried = try_thresholds(predictor, starter.thresholding_scans(data))
+    tried = try_thresholds(predictor, starter.thresholding_scans(data), around=starter.CUT_AROUND)
     rows = judge_fairly(predictor, judged, tried, starter.kept_out(data))
     found = means(rows)
     copied: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

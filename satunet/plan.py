@@ -35,6 +35,7 @@ _ONLY_IN_SOME = frozenset(
         "fit_windows",
         "one_piece",
         "class_thresholds",
+        "held_thresholds",
         "mirrored_classes",
     }
 )
@@ -159,6 +160,8 @@ class UnifiedPlan:
         class_thresholds: Modality → class → probability above which a voxel is the class's, if not one half. Prediction
             moves the class's logits by so much that the threshold becomes one half, so that everything after it
             (means over windows and networks, confidence) speaks of the same probability.
+        held_thresholds: As ``class_thresholds``, for scans that one window holds (crops around an organ); a class that it
+            does not name has its threshold of ``class_thresholds`` there, too.
         mirrored_classes: Modality → classes that the network was trained on in scans mirrored left to right as well, with
             the sides of their classes exchanged. Prediction may look at a mirrored window and ask for the other side.
         options: Options of the plan, as :class:`satunet.planners.options.PlanOptions` writes them; empty in older
@@ -190,6 +193,7 @@ class UnifiedPlan:
     fit_windows: bool = False
     one_piece: tuple[str, ...] = ()
     class_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    held_thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
     mirrored_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -228,7 +232,8 @@ class UnifiedPlan:
                         f"the windows of {name!r} must be {count}, one per spacing, and divisible by the network's strides "
                         f"{self.network.divisor}, got {sizes}"
                     )
-        for name, threshold in (pair for found in self.class_thresholds.values() for pair in found.items()):
+        given = [*self.class_thresholds.values(), *self.held_thresholds.values()]
+        for name, threshold in (pair for found in given for pair in found.items()):
             if not 0 < threshold < 1:
                 raise PlanError(f"the threshold of {name!r} must be between 0 and 1, got {threshold}")
         if "other" not in self.normalization:
@@ -265,9 +270,17 @@ class UnifiedPlan:
         windows = self.class_windows.get(modality, {}).get(class_name or "", ())
         return dict(zip(spacings, windows, strict=False)).get(spacing_mm, self.patch_size)
 
-    def logit_offset(self, class_name: str | None, modality: str) -> float:
-        """What is added to a class's logits so that its threshold becomes one half; see ``class_thresholds``."""
+    def logit_offset(self, class_name: str | None, modality: str, *, held: bool = False) -> float:
+        """What is added to a class's logits so that its threshold becomes one half; see ``class_thresholds``.
+
+        Args:
+            class_name: The class; ``None`` for words that name none.
+            modality: Modality of the scan.
+            held: Whether one window holds the scan.
+        """
         threshold = self.class_thresholds.get(modality, {}).get(class_name or "", 0.5)
+        if held:
+            threshold = self.held_thresholds.get(modality, {}).get(class_name or "", threshold)
         return math.log(1 - threshold) - math.log(threshold)
 
     def window_for(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from satunet.confidence.calibration import Calibration, Outcome, Seen, Worth
 from satunet.confidence.expected import ClassStatistics
 from satunet.datasets.raw import Case, Dataset
-from satunet.geometry import Grid
-from satunet.images.image import Image, read_image, read_label_map
+from satunet.images.image import read_image, read_label_map
 from satunet.labels import build_label_space
 from satunet.prediction.predictor import Predictor
 from satunet.types import Box
@@ -131,7 +130,7 @@ def _case(
     patient = f"{dataset.name}/{case.identifier}"
     for number, box in enumerate([None, *_parts(labels, ids, names, parts, seed=case.identifier)]):
         whole = box is None
-        part = image if box is None else _cut(image, box)
+        part = image if box is None else image.cut(box)
         there = labels if box is None else labels[box]
         matches = predictor.match(names)
         scan = predictor.prepare(part, modality, matches)
@@ -156,14 +155,6 @@ def _case(
                 patient=patient,
                 known=known or (voxels == 0 and name in never),
             )
-
-
-def _cut(image: Image, box: Box) -> Image:
-    shift = np.eye(4)
-    shift[:3, 3] = [s.start for s in box]
-    array = np.ascontiguousarray(image.array[box])
-    x, y, z = array.shape
-    return Image(array=array, grid=Grid(shape=(x, y, z), affine=image.grid.affine @ shift))
 
 
 def _parts(

@@ -9,9 +9,10 @@ Dice that can be reached.)
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 
 from satunet.datasets.raw import Dataset
 from satunet.evaluation.benchmark.judging import Judged, judge
+from satunet.geometry import Grid, box_of
 from satunet.images.image import Image, read_image, read_label_map
 from satunet.labels import build_label_space
 from satunet.labels.names import normalize_name
+from satunet.plan import UnifiedPlan
 from satunet.prediction.masks.found import Found
 from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.predictor import Predictor
+from satunet.types import Box
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class Tried:
         case: Scan.
         modality: Its modality.
         class_name: Class.
+        held: Whether one window held the scan.
         dsc: Dice at each of :data:`CANDIDATES`.
     """
 
@@ -49,21 +54,48 @@ class Tried:
     case: str
     modality: str
     class_name: str
+    held: bool = False
     dsc: tuple[float, ...]
 
 
-def try_thresholds(predictor: Predictor, datasets: Iterable[tuple[Dataset, Collection[str] | None]]) -> list[Tried]:
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Thresholds for a plan, as its fields ``class_thresholds`` and ``held_thresholds`` have them.
+
+    Attributes:
+        anywhere: Modality → class → threshold.
+        held: The same where one window holds the scan, for classes with another threshold there.
+    """
+
+    anywhere: dict[str, dict[str, float]] = field(default_factory=dict)
+    held: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def of(self, plan: UnifiedPlan) -> UnifiedPlan:
+        """A plan with these thresholds."""
+        return replace(plan, class_thresholds=self.anywhere, held_thresholds=self.held)
+
+
+def try_thresholds(
+    predictor: Predictor,
+    datasets: Iterable[tuple[Dataset, Collection[str] | None]],
+    *,
+    around: Collection[str] = (),
+    margin_mm: float = 10.0,
+) -> list[Tried]:
     """Segment labelled scans and score their classes at every threshold.
 
     Args:
         predictor: Predictor of one model; thresholds that its plan has already are left aside.
         datasets: Datasets, each with the cases to look at; ``None`` for all.
+        around: Structures; a scan that shows all of them, and that no window holds, is looked at once more, cut to a box
+            around them, for these structures and their sides: others may be cut through.
+        margin_mm: Margin of that box on each side.
 
     Returns:
-        A row for each scan and each class that is in it.
+        A row for each scan or cut scan and each class that is in it.
     """
     model = predictor.model
-    bare = _with(predictor, {})
+    bare = _with(predictor, Thresholds())
     offered = bare.vocabulary.earned
     rows: list[Tried] = []
     for dataset, cases in datasets:
@@ -75,27 +107,40 @@ def try_thresholds(predictor: Predictor, datasets: Iterable[tuple[Dataset, Colle
                 continue
             image = read_image(case.images[0])
             labels = read_label_map(case.label, grid=image.grid).array
-            for name, dsc in _scores(bare, image, modality, names, labels, ids).items():
-                rows.append(
-                    Tried(dataset=dataset.name, case=case.identifier, modality=modality, class_name=name, dsc=dsc)
-                )
+            row = Tried(dataset=dataset.name, case=case.identifier, modality=modality, class_name="", dsc=())
+            whole = _scores(bare, image, names, labels, ids, row)
+            rows += whole
+            box = None if all(r.held for r in whole) else _box_around(around, labels, ids, image.grid, margin_mm)
+            if box is not None:
+                inside = [n for n in names if set(ids[n]) <= {i for name in around for i in ids[name]}]
+                rows += [r for r in _scores(bare, image.cut(box), inside, labels[box], ids, row) if r.held]
             logger.info("%s %s: thresholds tried", dataset.name, case.identifier)
     return rows
 
 
-def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]] = ()) -> dict[str, dict[str, float]]:
-    """Modality → class → threshold with the largest mean Dice over the scans that show the class.
+def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]] = ()) -> Thresholds:
+    """Thresholds with the largest mean Dice over the scans that show a class, for scans that a window holds apart.
 
     Every dataset counts equally, whatever its number of scans, because a threshold is for scans of yet another source; and
     of each, scans that were kept out of training and scans that were trained on count equally, because on the latter a
     network is surer than it will be on others. Both sides of a structure and the whole have the same threshold, from all
-    of their scores. A class keeps one half if nothing else is better by at least :data:`LEAST_GAIN`, or if fewer than
-    :data:`LEAST_SCANS` scans show it.
+    of their scores. A class keeps one half if nothing else is better by at least :data:`LEAST_GAIN`; if fewer than
+    :data:`LEAST_SCANS` scans show it, it keeps one half or, where a window holds the scan, the threshold for other scans.
 
     Args:
         rows: From :func:`try_thresholds`.
         kept_out: Dataset and case of the scans that were kept out.
     """
+    anywhere = _best([row for row in rows if not row.held], kept_out)
+    held = _best([row for row in rows if row.held], kept_out)
+    return Thresholds(
+        anywhere=_kept(anywhere, lambda _, __, threshold: threshold != 0.5),
+        held=_kept(held, lambda m, name, threshold: threshold != anywhere.get(m, {}).get(name, 0.5)),
+    )
+
+
+def _best(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """Modality → class → best threshold, of the classes that enough scans show."""
     half = CANDIDATES.index(0.5)
     scores: dict[tuple[str, str], list[Tried]] = defaultdict(list)
     for row in rows:
@@ -107,10 +152,18 @@ def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]]
             parts[row.dataset, (row.dataset, row.case) in kept_out].append(row.dsc)
         mean = np.mean([np.mean(part, axis=0) for part in parts.values()], axis=0)
         best = int(mean.argmax())
-        scans = {(row.dataset, row.case) for row in several}
-        if len(scans) >= LEAST_SCANS and mean[best] - mean[half] >= LEAST_GAIN:
+        if mean[best] - mean[half] < LEAST_GAIN:
+            best = half
+        if len({(row.dataset, row.case) for row in several}) >= LEAST_SCANS:
             found[modality] |= dict.fromkeys(sorted({row.class_name for row in several}), CANDIDATES[best])
-    return dict(found)
+    return found
+
+
+def _kept(
+    by_class: Mapping[str, Mapping[str, float]], wanted: Callable[[str, str, float], bool]
+) -> dict[str, dict[str, float]]:
+    kept = {m: {name: t for name, t in classes.items() if wanted(m, name, t)} for m, classes in by_class.items()}
+    return {m: classes for m, classes in kept.items() if classes}
 
 
 def judge_fairly(
@@ -129,7 +182,7 @@ def judge_fairly(
     judged: list[Judged] = []
     for dataset, cases in datasets:
         several = [c.identifier for c in dataset.training_cases() if cases is None or c.identifier in cases]
-        alike: dict[str, tuple[dict[str, dict[str, float]], list[str]]] = {}
+        alike: dict[str, tuple[Thresholds, list[str]]] = {}
         for case in several:
             thresholds = best_thresholds([r for r in rows if (r.dataset, r.case) != (dataset.name, case)], kept_out)
             alike.setdefault(repr(thresholds), (thresholds, []))[1].append(case)
@@ -138,23 +191,43 @@ def judge_fairly(
     return judged
 
 
-def _with(predictor: Predictor, thresholds: dict[str, dict[str, float]]) -> Predictor:
+def _with(predictor: Predictor, thresholds: Thresholds) -> Predictor:
     model = predictor.model
-    return Predictor(replace(model, plan=replace(model.plan, class_thresholds=thresholds)), predictor.options)
+    return Predictor(replace(model, plan=thresholds.of(model.plan)), predictor.options)
 
 
 def _scores(
-    predictor: Predictor, image: Image, modality: str, names: Sequence[str], labels: NDArray[Any],
-    ids: Mapping[str, Sequence[int]],
-) -> dict[str, tuple[float, ...]]:  # fmt: skip
-    """Class → Dice at each threshold, of the classes that the labels have."""
+    predictor: Predictor, image: Image, names: Sequence[str], labels: NDArray[Any], ids: Mapping[str, Sequence[int]],
+    row: Tried,
+) -> list[Tried]:  # fmt: skip
+    """``row`` for each class that the labels have, with its Dice at each threshold."""
     wanted = [name for name in names if np.isin(labels, ids[name]).any()]
-    matches = [predictor.vocabulary.offered(match, modality) for match in predictor.match(wanted)]
-    scan = predictor.prepare(image, modality, matches)
-    scores = {}
-    for i, found in predictor.find(scan, matches, level=min(CANDIDATES)):
-        scores[wanted[i]] = _dice(found, np.isin(labels, ids[wanted[i]]))
-    return scores
+    matches = [predictor.vocabulary.offered(match, row.modality) for match in predictor.match(wanted)]
+    scan = predictor.prepare(image, row.modality, matches)
+    return [
+        replace(
+            row,
+            class_name=wanted[i],
+            held=predictor.is_held(scan, matches[i]),
+            dsc=_dice(found, np.isin(labels, ids[wanted[i]])),
+        )
+        for i, found in predictor.find(scan, matches, level=min(CANDIDATES))
+    ]
+
+
+def _box_around(
+    structures: Collection[str], labels: NDArray[Any], ids: Mapping[str, Sequence[int]], grid: Grid, margin_mm: float
+) -> Box | None:
+    """The box around structures, with a margin; ``None`` if not all of them are there."""
+    if not structures or not all(np.isin(labels, ids.get(name, ())).any() for name in structures):
+        return None
+    around = box_of(np.isin(labels, [i for name in structures for i in ids[name]]))
+    assert around is not None
+    margins = [math.ceil(margin_mm / spacing) for spacing in grid.spacing_mm]
+    x, y, z = (
+        slice(max(0, s.start - m), min(n, s.stop + m)) for s, m, n in zip(around, margins, labels.shape, strict=True)
+    )
+    return x, y, z
 
 
 def _dice(found: Found, reference: NDArray[np.bool_]) -> tuple[float, ...]:

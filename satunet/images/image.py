@@ -32,6 +32,7 @@ from satunet.images.formats import (
 from satunet.images.nifti import NiftiHeader, nifti_grid, nifti_header
 from satunet.images.stored import grid_of, rounded
 from satunet.jobs.files import atomic_path
+from satunet.types import Box
 
 __all__ = [
     "IMAGE_ENDINGS",
@@ -81,6 +82,14 @@ class Image:
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape:
             raise ValueError(f"the array's shape {self.array.shape} is not the grid's {self.grid.shape}")
+
+    def cut(self, box: Box) -> Image:
+        """The part of the volume in a box of voxels, at its place in space."""
+        shift = np.eye(4)
+        shift[:3, 3] = [s.start for s in box]
+        array = np.ascontiguousarray(self.array[box])
+        x, y, z = array.shape
+        return Image(array=array, grid=Grid(shape=(x, y, z), affine=self.grid.affine @ shift))
 
 
 def read_image(path: Path) -> Image:

@@ -213,6 +213,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: Another job is writing there.
+        OSError: The lock cannot be written; it names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock", blocking=False, mode=_usual_rights(0o666))
@@ -222,6 +223,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
     except (NotImplementedError, OSError) as error:
         if not _has_no_locks(error):
+            if isinstance(error, OSError) and error.filename is None:  # of a descriptor
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(folder / ".lock")) from error
             raise
     try:
         for left_over in folder.glob(".tmp-*"):

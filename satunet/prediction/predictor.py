@@ -229,6 +229,10 @@ class Predictor:
             self._count(self._view(scan, key)) * len(self._groups[key[0]].models) for key in self._looks(scan, matches)
         )
 
+    def is_held(self, scan: PreparedScan, match: PromptMatch) -> bool:
+        """Whether one window holds the scan, wherever a prompt is looked for in it."""
+        return all(self._count(self._view(scan, key)) == 1 for key in self._looks(scan, [match]))
+
     def find(
         self,
         scan: PreparedScan,
@@ -431,18 +435,19 @@ class Predictor:
         self, group: _Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
     ) -> WindowedScan:
         voters = [self._voters(group, match, modality) for match in matches]
+        held = self._count(view) == 1
         members = [
             Member(
                 network=network,
                 queries=self._queries(model, matches, embeddings),
                 asked=torch.tensor([i in own for own in voters]),
-                offsets=_offsets(model.plan, matches, modality),
+                offsets=_offsets(model.plan, matches, modality, held),
             )
             for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
         ]
-        if self.options.mirror or (self._count(view) == 1 and not self.options.fast):
+        if self.options.mirror or (held and not self.options.fast):
             # Where one window holds the scan, a second look is cheap.
-            members += self._mirrored(members, group, matches, modality)
+            members += self._mirrored(members, group, matches, modality, held)
         first, *others = members
         return WindowedScan(
             network=first.network,
@@ -462,7 +467,7 @@ class Predictor:
         )
 
     def _mirrored(
-        self, members: Sequence[Member], group: _Group, matches: Sequence[PromptMatch], modality: str
+        self, members: Sequence[Member], group: _Group, matches: Sequence[PromptMatch], modality: str, held: bool
     ) -> list[Member]:
         """The same networks once more, looking at windows mirrored left to right and asked for the other sides."""
         sides = {k: side for k, match in enumerate(matches) if (side := _other_side(match, group, modality))}
@@ -476,7 +481,7 @@ class Predictor:
             queries = member.queries.clone()
             queries[known] = self._queries(model, list(sides.values()), {})
             asked = known if member.asked is None else member.asked & known
-            offsets = _offsets(model.plan, asked_for, modality)
+            offsets = _offsets(model.plan, asked_for, modality, held)
             flips = ((_side_axis(group.plan),),)
             turned.append(replace(member, queries=queries, asked=asked, offsets=offsets, flips=flips))
         return turned
@@ -547,11 +552,11 @@ class _Progress:
         return advance
 
 
-def _offsets(plan: UnifiedPlan, matches: Sequence[PromptMatch], modality: str) -> Tensor | None:
+def _offsets(plan: UnifiedPlan, matches: Sequence[PromptMatch], modality: str, held: bool) -> Tensor | None:
     """(N,) what is added to the logits of prompts; ``None`` for a plan that has no thresholds for the modality."""
-    if modality not in plan.class_thresholds:
+    if modality not in plan.class_thresholds and not (held and modality in plan.held_thresholds):
         return None
-    return torch.tensor([plan.logit_offset(match.class_name, modality) for match in matches])
+    return torch.tensor([plan.logit_offset(match.class_name, modality, held=held) for match in matches])
 
 
 def _side_axis(plan: UnifiedPlan) -> int:

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from satunet.datasets.raw import read_dataset
 from satunet.evaluation.benchmark import thresholds
-from satunet.evaluation.benchmark.thresholds import CANDIDATES, Tried, best_thresholds, judge_fairly, try_thresholds
+from satunet.evaluation.benchmark.thresholds import (
+    CANDIDATES,
+    Thresholds,
+    Tried,
+    best_thresholds,
+    judge_fairly,
+    try_thresholds,
+)
 from satunet.geometry import Grid
 from satunet.images.image import write_volume
 from satunet.jobs.files import write_json
@@ -72,7 +79,7 @@ def test_the_threshold_is_the_one_that_the_labels_were_made_with(dataset) -> Non
         )  # intensities are clipped at percentiles before their mean is taken
         assert row.dsc[CANDIDATES.index(0.5)] < 1
     assert {row.class_name for row in rows} == {"bright", "left bright", "right bright"}
-    assert best_thresholds(wholes) == {"mri": {"bright": 0.3}}
+    assert best_thresholds(wholes) == Thresholds(anywhere={"mri": {"bright": 0.3}})
 
 
 def tried(name: str, case: str, modality: str = "mri", **gains: float) -> Tried:
@@ -82,11 +89,11 @@ def tried(name: str, case: str, modality: str = "mri", **gains: float) -> Tried:
 
 def test_one_half_stays_without_a_gain_or_without_scans() -> None:
     cases = ("1", "2", "3")
-    assert best_thresholds([tried("a", c, t40=0.505) for c in cases]) == {}
-    assert best_thresholds([tried("a", c, t40=0.53) for c in cases]) == {"mri": {"a": 0.4}}
-    assert best_thresholds([tried("a", c, t40=0.53) for c in cases[:2]]) == {}
+    assert best_thresholds([tried("a", c, t40=0.505) for c in cases]) == Thresholds()
+    assert best_thresholds([tried("a", c, t40=0.53) for c in cases]) == Thresholds(anywhere={"mri": {"a": 0.4}})
+    assert best_thresholds([tried("a", c, t40=0.53) for c in cases[:2]]) == Thresholds()
     # two sides in two scans are two scans, not four
-    assert best_thresholds([tried(f"{side} a", c, t40=0.9) for c in cases[:2] for side in ("left", "right")]) == {}
+    assert best_thresholds([tried(f"{side} a", c, t40=0.9) for c in cases[:2] for side in ("left", "right")]) == Thresholds()
 
 
 def test_sides_share_a_threshold_and_modalities_do_not() -> None:
@@ -96,7 +103,7 @@ def test_sides_share_a_threshold_and_modalities_do_not() -> None:
         for name in ("left kidney", "kidney")
         for case in ("1", "2", "3")
     ]
-    assert best_thresholds(rows) == {
+    assert best_thresholds(rows).anywhere == {
         "mri": {"kidney": 0.3, "left kidney": 0.3},
         "ct": {"kidney": 0.6, "left kidney": 0.6},
     }
@@ -104,10 +111,10 @@ def test_sides_share_a_threshold_and_modalities_do_not() -> None:
 
 def test_what_was_kept_out_weighs_as_much_as_what_was_trained_on() -> None:
     rows = [tried("a", str(k), t50=0.6, t30=0.5) for k in range(9)] + [tried("a", "x", t50=0.4, t30=0.7)]
-    assert best_thresholds(rows) == {}
-    assert best_thresholds(rows, {("A", "x")}) == {"mri": {"a": 0.3}}
+    assert best_thresholds(rows) == Thresholds()
+    assert best_thresholds(rows, {("A", "x")}) == Thresholds(anywhere={"mri": {"a": 0.3}})
     other = [replace(row, dataset="B") if row.case == "x" else row for row in rows]  # nor does the size of a dataset
-    assert best_thresholds(other) == {"mri": {"a": 0.3}}
+    assert best_thresholds(other) == Thresholds(anywhere={"mri": {"a": 0.3}})
 
 
 def test_a_scan_has_no_part_in_the_threshold_that_it_is_scored_at(dataset, monkeypatch) -> None:
@@ -126,4 +133,60 @@ def test_a_scan_has_no_part_in_the_threshold_that_it_is_scored_at(dataset, monke
     kept_out = {(dataset.name, "c1")}  # weighs as much as the other three together
     judge_fairly(predictor, [(dataset, ("c0", "c1", "c2"))], rows, kept_out)
     assert used == {"c0": 0.3, "c1": 0.6, "c2": 0.3}
-    assert best_thresholds(rows, kept_out) == {"mri": {"left bright": 0.3}}
+    assert best_thresholds(rows, kept_out) == Thresholds(anywhere={"mri": {"left bright": 0.3}})
+
+
+def held(row: Tried) -> Tried:
+    return replace(row, held=True)
+
+
+def test_scans_that_a_window_holds_have_thresholds_of_their_own() -> None:
+    wide = [tried("a", c, t40=0.6) for c in ("1", "2", "3")]
+    assert best_thresholds(wide + [held(tried("a", c, t30=0.6)) for c in ("4", "5", "6")]) == Thresholds(
+        anywhere={"mri": {"a": 0.4}}, held={"mri": {"a": 0.3}}
+    )
+    # one half where that is best, also against another threshold for other scans
+    assert best_thresholds(wide + [held(tried("a", c)) for c in ("4", "5", "6")]).held == {"mri": {"a": 0.5}}
+    # the same threshold, or too few scans: nothing of its own
+    assert best_thresholds(wide + [held(tried("a", c, t40=0.6)) for c in ("4", "5", "6")]).held == {}
+    assert best_thresholds(wide + [held(tried("a", c, t30=0.6)) for c in ("4", "5")]).held == {}
+    assert best_thresholds([held(tried("a", c, t30=0.6)) for c in ("4", "5", "6")]) == Thresholds(
+        held={"mri": {"a": 0.3}}
+    )
+    plan = best_thresholds([held(tried("bright", c, t30=0.6)) for c in ("4", "5", "6")]).of(make_model().plan)
+    assert (plan.class_thresholds, plan.held_thresholds) == ({}, {"mri": {"bright": 0.3}})
+
+
+def test_a_scan_is_also_cut_to_a_box_around_structures(tmp_path: Path) -> None:
+    """Dice of the cut scan by the network's definition: its intensities are normalised without what was cut off."""
+    folder = tmp_path / "Dataset001_A"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    grid = Grid(shape=(64, 16, 16), affine=np.eye(4))
+    ramp = np.linspace(-1, 1, 64, dtype=np.float32) ** 3
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[40:46, :8], labels[40:46, 8:] = 2, 3
+    write_volume(folder / "imagesTr" / "c_0000.nii.gz", np.broadcast_to(ramp[:, None, None], grid.shape).copy(), like=grid)
+    write_volume(folder / "labelsTr" / "c.nii.gz", labels, like=grid)
+    write_json(
+        folder / "dataset.json",
+        {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "left bright": 2, "right bright": 3},
+         "numTraining": 1, "file_ending": ".nii.gz"},
+    )  # fmt: skip
+    predictor = Predictor(replace(make_model(), network=Ramp()), device="cpu", precision="float32")
+    data = [(read_dataset(folder), None)]
+    whole = try_thresholds(predictor, data)
+    assert {row.held for row in whole} == {False} and len(whole) == 3
+    assert try_thresholds(predictor, data, around=("bright", "nowhere")) == whole
+    rows = try_thresholds(predictor, data, around=("left bright", "right bright"), margin_mm=3.5)
+    assert rows[:3] == whole and {row.held for row in rows[3:]} == {True} and len(rows) == 6
+    apart = try_thresholds(predictor, data, around=("left bright",), margin_mm=3.5)  # the other side is cut through
+    assert [row.class_name for row in apart[3:]] == ["left bright"]
+    inside = ramp[36:50]  # 40 to 46 and four voxels of 1 mm on each side
+    z = (inside - inside.mean()) / inside.std()
+    reference = np.isin(np.arange(36, 50), np.arange(40, 46))
+    (found,) = (row for row in rows[3:] if row.class_name == "bright")
+    for threshold, dsc in zip(CANDIDATES, found.dsc, strict=True):
+        mask = z * SLOPE > logit(threshold)
+        assert dsc == pytest.approx(2 * (mask & reference).sum() / (mask.sum() + reference.sum()), abs=0.03)
+    assert len(set(found.dsc)) > 3

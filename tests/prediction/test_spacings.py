@@ -249,6 +249,29 @@ def test_a_voxel_is_of_a_class_where_its_probability_exceeds_the_threshold_of_th
     assert np.array_equal(mask, np.broadcast_to(expected[:, None, None], mask.shape))
 
 
+HELD = {"mri": {"bright": 0.7}}
+
+
+@pytest.mark.parametrize(
+    ("length", "name", "threshold"),
+    [(16, "bright", 0.7), (16, "left bright", 0.9), (16, "right bright", 0.5), (48, "bright", 0.2), (48, "left bright", 0.9)],
+)
+def test_a_scan_that_one_window_holds_has_thresholds_of_its_own(length: int, name: str, threshold: float) -> None:
+    """A class without one has its threshold for all scans; the network's probability is known by its definition."""
+    ramp = np.linspace(-4, 4, length, dtype=np.float32)
+    grid = Grid(shape=(length, 16, 16), affine=np.eye(4))
+    image = Image(array=np.broadcast_to(ramp[:, None, None], grid.shape).copy(), grid=grid)
+    plan = plan_with(class_thresholds=THRESHOLDS, held_thresholds=HELD)
+    predictor = Predictor(replace(make_model(), plan=plan, network=Ramp(True)), device="cpu", precision="float32")
+    scan = predictor.prepare(image, "mri", predictor.match([name]))
+    assert predictor.is_held(scan, predictor.match([name])[0]) == (length == 16)
+    mask = predictor.predict(image, [name], modality="mri").masks[0].mask
+    z = (ramp - ramp.mean()) / ramp.std()
+    expected = 1 / (1 + np.exp(-3 * z)) > threshold
+    assert mask is not None and 0 < expected.sum() < length
+    assert np.array_equal(mask, np.broadcast_to(expected[:, None, None], mask.shape))
+
+
 def test_thresholds_are_those_of_a_modality() -> None:
     plan = plan_with(class_thresholds=THRESHOLDS)
     assert plan.logit_offset("bright", "mri") == pytest.approx(np.log(4))
@@ -258,14 +281,19 @@ def test_thresholds_are_those_of_a_modality() -> None:
         == plan.logit_offset("right bright", "mri")
         == 0
     )
+    plan = plan_with(class_thresholds=THRESHOLDS, held_thresholds=HELD)
+    assert plan.logit_offset("bright", "mri", held=True) == pytest.approx(np.log(3 / 7))
+    assert plan.logit_offset("bright", "ct", held=True) == plan.logit_offset(None, "mri", held=True) == 0
     assert UnifiedPlan.from_nnunet(plan.to_nnunet()) == plan
-    assert "class_thresholds" not in make_model().plan.to_nnunet()["satunet"]
+    assert not {"class_thresholds", "held_thresholds"} & set(make_model().plan.to_nnunet()["satunet"])
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0, -0.1, float("nan")])
 def test_thresholds_that_are_none_are_refused(wrong: float) -> None:
     with pytest.raises(PlanError, match="threshold of 'bright'"):
         plan_with(class_thresholds={"mri": {"bright": wrong}})
+    with pytest.raises(PlanError, match="threshold of 'bright'"):
+        plan_with(held_thresholds={"mri": {"bright": wrong}})
 
 
 class Ramp(Bright):

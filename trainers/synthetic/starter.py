@@ -367,6 +367,8 @@ THRESHOLDED = (
     "Dataset309_Hippocampus_MR", "Dataset317_SoftTissueSarcoma_PET", "Dataset322_Subcortical_MR",
 )  # fmt: skip
 """Datasets on whose scans thresholds are fitted: of patients, of whom some or all are kept out of training."""
+CUT_AROUND = ("thalamus", "putamen", "pallidum", "caudate nucleus")
+"""Structures that heads are cut to, so that thresholds for crops come from more than one source of crops."""
 
 
 def thresholding_scans(data: Path) -> list[tuple[Dataset, Sequence[str] | None]]:
