@@ -13,7 +13,15 @@ from safetensors.numpy import save_file
 
 from satunet.errors import DiskFullError, MissingFileError, ScanError
 from satunet.jobs import leftovers, progress
-from satunet.jobs.files import atomic_folder, atomic_path, mask_file_name, read_json, write_json, write_text
+from satunet.jobs.files import (
+    atomic_folder,
+    atomic_path,
+    mask_file_name,
+    only_writer,
+    read_json,
+    write_json,
+    write_text,
+)
 from satunet.jobs.progress import JobSummary, prints_to_log, progress_bar, run_parallel
 
 
@@ -218,3 +226,16 @@ def test_a_summary_without_items_shows_no_counts(capfd: pytest.CaptureFixture[st
     assert "already done" in capfd.readouterr().err
     JobSummary("prediction").show()
     assert "done" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("reason", [errno.EIO, errno.EROFS])
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    """Errors of a descriptor carry no file; without one, the command line would print a traceback."""
+
+    def failing(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "fchmod", failing)
+    with pytest.raises(OSError, match=os.strerror(reason)) as raised, only_writer(tmp_path):
+        pass
+    assert raised.value.filename == str(tmp_path / ".lock")
