@@ -87,3 +87,16 @@ def test_help_lists_every_benchmark(asked: str) -> None:
     done = subprocess.run(["bash", str(script), asked], capture_output=True, encoding="utf-8", check=True)
     assert "scripts/bench metrics prompts" in done.stdout and not done.stderr
     assert lists("alone") | lists("given") <= set(done.stdout.split())
+
+
+def test_every_file_of_results_says_what_made_it() -> None:
+    """In ``benchmarks/README.md``, by scripts that are there; and every benchmark is named there or needs no file."""
+    page = REPOSITORY / "benchmarks" / "README.md"
+    rows = re.findall(r"^\| \[([\w.]+)\]\(results/\1\) \| (.*?) \|", page.read_text("utf-8"), re.MULTILINE)
+    results = {p.name for p in (REPOSITORY / "benchmarks" / "results").iterdir()}
+    assert sorted(name for name, _ in rows) == sorted(results)
+    named = [call.split()[0] for _, makers in rows for call in re.findall(r"`(.*?)`", makers)]
+    files = {name for name in named if name != "make"}
+    assert [n for n in files if not any((REPOSITORY / d / n).is_file() for d in ("", "benchmarks"))] == []
+    alone = {p.name for p in (REPOSITORY / "benchmarks").glob("*.py")} - {"common.py", "phantom.py"}
+    assert alone - files == {"bench_contention.py"}

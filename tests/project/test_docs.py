@@ -11,7 +11,8 @@ import pytest
 from satunet.cli import parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")])
+TOP = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES = sorted([*TOP, *(REPOSITORY / "docs").rglob("*.md")])
 
 
 def commands(page: Path) -> list[str]:
