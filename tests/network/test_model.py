@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from satunet.network import NetworkConfig
 from satunet.network.decoder import position_encoding
-from satunet.network.model import PromptedUNet, mask_logits
+from satunet.network.model import PromptedUNet, _average_to, mask_logits
 
 AUTO = NetworkConfig.auto(
     features_per_stage=(4, 6, 8),
@@ -198,3 +198,17 @@ def test_a_forward_pass_never_waits_for_a_gpu(config: NetworkConfig, monkeypatch
     assert outputs[0].shape == (1, 3, *shape)
     with pytest.raises(RuntimeError, match="meta"):  # the check itself can fail
         float(outputs[0].sum())
+
+
+@pytest.mark.parametrize("grid", [(2, 5, 3), (8, 5, 9), (1, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_boxes_are_averaged_as_by_pooling(grid: tuple[int, int, int], layout: torch.memory_format) -> None:
+    """In both layouts in memory, with the gradient."""
+    maps = torch.randn(2, 6, 8, 10, 9).to(memory_format=layout)
+    mine, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    found, expected = _average_to(mine, grid), functional.adaptive_avg_pool3d(theirs, grid)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    weights = torch.randn(found.shape)
+    for result in (found, expected):
+        (result * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
