@@ -10,6 +10,9 @@ smaller by at most that much. If the blocks of all prompts still do not fit into
 unsure of everything), the largest prompts are postponed. By the end of the pass it is known in which windows they are
 positive, and further passes over only these windows sum them up, in groups that fit.
 
+A window in which no voxel is brighter than the darkest of the scan costs nothing: nothing is in it, and it counts as a look
+with a probability of zero.
+
 Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
 sums them up, which encodes every window twice; half-precision sums, which round.
 
@@ -47,6 +50,8 @@ _UNITS = {"cpu": 64, "cuda": 512}
 """Number of blocks computed at once, each for up to MASK_CHUNK prompts; many on a GPU, which idles between calls."""
 _SCREEN_BYTES = 256 << 20
 _NORM_ROWS = 4096
+_DARKER = 1e-3
+"""Difference of normalised intensities (their standard deviation is 1) below which voxels are equally dark."""
 
 OnProgress = Callable[[int, int], object]
 
@@ -155,12 +160,21 @@ class WindowedScan:
         starts = window_starts((x, y, z), self.patch, self.overlap)
         self.tiling = Tiling(shape=(x, y, z), sweep=sweep_axis(starts))
         self.starts = sorted(starts, key=lambda start: (start[self.tiling.sweep], start))
+        self.empty = self._empty()
         self.gauss = torch.from_numpy(gaussian_weights(tuple(self.patch))).to(self.device)
         first = Member(network=self.network, queries=self.queries, asked=self.asked, offsets=self.offsets)
         self.members = tuple(self._here(member) for member in (first, *self.others))
         looks = sum(m.asked.int() * len(m.flips) for m in self.members if m.asked is not None and m.flips is not None)
         # (N,) weight of a look in the mean of each query; exact for 1, 2, 4 or 8 looks
         self.shares = 1.0 / torch.as_tensor(looks, device=self.device).clamp_min(1)
+
+    def _empty(self) -> frozenset[Axes]:
+        """Windows that show nothing but the darkest value of the scan: air in CT, the surroundings of a stripped brain."""
+        if not self.volume.numel():
+            return frozenset()
+        most = float(self.volume.min()) + _DARKER
+        brightest = torch.stack([self.padded[self._window(start)].amax() for start in self.starts])
+        return frozenset(start for start, dark in zip(self.starts, (brightest <= most).tolist(), strict=True) if dark)
 
     def _here(self, member: Member) -> Member:
         asked = torch.ones(len(member.queries), dtype=torch.bool) if member.asked is None else member.asked
@@ -300,6 +314,8 @@ class _Pass:
         return self._structures
 
     def _matters(self, start: Axes) -> bool:
+        if start in self.scan.empty:
+            return False
         if self.allowed is None:
             return True
         layers = self.scan.tiling.layers_of(start, self.scan.patch)

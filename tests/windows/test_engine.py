@@ -242,6 +242,45 @@ def test_several_windows_at_once_give_the_same_masks(network: PromptedUNet) -> N
             assert torch.allclose(one, other, atol=1e-5) or ((one > 0.5) != (other > 0.5)).sum() == 0
 
 
+def test_windows_of_nothing_but_air_cost_nothing_and_count_as_zero(network: PromptedUNet) -> None:
+    """Half of the scan is air, as it is after clipping; the plain answer with zeros for the windows that hold no more."""
+    torch.manual_seed(4)
+    volume, queries = torch.randn(48, 16, 16).clamp_min(-1), torch.randn(5, 6)
+    volume[26:] = -1 + 1e-5 * torch.rand(22, 16, 16)  # resampled, it is not exactly constant
+    looked = []
+
+    class Counting(torch.nn.Module):
+        def encode_image(self, image: torch.Tensor) -> object:
+            looked.append(image)
+            return network.encode_image(image)
+
+        def decode(self, *given: torch.Tensor) -> object:
+            return network.decode(*given)
+
+    got = torch.stack(found(Counting(), volume, queries))  # type: ignore[arg-type]
+    starts = window_starts(volume.shape, PATCH, 0.5)
+    places = [tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True)) for start in starts]
+    full = [place for place in places if place[0].start < 26]
+    assert 0 < len(full) == len(looked) < len(places)
+    gauss = torch.from_numpy(gaussian_weights(PATCH))
+    sums, weight = torch.zeros(5, *volume.shape), torch.zeros(volume.shape)
+    with torch.no_grad():
+        for place in places:
+            weight[place] += gauss
+            if place in full:
+                logits = network(volume[place][None, None], queries[None], torch.tensor([1]))[0][0]
+                sums[(slice(None), *place)] += logits.sigmoid() * gauss
+    expected = sums / weight
+    assert (expected > 0.5).any()
+    decided = (expected - 0.5).abs() > 1e-5
+    assert torch.equal((got > 0.5)[decided], (expected > 0.5)[decided])
+    done: list[tuple[int, int]] = []
+    assert not any(
+        mask.any() for mask in found(network, torch.zeros(48, 16, 16), queries, on_progress=lambda *p: done.append(p))
+    )
+    assert done[-1] == (len(places), len(places))
+
+
 @pytest.mark.parametrize("memory_bytes", [1 << 30, 4 * 3000])
 def test_mirrored_looks_are_averaged(network: PromptedUNet, memory_bytes: int) -> None:
     torch.manual_seed(4)
