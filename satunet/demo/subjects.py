@@ -77,10 +77,13 @@ def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tens
         places: (X, Y, Z, 3) voxels of the template.
         native_mm: Spacing of the template.
     """
-    mm = places * torch.tensor(native_mm)
-    x, y, z = (n - 1 for n in mm.shape[:3])
-    columns = [torch.diff(mm, dim=a)[:x, :y, :z] / SPACING_MM[a] for a in range(3)]
-    change: Tensor = torch.linalg.det(torch.stack(columns, dim=-1))
+    mm = (places * torch.tensor(native_mm)).movedim(-1, 0).contiguous()  # (3, X, Y, Z)
+    x, y, z = (n - 1 for n in mm.shape[1:])
+    first, second, third = (torch.diff(mm, dim=a + 1)[:, :x, :y, :z] / SPACING_MM[a] for a in range(3))
+    # The triple product of the columns; torch.linalg.det takes ten times as long.
+    change: Tensor = sum(
+        first[i] * (second[j] * third[k] - second[k] * third[j]) for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    )
     return change
 
 

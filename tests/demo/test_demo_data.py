@@ -20,6 +20,7 @@ from satunet.demo.datasets import (
     TRAINING_SUBJECTS,
     halved,
     make_demo_datasets,
+    most_probable,
     resample_atlas,
 )
 from satunet.demo.subjects import make_subject, volume_change
@@ -63,6 +64,14 @@ def test_an_atlas_lands_where_its_affine_says() -> None:
     centre = np.argwhere(result).mean(0) + grid.affine[:3, 3]
     expected = (affine @ (6.5, 9.5, 9.5, 1))[:3]
     assert np.allclose(centre, expected, atol=0.6)
+
+
+def test_a_voxel_is_of_the_structure_that_is_most_probable_there() -> None:
+    percent = np.random.default_rng(0).integers(0, 40, (6, 5, 4, 7), dtype=np.uint8)
+    expected = np.where(percent.max(axis=3) >= 25, percent.argmax(axis=3), -1)
+    assert 0 < np.mean(expected == -1) < 0.2
+    assert sum(np.sort(percent, axis=3)[..., -1].ravel() == np.sort(percent, axis=3)[..., -2].ravel()) > 5  # ties
+    np.testing.assert_array_equal(most_probable(percent, 25), expected)
 
 
 @pytest.mark.slow
@@ -142,6 +151,10 @@ def test_a_change_of_volume_is_the_determinant_of_the_scaling() -> None:
     steps = torch.stack(torch.meshgrid(*(torch.arange(5.0),) * 3, indexing="ij"), dim=-1)
     # Two of the template's voxels of 1 × 2 × 3 mm for each of the subject's of 2 mm: 2/2 · 4/2 · 6/2.
     assert volume_change(steps * 2, (1.0, 2.0, 3.0)).unique().tolist() == pytest.approx([6.0])
+    places = steps + 0.2 * torch.randn(steps.shape, generator=torch.Generator().manual_seed(0))
+    mm = places.double().numpy() * (1.0, 2.0, 3.0)
+    jacobian = np.stack([np.diff(mm, axis=a)[:4, :4, :4] / 2 for a in range(3)], axis=-1)
+    np.testing.assert_allclose(volume_change(places, (1.0, 2.0, 3.0)), np.linalg.det(jacobian), rtol=1e-4, atol=1e-5)
     folded = steps * torch.tensor([-1.0, 1.0, 1.0])
     assert (volume_change(folded, (2.0, 2.0, 2.0)) < 0).all()
 
