@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,45 @@ def _unexpected(reporter: Any) -> list[tuple[str, str]]:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+LONGEST = ("tests/pipeline/", "tests/drills/", "tests/demo/", "tests/trainers/")
+"""Folders with tests of a minute. They run first: no process is left with one while the others have nothing to do."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders of :data:`LONGEST` first, each in one piece, so that no fixture of a file or folder is made twice."""
+    items.sort(key=lambda item: next((i for i, f in enumerate(LONGEST) if item.nodeid.startswith(f)), len(LONGEST)))
+
+
+def _of_this_run(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that the test processes of this run share."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first test process that asks for it makes, for all of them.
+
+    Args:
+        factory: pytest's.
+        name: Name of the folder.
+        make: Function that makes and fills the folder.
+    """
+    folder = _of_this_run(factory) / name
+    done = folder.with_name(f"{name}.done")
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of this run's own: a knowledge tree in the user's cache would change how prompts are read."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # the workers of a run share it
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SATUNET_CACHE", str(folder / "satunet_cache"))
+        patch.setenv("SATUNET_CACHE", str(_of_this_run(tmp_path_factory) / "satunet_cache"))
         yield
 
 

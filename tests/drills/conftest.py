@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,5 +29,18 @@ def make_world_in(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For tests that leave it as it is. Results name the folders they were made from: a copy would be made again."""
-    return make_world_in(tmp_path_factory.mktemp("world") / "run")
+    """For the one test that damages it and has it repaired: results name the folders they were made from, so that
+    commands would make those of a copy again.
+    """
+    return made_once(tmp_path_factory, "world", _make_worlds) / "run"
+
+
+@pytest.fixture(scope="session")
+def copied_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it, for tests that leave it as it is."""
+    return made_once(tmp_path_factory, "world", _make_worlds) / "copy"
+
+
+def _make_worlds(folder: Path) -> None:
+    make_world_in(folder / "run")
+    shutil.copytree(folder / "run", folder / "copy", symlinks=True)

@@ -243,7 +243,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=tuple(FAULTS))
-    parser.add_argument("--events", type=int, default=5, help="events of each stage; 0 for all (of many writes in a row to one file, three)")
+    parser.add_argument(
+        "--events",
+        type=int,
+        default=5,
+        help="events of each stage; 0 for all (of many writes in a row to one file, three)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/results/drills.txt")
     options = parser.parse_args()

@@ -50,7 +50,7 @@ def stages(work: Path) -> list[Stage]:
     scan, reference = "imagesTs/case_02_0000.nii.gz", "labelsTs"
     data = work / "raw" / "Dataset901_SyntheticCT"
     commands: dict[str, tuple[str, ...]] = {
-        "convert": ("convert", "-i", str(work / "Task07_Small"), "-d", "7", "--link", "copy"),
+        "convert": ("convert", "-i", str(work / "Task07_Small"), "-d", "7", "--link", "copy", "-np", "0"),
         "fingerprint": ("fingerprint", "-d", "901", "902", "-np", "0"),
         "plan": ("plan", "-d", "901", "902", *tiny),
         "preprocess": ("preprocess", "-d", "900", "-np", "0"),

@@ -41,7 +41,18 @@ def test_the_drill_knows_a_fault_that_was_not_survived() -> None:
 
 
 def test_every_event_is_chosen_but_of_many_writes_to_one_file_three() -> None:
-    calls = ["open a", "write a", "write a", "write a", "write a", "write a", "write b", "write a", "write a", "close a"]
+    calls = [
+        "open a",
+        "write a",
+        "write a",
+        "write a",
+        "write a",
+        "write a",
+        "write b",
+        "write a",
+        "write a",
+        "close a",
+    ]
     assert telling([f"{i} {call}" for i, call in enumerate(calls, 1)]) == [1, 2, 4, 6, 7, 8, 9, 10]
     assert telling([]) == []
 

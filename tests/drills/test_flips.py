@@ -8,13 +8,10 @@ import pytest
 
 from tests.drills.flips import drill, every_bit
 
-from .conftest import make_world_in
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_flipped_bit_is_found_where_it_is_read_and_repaired_by_what_wrote_it(tmp_path: Path) -> None:
-    world = make_world_in(tmp_path / "run")
+def test_a_flipped_bit_is_found_where_it_is_read_and_repaired_by_what_wrote_it(world: Path) -> None:
     figures = drill(105, 4, seed=7, world=world)
     assert sum(figures.counts.values()) == 109
     assert figures.bad == {}, figures.bad

@@ -12,9 +12,9 @@ from tests.drills.fuzz_json import drill
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_damaged_json_is_refused_in_a_sentence_that_names_it(world: Path, tmp_path: Path) -> None:
+def test_damaged_json_is_refused_in_a_sentence_that_names_it(copied_world: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
-    shutil.copytree(world, copy, symlinks=True)
+    shutil.copytree(copied_world, copy, symlinks=True)
     figures = drill(300, seed=7, world=copy)
     assert sum(figures.counts.values()) == 300
     assert figures.bad == {}, figures.bad

@@ -20,7 +20,7 @@ def satunet(folder: Path, *arguments: str, code: int = 0, raw: Path | None = Non
         raw: ``nnUNet_raw``, if it is not in ``folder``.
     """
     environment = os.environ | {f"nnUNet_{n}": str(folder / n) for n in ("raw", "preprocessed", "results")}
-    environment |= {"OMP_NUM_THREADS": "2", "SATUNET_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    environment |= {"SATUNET_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     environment |= {"nnUNet_raw": str(raw)} if raw is not None else {}
     done = subprocess.run(
         [sys.executable, "-m", "satunet", *arguments],

@@ -8,15 +8,19 @@ import pytest
 from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.planners.options import PlanOptions
 from satunet.preprocessing.pipeline import plan_and_preprocess
+from tests.conftest import made_once
 
 
 @pytest.fixture(scope="session")
 def planned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nnU-Net folders with two synthetic datasets, planned and preprocessed."""
-    root = tmp_path_factory.mktemp("planned")
+    return made_once(tmp_path_factory, "planned", _plan)
+
+
+def _plan(root: Path) -> None:
     with pytest.MonkeyPatch.context() as environment:
         for name in ("raw", "preprocessed", "results"):
-            (root / name).mkdir()
+            (root / name).mkdir(parents=True)
             environment.setenv(f"nnUNet_{name}", str(root / name))
         names = make_synthetic_datasets(root / "raw", cases=2)
         summary = plan_and_preprocess(
@@ -24,7 +28,6 @@ def planned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
             PlanOptions(spacing_mm=(4, 4, 4), patch_size=(16, 16, 16), batch_size=2, base_features=4, gpu_memory_gb=1),
         )
     assert summary.exit_code == 0
-    return root
 
 
 @pytest.fixture
