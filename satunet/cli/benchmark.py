@@ -214,13 +214,15 @@ class Benchmark:
         from satunet.evaluation.benchmark.competitors.brought import CommandCompetitor, FolderCompetitor
         from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor
         from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
-        from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
 
         place = self.output / "predictions"
         folders = _named(self.competitors, "--competitors takes NAME=FOLDER")
         commands = _named(self.commands, "--commands takes NAME=COMMAND")
         found: list[Competitor] = []
         if self.specialists:
+            # Not above: nnunetv2's trainer takes seconds to import.
+            from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
+
             found.append(SpecialistCompetitor(output=place, device=self.device))
         found += [FolderCompetitor(name=name, place=Path(folder)) for name, folder in folders]
         found += [CommandCompetitor(name=name, command=command, output=place) for name, command in commands]

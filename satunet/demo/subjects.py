@@ -81,10 +81,8 @@ def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tens
     x, y, z = (n - 1 for n in mm.shape[1:])
     first, second, third = (torch.diff(mm, dim=a + 1)[:, :x, :y, :z] / SPACING_MM[a] for a in range(3))
     # The triple product of the columns; torch.linalg.det takes ten times as long.
-    change: Tensor = sum(
-        first[i] * (second[j] * third[k] - second[k] * third[j]) for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    )
-    return change
+    parts = [first[i] * (second[j] * third[k] - second[k] * third[j]) for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]
+    return parts[0] + parts[1] + parts[2]
 
 
 def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
