@@ -84,7 +84,7 @@ def main() -> None:
         return found
 
     def ours(distances: bool = False) -> list[float]:
-        scores = score_label_maps(reference, prediction, SPACING, classes, rules=Rules(distances=distances))
+        scores = score_label_maps(reference, prediction, SPACING, classes, rules=Rules(no_distances=not distances))
         return [value for score in scores.values() for value in (score.dsc, score.nsd)]
 
     for name, peer in (("surface-distance", surface_distance), ("MONAI", monai)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -35,6 +36,26 @@ def test_what_a_benchmark_imports_is_there(script: Path) -> None:
         except ModuleNotFoundError:
             missing.append(f"{module}: {name}")
     assert missing == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_what_a_benchmark_calls_takes_its_keywords(script: Path) -> None:
+    """Names of arguments change; calls of what is imported from satunet by name are looked at."""
+    tree = ast.parse(script.read_text("utf-8"))
+    imported = {
+        alias.asname or alias.name: getattr(importlib.import_module(node.module), alias.name, None)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "satunet"
+        for alias in node.names
+    }
+    wrong = []
+    for call in [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]:
+        called = imported.get(call.func.id)  # type: ignore[attr-defined]
+        if callable(called):
+            takes = inspect.signature(called).parameters
+            if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+                wrong += [f"line {call.lineno}: {k.arg}" for k in call.keywords if k.arg and k.arg not in takes]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
