@@ -380,6 +380,8 @@ def main() -> int:
             next_words(process, words, known, 20)
             if arguments.scans:
                 throughput(process, words, predictor, folder, arguments.size, arguments.scans)
+            if not arguments.requests:
+                return 0
             good = load(process, words, predictor, folder, arguments.size, arguments.clients, arguments.requests)
         finally:
             process.end()
