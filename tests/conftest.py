@@ -131,6 +131,14 @@ def real_raw(shared_dir: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """Matplotlib's settings for tests, and for the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATPLOTLIBRC", str(Path(__file__).with_name("matplotlibrc")))
+        yield
+
+
 @pytest.fixture
 def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Fresh, empty nnU-Net folders in the environment; returns their parent (``raw``, ``preprocessed``, ``results``)."""
