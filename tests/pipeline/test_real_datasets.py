@@ -33,7 +33,7 @@ def test_all_real_datasets(real_raw: Path, tmp_path: Path, monkeypatch: pytest.M
     names = sorted(p.name for p in real_raw.glob("Dataset*"))
 
     satunet(
-        tmp_path, "plan_and_preprocess", "-d", "all", "--spacing", "4", "4", "4", "--gpu_memory", "1", "--batch_size",
+        tmp_path, "plan_and_preprocess", "-d", "all", "--spacing", "6", "6", "6", "--gpu_memory", "1", "--batch_size",
         "2", "--base_features", "8", raw=real_raw,
     )  # fmt: skip
     summary = json.loads((tmp_path / "preprocessed" / "Dataset900_Unified" / "summary.json").read_text())
