@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import locale
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -146,3 +147,11 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def same_locale() -> Iterator[None]:
+    """GDCM, with which tests write DICOM files, leaves the locale C, in which Python reads no UTF-8."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)

@@ -93,7 +93,10 @@ def test_one_half_stays_without_a_gain_or_without_scans() -> None:
     assert best_thresholds([tried("a", c, t40=0.53) for c in cases]) == Thresholds(anywhere={"mri": {"a": 0.4}})
     assert best_thresholds([tried("a", c, t40=0.53) for c in cases[:2]]) == Thresholds()
     # two sides in two scans are two scans, not four
-    assert best_thresholds([tried(f"{side} a", c, t40=0.9) for c in cases[:2] for side in ("left", "right")]) == Thresholds()
+    assert (
+        best_thresholds([tried(f"{side} a", c, t40=0.9) for c in cases[:2] for side in ("left", "right")])
+        == Thresholds()
+    )
 
 
 def test_sides_share_a_threshold_and_modalities_do_not() -> None:
@@ -166,7 +169,9 @@ def test_a_scan_is_also_cut_to_a_box_around_structures(tmp_path: Path) -> None:
     ramp = np.linspace(-1, 1, 64, dtype=np.float32) ** 3
     labels = np.zeros(grid.shape, np.uint8)
     labels[40:46, :8], labels[40:46, 8:] = 2, 3
-    write_volume(folder / "imagesTr" / "c_0000.nii.gz", np.broadcast_to(ramp[:, None, None], grid.shape).copy(), like=grid)
+    write_volume(
+        folder / "imagesTr" / "c_0000.nii.gz", np.broadcast_to(ramp[:, None, None], grid.shape).copy(), like=grid
+    )
     write_volume(folder / "labelsTr" / "c.nii.gz", labels, like=grid)
     write_json(
         folder / "dataset.json",

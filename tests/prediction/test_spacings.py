@@ -254,7 +254,13 @@ HELD = {"mri": {"bright": 0.7}}
 
 @pytest.mark.parametrize(
     ("length", "name", "threshold"),
-    [(16, "bright", 0.7), (16, "left bright", 0.9), (16, "right bright", 0.5), (48, "bright", 0.2), (48, "left bright", 0.9)],
+    [
+        (16, "bright", 0.7),
+        (16, "left bright", 0.9),
+        (16, "right bright", 0.5),
+        (48, "bright", 0.2),
+        (48, "left bright", 0.9),
+    ],
 )
 def test_a_scan_that_one_window_holds_has_thresholds_of_its_own(length: int, name: str, threshold: float) -> None:
     """A class without one has its threshold for all scans; the network's probability is known by its definition."""

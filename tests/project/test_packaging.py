@@ -88,7 +88,7 @@ def test_wheel_metadata(installed: Path) -> None:
     assert metadata["Version"] == satunet.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert "satunet = satunet.cli:main" in (info / "entry_points.txt").read_text(encoding="utf-8").splitlines()
+    assert "satunet = satunet.cli:script" in (info / "entry_points.txt").read_text(encoding="utf-8").splitlines()
 
 
 IMPORT_ALL = f"""
