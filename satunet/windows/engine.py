@@ -10,8 +10,8 @@ smaller by at most that much. If the blocks of all prompts still do not fit into
 unsure of everything), the largest prompts are postponed. By the end of the pass it is known in which windows they are
 positive, and further passes over only these windows sum them up, in groups that fit.
 
-A window in which no voxel is brighter than the darkest of the scan costs nothing: nothing is in it, and it counts as a look
-with a probability of zero.
+A window outside the box of all voxels that are brighter than the darkest of the scan costs nothing: nothing is in it, and it
+counts as a look with a probability of zero.
 
 Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
 sums them up, which encodes every window twice; half-precision sums, which round.
@@ -169,12 +169,13 @@ class WindowedScan:
         self.shares = 1.0 / torch.as_tensor(looks, device=self.device).clamp_min(1)
 
     def _empty(self) -> frozenset[Axes]:
-        """Windows that show nothing but the darkest value of the scan: air in CT, the surroundings of a stripped brain."""
-        if not self.volume.numel():
-            return frozenset()
-        most = float(self.volume.min()) + _DARKER
-        brightest = torch.stack([self.padded[self._window(start)].amax() for start in self.starts])
-        return frozenset(start for start, dark in zip(self.starts, (brightest <= most).tolist(), strict=True) if dark)
+        """Windows outside the box of all that is brighter than the darkest value of the scan: air around a body in CT, what
+        surrounds a stripped brain. Within that box, dark windows are looked at: lungs are as dark as air after clipping.
+        """
+        box = _box_of(self.padded > float(self.volume.min()) + _DARKER) if self.volume.numel() else None
+        if box is None:
+            return frozenset(self.starts)
+        return frozenset(start for start in self.starts if _intersection(self._window(start), box) is None)
 
     def _here(self, member: Member) -> Member:
         asked = torch.ones(len(member.queries), dtype=torch.bool) if member.asked is None else member.asked
