@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from satunet.compute.threads import in_network_thread
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.models.choice import ModelChoice
@@ -90,7 +91,7 @@ def _predictor(choice: ModelChoice, options: PredictOptions) -> Predictor:
     with _loading:
         if key not in _loaded:
             _loaded.clear()  # only one model in memory
-            _loaded[key] = Predictor(choice.load(), options)
+            _loaded[key] = in_network_thread(Predictor, choice.load(), options)
         return _loaded[key]
 
 

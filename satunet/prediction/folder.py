@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from satunet import __version__
+from satunet.compute.threads import in_network_thread
 from satunet.errors import DiskFullError, UserError
 from satunet.jobs.file_names import name_key
 from satunet.jobs.fresh import FileState, Stamp
@@ -343,11 +344,8 @@ def protect(
     return protected
 
 
-_one_network = threading.Lock()
-
-
 def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], bool | None] | None = None) -> bool:
-    """Predict one scan; several threads may do so, and only one at a time uses the network.
+    """Predict one scan; several threads may do so, and the network works for one of them at a time.
 
     Args:
         run: Everything that all scans of the call share.
@@ -367,8 +365,8 @@ def predict_one(run: FolderRun, job: ScanJob, on_progress: Callable[[int, int], 
     result.begin()
     started = time.monotonic()
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as writing:
-        with _one_network:
-            pending = _find_and_write(run, result, writing, threading.Semaphore(_WAITING_MASKS), on_progress)
+        masks = threading.Semaphore(_WAITING_MASKS)
+        pending = in_network_thread(_find_and_write, run, result, writing, masks, on_progress)
         _finish(run, result, pending, started)
     return True
 

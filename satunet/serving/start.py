@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from satunet.compute.threads import in_network_thread
 from satunet.errors import UserError
 from satunet.models.folder import ModelFolder
 from satunet.prediction.options import PredictOptions
@@ -32,7 +33,7 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
         UserError: The server cannot listen on the address.
     """
     listening = _listen(options)
-    predictor = Predictor(models, prediction)
+    predictor = in_network_thread(Predictor, models, prediction)
     host, port = listening.getsockname()[:2]
     with tempfile.TemporaryDirectory(prefix="satunet-serve-") as folder:
         app = create_app(predictor, Path(folder) / "desk", options)
