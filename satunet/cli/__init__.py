@@ -67,8 +67,8 @@ COMMANDS = {
     "demo": "demo.Demo",
     "doctor": "doctor.Doctor",
 }
-"""Command → its module in this room and its class. Only the module of the command that is called is imported, in a
-fifth of the time that all modules would take."""
+"""Command → its module in this package and its class. Only the module of the called command is imported, which takes a
+fifth of the time of importing all of them."""
 
 
 _PLACES = {
@@ -77,7 +77,7 @@ _PLACES = {
     "dataset": "the dataset goes after -d",
     "prompts": "what to look for goes after -p",
 }
-"""Field of a command → where people may have meant a value to go."""
+"""Field of a command → hint about the option that a loose value was probably meant for."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> Command:
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str] | None = None) -> Command:
 
 
 def _refuse_loose_values(prog: str, values: Sequence[str], command: Command) -> None:
-    """Exit with code 2, and say where values belong that follow no option."""
+    """Exit with code 2, and say which options the loose values probably belong to."""
     places = [where for name, where in _PLACES.items() if hasattr(command, name)]
     shown = " ".join(f'"{value}"' if " " in value else value for value in values)
     sys.stderr.write(
@@ -166,7 +166,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         logger.debug("where it came from", exc_info=True)
         return 2
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). Python would complain once more when it flushes at the
+        # The reader of our output has closed the pipe (`| head`). Python would complain again when it flushes at the
         # end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -221,8 +221,8 @@ def _end_by_sigterm() -> None:
 
 
 def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
-    """Log that a library's thread ended with an error (TensorBoard's on a full disk); whoever waits for it raises the
-    error.
+    """Log that a library's thread ended with an error (TensorBoard's on a full disk); the code that waits for it raises
+    the error.
     """
     logger.debug("a thread ended", exc_info=ended.exc_value)
 
@@ -245,7 +245,7 @@ def script() -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process as Python would, but without taking its modules apart, which takes torch 0.4 s.
+    """End the process as Python would, but without tearing down its modules, which takes 0.4 s if torch is loaded.
 
     Threads are waited for, exit functions run, and what was printed is flushed, as :mod:`multiprocessing` ends its
     children. Returns if that fails (nobody reads the output any more), so that Python ends the process in its own way.

@@ -210,7 +210,7 @@ class Benchmark:
         return summary.exit_code
 
     def _others(self) -> list[Competitor]:
-        """The competitors that were asked for, in the order of columns."""
+        """The requested competitors, in the order of the report's columns."""
         from satunet.evaluation.benchmark.competitors.brought import CommandCompetitor, FolderCompetitor
         from satunet.evaluation.benchmark.competitors.medsam import MedSAMCompetitor
         from satunet.evaluation.benchmark.competitors.nearest_copy import NearestCopyCompetitor
@@ -220,7 +220,7 @@ class Benchmark:
         commands = _named(self.commands, "--commands takes NAME=COMMAND")
         found: list[Competitor] = []
         if self.specialists:
-            # Not above: nnunetv2's trainer takes seconds to import.
+            # Imported only if needed: nnunetv2's trainer takes seconds to import.
             from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
 
             found.append(SpecialistCompetitor(output=place, device=self.device))

@@ -35,7 +35,7 @@ class Convert:
         int | None,
         arg(
             aliases=["-d"],
-            help="Number of the dataset; with several inputs, the number for the first one without its own.",
+            help="Number of the dataset; with several inputs, the number for the first one that has none of its own.",
         ),
     ] = None
     name: Annotated[str | None, arg(help="Another name for the dataset, without the number.")] = None
@@ -58,7 +58,10 @@ class Convert:
         Literal["auto", "hard", "symbolic", "copy"], arg(help="How unchanged files get into the dataset.")
     ] = "auto"
     trust_shape: Annotated[
-        bool, arg(help="Masks with the shape of their scan lie on its grid, whatever position their own headers give.")
+        bool,
+        arg(
+            help="Treat masks of the same shape as their scan as being on its grid, whatever position their headers give."
+        ),
     ] = False
     processes: Processes = field(default_factory=default_processes)
     memory: Memory = None

@@ -227,7 +227,7 @@ class _Planning:
     verbose: Verbose = False
 
     def _prepared(self) -> tuple[tuple[str, ...], Workers] | None:
-        """Names of the datasets and where to work; ``None`` if a check was asked for and files are faulty."""
+        """Names of the datasets, and the workers; ``None`` if a check was requested and found faulty files."""
         from satunet.datasets.paths import preprocessed_dir
         from satunet.datasets.raw import override_modalities, trust_shapes
         from satunet.jobs.progress import setup_logging

@@ -1,7 +1,7 @@
 """Does this installation work? Checks that say what is wrong and which command repairs it.
 
-The usual trap: nnU-Net's network library needs ``timm``, which brings ``torchvision``. Beside a CPU build of torch,
-pip may have taken torchvision's CUDA build. It cannot be imported ("operator torchvision::nms does not exist"), and
+The usual trap: nnU-Net's network library needs ``timm``, which brings ``torchvision``. Beside a CPU build of torch, pip
+may have installed torchvision's CUDA build. It cannot be imported ("operator torchvision::nms does not exist"), and
 libraries that only check whether torchvision is installed then fail far from the cause. Without torchvision, all of
 satunet works; only nnunetv2's lookup of trainers other than its standard one fails, because it imports all of them.
 """

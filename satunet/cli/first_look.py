@@ -1,4 +1,4 @@
-"""``satunet try``: a first look at a scan of yours, or at one that a package ships."""
+"""``satunet try``: a first look at your own scan, or at one that comes with a Python package."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ROWS_SHOWN = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """Look at a scan: what it is, every structure that the model knows there (or those that are asked for), a picture, and a
-    page for a browser.
+    """Look at a scan: its properties, every structure that the model knows there (or only those asked for), a picture,
+    and a page for a browser.
 
-    If no scan is given, it looks at a brain that a package ships.
+    Without a scan, it looks at a brain that comes with the package nilearn.
     """
 
     scan: Annotated[
@@ -56,7 +56,7 @@ class Try:
     verbose: Verbose = False
 
     def run(self) -> int:
-        """Take the look; returns 1 if a scan cannot be used."""
+        """Segment and show what was found; returns 1 if a scan cannot be used."""
         from satunet.cli.environment import quick_check
 
         quick_check()
@@ -149,7 +149,7 @@ class Try:
         for page in pages:
             sys.stdout.write(f"page      {page} (open it in a browser)\n")
         sys.stdout.write(
-            "A model may draw what it was trained on even where it is absent: check before you believe it. For research only.\n"
+            "A model may draw a structure even where it is absent: check before you trust it. For research only.\n"
         )
 
 

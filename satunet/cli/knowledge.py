@@ -28,7 +28,7 @@ TreeFile = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """Build a knowledge tree from label space, ontologies and files; every link is listed for review."""
+    """Build a knowledge tree from a label space, ontologies and files; every link is listed for review."""
 
     output: Annotated[
         Path | None,
@@ -138,7 +138,7 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Check a knowledge tree: contradictions are errors with their line, doubtful entries are listed."""
+    """Check a knowledge tree: contradictions are reported as errors with their line, doubtful entries are listed."""
 
     tree: TreeFile = None
     verbose: Verbose = False
@@ -167,7 +167,7 @@ KnowledgeAction: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """The knowledge tree: build it, look into it."""
+    """Build and inspect the knowledge tree."""
 
     action: Annotated[KnowledgeAction, arg(name="")]
 

@@ -70,7 +70,7 @@ class Models:
 class Import:
     """Turn the published checkpoints of SAT (Nano or Pro) into a model folder."""
 
-    source: Annotated[Positional[Literal["sat"]], arg(metavar="sat", help="Whose checkpoints.")]
+    source: Annotated[Positional[Literal["sat"]], arg(metavar="sat", help="Method whose checkpoints to import.")]
     checkpoint: Annotated[Path, arg(metavar="FILE", help="SAT_Nano.pth or SAT_Pro.pth.")]
     text_encoder: Annotated[Path, arg(metavar="FILE", help="text_encoder.pth of the same download.")]
     output: NewModel

@@ -14,7 +14,7 @@ DatasetIds = Annotated[
     tuple[str, ...],
     arg(name="datasets", aliases=["-d"], metavar="ID", help="Dataset ids or names; 'all' for every one in nnUNet_raw."),
 ]
-Processes = Annotated[int, arg(aliases=["-np"], help="Number of worker processes; 0 works in this process.")]
+Processes = Annotated[int, arg(aliases=["-np"], help="Number of worker processes; 0 runs everything in this process.")]
 Memory = Annotated[
     float | None, arg(help="Memory in GB that the processes may use together; most of the free memory if not given.")
 ]
@@ -26,7 +26,7 @@ Modalities = Annotated[
     tuple[str, ...],
     arg(
         metavar="DATASET[:CHANNEL]=MODALITY",
-        help="Modality of channels (ct, mri, pet, us, other) where dataset.json does not tell; saved for later commands.",
+        help="Modality of channels (ct, mri, pet, us, other) where dataset.json does not say; saved for later commands.",
     ),
 ]
 VerifyIntegrity = Annotated[
@@ -35,7 +35,7 @@ VerifyIntegrity = Annotated[
 TrustShape = Annotated[
     bool,
     arg(
-        help="Files of a case with the same shape lie on the same grid, whatever position their headers give; saved for later "
+        help="Treat files of a case that have the same shape as being on the same grid, whatever position their headers give; saved for later "
         "commands, in trust_shape.json beside the fingerprint."
     ),
 ]

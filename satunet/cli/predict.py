@@ -156,7 +156,7 @@ class Predict:
 
 
 def _show_results(output: Path, names: Sequence[str], combine: bool) -> None:
-    """Print what was found as a table; of many rows, only the first ones."""
+    """Print what was found as a table, which is cut off after its first rows if there are many."""
     import sys
 
     from satunet.cli.printing import print_rows

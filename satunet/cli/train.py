@@ -23,7 +23,7 @@ class Train:
         arg(
             aliases=["--specialists"],
             metavar="ID",
-            help="Train the nnU-Nets of these datasets by nnunetv2 instead; 'all' continues where an earlier run stopped.",
+            help="Train the nnU-Nets of these datasets with nnunetv2 instead; 'all' continues where an earlier run stopped.",
         ),
     ] = ()
     specialist_planner: Annotated[
@@ -56,7 +56,9 @@ class Train:
     ] = 1
     cluster: Annotated[
         Literal["slurm", "local"] | None,
-        arg(help="Submit each specialist as a job of a Slurm array by submitit; 'local' runs them as local processes."),
+        arg(
+            help="Submit each specialist as a job of a Slurm array through submitit; 'local' runs them as local processes."
+        ),
     ] = None
     cluster_options: Annotated[
         tuple[str, ...],
@@ -93,7 +95,8 @@ class Train:
         fold = UnifiedFolder(name=name).model(fold_of(self.fold))
         setup_logging(fold / distributed.log_name(), verbose=self.verbose)
         if not distributed.first():
-            logging.getLogger("satunet").handlers[0].setLevel(logging.ERROR)  # the terminal; its log file has it all
+            # Only the terminal: the log file of each process keeps everything.
+            logging.getLogger("satunet").handlers[0].setLevel(logging.ERROR)
         trainer = run_training(
             name,
             fold=fold_of(self.fold),
@@ -106,13 +109,11 @@ class Train:
         )
         if trainer.failed_scans:
             scans = ", ".join(f"{scan} ({count} times)" for scan, count in sorted(trainer.failed_scans.items()))
-            logging.getLogger("satunet").error(
-                "scans that could not be read, so that others took their place: %s", scans
-            )
+            logging.getLogger("satunet").error("scans that could not be read and were replaced by others: %s", scans)
         return 1 if trainer.failed_scans else 0
 
     def _several_processes(self) -> int:
-        """Run the same command once per GPU, by torchrun."""
+        """Run the same command once per GPU, through torchrun."""
         import subprocess
         import sys
 
@@ -152,7 +153,7 @@ class Train:
                     planner=self.specialist_planner,
                 )
                 summary.done(name)
-            except Exception as error:  # one dataset's failure must not end a night of trainings
+            except Exception as error:  # one dataset's failure must not end a whole night of training
                 summary.failed(name, error)
         summary.show()
         return summary.exit_code

@@ -70,15 +70,14 @@ class Server:
 
         Raises:
             MissingFileError: The file does not exist, or the folder is empty.
-            ServerError: As :meth:`model`, or the file is no scan.
+            ServerError: As :meth:`model`, or the file is not a scan.
         """
         with _as_file(Path(scan)) as (stream, name):
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             most = self.model().get("most_upload_mb")
-            if (
-                most is not None and size > 1e6 * most
-            ):  # refused before hours of sending, or before a proxy breaks the upload off
+            # Refused here, before hours of uploading, or before a proxy cuts the upload off.
+            if most is not None and size > 1e6 * most:
                 raise ServerError(f"{scan}: {size / 1e6:,.1f} MB; the server takes up to {most:,.0f} MB")
             brought = self._requests.upload(f"/scans?filename={quoted(name)}", stream, size)
         return RemoteScan(self._requests, brought, self._busy_seconds)
@@ -123,7 +122,7 @@ class RemoteScan:
             dicom_sr: Whether to write the measures as a DICOM Structured Report, for DICOM series.
             rtstruct: Whether to write contours as a DICOM RT Structure Set, for DICOM series.
             modality: Modality of the scan, to override the detected one.
-            on_progress: Called with the share that is done, 0 to 1.
+            on_progress: Function that is called with the fraction done, 0 to 1.
 
         Raises:
             ServerError: The server cannot be reached, refuses, or the job fails.

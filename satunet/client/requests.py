@@ -96,7 +96,7 @@ class Requests:
         try:
             return json.loads(text) if text else None
         except ValueError as error:
-            raise ServerError(f"{self.address} answers no JSON: is a satunet server there?") from error
+            raise ServerError(f"{self.address} does not answer in JSON: is it a satunet server?") from error
 
     def _open(
         self, method: str, path: str, body: bytes | IO[bytes] | None = None, kind: str = "", size: int = 0
@@ -124,13 +124,13 @@ class Requests:
         reason = getattr(error, "reason", None) or error
         told = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         if isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError) and size:
-            told = f"the connection was closed while {size / 1e6:,.1f} MB were sent; is so much allowed there?"
-        return ServerError(f"{self.address} cannot be asked: {told}")
+            told = f"the connection was closed while {size / 1e6:,.1f} MB were sent; is there a limit on uploads?"
+        return ServerError(f"{self.address} cannot be reached: {told}")
 
     def _refusal(self, error: urllib.error.HTTPError) -> ServerError:
         if 300 <= error.code < 400:
             return ServerError(
-                f"{self.address} sends on to {error.headers.get('Location')}: give that address", error.code
+                f"{self.address} redirects to {error.headers.get('Location')}: give that address", error.code
             )
         told = f"{error.code} {error.reason}"
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
@@ -153,5 +153,5 @@ def plain_name(name: str) -> str:
         ServerError: It is a path; a server must not choose the folder of a file.
     """
     if Path(name).name != name or "\\" in name or ":" in name or name.startswith("."):
-        raise ServerError(f"the server names a result {name!r}, which is no plain file name")
+        raise ServerError(f"the server names a result {name!r}, which is not a plain file name")
     return name

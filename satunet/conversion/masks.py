@@ -53,7 +53,7 @@ def read_classes(mask: MaskSource, table: ClassTable, grid: Grid, *, trust_shape
         trust_shape: Whether a mask with the scan's shape is on the scan's grid, whatever its own header says.
 
     Raises:
-        ScanError: A file is missing, unreadable or on another grid, or has values that are no ids of the table.
+        ScanError: A file is missing, unreadable or on another grid, or has values that are not ids of the table.
     """
     if mask.names or not mask.paths:
         return _from_files(mask, table, grid, trust_shape)
@@ -106,7 +106,7 @@ def _from_label_map(path: Path, order: tuple[str, ...], table: ClassTable, grid:
 
 
 def _own_ids(order: tuple[str, ...], table: ClassTable) -> ClassTable:
-    """The table for a case with a class list of its own, to whose order its ids 1, 2, 3 … refer."""
+    """The table for a case with a class list of its own: its ids 1, 2, 3 … follow the order of that list."""
     stored = {place: table.labels[name] for place, name in enumerate(order, start=1)}
     if all(before == after for before, after in stored.items()) and len(stored) == len(table.labels):
         return table
@@ -122,7 +122,7 @@ def _with_ids_of_table(array: NDArray[Any], path: Path, table: ClassTable) -> ND
         return _one_class(array != 0, table)
     if present - allowed:
         raise UnexpectedLabelError(
-            path, f"label ids {sorted(present - allowed)[:10]} are of no class; allowed are {sorted(allowed)}"
+            path, f"label ids {sorted(present - allowed)[:10]} belong to no class; allowed are {sorted(allowed)}"
         )
     return other_ids(array, table.stored_ids) if table.stored_ids else array
 
@@ -157,8 +157,8 @@ def _from_stack(
     if not fitting:
         raise GridMismatchError(
             path,
-            f"the stack has the shape {shape}; expected {grid.shape} with at most {len(names)} masks before "
-            "or behind it",
+            f"the stack has the shape {shape}; expected {grid.shape}, with an axis of at most {len(names)} masks before "
+            "or after it",
         )
     first = fitting[0]
     x, y, z = shape[1:] if first else shape[:3]

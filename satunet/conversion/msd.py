@@ -38,7 +38,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
         name: Name of the dataset; that of the task if not given.
 
     Raises:
-        UserError: The folder is no such dataset, there is no number, or the labels cannot be used.
+        UserError: The folder is not such a dataset, there is no number, or the labels cannot be used.
     """
     file = folder / "dataset.json"
     try:
@@ -48,7 +48,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
         training: list[Any] = list(content["training"])
         test: list[Any] = list(content.get("test", ()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a dataset of the Decathlon's form ({type(error).__name__}: {error})") from error
+        raise UserError(f"{file}: not a dataset in the Decathlon's format ({type(error).__name__}: {error})") from error
     task = re.match(r"^Task(\d+)_(.+)$", folder.resolve().name)
     if dataset_id is None and task is None:
         raise NumberNeededError(f"{folder}: not named TaskNN_Name; give a number with --id")
@@ -61,8 +61,8 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
     for entry, is_test in [(e, False) for e in training] + [(e, True) for e in test]:
         try:
             cases.append(_case(folder, entry, len(channels), is_test))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # names that are no paths, too
-            faults[str(entry)] = f"no entry of a scan ({type(error).__name__}: {error})"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # also names that are not paths
+            faults[str(entry)] = f"not the entry of a scan ({type(error).__name__}: {error})"
     hint = f"{own} {content.get('description', '')}"
     return SourceDataset(
         name=f"Dataset{number:03d}_{own}",
@@ -79,7 +79,7 @@ def read_msd(folder: Path, *, dataset_id: int | None = None, name: str | None = 
 def _case(folder: Path, entry: Any, channels: int, test: bool) -> SourceCase:
     image = folder / str(entry["image"] if isinstance(entry, dict) else entry)
     label = entry.get("label") if isinstance(entry, dict) else None
-    if "\0" in f"{image}{label}":  # is_file says no to it, and the first that opens it raises
+    if "\0" in f"{image}{label}":  # is_file returns False for it, and whatever opens it first raises
         raise ValueError("a null byte in the name of a file")
     identifier = mask_file_name(strip_ending(image.name))
     mask = MaskSource(paths=(folder / str(label),)) if label else None

@@ -61,7 +61,7 @@ def read_sat_ds(
 
     Args:
         jsonl: The file.
-        root: Folder that its paths start from; looked for around the file and here if not given.
+        root: Folder that its paths are relative to; if not given, it is searched for here, beside the file and above.
         split: The published split: a file with patients under "train", "val" and "test", or a folder of such files.
             Test patients go to ``imagesTs``; patients that it does not name are left out. If not given, the official
             split in the rows is used.
@@ -129,9 +129,9 @@ def _rows(jsonl: Path) -> tuple[list[_Row], dict[str, str], str]:
             datasets.add(str(content["dataset"]))
         except MALFORMED as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            faults[f"{jsonl.name}:{number}"] = f"no row of SAT-DS: {reason}"
+            faults[f"{jsonl.name}:{number}"] = f"not a row of SAT-DS: {reason}"
     if not rows:
-        raise UserError(f"{jsonl}: no row of SAT-DS in it ({next(iter(faults.values()), 'it is empty')})")
+        raise UserError(f"{jsonl}: has no row of SAT-DS ({next(iter(faults.values()), 'it is empty')})")
     if len(datasets) != 1:
         raise UserError(f"{jsonl}: rows of {len(datasets)} datasets ({', '.join(sorted(datasets)[:5])}); expected one")
     return rows, faults, datasets.pop()
@@ -171,8 +171,8 @@ def _other_labels(rows: Sequence[_Row]) -> dict[str, str]:
     missing = sorted(every - set(partial[0].labels))
     return {
         "labels": f"{len(partial)} of {len(rows)} rows list only some of the {len(every)} classes, row "
-        f"{partial[0].number} not {missing[0]!r}: in them, the others count as absent. Where they are not annotated, "
-        "put rows with the same classes into one file, each a dataset of its own"
+        f"{partial[0].number} not {missing[0]!r}: in them, the others count as absent. If they are present but not annotated, "
+        "put the rows with the same classes into a file of their own, as a separate dataset"
     }
 
 
@@ -183,7 +183,7 @@ def _root_of(rows: Sequence[_Row], jsonl: Path) -> Path:
         for place in places:
             if any(_image_path(row.image, place)[0].exists() for row in rows[:20]):
                 return place
-    raise UserError(f"{jsonl}: none of its images is found, such as {rows[0].image}; say with --root where they are")
+    raise UserError(f"{jsonl}: none of its images was found, such as {rows[0].image}; say with --root where they are")
 
 
 def _image_path(text: str, root: Path) -> tuple[Path, int | None]:
@@ -206,7 +206,7 @@ def _split(
         content = read_json(file)
         parts: dict[str, set[str]] = {part: set(map(str, content.get(part, ()))) for part in ("train", "val", "test")}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file}: no split with patients under 'train', 'val' and 'test' ({error})") from error
+        raise UserError(f"{file}: not a split with patients under 'train', 'val' and 'test' ({error})") from error
     twice = sorted(parts["test"] & (parts["train"] | parts["val"]))
     every = set.union(*parts.values())
     kept = [row for row in rows if row.patient in every]
@@ -229,7 +229,7 @@ def _shared_patients(rows: Sequence[_Row], test: frozenset[str], pattern: str) -
     if not shared:
         return {}
     few = ", ".join(shared[:3])
-    return {"patients": f"{len(shared)} of {len(tested)} test patients are trained on with another visit: {few}"}
+    return {"patients": f"{len(shared)} of {len(tested)} test patients have another visit in the training part: {few}"}
 
 
 def _split_file(split: Path | None, jsonl: Path) -> Path | None:
@@ -291,7 +291,7 @@ def _modalities(groups: Sequence[list[_Row]], jsonl: Path) -> tuple[str, ...]:
         if len(found) > 1:
             raise UserError(
                 f"{jsonl}: scans of several modalities ({', '.join(sorted(found))}), which one channel cannot have; "
-                "put their rows into files of their own"
+                "put the rows of each modality into a file of their own"
             )
         channels.append(found.pop())
     return tuple(channels)
@@ -329,7 +329,7 @@ def _case(
     for row in group:
         path, volume = _image_path(row.image, root)
         if path.parent.name.endswith((".nii", ".nii.gz")) and volume is None:
-            raise DatasetError(f"row {row.number}: {row.image} names a volume that is not known")
+            raise DatasetError(f"row {row.number}: {row.image} names an unknown volume")
         spacing = _PACKED_SPACING if row.packed else (1.0, 1.0, 1.0)
         packed_orientation = orientation if row.packed else "RAS"
         images.append(ImageSource(path=path, volume=volume, orientation=packed_orientation, spacing_mm=spacing))

@@ -81,7 +81,7 @@ def _classes(labels: Path) -> dict[str, int]:
     ids, _ = read_labels(labels / "dataset.json")
     classes = {label: values[0] for label, values in sorted(ids.items(), key=lambda item: item[1])}
     if [*classes.values()] != list(range(1, len(classes) + 1)) or any(len(v) != 1 for v in ids.values()):
-        raise UserError(f"{labels / 'dataset.json'}: expected one id a label, 1 to {len(ids)}")
+        raise UserError(f"{labels / 'dataset.json'}: expected one id per label, 1 to {len(ids)}")
     return classes
 
 

@@ -36,7 +36,7 @@ class ImageSource:
         path: An image file, a ``.npy`` array, or a folder with DICOM files.
         volume: Number of the volume in a four-dimensional file.
         dicom: DICOM series, if it is one.
-        orientation: Orientation of a ``.npy`` array, whose file does not say it.
+        orientation: Orientation of a ``.npy`` array, whose file does not store it.
         spacing_mm: Spacing of a ``.npy`` array.
     """
 
@@ -105,7 +105,7 @@ class SourceDataset:
         description: Free text.
         extra: More entries of its ``dataset.json``.
         notes: Notes for the user, such as rows that a split leaves out.
-        faults: Row that makes no case → reason.
+        faults: Row that does not make a case → reason.
     """
 
     name: str
@@ -145,7 +145,7 @@ def open_nifti(path: Path) -> Any:
 
     Raises:
         MissingFileError: There is no such file.
-        UnreadableImageError: The file is no NIfTI image.
+        UnreadableImageError: The file is not a NIfTI image.
     """
     if not path.is_file():
         raise MissingFileError(path, "no such file")
@@ -157,7 +157,7 @@ def read_source(source: ImageSource) -> Image:
 
     Raises:
         MissingFileError: There is no such file or folder.
-        UnreadableImageError: The file is no image, or the folder has no DICOM series or several.
+        UnreadableImageError: The file is not an image, or the folder has no DICOM series or several.
         NotThreeDimensionalError: The file is not a single volume, or does not have that volume.
         NonFiniteImageError: Voxels are NaN or infinite.
     """
@@ -171,10 +171,10 @@ def read_source(source: ImageSource) -> Image:
     if source.volume is None:
         return read_image(path)
     if image_ending(path) not in (".nii", ".nii.gz"):
-        raise NotThreeDimensionalError(path, "a volume of a four-dimensional file is asked for; allowed is NIfTI")
+        raise NotThreeDimensionalError(path, "only NIfTI files can have several volumes, and one of them was requested")
     loaded = open_nifti(path)
     if len(loaded.shape) != 4 or not 0 <= source.volume < loaded.shape[3]:
-        raise NotThreeDimensionalError(path, f"volume {source.volume} is asked for, the shape is {loaded.shape}")
+        raise NotThreeDimensionalError(path, f"volume {source.volume} was requested, but the shape is {loaded.shape}")
     try:
         array = np.asanyarray(loaded.dataobj[..., source.volume])
     except Exception as error:  # a truncated file may raise zlib.error, gzip's errors, OSError, EOFError
@@ -200,7 +200,7 @@ def load_array(path: Path) -> NDArray[np.generic]:
 
     Raises:
         MissingFileError: There is no such file.
-        UnreadableImageError: The file is no array, or one of Python objects.
+        UnreadableImageError: The file is not an array, or is one of Python objects.
     """
     if not path.is_file():
         raise MissingFileError(path, "no such file")

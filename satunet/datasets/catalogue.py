@@ -35,7 +35,7 @@ class CatalogueRecord:
         modality: Modality of every channel; in SAT-DS, each sequence of a study is a scan of its own.
         region: Body region that the scans show.
         scans: Number of scans as published.
-        weight: Factor of its sampling weight, besides 1/sqrt(scans).
+        weight: Factor of its sampling weight, in addition to 1/sqrt(scans).
         orientation: Orientation of the scans in SAT's training.
         link: Address of the download.
         licence: SPDX name; ``None`` if unknown.
@@ -69,12 +69,15 @@ class CatalogueRecord:
 
         must(
             bool(re.match(rf"^Dataset{self.id:03d}_\w+$", self.folder)),
-            f"folder {self.folder!r} is not of id {self.id}",
+            f"folder {self.folder!r} does not match the id {self.id}",
         )
-        must(self.modality in _MODALITIES, f"modality {self.modality!r} is none of {', '.join(_MODALITIES)}")
+        must(self.modality in _MODALITIES, f"modality {self.modality!r} is not one of {', '.join(_MODALITIES)}")
         must(self.scans > 0 and self.weight > 0, f"scans and weight must be positive, got {self.scans}, {self.weight}")
         axes = {_AXES.get(letter) for letter in self.orientation}
-        must(axes == {0, 1, 2} and len(self.orientation) == 3, f"orientation {self.orientation!r} is not like RAS")
+        must(
+            axes == {0, 1, 2} and len(self.orientation) == 3,
+            f"orientation {self.orientation!r} is not a code such as RAS",
+        )
         ids = list(self.labels.values())
         must(bool(ids) and len(set(ids)) == len(ids) and min(ids) > 0, "label ids must be positive, each once")
         must(bool(self.classes), "no classes")
@@ -87,7 +90,7 @@ class CatalogueRecord:
 
 
 def contradictory_classes(classes: Mapping[str, Iterable[int]]) -> str | None:
-    """Why the label ids of a dataset's classes cannot be right; ``None`` if they can.
+    """Reason why the label ids of a dataset's classes cannot be right; ``None`` if they can.
 
     Classes may overlap: a lobe and its gyri, a side and a level. But two classes cannot have the same ids, and nothing
     can be both left and right.
@@ -139,7 +142,9 @@ class Catalogue:
         for what, classes in (("lesions", self.lesions), *(self.regions.items())):
             unknown = sorted(set(classes) - set(self.class_names))
             if unknown:
-                raise CatalogueError(f"catalogue {self.name!r}: {what} names {unknown[:5]}, classes of no record")
+                raise CatalogueError(
+                    f"catalogue {self.name!r}: {what} names {unknown[:5]}, which no record has as classes"
+                )
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -174,7 +179,7 @@ def load_catalogue(path: Path = SAT_DS) -> Catalogue:
     """Read and check a catalogue file.
 
     Raises:
-        CatalogueError: The file is no catalogue, has another version, or has contradictory records.
+        CatalogueError: The file is not a catalogue, has another version, or has contradictory records.
     """
     try:
         content = read_json(path)

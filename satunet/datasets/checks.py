@@ -68,7 +68,7 @@ def check_dataset(dataset: Dataset) -> list[str]:
     ids = sorted(dataset.label_ids)
     if ids and len(ids) != ids[-1]:
         missing = list(itertools.islice((i for i in range(1, ids[-1]) if i not in dataset.label_ids), 10))
-        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, nnU-Net wants no gaps; missing are {missing}")
+        faults.append(f"{file}: label ids are not 1 to {ids[-1]}, and nnU-Net allows no gaps; missing are {missing}")
     known = {path for case in cases for path in (*case.images, case.label)}
     for path in [path for path in known if path is not None and dataset.file_ending.lower() == ".mhd"]:
         with contextlib.suppress(ScanError):  # its faults are reported when it is read

@@ -58,14 +58,14 @@ def all_dataset_names() -> tuple[str, ...]:
 
 
 def _datasets_in(place: Path) -> list[str]:
-    """Names of the folders that are named as a dataset; nothing is asked of the disk for each, but for links."""
+    """Names of the folders that are named like a dataset; only links cost another access to the disk."""
     with os.scandir(place) as entries:
         named = [entry for entry in entries if _DATASET_NAME.match(entry.name)]
         return [e.name for e in named if (Path(e.path).is_dir() if e.is_symlink() else e.is_dir())]
 
 
 def other_folders() -> tuple[str, ...]:
-    """Folders of ``nnUNet_raw`` with a ``dataset.json`` that are ignored because they are not named as a dataset."""
+    """Folders of ``nnUNet_raw`` with a ``dataset.json`` that are ignored because they are not named like a dataset."""
     folders = [p for p in raw_dir().iterdir() if not p.name.startswith(".") and (p / "dataset.json").is_file()]
     return tuple(sorted(p.name for p in folders if not _DATASET_NAME.match(p.name)))
 

@@ -8,7 +8,7 @@ Two cases belong to the same person if
   repository, DOI, address or text as ``"reference"`` (or ``"source"``) in ``dataset.json``; or
 - the catalogue knows which part of a case's name is the person, and that part is the same.
 
-Names alone are not compared across sources, because every second dataset has a ``case_001``.
+Names alone are not compared across sources, because many datasets have a ``case_001``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Groups:
         for (what, first, second), pairs in sorted(self._pairs.items()):
             where = first if first == second else f"{first} and {second}"
             yield (
-                f"{where}: {len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of cases are of one person by {what}, "
+                f"{where}: {len(pairs)} {'pair of cases belongs' if len(pairs) == 1 else 'pairs of cases belong'} to one person, matched by {what}, "
                 f"such as {pairs[0][0]} and {pairs[0][1]}"
             )
 

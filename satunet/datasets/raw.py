@@ -15,7 +15,7 @@ from satunet.errors import DatasetError, ScanError, UserError
 from satunet.jobs.files import read_json, write_json
 
 MODALITIES = ("ct", "mri", "us", "pet", "other")
-"""Modalities in the order of SAT's modality embedding, with ``other`` behind them."""
+"""Modalities in the order of SAT's modality embedding, followed by ``other``."""
 
 HIGHEST_ID = 2**31 - 1
 """Largest label id; batches hold label ids as signed 32-bit integers."""
@@ -146,7 +146,7 @@ class Dataset:
     def _cases(self, images: str, labels: str, *, labels_required: bool) -> tuple[Case, ...]:
         folder, place = self.folder / images, self.folder / labels
         pattern = re.compile(rf"^(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(self.file_ending)}$")
-        # Listed paths are used as they are: to put folder and name together takes longer for 10,000 cases than to list.
+        # Listed paths are used as they are: for 10,000 cases, joining folder and name takes longer than listing them.
         present = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
         labelled = {path.name: path for path in place.iterdir()} if place.is_dir() else {}
         found = [m for name in present if (m := pattern.match(name))]
@@ -242,12 +242,14 @@ def override_modalities(texts: Iterable[str]) -> None:
         if match is None or match["modality"].lower() not in MODALITIES:
             raise UserError(
                 f"modality {text!r}: expected DATASET=MODALITY or DATASET:CHANNEL=MODALITY with a modality "
-                f"out of {', '.join(MODALITIES)}"
+                f"from {', '.join(MODALITIES)}"
             )
         dataset = load_dataset(match["dataset"])
         channels = range(len(dataset.channel_names)) if match["channel"] is None else [int(match["channel"])]
         if channels[-1] >= len(dataset.channel_names):
-            raise UserError(f"modality {text!r}: {dataset.name} has {len(dataset.channel_names)} channels, from 0 on")
+            raise UserError(
+                f"modality {text!r}: {dataset.name} has {len(dataset.channel_names)} channels, numbered from 0"
+            )
         given = {str(channel): modality for channel, modality in enumerate(dataset.modalities)}
         given |= dict.fromkeys(map(str, channels), match["modality"].lower())
         write_json(preprocessed_dir() / dataset.name / MODALITIES_FILE, given)
@@ -373,7 +375,7 @@ def _remarks(labels: dict[str, Any], *, numbered: bool) -> tuple[str, ...]:
     """Remarks on labels that share the background's id (they are not learned) and on channels without numbers."""
     channels = () if numbered else ("'channel_names' has no channel numbers: channels are taken in the order listed",)
     lost = [name for name, value in labels.items() if value in (0, [0]) and name.strip().lower() != "background"]
-    return (*channels, *(f"{name!r} has the id 0, which is the background's: it is no class" for name in lost))
+    return (*channels, *(f"{name!r} has the id 0, which is the background's: it is not a class" for name in lost))
 
 
 def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
@@ -394,7 +396,9 @@ def _labels(content: Any, file: Path) -> tuple[dict[str, tuple[int, ...]], int |
     single = sorted((values[0], name) for name, values in labels.items() if len(values) == 1)
     for (label, name), (other_label, other) in itertools.pairwise(single):
         if label == other_label:
-            raise DatasetError(f"{file}: labels {name!r} and {other!r} have the same id {label}; an id is one label")
+            raise DatasetError(
+                f"{file}: labels {name!r} and {other!r} have the same id {label}; an id stands for one label"
+            )
     if not labels:
         raise DatasetError(f"{file}: 'labels' lists nothing but the background")
     return labels, ignore

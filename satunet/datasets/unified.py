@@ -82,7 +82,7 @@ class UnifiedFolder:
 
     @property
     def splits(self) -> Path:
-        """Folds by scan."""
+        """Folds, as lists of scans."""
         return self.folder / "splits_final.json"
 
     @property

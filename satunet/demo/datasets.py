@@ -206,7 +206,7 @@ def most_probable(percent: NDArray[np.integer[Any]], least: int) -> NDArray[np.i
     """(X, Y, Z) index of the structure that is most probable, -1 where none has a probability of ``least`` percent.
 
     Args:
-        percent: (X, Y, Z, structures). Volumes are compared one after the other, since each is in one piece in memory:
+        percent: (X, Y, Z, structures). Volumes are compared one after the other, since each is contiguous in memory:
             ``argmax`` over the last axis takes ten times as long.
         least: Smallest probability, above 0.
     """

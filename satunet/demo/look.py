@@ -108,7 +108,7 @@ def _body_part(scan: Scan) -> str:
     try:
         header = pydicom.dcmread(scan.series.files[0], stop_before_pixels=True, specific_tags=["BodyPartExamined"])
         return " ".join(str(header.get("BodyPartExamined", "")).split()).lower()
-    except Exception as error:  # the series was readable; an odd header costs only this word
+    except Exception as error:  # the series was readable; an odd header costs only this fact
         logger.debug("%s: no body part (%s)", scan.path, error)
         return ""
 

@@ -1,4 +1,4 @@
-"""Files that other packages ship; they are found without importing the package, which need not work."""
+"""Files that other packages ship; they are found without importing the package, so that a broken one does no harm."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ PROMPTS = (
     "left lateral ventricle",
     "coffee cup",
 )
-"""Prompts in words that no dataset uses; one is a union of two sides, and one is nothing that a brain scan shows."""
+"""Prompts in words that no dataset uses; one is a union of two sides, and one is in no brain scan."""
 
 
 def run_demo(output: Path, *, steps: int, specialists: bool = False, device: str = "auto", processes: int = 1) -> int:
@@ -63,7 +63,7 @@ def run_demo(output: Path, *, steps: int, specialists: bool = False, device: str
     Args:
         output: Folder for everything; nnU-Net's three folders are made in it.
         steps: Training steps of every network.
-        specialists: Whether to train an nnU-Net per dataset, too.
+        specialists: Whether to train one nnU-Net per dataset as well.
         device: Device to compute on.
         processes: Worker processes.
 
@@ -130,7 +130,7 @@ def _contest(
     others: list[Competitor] = [NearestCopyCompetitor(output=predictions)]
     notes = []
     if not specialists:
-        notes.append("nnU-Nets are left out: they were not trained. 'satunet demo --specialists' trains them, too.")
+        notes.append("nnU-Nets are left out: they were not trained. 'satunet demo --specialists' trains them as well.")
     else:
         scores = {name: learned(name) for name in names}
         if min(scores.values()) >= LEARNED:
@@ -138,8 +138,8 @@ def _contest(
         else:
             found = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
             notes.append(
-                f"nnU-Nets are left out: in so few steps, one has not learned its own training scans (Dice: {found}; asked "
-                f"for is {LEARNED:g}). More --steps help."
+                f"nnU-Nets are left out: in so few steps, one has not learned its own training scans (Dice: {found}; "
+                f"required is {LEARNED:g}). More --steps help."
             )
     unified = UnifiedCompetitor(model=model, output=predictions, device=device)
     return Contest(unified=unified, others=others, output=output, folds=("all",), notes=notes), notes

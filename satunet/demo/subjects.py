@@ -86,9 +86,9 @@ def volume_change(places: Tensor, native_mm: tuple[float, float, float]) -> Tens
 
 
 def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Grey values as of another scanner: fluid, grey and white matter get new ones; values between are interpolated.
+    """Grey values as from another scanner: fluid, grey and white matter get new ones; values between are interpolated.
 
-    Two of three subjects keep the order of T1 (fluid dark, white matter bright), the others have that of T2.
+    Two thirds of the subjects keep the order of T1 (fluid dark, white matter bright), the others have that of T2.
     """
     inside = image[image > 0]
     known = torch.quantile(inside[:: max(1, len(inside) // 100_000)], torch.tensor([0.02, 0.3, 0.75, 0.98]))

@@ -191,7 +191,7 @@ def test_what_is_no_server_is_told(tmp_path: Path) -> None:
 
 
 class _Odd(BaseHTTPRequestHandler):
-    """Answers as something else than a satunet server may."""
+    """Answers as something other than a satunet server may."""
 
     def do_GET(self) -> None:
         if self.path == "/moved/model":
@@ -215,16 +215,16 @@ def test_answers_of_something_else(tmp_path: Path) -> None:
     odd = ThreadingHTTPServer(("127.0.0.1", 0), _Odd)
     threading.Thread(target=odd.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{odd.server_address[1]}"
-    with pytest.raises(ServerError, match="is a satunet server there"):
+    with pytest.raises(ServerError, match="is it a satunet server"):
         Server(address).model()
-    with pytest.raises(ServerError, match="sends on to"):
+    with pytest.raises(ServerError, match="redirects to"):
         Server(f"{address}/moved", TOKEN).model()
     answer = {"job": "j", "state": "done", "prompts": [], "modality": None, "files": ["a.nii.gz"]}
     with pytest.raises(ServerError, match=r"ended after 6 of 100 bytes|IncompleteRead"):
         RemoteJob(Requests(f"{address}/short", None, 10), answer).save(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     for evil in ("../a", "/etc/a", "..", ".a", "a\\b", "c:a"):
-        with pytest.raises(ServerError, match="no plain file name"):
+        with pytest.raises(ServerError, match="not a plain file name"):
             RemoteJob(Requests(address, None, 10), answer | {"files": [evil]}).save(tmp_path / "out")
     odd.shutdown()
     odd.server_close()

@@ -141,7 +141,7 @@ def test_ids_that_a_row_does_not_list_are_refused(nnunet_env: Path, source: Path
         rows.append(row("Mine", f"case_{number}.nii.gz", f"map_{number}.nii.gz", order))
     summary = convert(read_sat_ds(write_rows(source / "Mine.jsonl", rows), dataset_id=80))
     assert list(summary.failures) == ["case_1"]
-    assert "label ids [2] are of no class; allowed are [1]" in summary.failures["case_1"]
+    assert "label ids [2] belong to no class; allowed are [1]" in summary.failures["case_1"]
 
 
 def test_packed_arrays(nnunet_env: Path, source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders of the Decathlon's form and DICOM series, and the command that converts them all."""
+"""Folders in the Decathlon's format and DICOM series, and the command that converts them all."""
 
 from __future__ import annotations
 
@@ -211,12 +211,12 @@ def test_an_image_that_is_no_path_is_a_fault_of_its_entry(nnunet_env: Path, sour
     dataset = read_msd(folder)
     assert len(dataset.cases) == 3
     ((entry, reason),) = dataset.faults.items()
-    assert entry == str(content["training"][0]) and reason.startswith("no entry of a scan (")
+    assert entry == str(content["training"][0]) and reason.startswith("not the entry of a scan (")
 
 
 def test_channels_in_a_list_are_no_dataset_of_the_decathlon(source: Path) -> None:
     folder = prostate(source)
     content = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**content, "modality": [5]}))
-    with pytest.raises(UserError, match=r"dataset\.json: not a dataset of the Decathlon's form \(IndexError"):
+    with pytest.raises(UserError, match=r"dataset\.json: not a dataset in the Decathlon's format \(IndexError"):
         read_msd(folder)

@@ -269,7 +269,7 @@ def test_wrong_calls_say_what_is_wrong(nnunet_env: Path, source: Path) -> None:
         read_sat_ds(write_rows(source / "x.jsonl", rows), root=source)
     with pytest.raises(UserError, match="no split for"):
         read_sat_ds(jsonl, split=source)
-    with pytest.raises(UserError, match="no row of SAT-DS"):
+    with pytest.raises(UserError, match="has no row of SAT-DS"):
         read_sat_ds(write_rows(source / "x.jsonl", [{"a": 1}]))
 
 

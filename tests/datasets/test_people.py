@@ -31,8 +31,8 @@ def test_patients_json_names_persons_in_all_datasets(tmp_path: Path) -> None:
     assert people.of(b.name, "b0") == people.of(a.name, "a1") == (a.name, "a1")
     assert people.of(b.name, "b1") == (b.name, "b1")
     assert people.findings == (
-        "Dataset001_A: 1 pair of cases are of one person by patients.json, such as a0 and a2",
-        "Dataset001_A and Dataset002_B: 1 pair of cases are of one person by patients.json, such as a1 and b0",
+        "Dataset001_A: 1 pair of cases belongs to one person, matched by patients.json, such as a0 and a2",
+        "Dataset001_A and Dataset002_B: 1 pair of cases belongs to one person, matched by patients.json, such as a1 and b0",
     )
     (b.folder / "patients.json").write_text("[]")
     with pytest.raises(DatasetError, match=r"patients\.json: must map cases to persons"):

@@ -122,7 +122,7 @@ def test_labels_where_a_scan_is_zero_and_datasets_without_a_label_are_told(nnune
     assert "Dataset002_Bare has a labelled voxel" in summary.notes["nothing labelled"]
     names = ["Dataset001_A", "Dataset002_Bare"]
     space = build_label_space([load_dataset(name) for name in names])
-    assert "'air' has the id 0, which is the background's: it is no class" in space.notes["Dataset001_A"]
+    assert "'air' has the id 0, which is the background's: it is not a class" in space.notes["Dataset001_A"]
     unseen = [f for f in review_label_space(space, known_fingerprints(names)) if f.kind == "unseen"]
     assert [f.datasets for f in unseen] == [("Dataset002_Bare",)]
 

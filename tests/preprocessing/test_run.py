@@ -286,7 +286,7 @@ def test_one_scan_in_two_datasets_is_one_person_in_every_fold(nnunet_env: Path) 
             (second / part / f"case_{number:02d}{ending}").rename(second / part / f"x{5 - number}{ending}")
     shared = verify_datasets([first, second.name])
     assert shared.failures == {}
-    assert "6 pairs of cases are of one person by voxels, such as" in shared.notes["people"]
+    assert "6 pairs of cases belong to one person, matched by voxels, such as" in shared.notes["people"]
     options = PlanOptions(spacing_mm=(4, 4, 4), gpu_memory_gb=1)
     summary = plan_and_preprocess([first, second.name], options)
     assert summary.exit_code == 0
