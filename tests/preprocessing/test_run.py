@@ -290,7 +290,7 @@ def test_one_scan_in_two_datasets_is_one_person_in_every_fold(nnunet_env: Path) 
     options = PlanOptions(spacing_mm=(4, 4, 4), gpu_memory_gb=1)
     summary = plan_and_preprocess([first, second.name], options)
     assert summary.exit_code == 0
-    assert "one person by voxels" in summary.notes["people"]
+    assert "one person, matched by voxels" in summary.notes["people"]
     folds = json.loads((nnunet_env / "preprocessed" / "Dataset900_Unified" / "splits_final.json").read_text())
     for fold in folds:
         assert fold["val"]
