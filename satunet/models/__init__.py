@@ -1,1 +1,1 @@
-"""A trained network as a folder: reading, writing, importing, describing."""
+"""Trained networks as folders: reading, writing, importing and describing them."""

@@ -1,4 +1,4 @@
-"""A model card in Markdown, written from what ``model.json`` says, so that the two cannot differ."""
+"""A model card in Markdown, generated from ``model.json``, so that the two cannot differ."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from satunet.models.folder import ModelCard
 
 
 def model_card_text(card: ModelCard, about: str, missed: Mapping[str, float] | None = None) -> str:
-    """The card of a model with scores.
+    """The model card of a model with scores.
 
     Args:
         card: Description of the model.
         about: Intended use and limits, in Markdown.
-        missed: Classes that were trained but score too low to be offered → their mean DSC.
+        missed: Class that was trained, but scores too low to be offered → mean DSC.
     """
     lines = [f"# {card.name}", "", about.strip(), "", "## Scores", ""]
     lines += ["| class | modality | DSC | NSD at 1 mm | scans | from |", "| --- | --- | ---: | ---: | ---: | --- |"]

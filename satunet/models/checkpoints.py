@@ -1,4 +1,4 @@
-"""Reading checkpoint files, without running code from them, and with one clear error for anything that is wrong."""
+"""Reading checkpoint files without running code from them, with one clear error for anything that is wrong."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from satunet.errors import ModelError
 from satunet.network.config import NetworkConfig
 from satunet.network.model import PromptedUNet
 
-_SHOWN = 8  # names of keys in a message; a wrong checkpoint has hundreds
+_SHOWN = 8  # number of keys in a message: a wrong checkpoint has hundreds
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a ``torch.save`` file onto the CPU without running code from it.
 
-    nnU-Net's checkpoints carry numpy scalars in their training log; these types are allowed, others are refused
-    (``torch.load(weights_only=True)``). Tensors are memory-mapped where the file's format allows it. A checkpoint is a
-    ZIP archive whose files have a CRC-32 each; torch does not check it when it maps, so it is checked here.
+    nnU-Net's checkpoints contain numpy scalars in their training log; these types are allowed, others are refused
+    (``torch.load(weights_only=True)``). Tensors are memory-mapped if the file's format allows it. A checkpoint is a ZIP
+    archive with a CRC-32 for each member; torch does not verify it when it maps the file, so it is verified here.
 
     Raises:
-        ModelError: The file does not exist, is truncated, is no checkpoint, or holds objects that are not data.
+        ModelError: The file does not exist, is truncated, is not a checkpoint, or holds objects other than data.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,15 +52,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         why = "it holds Python objects other than weights and numbers" if refused else f"truncated or corrupt ({first})"
         raise ModelError(f"{path}: the checkpoint cannot be read: {why}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: a checkpoint holds a dictionary, this one a {type(content).__name__}")
+        raise ModelError(f"{path}: a checkpoint holds a dictionary, but this one holds a {type(content).__name__}")
     return content
 
 
 def check_archive(path: Path) -> None:
-    """Check that the content of an uncompressed ZIP archive, as ``torch.save`` writes it, is undamaged.
+    """Check that the content of a ZIP archive as ``torch.save`` writes it is undamaged.
 
     Raises:
-        ModelError: A file in the archive does not match its checksum.
+        ModelError: A member of the archive does not match its checksum.
         zipfile.BadZipFile: The archive cannot be read.
     """
     from isal import isal_zlib
@@ -73,7 +73,7 @@ def check_archive(path: Path) -> None:
     ):
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
-                with archive.open(member) as packed:  # checks while it reads
+                with archive.open(member) as packed:  # reading it to the end checks it
                     while packed.read(1 << 20):
                         pass
                 continue
@@ -82,11 +82,11 @@ def check_archive(path: Path) -> None:
             names, extra = struct.unpack("<HH", view[start + 26 : start + 30])
             start += 30 + names + extra
             if isal_zlib.crc32(view[start : start + member.file_size]) != member.CRC:
-                raise ModelError(f"{path}: damaged: {member.filename} in it is not what was written")
+                raise ModelError(f"{path}: damaged: the content of {member.filename} in it does not match its checksum")
 
 
 def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:
-    """The network's tensors in a checkpoint of nnU-Net's layout, without the prefixes of DDP and ``torch.compile``.
+    """The network's tensors in a checkpoint with nnU-Net's layout, without the prefixes of DDP and ``torch.compile``.
 
     Raises:
         ModelError: The checkpoint has no network weights.
@@ -99,19 +99,19 @@ def network_weights(checkpoint: Mapping[str, Any], *, source: Path | str) -> dic
         if not isinstance(value, Tensor):
             raise ModelError(f"{source}: {key!r} in 'network_weights' is a {type(value).__name__}, not a tensor")
         name = str(key)
-        for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # of torch.compile, of DDP, or of both
+        for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # from torch.compile, DDP, or both
             name = name.removeprefix(prefix)
         cleaned[name] = value
     return cleaned
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
-    """Copy ``weights`` into ``network``; the names and shapes of the tensors must be exactly the network's.
+    """Copy ``weights`` into ``network``; the tensors' names and shapes must be exactly those of the network.
 
-    A network built on the device ``meta`` takes the tensors over instead of copying them.
+    A network built on the device ``meta`` takes over the tensors instead of copying them.
 
     Raises:
-        ModelError: Tensors are missing, superfluous, of another shape or not finite; the message lists them.
+        ModelError: Tensors are missing, superfluous, of another shape, or not finite; the message lists them.
     """
     expected = network.state_dict()
     missing = sorted(expected.keys() - weights.keys())
@@ -136,7 +136,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: P
     if faults:
         raise ModelError(f"{source}: the weights do not fit the network of the plan; tensors " + "; ".join(faults))
     if any(tensor.is_meta for tensor in expected.values()):
-        # Built without memory: it takes the tensors themselves, cast to its own types.
+        # Built without memory, the network takes the tensors themselves, cast to its own types.
         types = {key: tensor.dtype for key, tensor in expected.items()}
         network.load_state_dict({k: w.detach().to(types[k]) for k, w in weights.items()}, strict=True, assign=True)
     else:
@@ -150,14 +150,14 @@ def empty_network(config: NetworkConfig) -> PromptedUNet:
 
 
 class _NoRandomNumbers(TorchFunctionMode):
-    """Skips initialisations: on the device ``meta`` they have no effect, but import torch's compiler (about 1 s)."""
+    """Skips initialisations: on the device ``meta`` they have no effect but to import torch's compiler (about 1 s)."""
 
     _SKIPPED = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return the tensor unchanged for functions that would fill it, and an empty one for an identity matrix."""
+        """Return the tensor unchanged instead of filling it, and an empty tensor instead of an identity matrix."""
         if func in self._SKIPPED or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else (kwargs or {})["tensor"]
         if func is torch.eye:
@@ -166,7 +166,7 @@ class _NoRandomNumbers(TorchFunctionMode):
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, independent of the file they came in; 64 hexadecimal digits."""
+    """SHA-256 of names, types, shapes and values, independent of the file they come from; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for key in sorted(weights):
         tensor = weights[key].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Choosing the models of a command: folders or names, folds, checkpoint; and the default if none was named."""
+"""The models that a command uses: folders or names, folds and checkpoint, or the default if none is given."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ModelChoice:
     """Models to use together; the probabilities of several models or folds are averaged.
 
     Attributes:
-        model: Model folder; 'starter', which comes with satunet; or a published one, which is fetched once: 'sat-nano',
-            'sat-pro', hf:owner/name[/folder][@revision]. Several are averaged. If not given, your own network of
-            dataset 900 or, if there is none, 'starter'.
-            fold: Fold whose weights to use, or several to average; the only one if not given.
+        model: Model folder; 'starter', which comes with satunet; or a published model, which is fetched once:
+            'sat-nano', 'sat-pro', hf:owner/name[/folder][@revision]. Several models are averaged. If not given, your
+            own network of dataset 900 or, if there is none, 'starter'.
+        fold: Fold whose weights to use, or several to average; may be omitted if there is only one.
         checkpoint: Checkpoint file in the fold's folder.
     """
 
@@ -47,7 +47,7 @@ class ModelChoice:
         """The models' folders.
 
         Raises:
-            ModelError: A model does not exist, or none was named and there is no default.
+            ModelError: A model does not exist, or none is given and the default cannot be found.
         """
         return tuple(dict.fromkeys(map(existing_model, self.model))) or (default_model(),)
 
@@ -55,7 +55,7 @@ class ModelChoice:
         """Descriptions of the models, one per folder, without reading weights.
 
         Raises:
-            ModelError: A model cannot be used, or lacks a fold.
+            ModelError: A model cannot be used, or has no such fold.
         """
         from satunet.models.folder import ModelDescription, checkpoint_of, is_model_folder
 
@@ -83,7 +83,7 @@ def existing_model(given: Path) -> Path:
     """The folder of a model.
 
     Raises:
-        ModelError: The folder does not exist; the message says what a model is and which ones were found.
+        ModelError: The folder does not exist; the message says what a model is and which models were found.
     """
     resolved = resolve_model(given)
     if resolved.is_dir():
@@ -93,7 +93,7 @@ def existing_model(given: Path) -> Path:
 
 
 def default_model() -> Path:
-    """The network of dataset 900 in ``nnUNet_results`` if there is one, otherwise the model that comes with satunet."""
+    """The network of dataset 900 in ``nnUNet_results`` if there is one, else the model that comes with satunet."""
     from satunet.datasets.unified import UnifiedFolder
 
     with contextlib.suppress(PathsNotSetError):

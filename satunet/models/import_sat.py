@@ -1,6 +1,6 @@
 """SAT's published checkpoints → a model folder.
 
-Checkpoints are imported completely or not at all: if a tensor is missing, unknown or of another shape, the import ends
+Checkpoints are imported completely or not at all: if a tensor is missing, unknown or of another shape, the import fails
 with a list of all differences. No code from the files is run.
 """
 
@@ -54,14 +54,14 @@ def import_sat(
     architecture_name: str | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Turn SAT's checkpoints into a model folder that prediction takes.
+    """Turn SAT's checkpoints into a model folder for prediction.
 
     Args:
-        checkpoint: ``SAT_Nano.pth`` or ``SAT_Pro.pth``; the shapes of its tensors tell which one.
+        checkpoint: ``SAT_Nano.pth`` or ``SAT_Pro.pth``; the shapes of its tensors tell which of the two it is.
         text_encoder: ``text_encoder.pth``, from the same download.
-        output: The model folder to write; it must not exist.
+        output: Model folder to write; it must not exist, or be empty.
         text_architecture: Hub name or folder with the configuration and tokenizer of the text encoder.
-        name: Name to display; "SAT-Nano" or "SAT-Pro" if not given.
+        name: Display name; "SAT-Nano" or "SAT-Pro" if not given.
         licence: Licence of the weights, as their publishers state it.
         presets: Network configurations to try; SAT's two if not given.
         patch_size: Size of the windows in prediction.
@@ -69,7 +69,7 @@ def import_sat(
         origin: Origin of the files, for the model's provenance.
 
     Raises:
-        UserError: ``output`` exists.
+        UserError: ``output`` exists and is not an empty folder.
         ModelError: A file cannot be read, holds objects other than data, or does not fit; the message lists the
             differences.
     """
@@ -119,7 +119,7 @@ def import_sat(
 
 
 def sat_plan(config: NetworkConfig, patch_size: tuple[int, int, int] = SAT_PATCH) -> UnifiedPlan:
-    """SAT's settings of training and prediction as a plan: spacing, orientation, intensities, weights of datasets."""
+    """SAT's settings for training and prediction as a plan: spacing, orientation, intensities, dataset weights."""
     records = load_catalogue().records
     return UnifiedPlan(
         dataset_name="SAT_DS",
@@ -142,7 +142,7 @@ def sat_plan(config: NetworkConfig, patch_size: tuple[int, int, int] = SAT_PATCH
 
 
 def sat_label_space(catalogue: Catalogue | None = None) -> LabelSpace:
-    """The 498 classes and modalities of SAT-DS, from the catalogue alone; its datasets are not needed."""
+    """The 498 classes of SAT-DS and their modalities, from the catalogue alone; the datasets are not needed."""
     datasets = [
         Dataset(
             id=record.id,

@@ -28,12 +28,12 @@ def describe_model(path: Path, *, classes: bool = False, verify: bool = False) -
     """Facts about a model or result folder, as plain values.
 
     Args:
-        path: The folder, or the name of a model that comes with satunet.
-        classes: List the classes by modality.
-        verify: Load the weights too, to check them against the plan and, in a model folder, against their hash.
+        path: The folder, or the name of a shipped or published model.
+        classes: Whether to list the classes by modality.
+        verify: Whether to load the weights and check them against the plan and, in a model folder, against their hash.
 
     Raises:
-        ModelError: Not a model, or damaged.
+        ModelError: This is not a model, or it is damaged.
     """
     path = resolve_model(path, fetch=False)
     plan, space, bank = read_description(path)
@@ -71,10 +71,10 @@ def _score(score: ClassScore) -> str:
 
 
 def _verify(path: Path) -> list[str]:
-    """Load the weights (in a result folder: of every checkpoint) and report on each in one sentence."""
+    """Load the weights (in a result folder, those of every checkpoint) and report on each in one sentence."""
     if is_model_folder(path):
         model = ModelFolder.load(path)
-        return [f"weights {model.weights_hash} fit the plan and are those that {MODEL_FILE} names"]
+        return [f"weights {model.weights_hash} fit the plan and have the hash in {MODEL_FILE}"]
     files = sorted(path.glob("fold_*/checkpoint_*.pth"))
     if not files:
         raise ModelError(f"{path}: no checkpoint to verify; is the training finished?")
@@ -167,5 +167,5 @@ def _weights(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: truncated, or not a safetensors file ({error})") from error
     if end != size:
-        raise ModelError(f"{file}: {size} bytes, {end} are expected; the file is truncated or damaged")
+        raise ModelError(f"{file}: {size} bytes instead of {end}; the file is truncated or damaged")
     return {"file": file.name, "size": f"{size / 2**20:.1f} MB", "types": kinds}

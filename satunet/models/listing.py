@@ -1,4 +1,4 @@
-"""List of the available models: shipped, cached, trained here, and those known by name."""
+"""List of the available models: shipped, fetched, trained here, and those that can be fetched by name."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def list_models() -> list[dict[str, Any]]:
             about = {"classes": len(space.classes), "modalities": _modalities(space)}
             place = f"not here yet: {known.about}, from {known.repository} ({known.folder}); {known.citation}"
             rows.append(
-                {"model": known.name, "kind": "known"}
-                | about
-                | {"licence": "said before it is fetched", "place": place}
+                {"model": known.name, "kind": "known"} | about | {"licence": "shown before fetching", "place": place}
             )
     return rows
 
@@ -45,7 +43,7 @@ def _row(name: str, kind: str, folder: Path) -> dict[str, Any]:
         space = LabelSpace.load(folder / "label_space.json")
         card = ModelCard.load(folder / MODEL_FILE) if is_model_folder(folder) else None
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    except (SatunetError, OSError) as error:  # a damaged model does not hide the others
+    except (SatunetError, OSError) as error:  # a damaged model must not hide the others
         return row | {"problem": str(error), "place": str(folder)}
     row |= {"MB": round(size / 1e6, 1), "classes": len(space.classes), "modalities": _modalities(space)}
     if card is not None:
@@ -59,7 +57,10 @@ def _modalities(space: LabelSpace) -> list[str]:
 
 
 def _summary(scores: tuple[ClassScore, ...]) -> str:
-    """Mean DSC over classes, such as "DSC 0.75 (40 classes)"; a class counts by the mean over its scans."""
+    """Mean DSC over pairs of class and modality, such as "mean DSC 0.75 of 40 classes by modality (satunet info)".
+
+    Each pair counts by the mean over its scans.
+    """
     classes: dict[tuple[str, str], list[ClassScore]] = {}
     for score in scores:
         classes.setdefault((score.class_name, score.modality), []).append(score)

@@ -1,4 +1,4 @@
-"""Files of a training's result folder: checkpoints, configuration, split."""
+"""Files in the result folder of a training run: checkpoints, configuration, split."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from satunet.jobs.files import read_json
 CONFIG_FILE = "training_config.json"
 """Configuration that a fold was trained with."""
 SPLIT_FILE = "split.json"
-"""Scans that a fold was trained and validated on; ``splits_final.json`` may change afterwards."""
+"""Scans that a fold was trained and validated on; a copy, because ``splits_final.json`` may change afterwards."""
 _BEGUN_AGAIN = ".begun_again"
 
 
 def last_checkpoint(fold: Path) -> Path | None:
-    """The checkpoint of a fold to resume from: the final one, unless a new run was begun after it and is unfinished.
+    """The checkpoint of a fold to resume from: the final one, unless a later run was begun and is unfinished.
 
-    A new run leaves the previous run's final checkpoint in place until it has its own. A marker file says that it was
-    begun; nnU-Net's own trainer writes no marker, so there the times of the files decide.
+    A new run leaves the previous run's final checkpoint in place until it has its own. A marker file says that a new
+    run was begun; nnU-Net's own trainer writes no marker, so the files' modification times decide as well.
     """
     final, latest, best = (fold / f"checkpoint_{name}.pth" for name in ("final", "latest", "best"))
     if final.is_file() and latest.is_file():
@@ -28,13 +28,13 @@ def last_checkpoint(fold: Path) -> Path | None:
 
 
 def begin_again(fold: Path) -> None:
-    """Mark that a new run begins, if there is a final checkpoint of a previous one."""
+    """Mark that a new run has begun, if there is a final checkpoint from a previous run."""
     if (fold / "checkpoint_final.pth").is_file():
         (fold / _BEGUN_AGAIN).touch()
 
 
 def end_run(fold: Path) -> None:
-    """Remove the mark: the final checkpoint is now that of the latest run."""
+    """Remove the mark: the final checkpoint is now the latest run's own."""
     (fold / _BEGUN_AGAIN).unlink(missing_ok=True)
 
 

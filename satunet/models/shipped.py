@@ -1,4 +1,4 @@
-"""Models by name: those that come with satunet, and published ones, which are fetched when they are first asked for."""
+"""Models by name: those that come with satunet, and published ones, which are fetched on first use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from satunet.errors import ModelError
 
 SHIPPED = ("starter",)
-"""Names of the models in the package; an existing folder of that name has precedence."""
+"""Names of the models in the package; an existing folder with the same name takes precedence."""
 
 
 def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
-    """The folder of a model that is given by name or path; anything that is no name is returned as a path.
+    """The folder of a model given by name or path; anything that is not a known name is returned as a path.
 
     Args:
         model: Folder, one of :data:`SHIPPED`, or the name of a published model
@@ -19,7 +19,7 @@ def resolve_model(model: Path | str, *, fetch: bool = True) -> Path:
         fetch: Whether to fetch a published model that is not in the cache.
 
     Raises:
-        ModelError: A published model cannot be fetched, or is not in the cache and must not be fetched.
+        ModelError: A published model cannot be fetched, or it is not in the cache and ``fetch`` is false.
     """
     path = Path(model).expanduser()
     if path.is_dir():

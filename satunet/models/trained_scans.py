@@ -1,9 +1,9 @@
-"""Which scans a network has seen in training, so that no benchmark scores it on them.
+"""The scans that a network has seen in training, so that no benchmark scores it on them.
 
-Scans are identified by name and by content: a digest of the voxels (:func:`satunet.images.content.voxel_digest`) is the
-same in a copy of a dataset, under another name and in another format. A network that was initialised with another's
-weights has also seen the scans of that one. Names of scans may be confidential, so only digests of them are kept:
-whoever knows the name of a scan can ask whether it is among them.
+Scans are identified by name and by content: the digest of the voxels (:func:`satunet.images.content.voxel_digest`) is
+the same in a copy of a dataset, under another name and in another format. A network that was initialised with another
+network's weights has also seen the scans of that network. Names of scans may be confidential, so only their digests are
+kept: whoever knows the name of a scan can check whether it is among them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TRAINED_SCANS_FILE = "trained_scans.json"
 
 @dataclass(frozen=True)
 class TrainedScans(Container[str]):
-    """Scans that a network was trained on. It tells whether a given scan is among them, but does not name any.
+    """Scans that a network was trained on: tells whether a given scan is among them without naming any.
 
     Attributes:
         names: Digests of the scans' names (``<dataset>__<case>__<channel>``), 16 hexadecimal digits each.
-        voxels: Digests of the scans' voxels, as far as they are known.
+        voxels: Digests of the scans' voxels, as far as they are known, 32 hexadecimal digits each.
     """
 
     names: frozenset[str] = frozenset()
@@ -39,7 +39,7 @@ class TrainedScans(Container[str]):
 
         Args:
             names: Names of scans.
-            voxels: Their digests from :func:`~satunet.images.content.voxel_digest`; empty digests are ignored.
+            voxels: Digests of the scans from :func:`~satunet.images.content.voxel_digest`; empty digests are ignored.
         """
         return cls(frozenset(map(_digest, names)), frozenset(v for v in voxels if v))
 
@@ -82,10 +82,10 @@ class TrainedScans(Container[str]):
 
     @classmethod
     def of_weights(cls, file: Path) -> TrainedScans | None:
-        """Scans that the network of a file of weights has seen, from the records in the same folder.
+        """Scans that the network in a file of weights has seen, from the records in the same folder.
 
         Args:
-            file: A checkpoint in a fold's folder, or weights in a model folder or that of a pre-training.
+            file: Checkpoint in a fold's folder, or weights in a model folder or a pre-training folder.
 
         Returns:
             The scans; ``None`` if they were not recorded.
@@ -97,7 +97,7 @@ class TrainedScans(Container[str]):
 
     @classmethod
     def _beside(cls, folder: Path) -> TrainedScans | None:
-        """Scans recorded in a folder of weights; older versions recorded only the split."""
+        """Scans recorded in the folder of a weights file; older versions recorded only the split."""
         file = folder / TRAINED_SCANS_FILE
         seen = cls.of(trained_scans(folder)) | (cls.load(file) if file.is_file() else cls())
         return seen if seen.known else None
@@ -121,7 +121,7 @@ class TrainedScans(Container[str]):
             if not all(isinstance(d, str) and len(d) == 32 for d in voxels):
                 raise ValueError("digests of voxels have 32 digits")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{file}: no digests of scans ({type(error).__name__}: {error})") from error
+            raise ModelError(f"{file}: not a list of digests of scans ({type(error).__name__}: {error})") from error
         return cls(frozenset(names), frozenset(voxels))
 
 

@@ -1,4 +1,4 @@
-"""Writing model folders, from weights of any source or from a trained result folder; a folder appears complete."""
+"""Writing model folders, from weights of any source or a result folder; a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def write_model(
     """Write a model folder; it appears complete or not at all.
 
     Args:
-        output: The folder; it must not exist.
+        output: Folder to write; it must not exist.
         plan: Plan whose ``network`` the weights must fit.
-        space: Classes.
-        bank: Embeddings of their texts.
+        space: Label space with the classes.
+        bank: Embeddings of the classes' texts.
         weights: Weights of the network.
-        name: Name to display.
+        name: Display name.
         licence: Licence of the weights.
         provenance: Origin of the weights; version and date are added.
-        fold: Fold they were trained on.
+        fold: Fold that the weights were trained on.
         text_encoder: Folder of the text encoder to include.
-        trained: Scans it was trained on.
-        scores: Scores on scans it was not trained on.
-        sources: Sources that it was trained on.
-        calibration: Calibration of its confidence.
+        trained: Scans that the network was trained on.
+        scores: Scores on scans that the network was not trained on.
+        sources: Sources of the training data.
+        calibration: Calibration of the network's confidence.
 
     Raises:
         UserError: The folder exists.
@@ -104,11 +104,8 @@ def write_model(
             trained.save(folder / TRAINED_SCANS_FILE)
         if calibration is not None:
             replace(calibration, weights_hash=card.weights_hash[:16]).save(folder)
-        apart = (
-            WEIGHTS_FILE,
-            "text_bank.safetensors",
-            CONFIDENCE_FILE,
-        )  # these have hashes of their own, or may be calibrated later
+        # These have hashes of their own, or may be calibrated later.
+        apart = (WEIGHTS_FILE, "text_bank.safetensors", CONFIDENCE_FILE)
         others = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name not in apart)
         card = replace(card, files={name: content_hash(folder / name) for name in others})
         save_record(folder / MODEL_FILE, card)
@@ -124,19 +121,19 @@ def export_model(
     name: str | None = None,
     licence: str | None = None,
 ) -> ModelCard:
-    """Make a model folder from a trained result folder: everything that prediction needs, without optimizer and log.
+    """Make a model folder from a result folder: everything that prediction needs, without optimizer state and log.
 
     Args:
         source: Result folder of the unified trainer (or a model folder, which is copied).
-        output: The model folder to write; it must not exist.
-        fold: Fold, as for :meth:`ModelFolder.load`.
-        checkpoint: Checkpoint, as for :meth:`ModelFolder.load`.
-        name: Name to display; the dataset's if not given.
+        output: Model folder to write; it must not exist.
+        fold: Fold, as in :meth:`ModelFolder.load`.
+        checkpoint: Checkpoint, as in :meth:`ModelFolder.load`.
+        name: Display name; the dataset's name if not given.
         licence: Licence of the weights.
 
     Raises:
         UserError: ``output`` exists.
-        ModelError: As :meth:`ModelFolder.load`.
+        ModelError: The model cannot be loaded, see :meth:`ModelFolder.load`.
     """
     model = ModelFolder.load(source, fold=fold, checkpoint=checkpoint)
     provenance: dict[str, Any] = {"source": "trained by satunet", "datasets": list(model.plan.datasets)}
@@ -169,7 +166,7 @@ def export_model(
 
 
 def _own_folder_of(model: ModelFolder) -> Path | None:
-    """Folder of the text encoder of a model trained here; never a folder that a foreign model's plan names."""
+    """Text encoder's folder named in a result folder's plan; a model folder's plan may be foreign and not trusted."""
     named = Path(model.plan.text_encoder).expanduser()
     if model.card is not None or not named.is_dir():
         return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import time
@@ -98,6 +99,23 @@ def test_options_do_not_change_by_accident(command: str, capsys: pytest.CaptureF
     words = {w.strip(",.│[]") for w in capsys.readouterr().out.split()}
     found = {w for w in words if w.startswith("-") and w.strip("-─")}
     assert found - {"-h", "--help"} == OPTIONS[command]
+
+
+@pytest.mark.parametrize("command", sorted(OPTIONS))
+def test_every_option_has_a_description(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([*command.split(), "--help"])
+    described: dict[str, str] = {}
+    option = ""
+    for line in capsys.readouterr().out.splitlines():
+        text = line[1:-1].strip()  # without the frame
+        if re.match(r". --?\w", line):  # an option's names, which may be followed by its description
+            option, *rest = re.split(r"\s{2,}", text, maxsplit=1)
+            described[option] = " ".join(rest)
+        elif option:
+            described[option] += f" {text}"
+    assert described
+    assert [name for name, said in described.items() if not said.strip() or said.strip().startswith("(")] == []
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:

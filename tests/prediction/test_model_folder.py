@@ -91,7 +91,7 @@ def test_a_model_folder_tells_what_it_was_trained_on_and_names_nothing(trained: 
     file = tmp_path / "copy" / "trained_scans.json"
     assert "patient" not in "".join(f.read_text("utf-8") for f in (tmp_path / "copy").glob("*.json"))
     file.write_text('{"sha256": ["abc"]}')
-    with pytest.raises(ModelError, match=r"trained_scans\.json: no digests of scans"):
+    with pytest.raises(ModelError, match=r"trained_scans\.json: not a list of digests of scans"):
         TrainedScans.of_model(tmp_path / "copy", 0)
 
 
@@ -163,7 +163,7 @@ def test_info_says_what_a_model_is(exported: Path, trained: Path, capsys: pytest
         "minilm",
         "mri",
         "16, 16, 16",
-        "and are those that model.json",
+        "and have the hash in model.json",
     ):
         assert expected in shown
     assert run(["info", str(trained), "--json", "--verify"]) == 0

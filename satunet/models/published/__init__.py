@@ -1,1 +1,1 @@
-"""Published models by name: found on the hub, fetched and checked, and kept in the cache as model folders."""
+"""Published models by name: found on the hub, fetched, checked, and kept in the cache as model folders."""

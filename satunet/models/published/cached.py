@@ -1,6 +1,6 @@
-"""Published models as folders in the cache: fetched and imported once, then used without any connection.
+"""Published models as folders in the cache: fetched and imported once, then used without a connection.
 
-If the hub cannot be reached, files that a person put into the cache are imported instead.
+If the hub cannot be reached, files that a person has put into the cache are imported instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from satunet.text.sat import SAT_ARCHITECTURE
 logger = logging.getLogger(__name__)
 
 _MODEL_ENDINGS = (".json", ".safetensors", ".md", ".txt", ".model")
-"""Files of a model folder; nothing else of a repository is fetched."""
+"""Endings of a model folder's files; nothing else in a repository is fetched."""
 _ARCHITECTURE_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
@@ -39,23 +39,23 @@ def published_folder(
     presets: Sequence[NetworkConfig] | None = None,
     patch_size: tuple[int, int, int] = SAT_PATCH,
 ) -> Path:
-    """The model's folder in the cache; fetched and imported if it is not there yet.
+    """A model's folder in the cache; it is fetched and imported if it is not there yet.
 
     Args:
         model: The model.
-        presets: Network configurations to try for a checkpoint of SAT; SAT's two if not given.
-        patch_size: Size of the windows in prediction, for an imported checkpoint of SAT.
+        presets: Network configurations to try for a SAT checkpoint; SAT's two if not given.
+        patch_size: Size of the windows in prediction, for an imported SAT checkpoint.
 
     Raises:
         ModelError: The model cannot be fetched (the message says which files to get elsewhere and where to put them),
-            or the fetched files are no model.
+            or the fetched files are not a model.
     """
     place = model.place
     if (place / MODEL_FILE).is_file():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
-        if (place / MODEL_FILE).is_file():  # made by another process meanwhile
+        if (place / MODEL_FILE).is_file():  # another process has made it in the meantime
             return place
         try:
             listing = list_repository(model.repository, model.revision)
@@ -75,13 +75,13 @@ def published_folder(
             _take_model_folder(model.fetched / model.folder, place, found, model.folder)
         else:
             _import_checkpoints(model, found, listing.licence, origin, presets, patch_size)
-        for file in found:  # not the whole folder: parts of another model of the repository may be in it
+        for file in found:  # not the whole folder: it may hold parts of another model of the repository
             (model.fetched / file.path).unlink(missing_ok=True)
         return place
 
 
 def _files_of(model: Published, listing: Listing) -> list[HubFile]:
-    """Files of a model folder, or the two checkpoints of SAT, whatever their names.
+    """Files of a model folder, or the two SAT checkpoints, whatever their names.
 
     Raises:
         ModelError: The folder holds neither; the message names folders that do.
@@ -114,7 +114,7 @@ def _checkpoints(paths: Sequence[str], known: dict[str, Any]) -> tuple[Any, Any]
 
 
 def _announce(model: Published, listing: Listing, files: Sequence[HubFile]) -> None:
-    """Show licence and citation before anything is fetched."""
+    """Show the size, licence and citation before anything is fetched."""
     size = sum(f.size for f in files)
     amount = f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
     logger.info("%s: fetching %d files, %s, from %s at %s", model.name, len(files), amount,
@@ -124,7 +124,7 @@ def _announce(model: Published, listing: Listing, files: Sequence[HubFile]) -> N
 
 
 def _take_model_folder(source: Path, place: Path, files: Sequence[HubFile], folder: str) -> None:
-    """Move a fetched model folder into the cache after a test load; only files of the list are taken."""
+    """Copy a fetched model folder into the cache after loading it as a test; only listed files are copied."""
     ModelFolder.load(source)
     card = ModelCard.load(source / MODEL_FILE)
     if card.licence:
@@ -154,18 +154,18 @@ def _import_checkpoints(
 
 
 def _architecture(model: Published) -> tuple[Path, str]:
-    """Folder with configuration and tokenizer of SAT's text encoder, and their commit as ``"@commit"``."""
+    """Folder with the configuration and tokenizer of SAT's text encoder, and their commit as ``"@commit"``."""
     folder = fetched_dir(SAT_ARCHITECTURE)
     try:
         listing = list_repository(SAT_ARCHITECTURE)
         fetch_files(listing, [f for f in listing.directly_in("") if f.name in _ARCHITECTURE_FILES], folder)
     except HubUnreachableError as error:
         if (folder / "config.json").is_file():
-            logger.info("%s: the hub cannot be reached; taking the files in %s", SAT_ARCHITECTURE, folder)
+            logger.info("%s: the hub cannot be reached; using the files in %s", SAT_ARCHITECTURE, folder)
             return folder, ""
         raise HubUnreachableError(
             f"{model.name}: {error}; put config.json and the tokenizer's files of {endpoint()}/{SAT_ARCHITECTURE} into "
-            f"{folder}, and run the same command again: the checkpoints are there"
+            f"{folder}, and run the same command again: the checkpoints are already there"
         ) from error
     return folder, f"@{listing.commit}"
 
@@ -176,10 +176,10 @@ def _import_what_is_there(
     presets: Sequence[NetworkConfig] | None,
     patch_size: tuple[int, int, int],
 ) -> None:
-    """Import files that a person put into the cache.
+    """Import files that a person has put into the cache.
 
     Raises:
-        HubUnreachableError: Files are missing; the message says which, and where they belong.
+        HubUnreachableError: Files are missing; the message says which ones, and where to put them.
     """
     folder, architecture = model.fetched / model.folder, fetched_dir(SAT_ARCHITECTURE)
     if (folder / MODEL_FILE).is_file():
@@ -197,12 +197,12 @@ def _import_what_is_there(
         where = f"{endpoint()}/{model.repository}" + (f" (folder {model.folder})" if model.folder else "")
         revision = f" at revision {model.revision}" if model.revision else ""
         also = (
-            f", and for checkpoints of SAT config.json and the tokenizer's files of {endpoint()}/{SAT_ARCHITECTURE} into "
-            f"{architecture}"
+            f" (for SAT checkpoints, also config.json and the tokenizer's files of {endpoint()}/{SAT_ARCHITECTURE} into "
+            f"{architecture})"
         )
         raise HubUnreachableError(
-            f"{model.name}: {error}; without the hub, fetch the model's files from {where}{revision} elsewhere and put them "
-            f"into {folder}{also}, and run the same command again"
+            f"{model.name}: {error}; fetch the model's files from {where}{revision} on another machine, put them into "
+            f"{folder}{also}, and run the same command again"
         ) from error
     logger.info("%s: the hub cannot be reached; importing the files in %s", model.name, folder)
     logger.info("%s: please cite: %s", model.name, model.citation or f"what {endpoint()}/{model.repository} asks for")

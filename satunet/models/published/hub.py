@@ -1,11 +1,11 @@
 """A repository on the hub: listing it at one commit, fetching its files and checking them.
 
 All requests name the commit of the listing, so that files of two versions are never mixed. A partial download is kept
-beside its target, under a name with the hash of the whole file, and resumed by a later call or process. A file is
-accepted if its size and its hash (SHA-256 for large files, git's own for small ones) are those of the listing.
+next to its target, under a name that contains the hash of the whole file, and is resumed by a later call or process. A
+file is accepted if its size and hash (SHA-256 for large files, git's own for small ones) match the listing.
 
-Rejected: ``hf_hub_download``. It discards the partial downloads of processes that ended, gigabytes in case of a model,
-and checks no hash.
+Rejected: ``hf_hub_download``. It discards the partial downloads of processes that have ended, which may be gigabytes,
+and does not check hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from satunet.errors import ModelError
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-"""Number of consecutive attempts without any new data before giving up."""
+"""Number of consecutive attempts without new data after which the download fails."""
 
 
 class HubUnreachableError(ModelError):
@@ -39,7 +39,7 @@ class HubFile:
     Attributes:
         path: Path in the repository.
         size: Size in bytes.
-        sha256: SHA-256 of a file in Git LFS; ``None`` for others.
+        sha256: SHA-256 of a file in Git LFS; ``None`` for other files.
         git_hash: Git's SHA-1 of the content; for a file in Git LFS, of its pointer.
     """
 
@@ -81,17 +81,17 @@ class Listing:
     files: tuple[HubFile, ...]
 
     def inside(self, folder: str) -> list[HubFile]:
-        """Files in a folder and below; all for an empty name."""
+        """Files in a folder and its sub-folders; all files for an empty name."""
         return [f for f in self.files if not folder or f.path.startswith(f"{folder}/")]
 
     def directly_in(self, folder: str) -> list[HubFile]:
-        """Files of a folder alone."""
+        """Files in a folder, without its sub-folders."""
         parent = PurePosixPath(folder) if folder else PurePosixPath(".")
         return [f for f in self.files if PurePosixPath(f.path).parent == parent]
 
 
 def endpoint() -> str:
-    """Address of the hub: ``HF_ENDPOINT``, else that of Hugging Face."""
+    """Address of the hub: ``HF_ENDPOINT`` if it is set, else that of Hugging Face."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
@@ -106,13 +106,13 @@ def list_repository(repository: str, revision: str | None = None) -> Listing:
 
     Raises:
         HubUnreachableError: The hub does not answer.
-        ModelError: There is no such repository or revision, or it may not be read.
+        ModelError: There is no such repository or revision, or access to it is denied.
     """
     from huggingface_hub import HfApi
 
     try:
         info = HfApi(endpoint=endpoint()).model_info(repository, revision=revision, files_metadata=True)
-    except Exception as error:  # the library's own errors, and those of the HTTP library that its version uses
+    except Exception as error:  # the hub library's own errors, and those of whichever HTTP library it uses
         raise _explained(error, repository, revision) from error
     card: Any = info.card_data or {}
     licence = card.get("license_name") or card.get("license")
@@ -133,12 +133,12 @@ def _file_of(sibling: Any, repository: str) -> HubFile:
     lfs = sibling.lfs
     size = sibling.size if sibling.size is not None else (lfs["size"] if lfs else None)
     if size is None or not sibling.blob_id:
-        raise ModelError(f"{repository}: the hub does not say size and hash of {sibling.rfilename!r}")
+        raise ModelError(f"{repository}: the hub does not state the size and hash of {sibling.rfilename!r}")
     return HubFile(path=str(path), size=int(size), sha256=lfs["sha256"] if lfs else None, git_hash=str(sibling.blob_id))
 
 
 def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> None:
-    """Fetch files under their own paths; complete files are not fetched again.
+    """Fetch files to their own paths below a folder; complete files are not fetched again.
 
     Args:
         listing: The repository.
@@ -147,7 +147,7 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
 
     Raises:
         HubUnreachableError: The connection broke and did not come back; partial downloads are kept for the next call.
-        ModelError: A file does not match the listing, even after it was fetched anew.
+        ModelError: A file does not match the listing even after it was fetched a second time.
     """
     for file in files:
         target = folder / file.path
@@ -162,15 +162,15 @@ def fetch_files(listing: Listing, files: Iterable[HubFile], folder: Path) -> Non
             part.unlink()
             if last:
                 raise ModelError(
-                    f"{listing.repository}: {file.path} is not what the hub lists at {listing.commit[:12]} (SHA-256 or size "
-                    "differ), twice; it was changed or damaged on the way and is not used"
+                    f"{listing.repository}: {file.path} was fetched twice and does not match the hub's list at "
+                    f"{listing.commit[:12]} (SHA-256 or size differ); it was changed or damaged in transit and is not used"
                 )
-            logger.warning("%s: %s is not what the hub lists; fetching it anew", listing.repository, file.path)
+            logger.warning("%s: %s does not match the hub's list; fetching it again", listing.repository, file.path)
         os.replace(part, target)
 
 
 def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
-    """Complete a partial download; a broken connection is reopened as long as new data arrive."""
+    """Complete a partial download; a broken connection is reopened as long as new data arrives."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
     while True:
         with part.open("ab") as stream, _quiet():
             have = stream.tell()
-            if have > file.size:  # left by an earlier call, and no part of this file
+            if have > file.size:  # left by an earlier call, and not a part of this file
                 stream.truncate(0)
                 have = 0
             if have == file.size:
@@ -210,7 +210,7 @@ def _fetch(listing: Listing, file: HubFile, part: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's warnings about each broken connection; ours is one message, or the error."""
+    """Silence the library's warnings about each broken connection; we log one message of our own, or raise."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -221,18 +221,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _explained(error: Exception, repository: str, revision: str | None) -> ModelError:
-    """The error to raise for an error of the hub, which says what a person can do about it."""
+    """The error to raise for an error of the hub; it says what a person can do about it."""
     from huggingface_hub import errors
 
     address = f"{endpoint()}/{repository}"
     if isinstance(error, errors.GatedRepoError):
-        return ModelError(f"{address}: its terms have to be accepted there first; then set HF_TOKEN and run again")
+        return ModelError(f"{address}: its terms must be accepted there first; then set HF_TOKEN and run again")
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(f"{address}: has no revision {revision!r}")
+        return ModelError(f"{address}: there is no revision {revision!r}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelError(f"{address}: no such repository, or one that needs HF_TOKEN")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return ModelError(f"{address}: a file of its list is not there ({_first_line(error)})")
+        return ModelError(f"{address}: a listed file does not exist ({_first_line(error)})")
     return HubUnreachableError(f"{address} cannot be reached ({_first_line(error)})")
 
 

@@ -23,11 +23,11 @@ class Published:
     """A model on the hub.
 
     Attributes:
-        name: Requested name, without the revision.
+        name: Requested name without the revision.
         repository: ``owner/name`` on the hub.
-        folder: Folder in the repository; empty for its root.
+        folder: Folder in the repository; empty for the top folder.
         revision: Branch, tag or commit; ``None`` for the newest commit at the time of the first fetch.
-        citation: Publication to cite; empty if only the repository's page names it.
+        citation: Publication to cite; empty if only the repository's page states it.
         about: Description for lists.
     """
 
@@ -40,7 +40,7 @@ class Published:
 
     @property
     def place(self) -> Path:
-        """The model folder in the cache; it need not exist."""
+        """Model folder in the cache; it need not exist."""
         key = "--".join(filter(None, (*self.repository.split("/"), *self.folder.split("/"))))
         if self.revision is not None:
             key += "@" + self.revision.replace("/", "--")
@@ -71,7 +71,7 @@ KNOWN = {
         ),
     )
 }
-"""Models that have a name of their own."""
+"""Models with a name of their own."""
 
 
 def models_dir() -> Path:
@@ -86,7 +86,7 @@ def fetched_dir(repository: str, revision: str | None = None) -> Path:
 
 
 def published_model(name: str) -> Published | None:
-    """The published model with a name; ``None`` if the name is of another kind.
+    """The published model with a given name; ``None`` if the name is not that of a published model.
 
     Raises:
         ModelError: The name begins with ``hf:``, but is malformed.
@@ -106,5 +106,5 @@ def published_model(name: str) -> Published | None:
     whole = all(_PART.fullmatch(part) for part in parts) and (not at or _REVISION.fullmatch(revision))
     if not whole or ".." in name:
         known = ", ".join(KNOWN)
-        raise ModelError(f"{name}: no model's name; allowed are {known} and hf:owner/name[/folder][@revision]")
+        raise ModelError(f"{name}: not the name of a model; allowed are {known} and hf:owner/name[/folder][@revision]")
     return found
