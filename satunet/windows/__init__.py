@@ -1,1 +1,1 @@
-"""Probabilities of many prompts over a whole scan in bounded memory; independent of all stages."""
+"""Probabilities of many prompts over a whole scan, in bounded memory; imports none of the stages."""

@@ -1,7 +1,7 @@
 """Sums of probabilities in blocks that exist only where a prompt's probability is not negligible.
 
-The windows sweep the scan along one axis, and the blocks form layers perpendicular to it. A layer is finished when no
-later window touches it; of a finished layer, only blocks in or beside a structure are kept. Memory is therefore
+The windows sweep the scan along one axis, and the blocks form layers perpendicular to it. A layer is finished once no
+later window touches it; of a finished layer, only the blocks in or next to a structure are kept. Memory is therefore
 proportional to the volume of the structures found, not to the number of prompts.
 
 Shapes: C features, V voxels of a block, P places (blocks) of a layer, N queries.
@@ -26,13 +26,13 @@ BLOCK_BYTES = 4 * VOXELS
 
 
 class Scratch:
-    """Memory that is used again: fresh memory of some megabytes costs more, page by page, than what is copied into it."""
+    """Reused memory: the page faults of a few fresh megabytes cost more than copying data into them."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
 
     def rows(self, count: int, like: Tensor) -> Tensor:
-        """Uninitialised (count, C) of the type of (m, C) rows; it is valid until the next call."""
+        """Uninitialised (count, C) tensor of the same type as the (m, C) rows ``like``, valid until the next call."""
         size = count * like.shape[1]
         if len(self._memory) < size or self._memory.dtype != like.dtype:
             self._memory = torch.empty(size, dtype=like.dtype)
@@ -53,7 +53,7 @@ class Tiling:
 
     @cached_property
     def counts(self) -> Axes:
-        """Blocks along each axis; the last ones may reach beyond the volume."""
+        """Number of blocks along each axis; the last ones may extend beyond the volume."""
         x, y, z = (-(-n // b) for n, b in zip(self.shape, BLOCK, strict=True))
         return x, y, z
 
@@ -70,7 +70,7 @@ class Tiling:
 
     @property
     def places(self) -> int:
-        """Number of blocks in a layer; they are numbered fastest along the second axis of :attr:`across`."""
+        """Number of blocks in a layer; their numbers run fastest along the second axis of :attr:`across`."""
         first, second = self.across
         return self.counts[first] * self.counts[second]
 
@@ -93,16 +93,16 @@ class Tiling:
             window: (C, x, y, z), values of the window.
             start: First voxel of the window in the volume.
             layer: Number of a layer that the window touches.
-            repeat_edges: Whether voxels of a block outside the window repeat the nearest one inside; else they are 0.
-            scratch: Memory that the result may use; it is overwritten by the next cut with the same one.
+            repeat_edges: Whether a block's voxels outside the window repeat the nearest one inside; else they are 0.
+            scratch: Memory that the result may use; the next cut with the same one overwrites it.
 
         Returns:
             (n, C, V).
         """
         patch = window.shape[1:]
         if repeat_edges and window.device.type == "cpu" and window.permute(1, 2, 3, 0).is_contiguous():
-            # Channels last in memory, as the CPU engine's maps are: a voxel's channels are copied in one piece, once, and
-            # stay together. Padding and rearranging would take twenty times as long.
+            # Channels last in memory, like the CPU engine's maps: a voxel's channels are copied once, in one piece.
+            # Padding and rearranging would take twenty times as long.
             rows = window.permute(1, 2, 3, 0).reshape(-1, window.shape[0])
             voxels = self._voxels((patch[0], patch[1], patch[2]), start, layer)
             out = None if scratch is None else scratch.rows(len(voxels), rows)
@@ -125,7 +125,7 @@ class Tiling:
         return blocks.reshape(-1, channels, VOXELS)
 
     def _voxels(self, patch: Axes, start: Axes, layer: int) -> Tensor:
-        """(n · V,) for each voxel of the blocks of a layer that a window touches, the nearest voxel of the window."""
+        """(n · V,) index of the window's nearest voxel, for each voxel of a layer's blocks that the window touches."""
         sides = []
         for axis in range(3):
             size, end = BLOCK[axis], start[axis] + patch[axis]
@@ -146,7 +146,7 @@ class Tiling:
         return found
 
     def widened(self, marked: Tensor) -> Tensor:
-        """(n, layers, P) boolean → the same, with all neighbours of marked blocks marked as well."""
+        """(n, layers, P) boolean → the same with all neighbours of marked blocks marked as well."""
         count, layers, _ = marked.shape
         if count * layers == 0:
             return marked
@@ -162,7 +162,7 @@ class Layer:
     Attributes:
         rows: (N, P) int32, row of each block in ``sums``; -1 where a block does not exist.
         sums: (capacity, V) float32 weighted sums of probabilities.
-        used: Rows in use.
+        used: Number of rows in use.
     """
 
     rows: Tensor
@@ -207,7 +207,7 @@ class Layer:
         return (self.rows >= 0).sum(1)
 
     def means(self, weight: Tensor, level: float = 0.5) -> FinishedLayer:
-        """Divide all blocks by the sum of weights; this uses up the sums.
+        """Divide all blocks by the sum of weights; the layer's sums are consumed.
 
         Args:
             weight: (P, V) sum of weights.
@@ -230,7 +230,7 @@ class FinishedLayer:
         keys: (n,) query of each block, ascending.
         places: (n,) place of each block.
         values: (n, V) float32.
-        alive: (N, P) boolean, whether a voxel of the block exceeds the requested level.
+        alive: (N, P) boolean, whether any voxel of the block exceeds the requested level.
     """
 
     keys: Tensor
@@ -245,9 +245,9 @@ class FinishedLayer:
 
 @dataclass(kw_only=True, eq=False)
 class Structures:
-    """Blocks of finished layers in and beside structures, on the CPU.
+    """Blocks of finished layers in and next to structures, on the CPU.
 
-    Layers are appended in order; whether a block lies beside a structure is known once the next layer is there.
+    Layers are appended in order; whether a block lies next to a structure is known once the next layer is appended.
 
     Attributes:
         tiling: Tiling of the volume.
@@ -266,7 +266,7 @@ class Structures:
         return sum(len(keys) for _, keys, *_ in self._kept) + sum(len(layer.keys) for layer in self._recent)
 
     def counts(self) -> Tensor:
-        """(N,) blocks of each query."""
+        """(N,) number of blocks of each query."""
         keys = [keys for _, keys, *_ in self._kept] + [layer.keys.cpu() for layer in self._recent]
         return torch.bincount(torch.cat([torch.zeros(0, dtype=torch.int64), *keys]), minlength=len(self.active))
 
@@ -315,7 +315,7 @@ class Structures:
         return volume.reshape([n * b for n, b in zip(sizes, BLOCK, strict=True)]), (x, y, z)
 
     def _keep(self, index: int) -> None:
-        """Discard blocks of a recent layer that are not in or beside a structure of this or a neighbouring layer."""
+        """Keep those blocks of a recent layer that are in or next to a structure of this or a neighbouring layer."""
         layer = self._recent[index]
         around = torch.stack([other.alive for other in self._recent[max(0, index - 1) : index + 2]], dim=1)
         wanted = self.tiling.widened(around.any(1, keepdim=True))[:, 0]

@@ -1,7 +1,7 @@
 """Precision of a network in prediction: float16 on CUDA, and a wider type if the network overflows it.
 
 On CUDA, float16 is as fast as bfloat16 and eight times as accurate, but its largest number is 65504. Networks with
-norms stay far below. One that does not is noticed at its first window, because an overflow makes the output not finite;
+norms stay far below that. A network that does not is detected at its first overflow, which makes the output non-finite;
 this window and all later ones are computed in a wider precision.
 """
 
@@ -31,7 +31,7 @@ def look_in(network: Any, device: torch.device, precision: Precision, run: Calla
 
     Args:
         network: Network that ``run`` uses; it is remembered if it overflows.
-        device: Device on which it runs.
+        device: Device on which the network runs.
         precision: Requested precision; ``auto`` is float16 on CUDA.
         run: Function that computes the looks at some windows.
     """
@@ -47,11 +47,11 @@ def look_in(network: Any, device: torch.device, precision: Precision, run: Calla
             return found
     with autocast_for(device, _name(wider)):
         again = run()
-    # If a wider precision does not help, the cause was not float16 but NaN in the scan, or broken weights.
+    # If a wider precision does not help, the cause is not float16 but NaN in the scan, or broken weights.
     if network not in _OVERFLOWED and _finite(again):
         _OVERFLOWED.add(network)
         logger.warning(
-            "the network's numbers are too large for float16; going on in %s (--precision %s says so from the start)",
+            "the network's numbers are too large for float16; continuing in %s (--precision %s starts with it)",
             _name(wider),
             _name(wider),
         )

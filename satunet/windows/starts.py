@@ -1,7 +1,7 @@
 """Windows over a volume and the weights of their voxels.
 
-A window has the plan's patch size, and neighbours overlap by a given share. A Gaussian (sigma 1/8 of the patch, as in
-nnU-Net and SAT) gives a window's centre more weight than its border, where the network sees less context.
+A window has the plan's patch size, and neighbouring windows overlap by a given share. A Gaussian (sigma 1/8 of the
+patch, as in nnU-Net and SAT) gives a window's centre more weight than its border, where the network sees less context.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
     Args:
         shape: (X, Y, Z).
         patch: Size of a window; not larger than ``shape``.
-        overlap: Smallest share of a window that its neighbour covers too, in [0, 1).
+        overlap: Smallest share of a window that is also covered by its neighbour, in [0, 1).
     """
     axes = []
     for n, p in zip(shape, patch, strict=True):
@@ -45,7 +45,7 @@ def gaussian_weights(patch: Axes, sigma: float = 1 / 8) -> NDArray[np.float32]:
     for size in patch:
         place = (np.arange(size) - (size - 1) / 2) / (size * sigma)
         profiles.append(np.exp(-0.5 * place**2))
-    # A corner is 4 sigma away along each axis: exp(-24), far above the smallest float32; sums are kept in float32.
+    # A corner is 4 sigma away along each axis: its weight exp(-24) is far above the smallest float32.
     weights = profiles[0][:, None, None] * profiles[1][None, :, None] * profiles[2][None, None, :]
     result: NDArray[np.float32] = weights.astype(np.float32)
     return result

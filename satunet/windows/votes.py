@@ -1,6 +1,7 @@
-"""Agreement of the looks at a scan about a query: of neighbouring windows, mirrored ones, and an ensemble's networks.
+"""Agreement of the looks at a scan on a query.
 
-Votes are counted per block, from the largest logits that the engine computes anyway; memory limits do not change them.
+A look is one network's view of one window, possibly mirrored; looks overlap because neighbouring windows do. Votes are
+counted per block, from the largest logits, which the engine computes anyway; memory limits do not change them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ class Votes:
     """Votes of the looks at blocks, collected layer by layer.
 
     Attributes:
-        yes: (N,) float32, sum of the weights of looks whose largest logit in a block exceeds 0 (probability one half).
-        all: (N,) float32, sum of the weights of all looks at the blocks in which at least one look does.
+        yes: (N,) float32, sum over blocks of the weights of the looks whose largest logit exceeds 0 (probability 0.5).
+        all: (N,) float32, sum of the weights of all looks at those blocks in which at least one look does so.
         largest: (N,) float32, largest logit of each query.
     """
 
@@ -63,9 +64,9 @@ class Votes:
             self.all.add_(torch.where(yes > 0, every, 0.0).sum(1))
 
     def peaks(self) -> list[float]:
-        """Largest probability of each query in any look."""
+        """Largest probability of each query over all looks."""
         return [float(p) for p in self.largest.sigmoid()]
 
     def agreements(self) -> list[float]:
-        """For each query, the share of yes among the looks at blocks with at least one yes; 0 if there are none."""
+        """For each query, the share of yes votes at the blocks with at least one yes; 0 if there are none."""
         return [float(a) for a in self.yes / self.all.clamp_min(torch.finfo(torch.float32).tiny)]

@@ -103,7 +103,7 @@ def test_a_network_that_overflows_float16_is_found_out_once(
     for _ in range(2):
         found = masks(used, volume, "float16")
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert said.text.count("too large for float16; going on in float32") == 1
+    assert said.text.count("too large for float16; continuing in float32") == 1
 
 
 def test_one_that_does_not_overflow_is_seen_in_float16(said: pytest.LogCaptureFixture) -> None:
@@ -139,4 +139,4 @@ def test_what_is_wider_does_not_ask_what_auto_means(
     found = masks(network, volume, "auto")
     assert sum(int(m.sum()) for m in expected) > 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert "going on in float32 (--precision float32 says so from the start)" in said.text
+    assert "continuing in float32 (--precision float32 starts with it)" in said.text
