@@ -21,7 +21,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """An object of this room, imported on first use: a command that only shows its options needs no torch."""
+    """An object of this package, imported on first use: a command that only shows its options needs no torch."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

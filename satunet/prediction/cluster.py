@@ -1,7 +1,8 @@
-"""Prediction on a Dask cluster: every worker loads the models once and predicts one scan after the other.
+"""Prediction on a Dask cluster: every worker loads the models once and predicts one scan after another.
 
-Scans, models and output must have the same paths on all machines. A worker with several threads reads and writes
-scans while the network works on another one, one at a time. Start one worker per GPU with ``CUDA_VISIBLE_DEVICES``.
+Scans, models and output must have the same paths on all machines. A worker with several threads reads and writes some
+scans while the network works on another; the network takes one scan at a time. Start one worker per GPU with
+``CUDA_VISIBLE_DEVICES``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def predict_on_cluster(
     scheduler: str,
     inputs: Iterable[Path] = (),
 ) -> JobSummary:
-    """As :func:`~satunet.prediction.folder.predict_jobs`, on the workers of a Dask scheduler.
+    """Run :func:`~satunet.prediction.folder.predict_jobs` on the workers of a Dask scheduler.
 
     Args:
         jobs: Jobs from :func:`~satunet.prediction.door.jobs.resolve`.
@@ -73,7 +74,7 @@ def predict_on_cluster(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """Work of a worker on a scan; this object is sent to the worker."""
+    """The work on one scan, as sent to a worker."""
 
     choice: ModelChoice
     output: Path
@@ -81,7 +82,7 @@ class _Work:
     protected: Protected
 
     def __call__(self, job: ScanJob) -> bool:
-        """Predict a scan; returns ``False`` if it was done already."""
+        """Predict a scan; returns ``False`` if its result already exists."""
         predictor = _predictor(self.choice, self.options)
         return predict_one(FolderRun(output=self.output, predictor=predictor, protected=self.protected), job)
 

@@ -1,9 +1,9 @@
-"""Single instances of structures that occur several times: lesions, vertebrae, ribs, teeth.
+"""Individual instances of structures that occur more than once: lesions, vertebrae, ribs, teeth.
 
-Lesions, and other structures that lie apart, are connected pieces (26 neighbours). Vertebrae, ribs, teeth and discs
-touch each other: they are separated where the mask is thin and its probability low, by a watershed on the depth in the
-mask times the probability. Two basins are one structure unless the pass between them is clearly lower than both
-summits.
+Instances that lie apart (lesions, ribs) are the connected components of the mask (26 neighbours). Instances that touch
+each other (vertebrae, teeth, discs) are separated where the mask is thin and its probability low, by a watershed on the
+depth inside the mask times the probability. Two basins are one instance unless the pass between them is clearly lower
+than both summits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _APART = re.compile(
 )
 _ONE = re.compile(r"\(\w\d+\)|\b\d+\b|\bfdi\b")  # the name of a single instance
 _PASS = 0.6
-"""Height of a pass, as a share of the lower of two summits, from which on both are one structure."""
+"""Height of a pass, as a share of the lower of its two summits, from which both basins are one instance."""
 _CRUMB = 0.4
-"""Share of the median volume of a structure below which a piece belongs to the neighbour that it touches."""
+"""Share of the instances' median volume below which a piece is joined to a neighbour that it touches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Instances:
 
 
 def comes_in_numbers(name: str | None, space: LabelSpace) -> bool:
-    """Whether a scan may show several instances of a class."""
+    """Whether a scan may show more than one instance of a class."""
     if name is None:
         return False
     if name in space and space.info(name).lesion:
@@ -78,7 +78,7 @@ def count_instances(
         mask: Mask in the scan's grid.
         grid: Grid of the scan.
         name: Class of the mask, which tells whether its instances touch each other.
-        probability: (x, y, z) values and the first voxel of their box in the scan; 1 everywhere if not given.
+        probability: (x, y, z) probabilities and the first voxel of their box in the scan; 1 everywhere if not given.
     """
     inside = mask.inside
     if not inside.any():
@@ -91,7 +91,7 @@ def count_instances(
 def _pieces(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     import cc3d
 
-    # Padded, because cc3d 4.1 reserves room for too few components in a small box in which every other voxel is one.
+    # Padded: in a small box in which every other voxel is a component, cc3d 4.1 reserves room for too few of them.
     found = cc3d.connected_components(np.pad(inside, 1), connectivity=26)[1:-1, 1:-1, 1:-1]
     return np.asarray(found, dtype=np.int64)
 
@@ -112,7 +112,7 @@ def _within(mask: BoxedMask, probability: tuple[NDArray[np.float32], Sequence[in
 def _parted(
     inside: NDArray[np.bool_], probability: NDArray[np.float32], spacing_mm: Sequence[float]
 ) -> NDArray[np.int64]:
-    """Watershed on depth times probability; basins that a high pass connects are joined."""
+    """Watershed on depth times probability; basins connected by a high pass are joined."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter
     from skimage.morphology import local_maxima
     from skimage.segmentation import watershed
@@ -127,7 +127,7 @@ def _parted(
 
 
 def _joined(basins: NDArray[np.int64], height: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Join basins, beginning with the highest passes."""
+    """Join basins, starting with the highest pass."""
     count = int(basins.max())
     summit = np.zeros(count + 1)
     np.maximum.at(summit, basins.ravel(), height.ravel())
@@ -149,7 +149,7 @@ def _joined(basins: NDArray[np.int64], height: NDArray[np.float64]) -> NDArray[n
         a, b = root(a), root(b)
         if a != b and pass_height >= _PASS * min(summit[a], summit[b]):
             join(a, b)
-    # A small piece of a process or an arch belongs to the instance that it touches most.
+    # A small piece (of a process or an arch) belongs to the neighbour that it has the highest pass to.
     roots = {root(basin) for basin in range(1, count + 1)}
     large = np.median([size[r] for r in roots if size[r] >= 0.05 * max(size[r] for r in roots)])
     for (a, b), _ in passes:

@@ -1,7 +1,7 @@
-"""Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by their HU.
+"""Measures of a mask: volume, surface, axes, intensities, and on CT the shares of tissues by HU range.
 
-Volume, surface, axes, mean and deviation are defined as by the Image Biomarker Standardisation Initiative
-(arXiv 1612.07003), so that they equal those of radiomics software and have codes in DICOM.
+Volume, surface, axes, mean and deviation follow the definitions of the Image Biomarker Standardisation Initiative
+(arXiv 1612.07003), so that they agree with radiomics software and have DICOM codes.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from satunet.geometry import Grid
 from satunet.prediction.masks.boxed import BoxedMask
 
 HU_CLASSES = {"air": (-math.inf, -200.0), "fat": (-200.0, -30.0), "soft": (-30.0, 150.0), "dense": (150.0, math.inf)}
-"""Name of a share → its range in HU (lower end included): air and lung, fat, soft tissue and fluid, bone and contrast
-agent."""
+"""Name of a share → its range in HU (lower bound included): air and lung, fat, soft tissue and fluid, bone and
+contrast agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Measures of a mask with voxels.
+    """Measures of a mask that is not empty.
 
     Attributes:
         volume_ml: Number of voxels times their volume (IBSI YEKZ).
-        surface_cm2: Area of the surface midway between voxels inside and outside, by marching cubes (IBSI C0JK); for a
-            smooth body, the steps make it up to a tenth larger.
+        surface_cm2: Area of the surface midway between voxels inside and outside, by marching cubes (IBSI C0JK); voxel steps
+            make it up to a tenth larger than a smooth surface.
         major_axis_mm: Four standard deviations of the voxels' centres along their first principal axis (IBSI TDIC). A
             solid ellipsoid is 1.118 (half the root of 5) times as long.
         minor_axis_mm: The same along the second axis (IBSI P9VJ).
         least_axis_mm: The same along the third axis (IBSI 7J51).
-        mean: Mean intensity, on CT in HU.
+        mean: Mean intensity; in HU on CT.
         deviation: Standard deviation of the intensity over all voxels of the mask.
         air: Share of voxels below -200 HU; this and the following shares are ``None`` if the scan is not CT.
         fat: Share of voxels from -200 to -30 HU.
         soft: Share of voxels from -30 to 150 HU.
-        dense: Share of voxels from 150 HU on.
+        dense: Share of voxels at or above 150 HU.
     """
 
     volume_ml: float
@@ -61,8 +61,8 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], *, hu_offset: floa
         mask: Mask in the scan's grid.
         grid: Grid of the scan.
         image: (X, Y, Z) voxels of the scan.
-        hu_offset: What a CT's voxels are above their HU (:func:`~satunet.images.hounsfield.hounsfield_offset`); ``None``
-            for other scans.
+        hu_offset: Offset of a CT's stored values from HU (:func:`~satunet.images.hounsfield.hounsfield_offset`);
+            ``None`` for other modalities.
     """
     inside = mask.inside
     if not inside.any():
@@ -86,7 +86,7 @@ def measure(mask: BoxedMask, grid: Grid, image: NDArray[Any], *, hu_offset: floa
 
 
 def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float]:
-    """By sums over planes: a list of the voxels' places would be many times as large as the mask."""
+    """Lengths of the principal axes, from sums over planes: a list of positions would be far larger than the mask."""
     count = int(np.count_nonzero(inside))
     if count < 2:
         return 0.0, 0.0, 0.0
@@ -100,7 +100,7 @@ def _axes_mm(inside: NDArray[np.bool_], grid: Grid) -> tuple[float, float, float
         plane = inside.sum(axis=3 - a - b, dtype=np.float64)
         covariance[a, b] = covariance[b, a] = places[a] @ plane @ places[b]
     axes = grid.affine[:3, :3]
-    # The covariance is that of a sample (one less than the voxels), like the published values.
+    # Sample covariance (divided by the number of voxels minus one), as in the published reference values.
     variances = np.linalg.eigvalsh(axes @ covariance @ axes.T / (count - 1))
     least, minor, major = 4 * np.sqrt(variances.clip(0))
     return float(major), float(minor), float(least)

@@ -1,4 +1,4 @@
-"""Studies of an archive: their series become scans, and results are stored back in it."""
+"""Studies in a DICOM archive: their series become scans, and the results are stored in the archive."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:  # the options are part of the command line, which imports not
 logger = logging.getLogger(__name__)
 
 FETCHED = "dicom"
-"""Sub-folder of the results in which the series are kept, so that a second call fetches only what is missing."""
+"""Sub-folder of the results in which fetched series are kept, so that a second run fetches only what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Studies of an archive to segment.
+    """Studies in a DICOM archive to segment.
 
     Attributes:
-        dicomweb: Address of an archive's DICOMweb services, instead of -i (extra: dicomweb). DICOMWEB_USER and
-            DICOMWEB_PASSWORD, or DICOMWEB_TOKEN, are the credentials.
+        dicomweb: Address of an archive's DICOMweb services, instead of -i (extra: dicomweb). Credentials are read from
+            the environment: DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN.
         study: StudyInstanceUIDs of the studies whose CT, MR, PET and ultrasound volumes are segmented.
-        series: SeriesInstanceUIDs, if not all volumes of the studies are wanted.
+        series: SeriesInstanceUIDs of the series to segment, if not all volumes of the studies.
         keep_local: Store nothing in the archive; results stay in the output folder.
     """
 
@@ -45,11 +45,11 @@ class StudyOptions:
         if self.dicomweb is None and (self.study or self.series or self.keep_local):
             raise UserError("--study, --series and --keep_local need --dicomweb URL")
         if self.dicomweb is not None and not self.study:
-            raise UserError("--dicomweb needs --study UID, which says which study of the archive to segment")
+            raise UserError("--dicomweb needs --study UID, the study in the archive to segment")
 
 
 def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[Scan]:
-    """Fetch studies into a folder, and return their scans.
+    """Fetch studies into a folder and return their scans.
 
     Args:
         archive: Archive with the studies.
@@ -57,11 +57,12 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
         folder: Folder for the series: ``STUDY/SERIES/INSTANCE.dcm``.
 
     Returns:
-        One scan per volume, named by number and description; a series that could not be fetched is a scan that fails.
+        One scan per volume, named by series number and description; a series that could not be fetched becomes a scan
+        that fails.
 
     Raises:
         ArchiveError: There is no such study, or the archive does not answer.
-        UserError: Nothing in the studies is a volume, or a series that was asked for is not in them.
+        UserError: The studies contain no volume, or not a requested series.
     """
     from satunet.jobs.file_names import unique_names
     from satunet.jobs.progress import progress_bar
@@ -80,7 +81,7 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
             advance(note=one.uid)
     if not found:
         others = ", ".join(sorted({s.modality or "unknown" for s in stored}))
-        raise UserError(f"there are no volumes to segment; the modalities of the {len(stored)} series are {others}")
+        raise UserError(f"no volumes to segment: the studies have {len(stored)} series, of modality {others}")
     several = len(set(options.study)) > 1
     names = [f"{study}_{_name(series)}" if several else _name(series) for study, _, series in found]
     names = [n if names.count(n) == 1 else f"{n}_{series.uid}" for n, (_, _, series) in zip(names, found, strict=True)]
@@ -91,10 +92,10 @@ def fetch_scans(archive: Archive, options: StudyOptions, folder: Path) -> list[S
 
 
 def store_results(archive: Archive, output: Path, names: Iterable[str], combine: bool, summary: JobSummary) -> None:
-    """Store the DICOM objects of scans in the archive; if one is refused, its scan counts as failed.
+    """Store the DICOM objects of scans in the archive; if an object is refused, its scan counts as failed.
 
     Args:
-        archive: Archive to store them in.
+        archive: Archive to store the objects in.
         output: Folder of the results.
         names: Names of scans with results.
         combine: Whether results are combined label maps.

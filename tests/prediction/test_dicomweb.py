@@ -135,7 +135,7 @@ def voxels_of(seg: Any, prompt: str) -> int:
         ({"study": "1" * 65}, "is named by its UID"),
         ({"user": "nobody"}, "does not admit this user"),
         ({"series": "1.2.3.4"}, "the studies do not have series 1.2.3.4"),
-        ({"study": "1.2.10"}, "no volumes to segment; the modalities of the 1 series are OT"),
+        ({"study": "1.2.10"}, "no volumes to segment: the studies have 1 series, of modality OT"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence(

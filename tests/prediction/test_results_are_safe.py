@@ -119,7 +119,7 @@ def test_label_maps_do_not_lie_among_scans(tmp_path: Path, combining: Predictor)
 @pytest.mark.parametrize("name", ["../a", "..", "", "a/b", "a\\b", "/a"])
 def test_a_name_is_no_path(tmp_path: Path, predictor: Predictor, name: str) -> None:
     file = save(tmp_path / "in" / "a.nii.gz")
-    with pytest.raises(UserError, match="cannot be a name for results"):
+    with pytest.raises(UserError, match="cannot be the name of its results"):
         predict_folder([Scan(path=file, name=name)], tmp_path / "out" / "deep", predictor, ["bright"])
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.nii.gz", "in"]
 
@@ -146,7 +146,7 @@ def test_somebody_elses_json_beside_a_scan_stays(tmp_path: Path, combining: Pred
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.json").write_text('{"RepetitionTime": 2}')
     done = predict_folder([tmp_path / "in"], tmp_path / "out", combining, ["bright"])
-    assert "not a result of satunet" in done.failures["a"]
+    assert "was not written by satunet" in done.failures["a"]
     assert (tmp_path / "out" / "a.json").read_text() == '{"RepetitionTime": 2}'
 
 
@@ -387,7 +387,7 @@ def test_places_that_cannot_be_written_are_one_sentence(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(module_limits.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match=r"cannot be written to this folder \(Read-only file system"):
+    with pytest.raises(UserError, match=r"cannot write results to this folder \(Read-only file system"):
         predict_folder([tmp_path / "in"], tmp_path / "out", predictor, ["bright"])
 
 

@@ -121,7 +121,7 @@ def test_the_memory_is_that_of_the_spacings_of_what_is_asked_for(
     predictor = with_plan(plan_with(class_spacings_mm=spacings))
     monkeypatch.setattr(limits, "available_memory", lambda: 1_000_000_000)
     with pytest.raises(
-        ScanTooLargeError, match=r"16 × 16 × 16 voxels of 1 × 1 × 1 mm, at the 0.02 × 0.02 × 0.02 mm of"
+        ScanTooLargeError, match=r"16 × 16 × 16 voxels of 1 × 1 × 1 mm, resampled to 0.02 × 0.02 × 0.02 mm for"
     ) as told:
         predictor.predict(image, ["bright", "left bright"])  # the plan has 1 mm
     assert "would need 6.1 GB of memory, but 1.0 GB are free" in str(told.value)  # 12 bytes for each of 800³ voxels
@@ -185,7 +185,7 @@ def test_a_model_with_scores_draws_only_what_has_one_in_the_scans_modality() -> 
     assert refused.mask is None
     assert (
         refused.match.note
-        == "'left bright' has no score in mri and is therefore not drawn there; it has scores in ct (if the scan is one: --modality ct)"
+        == "'left bright' has no score in mri and is therefore not segmented; it has scores in ct (if this is such a scan: --modality ct)"
     )
 
 

@@ -65,7 +65,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_mask(
     drawing = predictor.changed(outputs=Outputs(preview=True))
     with caplog.at_level("WARNING"):
         assert predict_folder([tmp_path / "a.nii.gz"], tmp_path / "out", drawing, ["bright"]).done_items == ["a"]
-    assert "a: no picture could be drawn (no font)" in caplog.text
+    assert "a: the picture could not be drawn (no font)" in caplog.text
     assert (tmp_path / "out" / "a" / "bright.nii.gz").is_file()
     assert "preview.png" not in read_json(tmp_path / "out" / "a" / "manifest.json")["files"]
 

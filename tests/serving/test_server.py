@@ -214,7 +214,10 @@ def test_words_that_need_finer_voxels_than_there_is_memory_for_are_refused(
         name = bring(client, scan)
         assert ask(client, name)["state"] == "done"
         refused = ask(client, name, prompts=["left bright"])
-        assert refused["state"] == "failed" and "at the 0.02 × 0.02 × 0.02 mm of what was asked for" in refused["error"]
+        assert (
+            refused["state"] == "failed"
+            and "resampled to 0.02 × 0.02 × 0.02 mm for the requested classes" in refused["error"]
+        )
         assert ask(client, name)["state"] == "done"
 
 

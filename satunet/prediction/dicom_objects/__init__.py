@@ -1,4 +1,4 @@
-"""Masks as DICOM objects that refer to their series: Segmentation, RT Structure Set, and a Structured Report with
+"""Masks as DICOM objects that refer to their series: Segmentation, RT Structure Set, and a Structured Report of
 measures (extra ``dicom``).
 """
 

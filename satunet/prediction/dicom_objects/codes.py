@@ -1,14 +1,14 @@
-"""What a segment is, in codes: category, type, side and region, for structures and lesions.
+"""Codes of a segment: category, type, side and region, for structures and lesions.
 
-``codes.tsv`` has the classes of SAT-DS without their side. Every code in it is from a context group of the DICOM
-standard, as listed by pydicom. A side is added as a modifier. Other names are tried in this order:
+``codes.tsv`` lists the classes of SAT-DS without their side. Every code in it is from a context group of the DICOM
+standard, as listed by pydicom. A side is added as a modifier. Any other name is tried, in this order, as
 
-1. as a structure or tissue of the standard's context groups ("patella", "left femur");
-2. as a lesion of such a structure or of a class ("adrenal mass"): its word gives type and category, the rest the
-   region;
-3. as a device, by its word ("portal vein stent");
-4. by what the knowledge tree says it is or belongs to;
-5. as a part of a whole in its name ("left kidney upper pole"), otherwise only as an "anatomical structure".
+1. a structure or tissue of the standard's context groups ("patella", "left femur");
+2. a lesion of such a structure or of a class ("adrenal mass"): the word for the lesion gives type and category, and the
+   rest of the name gives the region;
+3. a device, by the word for it ("portal vein stent");
+4. a kind or part of something in the knowledge tree;
+5. a part of a structure in its name ("left kidney upper pole"); otherwise it is just an "anatomical structure".
 
 A type is always true of the segment: a part never has the type of its whole; its type is "anatomical structure" and its
 region is the whole. No code is made up.
@@ -81,7 +81,7 @@ _LESION_WORDS = {
     "infarct": Coding("52988006", "Lesion"),
     "hematoma": Coding("50960005", "Hemorrhage"),
 }
-"""Word for a lesion → its type from CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
+"""Word for a lesion → its type, from CID 7194 (CID 12280 for effusions, CID 7191 for scars)."""
 _DEVICE_WORDS = {
     "stent",
     "catheter",
@@ -96,7 +96,7 @@ _DEVICE_WORDS = {
 }
 _CONTEXT_GROUPS = {7192: STRUCTURE, 7191: TISSUE}
 _TOO_GENERAL = {"structure", "organ", "tissue", "segment", "region", "part", "normal", "background", "wall"}
-"""Regions that are too general to say where a part is."""
+"""Regions that are too general to locate a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,9 @@ class SegmentCodes:
 
     Attributes:
         category: Anatomical structure, tissue, morphologically abnormal structure or physical object.
-        type: Code of the structure, or of the most specific kind of it that has a code.
-        side: Side of the structure, or of a lesion's region; ``None`` if the code includes it or there is none.
-        region: Region of lesions, and of structures whose type is more general than their name.
+        type: Code of the structure, or of the most specific kind of structure that it is and that has a code.
+        side: Side of the structure, or of a lesion's region; ``None`` if there is none or the code includes it.
+        region: Region of a lesion, or of a structure whose type is more general than its name.
     """
 
     category: Coding
@@ -125,8 +125,8 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
     """Codes of a class or prompt.
 
     Args:
-        name: Name in any spelling; sides are understood.
-        tree: Knowledge tree for names that neither our table nor the standard knows.
+        name: Name in any spelling, with or without a side.
+        tree: Knowledge tree, for names that are neither in our table nor in the standard.
     """
     normal = normalize_name(name)
     whole = name_key(normal.canonical)
@@ -142,8 +142,8 @@ def segment_codes(name: str, tree: KnowledgeTree | None = None) -> SegmentCodes:
         or SegmentCodes(category=STRUCTURE, type=STRUCTURE)
     )
     named = found.region if found.is_lesion else found.type
-    # The code of "left atrium" includes its side; so does that of a class in the table, unless it is more general than
-    # its name.
+    # The code of "left atrium" includes the side, and so does the code of a sided class in the table, unless it is more
+    # general than the class.
     says_side = named is not None and re.search(r"\b(left|right)\b", named.meaning.lower())
     if side is None or says_side or (exact is not None and found.type not in (STRUCTURE, TISSUE)):
         return found
@@ -178,9 +178,7 @@ def _part(base: str) -> SegmentCodes | None:
 
 
 def _wholes(text: str) -> Iterator[Coding]:
-    """Regions named by runs of words: the longest first, and among these the last, which carries the meaning in
-    English.
-    """
+    """Regions named by runs of words, the longest first; of equally long ones the last first, the head in English."""
     words = [w for w in text.split() if w not in ("of", "the", "in", "left", "right")]
     for length in range(len(words), 0, -1):
         for start in range(len(words) - length, -1, -1):
@@ -193,7 +191,7 @@ def _wholes(text: str) -> Iterator[Coding]:
 
 
 def _by_tree(base: str, tree: KnowledgeTree) -> SegmentCodes | None:
-    """Codes of the nearest term above: if the name is a kind of it, as type; if the name is a part of it, as region."""
+    """Codes of the nearest ancestor with a code: as the type if the name is a kind of it, as the region if a part."""
     terms = tree.find(base)
     for same in (i for term in terms for i in tree.same(term.id)):
         found = next((f for n in tree.terms[same].names if (f := _known(name_key(n)))), None)
@@ -234,7 +232,7 @@ def _table() -> dict[str, SegmentCodes]:
 
 @lru_cache(maxsize=1)
 def _standard() -> dict[str, SegmentCodes]:
-    """Names in the standard's context groups of structures and tissues, with their codes; empty without pydicom."""
+    """Key of a name in the standard's context groups of structures and tissues → codes; empty without pydicom."""
     try:
         from pydicom.sr.codedict import codes
     except ImportError:

@@ -1,7 +1,7 @@
-"""Outlines of masks, along the borders of pixels.
+"""Outlines of masks along the borders of pixels.
 
-Contours from scikit-image run along the borders of voxels, so that exactly the mask's voxels have their centres inside.
-Rejected: rt-utils, whose contours run through the centres of the outermost voxels, half a voxel inside the mask.
+Contours from scikit-image run along the borders of pixels, so that exactly the mask's pixels have their centres inside.
+Rejected: rt-utils, whose contours run through the centres of the outermost pixels, half a pixel inside the mask.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def outlines(plane: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
         plane: (I, J).
 
     Returns:
-        (n, 2) points (i, j) of each outline, the last not repeating the first; a hole is part of the outline around
-        it, joined by a channel that is passed once in each direction.
+        (n, 2) points (i, j) of each outline; the last point does not repeat the first. A hole is part of the outline
+        around it, joined to it by a channel that is passed once in each direction.
     """
     from skimage.measure import approximate_polygon, find_contours, points_in_poly
 
-    # Pixels are connected if they share an edge: outlines never cross.
+    # Pixels are connected only if they share an edge, so that outlines never cross.
     found = [approximate_polygon(c, 1e-6)[:-1] - 1 for c in find_contours(np.pad(plane, 1).astype(np.float32), 0.5)]
     outer = [points for points in found if _area(points) > 0]
     for hole in (points for points in found if _area(points) < 0):
@@ -34,9 +34,7 @@ def outlines(plane: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _channel(outer: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[int, int]:
-    """The nearest points of two outlines such that no pixel's centre, which would then be on a border, is between
-    them.
-    """
+    """Indices of the nearest points of two outlines with no pixel centre between them, which would lie on a border."""
     distance = ((outer[:, None] - hole[None]) ** 2).sum(2)
     order = distance.argsort(axis=None, kind="stable")
     for nearest in order:

@@ -26,7 +26,7 @@ _PROCEDURES = {
     "PT": "PETUnspecifiedBodyRegion",
     "NM": "NMUnspecifiedBodyRegion",
 }
-"""Modality → keyword of the procedure in CID 100; the others are just an imaging procedure."""
+"""Modality → keyword of the procedure in CID 100; for any other modality, it is just an imaging procedure."""
 _UPTAKE_UNITS = {
     "BW": "StandardizedUptakeValueBodyWeight",
     "LBM": "StandardizedUptakeValueLeanBodyMassJames",
@@ -40,11 +40,11 @@ _UPTAKE_UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """Contents of a report about a mask.
+    """Content of a report about one mask.
 
     Attributes:
         measures: Measures of the mask.
-        certainty: Probability that the structure is there; ``None`` if nothing is known.
+        certainty: Probability that the structure is present; ``None`` if it is not known.
     """
 
     measures: Measures
@@ -61,7 +61,7 @@ class _Segment:
 
 
 def write_report(path: Path, series: Series, segmentations: Sequence[Path], reported: Sequence[Reported]) -> None:
-    """Write measures of the segments of Segmentations.
+    """Write the measures of all segments of one or more Segmentations.
 
     Args:
         path: The ``.dcm`` file to write.
@@ -131,7 +131,7 @@ def _context() -> Any:
 
 
 def _group(segment: _Segment, image: Any) -> Any:
-    """Template TID 1411: the structure, where its voxels are, and its measures."""
+    """Template TID 1411: the structure, the segment with its voxels, and its measures."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -164,7 +164,7 @@ def _code(sequence: Any) -> Any:
 
 
 def _sites(segment: Any) -> Any:
-    """Site of a segment with its side: the region, or the structure itself."""
+    """Site of a segment, with its side: its region, or else the structure itself."""
     from highdicom.sr import FindingSite
 
     kind = segment.SegmentedPropertyTypeCodeSequence[0]
@@ -208,7 +208,7 @@ def _measurements(reported: Reported, image: Any) -> Iterator[Any]:
 
 
 def _intensity(image: Any) -> tuple[Any, Any] | None:
-    """Code and unit of an image's values; ``None`` if they have no unit."""
+    """Code and unit of an image's values; ``None`` if they have no known meaning."""
     from pydicom.sr.codedict import codes
 
     modality = str(image.get("Modality"))

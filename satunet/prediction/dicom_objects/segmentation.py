@@ -1,7 +1,7 @@
 """Masks as DICOM Segmentations with codes and colours, written by highdicom.
 
-If no two masks overlap, one label map (``LABELMAP``) holds all of them, at a fraction of the size of binary frames. If
-masks overlap, or if older readers have to understand the file, each segment has its own frames (``BINARY``).
+If no two masks overlap, one label map (``LABELMAP``) holds all of them in a fraction of the size of binary frames. If
+masks overlap, or if older software has to read the file, each segment has frames of its own (``BINARY``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Kind: TypeAlias = Literal["auto", "binary"]
 NamedMasks = Sequence[tuple[str, BoxedMask]]
 
 _FRAMES_BYTES = 1 << 30
-"""Largest number of bytes of unpacked binary frames in one object: highdicom needs all of them at once."""
+"""Largest number of bytes of unpacked binary frames in one object: highdicom needs all of them in memory at once."""
 _NAME_BYTES = 64
 
 
@@ -50,15 +50,15 @@ def write_segmentations(
     Args:
         path: The ``.dcm`` file to write.
         series: Series that was segmented.
-        masks: (name, mask on the series' grid); masks without a voxel are left out, because the standard has no
-            segments without frames.
-        classes: Class of each mask, which decides on codes and colours, where it differs from the name.
+        masks: (name, mask on the series' grid); empty masks are left out, because the standard has no segments without
+            frames.
+        classes: Class of each mask, which decides its codes and colour; ``None`` where the name decides.
         texts: Description of each segment; may be empty.
-        kind: ``auto`` makes a label map where no two masks overlap; ``binary`` never does.
-        tree: Knowledge tree, for the codes of names that no table has.
+        kind: ``auto`` makes a label map if no two masks overlap; ``binary`` never does.
+        tree: Knowledge tree, for the codes of names that are in no table.
 
     Returns:
-        The files; none if no mask has a voxel.
+        The files; none if all masks are empty.
 
     Raises:
         UnreadableImageError: The series cannot carry results; see :func:`.source.read_source`.
@@ -198,7 +198,7 @@ def _write(
 
 
 def _in_order_of_frames(pixels: NDArray[Any], source: SourceImages) -> NDArray[Any]:
-    """Slices in the order in which a multi-frame image stores them; those of single files are in the volume's order."""
+    """Slices in the order of a multi-frame image's frames; slices of single-frame files are in the volume's order."""
     if source.planes[0].frame is None:
         return pixels
     stored = np.zeros((int(source.images[0].NumberOfFrames), *pixels.shape[1:]), dtype=pixels.dtype)

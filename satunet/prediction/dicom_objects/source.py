@@ -1,7 +1,7 @@
-"""The images that DICOM results refer to: read, repaired where that is safe, and otherwise refused with the reason.
+"""The images that DICOM results refer to: read, repaired where that is safe, and otherwise refused with a reason.
 
-Segmentations and structure sets refer to each image by class and instance UID and place masks in its frame of
-reference. A series without these cannot carry results, which is checked before anything is predicted.
+Segmentations and structure sets refer to each image by its class and instance UIDs and place masks in its frame of
+reference. A series that lacks them cannot carry results; this is checked before anything is predicted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _EMPTY_ALLOWED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""Attributes that every DICOM object of a study must have, even if their values are unknown."""
+"""Attributes that every DICOM object of a study must have; their values may be empty."""
 _DATES, _TIMES = ("PatientBirthDate", "StudyDate"), ("StudyTime",)
 _NAMED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}
-"""Attribute of an image → the attribute of the file's meta header that repeats it."""
+"""Attribute of an image → attribute of the file's meta header with the same value."""
 _INSTEAD = "leave out --dicom_seg, --rtstruct and --dicom_sr to get its masks as NIfTI"
 
 
@@ -33,8 +33,8 @@ class Plane:
     """One slice of the volume.
 
     Attributes:
-        image: Dataset that has the slice, without pixels.
-        frame: Number of the frame from 1 in a multi-frame image; ``None`` if the slice is an image of its own.
+        image: Dataset with the slice, without pixels.
+        frame: Number of the frame in a multi-frame image, from 1; ``None`` if the slice is an image of its own.
         origin: (3,) centre of the first pixel, in the patient's LPS millimetres.
         steps: (2, 3) steps from one column to the next, and from one row to the next, in millimetres.
     """
@@ -51,7 +51,7 @@ class SourceImages:
 
     Attributes:
         images: Datasets without pixels, in the order of the series' files; text in UTF-8.
-        planes: One plane per slice of the volume that :func:`~satunet.images.dicom.read_series` gives.
+        planes: One plane per slice of the volume that :func:`~satunet.images.dicom.read_series` returns.
     """
 
     images: tuple[Any, ...]
@@ -61,8 +61,8 @@ class SourceImages:
 def read_source(series: Series) -> SourceImages:
     """Read the headers of a series' images.
 
-    These are repaired: a blank class or instance UID (taken from the file's meta header), missing or malformed texts
-    and dates about patient and study (left empty), and character sets (converted to UTF-8).
+    Repairs: a blank class or instance UID is taken from the file's meta header, missing or malformed texts and dates
+    about patient and study are left empty, and texts are converted to UTF-8.
 
     Raises:
         UnreadableImageError: The series cannot carry DICOM results; the message says why, and what to do.
@@ -81,7 +81,7 @@ def read_source(series: Series) -> SourceImages:
             with quiet():
                 image = pydicom.dcmread(file, stop_before_pixels=True, force=True)
                 _repair(image)
-        except Exception as error:  # pydicom raises what it meets
+        except Exception as error:  # a damaged header makes pydicom raise errors of any type
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UnreadableImageError(file, f"its DICOM header cannot be read ({reason}); {_INSTEAD}") from error
         images.append(image)
@@ -121,7 +121,7 @@ def _is_sound(image: Any, name: str) -> bool:
             TM(value)
     except (ValueError, TypeError):
         return False
-    # An identifier that is too long still identifies the patient; everything else is left empty rather than cut.
+    # A patient's identifier that is too long still identifies the patient; any other text is emptied rather than cut.
     limit = {"SH": 16, "LO": 64, "CS": 16}.get(image[name].VR) if name != "PatientID" else None
     one = value is None or isinstance(value, str) or name in ("PatientName", "ReferringPhysicianName")
     return (one or name in _DATES + _TIMES) and (limit is None or len(str(value or "")) <= limit)
@@ -149,7 +149,7 @@ def _check(images: Sequence[Any], series: Series) -> None:
 
 
 def _plane(one: Slice, image: Any) -> Plane:
-    assert one.position is not None and one.axes is not None and one.spacing_mm is not None  # of a volume
+    assert one.position is not None and one.axes is not None and one.spacing_mm is not None  # true of every volume
     axes, (rows, columns) = np.array(one.axes), one.spacing_mm  # between rows, between columns
     multi_frame = int(image.get("NumberOfFrames") or 1) > 1
     return Plane(

@@ -37,16 +37,16 @@ def write_structure_set(
 ) -> None:
     """Write masks as contours of one DICOM RT Structure Set that refers to the series' images.
 
-    A voxel belongs to a structure if its centre lies inside a contour. Holes are joined to the contour around them by
-    a channel without width, as the standard asks for closed planar contours.
+    A voxel belongs to a structure if its centre lies inside a contour. A hole is joined to the contour around it by a
+    channel of zero width, as the standard requires for closed planar contours.
 
     Args:
         path: The ``.dcm`` file to write.
         series: Series that was segmented.
-        masks: (name, mask on the series' grid); masks without a voxel become regions without contours.
-        classes: Class of each mask, which decides on codes and colours, where it differs from the name.
+        masks: (name, mask on the series' grid); empty masks become regions without contours.
+        classes: Class of each mask, which decides its codes and colour; ``None`` where the name decides.
         texts: Description of each region; may be empty.
-        tree: Knowledge tree, for the codes of names that no table has.
+        tree: Knowledge tree, for the codes of names that are in no table.
 
     Raises:
         UnreadableImageError: The series cannot carry results; see :func:`.source.read_source`.
@@ -89,9 +89,7 @@ def write_structure_set(
 
 
 def _observation(number: int, codes: SegmentCodes) -> Any:
-    """Observation of a region. Whether a lesion is a target of treatment is not ours to decide, so its type stays
-    empty.
-    """
+    """Observation of a region. A lesion's type is empty: whether it is a target of treatment is not ours to decide."""
     return _item(
         ObservationNumber=number,
         ReferencedROINumber=number,
@@ -131,7 +129,7 @@ def _contours(mask: BoxedMask, planes: Sequence[Plane]) -> list[Any]:
 
 
 def _header(image: Any, series: Series) -> Any:
-    """Header that says whose structures these are, and what made them."""
+    """Header with the patient and study of the structures, and the software that made them."""
     from pydicom.uid import generate_uid
 
     from satunet import __version__

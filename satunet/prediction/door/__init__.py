@@ -1,1 +1,1 @@
-"""A call becomes jobs before work begins: scans, prompts, modality, and checks whether it can be done."""
+"""Before work begins, a call becomes jobs: scans, prompts and modality are decided, and limits are checked."""

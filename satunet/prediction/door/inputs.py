@@ -1,6 +1,6 @@
-"""Inputs of a call: scans from files, folders and DICOM series, and the prompts for each.
+"""Inputs of a call: scans from files, folders and DICOM series, and the prompts for each scan.
 
-Then :mod:`satunet.prediction.door.jobs` decides what is done with each.
+:mod:`satunet.prediction.door.jobs` then decides what to do with each scan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # pydicom and SimpleITK are needed only for DICOM series
 
 OUR_FILES = ("prediction_summary", "prediction_summary.json", "statistics", "statistics.csv", "predict", "predict.log",
               *(f"prediction_summary_{rank}" for rank in range(64)))  # fmt: skip
-"""Names that the results of a scan may not have, because other files in the output folder have them."""
+"""Names that the results of a scan must not have, because satunet uses them for other files in the output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Scan:
     Attributes:
         path: File of the scan, or folder of its DICOM series.
         name: Name of the results.
-        prompts: Prompts for this scan only, if scans have different ones.
-        modality: Modality, if a DICOM header or a list gives it.
-        series: DICOM series, if it is one.
+        prompts: Prompts for this scan alone; ``None`` if all scans have the same prompts.
+        modality: Modality, if a DICOM header or a list of scans states it.
+        series: DICOM series of the scan, if it is one.
     """
 
     path: Path
@@ -47,12 +47,12 @@ class Scan:
 
     @property
     def ending(self) -> str:
-        """Ending of the results' files: that of the scan, and NIfTI for DICOM."""
+        """Ending of the results' files: the scan's own, or NIfTI for DICOM."""
         return ".nii.gz" if self.series is not None else image_ending(self.path) or ".nii.gz"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that it is read from, including separate files with voxels; just ``path`` if it is not an image."""
+        """All files that the scan is read from, including separate voxel files; only ``path`` if it is not an image."""
         if self.series is not None:
             return self.series.files
         try:
@@ -72,8 +72,8 @@ class Scan:
 def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
     """Scans in files and folders; a folder without images is searched for DICOM series, including its sub-folders.
 
-    nnU-Net's channel suffix ``_0000`` is left out of a result's name if names stay different without it. Files with the
-    same name get the names of their folders, too; a file that is given twice is one scan.
+    nnU-Net's channel suffix ``_0000`` is left out of the results' names if they stay unique without it. Scans whose files
+    have the same name get the names of their folders in front; a file that is given twice is one scan.
 
     Raises:
         UserError: A folder has no images and no series, or cannot be listed.
@@ -81,7 +81,7 @@ def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
     jobs: list[Scan] = []
     for given in inputs:
         if not given.is_dir():
-            jobs.append(_of_file(given))  # a file that is missing or not an image fails as a scan, not the whole job
+            jobs.append(_of_file(given))  # a missing or unreadable file fails as one scan, not the whole run
             continue
         try:
             images = [_of_file(path) for path in list_images(given)]
@@ -101,8 +101,8 @@ def collect_scans(inputs: Sequence[Path]) -> list[Scan]:
 def read_pairs(file: Path) -> list[Scan]:
     """Scans with their own prompts, from a JSON list or JSON lines: ``{"image": …, "prompts": [...]}``.
 
-    ``modality`` may be given too. Paths are relative to the file. The keys of SAT's jsonl files (``label``) are
-    understood.
+    An entry may have a ``modality``, too. Paths are relative to the file. The key ``label``, as in SAT's JSON-lines
+    files, is accepted in place of ``prompts``.
 
     Raises:
         UserError: The file is not such a list; the message names the line or entry.
@@ -141,7 +141,7 @@ def as_prompts(prompts: str | Iterable[str]) -> tuple[str, ...]:
     """Prompts as a tuple: a single text is one prompt, and a generator is read once.
 
     Raises:
-        PromptError: There is none, or one is not a text or is empty.
+        PromptError: There is no prompt, or one is empty or not a text.
     """
     every = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not every or not all(isinstance(p, str) and p.strip() for p in every):
@@ -150,7 +150,7 @@ def as_prompts(prompts: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """Prompts from a text file, one per line; empty lines and lines that start with ``#`` are left out.
+    """Prompts from a text file, one per line; empty lines and lines that start with ``#`` are skipped.
 
     Raises:
         PromptError: The file does not exist, or has no prompts.
@@ -161,7 +161,7 @@ def read_prompts(file: Path) -> tuple[str, ...]:
         raise PromptError(f"{file}: cannot be read as a text file of prompts ({error})") from error
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise PromptError(f"{file}: there are no prompts in it; it needs one per line")
+        raise PromptError(f"{file}: there are no prompts in it; write one per line")
     return prompts
 
 
@@ -182,7 +182,7 @@ def _of_series(series: Series, root: Path) -> Scan:
 
 
 def _told_apart(scans: list[Scan]) -> list[Scan]:
-    """Series in one folder may have the same number, or none: then their UIDs are added to their names."""
+    """Add the UIDs to the names of series that would have the same name: series numbers may repeat or be missing."""
     names = [scan.name for scan in scans]
     return [
         replace(scan, name=f"{scan.name}_{scan.series.uid}") if scan.series and names.count(scan.name) > 1 else scan
@@ -191,7 +191,7 @@ def _told_apart(scans: list[Scan]) -> list[Scan]:
 
 
 def _named(scans: list[Scan]) -> list[Scan]:
-    """The same scans, each once, with result names that differ on every file system."""
+    """The same scans, each once, with names for their results that differ on every file system."""
     scans = _each_once(scans)
     full = [scan.name for scan in scans]
     short = [n[:-5] if len(n) > 5 and n[-5] == "_" and n[-4:].isdigit() else n for n in full]
@@ -202,7 +202,7 @@ def _named(scans: list[Scan]) -> list[Scan]:
 
 
 def _each_once(scans: list[Scan]) -> list[Scan]:
-    """A scan that was given twice is predicted once, with all its prompts."""
+    """Scans without repetitions: one that was given twice is predicted once, with all its prompts."""
     found: dict[tuple[Path, str], Scan] = {}
     for scan in scans:
         key = scan.path.resolve(), scan.series.uid if scan.series is not None else ""
@@ -223,7 +223,7 @@ def _differ(parts: list[tuple[str, ...]]) -> bool:
 
 
 def _with_folders(scans: list[Scan], names: list[str]) -> list[str]:
-    """Names, with as many parent folders in front as are needed to tell files with the same name apart."""
+    """Names with as many parent folders in front as it takes to tell files with the same name apart."""
     alike: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         alike.setdefault(name_key(safe_name(name)), []).append(i)
@@ -236,7 +236,7 @@ def _with_folders(scans: list[Scan], names: list[str]) -> list[str]:
             continue
         for i, front in zip(same, fronts, strict=True):
             names[i] = "_".join((*front, names[i]))
-    # They are in one folder: only the format tells them apart.
+    # Files of the same name in one folder differ only in format.
     twice = Counter(name_key(safe_name(name)) for name in names)
     return [
         name if twice[name_key(safe_name(name))] == 1 else f"{name}{scan.ending.replace('.', '_')}"

@@ -1,8 +1,8 @@
-"""The door: a user's call becomes jobs in which everything is decided.
+"""A user's call becomes jobs in which everything is decided.
 
-The meaning of prompts and the modality of each scan are decided here, once. Folder runs, clusters, dry runs and servers
-all take the same :class:`ScanJob`. If only the intensities can tell the modality, :meth:`ScanJob.settled` decides by
-the same rules when the scan is read.
+The meaning of the prompts and the modality of each scan are decided here, once. Folder runs, clusters, dry runs and
+servers all take the same :class:`ScanJob`. If only the intensities can tell the modality, :meth:`ScanJob.settled`
+decides it by the same rules as soon as the scan is read.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """Classes that a model, or several models together, can be asked for.
+    """Classes that a model, or several models together, can segment.
 
     Attributes:
-        space: Classes that any of the models knows.
-        load_encoder: Function that loads the text encoder, for words that nothing else explains.
-        earned: Pairs of class and modality that have scores, if every model has scores; otherwise ``None``.
-        models: How each model looks for its classes.
+        space: Classes that at least one of the models knows.
+        load_encoder: Function that loads the text encoder, for prompts that nothing else explains.
+        earned: Pairs of class and modality that have a score, if every model has scores; otherwise ``None``.
+        models: Classes and plan of each model.
     """
 
     space: LabelSpace
@@ -48,7 +48,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, models: Sequence[ModelDescription]) -> Vocabulary:
-        """The vocabulary of models that are used together; the text encoder is that of the first."""
+        """The vocabulary of models that are used together, with the text encoder of the first model."""
         first = models[0]
         space = first.space
         if any(model.space.class_names != space.class_names for model in models[1:]):
@@ -60,7 +60,7 @@ class Vocabulary:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities in which any class is known, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
+        """Modalities in which at least one class is known, in the order of :data:`satunet.datasets.raw.MODALITIES`."""
         known = {m for c in self.space.classes for m in c.modalities}
         return tuple(m for m in MODALITIES if m in known)
 
@@ -70,7 +70,7 @@ class Vocabulary:
         return self.load_encoder()
 
     def match(self, prompts: str | Iterable[str]) -> list[PromptMatch]:
-        """The meaning of prompts; the text encoder is asked only about those that nothing else explains.
+        """The meaning of prompts; the text encoder is used only for prompts that nothing else explains.
 
         Returns:
             One match per prompt, in order; a prompt that stands for several classes ("kidneys", "abdominal organs")
@@ -85,18 +85,18 @@ class Vocabulary:
         """All classes that are known in a modality.
 
         Raises:
-            PromptError: There is none.
+            PromptError: No class is known in this modality.
         """
         names = [c.name for c in self.space.classes if modality in c.modalities]
         if not names:
             known = ", ".join(self.modalities)
-            raise PromptError(f"the model knows no class for the modality {modality!r}; it knows {known}")
+            raise PromptError(f"the model knows no classes in modality {modality!r}; it knows classes in {known}")
         return tuple(PromptMatch(prompt=n, class_name=n, status="known", similarity=1.0) for n in names)
 
     def worth_looking_for(
         self, matches: Sequence[PromptMatch], modality: str, grid: Grid
     ) -> tuple[tuple[PromptMatch, ...], tuple[str, ...]]:
-        """Of every class, those to look for in a scan, and the names of those that are left out.
+        """The classes to look for in a scan when every class is requested, and the names of those left out.
 
         See :mod:`satunet.prediction.door.worthwhile`.
         """
@@ -106,10 +106,10 @@ class Vocabulary:
         return tuple(m for m in matches if m.class_name not in left_out), left_out
 
     def offered(self, match: PromptMatch, modality: str) -> PromptMatch:
-        """The match for a scan of a given modality: models with scores draw only classes that have a score.
+        """The match for a scan of a given modality: a model with scores segments only classes that have a score.
 
         Returns:
-            The match, or an ``"unknown"`` one with a note that says why.
+            The match, or one with the status ``"unknown"`` and a note that says why.
         """
         if self.earned is None or match.status not in ("known", "similar"):
             return match
@@ -120,13 +120,13 @@ class Vocabulary:
             return match
         else:
             others = sorted(m for n, m in self.earned if n == name)
-            note = f"{name!r} has no score in {modality} and is therefore not drawn there; it has scores in "
-            # Where a modality was guessed from intensities, the guess may be what is wrong.
-            note += f"{' and '.join(others)} (if the scan is one: --modality {others[0]})" if others else "none"
+            note = f"{name!r} has no score in {modality} and is therefore not segmented; it has scores in "
+            # The modality may have been guessed from the intensities, and wrongly.
+            note += f"{' and '.join(others)} (if this is such a scan: --modality {others[0]})" if others else "none"
         return replace(match, status="unknown", note=note)
 
     def learned_elsewhere(self, match: PromptMatch, modality: str) -> str:
-        """A note if a class was never trained in a modality; empty if it was, or if there is no class."""
+        """A note if a class was never trained in a modality; empty if it was, or if the match names no class."""
         if match.class_name is None or match.class_name not in self.space:
             return ""
         trained = self.space.info(match.class_name).modalities
@@ -148,11 +148,11 @@ class ScanJob:
 
     Attributes:
         scan: The scan.
-        requested: Prompts in the user's words; ``None`` for every class that is known in the scan's modality.
-        matches: Meaning of the prompts; ``None`` while every class is asked for and the modality is not known.
+        requested: Prompts in the user's words; ``None`` if every class known in the scan's modality is requested.
+        matches: Meaning of the prompts; ``None`` if every class is requested and the modality is not yet known.
         modality: Modality; ``None`` if only the intensities can tell.
         modality_from: Source of the modality.
-        not_looked_for: Of every class, those that this scan is too large for; see
+        not_looked_for: Classes left out because this scan is too large for them, if every class is requested; see
             :mod:`satunet.prediction.door.worthwhile`.
     """
 
@@ -172,7 +172,7 @@ class ScanJob:
         """The job with modality and matches decided, which may need the image.
 
         Raises:
-            PromptError: Every class was asked for, and none is known in the modality.
+            PromptError: Every class is requested, and none is known in the modality.
         """
         modality, how = self.modality, self.modality_from
         if modality is None:
@@ -208,16 +208,16 @@ class _Meanings:
 def resolve(
     scans: Sequence[Scan], prompts: str | Iterable[str] | None, vocabulary: Vocabulary, options: PredictOptions
 ) -> list[ScanJob]:
-    """Decide what to segment in which scan; prompts that name no class are logged once.
+    """Decide what to segment in each scan; prompts that name no class are logged once.
 
     Args:
         scans: Scans of the call.
-        prompts: Prompts for scans without their own; ``None`` for every class that is known in the scan's modality.
+        prompts: Prompts for scans without their own; ``None`` for every class known in the scan's modality.
         vocabulary: Vocabulary of the models.
         options: Options of the user.
 
     Raises:
-        PromptError: Prompts cannot be used; with ``strict``, also if a prompt names no class or a class was never
+        PromptError: A prompt cannot be used; with ``strict``, also if a prompt names no class or a class was never
             trained in the modality of a scan.
         UserError: A modality is unknown.
     """
@@ -253,7 +253,7 @@ def _modality(scan: Scan, vocabulary: Vocabulary, options: PredictOptions) -> tu
 
 
 def report_prompts(known: dict[str, tuple[PromptMatch, ...]]) -> None:
-    """Log, once, the meaning of prompts that name no class or several."""
+    """Log the meaning of each prompt that names no class or several, once."""
     for prompt, found in known.items():
         match = found[0]
         if match.expanded_from is not None:
@@ -276,7 +276,7 @@ def _refuse_unknown(known: dict[str, tuple[PromptMatch, ...]], jobs: Sequence[Sc
         near = "; ".join(
             m.note or f"{m.prompt!r} (nearest: {', '.join(n for n, _ in m.nearest) or 'none'})" for m in unknown
         )
-        raise PromptError(f"--strict: these prompts name no class of the model: {near}")
+        raise PromptError(f"--strict: these prompts do not name a class of the model: {near}")
     for job in jobs:
         for match in job.matches or ():
             note = vocabulary.learned_elsewhere(match, job.modality) if job.modality is not None else ""
@@ -285,7 +285,7 @@ def _refuse_unknown(known: dict[str, tuple[PromptMatch, ...]], jobs: Sequence[Sc
 
 
 def _united(spaces: Sequence[LabelSpace]) -> LabelSpace:
-    """Union of several label spaces: all of their classes, each in all modalities in which one of them knows it."""
+    """Union of several label spaces: all their classes, each in every modality in which one of the spaces knows it."""
     found: dict[str, ClassInfo] = {}
     for space in spaces:
         for info in space.classes:

@@ -1,4 +1,4 @@
-"""Checks before work begins: a scan must fit into memory, and results must be writable."""
+"""Checks before work begins: a scan must fit into memory, and the folder for results must be writable."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _GB = 1e9
 
 
 def require_memory(scan: Scan, plans: Iterable[UnifiedPlan]) -> None:
-    """Refuse a scan that would not fit into memory, whatever is looked for in it; only its header is read.
+    """Refuse a scan that would not fit into memory whatever is looked for in it; only its header is read.
 
-    A small file may claim any size, and after resampling, a spacing of a metre turns a few voxels into many. What is
-    looked for may need finer voxels than is known here: :func:`require_room` decides about those.
+    The header of a small file may claim any size, and a wrong spacing, such as a metre, turns a few voxels into many
+    after resampling. Some classes may need finer voxels than the coarsest ones assumed here; :func:`require_room`
+    checks those.
 
     Args:
         scan: The scan.
         plans: Plans of the models that will predict it.
 
     Raises:
-        ScanTooLargeError: It would need more memory than is free.
+        ScanTooLargeError: The scan would need more memory than is free.
         ScanError: The header cannot be read.
     """
     free = available_memory()
@@ -43,15 +44,15 @@ def require_memory(scan: Scan, plans: Iterable[UnifiedPlan]) -> None:
 
 
 def require_room(path: Path, grid: Grid, spacings_mm: Sequence[SpacingMm]) -> None:
-    """Refuse a scan that was read, if it would not fit into memory at the spacings at which it is looked at.
+    """Refuse a scan that has been read if it would not fit into memory at the spacings that the classes need.
 
     Args:
         path: File of the scan.
-        grid: Its grid.
-        spacings_mm: Spacings to which it will be resampled; the results are kept side by side.
+        grid: Grid of the scan.
+        spacings_mm: Spacings to which the scan will be resampled; all resampled copies are in memory together.
 
     Raises:
-        ScanTooLargeError: It would need more memory than is free.
+        ScanTooLargeError: The scan would need more memory than is free.
     """
     free = available_memory()
     if free is None or not spacings_mm:
@@ -59,12 +60,12 @@ def require_room(path: Path, grid: Grid, spacings_mm: Sequence[SpacingMm]) -> No
     needed = looks_bytes(grid, spacings_mm)
     if needed > free:
         finest = min(spacings_mm, key=math.prod)
-        at = f", at the {' × '.join(f'{s:.3g}' for s in finest)} mm of what was asked for,"
+        at = f", resampled to {' × '.join(f'{s:.3g}' for s in finest)} mm for the requested classes,"
         raise ScanTooLargeError(path, _too_large(grid, at, needed, free))
 
 
 def _coarsest(plan: UnifiedPlan, grid: Grid) -> SpacingMm:
-    """The coarsest spacing at which anything is looked for in a scan."""
+    """The coarsest spacing at which any class is looked for in a scan."""
     extent = extent_mm(grid, plan.orientation)
     own = [
         plan.spacing_for(name, modality, extent)
@@ -83,23 +84,23 @@ def _too_large(grid: Grid, at: str, needed: int, free: int) -> str:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder for results and check that files can be written there.
+    """Make a folder for results and check that files can be written to it.
 
     Raises:
-        UserError: It is a file, or cannot be written to.
+        UserError: The path is a file, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(prefix=".tmp-", dir=folder):
             pass
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: results need a folder, but this is a file, or a part of its path is") from error
+        raise UserError(f"{folder}: results need a folder, but this path, or a part of it, is a file") from error
     except OSError as error:
-        raise UserError(f"{folder}: results cannot be written to this folder ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot write results to this folder ({error.strerror or error})") from error
 
 
 def _header(scan: Scan) -> tuple[Grid, int]:
-    """Grid of a scan, and bytes per voxel when it is read."""
+    """Grid of a scan, and the bytes per voxel that it takes when read."""
     series = scan.series
     if series is None:
         return read_grid(scan.path), voxel_bytes(scan.path)

@@ -1,13 +1,14 @@
-"""What is worth looking for in a scan, where every class is asked for.
+"""Classes that are worth looking for in a scan when every class is requested.
 
-A model may have learned some of its classes from crops: a window then shows a few centimetres at a fine spacing. In a
-scan of a trunk, such a class takes hundreds of windows, each of a region that the model never saw it in, while others
-take a few. A class is left out if
+A model may have learned some of its classes from crops, in which a window shows a few centimetres at a fine spacing. In
+a scan of the trunk, such a class takes hundreds of windows, most of them of regions in which the model never saw it,
+while other classes take a few. A class is left out if
 
-- the scan is far larger than what it was learned from (more than :data:`MOST_WINDOWS` windows lie side by side), and
-- it costs far more than the cheapest class (more than :data:`TIMES_THE_FEWEST` as many windows).
+- the scan is far larger than the scans it was learned from (it takes more than :data:`MOST_WINDOWS` windows side by
+  side), and
+- it costs far more than the cheapest class (more than :data:`TIMES_THE_FEWEST` times as many windows).
 
-Where all classes cost the same, none is left out, however large the scan. A class that is asked for by name is always
+If all classes cost the same, none is left out, however large the scan. A class that is requested by name is always
 looked for.
 """
 
@@ -22,19 +23,19 @@ from satunet.labels import LabelSpace
 from satunet.plan import UnifiedPlan
 
 MOST_WINDOWS = 12
-"""Windows side by side up to which a class is always looked for."""
+"""Number of windows side by side up to which a class is always looked for."""
 TIMES_THE_FEWEST = 4
-"""Times as many windows as the cheapest class takes, up to which a class is looked for."""
+"""Multiple of the cheapest class's number of windows up to which a class is looked for."""
 _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Classes of a model, and how it looks for them.
+    """Classes of a model, and the plan by which it looks for them.
 
     Attributes:
-        space: Its classes.
-        plan: Its plan.
+        space: Classes of the model.
+        plan: Plan of the model.
     """
 
     space: LabelSpace
@@ -48,7 +49,7 @@ def worth_looking_for(names: Sequence[str], modality: str, grid: Grid, models: S
         names: Classes that are known in the modality.
         modality: Modality of the scan.
         grid: Grid of the scan.
-        models: Models that are used together; a class takes the windows of all that know it.
+        models: Models that are used together; a class takes the windows of every model that knows it.
     """
     windows = windows_of(names, modality, grid, models)
     most = max(MOST_WINDOWS, TIMES_THE_FEWEST * min(windows.values(), default=0))
@@ -56,7 +57,7 @@ def worth_looking_for(names: Sequence[str], modality: str, grid: Grid, models: S
 
 
 def windows_of(names: Sequence[str], modality: str, grid: Grid, models: Sequence[Known]) -> Mapping[str, int]:
-    """Class → windows that lie side by side in a scan, at the spacing at which it is looked for."""
+    """Class → number of windows side by side that cover a scan at the spacing at which the class is looked for."""
     windows = dict.fromkeys(names, 0)
     for model in models:
         plan, extent = model.plan, extent_mm(grid, model.plan.orientation)
@@ -71,9 +72,9 @@ def windows_of(names: Sequence[str], modality: str, grid: Grid, models: Sequence
 
 
 def told(names: Sequence[str]) -> str:
-    """One line on classes that are not looked for, and how to ask for them all the same."""
+    """One line about classes that are not looked for, and how to request them anyway."""
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return (
         f"not looked for, because the model knows them only from much smaller scans: {shown} "
-        f'(by name they are: predict -p "{names[0]}" …)'
+        f'(to look for them anyway, name them: predict -p "{names[0]}" …)'
     )

@@ -1,1 +1,1 @@
-"""Masks of a scan on its own grid: means of models, what each mask is worth, and which are kept."""
+"""Masks of a scan on its own grid: means over models, the confidence of each mask, and which masks are kept."""

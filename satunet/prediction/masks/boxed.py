@@ -1,4 +1,4 @@
-"""From a prompt's probability in the preprocessed scan to its mask in the file's grid."""
+"""From a prompt's probability in the preprocessed scan to its mask on the file's grid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from satunet.types import Box
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxedMask:
-    """A mask stored as bits inside a box: hundreds of masks of a large scan take hundreds of megabytes, not gigabytes.
+    """A mask stored as bits inside a box: hundreds of masks of a large scan take megabytes instead of gigabytes.
 
     Attributes:
         shape: (X, Y, Z) of the whole mask.
         box: Box of the stored voxels; all others are false.
-        bits: Voxels of the box, packed.
+        bits: Voxels of the box, packed into bits.
     """
 
     shape: tuple[int, int, int]
@@ -30,7 +30,7 @@ class BoxedMask:
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int]) -> BoxedMask:
-        """A mask without a voxel."""
+        """An empty mask."""
         return cls(shape=shape, box=(slice(0, 0),) * 3, bits=np.zeros(0, dtype=np.uint8))
 
     @classmethod
@@ -72,11 +72,11 @@ class BoxedMask:
 def restore_box(
     values: NDArray[np.floating[Any]], box: Box, geometry: ScanGeometry, *, threshold: float = 0.5
 ) -> BoxedMask:
-    """Interpolate a probability linearly to the file's grid and cut it at a threshold, inside its box alone.
+    """Interpolate a probability linearly to the file's grid and threshold it, in its box alone.
 
-    The result equals that of restoring the whole volume and comparing it with the threshold, if no voxel outside
-    ``box`` exceeds the threshold and the box is one voxel wider than those that do (or ends with the scan): a linear
-    interpolation exceeds the threshold only beside a voxel that does.
+    The result is the same as with the whole volume if no voxel outside ``box`` exceeds the threshold and the box is one
+    voxel wider than the voxels that do (or ends with the scan): a linear interpolation exceeds the threshold only next
+    to a voxel that does.
 
     Args:
         values: (x, y, z) probabilities of the box.
@@ -102,8 +102,8 @@ def restore_values(
         geometry: Geometry of that scan.
 
     Returns:
-        Values along the file's axes and the index of their first voxel; ``None`` if no voxel of the file lies there,
-            because its voxels are larger than the structure.
+        Values along the file's axes and the index of their first voxel; ``None`` if no voxel centre of the file lies in
+            the box, because the file's voxels are larger than the structure.
     """
     restored = np.asarray(values, dtype=np.float32)
     start = []
@@ -124,7 +124,7 @@ def restore_values(
 def _turn_back(
     values: NDArray[np.float32], start: list[int], geometry: ScanGeometry
 ) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-    """Turn from the plan's axes back to the file's, moving only the box."""
+    """Reorient the box from the plan's axes back to the file's."""
     shift = np.eye(4)
     shift[:3, 3] = start
     x, y, z = values.shape

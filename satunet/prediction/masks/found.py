@@ -1,4 +1,4 @@
-"""What a predictor passes to the writer of results: a prepared scan, probabilities, masks."""
+"""Objects that a predictor passes to the writer of results: a prepared scan, probabilities, masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from satunet.types import Axes, SpacingMm
 from satunet.windows.engine import Probability
 
 Look = tuple[int, SpacingMm, Axes]
-"""Number of a group of models, spacing and window: together, one way of looking at a scan."""
+"""Number of a group of models, spacing, and window: together, one way to look at a scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,11 +27,11 @@ class PromptMask:
 
     Attributes:
         match: Meaning of the prompt to the model.
-        boxed: Mask in the image's own grid, stored compactly; ``None`` for a prompt that the model cannot know.
-        worth: Confidence of the mask; ``None`` if the model's confidence was not calibrated.
-        left_out: Reason why a mask that was found is not in ``boxed``; empty if it was not left out.
-        doubts: Contradictions to the scan's other masks, or to training, one sentence each.
-        repaired: Whether the mask was changed because of them.
+        boxed: Mask on the image's own grid, stored compactly; ``None`` for a prompt that means nothing to the model.
+        worth: Confidence of the mask; ``None`` if the model's confidence is not calibrated.
+        left_out: Reason why a mask was left out and ``boxed`` is empty; empty if it was not left out.
+        doubts: Contradictions between the mask and the scan's other masks, or the training data, one sentence each.
+        repaired: Whether the mask was changed because of these contradictions.
     """
 
     match: PromptMatch
@@ -43,9 +43,7 @@ class PromptMask:
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
-        """(X, Y, Z) in the image's own grid, unpacked at every call; ``None`` for a prompt that the model cannot
-        know.
-        """
+        """(X, Y, Z) on the image's own grid, unpacked at every call; ``None`` like ``boxed``."""
         return None if self.boxed is None else self.boxed.full
 
 
@@ -55,8 +53,9 @@ class Prediction:
 
     Attributes:
         image: The scan.
-        modality: Modality that the scan was taken for.
-        masks: Masks, one per prompt, in the order of the prompts; one per class for a prompt that stands for several.
+        modality: Modality that was assumed for the scan.
+        masks: Masks, one per prompt, in the order of the prompts; one per class for a prompt that stands for several
+            classes.
     """
 
     image: Image
@@ -69,7 +68,7 @@ class View:
     """A scan as a group of models sees it.
 
     Attributes:
-        volume: (X, Y, Z) float32 in the plan's orientation and the spacing asked for, normalised.
+        volume: (X, Y, Z) float32 in the plan's orientation and the look's spacing, normalised.
         geometry: Geometry that leads back to the file's grid.
         patch: Size of a window in voxels.
     """
@@ -84,9 +83,9 @@ class PreparedScan:
     """A scan that is prepared for the networks.
 
     Attributes:
-        image: Image of the scan as it was given.
+        image: The scan as it was given.
         modality: Modality, one of :data:`~satunet.datasets.raw.MODALITIES`.
-        views: Look → view of the scan, made when it is needed. Looks that differ only in their window share a volume.
+        views: Look → view of the scan, made on first use. Looks that differ only in their window share a volume.
     """
 
     image: Image
@@ -96,15 +95,15 @@ class PreparedScan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """Probability of a prompt, and the geometry that leads to the scan's file.
+    """Probability of a prompt, and the geometry that leads back to the scan's file.
 
     Attributes:
-        probability: Probability in the grid of a view; ``None`` if ``in_file`` has it.
+        probability: Probability on the grid of a view; ``None`` if it is in ``in_file``.
         geometry: Geometry of that view.
-        in_file: Probability in the grid of the file.
-        one_piece: Whether the models say that the structure is one connected piece.
+        in_file: Probability on the grid of the file.
+        one_piece: Whether the models know the structure as one connected piece.
         peak: Largest probability in any window of any model.
-        agreement: Share of the windows that agree; the mean over several models or parts.
+        agreement: Share of the windows that agree; the mean if there are several models or parts.
     """
 
     probability: Probability | None = None
@@ -115,9 +114,7 @@ class Found:
     agreement: float = 0.0
 
     def restored(self) -> ValuesInFile | None:
-        """Values along the file's axes, and the first voxel of their box; ``None`` if they reach no voxel of the
-        file.
-        """
+        """Values along the file's axes and their box's first voxel; ``None`` if they reach no voxel of the file."""
         if self.probability is None or self.geometry is None:
             return self.in_file
         if self.probability.values is None:
@@ -130,7 +127,7 @@ class Weighed:
     """A mask with the evidence for it.
 
     Attributes:
-        mask: Mask in the scan's own grid.
+        mask: Mask on the scan's own grid.
         evidence: Evidence from which its confidence is estimated.
     """
 

@@ -1,4 +1,4 @@
-"""The confidence of masks, and which masks are left out because of it."""
+"""Confidence of masks, and the decision which masks are left out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def judge(
     grid: Grid,
     anatomy: Anatomy,
 ) -> tuple[PromptMask, ...]:
-    """Estimate the confidence of all masks of a scan, and leave out those below the limits in the options.
+    """Estimate the confidence of all masks of a scan, and leave out those beyond the limits in the options.
 
     Args:
         matches: Matches that were predicted.
-        masks: Mask of each match; ``None`` for prompts that the models cannot know.
-        calibrations: Calibrations of the models that have one; without any, no mask is left out.
+        masks: Mask of each match; ``None`` for prompts that mean nothing to the models.
+        calibrations: Calibrations of those models that have one; without any, no mask is left out.
         options: Options of the user.
         grid: Grid of the scan.
-        anatomy: Anatomical knowledge that masks are compared with.
+        anatomy: Anatomical knowledge to compare the masks with.
     """
     known = [(i, mask) for i, mask in enumerate(masks) if mask is not None]
     worths: list[Worth | None] = [None] * len(masks)
@@ -50,7 +50,7 @@ def judge(
 
 
 def _plausible(masks: Sequence[PromptMask], grid: Grid, anatomy: Anatomy, *, repair: bool) -> tuple[PromptMask, ...]:
-    """Note contradictions between masks, and repair them if that is asked for."""
+    """Note contradictions between masks, and repair them if ``repair`` is set."""
     first: dict[str, int] = {}
     for i, mask in enumerate(masks):
         if mask.match.class_name is not None and mask.boxed is not None and mask.boxed.voxels:
@@ -67,7 +67,7 @@ def _plausible(masks: Sequence[PromptMask], grid: Grid, anatomy: Anatomy, *, rep
 
 
 def _reason(mask: BoxedMask | None, worth: Worth | None, options: PredictOptions) -> str:
-    """Reason why a mask is left out; empty if it is not."""
+    """Reason why a mask is left out; empty if it is kept."""
     if mask is None or worth is None or not mask.voxels:
         return ""
     if options.max_absent < 1 and worth.absent >= options.max_absent:

@@ -1,7 +1,7 @@
-"""Means of several models' probabilities, in the scan's own grid and in bounded memory.
+"""Means of several models' probabilities, on the scan's own grid and in bounded memory.
 
-Models with different spacings and orientations meet in the grid of the file. Of each prompt, a box of 16-bit steps is
-kept; boxes that do not fit into the memory allowed wait on disk.
+Models with different spacings and orientations meet on the grid of the file. For each prompt, a box of 16-bit values is
+kept; boxes that exceed the allowed memory are written to disk.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _STEPS = 65534  # even, so that one half is one of the steps
 
 
 class Values:
-    """Sums of probabilities by prompt.
+    """Sums of probabilities, one per prompt.
 
     Args:
-        memory_bytes: Memory for all sums; the sum that is being added to needs memory besides.
+        memory_bytes: Memory for all sums; the sum that is being added to needs additional memory.
     """
 
     def __init__(self, *, memory_bytes: int) -> None:
@@ -57,7 +57,7 @@ class Values:
             self._put_off(position)
 
     def take(self, position: int) -> ValuesInFile | None:
-        """The sum of a prompt, which is then forgotten; ``None`` if nothing was added."""
+        """Remove and return the sum of a prompt; ``None`` if nothing was added."""
         held = self._held.pop(position, None)
         if held is None:
             return None
@@ -80,14 +80,14 @@ class Values:
 
 
 def larger(a: ValuesInFile | None, b: ValuesInFile | None) -> ValuesInFile | None:
-    """The larger of two probabilities voxel by voxel, in the box around both; each is 0 outside its own box."""
+    """Voxel-wise maximum of two probabilities, in the box around both; each is 0 outside its own box."""
     if a is None or b is None:
         return b if a is None else a
     return _joined(a, b, np.maximum)
 
 
 def _sum(a: ValuesInFile, b: ValuesInFile) -> ValuesInFile:
-    """The sum of two boxes of values, in the box around both."""
+    """Sum of two boxes of values, in the box around both."""
     return _joined(a, b, np.add)
 
 

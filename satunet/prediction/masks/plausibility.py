@@ -1,10 +1,10 @@
-"""Contradictions between the masks of a scan: always reported, but repaired only when that is asked for.
+"""Contradictions between the masks of a scan: always reported, but repaired only on request.
 
 - Sides: a left structure lies to the right of its right counterpart.
-- Containment: a structure lies partly outside its whole, by the label space (and the knowledge tree, if there is one),
-  and by more than the borders of two masks differ anyway.
+- Containment: a structure lies partly outside a structure that it is part of according to the label space (or the
+  knowledge tree, if there is one), and by more than the borders of two masks usually differ.
 - Order: a vertebra or a rib lies above one that it should be below.
-- Size: a volume is far from those in training, where the model's calibration knows them.
+- Size: a volume is far from the volumes in training, if the model's calibration contains them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from satunet.labels.names import normalize_name
 from satunet.prediction.masks.boxed import BoxedMask
 
 MOST_OUTSIDE = 0.05
-"""Share of a part that may lie clearly outside its whole."""
+"""Largest share of a part that may lie clearly outside its whole without being a contradiction."""
 CLEARLY_MM = 3.0
-"""Distance from the whole (at least one voxel) within which the borders of part and whole may differ, because each
-border is where a blurred probability reaches one half.
+"""Distance from the whole (at least one voxel) within which the borders of part and whole may differ: each border is
+where a blurred probability crosses one half.
 """
 MOST_DEVIATIONS = 4.0
-"""Number of standard deviations, of the logarithm of a volume, that are not a contradiction."""
-_REPAIRABLE = 0.5  # share of a part that may be cut off
+"""Number of standard deviations by which the logarithm of a volume may differ without being a contradiction."""
+_REPAIRABLE = 0.5  # largest share of a part that a repair may cut off
 _REGIONS = {"cervical": 0, "thoracic": 7, "lumbar": 19, "sacral": 25}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """A mask of a scan that has voxels.
+    """A structure of a scan with a mask that is not empty.
 
     Attributes:
         name: Class of the mask.
@@ -51,11 +51,11 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Anatomical knowledge that masks are compared with.
+    """Anatomical knowledge to compare masks with.
 
     Attributes:
         wholes: Class → classes that it is part of.
-        statistics: Statistics of sizes in training.
+        statistics: Sizes in training.
         tree: Knowledge tree, for parts that the label space does not know.
     """
 
@@ -64,7 +64,7 @@ class Anatomy:
     tree: KnowledgeTree | None = None
 
     def whole_pairs(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of a part and its whole among some classes."""
+        """All pairs (part, whole) among the given classes."""
         known = set(names)
         for part in names:
             wholes = {whole for whole in self.wholes.get(part, ()) if whole in known}
@@ -85,9 +85,9 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
     """Contradictions of each mask, one sentence each.
 
     Args:
-        structures: Masks of a scan, each class once.
+        structures: Structures of a scan, each class once.
         grid: Grid of the scan.
-        anatomy: Anatomical knowledge that they are compared with.
+        anatomy: Anatomical knowledge to compare them with.
     """
     found: dict[str, list[str]] = {s.name: [] for s in structures}
     by_name = {s.name: s for s in structures}
@@ -114,10 +114,10 @@ def doubts(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> lis
 
 
 def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> list[Structure]:
-    """The same structures, with contradictions repaired where that is clear.
+    """The same structures, with contradictions repaired where the repair is clear.
 
-    Sides that are swapped exchange their names, and so do vertebrae and ribs that are out of order. The part of a
-    structure that lies outside its whole is cut off, if it is less than half. Unusual sizes stay.
+    Swapped sides exchange their masks, and so do vertebrae and ribs that are out of order. What lies outside the whole
+    of a structure is cut off if it is less than half of the structure. Unusual sizes stay as they are.
     """
     masks = {s.name: s.mask for s in structures}
     centres = {name: centre_mm(mask, grid) for name, mask in masks.items()}
@@ -137,7 +137,7 @@ def repaired(structures: Sequence[Structure], grid: Grid, anatomy: Anatomy) -> l
 
 
 def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
-    """Centre of mass of a mask with voxels, in RAS+ millimetres."""
+    """Centre of mass of a mask that is not empty, in RAS+ millimetres."""
     inside = mask.inside
     centre = []
     for axis, side in enumerate(mask.box):
@@ -148,10 +148,9 @@ def centre_mm(mask: BoxedMask, grid: Grid) -> tuple[float, float, float]:
 
 
 def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
-    """Share of a mask that lies farther than :data:`CLEARLY_MM`, and than one voxel, from another mask of the same
-    shape.
+    """Share of a mask that lies farther from another mask of the same shape than :data:`CLEARLY_MM` and one voxel.
 
-    It is 0 where no more than :data:`MOST_OUTSIDE` lies outside at all.
+    The result is 0 if at most :data:`MOST_OUTSIDE` of the mask lies outside at all.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -175,7 +174,7 @@ def clearly_outside(part: BoxedMask, whole: BoxedMask, grid: Grid) -> float:
 
 
 def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
-    """The intersection of two masks of the same shape."""
+    """Intersection of two masks of the same shape."""
     box = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.box, b.box, strict=True)]
     if any(side.start >= side.stop for side in box):
         return BoxedMask.empty(a.shape)
@@ -189,7 +188,7 @@ def intersection(a: BoxedMask, b: BoxedMask) -> BoxedMask:
 
 
 def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Pairs (left, right) of structures whose left one lies to the right of the other; x grows to the right."""
+    """Pairs (left, right) whose left structure lies to the right of the right one; x increases to the right."""
     for left in centres:
         name = normalize_name(left)
         right = f"right {name.base}"
@@ -198,7 +197,7 @@ def _swapped(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tupl
 
 
 def _out_of_order(centres: Mapping[str, tuple[float, float, float]]) -> Iterator[tuple[str, str]]:
-    """Neighbours in a row whose upper one does not lie above the lower one."""
+    """Pairs (upper, lower) of neighbours in a row whose upper one does not lie above the lower one."""
     for row in _rows(centres):
         for upper, lower in pairwise(row):
             if centres[upper][2] <= centres[lower][2]:
@@ -215,9 +214,7 @@ def _rows(names: Mapping[str, object]) -> list[list[str]]:
 
 
 def place_in_row(name: str) -> tuple[str, int] | None:
-    """Row of the skeleton that a class belongs to, and its number from cranial to caudal; ``None`` if it is in no
-    row.
-    """
+    """Row of the skeleton that a class belongs to, and its number from cranial to caudal; ``None`` if it has no row."""
     canonical = normalize_name(name)
     if vertebra := re.fullmatch(r"(cervical|thoracic|lumbar|sacral) vertebrae (\d+) \(\w+\)", canonical.base):
         return "vertebrae", _REGIONS[vertebra[1]] + int(vertebra[2])

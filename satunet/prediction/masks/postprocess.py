@@ -1,4 +1,4 @@
-"""Corrections of a mask after thresholding; none is made unless asked for."""
+"""Corrections of a mask after thresholding, all of them optional."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Postprocessing:
         return self.largest_component or self.fill_holes
 
     def __call__(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Correct a mask, (X, Y, Z) boolean; a mask without a voxel stays as it is."""
+        """Correct a mask, (X, Y, Z) boolean; an empty mask stays empty."""
         import numpy as np
 
         if not mask.any():
@@ -34,8 +34,7 @@ class Postprocessing:
         if self.largest_component:
             import cc3d
 
-            # Padded, because cc3d 4.1 reserves room for too few components in a small box in which every other voxel is
-            # one.
+            # Padded: in a small box in which every other voxel is a component, cc3d 4.1 reserves room for too few.
             largest = cc3d.largest_k(np.pad(mask, 1), k=1, connectivity=26)
             mask = np.ascontiguousarray(largest[1:-1, 1:-1, 1:-1] > 0)
         if self.fill_holes:

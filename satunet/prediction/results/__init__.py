@@ -1,1 +1,1 @@
-"""Results of a prediction on disk: their places, how they are written, and what earlier results say."""
+"""Results of a prediction on disk: their paths, writing them, and reading the manifests of earlier runs."""

@@ -1,4 +1,4 @@
-"""Manifests in a folder of results: whether a scan is done, and what was found."""
+"""Manifests in a folder of results: whether a scan is done, and what was found in it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ _COLUMNS = (
 
 
 def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping[str, Any]) -> str | None:
-    """Reason why a scan has to be predicted; ``None`` if its result exists, is complete, and belongs to this scan and
-    call.
+    """Reason why a scan has to be predicted; ``None`` if its result exists, is complete, and fits this scan and call.
 
     Args:
         output: Folder of all results.
         job: Job of the scan.
         outputs: Outputs to write.
-        combined: Values that the scan is combined with, as in the stamp.
+        combined: Everything besides the scan that the result depends on, as in the stamp.
     """
     file = manifest_file(output, job.name, outputs.combine)
     if not file.is_file():
@@ -56,15 +55,15 @@ def why_not_done(output: Path, job: ScanJob, outputs: Outputs, combined: Mapping
 
 
 def result_rows(output: Path, names: Sequence[str], combine: bool) -> list[dict[str, object]]:
-    """Table of what was found, for people: one row per scan and prompt, from all manifests that exist.
+    """Table of the results for people: one row per scan and prompt, from all manifests that exist.
 
     Returns:
-        Columns ``scan`` (if there are several), ``prompt``, ``class``, ``ml``, ``where`` (slices of the file, counted
-        from 1, or why there is no mask), and ``confidence`` where there is one.
+        Rows with ``scan`` (if there are several scans), ``prompt``, ``class``, ``ml``, ``where`` (the slices of the file,
+        counted from 1, or the reason why there is no mask), and ``confidence`` if it is known.
     """
     rows: list[dict[str, object]] = []
     for name in names:
-        # What cannot be used is told among the failures.
+        # Scans without a usable manifest are reported among the failures.
         with contextlib.suppress(OSError, *MALFORMED):
             entries = read_json(manifest_file(output, name, combine))["prompts"]
             shown: dict[str, object] = {"scan": name} if len(names) > 1 else {}
@@ -112,7 +111,7 @@ def write_statistics(output: Path, names: Iterable[str], combine: bool) -> Path:
 
 
 def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as CSV; cells that a spreadsheet would take for a formula are quoted."""
+    """Write rows as CSV; cells that a spreadsheet would evaluate as a formula are escaped."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -122,7 +121,7 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
 
 
 def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Cells that no spreadsheet takes for a formula."""
+    """Cells that no spreadsheet evaluates as a formula."""
     return {
         key: "; ".join(map(str, value))
         if isinstance(value, list)
@@ -134,7 +133,7 @@ def _plain_cells(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_foreign(manifest: Path) -> bool:
-    """Whether a JSON file was not written by satunet, such as those that DICOM converters write beside a scan."""
+    """Whether a JSON file is not from satunet, such as the files that DICOM converters write next to a scan."""
     try:
         content = read_json(manifest)
     except (OSError, ValueError):

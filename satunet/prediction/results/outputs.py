@@ -1,8 +1,8 @@
 """Writing the results of a scan.
 
-``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, or with ``combine`` one label map
-``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without it is
-predicted again. It contains the stamp of what the result was made from, and the state of every file that was written.
+The files are ``<output>/<scan>/<prompt>.<ending>`` and ``manifest.json``, or with ``combine`` one label map
+``<output>/<scan>.<ending>`` and its legend ``<scan>.json``. The manifest is written last: a scan without one is
+predicted again. It contains a stamp of everything that the result was made from, and the state of every written file.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class ScanResult:
 
     Attributes:
         output: Folder of all results.
-        job: Job with everything decided.
-        scan: Scan, read and prepared.
+        job: Settled job of the scan.
+        scan: The scan, read and prepared.
         outputs: Outputs to write.
-        manifest: Further contents of the manifest.
+        manifest: Further content of the manifest.
         wholes: Class → classes that it is part of, for combined label maps.
-        protected: Files that may not be replaced.
-        space: Classes of the models, which tell what occurs several times.
+        protected: Files that must not be replaced.
+        space: Classes of the models, to decide which structures have instances.
     """
 
     output: Path
@@ -78,13 +78,13 @@ class ScanResult:
         return self.job.matches or ()
 
     def begin(self) -> None:
-        """Take back an earlier manifest, and the files it names: from now on, the scan is not done.
+        """Remove an earlier manifest and the files it names: from now on, the scan is not done.
 
         Partial files of a killed run are removed, too.
         """
         manifest = manifest_file(self.output, self.job.name, self.outputs.combine)
         if is_foreign(manifest):
-            raise UserError(f"{manifest}: this file exists and is not a result of satunet; give another folder (-o)")
+            raise UserError(f"{manifest}: this file exists and was not written by satunet; give another folder (-o)")
         for file in [*files_of(manifest), manifest]:
             self.protected.check(file)
             file.unlink(missing_ok=True)
@@ -92,9 +92,7 @@ class ScanResult:
             left_over.unlink(missing_ok=True)
 
     def write_mask(self, position: int, mask: BoxedMask, found: Found) -> None:
-        """Write the mask of a prompt, unless it is empty or all masks go into one label map; may run in several
-        threads.
-        """
+        """Write the mask of a prompt, unless it is empty or all masks go into one label map; threads may share this."""
         if self.outputs.combine or not mask.voxels:
             return
         folder, name = self.output / self.job.name, self._names[position]
@@ -114,7 +112,7 @@ class ScanResult:
     def _write_instances(
         self, position: int, mask: BoxedMask, probability: Callable[[], ValuesInFile | None] = lambda: None
     ) -> None:
-        """Write the numbered instances of a mask, if that is asked for."""
+        """Write the numbered instances of a mask, if instances are requested and its class has them."""
         kind = self.matches[position].class_name
         if not self.outputs.instances or kind is None or self.space is None or not comes_in_numbers(kind, self.space):
             return
@@ -128,7 +126,7 @@ class ScanResult:
         self._instances[position] = counted.found
 
     def finish(self, found: Sequence[PromptMask], seconds: float) -> None:
-        """Write the outputs that need all masks, and the manifest; files of masks that are left out are removed."""
+        """Write the outputs that need all masks, and the manifest; the files of masks that are left out are removed."""
         entries = [self._describe(mask) for mask in found]
         masks = [mask.boxed for mask in found]
         self._take_back(found)
@@ -156,7 +154,7 @@ class ScanResult:
             "prompts": entries,
             "files": {file.name: to_plain(FileState.of(file)) for file in self._written},
         }
-        flush_to_disk(self._written)  # the manifest promises them
+        flush_to_disk(self._written)  # the manifest must not outlive them in a power failure
         write_json(self._place(manifest_file(self.output, self.job.name, self.outputs.combine)), content, sealed=True)
 
     @cached_property
@@ -164,14 +162,14 @@ class ScanResult:
         return mask_names(self.matches)
 
     def _place(self, file: Path) -> Path:
-        """Note a file that is about to be written."""
+        """Record a file that is about to be written, and return it."""
         self.protected.check(file)
         with self._lock:
             self._written.append(file)
         return file
 
     def _write_map(self, entries: list[dict[str, Any]], masks: Sequence[BoxedMask | None]) -> dict[str, Any]:
-        """Write one label map; the entries get what it shows of their masks."""
+        """Write one label map; amounts in the entries become those of the voxels that it shows."""
         image = self.scan.image
         labels, shown = paint([m.class_name or "" for m in self.matches], masks, self.wholes, image.grid.shape)
         legend = {}
@@ -189,7 +187,7 @@ class ScanResult:
                 entry |= _amount(voxels, mean, image.grid.voxel_ml)
                 entry["covered_ml"] = round(covered * image.grid.voxel_ml, 4)
         for label, (match, entry, mask) in enumerate(zip(self.matches, entries, masks, strict=True), start=1):
-            if mask is not None:  # ids in the map whose union is the class: its own, and those of parts painted over it
+            if mask is not None:  # ids whose union is the class: its own, and those of the parts painted over it
                 name = match.class_name
                 entry["labels"] = [
                     other
@@ -210,7 +208,7 @@ class ScanResult:
         return self.wholes.get(self._class_of(label), frozenset())
 
     def _measured(self, masks: Sequence[BoxedMask | None]) -> list[Measures | None]:
-        """Measures of each mask that has voxels, if they were asked for."""
+        """Measures of each mask that is not empty, if an output needs them."""
         image = self.scan.image
         if not self.outputs.measures and (not self.outputs.dicom_sr or self.job.scan.series is None):
             return [None] * len(masks)
@@ -265,7 +263,7 @@ class ScanResult:
         return file
 
     def _write_measures(self, entries: list[dict[str, Any]], measures: Sequence[Measures | None]) -> None:
-        """Write one row per mask that has voxels; the entries get the same numbers."""
+        """Write one row per mask that is not empty; the entries get the same numbers."""
         rows = []
         for match, entry, found in zip(self.matches, entries, measures, strict=True):
             if found is not None:
@@ -279,7 +277,7 @@ class ScanResult:
         write_table(self._place(file), columns, rows)
 
     def _write_preview(self, masks: Sequence[BoxedMask | None]) -> None:
-        """Write a picture beside the masks. If that fails, a warning is logged and the masks are kept."""
+        """Write a picture next to the masks. If that fails, a warning is logged and the masks are kept."""
         from satunet.viewing.preview import Found as Seen
         from satunet.viewing.preview import write_preview
 
@@ -298,10 +296,10 @@ class ScanResult:
             raise
         except Exception as error:
             self._written.remove(file)
-            logger.warning("%s: no picture could be drawn (%s)", self.job.name, error)
+            logger.warning("%s: the picture could not be drawn (%s)", self.job.name, error)
 
     def _take_back(self, found: Sequence[PromptMask]) -> None:
-        """Remove files of masks that were written before it was known that they would be left out."""
+        """Remove the files of masks that were written before it was decided to leave them out."""
         folder, ending = self.output / self.job.name, self.job.scan.ending
         for mask, name in zip(found, self._names, strict=True):
             for tail in ("", PROBABILITY, INSTANCES) if mask.left_out else ():
@@ -311,7 +309,7 @@ class ScanResult:
                     file.unlink(missing_ok=True)
 
     def _write_repaired(self, found: Sequence[PromptMask]) -> None:
-        """Write again the masks that were repaired once all were known."""
+        """Write again the masks that were repaired after all masks were known."""
         for position, (mask, name) in enumerate(zip(found, self._names, strict=True)):
             if mask.repaired and mask.boxed is not None and not self.outputs.combine:
                 file = self.output / self.job.name / f"{name}{self.job.scan.ending}"
@@ -350,7 +348,7 @@ class ScanResult:
 
 
 def _say_what_is_not_seen(scan: str, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Log which structures are not seen or were left out."""
+    """Log which structures were not seen and which masks were left out."""
     absent = [str(entry["prompt"]) for entry in entries if entry.get("seen") is False and "left_out" not in entry]
     left_out = [f"{entry['prompt']} ({entry['left_out']})" for entry in entries if "left_out" in entry]
     if absent:
@@ -364,7 +362,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def worth_in_words(worth: Worth | None) -> str:
-    """Confidence of a mask as a text, for objects that hold only texts; empty if nothing is known."""
+    """Confidence of a mask in words, for formats that hold only text; empty if it is not known."""
     if worth is None or worth.confidence is None:
         return ""
     return f"estimated Dice {worth.confidence:.2f}, absent with a probability of {worth.absent:.2f}"

@@ -1,4 +1,4 @@
-"""One label map from many masks: parts lie over their wholes."""
+"""One label map from many masks, with parts painted over their wholes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def paint(
     wholes: Mapping[str, frozenset[str]],
     shape: tuple[int, int, int],
 ) -> tuple[NDArray[np.unsignedinteger], dict[int, int]]:
-    """Paint masks into one label map, wholes first; of masks that overlap otherwise, the later one wins.
+    """Paint masks into one label map, wholes first; where other masks overlap, the later one lies on top.
 
     Args:
-        classes: Class of each mask; ``""`` for words that name none.
+        classes: Class of each mask; ``""`` for a prompt that names no class.
         masks: Masks of the same shape; the label of each is its position, counted from 1.
         wholes: Class → classes that it is part of.
         shape: (X, Y, Z) shape of the map.
@@ -31,7 +31,7 @@ def paint(
         (X, Y, Z) labels, uint8 if 255 are enough, and the number of voxels of each label in the map.
     """
     labels = np.zeros(shape, dtype=np.uint8 if len(masks) <= 255 else np.uint16)
-    # A name for each mask, because several may stand for the same class.
+    # One name per mask, because several masks may be of the same class.
     names = [f"{name}\n{number}" for number, name in enumerate(classes)]
     by_class: dict[str, set[str]] = {}
     for name, of in zip(names, classes, strict=True):
@@ -49,9 +49,7 @@ def paint(
 
 
 def _counts(labels: NDArray[np.unsignedinteger], highest: int) -> dict[int, int]:
-    """Voxels of each label that occurs, counted piece by piece, because numpy's count turns every voxel into 64
-    bits.
-    """
+    """Number of voxels of each label that occurs, counted in pieces, because bincount converts its input to 64 bits."""
     total = np.zeros(highest + 1, dtype=np.int64)
     flat = labels.reshape(-1)
     for start in range(0, flat.size, _PIECE):

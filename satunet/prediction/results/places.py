@@ -1,4 +1,4 @@
-"""Places of a scan's results, and files that they may not replace."""
+"""Paths of a scan's results, and files that results must not replace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = "measures.csv"
 
 
 def mask_names(matches: Sequence[PromptMatch]) -> list[str]:
-    """Names of the masks' files, without ending; all differ, also from the names of the files with probabilities."""
+    """Names of the masks' files, without endings: unique, even beside the files of probabilities and instances."""
     return unique_names([match.prompt for match in matches], suffixes=("", PROBABILITY, INSTANCES))
 
 
@@ -33,7 +33,7 @@ def manifest_file(output: Path, name: str, combine: bool) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Protected:
-    """Files that no output may replace (scans, lists, models), under any path that leads to them.
+    """Files that no output may replace (scans, lists, models), by whatever path they are reached.
 
     Attributes:
         identities: Device and inode of each file.
@@ -43,25 +43,27 @@ class Protected:
 
     @classmethod
     def of(cls, files: Iterable[Path]) -> Protected:
-        """The files that exist; links count as their targets."""
+        """Protect those files that exist; links count as their targets."""
         return cls(identities=frozenset(i for i in map(_identity, files) if i is not None))
 
     def check(self, path: Path) -> None:
         """Refuse an output that would replace a protected file.
 
         Raises:
-            UserError: It would.
+            UserError: The path leads to a protected file.
         """
         if _identity(path) in self.identities:
             raise UserError(f"{path}: this result would replace an input; give another folder for the results (-o)")
 
     def check_scan(self, output: Path, job: ScanJob, outputs: Outputs, matches: Sequence[PromptMatch]) -> None:
-        """Refuse a scan whose results would replace a protected file, before anything is computed; raises as
-        :meth:`check`.
+        """Refuse a scan whose results would replace a protected file, before anything is computed.
+
+        Raises:
+            UserError: A result would replace a protected file or be taken for a scan, or has no valid name.
         """
         if Path(job.name).name != job.name or job.name in ("", "..") or "\\" in job.name:
             raise UserError(
-                f"{job.scan.path}: {job.name!r} cannot be a name for results; it must be a single part of a path"
+                f"{job.scan.path}: {job.name!r} cannot be the name of its results; it must be a single part of a path"
             )
         self.check(manifest_file(output, job.name, outputs.combine))
         if outputs.combine:
