@@ -1,4 +1,4 @@
-"""Training in several processes (torchrun, DDP): rank of this process, and exchange with the others.
+"""Several processes (torchrun, DDP): rank and device of this process, and exchange with the others.
 
 Without torchrun, every function behaves as in a single process and exchanges nothing.
 """
@@ -38,6 +38,14 @@ def launched() -> bool:
 def first() -> bool:
     """Whether this is the first of the processes that torchrun started, even before they are connected."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(device: str) -> str:
+    """Name of this process's device: each process that torchrun starts on a machine takes its own GPU."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def log_name() -> str:

@@ -9,21 +9,18 @@ and its windows, and the engine averages their probabilities; those of other mod
 from __future__ import annotations
 
 import copy
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from satunet.compute.devices import pick_device
+from satunet.compute.distributed import own_device
 from satunet.confidence.evidence import Evidence, weigh
 from satunet.datasets.raw import MODALITIES
 from satunet.errors import PromptError, UserError
@@ -31,50 +28,27 @@ from satunet.geometry import extent_mm
 from satunet.images.image import IN_MEMORY, Image, as_image
 from satunet.knowledge.file import default_tree
 from satunet.labels.containment import wholes_of
-from satunet.labels.names import normalize_name, other_side
 from satunet.models.folder import ModelFolder
-from satunet.network.engines import accelerate
-from satunet.plan import UnifiedPlan
 from satunet.prediction.door.jobs import Vocabulary
 from satunet.prediction.door.limits import require_room
 from satunet.prediction.door.modality import modality_of
+from satunet.prediction.ensemble import Embeddings, Ensemble, Group
 from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.masks.found import Found, Look, Prediction, PreparedScan, PromptMask, View, Weighed
 from satunet.prediction.masks.judging import judge
-from satunet.prediction.masks.mean import Values, ValuesInFile, larger
+from satunet.prediction.masks.mean import Values, larger
 from satunet.prediction.masks.plausibility import Anatomy
-from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.prediction.options import PredictOptions
 from satunet.preprocessing.transform import preprocess_image
 from satunet.prompts.matching import PromptMatch
 from satunet.text import TextEncoder
-from satunet.windows.engine import Member, WindowedScan
+from satunet.windows.engine import WindowedScan
 from satunet.windows.starts import window_starts
 
-logger = logging.getLogger(__name__)
-
-Embeddings = Mapping[str, NDArray[np.floating[Any]]]
 OnProgress = Callable[[int, int], bool | None]
 
 SHARED_LEVEL = 2e-3
-"""Probability below which a model counts as zero in a mean with other models; a mean is at most this much smaller."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Group:
-    """Models that see scans in the same way.
-
-    Attributes:
-        models: Models of the group.
-        networks: Their networks on the device.
-    """
-
-    models: tuple[ModelFolder, ...]
-    networks: tuple[Any, ...]
-
-    @property
-    def plan(self) -> UnifiedPlan:
-        return self.models[0].plan
+"""Probability below which a model counts as zero in a mean with other models; a mean gets smaller by at most this."""
 
 
 class Predictor:
@@ -97,10 +71,14 @@ class Predictor:
         several = [model] if isinstance(model, (ModelFolder, Path, str)) else list(model)
         if not several:
             raise UserError("no model was given")
-        self.models = tuple(m if isinstance(m, ModelFolder) else ModelFolder.load(Path(m)) for m in several)
-        self.device = pick_device(_own_device(self.options.device))
-        self._groups = self._grouped()
-        self.vocabulary = Vocabulary.of(self.models)
+        models = [m if isinstance(m, ModelFolder) else ModelFolder.load(Path(m)) for m in several]
+        self.device = pick_device(own_device(self.options.device))
+        self.ensemble = Ensemble.of(models, self.device, self.options)
+
+    @property
+    def models(self) -> tuple[ModelFolder, ...]:
+        """The models, in the order given."""
+        return self.ensemble.models
 
     @property
     def model(self) -> ModelFolder:
@@ -110,7 +88,12 @@ class Predictor:
     @property
     def network(self) -> Any:
         """The network of the first model, on the device."""
-        return self._groups[0].networks[0]
+        return self.ensemble.groups[0].networks[0]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Classes that can be asked for."""
+        return self.ensemble.vocabulary
 
     @property
     def encoder(self) -> TextEncoder:
@@ -171,9 +154,7 @@ class Predictor:
     def judge(
         self, matches: Sequence[PromptMatch], masks: Sequence[Weighed | None], scan: PreparedScan
     ) -> tuple[PromptMask, ...]:
-        """Estimate the confidence of all masks of a scan and note contradictions; some may be left out by the
-        options.
-        """
+        """Estimate the confidence of all masks of a scan and note contradictions; options may leave some out."""
         calibrations = [m.calibration for m in self.models if m.calibration is not None]
         return judge(matches, masks, calibrations, self.options, scan.image.grid, self.anatomy)
 
@@ -191,7 +172,7 @@ class Predictor:
             wrap: Function that takes a network on the device and returns its replacement.
         """
         other = copy.copy(self)
-        other._groups = tuple(replace(g, networks=tuple(wrap(n) for n in g.networks)) for g in self._groups)
+        other.ensemble = self.ensemble.with_networks(wrap)
         return other
 
     def prepare(
@@ -215,7 +196,7 @@ class Predictor:
             scan = before
         else:
             scan = PreparedScan(image=image, modality=modality)
-        looks = self._looks(scan, matches)
+        looks = self.ensemble.looks(scan, matches)
         there = {key[:2] for key in scan.views}
         new = {key[:2]: key[1] for key in looks if key[:2] not in there}
         require_room(image.path or IN_MEMORY, image.grid, list(new.values()))
@@ -226,12 +207,13 @@ class Predictor:
     def windows(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> int:
         """Number of windows that the networks will predict."""
         return sum(
-            self._count(self._view(scan, key)) * len(self._groups[key[0]].models) for key in self._looks(scan, matches)
+            self._count(self._view(scan, key)) * len(self.ensemble.groups[key[0]].models)
+            for key in self.ensemble.looks(scan, matches)
         )
 
     def is_held(self, scan: PreparedScan, match: PromptMatch) -> bool:
         """Whether one window holds the scan, wherever a prompt is looked for in it."""
-        return all(self._count(self._view(scan, key)) == 1 for key in self._looks(scan, [match]))
+        return all(self._count(self._view(scan, key)) == 1 for key in self.ensemble.looks(scan, [match]))
 
     def find(
         self,
@@ -271,17 +253,18 @@ class Predictor:
                 yield i, found
             elif i in halves:
                 half = halves.pop(i)
-                both = larger(_largest_piece(half), _largest_piece(found))
+                both = larger(half.largest_piece(), found.largest_piece())
                 yield i, Found(in_file=both, peak=max(half.peak, found.peak),
                                agreement=(half.agreement + found.agreement) / 2)  # fmt: skip
             else:
                 halves[i] = found
 
     def _sides_of(self, match: PromptMatch, scan: PreparedScan) -> tuple[PromptMatch, PromptMatch] | None:
-        """Left and right of a class that other sources taught at a finer spacing, where the scan is looked at coarsely.
+        """Left and right of a class, to be asked for in its place; ``None`` if the class itself is asked for.
 
-        The hippocampus, for example, is a class in crops at 1 mm, where nobody labelled sides, and in heads, where
-        somebody did.
+        Some classes were learned without sides at a fine spacing, and with sides at a coarse one: the hippocampus in
+        crops at 1 mm, where no sides were labelled, and in whole heads, where they were. Where a scan is looked at
+        coarsely, the sides are what the network knows.
         """
         name, plan = match.class_name, self.model.plan
         if name is None or match.status != "known" or len(self.models) > 1:
@@ -304,18 +287,18 @@ class Predictor:
         on_progress: OnProgress | None = None,
         level: float = 0.5,
     ) -> Iterator[tuple[int, Found]]:
-        looks = self._looks(scan, matches)
+        looks = self.ensemble.looks(scan, matches)
         progress = _Progress(on_progress, sum(self._count(self._view(scan, key)) for key in looks))
         shares = [sum(i in positions for positions in looks.values()) for i in range(len(matches))]
         voters = {
-            i: sum(len(self._voters(group, matches[i], scan.modality)) for group in self._groups)
+            i: sum(len(self.ensemble.voters(group, matches[i], scan.modality)) for group in self.ensemble.groups)
             for i, count in enumerate(shares)
             if count > 1
         }
         votes: dict[int, tuple[float, float]] = {}  # largest peak, mean agreement so far
         with Values(memory_bytes=self._memory_bytes) as sums:
             for key, positions in looks.items():
-                view, group = self._view(scan, key), self._groups[key[0]]
+                view, group = self._view(scan, key), self.ensemble.groups[key[0]]
                 windows = self._windows(group, view, [matches[i] for i in positions], scan.modality, embeddings or {})
                 windows.on_progress = progress.next_look(self._count(view))
                 windows.level = min(level, SHARED_LEVEL) if any(i in voters for i in positions) else level
@@ -329,7 +312,7 @@ class Predictor:
                     if i not in voters:
                         yield i, found
                         continue
-                    share = len(self._voters(group, matches[i], scan.modality)) / voters[i]
+                    share = len(self.ensemble.voters(group, matches[i], scan.modality)) / voters[i]
                     sums.add(i, found.restored(), share)
                     peak, agreement = votes.get(i, (0.0, 0.0))
                     votes[i] = (max(peak, found.peak), agreement + share * found.agreement)
@@ -370,56 +353,11 @@ class Predictor:
     def _memory_bytes(self) -> int:
         return int(self.options.memory_gb * 2**30)
 
-    def _grouped(self) -> tuple[_Group, ...]:
-        alike: dict[str, list[ModelFolder]] = {}
-        for model in self.models:
-            plan = model.plan
-            key = (plan.orientation, plan.spacing_mm, plan.patch_size, plan.normalization, plan.class_spacings_mm,
-                   plan.class_windows, plan.fit_windows, plan.fit_windows and plan.network.divisor)  # fmt: skip
-            alike.setdefault(repr(key), []).append(model)
-        engine, precision = self.options.engine, self.options.precision
-        return tuple(
-            _Group(
-                models=tuple(models),
-                networks=tuple(accelerate(m.network, self.device, engine=engine, precision=precision) for m in models),
-            )
-            for models in alike.values()
-        )
-
-    def _looks(self, scan: PreparedScan, matches: Sequence[PromptMatch]) -> dict[Look, list[int]]:
-        """Look → positions of the prompts that are predicted with it."""
-        looks: dict[Look, list[int]] = {}
-        for number, group in enumerate(self._groups):
-            extent = extent_mm(scan.image.grid, group.plan.orientation)
-            for i, match in enumerate(matches):
-                if match.status != "unknown" and self._voters(group, match, scan.modality):
-                    name = match.class_name or next((n for n, _ in match.nearest), None)
-                    spacing = group.plan.spacing_for(name, scan.modality, extent)
-                    window = group.plan.window_of(name, scan.modality, spacing[0])
-                    looks.setdefault((number, spacing, window), []).append(i)
-        return looks
-
-    def _voters(self, group: _Group, match: PromptMatch, modality: str) -> list[int]:
-        """Models of a group that a prompt is asked of.
-
-        Words that name no class are predicted by all models. A class is predicted by those that were trained on it in
-        the scan's modality or, if there are none, by those that know it at all.
-        """
-        if match.class_name is None:
-            return list(range(len(group.models)))
-        name = match.class_name
-        trained = any(name in m.space and modality in m.space.info(name).modalities for m in self.models)
-        return [
-            i
-            for i, model in enumerate(group.models)
-            if name in model.space and (not trained or modality in model.space.info(name).modalities)
-        ]
-
     def _view(self, scan: PreparedScan, key: Look) -> View:
         if key not in scan.views:
             number, spacing, window = key
             same = next((view for other, view in scan.views.items() if other[:2] == key[:2]), None)
-            plan = replace(self._groups[number].plan, spacing_mm=spacing, patch_size=window)
+            plan = replace(self.ensemble.groups[number].plan, spacing_mm=spacing, patch_size=window)
             if same is None:
                 done = preprocess_image(scan.image, modality=scan.modality, plan=plan)
                 same = View(volume=done.array[0], geometry=done.geometry, patch=window)
@@ -432,23 +370,12 @@ class Predictor:
         return len(window_starts(shape, view.patch, self.options.window_overlap))
 
     def _windows(
-        self, group: _Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
+        self, group: Group, view: View, matches: Sequence[PromptMatch], modality: str, embeddings: Embeddings
     ) -> WindowedScan:
-        voters = [self._voters(group, match, modality) for match in matches]
-        held = self._count(view) == 1
-        members = [
-            Member(
-                network=network,
-                queries=self._queries(model, matches, embeddings),
-                asked=torch.tensor([i in own for own in voters]),
-                offsets=_offsets(model.plan, matches, modality, held),
-            )
-            for i, (model, network) in enumerate(zip(group.models, group.networks, strict=True))
-        ]
-        if self.options.mirror or (held and not self.options.fast):
-            # Where one window holds the scan, a second look is cheap.
-            members += self._mirrored(members, group, matches, modality, held)
-        first, *others = members
+        held, options = self._count(view) == 1, self.options
+        # Where one window holds the scan, a second look is cheap.
+        mirrored = options.mirror or (held and not options.fast)
+        first, *others = self.ensemble.members(group, matches, modality, embeddings, held=held, mirrored=mirrored)
         return WindowedScan(
             network=first.network,
             queries=first.queries,
@@ -458,78 +385,13 @@ class Predictor:
             volume=torch.from_numpy(view.volume),
             modality=MODALITIES.index(modality),
             patch=view.patch,
-            overlap=self.options.window_overlap,
+            overlap=options.window_overlap,
             device=self.device,
-            precision=self.options.precision,
-            flips=self._flips(group.plan),
-            batch=self.options.batch,
+            precision=options.precision,
+            flips=self.ensemble.flips(group) if options.mirror else ((),),
+            batch=options.batch,
             memory_bytes=self._memory_bytes,
         )
-
-    def _mirrored(
-        self, members: Sequence[Member], group: _Group, matches: Sequence[PromptMatch], modality: str, held: bool
-    ) -> list[Member]:
-        """The same networks once more, looking at windows mirrored left to right and asked for the other sides."""
-        sides = {k: side for k, match in enumerate(matches) if (side := _other_side(match, group, modality))}
-        if not sides:
-            return []
-        known = torch.zeros(len(matches), dtype=torch.bool)
-        known[list(sides)] = True
-        asked_for = [sides.get(k, match) for k, match in enumerate(matches)]
-        turned = []
-        for member, model in zip(members, group.models, strict=True):
-            queries = member.queries.clone()
-            queries[known] = self._queries(model, list(sides.values()), {})
-            asked = known if member.asked is None else member.asked & known
-            offsets = _offsets(model.plan, asked_for, modality, held)
-            flips = ((_side_axis(group.plan),),)
-            turned.append(replace(member, queries=queries, asked=asked, offsets=offsets, flips=flips))
-        return turned
-
-    def _queries(self, model: ModelFolder, matches: Sequence[PromptMatch], embeddings: Embeddings) -> Tensor:
-        """(N, D) embeddings: the one that was given, otherwise that of the class for a known prompt, otherwise the
-        prompt's.
-        """
-        bank = model.bank
-        texts = [m.class_name or " ".join(m.prompt.lower().split()) for m in matches]
-        # A prompt that a model does not predict needs no embedding from it.
-        texts = [bank.texts[0] if m.class_name and m.class_name not in model.space else t
-                 for m, t in zip(matches, texts, strict=True)]  # fmt: skip
-        missing = [t for m, t in zip(matches, texts, strict=True) if m.prompt not in embeddings and t not in bank]
-        missing = list(dict.fromkeys(missing))
-        fresh = dict(zip(missing, self._encoder_of(model).encode(missing), strict=True)) if missing else {}
-        rows = []
-        for match, text in zip(matches, texts, strict=True):
-            if match.prompt in embeddings:
-                row = np.asarray(embeddings[match.prompt], dtype=np.float32)
-                if row.shape != (bank.dim,) or not np.isfinite(row).all():
-                    raise PromptError(
-                        f"the embedding of {match.prompt!r} must be {bank.dim} finite numbers, got shape {row.shape}"
-                    )
-            else:
-                row = fresh[text] if text in fresh else bank.matrix([text])[0]
-            rows.append(row)
-        return torch.from_numpy(np.stack(rows))
-
-    def _encoder_of(self, model: ModelFolder) -> TextEncoder:
-        if model is self.model:
-            return self.encoder
-        number = next(i for i, other in enumerate(self.models) if other is model)
-        if number not in self._other_encoders:
-            self._other_encoders[number] = model.text_encoder()
-        return self._other_encoders[number]
-
-    @cached_property
-    def _other_encoders(self) -> dict[int, TextEncoder]:
-        return {}
-
-    def _flips(self, plan: UnifiedPlan) -> tuple[tuple[int, ...], ...]:
-        if not self.options.mirror:
-            return ((),)
-        if plan.mirrored_classes:
-            return ((),)  # trained with no other mirroring
-        axes = [axis for axis in range(3) if not (self.vocabulary.space.has_sides and axis == _side_axis(plan))]
-        return tuple(flip for count in range(len(axes) + 1) for flip in combinations(axes, count))
 
 
 class _Progress:
@@ -550,47 +412,3 @@ class _Progress:
                 raise PromptError("cancelled")
 
         return advance
-
-
-def _offsets(plan: UnifiedPlan, matches: Sequence[PromptMatch], modality: str, held: bool) -> Tensor | None:
-    """(N,) what is added to the logits of prompts; ``None`` for a plan that has no thresholds for the modality."""
-    if modality not in plan.class_thresholds and not (held and modality in plan.held_thresholds):
-        return None
-    return torch.tensor([plan.logit_offset(match.class_name, modality, held=held) for match in matches])
-
-
-def _side_axis(plan: UnifiedPlan) -> int:
-    return next(axis for axis, letter in enumerate(plan.orientation) if letter in "LR")
-
-
-def _other_side(match: PromptMatch, group: _Group, modality: str) -> PromptMatch | None:
-    """What to ask in a window that is mirrored left to right: the other side, or the same if the class has none.
-
-    ``None`` if a model that knows the class was not trained on it in mirrored scans.
-    """
-    if match.class_name is None:
-        return None
-    name = normalize_name(match.class_name)
-    other = match.class_name if name.side is None else f"{other_side(name.side)} {name.base}"
-    knowing = [model for model in group.models if match.class_name in model.space]
-    if any({match.class_name, other} - set(model.plan.mirrored_classes.get(modality, ())) for model in knowing):
-        return None
-    return replace(match, class_name=other)
-
-
-def _own_device(device: str) -> str:
-    """Name of the device: each process that torchrun starts on a machine takes its own GPU."""
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return device
-    return f"cuda:{int(rank) % torch.cuda.device_count()}"
-
-
-def _largest_piece(found: Found) -> ValuesInFile | None:
-    """Values in the file: only the largest piece above one half if the structure is one piece, otherwise all."""
-    restored = found.restored()
-    if restored is None or not found.one_piece:
-        return restored
-    values, start = restored
-    mask = values > 0.5
-    return np.where(mask & ~Postprocessing(largest_component=True)(mask), np.float32(0), values), start

@@ -155,7 +155,7 @@ def test_images_and_embeddings_in_memory(model: ModelFolder) -> None:
 
 
 def test_mirroring_keeps_sides(model: ModelFolder) -> None:
-    predictor = Predictor(model, device="cpu", mirror=True)
-    assert predictor._flips(predictor.model.plan) == ((), (1,), (2,), (1, 2))
+    ensemble = Predictor(model, device="cpu", mirror=True).ensemble
+    assert ensemble.flips(ensemble.groups[0]) == ((), (1,), (2,), (1, 2))
     with pytest.raises(UserError, match="batch"):
         Predictor(model, batch=0)

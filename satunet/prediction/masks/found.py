@@ -12,6 +12,7 @@ from satunet.confidence.evidence import Evidence
 from satunet.images.image import Image
 from satunet.prediction.masks.boxed import BoxedMask, restore_values
 from satunet.prediction.masks.mean import ValuesInFile
+from satunet.prediction.masks.postprocess import Postprocessing
 from satunet.preprocessing.transform import ScanGeometry
 from satunet.prompts.matching import PromptMatch
 from satunet.types import Axes, SpacingMm
@@ -120,6 +121,15 @@ class Found:
         if self.probability.values is None:
             return None
         return restore_values(self.probability.values.numpy(), self.probability.box, self.geometry)
+
+    def largest_piece(self) -> ValuesInFile | None:
+        """The restored values; of a structure that is one piece, only the largest piece above one half is kept."""
+        restored = self.restored()
+        if restored is None or not self.one_piece:
+            return restored
+        values, start = restored
+        mask = values > 0.5
+        return np.where(mask & ~Postprocessing(largest_component=True)(mask), np.float32(0), values), start
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
