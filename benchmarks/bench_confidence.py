@@ -5,7 +5,8 @@
 
 ``DATA`` is the folder that ``scripts/train_starter`` takes; none of the scans was trained on. Each scan is looked at whole
 and in parts that leave out structures. Each patient's figures come from a calibration on the others (ten groups of
-patients); then once more, each dataset's from a calibration on the other datasets.
+patients); then once more, each dataset's from a calibration on the other datasets. "chance" is the calibration error that
+right probabilities of as many structures would have.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from satunet.trainers.synthetic import calibrating, starter
 
 COLUMNS = {
     "masks": "masks", "failures": "fail", "rank_correlation": "rank r", "failure_auroc": "AUROC", "dice_error": "|err|",
-    "dice_bias": "bias", "structures": "asked", "absent": "absent", "absent_error": "ECE", "absent_drawn": "drawn",
+    "dice_bias": "bias", "structures": "asked", "absent": "absent", "absent_error": "ECE", "absent_chance": "chance", "absent_drawn": "drawn",
     "absent_left": "left", "present_lost": "lost",
 }  # fmt: skip
+REGIONS = {"Dataset701_HeadLabelMaps": "Structures of the head", "Dataset703_TrunkLabelMaps": "Structures of the trunk"}
 
 
 def statistics(data: Path, work: Path) -> ClassStatistics:
@@ -98,8 +100,13 @@ def main() -> int:
     show("The same, parts alone", [k for k in by_patient if not k.outcome.scan.endswith("/0")], threshold)
     by_dataset = cross_checked(rows, known_sizes, apart=lambda d, _: d)
     show("Datasets that were not used to calibrate, scans and parts", by_dataset, threshold)
-    single = [(d, dataclasses.replace(o, scan=f"{o.scan}/{o.seen.class_name}")) for d, o in rows]
-    alone = cross_checked(single, known_sizes, apart=lambda _, o: o.patient, folds=10)
+    for region in known_sizes.maps:
+        if region.dataset in REGIONS:
+            some = cross_checked(rows, known_sizes, apart=lambda _, o: o.patient, folds=10,
+                                 asked=lambda _, o, r=region: o if o.seen.class_name in r.centres_mm else None)  # fmt: skip
+            show(f"{REGIONS[region.dataset]} alone asked for, in all scans", some, threshold)
+    alone = cross_checked(rows, known_sizes, apart=lambda _, o: o.patient, folds=10,
+                          asked=lambda _, o: dataclasses.replace(o, scan=f"{o.scan}/{o.seen.class_name}"))  # fmt: skip
     show("Each structure asked for alone: nothing around it is known", alone, threshold)
     if given.write:
         calibration = Calibration.fit([o for _, o in rows], known_sizes, weights_hash=predictor.model.weights_hash)

@@ -194,6 +194,7 @@ def cross_checked(
     *,
     apart: Callable[[str, Outcome], str],
     folds: int | None = None,
+    asked: Callable[[str, Outcome], Outcome | None] | None = None,
 ) -> list[Known]:
     """The confidence of each mask by a calibration that did not include its patient.
 
@@ -202,6 +203,8 @@ def cross_checked(
         statistics: Statistics of the classes in training.
         apart: Function that names what calibration and check must not share: an outcome's patient or dataset.
         folds: Number of calibrations; by default one for each name from ``apart``.
+        asked: What to estimate of a row instead: the outcome as it would be if less was looked for; ``None`` leaves it
+            out.
     """
     groups = sorted({apart(*row) for row in rows})
     count = min(folds or len(groups), len(groups))
@@ -211,7 +214,10 @@ def cross_checked(
     for fold in range(count):
         others = [outcome for row in rows if fold_of[apart(*row)] != fold for outcome in row[1:]]
         calibration = Calibration.fit(others, statistics)
-        found += said(calibration, [row for row in rows if fold_of[apart(*row)] == fold])
+        mine = [row for row in rows if fold_of[apart(*row)] == fold]
+        if asked is not None:
+            mine = [(dataset, o) for dataset, outcome in mine if (o := asked(dataset, outcome)) is not None]
+        found += said(calibration, mine)
     return found
 
 
@@ -244,6 +250,7 @@ class Quality:
         structures: Number of structures that were predicted.
         absent: Number of structures that are absent.
         absent_error: Expected calibration error of "absent", in ten bins.
+        absent_chance: The same error that probabilities would have on average if they were right, because masks are few.
         absent_drawn: Share of absent structures that have a mask when no mask is left out.
         absent_left: The same share when masks are left out whose probability of "absent" reaches the threshold.
         present_lost: Share of masks with a Dice of at least one half that the threshold leaves out.
@@ -258,6 +265,7 @@ class Quality:
     structures: int
     absent: int
     absent_error: float
+    absent_chance: float
     absent_drawn: float
     absent_left: float
     present_lost: float
@@ -276,6 +284,7 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
     gone = [k for k in known if not k.outcome.present]
     good = [k for k in drawn if k.outcome.present and k.outcome.dsc >= FAILED_DSC]
     shown = [k for k in gone if k.outcome.seen.evidence.drawn]
+    absent = np.array([k.worth.absent for k in known])
     return Quality(
         masks=len(drawn),
         failures=int((dsc < FAILED_DSC).sum()),
@@ -285,9 +294,8 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
         dice_bias=_mean(confidence - dsc),
         structures=len(known),
         absent=len(gone),
-        absent_error=calibration_error(
-            np.array([k.worth.absent for k in known]), np.array([not k.outcome.present for k in known])
-        ),
+        absent_error=calibration_error(absent, np.array([not k.outcome.present for k in known])),
+        absent_chance=chance_error(absent),
         absent_drawn=len(shown) / len(gone) if gone else float("nan"),
         absent_left=sum(k.worth.absent < threshold for k in shown) / len(gone) if gone else float("nan"),
         present_lost=_mean(np.array([float(k.worth.absent >= threshold) for k in good])),
@@ -316,6 +324,22 @@ def calibration_error(probabilities: NDArray[np.float64], true: NDArray[np.bool_
     said_sum = np.bincount(places, weights=probabilities, minlength=bins)
     came = np.bincount(places, weights=true.astype(float), minlength=bins)
     return float(np.abs(said_sum - came).sum() / len(true))
+
+
+def chance_error(probabilities: NDArray[np.float64], *, draws: int = 200, seed: int = 0) -> float:
+    """Mean :func:`calibration_error` of probabilities that are right: of outcomes drawn with them.
+
+    Few outcomes differ from their probabilities by chance, so that the error of right ones is not 0 (Roelofs et al.,
+    "Mitigating bias in calibration error estimation", 2022).
+
+    Args:
+        probabilities: (n,) probabilities.
+        draws: Number of sets of outcomes.
+        seed: Seed of the draws.
+    """
+    chance = np.random.default_rng(seed)
+    errors = [calibration_error(probabilities, chance.random(len(probabilities)) < probabilities) for _ in range(draws)]
+    return _mean(np.array(errors))
 
 
 def _rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -5,6 +5,10 @@ and how large the Dice is if it is. Both are logistic with non-negative weights,
 the confidence. Each class has an offset, which is shrunk towards the pooled model, the more so the fewer masks of the
 class are known (ridge regression, the posterior mode of a random intercept).
 
+The other masks of a scan say much about each of them, if structures of several regions were looked for. If not, a
+second pair of models, fitted without what the others say, is used: usual values in place of unknown ones would make it
+too sure.
+
 Rejected: isotonic regression per class, which needs more than a few patients.
 """
 
@@ -15,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +30,19 @@ from satunet.errors import ModelError, UserError
 from satunet.jobs.records import load_record, save_record
 
 CONFIDENCE_FILE = "confidence.json"
-FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", "placed", "company")
+CONTEXT = ("placed", "company", "home")
+"""Features that depend on the other masks of the scan."""
+FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", *CONTEXT)
 """Features of the models, from 0 (worst) to 1 (best).
 
 ``size`` is near 1 if the volume is as in training; ``placed`` if the position is, or if the scan's border explains why
 it is not: the centre of a structure that was cut off is displaced. ``place`` says how near a mask is to its usual
-position, and ``company`` is its median over all masks of the scan. The others are from
+position, and ``company`` is its median over all masks of the scan. ``home`` says how well the class's region of the body
+is recognised (:meth:`~satunet.confidence.expected.ClassStatistics.homes`). The others are from
 :class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
 """
 _WEIGHT_SPREAD = 6.0  # prior spread of a feature's weight
-_OFFSET_SPREAD = 0.5  # prior spread of a class's offset
+_OFFSET_SPREAD = 1.5  # prior spread of a class's offset
 _MOST_OF_A_SCAN = 12.0  # masks of one scan are correlated; together they count as at most this many
 
 
@@ -116,6 +123,8 @@ class Calibration:
         present: Probability that a structure with a mask is in the scan.
         missed: Probability that a structure without a mask is in the scan.
         dice: Dice of a mask of a structure that is in the scan.
+        present_alone: As ``present``, for masks of which ``home`` is unknown; without :data:`CONTEXT`.
+        dice_alone: As ``dice``, for such masks.
         usual: Feature → value to use if it is unknown.
         statistics: Sizes and positions of the classes in training.
         patients: Number of patients that it was fitted on.
@@ -123,12 +132,14 @@ class Calibration:
         absent: Number of these structures that the scan does not show.
     """
 
-    RECORD_VERSION: ClassVar[int] = 1
+    RECORD_VERSION: ClassVar[int] = 2
 
     weights_hash: str
     present: Rule
     missed: Rule
     dice: Rule
+    present_alone: Rule
+    dice_alone: Rule
     usual: dict[str, float]
     statistics: ClassStatistics = field(default_factory=ClassStatistics)
     patients: int = 0
@@ -136,9 +147,16 @@ class Calibration:
     absent: int = 0
 
     def __post_init__(self) -> None:
-        unknown = {name for rule in (self.present, self.missed, self.dice) for name in rule.weights} - set(self.usual)
+        rules = (self.present, self.missed, self.dice, self.present_alone, self.dice_alone)
+        unknown = {name for rule in rules for name in rule.weights} - set(self.usual)
         if unknown:
             raise ValueError(f"weights of {', '.join(sorted(unknown))}, for which no usual values are known")
+
+    @classmethod
+    def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 had one pair of models for all masks."""
+        alone = {f"{name}_alone": content[name] for name in ("present", "dice") if name in content}
+        return content | alone if version == 1 else content
 
     @classmethod
     def fit(cls, outcomes: Sequence[Outcome], statistics: ClassStatistics, *, weights_hash: str = "") -> Calibration:
@@ -171,11 +189,15 @@ class Calibration:
                 names,
             )
 
+        alone = [name for name in FEATURES if name not in CONTEXT]
+        dsc = [o.dsc for o in outcomes]
         return cls(
             weights_hash=weights_hash,
             present=rule(drawn, present, FEATURES),
             missed=rule(empty, present, ("peak",)),
-            dice=rule(shown, [o.dsc for o in outcomes], FEATURES),
+            dice=rule(shown, dsc, FEATURES),
+            present_alone=rule(drawn, present, alone),
+            dice_alone=rule(shown, dsc, alone),
             usual=usual,
             statistics=statistics,
             patients=len({o.patient for o in outcomes}),
@@ -186,15 +208,18 @@ class Calibration:
     def estimate(self, masks: Sequence[Seen]) -> list[Worth]:
         """Estimates for all masks of a scan, in order."""
         return [
-            self._worth(mask, {name: usual if (v := f.get(name)) is None else v for name, usual in self.usual.items()})
-            for mask, f in zip(masks, features_of(masks, self.statistics), strict=True)
+            self._worth(mask, features)
+            for mask, features in zip(masks, features_of(masks, self.statistics), strict=True)
         ]
 
-    def _worth(self, mask: Seen, features: Mapping[str, float]) -> Worth:
+    def _worth(self, mask: Seen, found: Mapping[str, float | None]) -> Worth:
+        features = {name: usual if (v := found.get(name)) is None else v for name, usual in self.usual.items()}
         if not mask.evidence.drawn:
             return Worth(confidence=None, absent=1 - self.missed(features, mask.class_name))
-        present = self.present(features, mask.class_name)
-        return Worth(confidence=present * self.dice(features, mask.class_name), absent=1 - present)
+        alone = found.get("home") is None
+        present = (self.present_alone if alone else self.present)(features, mask.class_name)
+        dice = (self.dice_alone if alone else self.dice)(features, mask.class_name)
+        return Worth(confidence=present * dice, absent=1 - present)
 
     def with_others(self, others: Sequence[Calibration], masks: Sequence[Seen]) -> list[Worth]:
         """Mean of the estimates by several networks' calibrations; all get the same evidence, that of the mean mask."""
@@ -225,11 +250,16 @@ class Calibration:
 def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict[str, float | None]]:
     """:data:`FEATURES`, and ``place``, of all masks of a scan; ``None`` for unknown features."""
     centres: dict[str, Triple] = {}
+    qualities: dict[str, float] = {}
     for mask in masks:
-        if mask.class_name is not None and mask.evidence.centre_mm is not None:
+        if mask.class_name is None:
+            continue
+        if mask.evidence.centre_mm is not None:
             centres.setdefault(mask.class_name, mask.evidence.centre_mm)
+        qualities.setdefault(mask.class_name, mask.evidence.overlap * mask.evidence.agreement)
     places = {name: _near(deviation) for name, deviation in statistics.place_deviations(centres).items()}
     company = float(np.median(list(places.values()))) if places else None
+    homes = statistics.homes(qualities)
     found = []
     for mask in masks:
         e = mask.evidence
@@ -247,6 +277,7 @@ def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict
                 "place": place,
                 "placed": None if place is None else 1 - e.free * (1 - place),
                 "company": company if mask.class_name in places else None,
+                "home": homes.get(mask.class_name or ""),
             }
         )
     return found

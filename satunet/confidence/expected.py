@@ -22,6 +22,7 @@ _USUAL_SPREAD = 0.35  # of the logarithm of a volume; used if there are too few 
 _USUAL_STRAY_MM = 6.0
 _WORTH_CASES = 3  # number of cases that the usual spread counts as
 _LEAST_NEIGHBOURS = 3
+_RECOGNISED = 0.3  # mean quality of a region's masks from which on the region counts as recognised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,34 @@ class ClassStatistics:
             others = np.arange(len(names)) != i
             expected = np.median(there[others] + scale * (here[i] - here[others]), axis=0)
             found[name] = float(np.linalg.norm(there[i] - expected)) / chosen.strays_mm[name]
+        return found
+
+    def homes(self, qualities: Mapping[str, float]) -> dict[str, float]:
+        """How well the region that a class belongs to is recognised, relative to the scan's best region.
+
+        A region is what a training dataset shows: the classes of one map. A network that draws a few structures of the
+        abdomen into a head draws most of those of the head better.
+
+        Args:
+            qualities: Class → quality of its mask from 0 (no mask) to 1, for everything that was looked for.
+
+        Returns:
+            Class → 0 to 1, for each class of a region of which at least three others were looked for; empty unless there
+            are two such regions, because nothing could be compared.
+        """
+        regions = []
+        for each in self.maps:
+            values = {name: qualities[name] for name in each.centres_mm if name in qualities}
+            if len(values) > _LEAST_NEIGHBOURS:
+                regions.append((values, sum(values.values())))
+        if len(regions) < 2:
+            return {}
+        best = max(_RECOGNISED, *(total / len(values) for values, total in regions))
+        found: dict[str, float] = {}
+        for values, total in regions:
+            for name, value in values.items():
+                others = (total - value) / (len(values) - 1)
+                found[name] = max(found.get(name, 0.0), min(1.0, others / best))
         return found
 
 

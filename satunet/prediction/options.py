@@ -95,7 +95,7 @@ class PredictOptions:
     strict: bool = False
     overlap: float | None = None
     mirror: bool = False
-    max_absent: float = 0.5
+    max_absent: float = 0.4
     min_confidence: float = 0.0
     repair: bool = False
     fast: bool = False

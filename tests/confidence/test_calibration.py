@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satunet.confidence.calibration import Calibration, Outcome, Rule, Seen, features_of
+from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration, Outcome, Rule, Seen, features_of
 from satunet.confidence.evidence import Evidence
 from satunet.confidence.expected import ClassStatistics, PlaceMap
 from satunet.errors import ModelError, UserError
-from satunet.evaluation.benchmark.calibrating import auroc, calibration_error
+from satunet.evaluation.benchmark.calibrating import auroc, calibration_error, chance_error
+from satunet.jobs.files import write_json
+from satunet.jobs.records import to_plain
 
 NOTHING = ClassStatistics()
 
@@ -92,19 +94,50 @@ def test_the_border_of_a_scan_explains_that_a_structure_is_not_in_its_place() ->
 
 def test_a_calibration_uses_the_features_that_it_names() -> None:
     rule = Rule(bias=-1.0, weights={"place": 2.0})
-    earlier = Calibration(present=rule, missed=rule, dice=rule, usual={"place": 0.5}, weights_hash="")
+    earlier = Calibration(
+        present=rule, missed=rule, dice=rule, present_alone=rule, dice_alone=rule, usual={"place": 0.5}, weights_hash=""
+    )
     (worth,) = earlier.estimate([outcomes(1, 3)[0].seen])  # of whose place nothing is known
     assert worth.absent == pytest.approx(0.5)
     with pytest.raises(ValueError, match="peak"):
         replace(earlier, missed=Rule(bias=0.0, weights={"peak": 1.0}))
 
 
-def test_a_class_with_many_masks_has_an_offset_of_its_own_and_one_with_two_hardly() -> None:
+def test_where_only_one_region_was_looked_for_the_models_without_context_decide() -> None:
+    names = "abcdefgh"
+    maps = tuple(
+        PlaceMap(dataset=d, centres_mm={n: (0.0, 0.0, 30.0 * k) for k, n in enumerate(part)},
+                 strays_mm=dict.fromkeys(part, 10.0))
+        for d, part in (("D", names[:4]), ("E", names[4:]))
+    )  # fmt: skip
+    calibration = replace(
+        Calibration.fit(outcomes(60, 0), ClassStatistics(maps=maps)),
+        present=Rule(bias=9.0),
+        dice=Rule(bias=9.0),
+        present_alone=Rule(bias=-9.0),
+        dice_alone=Rule(bias=-9.0),
+    )
+    evidence = outcomes(1, 3)[0].seen.evidence
+    both = calibration.estimate([Seen(class_name=n, evidence=evidence) for n in names])
+    assert [w.absent < 0.01 for w in both] == [True] * 8
+    one = calibration.estimate([Seen(class_name=n, evidence=evidence) for n in names[:4]])
+    assert [w.absent > 0.99 for w in one] == [True] * 4
+
+
+def test_a_calibration_of_version_1_has_one_pair_of_models_for_all(tmp_path: Path) -> None:
+    now = Calibration.fit(outcomes(50, 0), NOTHING, weights_hash="abc")
+    content = {name: value for name, value in to_plain(now).items() if not name.endswith("_alone")}
+    write_json(tmp_path / CONFIDENCE_FILE, content | {"version": 1}, sealed=True)
+    then = Calibration.load(tmp_path)
+    assert then == replace(now, present_alone=now.present, dice_alone=now.dice)
+
+
+def test_a_class_with_many_masks_has_an_offset_of_its_own_and_one_with_two_less_of_it() -> None:
     worse = 1.5
     rows = outcomes(300, 0) + outcomes(300, 1, -worse, "spleen") + outcomes(4, 2, -worse, "aorta")
     offsets = Calibration.fit(rows, NOTHING).dice.offsets
     assert offsets["liver"] - offsets["spleen"] == pytest.approx(worse, abs=0.3)
-    assert abs(offsets["aorta"]) < abs(offsets["spleen"]) / 3
+    assert abs(offsets["aorta"]) < abs(offsets["spleen"]) / 2
 
 
 def test_without_a_mask_there_is_no_dice_but_a_probability_of_absence() -> None:
@@ -150,3 +183,11 @@ def test_measures_of_estimates() -> None:
     assert np.isnan(auroc(np.array([1.0]), np.array([True])))
     # all in one bin: said 0.9 on average, came true half of the time
     assert calibration_error(np.array([0.9, 0.9]), np.array([True, False])) == pytest.approx(0.4)
+
+
+def test_right_probabilities_of_few_outcomes_have_an_error_by_chance() -> None:
+    # One outcome of probability p in a bin of its own: |p - 1| with probability p, else p; on average 2 p (1 - p).
+    assert chance_error(np.array([0.25]), draws=20_000) == pytest.approx(2 * 0.25 * 0.75, abs=0.01)
+    assert chance_error(np.zeros(50)) == 0
+    assert chance_error(np.full(10_000, 0.5)) < 0.01
+    assert np.isnan(chance_error(np.array([])))

@@ -39,6 +39,28 @@ def test_few_neighbours_say_nothing() -> None:
     assert ClassStatistics.of([]).place_deviations(PLACES) == {}
 
 
+def test_a_region_is_as_well_recognised_as_its_other_structures() -> None:
+    other = {"v": (0, 0, 0), "w": (9, 0, 0), "x": (0, 9, 0), "y": (0, 0, 9)}
+    several = [*bodies(), *(CaseClasses(dataset="E", volumes_ml=dict.fromkeys(other, 1.0), centres_mm=other),) * 3]
+    known = ClassStatistics.of(several)
+    here = dict.fromkeys(PLACES, 0.8) | {"a": 0.0}  # a is missing, its neighbours are there
+    found = known.homes(here | {"v": 0.4, "w": 0.0, "x": 0.0, "y": 0.0, "z": 1.0})
+    best = 4 * 0.8 / 5
+    assert found["a"] == 1.0  # its others, 0.8 on average, are better than the region's mean
+    assert found["b"] == pytest.approx(3 * 0.8 / 4 / best)
+    assert found["v"] == 0.0
+    assert found["w"] == pytest.approx(0.4 / 3 / best)
+    assert "z" not in found  # in no map
+    assert known.homes(here) == {}  # one region alone cannot be compared
+
+
+def test_where_no_region_is_recognised_none_is_at_home() -> None:
+    other = {"v": (0, 0, 0), "w": (9, 0, 0), "x": (0, 9, 0), "y": (0, 0, 9)}
+    known = ClassStatistics.of([*bodies(), CaseClasses(dataset="E", volumes_ml={}, centres_mm=other)])
+    found = known.homes(dict.fromkeys([*PLACES, *other], 0.03))
+    assert list(found.values()) == [pytest.approx(0.1)] * 9
+
+
 def test_sizes_are_geometric_means_and_few_cases_are_drawn_to_the_usual_spread() -> None:
     volumes = [5.0, 10.0, 20.0]
     cases = [CaseClasses(dataset="D", volumes_ml={"a": v}, centres_mm={"a": (0, 0, 0)}) for v in volumes]

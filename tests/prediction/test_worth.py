@@ -38,6 +38,8 @@ def says(present: float, dice: float) -> Calibration:
         present=rule(present, {"left bright": -8.0}),
         missed=rule(0.1),
         dice=rule(dice),
+        present_alone=rule(present, {"left bright": -8.0}),
+        dice_alone=rule(dice),
         usual=FLAT,
     )
 
