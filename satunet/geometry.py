@@ -161,3 +161,15 @@ def moved_box(box: Box, by: Sequence[int]) -> Box:
     """The box moved by ``by`` voxels along each axis."""
     x, y, z = (slice(side.start + step, side.stop + step) for side, step in zip(box, by, strict=True))
     return x, y, z
+
+
+def wider_box(box: Box, shape: Sequence[int]) -> Box:
+    """The box with a margin of one voxel, within a volume of ``shape``."""
+    x, y, z = (slice(max(0, side.start - 1), min(n, side.stop + 1)) for side, n in zip(box, shape, strict=True))
+    return x, y, z
+
+
+def common_box(a: Box, b: Box) -> Box | None:
+    """The part that two boxes share; ``None`` if they share none."""
+    x, y, z = (slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return (x, y, z) if all(side.start < side.stop for side in (x, y, z)) else None

@@ -10,15 +10,14 @@ smaller by at most that much. If the blocks of all prompts still do not fit into
 unsure of everything), the largest prompts are postponed. By the end of the pass it is known in which windows they are
 positive, and further passes over only these windows sum them up, in groups that fit.
 
-A window outside the box of all voxels that are brighter than the darkest of the scan costs nothing: nothing is in it, and it
-counts as a look with a probability of zero.
+A window outside the box of all voxels that are brighter than the darkest of the scan is not encoded: it counts as a look
+with a probability of zero.
 
 Rejected: sums of all prompts over the whole scan; a first pass that finds where prompts are and a second one that
 sums them up, which encodes every window twice; half-precision sums, which round.
 
 With one window at a time, results are bit-identical for any memory and grouping: matrix products that enter a result
-always have :data:`MASK_CHUNK` rows and whole blocks of voxels, because libraries choose kernels by size, and different
-kernels round differently.
+always have the same number of rows and whole blocks of voxels (:mod:`satunet.windows.logits`).
 """
 
 from __future__ import annotations
@@ -32,24 +31,21 @@ import torch
 from torch import Tensor
 
 from satunet.compute.devices import Precision
-from satunet.geometry import moved_box
+from satunet.geometry import common_box, moved_box, wider_box
 from satunet.network.model import ImageFeatures
 from satunet.types import Axes, Box
 from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Scratch, Structures, Tiling, sweep_axis
+from satunet.windows.logits import block_logits, largest_logits, units_of, vector_lengths, with_offsets
 from satunet.windows.precision import look_in
-from satunet.windows.starts import gaussian_weights, window_starts
+from satunet.windows.starts import gaussian_weights, pad_to, window_starts
 from satunet.windows.votes import Votes
 
-MASK_CHUNK = 8
-"""Number of prompts whose probabilities in a block are computed at once."""
 NEGLIGIBLE = 1e-3
 """Probabilities of a block in a window count as zero if none of them is larger."""
 
 _LEAST_LOGIT = math.log(NEGLIGIBLE / (1 - NEGLIGIBLE))
 _UNITS = {"cpu": 64, "cuda": 512}
 """Number of blocks computed at once, each for up to MASK_CHUNK prompts; many on a GPU, which idles between calls."""
-_SCREEN_BYTES = 256 << 20
-_NORM_ROWS = 4096
 _DARKER = 1e-3
 """Difference of normalised intensities (their standard deviation is 1) below which voxels are equally dark."""
 
@@ -169,13 +165,14 @@ class WindowedScan:
         self.shares = 1.0 / torch.as_tensor(looks, device=self.device).clamp_min(1)
 
     def _empty(self) -> frozenset[Axes]:
-        """Windows outside the box of all that is brighter than the darkest value of the scan: air around a body in CT, what
-        surrounds a stripped brain. Within that box, dark windows are looked at: lungs are as dark as air after clipping.
+        """Windows outside the box of all voxels that are brighter than the darkest: the air around a body in CT, the
+        surroundings of a stripped brain. Dark windows inside that box are looked at, because lungs are as dark as air
+        after clipping.
         """
         box = _box_of(self.padded > float(self.volume.min()) + _DARKER) if self.volume.numel() else None
         if box is None:
             return frozenset(self.starts)
-        return frozenset(start for start in self.starts if _intersection(self._window(start), box) is None)
+        return frozenset(start for start in self.starts if common_box(self._window(start), box) is None)
 
     def _here(self, member: Member) -> Member:
         asked = torch.ones(len(member.queries), dtype=torch.bool) if member.asked is None else member.asked
@@ -230,7 +227,7 @@ class WindowedScan:
 
         maps, embeddings = look_in(member.network, self.device, self.precision, run)
         if member.offsets is not None:
-            embeddings = _with_offsets(embeddings, maps.shape[1], member.offsets)
+            embeddings = with_offsets(embeddings, maps.shape[1], member.offsets)
         return maps.flip(axes) if axes else maps, embeddings
 
     def _probability(self, structures: Structures, key: int) -> Probability:
@@ -241,14 +238,14 @@ class WindowedScan:
             return nothing
         values, start = found
         x, y, z = (slice(s, s + n) for s, n in zip(start, values.shape, strict=True))
-        box = _intersection((x, y, z), self.inside)
+        box = common_box((x, y, z), self.inside)
         if box is None:
             return nothing
         values = values[_relative(box, (x, y, z))]
         tight = _box_of(values > self.level)
         if tight is None:
             return nothing
-        wide = _wider(tight, values.shape)
+        wide = wider_box(tight, values.shape)
         first = [b.start + w.start - i.start for b, w, i in zip(box, wide, self.inside, strict=True)]
         x, y, z = (slice(f, f + w.stop - w.start) for f, w in zip(first, wide, strict=True))
         return Probability(box=(x, y, z), values=values[wide].clone())
@@ -304,7 +301,7 @@ class _Pass:
                 if not asked.any():
                     continue
                 for start, features, embeddings in zip(several, *scan.look(several, flip, member), strict=True):
-                    lengths = _lengths(features)
+                    lengths = vector_lengths(features)
                     for number in scan.tiling.layers_of(start, scan.patch):
                         self._add(number, start, features, lengths, embeddings[keys], asked)
                     del features  # large, and not needed while the next window is encoded
@@ -371,7 +368,7 @@ class _Pass:
         blocks = tiling.cut(features, start, number, repeat_edges=True, scratch=self._scratch)  # (n, C, V)
         places = tiling.places_of(start, patch).to(blocks.device)
         longest = tiling.cut(lengths[None], start, number, repeat_edges=True).amax((1, 2))
-        largest, error = _largest_logits(blocks, longest, embeddings)
+        largest, error = largest_logits(blocks, longest, embeddings)
         level = math.log(self.scan.level / (1 - self.scan.level))
         self.positive[:, number, places] |= (largest > level - error) & asked[:, None]
         if self.allowed is None:
@@ -385,11 +382,11 @@ class _Pass:
         weights = self._weights(number, start)
         shares = self.scan.shares[self.keys.to(self.scan.device)]
         layer = self._layers.get(number) or self._layers.setdefault(number, self._new_layer())
-        units, keys = _units(wanted)
+        units, keys = units_of(wanted)
         step = _UNITS.get(blocks.device.type, 64)
         for first in range(0, len(units), step):
             unit, key = units[first : first + step], keys[first : first + step]
-            logits = _logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
+            logits = block_logits(blocks[unit].float(), embeddings[key])  # (u, MASK_CHUNK, V)
             matters = (key >= 0) & (logits.amax(-1) > _LEAST_LOGIT) & self.active.to(key.device)[key]
             owner = unit[:, None].expand_as(key)[matters]
             values = logits[matters].sigmoid_().mul_(weights[owner]).mul_(shares[key[matters], None])
@@ -411,99 +408,6 @@ class _Pass:
         for layer in self._layers.values():
             layer.drop(put_off.to(layer.rows.device))
         self._structures.drop_inactive()
-
-
-def _with_offsets(embeddings: Tensor, channels: int, offsets: Tensor) -> Tensor:
-    """(B, N, C) or (B, N, C + 1) embeddings, with (N,) offsets added to the bias of the logits → (B, N, C + 1)."""
-    bias = offsets[None, :, None].expand(*embeddings.shape[:2], 1)
-    if embeddings.shape[-1] > channels:
-        bias = bias + embeddings[..., channels:]
-    return torch.cat((embeddings[..., :channels], bias), dim=-1)
-
-
-def _lengths(features: Tensor) -> Tensor:
-    """(C, x, y, z) features in any precision → (x, y, z) float32 Euclidean lengths of their vectors."""
-    voxels = features.permute(1, 2, 3, 0)
-    if features.device.type != "cpu" or not voxels.is_contiguous():
-        whole: Tensor = torch.linalg.vector_norm(features, dim=0, dtype=torch.float32)
-        return whole
-    rows = voxels.reshape(-1, features.shape[0])
-    # Half-precision rows are converted a piece at a time, so that they stay in the cache: of all at once, the norm is slow.
-    pieces = [rows] if rows.dtype == torch.float32 else rows.split(_NORM_ROWS)
-    return torch.cat([torch.linalg.vector_norm(piece.float(), dim=1) for piece in pieces]).view(voxels.shape[:3])
-
-
-def _largest_logits(blocks: Tensor, longest: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest logit of each query in each block, and a bound of its error.
-
-    Args:
-        blocks: (n, C, V) features, in whatever precision the network computes.
-        longest: (n,) float32, length of the longest feature vector of each block.
-        embeddings: (N, C) or (N, C + 1) float32; the last is a bias.
-
-    Returns:
-        (N, n) float32 each.
-    """
-    count, channels = len(blocks), blocks.shape[1]
-    weights = embeddings[:, :channels].to(blocks.dtype)
-    largest = torch.empty(len(weights), count, device=blocks.device)
-    if blocks.device.type == "cpu":
-        # One block at a time, so that its logits stay in the cache.
-        logits = torch.empty(len(weights), VOXELS, dtype=blocks.dtype)
-        for i, block in enumerate(blocks):
-            largest[:, i] = torch.mm(weights, block, out=logits).amax(1)
-    else:
-        step = max(1, _SCREEN_BYTES // (len(weights) * VOXELS * blocks.element_size()))
-        for i in range(0, count, step):
-            largest[:, i : i + step] = torch.matmul(weights, blocks[i : i + step]).amax(2).T
-    if embeddings.shape[1] > channels:
-        largest += embeddings[:, channels:]
-    # Bound for the rounding of the weights, the result, and the sum in float32.
-    width = embeddings[:, :channels].norm(dim=1)
-    return largest, (torch.finfo(blocks.dtype).eps + 1e-5) * width[:, None] * longest + 1e-5
-
-
-def _units(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Group pairs of query and block into units of one block and up to :data:`MASK_CHUNK` queries.
-
-    Args:
-        wanted: (N, n) boolean.
-
-    Returns:
-        (u,) block of each unit; (u, MASK_CHUNK) queries, padded with -1.
-    """
-    counts = wanted.sum(0)
-    block, query = wanted.T.nonzero(as_tuple=True)
-    rank = torch.arange(len(block), device=block.device) - (counts.cumsum(0) - counts)[block]
-    per_block = (counts + MASK_CHUNK - 1) // MASK_CHUNK
-    unit = (per_block.cumsum(0) - per_block)[block] + rank // MASK_CHUNK
-    units = torch.arange(len(counts), device=block.device).repeat_interleave(per_block)
-    keys = torch.full((len(units), MASK_CHUNK), -1, device=block.device)
-    keys[unit, rank % MASK_CHUNK] = query
-    return units, keys
-
-
-def _logits(blocks: Tensor, embeddings: Tensor) -> Tensor:
-    """(u, C, V) features and (u, MASK_CHUNK, C or C + 1) embeddings → (u, MASK_CHUNK, V)."""
-    channels = blocks.shape[1]
-    if embeddings.shape[2] > channels:
-        return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], blocks)
-    return torch.bmm(embeddings, blocks)
-
-
-def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
-    """Pad (X, Y, Z) evenly with zeros to at least the patch; also returns the box of the volume in the padded one.
-
-    Zero is the mean of a normalised scan, and training crops are padded with zeros, too.
-    """
-    widths: list[int] = []
-    inside: list[slice] = []
-    for n, p in zip(volume.shape, patch, strict=True):
-        missing = max(0, p - n)
-        before = missing // 2
-        inside.append(slice(before, before + n))
-        widths = [before, missing - before, *widths]  # torch pads the last axis first
-    return torch.nn.functional.pad(volume, widths), (inside[0], inside[1], inside[2])
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -530,16 +434,6 @@ def _box_of(mask: Tensor) -> Box | None:
     y = slice(int(columns[0]), int(columns[-1]) + 1)
     depth = mask[x, y].any(dim=0).any(dim=0).nonzero()
     return x, y, slice(int(depth[0]), int(depth[-1]) + 1)
-
-
-def _wider(box: Box, shape: Sequence[int]) -> Box:
-    x, y, z = (slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(box, shape, strict=True))
-    return x, y, z
-
-
-def _intersection(a: Box, b: Box) -> Box | None:
-    x, y, z = (slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-    return (x, y, z) if all(s.start < s.stop for s in (x, y, z)) else None
 
 
 def _relative(box: Box, to: Box) -> Box:

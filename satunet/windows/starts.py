@@ -1,4 +1,4 @@
-"""Windows over a volume and the weights of their voxels.
+"""Windows over a volume: where they start, the padding that the first may need, and the weights of their voxels.
 
 A window has the plan's patch size, and neighbouring windows overlap by a given share. A Gaussian (sigma 1/8 of the
 patch, as in nnU-Net and SAT) gives a window's centre more weight than its border, where the network sees less context.
@@ -12,9 +12,11 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from satunet.types import Axes
+from satunet.types import Axes, Box
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Axes]:
@@ -31,6 +33,21 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], overlap: float) ->
         count = math.ceil((n - p) / max(1.0, p * (1 - overlap))) + 1
         axes.append([round(i * (n - p) / max(1, count - 1)) for i in range(count)])
     return [(x, y, z) for x, y, z in product(*axes)]
+
+
+def pad_to(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, Box]:
+    """Pad (X, Y, Z) evenly with zeros to at least the patch; also returns the box of the volume in the padded one.
+
+    Zero is the mean of a normalised scan, and training crops are padded with zeros, too.
+    """
+    widths: list[int] = []
+    inside: list[slice] = []
+    for n, p in zip(volume.shape, patch, strict=True):
+        missing = max(0, p - n)
+        before = missing // 2
+        inside.append(slice(before, before + n))
+        widths = [before, missing - before, *widths]  # torch pads the last axis first
+    return torch.nn.functional.pad(volume, widths), (inside[0], inside[1], inside[2])
 
 
 @lru_cache(maxsize=4)

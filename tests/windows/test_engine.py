@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from satunet.network.config import NetworkConfig
 from satunet.network.model import ImageFeatures, PromptedUNet
 from satunet.windows.blocks import BLOCK, BLOCK_BYTES, VOXELS, Layer, Structures, Tiling
-from satunet.windows.engine import WindowedScan, _largest_logits, _lengths
+from satunet.windows.engine import WindowedScan
+from satunet.windows.logits import largest_logits, vector_lengths
 from satunet.windows.starts import gaussian_weights, window_starts
 
 PATCH = (16, 16, 16)
@@ -379,7 +380,7 @@ def test_the_largest_logits_and_their_error(dtype: torch.dtype, last: bool) -> N
         blocks = blocks.transpose(1, 2).contiguous().transpose(1, 2)
     blocks, embeddings = blocks.to(dtype), torch.randn(5, 13)
     lengths = blocks.double().norm(dim=1).amax(1)
-    largest, error = _largest_logits(blocks, lengths.float(), embeddings)
+    largest, error = largest_logits(blocks, lengths.float(), embeddings)
     exact = torch.einsum("nc,bcv->nbv", embeddings[:, :12].double(), blocks.double()).amax(2) + embeddings[:, 12:]
     assert ((largest - exact).abs() <= error).all()
     bound = (torch.finfo(dtype).eps + 1e-5) * embeddings[:, :12].double().norm(dim=1)[:, None] * lengths + 1e-5
@@ -394,6 +395,6 @@ def test_lengths_of_feature_vectors(dtype: torch.dtype, last: bool) -> None:
     if last:
         features = features.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     features = features.to(dtype)
-    found = _lengths(features)
+    found = vector_lengths(features)
     assert found.dtype == torch.float32 and found.shape == (24, 20, 18)
     torch.testing.assert_close(found.double(), features.double().norm(dim=0), rtol=1e-6, atol=0)
