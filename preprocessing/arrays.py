@@ -195,11 +195,11 @@ class StoredArray:
         try:
             return PartSums.parse(sums)
         except ValueError as error:
-            raise DatasetError(f"{self.path}: its record holds no checksums that can be read") from error
+            raise DatasetError(f"{self.path}: its record holds no readable checksums") from error
 
     def _damaged(self, why: str) -> DatasetError:
         return DatasetError(
-            f"{self.path}: damaged: {why}; 'satunet preprocess' makes again what --verify or its times tell to be damaged"
+            f"{self.path}: damaged: {why}; 'satunet preprocess --verify' finds damaged scans, and 'satunet preprocess' then makes them again"
         )
 
 

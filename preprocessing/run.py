@@ -106,7 +106,7 @@ def preprocess_datasets(
         if not scans:
             raise DatasetError(f"no scan of {[d.name for d in datasets]} could be preprocessed: {summary.failures}")
         write_manifest(store, plan, scans, complete=True)
-        ScanIndex.of(ScanStore(store))  # so that trainings need not make it
+        ScanIndex.of(ScanStore(store))  # so that no training needs to make it
     space.save(unified.label_space)
     write_json(unified.splits, unified_splits(list(scans), folds))
     if folds.notes:

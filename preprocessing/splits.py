@@ -280,8 +280,8 @@ def _read(file: Path, dataset: str, cases: list[str], notes: list[str]) -> list[
         both = sorted(set(split["train"]) & set(split["val"]))
         if both and len(cases) > 1:
             raise DatasetError(
-                f"{file}: fold {number} lists {len(both)} cases under 'train' and under 'val', such as {both[0]!r}; "
-                "allowed is one of them"
+                f"{file}: fold {number} lists {len(both)} cases under both 'train' and 'val', such as {both[0]!r}; "
+                "a case can be in only one of them"
             )
         named = {*split["train"], *split["val"]}
         more = [case for case in cases if case not in named]
@@ -294,7 +294,7 @@ def _read(file: Path, dataset: str, cases: list[str], notes: list[str]) -> list[
     if any(not fold["val"] for fold in folds):
         notes.append(f"{file}: a fold has no validation case")
     if len(folds) not in (1, FOLDS):
-        notes.append(f"{file} has {len(folds)} folds; with fewer than others they are repeated in turn")
+        notes.append(f"{file} has {len(folds)} folds; if other datasets have more, they are repeated in turn")
     return folds
 
 

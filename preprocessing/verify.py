@@ -111,7 +111,7 @@ def _misshapen(job: _Listed, record: ScanRecord) -> list[str]:
         if shape != (1, *record.shape):
             faults.append(f"{path.name} has the shape {shape}, the record says {(1, *record.shape)}")
     if set(read_locations(places)) - {ANNOTATED} != set(record.label_voxels):
-        faults.append(f"{places.name} is not of the labels that the record lists")
+        faults.append(f"{places.name} has other labels than the record lists")
     return faults
 
 

@@ -44,7 +44,7 @@ class CaseFingerprint:
         label_voxels: Label id → voxels in the file, without nnU-Net's ``ignore``.
         label_extents_mm: Label id → size of the smallest box around it along right, anterior, superior.
         label_centroids_mm: Label id → centre of mass in scanner coordinates, mm (right, anterior, superior).
-        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing crops, if there are any.
+        cropped_voxels: Label id → voxels outside of the nonzero box, which preprocessing cuts away, if there are any.
         scans: Hash of the voxels of each channel; empty for constant ones.
         made_of: Stamp of the files; empty if an older version wrote it.
     """
@@ -210,7 +210,7 @@ class DatasetFingerprint:
 def merge_fingerprints(fingerprints: Sequence[DatasetFingerprint], name: str = "union") -> DatasetFingerprint:
     """The fingerprint of a union, whose channels are modalities.
 
-    The order and grouping of merges only changes the last bits of moments, and percentiles within the error of the
+    The order and grouping of merges change only the last bits of moments, and percentiles within the error of the
     sketch (0.2 percentage points in rank).
 
     Raises:

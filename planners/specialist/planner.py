@@ -59,7 +59,7 @@ def plan_specialist(
 
 
 def preprocess_specialist(name: str, *, processes: int = 1) -> bool:
-    """Let nnunetv2 preprocess a dataset for its specialist, unless plan and scans did not change.
+    """Let nnunetv2 preprocess a dataset for its specialist if plan or scans have changed.
 
     Returns:
         Whether there was anything to do.

@@ -64,7 +64,7 @@ def summarize(impacts: Sequence[Impact], *, most: int = 3) -> dict[str, str]:
     if coarser:
         named = ", ".join(f"{i.dataset} ({_mm(i.spacing_mm)} mm, ×{i.lost_resolution:.1f})" for i in coarser[:most])
         sentences["coarser"] = (
-            f"{counted(len(coarser), 'dataset')} {'loses' if len(coarser) == 1 else 'lose'} resolution, most: {named}"
+            f"{counted(len(coarser), 'dataset')} {'loses' if len(coarser) == 1 else 'lose'} resolution, most of all {named}"
         )
     thin = sorted((i for i in impacts if i.thin), key=lambda i: -len(i.thin))
     if thin:
@@ -79,7 +79,7 @@ def summarize(impacts: Sequence[Impact], *, most: int = 3) -> dict[str, str]:
         named = ", ".join(f"{i.large[0][0]} ({i.dataset}: {i.large[0][1]:.0%} of it)" for i in large[:most])
         count = sum(len(i.large) for i in large)
         sentences["large"] = (
-            f"{counted(count, 'class', 'classes')} {'does' if count == 1 else 'do'} not fit into a patch, least: {named}"
+            f"{counted(count, 'class', 'classes')} {'does' if count == 1 else 'do'} not fit into a patch, least of all {named}"
         )
     return sentences
 

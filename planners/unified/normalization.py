@@ -125,7 +125,7 @@ def _said(scheme: Normalization) -> str:
     if scheme.unit_range:
         return "its range, scaled to [0, 1]"
     if scheme.mean is not None:
-        return "what is stored" if scheme.std == 1 else f"what is stored, divided by {scheme.std:.0f}"
+        return "stored values" if scheme.std == 1 else f"stored values, divided by {scheme.std:.0f}"
     return f"z-score{' of nonzero voxels' if scheme.nonzero else ''}"
 
 

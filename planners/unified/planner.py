@@ -81,11 +81,13 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         network, patch, batch = _published(options, text_dim, why)
     _remarks(options, network, patch, batch, spacing, (spacings, shapes, scan_weights), why)
     why["queries"] = (
-        f"{options.queries_per_scan} a patch at most; more cost time, but the loss keeps {LOSS_CHUNK} at once"
+        f"at most {options.queries_per_scan} per patch; more cost time, but the loss keeps only {LOSS_CHUNK} at once"
     )
     schemes = plan_normalization(fingerprints, options.normalization)
     why["normalisation"] = schemes.why
-    why["weights"] = "a scan is drawn by 1/sqrt(scans of its dataset), so that large datasets do not crowd out small"
+    why["weights"] = (
+        "a scan is drawn with 1/sqrt(scans of its dataset), so that large datasets do not crowd out small ones"
+    )
     raised = sorted(name for name, factor in factors.items() if factor != 1)
     if raised:
         why["weights"] += f"; times SAT's factor for {', '.join(raised)}"
@@ -94,7 +96,7 @@ def plan_unified(fingerprints: Sequence[DatasetFingerprint], options: PlanOption
         # A network with SAT's weights expects SAT's orientations; a planned network gets all scans in the same one.
         orientation = {n: r.orientation for n, r in records.items() if r is not None and r.orientation != "RAS"}
     if orientation:
-        why["orientation"] = "RAS, and as SAT has them: " + ", ".join(
+        why["orientation"] = "RAS, except where SAT uses another: " + ", ".join(
             f"{n} {o}" for n, o in sorted(orientation.items())
         )
     names = tuple(sorted(f.dataset for f in fingerprints))
@@ -208,7 +210,7 @@ def _auto(
     why["patch"] = f"{patch} voxels {reason}"
     why["network"] = f"{len(network.strides)} stages with {network.features_per_stage} features, by nnU-Net's rules"
     if network.backbone == "residual":
-        why["network"] += f"; residual encoder with {network.n_conv_per_stage} blocks, as nnU-Net's ResEnc planners"
+        why["network"] += f"; residual encoder with {network.n_conv_per_stage} blocks, as in nnU-Net's ResEnc planners"
     return network, patch
 
 
@@ -223,7 +225,7 @@ def _base_features(options: PlanOptions, topology_of: Callable[[int, float], Top
     kept = False
     if options.patch_size is None:
         for edge, more in levels[1:]:
-            # The step is taken at its threshold if that is no loss there, else at the first memory at which it is none.
+            # The step is taken at its threshold if nothing is lost there, else at the first memory at which nothing is.
             kept = all(
                 _content(topology_of, features, gb) > _content(topology_of, more, gb) for gb in (edge, gpu_memory_gb)
             )
@@ -258,10 +260,10 @@ def _batch(
     fitting = largest_batch(network, patch, options.gpu_memory_gb, options.queries_per_scan)
     share = round(MAX_SHARE_OF_DATA * float(np.prod(extents, axis=1).sum()) / float(np.prod(patch)))
     batch = max(MIN_BATCH, min(fitting, share))
-    limit = "the memory takes" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data are"
-    why["batch"] = f"{batch}: what {limit}, at least {MIN_BATCH}"
+    limit = "as many as fit the memory" if fitting <= share else f"{MAX_SHARE_OF_DATA:.0%} of the data"
+    why["batch"] = f"{batch}: {limit}, at least {MIN_BATCH}"
     if fitting < MIN_BATCH:
-        why["batch"] = f"{batch}: the least that is trained with; the memory takes {fitting}"
+        why["batch"] = f"{batch}: the smallest batch for training; {fitting} would fit the memory"
     return batch
 
 

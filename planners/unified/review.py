@@ -19,7 +19,7 @@ from satunet.planners.fingerprint.dataset import CaseFingerprint, DatasetFingerp
 SIMILAR_FROM = 88.0
 """Smallest similarity, in percent of their letters, at which two names may mean the same."""
 KINDS = ("generic", "names", "sides", "volumes", "cropped", "unseen")
-"""Kinds of findings, in the order in which they are told."""
+"""Kinds of findings, in the order in which they are reported."""
 VOLUME_RATIO = 4.0
 """Smallest ratio of a class's median volumes in two datasets at which it may be two structures."""
 # Words that tell structures apart, however similar their names are otherwise.

@@ -1,4 +1,4 @@
-"""Patch and topology for a memory budget, in closed form: no network is built, no GPU is needed.
+"""Patch and topology for a memory budget, in closed form: no network is built, and no GPU is needed.
 
 A plain U-Net is estimated as in nnU-Net: 560 million elements of feature maps for two patches (280 per patch) fit 8 GB,
 including everything else that training needs. The additional memory of text prompting is counted in bytes, from the
@@ -25,7 +25,7 @@ GB = 2**30
 REFERENCE_ELEMENTS = 560_000_000
 """nnU-Net's ``UNet_reference_val_3d``: feature-map elements of one patch, at a batch of two, that fit 8 GB."""
 REFERENCE_ELEMENTS_RESIDUAL = 680_000_000
-"""The same of nnU-Net's residual-encoder planners."""
+"""The same for nnU-Net's residual-encoder planners."""
 BYTES_PER_ELEMENT = 8 * GB / (2 * REFERENCE_ELEMENTS)
 BYTES_PER_PARAMETER = 16
 MIN_BATCH = 2
@@ -244,7 +244,7 @@ def _smaller(spacing_mm: Sequence[float], topology: Topology, shape: NDArray[Any
 
 
 def _given_patch(spacing_mm: Sequence[float], patch: Axes, width: Width) -> Topology:
-    """Topology of a given patch: nnU-Net's, or with one stage less along an axis if that keeps the size.
+    """Topology of a given patch: nnU-Net's, or with one stage fewer along an axis if that keeps the size.
 
     For example, nnU-Net's rules pool 288 voxels six times, which needs 320; five times keep the size and leave 9
     voxels.

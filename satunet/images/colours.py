@@ -34,7 +34,7 @@ def colour_of(name: str) -> Colour:
 def colours_of(names: Iterable[str]) -> list[Colour]:
     """Colours of structures that are shown together.
 
-    A name that is not in the table and whose colour is near an earlier one's gets another colour, while there are any.
+    A name that is not in the table gets another colour if its own is close to an earlier one, as far as there are any.
     """
     table, chosen = _table(), list[Colour]()
     for key in map(_key, names):

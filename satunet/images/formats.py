@@ -2,7 +2,7 @@
 
 :mod:`satunet.images.nifti` reads and writes NIfTI. MetaImage and NRRD are read by modules of their own and written by
 SimpleITK; geometry is converted between LPS and RAS there and nowhere else. :mod:`satunet.images.image` checks what a
-scan or a label map has to be; other rooms use that module rather than this one.
+scan or a label map has to be; other packages use that module rather than this one.
 """
 
 from __future__ import annotations

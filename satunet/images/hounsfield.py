@@ -1,4 +1,4 @@
-"""CT in Hounsfield units, also of files that store them with an offset; every reader of CT voxels uses this module."""
+"""CT in Hounsfield units, also from files that store it with an offset; every reader of CT voxels uses this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 _WITHOUT_INTERCEPT = 1024.0
 OFFSETS = frozenset({0.0, _WITHOUT_INTERCEPT})
-"""All that :func:`hounsfield_offset` returns."""
+"""All values that :func:`hounsfield_offset` can return."""
 _BONE = 1100
 _ABOVE_LUNG = 300
 _LEAST_TISSUE = 0.02

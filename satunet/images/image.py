@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 IN_MEMORY = Path("<image in memory>")
-"""What errors call an image that came from no file."""
+"""Name in errors of an image that did not come from a file."""
 _ROUNDING = 1e-6
 """Relative rounding error of a whole number after a few multiplications in single precision."""
 _PIECE = 1 << 20
@@ -160,7 +160,7 @@ def read_label_map(
 def not_whole(values: NDArray[np.floating[Any]]) -> float | None:
     """A value that is not a whole number; ``None`` if all are, up to rounding in single precision.
 
-    In single precision, a header's scale of 0.1 is 0.100000001, and a label stored as 20 then reads 2.00000003.
+    In single precision, a header's scale of 0.1 is 0.100000001, and a label stored as 20 then becomes 2.00000003.
     """
     flat = values.ravel(order="K")
     for start in range(0, flat.size, _PIECE):
@@ -191,7 +191,7 @@ def require_grid(image: Image, grid: Grid, *, trust_shape: bool = False) -> Imag
     alike = image.grid.shape == grid.shape
     if trust_shape and alike:
         return replace(image, grid=grid)
-    hint = "; --trust_shape takes files of one shape as lying on one grid" if alike else ""
+    hint = "; --trust_shape treats files of the same shape as being on the same grid" if alike else ""
     raise GridMismatchError(
         image.path or "image", f"it is on another grid than its scan: {_difference(image.grid, grid)}{hint}"
     )

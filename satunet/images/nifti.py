@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
     NiftiHeader: TypeAlias = nib.Nifti1Header
-else:  # nibabel, with the pydicom that it imports, takes longer than all else that a plan imports, and a plan reads no scan
+else:  # nibabel, which imports pydicom, takes longer than all other imports of a plan, and a plan reads no scan
     NiftiHeader = Any
 
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}

@@ -1,4 +1,4 @@
-"""NRRD headers (``.nrrd``), parsed strictly, with the same geometry as ITK gives them.
+"""NRRD headers (``.nrrd``), parsed strictly, with the same geometry as in ITK.
 
 Coordinates of a named space are converted to RAS; spaces without a known orientation count as LPS, as in ITK.
 """
@@ -39,7 +39,7 @@ _ENCODINGS: dict[str, Encoding] = {
     "hex": "hex",
 }
 _DOMAINS = {"domain", "space", "???", "none", "unknown"}
-"""Kinds of axes that hold no values of one voxel."""
+"""Kinds of axes that are spatial; axes of any other kind hold the values of one voxel."""
 _LPS, _RAS, _LAS = np.diag([-1.0, -1.0, 1.0]), np.eye(3), np.diag([-1.0, 1.0, 1.0])
 _SPACES = {
     "right-anterior-superior": _RAS,
@@ -172,7 +172,7 @@ def _affine(path: Path, fields: dict[str, str], n: int, axes: list[int]) -> NDAr
     m = len(axes)
     if "space" in fields or "space dimension" in fields:
         if "space directions" not in fields:
-            raise UnreadableImageError(path, "the header names a space and gives no space directions")
+            raise UnreadableImageError(path, "the header names a space but gives no space directions")
         turn = _SPACES.get(fields.get("space", "lps").lower())
         if turn is None:
             raise UnreadableImageError(
@@ -220,7 +220,7 @@ def _millimetres(units: str) -> float:
 
 
 def _vectors(path: Path, key: str, text: str) -> list[NDArray[np.float64] | None]:
-    """Vectors such as ``(1,0,0) (0,1,0) (0,0,1)``; ``None`` for ``none``, that of an axis that is not spatial."""
+    """Vectors such as ``(1,0,0) (0,1,0) (0,0,1)``; ``None`` for ``none``, which marks an axis that is not spatial."""
     words = re.findall(r"\([^()]*\)|[^\s()]+", text[:10_000])
     return [
         numbers(path, key, word.strip("()").replace(",", " "), count=3) if word.startswith("(") else None
@@ -239,7 +239,9 @@ def _files(path: Path, fields: dict[str, str], listed: list[str], end: int) -> t
     name = fields.get("data file")
     if name is None:
         if lines and offset >= 0:
-            raise UnreadableImageError(path, "the header skips lines of its own file; allowed is that for other files")
+            raise UnreadableImageError(
+                path, "the header skips lines of its own file; lines can be skipped only in other files"
+            )
         return (path,), 0, offset if offset < 0 else end + offset
     if listed or name.split()[:1] == ["LIST"]:
         return tuple(inside_folder(path, each) for each in listed), lines, offset

@@ -117,7 +117,9 @@ class Stored:
 
     def _bytes_of_each(self) -> int:
         if not self.files or self.bytes % len(self.files):
-            raise UnreadableImageError(self.path, f"{self.shape} voxels cannot be in {len(self.files)} files alike")
+            raise UnreadableImageError(
+                self.path, f"{self.shape} voxels cannot be divided equally among {len(self.files)} files"
+            )
         return self.bytes // len(self.files)
 
     def _seek(self, handle: Any, file: Path, each: int) -> None:

@@ -2,7 +2,7 @@
 
 A name keeps letters and digits of every script, ``+``, ``-`` and ``.``; everything else becomes ``_``. File systems
 also differ in case (NTFS, APFS), composed and decomposed accents (APFS), reserved names (``CON``, ``NUL`` on Windows)
-and length (255 bytes, 143 on eCryptfs). If any of them would take two names for the same, a hash of the text is
+and length (255 bytes, 143 on eCryptfs). If any of them would treat two names as the same, a hash of the text is
 appended.
 """
 
@@ -26,7 +26,7 @@ def safe_name(text: str) -> str:
     """
     composed = unicodedata.normalize("NFC", text).strip()
     name = "".join(c if c.isalnum() or c in "+-." else "_" for c in composed).strip(".")
-    if name.startswith("-"):  # programs would take it for an option
+    if name.startswith("-"):  # programs would mistake it for an option
         name = f"_{name[1:]}"
     stem, dot, rest = name.partition(".")
     if _DEVICES.fullmatch(unicodedata.normalize("NFKC", stem)):
@@ -65,7 +65,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def table_cell(text: str) -> str:
-    """A text as a table cell that no spreadsheet takes for a formula; the inverse is :func:`text_of_cell`."""
+    """A text as a table cell that no spreadsheet mistakes for a formula; the inverse is :func:`text_of_cell`."""
     return f"'{text}" if text.lstrip("'").startswith(_FORMULAS) else text
 
 
@@ -75,7 +75,7 @@ def text_of_cell(cell: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """A key that is equal for names that some file system takes for the same."""
+    """A key that is equal for names that some file system treats as the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).upper().casefold())
 
 

@@ -200,7 +200,9 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                raise UserError(f"{final}: made by another job meanwhile; remove it, or give another folder") from error
+                raise UserError(
+                    f"{final}: another job has made it meanwhile; remove it, or give another folder"
+                ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -284,7 +286,7 @@ def _broken(plain: Any, short: str, depth: int) -> str:
     if not plain or not isinstance(plain, (dict, list)) or len(short) <= _LINE or depth == _DEEPEST:
         return short
     if isinstance(plain, list) and short.startswith("[[") and '"' not in short and short.count("[") == len(plain) + 1:
-        parts = [f"[{row}]" for row in short[2:-2].split("], [")]  # rows of numbers need no encoder each
+        parts = [f"[{row}]" for row in short[2:-2].split("], [")]  # rows of numbers need not be encoded one by one
         parts = (
             parts if max(map(len, parts)) <= _LINE else [_broken(each, json.dumps(each), depth + 1) for each in plain]
         )
@@ -317,8 +319,8 @@ def unseal(content: Any, source: Path | str) -> Any:
     said = {key: value for key, value in content.items() if key != DIGEST}
     if content[DIGEST] != digest_of(said):
         raise ValueError(
-            f"{source}: damaged: its content is not what was written (its digest says so; whoever changed it on purpose "
-            f"removes the line {DIGEST!r})"
+            f"{source}: damaged: its content is not what was written (its digest says so; if you changed it on purpose, "
+            f"remove the line {DIGEST!r})"
         )
     return said
 

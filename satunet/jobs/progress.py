@@ -97,7 +97,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[Callable[..., 
     """A progress bar with rate and time left; without a terminal, a line in the log now and then, and one at the end.
 
     Yields:
-        A function ``advance(steps=1, note="")``; ``note`` is shown behind the bar (a loss, a scan's name).
+        A function ``advance(steps=1, note="")``; ``note`` is shown after the bar (a loss, a scan's name).
     """
     from rich.progress import (
         BarColumn,
@@ -169,7 +169,7 @@ class _Told:
 
 
 def _count(done: int, total: int | None) -> str:
-    """How far a job is. Not "done": failures and results from before count, and are told apart at the end."""
+    """Number of items that have ended. It does not say "done": failures and earlier results count, too."""
     return str(done) if total is None else f"{done} of {total}"
 
 
@@ -201,7 +201,7 @@ def run_parallel(
 ) -> Iterator[Outcome[Item, Result]]:
     """Run ``function`` on every item in worker processes, under a progress bar; outcomes come as they end.
 
-    An error that ``function`` raises, and the death of a worker, end only the item they happened to.
+    An error that ``function`` raises, or the death of a worker, affects only the item that it happened to.
 
     Args:
         function: A function that can be pickled; it runs in a fresh (spawned) process.

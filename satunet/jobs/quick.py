@@ -1,9 +1,9 @@
-"""Records from plain values, quickly, where nothing is odd.
+"""Records from plain values: the fast path, for content that is exactly as it was written.
 
-cattrs calls a function for every number, and collects all faults; of the records of 22,000 scans, that takes longer
-than everything else a command does. Here, one function is made of the annotations of each dataclass, as ``dataclasses``
-makes ``__init__``. It accepts only what :mod:`satunet.jobs.records` writes, and gives what cattrs would give. Whatever
-else it meets, it raises: the caller then asks cattrs, which decides, and says what is wrong.
+cattrs calls a function for every number, and collects all faults; for the records of 22,000 scans, that takes longer
+than everything else that a command does. Here, one function is generated from the annotations of each dataclass, as
+``dataclasses`` generates ``__init__``. It accepts only what :mod:`satunet.jobs.records` writes, and returns what cattrs
+would return. For anything else it raises: the caller then asks cattrs, which decides and says what is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Reader = Callable[[Any], Any]
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Let Python not look for garbage while plain values are made: none of them can be, and it halves the time."""
+    """Pause garbage collection while plain values are made: none of them can be garbage, and this halves the time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -34,7 +34,7 @@ def collection_paused() -> Iterator[None]:
 
 @contextlib.contextmanager
 def collection_resumed() -> Iterator[None]:
-    """Let Python look for garbage again within :func:`collection_paused`: for work that makes more than plain values."""
+    """Resume garbage collection within :func:`collection_paused`, for work that makes more than plain values."""
     was = gc.isenabled()
     gc.enable()
     try:
@@ -69,7 +69,7 @@ def _real(value: Any) -> float:
 
 
 class _Whole(dict[Any, int]):
-    """Keys that are whole numbers, as numbers; looked up, because the same few label ids are in every record."""
+    """Cache of keys that are whole numbers, key → number; the same few label ids are in every record."""
 
     def __missing__(self, key: Any) -> int:
         number = int(key) if type(key) is str and key.removeprefix("-").isdecimal() else _odd()
@@ -115,7 +115,7 @@ class _Maker:
         readers = {field: self._names[self._compiled(f"lambda {field}: {e}")] for field, e in expressions.items()}
 
         def some(value: dict[str, Any]) -> Any:
-            """Of content that lacks fields which have defaults."""
+            """An instance from content that lacks fields with defaults."""
             return cls(**{field: readers[field](content) for field, content in value.items()})
 
         whole = f"type(_v) is dict and len(_v) == {len(kinds)}"  # ** would accept other mappings as well
@@ -161,7 +161,7 @@ class _Maker:
         named = "(_k if type(_k) is str else _odd())" if key is str else "_whole[_k]"
         each, value = "_e", self._expression(kind, "_e")
         if get_origin(kind) is tuple and set(get_args(kind)) <= {int, float}:
-            # Taken apart where they stand; of JSON's values, only lists have such parts.
+            # Unpacked in place; of JSON's values, only lists have such parts.
             names, values = self._parts(get_args(kind))
             each, value = f"({', '.join(names)},)", f"({values},)"
         return self._compiled(

@@ -15,7 +15,7 @@ JSON has neither arrays nor bytes nor numbers as keys: an array is a list of lis
 :data:`satunet.types.PackedFloats`; bytes are base64; a slice is its start and stop; an integer key is a string.
 
 Formats of other programs (nnU-Net's plans, fingerprints, ``dataset.json``, splits and ``summary.json``;
-sentence-transformers' folders) are no records. They are read and written by the code that uses them; what satunet adds
+sentence-transformers' folders) are not records. They are read and written by the code that uses them; what satunet adds
 to such a file is a record under one key.
 """
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # commands that read no array need not import numpy
 
 Record = TypeVar("Record")
 
-_SHOWN = 3  # faults of a file that a message lists
+_SHOWN = 3  # number of a file's faults that a message lists
 
 
 def to_plain(record: Any, *, sealed: bool = False) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def load_record(path: Path, cls: type[Record], *, error: type[SatunetError] = Us
     """Read what :func:`save_record` wrote.
 
     Raises:
-        SatunetError: ``error``: the file does not exist, cannot be read, or is no such record; the message names it.
+        SatunetError: ``error``: the file does not exist, cannot be read, or is not such a record; the message names it.
     """
     return from_plain(load_json(path, what=_noun(cls), error=error), cls, source=path, error=error)
 
@@ -146,7 +146,7 @@ def load_json(path: Path, *, what: str = "a JSON file", error: type[SatunetError
 
 @contextlib.contextmanager
 def understanding(source: Path | str, what: str, error: type[SatunetError] = UserError) -> Iterator[None]:
-    """Parse the content of a file that is no record in this block; anything unexpected becomes one error.
+    """Parse the content of a file that is not a record in this block; anything unexpected becomes one error.
 
     Args:
         source: The file, for messages.
@@ -293,7 +293,7 @@ def _array(value: Any, kind: Any) -> NDArray[Any]:
 
 
 def _number_type(kind: Any) -> Any:
-    """``np.float64`` for ``NDArray[np.float64]``; ``None`` if the type is no array."""
+    """``np.float64`` for ``NDArray[np.float64]``; ``None`` if the type is not an array."""
     import numpy as np
 
     origin = get_origin(kind)

@@ -9,6 +9,6 @@ def counted(count: int, one: str, several: str = "") -> str:
     Args:
         count: Number.
         one: Noun in the singular.
-        several: Noun in the plural, if it does not only end in another "s".
+        several: Noun in the plural, if it is not the singular with an "s".
     """
     return f"{count:,} {one if count == 1 else several or one + 's'}"

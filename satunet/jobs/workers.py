@@ -128,8 +128,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in a line for people: out of memory in these words, whatever the library calls it; the class of
-    an error that is not satunet's own stands before its text.
+    """What an error says, in one line for people: "out of memory" whatever the library calls it, and the class of the
+    error before its text if it is not satunet's own.
     """
     said = str(error).strip() or type(error).__name__
     if is_out_of_memory(error):
@@ -141,7 +141,7 @@ def reason_of(error: BaseException) -> str:
 
 _NO_MEMORY = (
     r"can't allocate memory|not enough memory|cannot allocate memory|out of memory|bad_alloc|can't start new thread"
-    # ITK, and oneDNN, which gets no memory for the code that it writes
+    # ITK, and oneDNN if it gets no memory for the code that it generates
     r"|failed to allocate memory|could not create a primitive$|could not (create|initialize) a memory"
 )
 
@@ -238,7 +238,7 @@ def _in_pool(
 
 
 _ATTEMPTS = 3
-"""Number of consecutive pools that may break before one item is done."""
+"""Number of consecutive pools that may break without finishing an item."""
 
 
 def _in_one_pool(
@@ -304,7 +304,7 @@ def _start_worker() -> None:
     end = os._exit
 
     def never_well(status: int) -> NoReturn:
-        # pebble takes a worker that exits with 0 for a retired one, and waits for its item forever.
+        # pebble mistakes a worker that exits with 0 for a retired one, and waits for its item forever.
         end(status or _ENDED_ITSELF)
 
     os._exit = never_well

@@ -1,7 +1,7 @@
 """The widget: it takes an image layer, prompts and a server, and returns a labels layer.
 
 napari's layers do not say where the patient's left is. If a layer shows a file's voxels as they are stored, or with
-reversed axes, the file is sent, because its header says it. All other layers are assumed to be as ITK's readers return
+reversed axes, the file is sent, because its header does. All other layers are assumed to be as ITK's readers return
 them: axes (z, y, x), towards the patient's head, back and left, with the layer's scale in millimetres.
 """
 
@@ -33,7 +33,7 @@ def segment(layer: Any, words: list[str], server: Server, on_progress: Callable[
         layer: A 3D image layer of one channel.
         words: Prompts; without any, every class that the model knows.
         server: Server that does the work.
-        on_progress: Called with the share that is done.
+        on_progress: Function that is called with the fraction done, 0 to 1.
 
     Returns:
         A labels layer in napari's form: data with the layer's axes, attributes, kind. ``metadata`` has the result of
@@ -96,7 +96,7 @@ def segment_widget() -> FunctionGui:
 
     @magicgui(  # type: ignore[untyped-decorator]
         call_button="Segment",
-        words={"label": "Words", "tooltip": "with commas; empty: every class that the model knows"},
+        words={"label": "Words", "tooltip": "separated by commas; if empty, every class that the model knows"},
         address={"label": "Server"},
         token={"label": "Token", "widget_type": "Password"},
     )

@@ -37,7 +37,7 @@ def make(root: Path, cases: int = 5) -> None:
 def test_shapes_are_trusted_where_that_is_said(nnunet_env: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(nnunet_env)
     assert run(["plan_and_preprocess", "-d", "1", "-np", "0"]) == 1
-    assert "--trust_shape takes files of one shape as lying on one grid" in capsys.readouterr().err
+    assert "--trust_shape treats files of the same shape as being on the same grid" in capsys.readouterr().err
     assert run(["fingerprint", "-d", "1", "-np", "0", "--verify_dataset_integrity"]) == 1
     assert run(["plan_and_preprocess", "-d", "1", "-np", "0", "--trust_shape", "--verify_dataset_integrity"]) == 0
     assert load_dataset("Dataset001_A").trust_shape

@@ -30,7 +30,7 @@ _REFUSED = (
     "another job is writing",
     "another training of this fold is running",
     "already exists",
-    "made by another job meanwhile",
+    "another job has made it meanwhile",
 )
 
 

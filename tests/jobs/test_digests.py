@@ -42,7 +42,7 @@ def test_a_folder_that_another_job_made_meanwhile_is_left_alone(tmp_path: Path) 
             (tmp_path / "a").mkdir()
             (tmp_path / "a" / "theirs").touch()
 
-    with pytest.raises(UserError, match="made by another job meanwhile"):
+    with pytest.raises(UserError, match="another job has made it meanwhile"):
         write()
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "theirs"]
 

@@ -277,7 +277,7 @@ def test_a_plan_that_needs_more_than_there_is_says_so(given: dict[str, object], 
     )
     assert said in plan.explanation["remarks"]
     assert "more than the 8 GB" in plan.explanation["memory"]
-    assert "what the memory takes" not in plan.explanation["batch"]
+    assert "as many as fit the memory" not in plan.explanation["batch"]
 
 
 def test_a_spacing_at_which_little_is_left_is_remarked_on() -> None:

@@ -124,7 +124,7 @@ def test_a_failed_case_does_not_move_the_others(nnunet_env: Path) -> None:
         ("[{", "not JSON"),
         ([{"train": ["q"], "val": ["r"]}], r"none of the 1 cases that fold 0 lists under 'train' .* such as 'q'"),
         ([{"train": ["a"], "val": ["r"]}], r"none of the 1 cases that fold 0 lists under 'val'"),
-        ([{"train": ["a", "b"], "val": ["b"]}], r"fold 0 lists 1 cases under 'train' and under 'val', such as 'b'"),
+        ([{"train": ["a", "b"], "val": ["b"]}], r"fold 0 lists 1 cases under both 'train' and 'val', such as 'b'"),
     ],
 )
 def test_a_split_that_cannot_be_meant_is_refused(nnunet_env: Path, content: object, reason: str) -> None:

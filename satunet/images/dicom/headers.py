@@ -1,4 +1,4 @@
-"""The header of one DICOM file: whether it is an image, of which series, and where each of its frames lies."""
+"""The header of one DICOM file: whether it is an image, to which series it belongs, and where each frame lies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Header:
         instance: SOPInstanceUID.
         slices: One slice per frame; empty if the file has no image.
         secondary: Whether it is a screenshot or another picture of a picture (secondary capture).
-        damage: Why its pixels cannot be complete; ``""`` if they can.
+        damage: Reason why its pixels cannot be complete; ``""`` if they can.
     """
 
     file: Path
@@ -129,7 +129,7 @@ def quiet() -> Iterator[None]:
 
 
 def _looks_like_dicom(file: Path) -> bool:
-    """Whether a file has ``DICM`` behind the preamble or, without a preamble, begins with a plausible data element."""
+    """Whether a file has ``DICM`` after the preamble or, without a preamble, begins with a plausible data element."""
     with file.open("rb") as handle:
         head = handle.read(132)
     if head[128:] == b"DICM":

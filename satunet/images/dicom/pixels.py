@@ -1,4 +1,4 @@
-"""Voxels of a series: stored numbers, decompressed if need be, scaled by each slice's own slope and intercept."""
+"""Voxels of a series: stored numbers, decompressed if necessary, scaled by each slice's own slope and intercept."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _decoded(file: Path, wanted: list[int], slices: tuple[Slice, ...]) -> Iterat
 def _native(data: Any, stored: tuple[int, int, int, int], big: bool) -> tuple[np.dtype[Any], bytes]:
     """Data type and bytes of uncompressed pixels."""
     if "PixelData" not in data:
-        raise ValueError("it holds no whole numbers (PixelData); floating-point maps are not read")
+        raise ValueError("it has no integer pixels (PixelData); floating-point maps are not supported")
     if stored[0] not in (8, 16, 32):
         raise ValueError(f"{stored[0]} bits are allocated for a pixel; allowed are 8, 16 and 32")
     content = data["PixelData"].value
@@ -172,7 +172,7 @@ def _numbers(array: NDArray[Any], stored: tuple[int, int, int, int]) -> NDArray[
     """The stored bits of each allocated word as numbers, sign included."""
     allocated, bits, high, signed = stored
     if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
-        raise ValueError(f"{bits} bits are stored up to bit {high} of {allocated}; that cannot be")
+        raise ValueError(f"{bits} bits are stored up to bit {high} of {allocated}, which is impossible")
     unsigned = array.view(np.dtype(f"{array.dtype.byteorder}u{array.dtype.itemsize}"))
     width = 8 * array.dtype.itemsize
     # Shift out the bits above the stored ones, then those below; a signed type extends the sign.

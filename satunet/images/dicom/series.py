@@ -31,7 +31,7 @@ class Series:
         patient: Patient id, or ``""``.
         slices: Slices (of a multi-frame file, its frames) in the order of the volume's third axis.
         grid: Grid of the volume; its axes are (columns, rows, slices).
-        fault: Why the series is not a volume; reading it raises an error with this text.
+        fault: Reason why the series is not a volume; reading it raises an error with this text.
         remarks: Repairs and assumptions, one sentence each.
     """
 

@@ -159,10 +159,12 @@ def _check_kind(slices: Sequence[Slice]) -> None:
         across, down = np.array(s.axes).reshape(2, 3)
         lengths = np.linalg.norm((across, down), axis=1)
         if np.abs(lengths - 1).max() > 0.01 or abs(float(across @ down)) > 0.01:
-            raise NoVolumeError(f"{s.name} gives the ImageOrientationPatient {s.axes}; those are not two directions")
+            raise NoVolumeError(
+                f"{s.name} gives the ImageOrientationPatient {s.axes}; those are not two perpendicular directions"
+            )
         allocated, bits, high, _ = s.stored
         if not (1 <= bits <= allocated <= 64 and bits - 1 <= high < allocated):
-            raise NoVolumeError(f"{s.name} stores {bits} bits up to bit {high} of {allocated}; that cannot be")
+            raise NoVolumeError(f"{s.name} stores {bits} bits up to bit {high} of {allocated}, which is impossible")
         if not (0 < abs(s.slope) <= _LARGEST and abs(s.intercept) <= _LARGEST):
             raise NoVolumeError(f"{s.name} has the RescaleSlope {s.slope} and RescaleIntercept {s.intercept}")
 
@@ -190,7 +192,7 @@ def _check_alike(slices: Sequence[Slice]) -> None:
         )
     references = {s.reference for s in slices if s.reference}
     if len(references) > 1:
-        raise NoVolumeError(f"its slices are of {len(references)} frames of reference; allowed is one")
+        raise NoVolumeError(f"its slices have {len(references)} frames of reference; allowed is one")
 
 
 def _even_step(
@@ -216,7 +218,7 @@ def _even_step(
     if off_plane.max() > max(uneven_mm, 0.25 * pixel_mm):
         worst = int(off_plane.argmax())
         raise NoVolumeError(
-            f"its slices are not in one row: {slices[worst].name} is {off_plane[worst]:.3g} mm away from the others"
+            f"its slices are not in line: {slices[worst].name} is {off_plane[worst]:.3g} mm away from the others"
         )
     return step
 
@@ -228,7 +230,7 @@ def _shared_places(slices: Sequence[Slice], along: NDArray[np.float64]) -> str:
     counts = Counter(int(n) for n in place)
     often = Counter(counts.values()).most_common(1)[0][0]
     if len(counts) == 1:
-        return f"all its {len(slices)} slices are at one position"
+        return f"all its {len(slices)} slices are at the same position"
     if set(counts.values()) == {often}:
         for name in dict.fromkeys(key for s in slices for key, _ in s.telling):
             values = [dict(s.telling).get(name, "") for s in slices]
@@ -239,7 +241,9 @@ def _shared_places(slices: Sequence[Slice], along: NDArray[np.float64]) -> str:
                     f"it holds {often} volumes of {len(counts)} slices, told apart by {name} ({shown}); allowed is one"
                 )
     pair = int(np.flatnonzero(~apart)[0])
-    return f"{slices[pair].name} and {slices[pair + 1].name} are at one position; allowed is a slice per position"
+    return (
+        f"{slices[pair].name} and {slices[pair + 1].name} are at the same position; allowed is one slice per position"
+    )
 
 
 def _tilt(step: NDArray[np.float64], normal: NDArray[np.float64], count: int, pixel_mm: float) -> float:

@@ -29,7 +29,7 @@ _CODECS = {
 }
 """Transfer syntax → codec of imagecodecs."""
 _ROOM = 4 << 30
-"""Bytes of address space for Python and the codecs, on top of the frames'."""
+"""Bytes of address space for Python and the codecs, in addition to the frames."""
 _SECONDS = 60.0
 _SECONDS_PER_VOXEL = 1e-6
 

@@ -36,7 +36,7 @@ _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "000
 
 
 class ArchiveError(UserError):
-    """An archive that cannot be asked, refuses, or has no such study."""
+    """An archive that cannot be reached, refuses, or has no such study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class Archive:
             raise ArchiveError(f"DICOMweb's address is like http://127.0.0.1:8042/dicom-web, got {address!r}")
         if parts.username or parts.password:
             raise ArchiveError(
-                "no name and password in DICOMweb's address, where logs would have them: set DICOMWEB_USER and "
+                "DICOMweb's address must have no name and password, because logs would record them: set DICOMWEB_USER and "
                 "DICOMWEB_PASSWORD, or DICOMWEB_TOKEN"
             )
         self.address = address.rstrip("/")
@@ -129,7 +129,7 @@ class Archive:
         """All series of a study.
 
         Raises:
-            ArchiveError: There is no such study, or the archive cannot be asked.
+            ArchiveError: There is no such study, or the archive cannot be reached.
         """
         _check_uid("study", study)
         found = self._all(self._client.search_for_series, _SERIES, study_instance_uid=study)
@@ -142,8 +142,8 @@ class Archive:
 
         Returns:
             The series as :func:`~satunet.images.dicom.series.search` finds it; none if it was never meant to be a
-            volume. An error becomes the :attr:`~satunet.images.dicom.series.Series.fault` of the series, and reading it
-            raises that; the other series of the study are still fetched.
+            volume. An error becomes the :attr:`~satunet.images.dicom.series.Series.fault` of the series, and reading
+            the series raises it; the other series of the study are still fetched.
         """
         folder.mkdir(parents=True, exist_ok=True)
         fault = self._fill(stored, folder)
@@ -159,7 +159,7 @@ class Archive:
         """Store an object; an object that is already there is left as it is.
 
         Raises:
-            ArchiveError: The archive refuses, or cannot be asked.
+            ArchiveError: The archive refuses, or cannot be reached.
         """
         import pydicom
 
@@ -167,10 +167,10 @@ class Archive:
         try:
             answer = self._client.store_instances([dataset])
         except Exception as error:
-            raise ArchiveError(f"{file.name} is not stored: {self._told(error)}") from error
+            raise ArchiveError(f"{file.name} was not stored: {self._told(error)}") from error
         refused = [int(item.get("FailureReason") or 0) for item in answer.get("FailedSOPSequence") or []]
         if refused:
-            raise ArchiveError(f"{file.name} is not stored: {self.address} refuses it (reason {refused[0]:04X})")
+            raise ArchiveError(f"{file.name} was not stored: {self.address} refuses it (reason {refused[0]:04X})")
 
     def _fill(self, stored: StoredSeries, folder: Path) -> str:
         """Fetch the missing instances; returns why some are still missing, or ``""``."""
@@ -228,11 +228,11 @@ class Archive:
             how = "set DICOMWEB_USER and DICOMWEB_PASSWORD, or DICOMWEB_TOKEN"
             return f"{self.address} does not admit this user (status {status}): {how}"
         if status is not None:
-            what = "is DICOMweb there?" if status in (404, 405) else str(getattr(answer, "reason", ""))
+            what = "is it a DICOMweb address?" if status in (404, 405) else str(getattr(answer, "reason", ""))
             return f"{self.address} answers with status {status}: {what}"
         if isinstance(error, self._broken) and "JSON" not in type(error).__name__:
             text = str(error) or type(error).__name__
-            system = re.search(r"\[Errno -?\d+\] ([^)\]\"']+)", text)  # behind names of libraries' classes
+            system = re.search(r"\[Errno -?\d+\] ([^)\]\"']+)", text)  # after names of libraries' classes
             return f"{self.address} does not answer ({system[1].strip() if system else text.splitlines()[0]})"
         return f"{self.address} gives an answer that is not DICOMweb ({type(error).__name__})"
 
