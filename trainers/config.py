@@ -16,7 +16,7 @@ from satunet.errors import UserError
 Recipe = Literal["sat", "nnunet", "short", "cpu"]
 
 VOXELS_UNTIL = 0.7
-"""Share of the steps, from the first, in which single voxels are classified, too."""
+"""Share of the steps, from the first one, in which single voxels are classified as well."""
 
 _LEAST = {
     "steps": 1,
@@ -55,14 +55,14 @@ class TrainingConfig:
             gradients are added up. The plan's if not given.
         patches: Size of the patches: 'plan' takes the plan's. With 'fit' and 'fill', a step takes patches of one
             dataset, the smallest that hold its scans and that the strides allow, but no larger than the plan's: 'fit'
-            takes the plan's number of patches, 'fill' as many as have the voxels of the plan's batch.
+            takes the plan's number of patches, 'fill' as many as match the voxels of the plan's batch.
         dataset_draws: Frequency of datasets: 'plan' follows the plan's weights of their scans, 'even' draws all
             datasets equally often.
         queries_per_scan: Largest number of queries per patch; the plan's if not given.
         foreground_share: Share of crops that are centred on a class.
         negative_share: Largest number of negative queries, as a share of the positive ones.
-        voxel_weight: Weight of a classification of single voxels, beside the loss of the masks, in the first 70 % of
-            the steps.
+        voxel_weight: Weight of a classification of single voxels, in addition to the loss of the masks, in the first 70
+            % of the steps.
         weight_average: Decay of the running average of the weights per step, once there are enough steps; the average
             is what is validated and used. 0 uses the last weights.
         augment: Whether to augment.

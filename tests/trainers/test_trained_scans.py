@@ -78,7 +78,7 @@ def test_weights_of_which_nothing_is_known_are_said(planned: Path, caplog: pytes
     lonely = planned / "lonely.pth"
     lonely.write_bytes((fold_folder() / "checkpoint_final.pth").read_bytes())
     assert scans_seen(lonely) == TrainedScans()
-    assert "tells which scans it was trained on" in caplog.text
+    assert "says which scans it was trained on" in caplog.text
     caplog.clear()
     # An older version wrote the split alone.
     (fold_folder() / "trained_scans.json").unlink()

@@ -1,4 +1,4 @@
-"""Stage 2: the image features of a class and its text are drawn together (SAT, arXiv 2312.17183).
+"""Stage 2: the image features of a class and its text are pulled together (SAT, arXiv 2312.17183).
 
 The image encoder is the segmentation network's own. Its feature maps are averaged over a class's mask at every stage,
 concatenated and projected to the width of the text. The text is the class's name, to which an embedding of the modality
@@ -227,7 +227,7 @@ class _AtlasStep:
         sizes = distributed.sizes_of(len(seen.names), device)
         self.optimizer.zero_grad(set_to_none=True)
         if sum(sizes) < 2:
-            return 0.0  # no crop of this step shows a class
+            return 0.0  # the crops of this step show at most one class, which has no negatives
         ids = distributed.gather(seen.ids, sizes)
         with autocast_for(device, self.config.precision):
             visual = self.atlas(seen.image, seen.masks) if seen.names else self._nothing()

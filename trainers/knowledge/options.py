@@ -1,4 +1,4 @@
-"""Settings of the pre-trainings."""
+"""Settings of both stages of pre-training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class PretrainConfig:
         warmup: Share of the steps that warm up.
         weight_decay: Weight decay of AdamW.
         temperature: Temperature of the contrastive loss at the start; it is learned, its inverse at most 100.
-        frozen_layers: Number of lowest layers of the text encoder that are not trained, with the table of words.
+        frozen_layers: Number of lowest layers of the text encoder that are not trained, nor are its word embeddings.
         hard: Number of concepts in a group of concepts that are easily confused.
-        max_tokens: Largest number of tokens that are read of a text.
+        max_tokens: Largest number of tokens that are read from a text.
         held_out: Share of the names that are kept out of training, for measuring.
         dropout: Whether the text encoder's own dropout is on.
         seed: Seed of split, pairs and dropout.

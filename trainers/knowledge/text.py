@@ -1,4 +1,4 @@
-"""Stage 1: texts of the same concept are drawn together, and those of easily confused concepts apart.
+"""Stage 1: texts of the same concept are pulled together, and those of easily confused concepts pushed apart.
 
 As in SAT (arXiv 2312.17183), a term is paired with its definition, and a term and relation with its tail, in a
 contrastive loss in which every pair of the same concept is a positive. Unlike in SAT, batches are made of groups of

@@ -29,13 +29,13 @@ class TextTower(nn.Module):
 
     Args:
         encoder: Encoder to start from.
-        frozen_layers: Number of lowest layers that are not trained, together with the table of words.
+        frozen_layers: Number of lowest layers that are not trained, together with the word embeddings.
         max_tokens: Number of tokens to which texts are cut in training.
         dropout: Whether the model's own dropout is on in training.
         precision: Precision of :meth:`encode`; in training, the caller decides.
 
     Raises:
-        ModelError: The encoder is no transformers model, or has fewer layers.
+        ModelError: The encoder is not a transformers model, or has fewer layers.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TextTower(nn.Module):
         self.precision: Precision = precision
         if type(encoder) not in (TransformerEncoder, QuantizedEncoder):
             # SAT's encoder has its own projection and tokenisation, which a saved transformer would lose.
-            raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is no plain transformers model")
+            raise ModelError(f"text encoder {encoder.name!r} cannot be trained; it is not a plain transformers model")
         assert isinstance(encoder, TransformerEncoder)
         self.tokenizer, self.model = encoder.load()
         self.settings = replace(encoder.settings, normalize=True)

@@ -1,4 +1,4 @@
-"""Specialists as jobs of a cluster: one Slurm array with one task per dataset, by submitit."""
+"""Specialists as jobs of a cluster: one Slurm array with one task per dataset, through submitit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SpecialistJob:
         self.folders = {name: os.environ[name] for name in _KEPT if name in os.environ}
 
     def __call__(self, dataset: str) -> int:
-        """Train, or go on; the exit code."""
+        """Train, or continue a training; returns the exit code."""
         environment = os.environ | self.folders
         done = subprocess.run(
             [sys.executable, "-m", "satunet", *self.command, "--specialist", dataset], env=environment, check=False
@@ -40,7 +40,7 @@ class SpecialistJob:
         return done.returncode
 
     def checkpoint(self, dataset: str) -> Any:
-        """What submitit calls when the queue preempts a job: the same again, which goes on from its checkpoint."""
+        """Called by submitit when the queue preempts a job: submit it again; it continues from its checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, dataset)
@@ -51,7 +51,7 @@ def submit(datasets: Sequence[str], command: Sequence[str], *, cluster: str, opt
 
     Args:
         datasets: Planned and preprocessed for their specialists.
-        command: Arguments of ``satunet`` for each, but for the dataset.
+        command: Arguments of ``satunet`` for each task, without the dataset.
         cluster: ``"slurm"`` returns at once; ``"local"`` runs the tasks as processes here and waits.
         options: Options of submitit's executor, such as ``slurm_partition``.
 

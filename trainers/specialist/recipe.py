@@ -24,7 +24,7 @@ class SpecialistConfig:
     Attributes:
         steps: Training steps.
         recipe: Optimizer and schedule; nnU-Net's own if ``None``.
-        learning_rate: Rate that nnU-Net's own schedule starts from; nnU-Net's if ``None``.
+        learning_rate: Learning rate that nnU-Net's own schedule starts from; nnU-Net's if ``None``.
         batch_size: Patches per step; the specialist plan's if ``None``.
         seed: Seed of initialisation and sampling; nnU-Net draws one if ``None``.
     """
@@ -37,7 +37,7 @@ class SpecialistConfig:
 
     @classmethod
     def of(cls, config: TrainingChoices | TrainingConfig, begun: SpecialistConfig | None = None) -> SpecialistConfig:
-        """What a user chose; a run that goes on keeps everything that was not chosen again.
+        """Settings that a user chose; a continued run keeps everything that was not chosen again.
 
         Args:
             config: Choices, or a whole configuration in place of nnU-Net's.
@@ -61,7 +61,7 @@ class SpecialistConfig:
         return dataclasses.replace(base, recipe=recipe, **taken)
 
     def save(self, file: Path) -> None:
-        """As JSON."""
+        """Write the settings as JSON."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         write_json(file, content | {"recipe": "nnunet" if self.recipe is None else to_plain(self.recipe)}, sealed=True)
 

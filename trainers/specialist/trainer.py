@@ -206,8 +206,8 @@ def train_specialist(
         config: Settings that were chosen instead of nnU-Net's own: steps, learning rate, batch size, seed, and the
             optimizer and schedule of the recipes ``short`` and ``cpu``; a whole configuration is used as it is.
         device: Device to train on.
-        continue_training: Whether to resume from the last checkpoint, if any, with the settings of its start; a finished
-            run is left as it is.
+        continue_training: Whether to resume from the last checkpoint, if any, with the settings the run was started
+            with; a finished run is left as it is.
         planner: Planner whose network is trained, one of :data:`satunet.planners.specialist.nnunet.PLANNERS`; they
             share the preprocessed scans.
         minutes: Time limit; training stops at a checkpoint before it is over.
@@ -271,7 +271,7 @@ def _is_written(output: Path) -> bool:
 
 
 def _say_another_budget(output: Path, begun: SpecialistConfig | None, steps: int) -> None:
-    """Warn of another budget: a comparison on equal budgets must not learn it from its table of costs."""
+    """Warn of another budget, which a comparison on equal budgets would otherwise show only in its table of costs."""
     if begun is not None and begun.steps != steps:
         logger.warning(
             "%s was started with a budget of %s steps, but %d are asked for; without --c it is trained anew",

@@ -31,7 +31,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The network has the averaged weights meanwhile."""
+        """Give the network the averaged weights within the block."""
         own = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average.state_dict())
         try:
@@ -40,6 +40,6 @@ class WeightAverage:
             self.network.load_state_dict(own)
 
     def restore(self, last: Mapping[str, Tensor]) -> None:
-        """Go on where a run was: the network holds the averaged weights, ``last`` are those of its last step."""
+        """Continue a run: the network holds the averaged weights, ``last`` are those of the run's last step."""
         self.average.load_state_dict(self.network.state_dict())
         self.network.load_state_dict(dict(last))

@@ -108,7 +108,7 @@ def restore(state: RunState, content: Mapping[str, Any], *, source: Path | str) 
         restored = replace(state, epochs_done=content["current_epoch"], best_ema=content["_best_ema"])
     except (KeyError, ValueError) as error:
         raise ModelError(
-            f"{source}: weights only, or those of another optimizer: a run cannot continue from it ({error}); start a new one "
+            f"{source}: has only weights, or the state of another optimizer, so a run cannot continue from it ({error}); start a new one "
             "with -pretrained_weights"
         ) from error
     ours = content.get("satunet", {})
@@ -197,7 +197,7 @@ def write_checkpoint(path: Path, content: dict[str, Any], *, required: bool) -> 
     except (OSError, RuntimeError) as error:  # torch's zip writer turns errors of the disk into RuntimeError
         told = cause_of(error)
         reason = str(told).strip().splitlines()[0] if str(told).strip() else type(told).__name__
-        kept = "the checkpoint of that name from before is untouched" if path.is_file() else "there is none from before"
+        kept = "the earlier checkpoint of that name is untouched" if path.is_file() else "there is no earlier one"
         message = f"{path} cannot be written ({reason}); {kept}"
         if required:
             raise EnvironmentProblemError(f"{message}; repair that and continue with --c") from error

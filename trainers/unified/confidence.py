@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def calibrate_fold(
     setup: TrainingSetup, cases: Sequence[Mapping[str, Any]], folder: Path, weights_hash: str
 ) -> Calibration | None:
-    """Write the fold's ``confidence.json``; ``None``, and none is left, where no mask is right enough to learn from.
+    """Write the fold's ``confidence.json``; if no mask is good enough to learn from, remove it and return ``None``.
 
     Args:
         setup: Scans and classes.
@@ -47,7 +47,7 @@ def calibrate_fold(
 def training_cases(
     space: LabelSpace, datasets: Sequence[str], *, without: set[tuple[str, str]]
 ) -> Iterator[CaseClasses]:
-    """Classes of the cases that fingerprints know, except some; a dataset without a fingerprint of ours has none.
+    """Classes of the cases in satunet's fingerprints, except some; a dataset without such a fingerprint has none.
 
     Args:
         space: Classes.

@@ -18,8 +18,8 @@ class BadSteps:
 
     Attributes:
         limit: Skipped steps allowed among the last ``window``.
-        window: Steps looked back on.
-        recent: Numbers of the skipped ones among them.
+        window: Number of latest steps to which the limit applies.
+        recent: Numbers of the skipped steps among them.
         count: Skipped steps of the whole run.
     """
 
@@ -35,7 +35,7 @@ class BadSteps:
             What to log.
 
         Raises:
-            SatunetError: Too many.
+            SatunetError: Too many steps were skipped.
         """
         self.recent = [s for s in self.recent if s > step - self.window] + [step]
         self.count += 1
@@ -56,7 +56,7 @@ class BadSteps:
         return {"recent": list(self.recent), "count": self.count}
 
     def load_state_dict(self, content: Any) -> None:
-        """Go on from what :meth:`state_dict` gave; checkpoints of older versions have nothing."""
+        """Restore what :meth:`state_dict` returned; checkpoints of older versions have nothing."""
         if isinstance(content, dict):
             self.recent, self.count = list(content["recent"]), int(content["count"])
 

@@ -1,9 +1,9 @@
 """Dice + binary cross-entropy over all queries and scales, without an array of queries × volume.
 
-Logits exist for one chunk of queries at a time. Their gradient is known in closed form, so the forward pass of a
-chunk leaves behind the gradients of the feature map and of the mask embeddings, and nothing else: memory does not
-grow with the number of queries, and the backward pass is one multiplication. Re-computing each chunk under autograd
-(checkpointing) gives the same numbers, reads and writes every logit about twenty times, and was rejected.
+Logits exist for one chunk of queries at a time. Their gradient is known in closed form, so the forward pass of a chunk
+leaves behind the gradients of the feature map and of the mask embeddings, and nothing else: memory does not grow with
+the number of queries, and the backward pass is one multiplication. Recomputing each chunk under autograd
+(checkpointing) was rejected: it gives the same numbers, but reads and writes every logit about twenty times.
 
 For the logits l, p = sigmoid(l), the target t and V voxels, a query's loss is (SAT, arXiv 2312.17183)::
 
@@ -70,20 +70,20 @@ def prompted_loss(
         embeddings: Mask embeddings of each scale: (B, N, C_s), or (B, N, C_s + 1) whose last entry is a bias.
         labels: Label ids at full resolution, each in [0, L) or :data:`IGNORED`; lower scales take the nearest voxel.
         membership: ``membership[b, n, l]``: label id ``l`` belongs to query ``n``. A union is a row with several.
-        valid: Queries that count; the others fill up the batch. Kept on the CPU it saves a GPU from waiting.
+        valid: Queries that count; the others fill up the batch. Kept on the CPU, so that nothing waits for a GPU.
         scale_weights: Weights of the scales; 1, 1/2, 1/4, … if not given. They are normalised to sum 1.
         chunk: Queries whose logits exist at once.
         count: Number by which the sum over the queries is divided; the number of valid ones if not given. With several
             processes, the mean of their gradients is that of all queries if each divides by all / processes.
-        ignored: Whether any voxel is ignored. Looked up if not given, for which a GPU has to be waited for.
+        ignored: Whether any voxel is ignored. Looked up if not given, which has to wait for a GPU.
 
     Raises:
-        ValueError: No scale, other numbers of weights than scales, embeddings that do not fit the features, or a
+        ValueError: No scale, different numbers of weights and scales, embeddings that do not fit the features, or a
             label id outside [0, L) that is not :data:`IGNORED`.
     """
     labels = labels.long()
     _check(maps, embeddings, scale_weights)
-    if labels.device.type == "cpu":  # elsewhere the look would wait for the device, and indexing checks there
+    if labels.device.type == "cpu":  # on other devices, looking would have to wait, and indexing checks
         lowest, highest = (int(v) for v in torch.aminmax(labels))
         if lowest < IGNORED or highest >= membership.shape[-1]:
             raise ValueError(
@@ -135,7 +135,7 @@ class _QueryLoss(torch.autograd.Function):
                 known = (ids != IGNORED).nonzero().squeeze(1) if ignored else None
                 if known is not None:
                     if not len(known):
-                        continue  # nobody looked at this crop
+                        continue  # nobody labelled this crop
                     voxels, ids = voxels[:, known], ids[known]
                 # Voxels of each label id; torch.bincount would do, but waits for a GPU.
                 sizes = torch.zeros(membership.shape[-1], dtype=torch.long, device=ids.device)
@@ -255,7 +255,9 @@ def _nearest(labels: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _check(maps: Sequence[Tensor], embeddings: Sequence[Tensor], scale_weights: Sequence[float] | None) -> None:
     if not maps or len(maps) != len(embeddings):
-        raise ValueError(f"one mask embedding for each of at least one scale, got {len(embeddings)} for {len(maps)}")
+        raise ValueError(
+            f"expected at least one scale and one mask embedding per scale, got {len(embeddings)} for {len(maps)}"
+        )
     if scale_weights is not None and (len(scale_weights) != len(maps) or not sum(scale_weights) > 0):
         raise ValueError(f"{len(maps)} scales need as many weights, with a positive sum, got {scale_weights}")
     for scale, (feature_map, embedding) in enumerate(zip(maps, embeddings, strict=True)):

@@ -57,12 +57,12 @@ def weights_file(path: Path) -> Path:
 
 
 def scans_seen(path: Path) -> TrainedScans:
-    """Scans that the network of a path of weights has seen; that nothing tells is said."""
+    """Scans that the network of a path of weights has seen; if they are not known, a warning is logged."""
     file = weights_file(path)
     seen = TrainedScans.of_weights(file)
     if seen is None:
         logger.warning(
-            "nothing beside %s tells which scans it was trained on, so that no benchmark can know whether it scores them",
+            "nothing beside %s says which scans it was trained on, so that no benchmark can tell whether it scores them",
             file,
         )
     return seen or TrainedScans()

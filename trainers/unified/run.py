@@ -145,7 +145,7 @@ def _resolved(config: TrainingConfig | TrainingChoices, trainer: SATTrainer) -> 
 
 
 def _plan_of_run(model: Path, planned: UnifiedPlan) -> UnifiedPlan:
-    """The plan that a result folder was started with; a message tells if the present one differs."""
+    """The plan that a result folder was started with; if the current one differs, this is logged."""
     plan = UnifiedPlan.load(model / "plans.json")
     other = differences(plan, planned)
     if other:

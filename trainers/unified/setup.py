@@ -101,7 +101,6 @@ class TrainingSetup:
         plan: UnifiedPlan,
         fold: int | str,
         *,
-        folder: UnifiedFolder | None = None,
         text_encoder: Path | None = None,
     ) -> TrainingSetup:
         """Read what planning and preprocessing left, and encode the texts.
@@ -109,11 +108,11 @@ class TrainingSetup:
         Args:
             plan: Unified plan, perhaps with the network and text encoder of a model that training starts from.
             fold: Number of the fold, or ``"all"``.
-            text_encoder: Folder of an encoder that cannot be had by the plan's name for it.
+            text_encoder: Folder of the text encoder to load instead of the one that the plan names.
 
         Raises:
             ModelError: The text encoder does not fit the plan's network.
-            DatasetError: Nothing is preprocessed, or by another plan.
+            DatasetError: Nothing is preprocessed, or another plan was used for it.
             UserError: The split has no such fold.
         """
         folder = plan.unified_folder
@@ -170,7 +169,7 @@ def open_store(folder: Path, plan: UnifiedPlan) -> ScanStore:
         other = [f"{k} {made.get(k)} instead of {v}" for k, v in wanted.items() if made.get(k) != v]
         raise DatasetError(
             f"{store.folder}: its scans were preprocessed with another plan: {'; '.join(other)}. Preprocess them with this "
-            "one ('satunet preprocess'), or plan again in the way they were made"
+            "one ('satunet preprocess'), or plan again as they were made"
         )
     return store
 
@@ -182,7 +181,9 @@ _SAME = (
 
 
 def differences(before: UnifiedPlan, now: UnifiedPlan) -> list[str]:
-    """What two plans of one result folder may not differ in, a phrase each; batch size and sampling may change."""
+    """Differences of two plans that one result folder may not have, one phrase each; batch size and sampling may
+    change.
+    """
     found = []
     for name in _SAME:
         old, new = getattr(before, name), getattr(now, name)

@@ -30,7 +30,7 @@ class StepResult:
 
     Attributes:
         loss: Mean over the processes.
-        skipped: Whether it, or its gradients, were not finite; the weights are then as before.
+        skipped: Whether the loss or its gradients were not finite, so that the weights are unchanged.
         suspects: Scans of a skipped step that may be the cause.
         of_query: (B, K) losses of the queries of this process.
     """
@@ -97,7 +97,7 @@ class Stepper:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(step)
-        # Dropout: the same after a resume, another one in every process.
+        # Dropout is the same after a resume, and different in every process.
         torch.manual_seed(
             int(np.random.SeedSequence([self.config.seed, step, distributed.rank()]).generate_state(1)[0])
         )
@@ -121,7 +121,7 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         value = distributed.total(own, self.device) / distributed.world_size()
         # float16 finds its scale by overflowing: infinite gradients of a finite loss are the scaler's to handle, unless
-        # it has come down so far that it is not the scale that makes them infinite.
+        # its scale is so small that it cannot be the cause.
         searching = scaler is not None and scaler.get_scale() >= 1
         skipped = not np.isfinite(value) or not (searching or bool(torch.isfinite(norm)))
         suspects: list[str] = []
@@ -173,9 +173,8 @@ class Stepper:
         b = batch.to(self.device)
         with autocast_for(self.device, self.config.precision):
             maps, embeddings = module(b.image, b.queries, b.modality)
-        chunk = (
-            16 if self.device.type == "cpu" else self.chunk_on_gpu
-        )  # a CPU is fastest when a chunk stays in its cache
+        # A CPU is fastest when a chunk stays in its cache.
+        chunk = 16 if self.device.type == "cpu" else self.chunk_on_gpu
         masks = prompted_loss(
             maps,
             embeddings,
@@ -208,7 +207,7 @@ class Stepper:
 
 
 class _Forward(nn.Module):
-    """Image and queries → feature maps and mask embeddings, in one call: DDP follows one ``forward`` a step."""
+    """Image and queries → feature maps and mask embeddings, in one call: DDP follows one ``forward`` per step."""
 
     def __init__(self, network: PromptedUNet) -> None:
         super().__init__()
@@ -217,6 +216,6 @@ class _Forward(nn.Module):
     def forward(
         self, image: Tensor, queries: Tensor, modality: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(B, 1, X, Y, Z), (B, K, D), (B,) → a map and an embedding a scale."""
+        """(B, 1, X, Y, Z), (B, K, D), (B,) → one map and one embedding per scale."""
         features = self.network.encode_image(image)
         return features.maps, self.network.decode(features, queries, modality)

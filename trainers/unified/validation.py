@@ -49,7 +49,8 @@ def validate(
 ) -> dict[str, Any] | None:
     """Segment scans with every class their dataset annotates; the processes of a distributed run share them.
 
-    Each scan's result is saved at once, so that an interrupted validation resumes where it stopped.
+    Each scan's result is saved at once, so that an interrupted validation resumes where it stopped. The calibration of
+    confidence that follows from the scores is written beside the weights, as ``confidence.json``.
 
     Args:
         setup: Scans, classes and their embeddings.
@@ -58,8 +59,6 @@ def validate(
         folder: Folder for ``summary.json``.
         device: Device of the network.
         precision: Precision to compute in.
-
-    The calibration of confidence that follows from the scores is written beside the weights, as ``confidence.json``.
 
     Returns:
         The content of ``validation/summary.json``; ``None`` on all processes but the first.

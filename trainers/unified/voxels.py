@@ -1,9 +1,10 @@
-"""A classification of single voxels, beside the loss over whole masks.
+"""A classification of single voxels, in addition to the loss over whole masks.
 
-Dice and cross-entropy of many small structures say little to a fresh network: nearly every voxel is background to nearly every
-query. Voxels drawn evenly from the structures of a crop, each to be told from all other structures that were asked for, pull
-texts and features together in fewer steps, for a few thousand dot products. But small structures are drawn more often than they
-are met, and masks come out too large: a training has to end without this loss.
+Dice and cross-entropy of many small structures say little to a fresh network: nearly every voxel is background to
+nearly every query. Voxels are drawn about evenly from the structures of a crop, and each has to be told apart from all
+other structures that were asked for. This pulls texts and features together in fewer steps, for a few thousand dot
+products. But small structures are drawn more often than they occur, and masks come out too large: a training has to end
+without this loss.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def voxel_loss(
         features: (B, C, X, Y, Z) at full resolution.
         embeddings: (B, N, C + 1) mask embeddings with a bias.
         labels: (B, X, Y, Z) label ids; negative where nobody labelled.
-        membership: (B, N, L) which ids a query is; unions of several ids take no part.
+        membership: (B, N, L) ids that make up each query; unions of several ids take no part.
         shown: (B, N) queries that the crop shows.
-        count: Voxels a crop.
+        count: Voxels to draw per crop.
     """
     total = features.new_zeros((), dtype=torch.float32)
     for b in range(len(labels)):

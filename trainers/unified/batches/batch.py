@@ -16,7 +16,7 @@ from torch import Tensor
 from satunet.trainers.unified.batches.sampling import Query
 
 _LONG_TABLE = 1 << 16
-"""Label ids from which on a table of all of them is too long: brain atlases have ids above 600 million."""
+"""Label id from which a table of all ids would be too long: brain atlases have ids above 600 million."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,13 +51,13 @@ class Batch:
         labels: Label ids, :data:`~satunet.trainers.unified.loss.IGNORED` where nobody labelled.
         queries: Embeddings of the queries.
         membership: Whether a label id belongs to a query.
-        valid: Whether this is a query; the others fill up the batch. Stays on the CPU, so that a GPU is not waited for.
+        valid: Whether this is a query; the others fill up the batch. Stays on the CPU, so that nothing waits for a GPU.
         positive: Whether the crop shows the query's class.
         modality: Positions in :data:`satunet.datasets.raw.MODALITIES`.
         names: Classes asked for, crop by crop.
         scans: Names of the scans, crop by crop.
         failed: Scans that could not be read and were replaced.
-        some_ignored: Whether any voxel is ignored; known here, so that a GPU need not be asked.
+        some_ignored: Whether any voxel is ignored; known here, so that nothing waits for a GPU.
     """
 
     image: Float[Tensor, "b 1 x y z"]
@@ -132,7 +132,7 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; what torch's loader calls before a GPU takes it."""
+        """The batch in page-locked memory; called by torch's loader, before the batch goes to a GPU."""
         pinned: dict[str, Any] = {
             name: value.pin_memory()
             for name in ("image", "labels", "queries", "membership", "valid", "positive", "modality")

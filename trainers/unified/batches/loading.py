@@ -58,7 +58,7 @@ class StepBatches(Dataset[Batch]):
         scans: Scans to draw from.
         config: Batch, queries, augmentation, seed.
         stream: 0 for training; validation takes 1, without augmentation and other wordings.
-        rank: Rank, which tells the positions of the batch that this process fills: ``rank``, ``rank + world_size``, …
+        rank: Rank, which decides the positions of the batch that this process fills: ``rank``, ``rank + world_size``, …
         world_size: Processes that share a batch.
         cache_bytes: Largest size of the decompressed scans that are kept.
 
@@ -155,7 +155,7 @@ class StepBatches(Dataset[Batch]):
             try:
                 return dataclasses.replace(self._crop(record, rng, patch), failed=tuple(failed))
             except Exception as error:  # blosc2 and numpy raise many kinds on a damaged file
-                if is_out_of_memory(error):  # another scan would be another training, and no help
+                if is_out_of_memory(error):  # another scan would change the training, and not help
                     raise
                 failed.append(record.scan)
                 logger.error("%s cannot be read (%s: %s); another scan takes its place", record.scan,
@@ -241,7 +241,7 @@ def _told(loaded: Iterator[Batch]) -> Iterator[Batch]:
             raise
         raise SatunetError(
             f"a process that loads scans has died ({str(error).splitlines()[0]:.150}); out of memory is the usual cause, "
-            "in a container out of shared memory (docker run --ipc=host). Fewer of them need less (--workers); --c "
+            "in a container out of shared memory (docker run --ipc=host). Fewer processes need less (--workers); --c "
             "continues from the last epoch"
         ) from error
 

@@ -1,7 +1,7 @@
 """Drawing scans, crops and queries, as a pure function of the seed, the step and the position in the batch.
 
-Nothing here depends on the number of workers or ranks, or on what was drawn before, so a resumed run sees exactly
-the samples an unbroken one would have seen.
+Nothing here depends on the number of workers or ranks, or on what was drawn before, so a resumed run sees exactly the
+samples that an uninterrupted one would have seen.
 
 - A scan is drawn with the weight 1/sqrt(scans of its dataset) × the dataset's factor × its repeats, which are
   round(max(1, labels / queries per crop) × product over axes of max(1, foreground / patch)) (SAT, arXiv 2312.17183).

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Sharpening(SharpeningTransform):
-    """A Laplacian is added, whatever the shape; batchgeneratorsv2 drops axes of one voxel and then fails, or not."""
+    """A Laplacian is added, whatever the shape; batchgeneratorsv2 drops axes of one voxel, and may then fail."""
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
         """Sharpen (C, X, Y, Z).

@@ -1,9 +1,9 @@
 """Zooming label maps: each voxel takes the label that covers most of it, however many labels there are.
 
 nnU-Net's augmentation interpolates the mask of every label linearly and takes the largest value, which costs one
-interpolation of the whole patch per label: 12 s for 100 labels in 144 × 144 × 96 voxels. A linear interpolation looks at
-the eight voxels around a point, so at most eight labels can win, and where the eight are of one label it has won. Only
-the other voxels, those at borders, are computed.
+interpolation of the whole patch per label: 12 s for 100 labels in 144 × 144 × 96 voxels. A linear interpolation looks
+at the eight voxels around a point, so at most eight labels can win, and where all eight have the same label, that label
+wins. Only the other voxels, those at borders, are computed.
 """
 
 from __future__ import annotations
