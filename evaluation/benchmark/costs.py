@@ -89,9 +89,7 @@ class Meter:
 
 
 def free_memory() -> None:
-    """Return unused memory to the system and the GPU, so that the next competitor is not
-    charged for it.
-    """
+    """Return unused memory to the system and the GPU, so that the next competitor is not charged for it."""
     gc.collect()
     cuda = _cuda()
     if cuda is not None:
@@ -107,8 +105,8 @@ def record_run(folder: Path, *, cases: int, scans: int, seconds: float, memory_b
 
     Args:
         folder: The folder.
-        cases: Number of cases that the run gave a prediction.
-        scans: Number of scans that it gave one: channels of cases, if these are predicted separately.
+        cases: Number of cases for which the run made a prediction.
+        scans: Number of scans for which it made one: channels of cases, if these are predicted separately.
         seconds: Wall time.
         memory_bytes: Peak memory.
         threads: Number of threads that prediction was allowed.
@@ -164,7 +162,7 @@ def _seconds_per(runs: Sequence[Mapping[str, Any]], what: str) -> float | None:
 
 
 def read_object(file: Path) -> Mapping[str, Any]:
-    """The JSON object in a file; empty if there is no such file or it is not one."""
+    """The JSON object in a file; empty if there is no such file or it holds none."""
     try:
         content = read_json(file)
     except (OSError, ValueError, SatunetError):

@@ -64,7 +64,7 @@ def judge(
     Args:
         predictor: Predictor with its model.
         datasets: Datasets, each with the cases to score; ``None`` for all.
-        show: Called with each prediction and its label map.
+        show: Function that is called with each prediction and its label map.
     """
     rows: list[Judged] = []
     known, offered = set(predictor.model.space.class_names), predictor.vocabulary.earned

@@ -110,8 +110,9 @@ Watch = Callable[[Callable[[], Standing], bool], None]
 def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) -> JobSummary:
     """Compare the unified network with the datasets' specialists and with other competitors.
 
-    A dataset's test cases with a reference are used or, if there are none, the validation cases of the fold; if the
-    unified network was not trained on the dataset, or on all of a split's cases, all cases that it has not seen.
+    A dataset's test cases with a reference are used or, if there are none, the validation cases of the fold. If the
+    unified network was not trained on the dataset, or its fold is "all", all cases that it has not seen take their
+    place.
 
     Args:
         dataset_names: Datasets to score.
@@ -119,7 +120,7 @@ def run_contest(dataset_names: Sequence[str], contest: Contest, watch: Watch) ->
         watch: Function called after every dataset with results, and at the end.
 
     Returns:
-        The work that was done and that failed.
+        Summary of what was done and what failed.
 
     Raises:
         UserError: No dataset could be scored at all.

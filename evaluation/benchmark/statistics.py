@@ -6,11 +6,11 @@ is the unit of everything here:
 - Intervals of differences are Student's with Satterthwaite's degrees of freedom. The variance of an estimate comes from
   the influence of each patient on it, dataset by dataset: the linearised variance of clustered samples. Percentiles of a
   bootstrap are too narrow with few patients: with three, an interval meant to cover 95 % covers 75 %.
-- Intervals of scores leave room for a patient who was not drawn. Ten patients in whom a network works say little of
-  one in ten in whom it fails, and the variance among the ten says nothing of it. Scores are between 0 and 1, so that
-  what such a patient can do is bounded: the interval is that of Gaffke (2005), which is a Bayesian bootstrap with one
-  more patient of score 0 for its lower end, and of score 1 for its upper end; with Student's interval on the logit
-  scale where that is wider.
+- Intervals of scores leave room for a patient who was not drawn. Ten patients in whom a network works say little about
+  the one in ten in whom it fails, and the variance among the ten says nothing about it. Scores are between 0 and 1, so
+  that the effect of such a patient is bounded: the interval is that of Gaffke (2005), which is a Bayesian bootstrap
+  with one more patient of score 0 for its lower end, and of score 1 for its upper end; with Student's interval on the
+  logit scale where that is wider.
 - Tests are permutation tests that swap the two competitors patient by patient, in all classes of all datasets of a
   patient at once; they are exact where all swaps can be listed. Fewer than six patients cannot reach 5 %, so they have
   no p-value.
@@ -44,7 +44,7 @@ _DRAWS = 9999
 _CHUNK = 1000
 _SEED = 20240817
 _EQUAL = 1e-12
-"""Difference below which two means are equal but for rounding: scores are fractions of voxels."""
+"""Difference below which two means are equal up to rounding: scores are fractions of voxels."""
 _INTERVAL_DRAWS = 4000
 _MOST_WEIGHED = 300
 """Largest number of patients who are weighed one by one for an interval."""
@@ -63,7 +63,7 @@ def share_interval(
     Args:
         estimate: The mean.
         pulls: Influence of each patient, as in :func:`student_interval`.
-        parts: For each dataset, what of the estimate is its, and what that would be if all its scores were 1.
+        parts: For each dataset, its part of the estimate, and what that part would be if all its scores were 1.
 
     Returns:
         The interval; none where a dataset has fewer than three patients. Patients who are all the same have one too:
@@ -96,7 +96,7 @@ def _logit_interval(estimate: float, pulls: Sequence[NDArray[np.float64]]) -> In
 def _spread(pulls: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(draws,) deviations of an estimate in a Bayesian bootstrap of the patients (Rubin 1981)."""
     together = np.concatenate(pulls)
-    if len(together) > _MOST_WEIGHED:  # the sum is normal by then
+    if len(together) > _MOST_WEIGHED:  # the sum is close to normal by then
         normal = np.random.default_rng([_SEED, 0]).standard_normal(_INTERVAL_DRAWS)
         return np.asarray(math.sqrt(float(together @ together)) * normal, dtype=np.float64)
     return np.asarray(len(together) * (_patient_weights(len(together)) @ together), dtype=np.float64)
@@ -109,15 +109,15 @@ def _patient_weights(n: int) -> NDArray[np.float64]:
 
 
 def _unseen(numbers: Sequence[int], amounts: Sequence[float]) -> NDArray[np.float64]:
-    """(draws,) what an estimate may lose to patients like whom none was drawn.
+    """(draws,) amount that an estimate may lose to patients unlike any that were drawn.
 
-    If a share q of the patients of one dataset of n is lost entirely, none of them is drawn with a chance of
-    (1 - q)^n. For a random such chance, this is the weight of one more patient in a Bayesian bootstrap. Of several
-    datasets, those shares are lost that cost the estimate most for the same chance.
+    If a share q of the patients of one dataset of n is lost entirely, none of them is drawn with a chance of (1 - q)^n.
+    For a random such chance, this is the weight of one more patient in a Bayesian bootstrap. With several datasets, the
+    shares that cost the estimate most for the same chance are lost.
 
     Args:
         numbers: Number of patients of each dataset.
-        amounts: What of the estimate each dataset can lose.
+        amounts: Amount of the estimate that each dataset can lose.
     """
     found = sorted(((a / n, a, n) for a, n in zip(amounts, numbers, strict=True) if a > 0), reverse=True)
     if not found:
@@ -132,8 +132,8 @@ def _unseen(numbers: Sequence[int], amounts: Sequence[float]) -> NDArray[np.floa
 def difference_interval(difference: float, pulls: Sequence[NDArray[np.float64]]) -> Interval:
     """95 % interval of a difference of two means: Student's, none with fewer patients than a test needs.
 
-    With three to five patients, an interval without 0 would claim what no test of so few can find. What patients do who
-    differ from all that were drawn is not in it: a difference has no bounds near enough to be of use.
+    With three to five patients, an interval without 0 would claim what no test of so few can find. It does not allow
+    for patients who differ from all that were drawn: the bounds of a difference are too wide to be of use.
 
     Args:
         difference: The difference.

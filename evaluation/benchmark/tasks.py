@@ -100,10 +100,10 @@ def make_task(
 ) -> Task:
     """Make the task for a dataset and fold.
 
-    It has the test cases with a reference or, if there are none, the validation cases of the fold that are not trained
-    on as well (as in a dataset with only one case). If the unified network was not trained on the dataset, or its fold
-    is "all", it has the test cases or, if there are none, all cases but those with a scan that the network lists as
-    trained on, by name or by content. A network of fold "all" that has seen them all is scored on them.
+    It has the test cases with a reference or, if there are none, the validation cases of the fold that are not also
+    trained on (as they are in a dataset with only one case). If the unified network was not trained on the dataset, or
+    its fold is "all", it has the test cases or, if there are none, all cases except those with a scan that the network
+    lists as trained on, by name or by content. A network of fold "all" that has seen them all is scored on them.
 
     Args:
         dataset: The dataset.
@@ -172,7 +172,7 @@ def predicted_ids(task: Task, predictions: Path) -> ScoredClasses | None:
 
 
 def trained_cases(split: Sequence[Mapping[str, Sequence[str]]], fold: int | str) -> set[str]:
-    """Cases that a fold of a nnU-Net was trained on."""
+    """Cases that a fold of an nnU-Net was trained on."""
     if fold == "all":
         return {case for part in split for case in (*part["train"], *part["val"])}
     return set(split[int(fold)]["train"])

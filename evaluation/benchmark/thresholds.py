@@ -1,9 +1,9 @@
 """Thresholds of a network's probabilities, by class: where a mask agrees best with the labels, if not at one half.
 
-A network that was trained for few steps draws some structures too small and others too large, the more so the smaller
-they are. A threshold for each class is a fit of one number to labelled scans, as cheap as a prediction of them. (Lipton et
-al. 2014, arXiv 1402.1892, show that even for exact probabilities the best threshold for Dice is not one half, but half the
-Dice that can be reached.)
+A network that was trained for few steps draws some structures too small and others too large, small structures most of
+all. Fitting one threshold per class to labelled scans costs no more than predicting them. (Lipton et al. 2014, arXiv
+1402.1892, show that even for exact probabilities the best threshold for Dice is not one half, but half the Dice that
+can be reached.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from satunet.types import Box
 logger = logging.getLogger(__name__)
 
 CANDIDATES = tuple(round(0.2 + 0.05 * i, 2) for i in range(10))
-"""Thresholds that are tried, 0.2 to 0.65: far from one half, a network is to be trained longer, not corrected."""
+"""Thresholds that are tried, 0.2 to 0.65: a network that needs one further from one half should be trained longer."""
 LEAST_GAIN, LEAST_SCANS = 0.01, 3
 
 
@@ -85,10 +85,10 @@ def try_thresholds(
     """Segment labelled scans and score their classes at every threshold.
 
     Args:
-        predictor: Predictor of one model; thresholds that its plan has already are left aside.
+        predictor: Predictor of one model; thresholds that its plan already has are ignored.
         datasets: Datasets, each with the cases to look at; ``None`` for all.
-        around: Structures; a scan that shows all of them, and that no window holds, is looked at once more, cut to a box
-            around them, for these structures and their sides: others may be cut through.
+        around: Structures; a scan that shows all of them, and that no window holds, is scored once more, cut to a box
+            around them. Only these structures and their sides are scored in it, because others may be cut through.
         margin_mm: Margin of that box on each side.
 
     Returns:
@@ -119,16 +119,17 @@ def try_thresholds(
 
 
 def best_thresholds(rows: Sequence[Tried], kept_out: Collection[tuple[str, str]] = ()) -> Thresholds:
-    """Thresholds with the largest mean Dice over the scans that show a class, for scans that a window holds apart.
+    """Thresholds with the largest mean Dice over the scans that show a class; separately for scans that a window holds.
 
-    Every dataset counts equally, whatever its number of scans, because a threshold is for scans of yet another source; and
-    of each, scans that were kept out of training and scans that were trained on count equally, because on the latter a
-    network is surer than it will be on others. Both sides of a structure and the whole have the same threshold, from all
-    of their scores. A class keeps one half if nothing else is better by at least :data:`LEAST_GAIN`; if fewer than
-    :data:`LEAST_SCANS` scans show it, it keeps one half or, where a window holds the scan, the threshold for other scans.
+    Every dataset counts equally, whatever its number of scans, because a threshold is for scans from yet another
+    source. In each dataset, the scans kept out of training count as much as those trained on, because a network is more
+    certain about the latter than it will be about others. Both sides of a structure and the whole have the same
+    threshold, from all of their scores. A class keeps one half if nothing else is better by at least
+    :data:`LEAST_GAIN`; if fewer than :data:`LEAST_SCANS` scans show it, it keeps one half or, where a window holds the
+    scan, the threshold for other scans.
 
     Args:
-        rows: From :func:`try_thresholds`.
+        rows: Rows from :func:`try_thresholds`.
         kept_out: Dataset and case of the scans that were kept out.
     """
     anywhere = _best([row for row in rows if not row.held], kept_out)
@@ -174,9 +175,9 @@ def judge_fairly(
     without it.
 
     Args:
-        predictor: Predictor of one model; thresholds that its plan has already are left aside.
+        predictor: Predictor of one model; thresholds that its plan already has are ignored.
         datasets: Datasets, each with the cases to score; ``None`` for all.
-        rows: What the thresholds are found from.
+        rows: Rows from which the thresholds are found.
         kept_out: As in :func:`best_thresholds`.
     """
     judged: list[Judged] = []

@@ -40,7 +40,7 @@ class LabelIndex:
             labels = inverse + shift
             self._highest = len(values) - 1 + shift
         self._labels = labels
-        # find_objects reads every integer type as it is but for the largest unsigned ones.
+        # find_objects reads every integer type as it is, except the largest unsigned ones.
         readable = labels.astype(np.int64) if labels.dtype.kind == "u" and labels.dtype.itemsize > 2 else labels
         self._boxes: list[Box | None] = ndimage.find_objects(readable, max_label=self._highest) if self._highest else []
 

@@ -249,7 +249,7 @@ def class_names_in(folder: Path) -> list[str]:
 
 
 def mask_folder(folder: Path) -> Path:
-    """Where the masks of a case lie: in its folder, or where TotalSegmentator writes them."""
+    """Folder of a case's masks: the case's own, or the sub-folder in which TotalSegmentator writes them."""
     return folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
 
 

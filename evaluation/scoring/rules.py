@@ -88,7 +88,9 @@ class Rules:
     ] = "whole"
     trust_shape: Annotated[
         bool,
-        arg(help="Predictions with the shape of their reference lie on its grid, whatever position the headers give."),
+        arg(
+            help="Treat predictions of the same shape as their reference as being on its grid, whatever position the headers give."
+        ),
     ] = False
 
     def __post_init__(self) -> None:

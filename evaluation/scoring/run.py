@@ -1,6 +1,6 @@
 """Score a folder of predictions against references.
 
-A missing prediction is no way out: a case without a usable prediction counts as a failure, and every class that its
+Leaving a prediction out does not pay: a case without a usable prediction counts as a failure, and every class that its
 reference shows scores 0. Classes that its reference does not show are left out, so that a failure is never rewarded for
 finding nothing.
 """
@@ -67,7 +67,7 @@ def evaluate_cases(
         predicted: The same for predicted label maps with ids of their own; they take precedence over a legend.
         channels: Channels of which each case must have a prediction; by default one prediction is enough.
         rules: Rules of scoring.
-        processes: Worker processes, or where else to run.
+        processes: Number of worker processes, or workers of another kind.
 
     Returns:
         All scores and the outcome for each scan; the exit code is 1 if a prediction was missing or could not be used.

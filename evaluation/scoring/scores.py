@@ -187,7 +187,7 @@ class Evaluation:
 
         Args:
             folder: Folder to write to.
-            parquet: Whether to write ``per_case.parquet``, too.
+            parquet: Whether to write ``per_case.parquet`` as well.
             extra: Further entries for ``summary.json``.
 
         Raises:
@@ -262,7 +262,7 @@ class Evaluation:
             with (folder / _TABLE).open(encoding="utf-8", newline="") as stream:
                 rows = [_read_row(record) for record in csv.DictReader(stream)]
             if len(rows) != content.get("rows", len(rows)):
-                raise ValueError(f"{_TABLE} has {len(rows)} rows, written were {content['rows']}")
+                raise ValueError(f"{_TABLE} has {len(rows)} rows, but {content['rows']} were written")
             classes = tuple(from_plain(c, ScoredClass, source=folder / "summary.json") for c in content["classes"])
             if unknown := {row.class_name for row in rows} - {c.name for c in classes}:
                 raise ValueError(f"{_TABLE} has rows of {min(unknown)!r}, which summary.json does not list")

@@ -167,7 +167,7 @@ def _run(arguments: Sequence[str], log: Path, name: str, threads: int) -> tuple[
     if process.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = lines[-1] if lines else "no output"
-        raise ModelError(f"{name}: ended with code {process.returncode}: {last} (all of it in {log})")
+        raise ModelError(f"{name}: ended with code {process.returncode}: {last} (full output in {log})")
     return time.monotonic() - started, int(usage.ru_maxrss) * 1024
 
 

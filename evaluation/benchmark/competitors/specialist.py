@@ -121,7 +121,7 @@ class SpecialistCompetitor:
         )
 
     def _remove_outdated(self, task: Task, files: Iterable[Path]) -> None:
-        """Remove label maps of another network, and note that new ones are from the present one."""
+        """Remove label maps of another network, and record that new ones come from the current one."""
         checkpoint = specialist_folder(task.dataset.name) / f"fold_{task.fold}" / "checkpoint_final.pth"
         made_of = [checkpoint] if checkpoint.is_file() else []
         note = self.folder(task) / MADE_OF

@@ -37,7 +37,7 @@ class LesionCounts:
 
     @property
     def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); undefined without any lesion, which is for the caller to decide."""
+        """2 TP / (2 TP + FP + FN); undefined without any lesion, which the caller has to handle."""
         missed = self.reference - self.found
         return 2 * self.found / (2 * self.found + self.false + missed)
 

@@ -5,10 +5,9 @@ the corner that its eight voxels share, with the area that marching cubes gives 
 definition of the normalised surface Dice of Nikolov et al. (arXiv 1809.04430) and of the area-weighted distances of
 its published implementation, with which these functions agree.
 
-Most elements of a good prediction lie on the reference's surface or a voxel beside it. So the search
-for the nearest element first looks at the places around an element, nearest first, and uses a tree only if there is
-none. A distance transform of the whole box, as in other implementations, takes as long for a perfect prediction as for
-a useless one.
+Most elements of a good prediction lie on the reference's surface or one voxel beside it. So the search for the nearest
+element first looks at the places around an element, nearest first, and uses a tree only if there is none. A distance
+transform of the whole box, as in other implementations, takes as long for a perfect prediction as for a useless one.
 
 Arrays are (X, Y, Z) in voxel axes; ``spacing_mm`` has their order. Everything outside an array is background.
 """
@@ -83,7 +82,7 @@ def find_surface(mask: NDArray[np.bool_], margin: Sequence[int] = (0, 0, 0)) -> 
         last = min(first + step, shape[0] - 1)
         slab = codes[: last - first]
         slab[:, :-1, :-1] = _codes(volume[first : last + 1])
-        # 0 and 255 are no surface; they are the only codes that become 1 or 0 when one is added.
+        # 0 and 255 are not surface; they are the only codes that become 1 or 0 when one is added.
         np.greater(slab + np.uint8(1), 1, out=volume[first:last].view(bool))
         found = np.flatnonzero(volume[first:last])
         found_codes.append(slab.ravel()[found])
