@@ -62,7 +62,7 @@ def calibrate(
         predictor: Predictor with its model.
         judges: Datasets, each with the cases that the network was not trained on; ``None`` for all its cases.
         statistics: Sizes and places of the classes in training.
-        absent: Dataset → classes that its scans cannot show, in addition to those its labels tell of.
+        absent: Dataset → classes that its scans cannot show, in addition to those that its labels reveal.
         parts: Number of parts of each scan that are predicted as well.
 
     Raises:
@@ -88,8 +88,9 @@ def outcomes(
         judges: Datasets, as for :func:`calibrate`.
         absent: Absent classes, as for :func:`calibrate`.
         parts: Number of parts, as for :func:`calibrate`.
-        most_windows: Largest number of windows for a class that a scan has no labels of; beyond it, it is left out.
-        on_case: Called with dataset, case and what was found in it.
+        most_windows: Largest number of windows for a class without labels in the scan; a class that needs more is left
+            out.
+        on_case: Function that is called with dataset, case and what was found in it.
     """
     rows: list[tuple[str, Outcome]] = []
     for dataset, cases in judges:
@@ -303,8 +304,8 @@ def quality(known: Sequence[Known], threshold: float) -> Quality:
 
 
 def auroc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive has a larger score than a negative; ties count one half. ``nan`` if either
-    kind is lacking.
+    """Probability that a positive has a larger score than a negative; ties count one half. ``nan`` if there are none of
+    either kind.
     """
     from scipy.stats import rankdata
 
