@@ -1,9 +1,9 @@
-"""Which threads compute: all work of networks in a process is done by one thread of it.
+"""The thread that computes: all work of networks in a process is done by one of its threads.
 
 Each thread that runs an operator of torch in parallel gets a team of OpenMP threads of its own, which lasts as long as
 the thread. As soon as a process has more of them than cores, GNU's OpenMP lets them sleep after each operator instead
-of waiting actively for the next one; a product of small matrices then takes five times as long. So a program whose
-threads take turns with a network must not only exclude each other: the same thread has to do it.
+of waiting actively for the next one; a product of small matrices then takes five times as long. So it is not enough
+that threads which share a network take turns: one and the same thread has to do the work.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 
 def in_network_thread(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-    """``work(*args, **kwargs)``, done by the thread of this process that works with networks.
+    """Result of ``work(*args, **kwargs)``, computed by the thread of this process that works with networks.
 
-    Calls wait for each other. A call from within the work of another is part of it.
+    Calls wait for each other. A call from within such work is part of that work.
 
     Args:
         work: Function to call.
@@ -30,7 +30,7 @@ def in_network_thread(work: Callable[Arguments, Result], *args: Arguments.args, 
         kwargs: Its named arguments.
 
     Raises:
-        Exception: What ``work`` raises.
+        Exception: Any error that ``work`` raises.
     """
     if threading.current_thread().name.startswith(_NAME):
         return work(*args, **kwargs)

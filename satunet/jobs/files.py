@@ -225,7 +225,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: another job is writing here; wait for it, or end it") from error
     except (NotImplementedError, OSError) as error:
         if not _has_no_locks(error):
-            if isinstance(error, OSError) and error.filename is None:  # of a descriptor
+            if isinstance(error, OSError) and error.filename is None:  # the error is about a file descriptor
                 raise OSError(error.errno, os.strerror(error.errno or 0), str(folder / ".lock")) from error
             raise
     try:

@@ -32,7 +32,7 @@ class BadSteps:
         """Count a step.
 
         Returns:
-            What to log.
+            Message to log.
 
         Raises:
             SatunetError: Too many steps were skipped.
@@ -52,7 +52,7 @@ class BadSteps:
         return message
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as torch's optimizers name it; the limits are the run's, and not kept."""
+        """State for a checkpoint, by the name that torch's optimizers use; the limits are the run's, and not saved."""
         return {"recent": list(self.recent), "count": self.count}
 
     def load_state_dict(self, content: Any) -> None:

@@ -92,7 +92,7 @@ class TrainingSetup:
 
     @cached_property
     def index(self) -> ScanIndex:
-        """What the store's records say of all scans, mapped into memory."""
+        """Index of the store: facts about all scans, mapped into memory."""
         return ScanIndex.of(self.store)
 
     @classmethod
@@ -103,7 +103,7 @@ class TrainingSetup:
         *,
         text_encoder: Path | None = None,
     ) -> TrainingSetup:
-        """Read what planning and preprocessing left, and encode the texts.
+        """Read the results of planning and preprocessing, and encode the texts.
 
         Args:
             plan: Unified plan, perhaps with the network and text encoder of a model that training starts from.
@@ -131,7 +131,7 @@ class TrainingSetup:
 
     @classmethod
     def of_run(cls, folder: UnifiedFolder, fold: int | str) -> TrainingSetup:
-        """What a run was started with: its own plan, classes, texts and scans, whatever was planned since.
+        """Setup that a run was started with: its own plan, classes, texts and scans, whatever was planned since.
 
         Args:
             folder: The unified dataset.
