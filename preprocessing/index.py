@@ -10,6 +10,7 @@ changed, its row is made again; if the index is damaged, all of it is.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,10 @@ class ScanIndex:
             try:
                 _write(file, rows, labels)
                 known = mapped_arrays(file) or known
-            except (OSError, DiskFullError) as error:  # a read-only store, or a full disk
-                logger.debug("%s is not kept: %s", file, error)
+            except (OSError, DiskFullError) as error:
+                read_only = isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+                level = logging.DEBUG if read_only else logging.WARNING
+                logger.log(level, "%s cannot be written, every training makes it again: %s", file, error)
         return cls(*known, file=file if isinstance(known[0], np.memmap) else None)
 
     def of_scans(self, scans: Sequence[str]) -> ScanIndex:
