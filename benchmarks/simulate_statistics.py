@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.benchmark.comparison import compare
-from satunet.evaluation.benchmark.results import BenchmarkTables, DatasetResults
-from satunet.evaluation.benchmark.statistics import difference_interval, share_interval, swap_p, wilcoxon_p
+from satunet.evaluation.benchmark.conclusions.comparison import compare
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, DatasetResults
+from satunet.evaluation.benchmark.conclusions.statistics import difference_interval, share_interval, swap_p, wilcoxon_p
 from satunet.evaluation.scoring.scores import Evaluation, Row
 from satunet.labels.scored import ScoredClass
 

@@ -6,7 +6,7 @@
 - :mod:`satunet.evaluation.benchmark`: competitors against each other. :mod:`~satunet.evaluation.benchmark.tasks` says
   what is scored, :mod:`~satunet.evaluation.benchmark.competitors` are the participants,
   :mod:`~satunet.evaluation.benchmark.guards` refuses unfair comparisons, and
-  :mod:`~satunet.evaluation.benchmark.comparison` draws the conclusions from the scores.
+  :mod:`~satunet.evaluation.benchmark.conclusions.comparison` draws the conclusions from the scores.
 - :mod:`satunet.evaluation.report`: tables, charts and pages for people.
 
 :mod:`satunet.evaluation.run` runs a whole benchmark, from datasets to report.

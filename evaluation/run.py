@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from satunet.evaluation.benchmark.results import BenchmarkTables
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables
 from satunet.evaluation.benchmark.run import Contest, Standing, run_contest
 from satunet.evaluation.report.document import write_report
 from satunet.evaluation.report.pictures import ReportCase, cases_to_show, draw_cases

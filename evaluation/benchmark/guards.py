@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from satunet.errors import ModelError, UserError
 from satunet.evaluation.benchmark.competitors import Competitor
-from satunet.evaluation.benchmark.results import Cost, Results
+from satunet.evaluation.benchmark.conclusions.results import Cost, Results
 from satunet.evaluation.benchmark.tasks import Task
 
 _SAME_BUDGET = 0.05

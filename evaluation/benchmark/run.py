@@ -20,13 +20,13 @@ from typing import Any
 from satunet.datasets.people import People, find_people
 from satunet.datasets.raw import Dataset, load_dataset
 from satunet.errors import UserError
-from satunet.evaluation.benchmark.comparison import compare
 from satunet.evaluation.benchmark.competitors import Competitor, UnifiedSide
+from satunet.evaluation.benchmark.conclusions.comparison import compare
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, Cost, DatasetResults
+from satunet.evaluation.benchmark.conclusions.statistics import Correction
 from satunet.evaluation.benchmark.costs import free_memory
 from satunet.evaluation.benchmark.guards import budget_notes, patient_notes, require_same_cases, require_unseen
-from satunet.evaluation.benchmark.results import BenchmarkTables, Cost, DatasetResults
 from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
-from satunet.evaluation.benchmark.statistics import Correction
 from satunet.evaluation.benchmark.tasks import DATASET_FILE, Task, cases_of, make_task, predicted_ids
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.evaluation.scoring.rules import Rules

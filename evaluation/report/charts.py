@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from satunet.evaluation.benchmark.results import BenchmarkTables, ClassRow, GroupRow, Results
-from satunet.evaluation.benchmark.statistics import NO_INTERVAL
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, ClassRow, GroupRow, Results
+from satunet.evaluation.benchmark.conclusions.statistics import NO_INTERVAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from satunet import __version__
-from satunet.evaluation.benchmark.comparison import TIE_MARGIN
-from satunet.evaluation.benchmark.published import SOURCE, PublishedMean
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, GroupRow, Intervals, Results, Scores
-from satunet.evaluation.benchmark.statistics import FEWEST_FOR_INTERVALS, FEWEST_PATIENTS, NO_INTERVAL
+from satunet.evaluation.benchmark.conclusions.differences import TIE_MARGIN
+from satunet.evaluation.benchmark.conclusions.published import SOURCE, PublishedMean
+from satunet.evaluation.benchmark.conclusions.results import (
+    BenchmarkTables,
+    Comparison,
+    GroupRow,
+    Intervals,
+    Results,
+    Scores,
+)
+from satunet.evaluation.benchmark.conclusions.statistics import FEWEST_FOR_INTERVALS, FEWEST_PATIENTS, NO_INTERVAL
 from satunet.evaluation.report import charts as draw
 from satunet.evaluation.report.overlays import Overlay
 from satunet.evaluation.report.tables import (

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost, GroupRow, Results
-from satunet.evaluation.benchmark.results import Scores as MeanScores
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, Comparison, Cost, GroupRow, Results
+from satunet.evaluation.benchmark.conclusions.results import Scores as MeanScores
 from satunet.evaluation.scoring.scores import HEADLINE, METRICS, Evaluation, Row, write_csv
 
 if TYPE_CHECKING:

@@ -99,7 +99,13 @@ ROOMS = {
         ),
     ),
     "statistics": Room(
-        modules=tuple(f"evaluation/benchmark/{name}.py" for name in ("statistics", "patients", "comparison", "costs")),
+        modules=(
+            *(
+                f"evaluation/benchmark/conclusions/{name}.py"
+                for name in ("statistics", "patients", "means", "strata", "differences", "comparison")
+            ),
+            "evaluation/benchmark/costs.py",
+        ),
         tests=tuple(f"tests/evaluation/test_{name}.py" for name in ("statistics", "comparison", "costs", "judging")),
     ),
     "outputs": Room(

@@ -17,7 +17,7 @@ from satunet.errors import ModelError
 from satunet.evaluation.benchmark.competitors import Competitor
 from satunet.evaluation.benchmark.competitors.specialist import SpecialistCompetitor
 from satunet.evaluation.benchmark.competitors.unified import UnifiedCompetitor
-from satunet.evaluation.benchmark.results import BenchmarkTables, DatasetResults
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, DatasetResults
 from satunet.evaluation.benchmark.run import Contest
 from satunet.evaluation.benchmark.tasks import TrainedNetwork
 from satunet.evaluation.run import run_benchmark

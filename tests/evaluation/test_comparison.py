@@ -17,9 +17,9 @@ from rich.console import Console
 
 from satunet.datasets.catalogue import load_catalogue
 from satunet.errors import UserError
-from satunet.evaluation.benchmark.comparison import compare as compare_datasets
-from satunet.evaluation.benchmark.results import BenchmarkTables, Comparison, Cost
-from satunet.evaluation.benchmark.statistics import swap_p, wilcoxon_p
+from satunet.evaluation.benchmark.conclusions.comparison import compare as compare_datasets
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, Comparison, Cost
+from satunet.evaluation.benchmark.conclusions.statistics import swap_p, wilcoxon_p
 from satunet.evaluation.report.tables import (
     amount,
     markdown,

@@ -11,8 +11,8 @@ import pytest
 from satunet.datasets.people import find_people
 from satunet.datasets.raw import load_dataset
 from satunet.errors import ModelError, UserError
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.guards import budget_notes, patient_notes, require_same_cases, require_unseen
-from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, make_task
 from satunet.evaluation.scoring.run import evaluate_cases
 from satunet.evaluation.scoring.scores import Evaluation, Row

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from satunet.evaluation.benchmark.comparison import compare
-from satunet.evaluation.benchmark.results import BenchmarkTables, Cost
+from satunet.evaluation.benchmark.conclusions.comparison import compare
+from satunet.evaluation.benchmark.conclusions.results import BenchmarkTables, Cost
 from satunet.evaluation.report.charts import bland_altman
 from satunet.evaluation.report.document import report_html, report_markdown, write_report
 from satunet.evaluation.report.overlays import PANEL, Overlay, class_index_map, draw_overlay

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from satunet.evaluation.benchmark.statistics import (
+from satunet.evaluation.benchmark.conclusions.statistics import (
     Uneven,
     adjust,
     difference_interval,

@@ -12,7 +12,7 @@ import pytest
 from satunet.datasets.catalogue import load_catalogue
 from satunet.datasets.raw import load_dataset
 from satunet.errors import DatasetError, UserError
-from satunet.evaluation.benchmark.results import Comparison
+from satunet.evaluation.benchmark.conclusions.results import Comparison
 from satunet.evaluation.benchmark.tasks import make_task
 from satunet.evaluation.report.document import sentences
 from satunet.images.content import voxel_digest

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from satunet.evaluation.benchmark.results import Cost
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from satunet.errors import ModelError, UserError
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.costs import (
     THREAD_VARIABLES,
     cost_of_runs,
@@ -21,7 +22,6 @@ from satunet.evaluation.benchmark.costs import (
     record_run,
     threads_for_all,
 )
-from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.predictions import find_predictions
 from satunet.jobs.files import write_json

@@ -26,8 +26,8 @@ from torch import Tensor
 from satunet.compute.devices import pick_device
 from satunet.datasets.raw import Case
 from satunet.errors import ModelError
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, record_run
-from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.evaluation.scoring.label_index import LabelIndex

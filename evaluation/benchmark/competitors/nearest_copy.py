@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satunet.datasets.raw import Case
 from satunet.errors import ScanError
-from satunet.evaluation.benchmark.results import Cost
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task
 from satunet.geometry import Grid

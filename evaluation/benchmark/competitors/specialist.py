@@ -10,8 +10,8 @@ from pathlib import Path
 from satunet.datasets.paths import preprocessed_dir
 from satunet.errors import DatasetError
 from satunet.evaluation.benchmark.competitors.nnunet import predict_specialist
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.costs import RUNS, Meter, cost_of_runs, read_object, record_run, size_of
-from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.stamps import STAMP, is_fresh
 from satunet.evaluation.benchmark.tasks import Task, trained_cases
 from satunet.jobs.files import read_json, write_json

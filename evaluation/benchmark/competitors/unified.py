@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from satunet.evaluation.benchmark.conclusions.results import Cost
 from satunet.evaluation.benchmark.costs import Meter, cost_of_runs, read_object, record_run, size_of
-from satunet.evaluation.benchmark.results import Cost
 from satunet.evaluation.benchmark.tasks import Task, TrainedNetwork, scans_of, seen_cases
 from satunet.jobs.progress import JobSummary
 from satunet.models.folder import ModelFolder

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from satunet.evaluation.benchmark.results import DatasetResults
+from satunet.evaluation.benchmark.conclusions.results import DatasetResults
 
 
 class PatientScores:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from satunet.evaluation.benchmark.published import PublishedMean
-from satunet.evaluation.benchmark.statistics import Correction, Interval
+from satunet.evaluation.benchmark.conclusions.published import PublishedMean
+from satunet.evaluation.benchmark.conclusions.statistics import Correction, Interval
 from satunet.evaluation.scoring.scores import Evaluation, finite
 from satunet.jobs.files import write_json
 from satunet.labels.scored import ScoredClass
