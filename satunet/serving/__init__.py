@@ -1,1 +1,1 @@
-"""Prediction over HTTP: a way to the same scan jobs, with the features of a scan kept for the next prompt."""
+"""Prediction over HTTP: the same scan jobs as elsewhere, with a scan's features kept in memory for the next prompt."""

@@ -3,19 +3,19 @@
 ======================================  =====================================================================
 POST   /scans                           upload a scan → its id, shape, spacing
 GET    /scans/{scan}                    id, shape, spacing
-GET    /scans/{scan}/image              the scan's file, for a viewer
-DELETE /scans/{scan}                    forget it, its jobs and results
+GET    /scans/{scan}/image              the scan as a file, for a viewer
+DELETE /scans/{scan}                    delete the scan, its jobs and results
 POST   /scans/{scan}/jobs               prompts → a job
-GET    /jobs/{job}                      state, progress, findings; at once, or when it ends
-DELETE /jobs/{job}                      cancel
-GET    /jobs/{job}/files/{name}         a result
+GET    /jobs/{job}                      state, progress, results; at once, or when the job ends
+DELETE /jobs/{job}                      cancel the job
+GET    /jobs/{job}/files/{name}         a file of the results
 GET    /model                           classes and modalities of the model
-GET    /prompts?q=…                     meaning of words to the model, and suggestions
+GET    /prompts?q=…                     what the model takes words to mean, and suggestions
 GET    /health, /metrics                for monitoring
 /info, /datastore, /infer/{model}       MONAI Label's protocol, see :mod:`satunet.serving.monailabel`
 ======================================  =====================================================================
 
-Any fault of a request is reported as one sentence in JSON: ``{"detail": …}``.
+An error in a request is reported as one sentence in JSON: ``{"detail": …}``.
 """
 
 from __future__ import annotations
@@ -57,60 +57,61 @@ _KINDS = {".csv": "text/csv; charset=utf-8", ".dcm": "application/dicom", ".png"
 
 
 class Asked(BaseModel):
-    """Prompts on a scan."""
+    """Request to segment a scan."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompts: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=_MOST_PROMPTS)] | None
     )
-    """What to look for; ``null``: every class that the model knows in the scan's modality and that is worth looking for in
-    a scan of its size."""
+    """Prompts, or ``null`` for every class that the model knows in the scan's modality and that is worth looking for in
+    a scan of this size."""
     combine: bool = False
-    """One label map, not one mask per prompt."""
+    """Whether to write one label map instead of one mask per prompt."""
     instances: bool = False
-    """Number what occurs several times (lesions, vertebrae, ribs, teeth), in a label map beside each mask and in
-    ``prompts``; not with ``combine``."""
+    """Whether to number the instances of structures that occur more than once (lesions, vertebrae, ribs, teeth), in a
+    label map beside each mask and in ``prompts``; not with ``combine``."""
     measures: bool = False
-    """Volume, surface, axes and intensities of each mask, on CT also shares of tissues by HU: in ``prompts``, and as a
-    table (CSV)."""
+    """Whether to measure volume, surface, axes and intensities of each mask, and on CT the shares of tissues by HU
+    range: in ``prompts``, and as a table (CSV)."""
     dicom_seg: bool = False
-    """A DICOM Segmentation as well, for DICOM series."""
+    """Whether to write a DICOM Segmentation as well, for DICOM series."""
     dicom_sr: bool = False
-    """The measures as a DICOM Structured Report (TID 1500), with the Segmentation they are of, for DICOM series."""
+    """Whether to write the measures as a DICOM Structured Report (TID 1500), together with the Segmentation that it
+    refers to, for DICOM series."""
     rtstruct: bool = False
-    """Contours as a DICOM RT Structure Set, for DICOM series."""
+    """Whether to write contours as a DICOM RT Structure Set, for DICOM series."""
     modality: Modality | None = None
-    """Modality of the scan, if it is to be taken for another than it seems."""
+    """Modality of the scan, if the server should not determine it."""
 
     @property
     def outputs(self) -> Outputs:
-        """Outputs to write, by the names that they have here, too."""
+        """Outputs to write; the fields have the same names here and there."""
         return Outputs(**self.model_dump(include={f.name for f in fields(Outputs)}))
 
 
 class ScanAnswer(BaseModel):
-    """A scan that is there."""
+    """A scan on the server."""
 
     scan: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     dicom: bool
-    """Whether it is a DICOM series, for which DICOM objects can be written."""
+    """Whether the scan is a DICOM series, for which DICOM objects can be written."""
 
 
 class PromptAnswer(BaseModel):
-    """What was found of a prompt, as the manifest says it; what is not known is left out."""
+    """Result of a prompt, as in the manifest; unknown values are left out."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     prompt: str
     class_name: Annotated[str | None, Field(alias="class")] = None
-    """Class that it means."""
+    """Class that the prompt means."""
     status: str
-    """``known``, ``similar`` or ``unknown``."""
+    """Status of the prompt: ``known``, ``similar`` or ``unknown``."""
     note: str | None = None
-    """Why there is no mask, or what to know about it."""
+    """Note on the mask, or the reason why there is none."""
     seen: bool | None = None
     voxels: int | None = None
     volume_ml: float | None = None
@@ -118,17 +119,17 @@ class PromptAnswer(BaseModel):
     confidence: float | None = None
     """Expected Dice of the mask."""
     absent: float | None = None
-    """Probability that the scan does not show it."""
+    """Probability that the scan does not show the structure."""
     file: str | None = None
-    """Mask among the files."""
+    """Name of the mask among the files."""
     label: int | None = None
-    """Its number in the label map, with ``combine``."""
+    """Number of the structure in the label map, with ``combine``."""
     measures: Measures | None = None
     instances: list[Instance] | None = None
 
 
 class JobAnswer(BaseModel):
-    """How far a job is, and what it found."""
+    """Progress and results of a job."""
 
     job: str
     scan: str
@@ -140,7 +141,8 @@ class JobAnswer(BaseModel):
     modality: str | None = None
     prompts: list[PromptAnswer] = []
     not_looked_for: list[str] = []
-    """Where every class was asked for: those that the scan is too large for; by name, they are looked for."""
+    """Classes that were left out because the scan is too large for them, if every class was requested; they are looked
+    for if requested by name."""
     files: list[str] = []
 
 
@@ -150,10 +152,10 @@ def create_app(predictor: Predictor, folder: Path, options: ServeOptions) -> Fas
     Args:
         predictor: Predictor with its model.
         folder: Private folder of the server for uploads and results; it is removed at the end.
-        options: Limits of the server.
+        options: Options of the server.
 
     Raises:
-        UserError: The token file cannot be read, or holds no token.
+        UserError: The token file cannot be read, or does not hold a token.
     """
     token = options.secret()
     desk = Desk(predictor, folder, options)
@@ -221,7 +223,7 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
         app.add_exception_handler(of_disks, disk)
 
     async def gone(_: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # a client that aborts an upload is no fault of the server, and gets no answer
+        return Response(status_code=400)  # the client aborted its upload: no fault of the server, and no one reads this
 
     app.add_exception_handler(ClientDisconnect, gone)
 
@@ -229,7 +231,7 @@ def _add_errors(app: FastAPI, folder: Path) -> None:
 def _add_scans(app: FastAPI, desk: Desk) -> None:
     @app.post("/scans", status_code=201)
     async def bring_scan(request: Request, filename: str) -> ScanAnswer:
-        """Upload a scan as the body of the request; ``filename`` says what kind of file it is."""
+        """Upload a scan as the body of the request; the ending of ``filename`` gives the format."""
         ending = ending_of(filename)
         most = desk.options.most_upload_bytes
         announced = request.headers.get("content-length", "")
@@ -247,12 +249,12 @@ def _add_scans(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/scans/{scan}")
     def show_scan(scan: str) -> ScanAnswer:
-        """Shape and spacing of a scan that is there."""
+        """Shape and spacing of a scan."""
         return _answer_of_scan(desk.scan(scan))
 
     @app.get("/scans/{scan}/image")
     def image(scan: str) -> FileResponse:
-        """The scan as a file; a DICOM series as NIfTI."""
+        """The scan as a file; a DICOM series is converted to NIfTI."""
         found = desk.scan(scan)
         if found.scan.series is None:
             return FileResponse(found.scan.path, filename=f"scan{found.scan.ending}")
@@ -266,7 +268,7 @@ def _add_scans(app: FastAPI, desk: Desk) -> None:
 
     @app.delete("/scans/{scan}", status_code=204)
     def forget_scan(scan: str) -> None:
-        """Forget a scan, its jobs and results."""
+        """Delete a scan, its jobs and results."""
         desk.forget(scan)
 
 
@@ -282,27 +284,27 @@ def _answer_of_scan(brought: Brought) -> ScanAnswer:
 def _add_jobs(app: FastAPI, desk: Desk) -> None:
     @app.post("/scans/{scan}/jobs", status_code=202, response_model_exclude_unset=True)
     def ask(scan: str, asked: Asked) -> JobAnswer:
-        """Look for prompts in a scan."""
+        """Start a job that segments a scan."""
         return answer_of(desk, desk.ask(scan, asked.prompts, asked.outputs, asked.modality))
 
     @app.get("/jobs/{job}", response_model_exclude_unset=True)
     async def show_job(job: str, wait: Annotated[float, Query(ge=0, le=_MOST_WAIT_SECONDS)] = 0.0) -> JobAnswer:
-        """State, progress, and what was found; with ``wait``, when the job ends, but after so many seconds at most."""
+        """State, progress and results; with ``wait``, as soon as the job ends, but after that many seconds at most."""
         found = desk.job(job)
         await found.end(wait)
         return await run_in_threadpool(answer_of, desk, found)
 
     @app.delete("/jobs/{job}", response_model_exclude_unset=True)
     def cancel(job: str) -> JobAnswer:
-        """End a job."""
+        """Cancel a job."""
         return answer_of(desk, desk.cancel(job))
 
     @app.get("/jobs/{job}/files/{name}", response_class=FileResponse)
     def result(job: str, name: str) -> Response:
-        """A result by the name that the job lists."""
+        """A file of the results, by the name in the job's list."""
         found = desk.job(job).files.get(name)
         if found is None:
-            raise UnknownError(f"no result {name!r} of this job")
+            raise UnknownError(f"this job has no result {name!r}")
         if found.suffix == ".json":
             return JSONResponse(without_places(read_json(found)))
         return FileResponse(found, filename=name, media_type=_KINDS.get(found.suffix, "application/octet-stream"))
@@ -329,7 +331,7 @@ def answer_of(desk: Desk, job: Job) -> JobAnswer:
 def _add_model(app: FastAPI, desk: Desk) -> None:
     @app.get("/model")
     def model() -> dict[str, Any]:
-        """What the model knows."""
+        """Classes and modalities of the model."""
         vocabulary = desk.predictor.vocabulary
         return {
             "model": desk.predictor.model.path.name,
@@ -347,7 +349,7 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/prompts")
     def prompts(q: Annotated[str, Field(min_length=1, max_length=500)], suggest: int = 8) -> dict[str, Any]:
-        """What words mean to the model, and classes whose names hold them."""
+        """What the model takes words to mean, and classes whose names contain them."""
         matches = desk.predictor.match(q) if q.strip() else []
         words = q.lower().split()
         names = desk.predictor.vocabulary.space.class_names
@@ -364,12 +366,12 @@ def _add_model(app: FastAPI, desk: Desk) -> None:
 def _add_watching(app: FastAPI, desk: Desk) -> None:
     @app.get("/health")
     def health() -> dict[str, Any]:
-        """Whether the server works."""
+        """Whether the server is running."""
         return {"status": "ok", "version": __version__, "waiting": desk.waiting}
 
     @app.get("/metrics")
     def metrics() -> PlainTextResponse:
-        """Counts and memory in the text format of Prometheus."""
+        """Counters and memory use in the text format of Prometheus."""
         lines = []
         for name, count in desk.counts.items():
             lines += [f"# TYPE satunet_{name}_total counter", f"satunet_{name}_total {count}"]

@@ -1,13 +1,14 @@
-"""The server's door: who may come in, with how much, and how somebody who is sent away hears why.
+"""Checks before a route sees a request: its token, its size, and how a refusal reaches the client.
 
-Three things are decided before a route sees a request, because a framework reads a form or JSON whole, into memory or
-onto the disk, before it asks whose it is:
+They come first, because a web framework reads a whole form or JSON body, into memory or onto the disk, before it asks
+whose request it is:
 
 - **The token** is checked before a byte of the body is read.
-- **The size** of a body is limited, by what it announces and by what comes.
-- **An answer before the end of an upload** says ``Connection: close``, and what is still on its way is read and thrown
-  away for a while. A connection that is closed over unread data is reset: the client, or a proxy between (which then says
-  502), may lose the answer that was already sent. How long is bounded, as nginx's ``lingering_close`` does it.
+- **The size** of a body is limited, both as announced and as received.
+- **An answer before the end of an upload** says ``Connection: close``, and the data still on its way is read and
+  discarded for a while. A connection that is closed with unread data is reset, and the client, or a proxy in between
+  (which then reports 502), may lose the answer that was already sent. The time is bounded, as in nginx's
+  ``lingering_close``.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/health", "/docs", "/openapi.json", "/", "/static/niivue.js", "/auth/")
-"""What is shown without a token."""
+"""Paths that are answered without a token."""
 _UPLOADS = ("/scans", "/datastore/", "/session/", "/infer/")
 _FORM_BYTES = 2_000_000
-"""What a form may add to the file in it."""
+"""Number of bytes that a form may add to the file in it."""
 _REQUEST_BYTES = 16_000_000
-"""The most for a request that uploads nothing: as many prompts as are allowed, each as long as is allowed, escaped."""
+"""Largest request that uploads nothing: the allowed number of prompts, each of the allowed length, with escapes."""
 DRAIN_BYTES = 64_000_000
-"""The rest of a refused upload is read up to so much, or up to the size of the largest upload that is allowed."""
+"""Number of bytes up to which the rest of a refused upload is read, or the largest allowed upload if that is larger."""
 DRAIN_SECONDS = 30.0
 """Time for which the rest of a refused upload is read."""
 SILENT_SECONDS = 5.0
-"""Silence after which nothing more is expected."""
+"""Seconds without data after which no more is expected."""
 
 
 class Door:
     """The ASGI middleware.
 
     Args:
-        app: Application behind it.
-        token: Secret that clients send; ``None`` where none is asked for.
-        most_upload_bytes: Largest upload.
+        app: Application behind the door.
+        token: Secret that clients send; ``None`` if none is required.
+        most_upload_bytes: Size of the largest upload.
     """
 
     def __init__(self, app: ASGIApp, *, token: str | None, most_upload_bytes: int) -> None:
         self._app, self._token, self._most_upload = app, token, most_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let it in."""
+        """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -59,7 +60,7 @@ class Door:
         )
         if not self._may_come_in(scope["path"], visit.headers):
             refused = JSONResponse(
-                {"detail": "a token is needed: Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
+                {"detail": "a token is required: Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
             )
             await refused(scope, visit.receive, visit.send)
         elif visit.announced > most + visit.room:
@@ -74,12 +75,12 @@ class Door:
 
 
 def too_large(most_bytes: int) -> str:
-    """What is said of an upload that is larger than allowed."""
-    return f"the upload is larger than {most_bytes / 1e6:,.0f} MB, which are allowed"
+    """Message about an upload that is larger than allowed."""
+    return f"the upload is larger than the allowed {most_bytes / 1e6:,.0f} MB"
 
 
 class _Visit:
-    """One request: how much of its body came, and whether all of it did."""
+    """One request: how much of its body has arrived, and whether more is expected."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most: int, *, room: int, drain: int) -> None:
         self._receive, self._send = receive, send
@@ -102,7 +103,7 @@ class _Visit:
             self._closing = True
             message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         elif self._closing and message["type"] == "http.response.body" and not message.get("more_body"):
-            await self._send({**message, "more_body": True})  # the whole answer is out, the connection still open
+            await self._send({**message, "more_body": True})  # the whole answer is sent, and the connection still open
             await self._drain()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
@@ -115,7 +116,7 @@ class _Visit:
         return message
 
     async def _drain(self) -> None:
-        """Read what is still on its way; a client that waits to be told to go on sends nothing more."""
+        """Read the data still on its way; a client that waits for "100 Continue" sends no more."""
         most = self._size + self._drain_bytes
         with anyio.move_on_after(DRAIN_SECONDS):
             while self._asked and self._more and self._size < most:

@@ -1,6 +1,6 @@
-"""A server's memory of scans: the prepared scan and the features that the network has encoded.
+"""A server's memory of scans: prepared scans, and the features that the network has encoded.
 
-The network encodes a scan once and decodes any number of prompts, so that further prompts on a known scan only cost
+The network encodes a scan once and decodes any number of prompts, so that further prompts on a known scan cost only
 their decoding. Both memories are bounded in bytes; the least recently used entries are dropped first.
 """
 
@@ -28,8 +28,8 @@ class Recent(Generic[Value]):
     """The most recently used values by key, up to a number of bytes; threads may share it.
 
     Args:
-        most_bytes: Largest size of all values together; a value that is larger by itself is not kept.
-        size_of: Function that gives the size of a value in bytes.
+        most_bytes: Largest size of all values together; a single value that is larger is not kept.
+        size_of: Function that returns the size of a value in bytes.
     """
 
     def __init__(self, most_bytes: int, size_of: Callable[[Value], int]) -> None:
@@ -82,8 +82,8 @@ class RememberingNetwork:
 
     Args:
         network: The network.
-        features: Features that were encoded before.
-        number: Number that tells the networks of several models apart.
+        features: Memory of encoded features.
+        number: Number of the network, which tells the networks of several models apart.
     """
 
     def __init__(self, network: Any, features: Recent[ImageFeatures], number: int) -> None:
@@ -98,8 +98,8 @@ class RememberingNetwork:
         found = self.features.get(key)
         if found is None:
             found = self.network.encode_image(image)
-            # A copy, because the CPU engine reuses the memory of its maps for the next window; of the map at full
-            # resolution alone, because masks need no other.
+            # A copy, because the CPU engine reuses the memory of its maps for the next window; only of the map at full
+            # resolution, because masks need no other.
             self.features.put(key, replace(found, memory=found.memory.clone(), maps=(found.maps[0].clone(),)))
         return found
 
@@ -110,17 +110,17 @@ class RememberingNetwork:
 
 
 class PreparedScans:
-    """Prepared scans, valid as long as their files do not change; a :class:`ScanMemory`.
+    """Prepared scans, valid as long as their files do not change (:class:`satunet.prediction.folder.ScanMemory`).
 
     Args:
-        most_bytes: Largest size of all of them together.
+        most_bytes: Largest size of all prepared scans together.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._recent: Recent[tuple[PreparedScan, tuple[FileState, ...]]] = Recent(most_bytes, _prepared_bytes)
 
     def get(self, scan: Scan) -> tuple[PreparedScan, tuple[FileState, ...]] | None:
-        """The prepared scan and the state of its files, if they did not change."""
+        """The prepared scan and the state of its files, if they have not changed."""
         found = self._recent.get(scan.path)
         if found is None or len(found[1]) != len(scan.files):
             return None
@@ -128,7 +128,7 @@ class PreparedScans:
         for state, file in zip(found[1], scan.files, strict=True):
             if not state.is_of(file):
                 return None
-            # A file that was new when it was first looked at is read once more: from then on, its times decide.
+            # A file that had just been written when its state was taken is hashed once more; then its times decide.
             states.append(state if state.is_untouched(file) else FileState.of(file, sha256=state.sha256))
         return found[0], tuple(states)
 
@@ -142,7 +142,7 @@ class PreparedScans:
 
     @property
     def used_bytes(self) -> int:
-        """Size of all of them in bytes."""
+        """Size of all prepared scans in bytes."""
         return self._recent.used_bytes
 
 

@@ -1,11 +1,11 @@
 """The protocol of MONAI Label, so that its plug-ins for 3D Slicer and OHIF work with this server unchanged.
 
-A satunet model appears as two MONAI Label models: ``segment_everything`` (type ``segmentation``: every class that is
-known in the scan's modality) and ``segment_by_text``. No type of MONAI Label has free text, but the plug-ins pass on
-``params``, in which ``prompts`` lists the prompts, as a list or as one text with commas. Training is not offered, and
-labels that a client saves are refused, because this is no annotation store.
+A satunet model appears as two MONAI Label models: ``segment_everything`` (type ``segmentation``: every class known in
+the scan's modality) and ``segment_by_text``. No model type of MONAI Label takes free text, but the plug-ins pass on
+``params``, in which ``prompts`` holds the prompts, as a list or as one text with commas. Training is not offered, and
+labels that a client wants to save are refused, because this is not an annotation store.
 
-Images are addressed by the names that clients give them; files have names that the server chooses.
+Images are addressed by the names that clients give them; the names of files are chosen by the server.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Params = Annotated[str, Form()]
 
 
 def router(desk: Desk) -> APIRouter:
-    """The protocol's routes for a desk."""
+    """Routes of the protocol."""
     images = _Images(desk)
     routes = APIRouter(tags=["MONAI Label"])
 
     @routes.get("/auth/")
     def auth() -> dict[str, Any]:
-        """Logging in with a password is not offered; a token may be needed."""
+        """State that there is no login with a password; a token may be required."""
         return {"enabled": False}
 
     @routes.get("/info/")
     def info() -> dict[str, Any]:
-        """What the server offers."""
+        """Models and labels that the server offers."""
         return {
             "name": "satunet",
             "description": "Text-prompted segmentation of 3D medical images",
@@ -66,38 +66,38 @@ def router(desk: Desk) -> APIRouter:
 
     @routes.get("/datastore/")
     def datastore(output: str = "stats") -> dict[str, Any]:
-        """Images that are there."""
+        """Images on the server."""
         if output == "all":
             return {"name": "satunet", "description": "", "images": {}, "objects": {n: {} for n in images.names}}
         return {"total": len(images.names), "completed": 0, "label_tags": {}, "train": []}
 
     @routes.put("/datastore/")
     async def add_image(file: UploadFile, image: str | None = None, params: Params = "{}") -> dict[str, str]:
-        """Bring an image."""
+        """Upload an image."""
         name = image or secrets.token_urlsafe(6)
         await images.bring(name, file)
         return {"image": name}
 
     @routes.get("/datastore/image")
     def get_image(image: str) -> FileResponse:
-        """An image that was brought."""
+        """An uploaded image."""
         scan = images.scan(image).scan
         return FileResponse(scan.path, filename=f"image{scan.ending}")
 
     @routes.delete("/datastore/")
     def remove_image(id: str) -> dict[str, Any]:
-        """Forget an image."""
+        """Delete an image."""
         images.forget(id)
         return {}
 
     @routes.put("/datastore/label")
     def save_label(image: str) -> None:
-        """Refused: nothing is kept for training."""
-        raise UserError(f"labels are not stored here; keep the label of {image!r} where you work")
+        """Refuse to save a label: nothing is kept for training."""
+        raise UserError(f"this server does not store labels; save the label of {image!r} on your own machine")
 
     @routes.put("/session/")
     async def create_session(files: list[UploadFile]) -> dict[str, Any]:
-        """Bring an image under a name that the server gives."""
+        """Upload an image under a name that the server chooses."""
         if len(files) != 1:
             raise UserError(f"a session takes one file, got {len(files)}; put a DICOM series into a .zip")
         name = secrets.token_urlsafe(12)
@@ -106,13 +106,13 @@ def router(desk: Desk) -> APIRouter:
 
     @routes.get("/session/{session}")
     def get_session(session: str) -> dict[str, Any]:
-        """A session that is there."""
+        """An existing session."""
         images.scan(session)
         return {"name": session}
 
     @routes.delete("/session/{session}")
     def remove_session(session: str) -> dict[str, Any]:
-        """Forget a session."""
+        """Delete a session."""
         images.forget(session)
         return {"name": session}
 
@@ -125,7 +125,7 @@ def router(desk: Desk) -> APIRouter:
         file: Upload = None,
         output: str | None = None,
     ) -> Response:
-        """Segment an image: one label map, and what its numbers mean."""
+        """Segment an image: one label map, and the names of its labels."""
         if model not in (EVERYTHING, BY_TEXT):
             raise UnknownError(f"no model {model!r}; there are {EVERYTHING} and {BY_TEXT}")
         wanted = _prompts(params, model)
@@ -159,7 +159,7 @@ class _Images:
             return sorted(name for name in self._scans if name not in self._private)
 
     async def bring(self, name: str, file: UploadFile, *, private: bool = False) -> None:
-        """Accept an upload under a name, in place of an earlier one; a private image is not listed."""
+        """Receive an upload under a name, replacing an earlier one; a private image is not listed."""
         desk = self._desk
         ending = ending_of(file.filename or "image.nii.gz")
         own, folder = desk.new_folder()
@@ -182,7 +182,7 @@ class _Images:
         """The image with a name.
 
         Raises:
-            UnknownError: There is no such image, or no longer.
+            UnknownError: There is no such image, or it has been removed.
         """
         with self._lock:
             own = self._scans.get(name)
@@ -202,7 +202,7 @@ class _Images:
         try:
             self._desk.forget(own)
         except UnknownError:
-            return  # forgotten by itself
+            return  # already removed, because it was too old or the disk space was needed
 
 
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
@@ -221,7 +221,7 @@ def _models(space: LabelSpace) -> dict[str, Any]:
     common = {"type": "segmentation", "labels": labels, "dimension": 3, "version": __version__}
     return {
         EVERYTHING: common | {"description": "Every class that the model knows in the scan's modality", "config": {}},
-        BY_TEXT: common | {"description": "What the words in 'prompts' name", "config": {"prompts": ""}},
+        BY_TEXT: common | {"description": "The structures named in 'prompts'", "config": {"prompts": ""}},
     }
 
 
@@ -237,7 +237,9 @@ def _prompts(params: str, model: str) -> list[str] | None:
     prompts = given.get("prompts", given.get("label_prompt"))
     texts = prompts.split(",") if isinstance(prompts, str) else prompts
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts) or not any(t.strip() for t in texts):
-        raise UserError(f"{BY_TEXT} needs 'prompts' in params: a list of texts, or one with commas; got {prompts!r}")
+        raise UserError(
+            f"{BY_TEXT} needs 'prompts' in params: a list of texts, or one text with commas; got {prompts!r}"
+        )
     return [t.strip() for t in texts if t.strip()]
 
 

@@ -14,18 +14,18 @@ from satunet.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Address of a server, and limits of what it may use.
+    """Address and limits of a server.
 
     Attributes:
         host: Address to listen on; other machines can reach the server only if this is not a loopback address.
         port: Port to listen on; 0 takes a free one.
         token: Secret that clients send as "Authorization: Bearer TOKEN"; required if other machines can reach the
             server.
-        token_file: File whose only line is the token, so that no list of processes shows it.
-        most_upload_mb: Largest upload in MB; an archive may not unpack to more than ten times as much.
+        token_file: File whose only line is the token, so that the token does not show in the list of processes.
+        most_upload_mb: Largest upload in MB; an archive may unpack to at most ten times as much.
         queue: Number of jobs that may wait; further ones are refused.
         keep_minutes: Minutes after which unused scans and results are removed.
-        features_gb: Memory for encoded features of scans, in GB, which make further prompts on a scan quick.
+        features_gb: Memory for encoded features of scans, in GB; they make further prompts on a scan fast.
         scans_gb: Memory for prepared scans, in GB.
         disk_gb: Disk space for uploads and results, in GB; the oldest are removed first.
     """
@@ -51,7 +51,7 @@ class ServeOptions:
         if not 0 <= self.port < 65536:
             raise UserError(f"port must be from 0 to 65535, got {self.port}")
         if self.token is not None and self.token_file is not None:
-            raise UserError("give a token or a file with one, not both")
+            raise UserError("give --token or --token_file, not both")
         if self.token is not None:
             _check_token(self.token)
         if not _is_loopback(self.host) and self.token is None and self.token_file is None:
@@ -64,14 +64,14 @@ class ServeOptions:
         """The token, given or read from its file; ``None`` if none is required.
 
         Raises:
-            UserError: The file cannot be read, or holds no token.
+            UserError: The file cannot be read, or does not hold a token.
         """
         if self.token_file is None:
             return self.token
         try:
             text = self.token_file.read_text("ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.token_file}: no token can be read ({error})") from error
+            raise UserError(f"{self.token_file}: the token cannot be read ({error})") from error
         return _check_token(text.strip(), f"{self.token_file}: ")
 
     @property
@@ -83,7 +83,7 @@ class ServeOptions:
 def _check_token(token: str, where: str = "") -> str:
     if len(token) < 16 or not token.isprintable() or not token.isascii() or " " in token:
         raise UserError(
-            f"{where}a token must be one word of at least 16 ASCII characters; this makes one: "
+            f"{where}a token must be one word of at least 16 ASCII characters; this command makes one: "
             "python -c 'import secrets; print(secrets.token_hex())'"
         )
     return token

@@ -1,4 +1,4 @@
-"""The server's web page, on which one drops a scan, types prompts and sees masks."""
+"""The server's web page, on which a user drops a scan, types prompts and sees masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 NIIVUE = _HERE.parent / "viewing" / "niivue" / "niivue.umd.js"
-"""NiiVue (BSD-2), as the viewer ships it."""
+"""NiiVue (BSD-2), the copy that the viewer ships."""
 
 
 @cache

@@ -27,7 +27,7 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
     Args:
         models: Models that are used together, at least one.
         prediction: Options of the prediction.
-        options: Address of the server, and limits of what it may use.
+        options: Options of the server.
 
     Raises:
         UserError: The server cannot listen on the address.
@@ -38,12 +38,12 @@ def serve(models: Sequence[ModelFolder], prediction: PredictOptions, options: Se
     with tempfile.TemporaryDirectory(prefix="satunet-serve-") as folder:
         app = create_app(predictor, Path(folder) / "desk", options)
         shown = f"[{host}]" if ":" in host else host
-        logger.info("http://%s:%d serves %s; Ctrl-C ends it", shown, port, predictor.model.path.name)
+        logger.info("serving %s at http://%s:%d; press Ctrl-C to stop", predictor.model.path.name, shown, port)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
         try:
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # or Terminated: this is how a server ends, and nothing is left to continue from
-            logger.info("the server has ended; scans and masks that it kept are deleted")
+        except KeyboardInterrupt:  # or Terminated: the normal end of a server, after which there is nothing to continue
+            logger.info("the server has stopped; the scans and masks that it kept are deleted")
 
 
 def _listen(options: ServeOptions) -> socket.socket:
@@ -54,6 +54,6 @@ def _listen(options: ServeOptions) -> socket.socket:
         listening.bind((options.host, options.port))
     except OSError as error:
         listening.close()
-        raise UserError(f"{options.host}:{options.port} cannot be listened on ({error.strerror or error})") from error
+        raise UserError(f"cannot listen on {options.host}:{options.port} ({error.strerror or error})") from error
     listening.listen(128)
     return listening

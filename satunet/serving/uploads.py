@@ -1,4 +1,4 @@
-"""Uploads of clients: their size is limited while they arrive, and again while archives are unpacked."""
+"""Uploads of clients: their size is limited while they arrive, and that of archives again while they are unpacked."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class TooLargeError(UserError):
 
 
 def ending_of(name: str) -> str:
-    """Ending of an upload, the only part of a client's file name that is used.
+    """Ending of an upload's file name, the only part of the name that is used.
 
     Raises:
-        UserError: Files with that ending cannot be read.
+        UserError: Files with this ending cannot be read.
     """
     lower = name.lower()
     for ending in (*IMAGE_ENDINGS, ".zip"):
         if lower.endswith(ending):
             if ending == ".mhd":
-                raise UserError("an .mhd file has its voxels in another file: upload .mha, or both in a .zip")
+                raise UserError("an .mhd file has its voxels in a second file: upload .mha, or both files in a .zip")
             return ending
-    raise UserError(f"the name ends in none of {', '.join(IMAGE_ENDINGS)}, .zip (DICOM, or one image)")
+    raise UserError(f"the file name must end in {', '.join(IMAGE_ENDINGS)} or .zip (DICOM, or one image)")
 
 
 async def receive(chunks: AsyncIterator[bytes], file: Path, most_bytes: int) -> None:
@@ -60,7 +60,7 @@ def scan_in(file: Path, most_bytes: int) -> Scan:
     """The scan of an uploaded file; an archive is unpacked beside it.
 
     Raises:
-        UserError: The archive holds no scan, or several.
+        UserError: The archive holds no scan or more than one.
         ScanError: The file cannot be read.
     """
     if file.suffix != ".zip":
@@ -85,19 +85,19 @@ def unpack(archive: Path, folder: Path, most_bytes: int) -> None:
 
     Raises:
         TooLargeError: The unpacked files are larger, whatever sizes the archive declares.
-        UnreadableImageError: The file is no archive, or damaged.
+        UnreadableImageError: The file is not an archive, or is damaged.
     """
     try:
         with zipfile.ZipFile(archive) as content:
             members = [m for m in content.infolist() if not m.is_dir() and not stat.S_ISLNK(m.external_attr >> 16)]
             if len(members) > _MOST_FILES:
-                raise TooLargeError(f"the archive holds {len(members):,} files, {_MOST_FILES:,} are allowed")
+                raise TooLargeError(f"the archive holds {len(members):,} files; at most {_MOST_FILES:,} are allowed")
             folder.mkdir()
             left = most_bytes
             for number, member in enumerate(members):
                 left -= _unpack_one(content, member, folder / _name(member.filename, number), left, most_bytes)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise UnreadableImageError(archive, f"no archive that can be unpacked ({error})") from error
+        raise UnreadableImageError(archive, f"the archive cannot be unpacked ({error})") from error
 
 
 def _unpack_one(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int, most_bytes: int) -> int:
@@ -106,13 +106,13 @@ def _unpack_one(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path,
         while chunk := source.read(_CHUNK):
             written += len(chunk)
             if written > left:
-                raise TooLargeError(f"the archive unpacks to more than {most_bytes / 1e6:,.0f} MB, which are allowed")
+                raise TooLargeError(f"the archive unpacks to more than the allowed {most_bytes / 1e6:,.0f} MB")
             stream.write(chunk)
     return written
 
 
 def _name(given: str, number: int) -> str:
-    # A header refers to its data file by name, so plain names are kept; all others become numbers.
+    # The header of an image may refer to its data file by name, so plain names are kept; all others become numbers.
     last = given.replace("\\", "/").rsplit("/", 1)[-1]
     plain = last.isascii() and last.replace(".", "").replace("_", "").replace("-", "").isalnum() and len(last) <= 100
     lower = last.lower()

@@ -304,7 +304,7 @@ def test_a_server_as_a_process_of_its_own(scan: Path, tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 0  # it did what it was asked
     finally:
         process.kill()
-    assert "the server has ended; scans and masks that it kept are deleted" in told
+    assert "the server has stopped; the scans and masks that it kept are deleted" in told
     assert "the same command continues" not in told  # nothing is left to continue from
     assert not list(tmp_path.glob("satunet-serve-*"))
 

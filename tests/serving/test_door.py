@@ -50,10 +50,10 @@ def answer(text: bytes) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("path", "changes", "status", "told"),
     [
-        ("/scans?filename=x.nii.gz", {}, 413, "larger than 4 MB"),
-        ("/scans?filename=x.png", {}, 422, "ends in none of"),
-        ("/scans?filename=x.nii.gz", {"token": "0123456789abcdeX"}, 401, "a token is needed"),
-        ("/infer/segment_by_text", {"kind": "multipart/form-data; boundary=b"}, 413, "larger than 4 MB"),
+        ("/scans?filename=x.nii.gz", {}, 413, "larger than the allowed 4 MB"),
+        ("/scans?filename=x.png", {}, 422, "file name must end in"),
+        ("/scans?filename=x.nii.gz", {"token": "0123456789abcdeX"}, 401, "a token is required"),
+        ("/infer/segment_by_text", {"kind": "multipart/form-data; boundary=b"}, 413, "larger than the allowed 4 MB"),
         ("/nothing", {}, 404, "Not Found"),
     ],
 )

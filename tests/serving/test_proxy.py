@@ -97,7 +97,7 @@ def test_a_client_works_through_the_proxy(
     expected = np.zeros(SHAPE, bool)
     expected[BOX] = True
     np.testing.assert_array_equal(read_label_map(mask).array > 0, expected)
-    with pytest.raises(ServerError, match="a token is needed"):
+    with pytest.raises(ServerError, match="a token is required"):
         Server(address, token="another token of the same length").bring(tmp_path / "scan.nii.gz")
     monkeypatch.delenv("SSL_CERT_FILE")
     with pytest.raises(ServerError, match="certificate"):

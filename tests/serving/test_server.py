@@ -273,10 +273,10 @@ def test_every_class(client: TestClient, scan: bytes) -> None:
     [
         ("x.nii.gz", b"not an image", 422, "x"),
         ("x.nii.gz", b"", 422, ""),
-        ("x.png", b"x", 422, "ends in none of"),
-        ("x.mhd", b"x", 422, "voxels in another file"),
+        ("x.png", b"x", 422, "file name must end in"),
+        ("x.mhd", b"x", 422, "voxels in a second file"),
         ("../../../etc/x.nii.gz", b"x", 422, ""),
-        ("x.zip", b"PK", 422, "no archive"),
+        ("x.zip", b"PK", 422, "the archive cannot be unpacked"),
     ],
 )
 def test_what_is_no_scan_is_one_sentence(
@@ -499,7 +499,7 @@ def test_other_machines_need_a_token() -> None:
 def test_a_token_out_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     options = ServeOptions(host="0.0.0.0", token_file=file)
-    with pytest.raises(UserError, match=f"{file}: no token can be read"):
+    with pytest.raises(UserError, match=f"{file}: the token cannot be read"):
         options.secret()
     for content in ("short", "", "two words are no token", "0123456789abcdef\n0123456789abcdef"):
         file.write_text(content)
