@@ -1,8 +1,8 @@
-"""One HTML file with a scan, its structures and the viewer NiiVue, which opens in any browser without a connection.
+"""One HTML file with a scan, its structures and the viewer NiiVue; it opens in any browser, without a connection.
 
 Structures that do not overlap share one label map ("layer"); toggling one changes a row of the layer's colour table.
-Scans that are too large for a browser are shown at a reduced resolution; the stated volumes are always those of the
-full resolution.
+Scans that are too large for a browser are shown at a reduced resolution; the stated volumes are always computed at full
+resolution.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from satunet.viewing.planes import intensity_window
 from satunet.viewing.structures import Structure
 
 MOST_VOXELS = 32_000_000
-"""Default for the largest number of voxels that are shown."""
+"""Default number of voxels above which a scan is shown at a reduced resolution."""
 
 _HERE = Path(__file__).parent
 _LEVELS = 4095
-"""Number of grey levels in which fractional intensities are stored."""
+"""Number of steps in which fractional intensities are stored."""
 _LAYER_LABELS = 60
 """Largest number of labels in a layer. With more than 63, NiiVue mixes the first label's colour into the background: it
-rounds the position in the colour table up to 2/256, which is the middle of the first of 64 entries."""
+rounds positions in the colour table up to 2/256, the middle of the first of 64 entries."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Layer:
-    """Structures without overlap."""
+    """Structures that do not overlap."""
 
     labels: NDArray[np.uint8]
     numbers: list[int]
@@ -56,11 +56,11 @@ def write_page(
     """Write the page.
 
     Args:
-        path: The ``.html`` file to write.
+        path: File to write, ``.html``.
         image: The scan.
         structures: Structures on the scan's grid.
         title: Title of the page.
-        modality: Modality, which decides the initial intensity window.
+        modality: Modality of the scan, which decides the initial intensity window.
         most_voxels: Number of voxels above which a scan is shown at a reduced resolution.
     """
     steps = _steps(image.grid, most_voxels)
@@ -97,7 +97,7 @@ def write_page(
 
 
 def _html(title: str, content: dict[str, Any]) -> str:
-    """The page; names are escaped."""
+    """The page as text; names are escaped."""
     from html import escape
 
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
@@ -116,7 +116,7 @@ def _html(title: str, content: dict[str, Any]) -> str:
 
 
 def _steps(grid: Grid, most_voxels: int) -> tuple[int, int, int]:
-    """Number of voxels per shown voxel along each axis; the finest axes are coarsened first."""
+    """Number of scan voxels per shown voxel along each axis; the finest axis is coarsened first."""
     steps = [1, 1, 1]
     while np.prod([-(-n // s) for n, s in zip(grid.shape, steps, strict=True)]) > most_voxels:
         size = [mm * s if n > s else np.inf for mm, s, n in zip(grid.spacing_mm, steps, grid.shape, strict=True)]
@@ -125,7 +125,7 @@ def _steps(grid: Grid, most_voxels: int) -> tuple[int, int, int]:
 
 
 def _coarser(grid: Grid, steps: tuple[int, int, int]) -> Grid:
-    """The grid whose voxels are blocks of ``steps`` voxels; the last ones may reach beyond the scan."""
+    """The grid whose voxels are blocks of ``steps`` voxels; the last ones may extend beyond the scan."""
     x, y, z = (-(-n // s) for n, s in zip(grid.shape, steps, strict=True))
     turn = np.diag([*steps, 1.0]).astype(np.float64)
     turn[:3, 3] = (np.array(steps) - 1) / 2
@@ -133,7 +133,7 @@ def _coarser(grid: Grid, steps: tuple[int, int, int]) -> Grid:
 
 
 def _averaged(array: NDArray[Any], steps: tuple[int, int, int]) -> NDArray[Any]:
-    """Means of blocks, slab by slab; the array itself if there is nothing to do."""
+    """Block means, computed slab by slab; the array itself if blocks are single voxels."""
     if steps == (1, 1, 1):
         return array
     result = np.empty([-(-n // s) for n, s in zip(array.shape, steps, strict=True)], dtype=np.float32)
@@ -150,11 +150,11 @@ def _averaged(array: NDArray[Any], steps: tuple[int, int, int]) -> NDArray[Any]:
 def _layers(
     structures: Sequence[Structure], shape: Sequence[int], steps: tuple[int, int, int]
 ) -> tuple[list[_Layer], list[tuple[int, int] | None]]:
-    """Layers, filled greedily by size, and (layer, label) of each structure; ``None`` for empty structures."""
+    """Layers, filled greedily by size, and the (layer, label) of each structure; ``None`` for an empty structure."""
     layers: list[_Layer] = []
     places: list[tuple[int, int] | None] = [None] * len(structures)
     small = [-(-n // s) for n, s in zip(shape, steps, strict=True)]
-    # Large structures first, so that small ones are in later layers, on top of them.
+    # Large structures first, so that small ones end up in later layers, on top.
     for number in sorted(range(len(structures)), key=lambda n: -structures[n].voxels):
         box, inside = _thinned(structures[number], steps)
         if not inside.any():
@@ -173,7 +173,7 @@ def _layers(
 
 
 def _thinned(structure: Structure, steps: tuple[int, int, int]) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
-    """Blocks at least half of which a structure fills; if it is too thin for that, the blocks that it touches."""
+    """The blocks that a structure fills at least by half; if it is too thin for that, all blocks that it touches."""
     if steps == (1, 1, 1) or not structure.voxels:
         return structure.box, structure.inside
     first = [b.start // s for b, s in zip(structure.box, steps, strict=True)]
@@ -188,7 +188,7 @@ def _thinned(structure: Structure, steps: tuple[int, int, int]) -> tuple[tuple[s
 
 
 def _centre(structure: Structure, grid: Grid) -> list[float] | None:
-    """RAS millimetres of the structure's voxel that is nearest its centre of mass."""
+    """Position of the structure's voxel nearest its centre of mass, in RAS millimetres."""
     voxels = np.argwhere(structure.inside)
     if not len(voxels):
         return None

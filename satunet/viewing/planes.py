@@ -1,8 +1,7 @@
-"""Planes through a scan with label maps on top: choosing and painting them.
+"""Choosing and painting planes through a scan with label maps on top.
 
-Axial and coronal planes are shown in the radiological convention, with the patient's right on the left; in sagittal
-planes the patient looks to the left. Pixels are square in millimetres. Arrays are (X, Y, Z) with axes right, anterior,
-superior.
+Axial and coronal planes follow the radiological convention, with the patient's right on the left; in sagittal planes,
+the patient faces left. Pixels are square in millimetres. Arrays are (X, Y, Z) with the axes right, anterior, superior.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from satunet.images.colours import colours_of
 from satunet.types import Box
 
 PANEL = 288
-"""Default width and height of one plane, in pixels."""
-
+"""Default width and height of a plane in pixels."""
 
 _MARGIN_MM = 12.0
 _SOFT_TISSUE = (-200.0, 300.0)
@@ -33,7 +31,7 @@ def class_index_map(
     """One label map of masks that may overlap: value i + 1 is ``classes[i]``, and smaller masks lie on top.
 
     Args:
-        masks: Class → (X, Y, Z) mask; a class without one is absent.
+        masks: Class → (X, Y, Z) mask; a class without a mask is absent.
         classes: All classes.
         shape: (X, Y, Z).
     """
@@ -50,7 +48,7 @@ def palette(classes: Sequence[str]) -> NDArray[np.float32]:
 
 
 def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box:
-    """Box around everything drawn, with a margin; each side is at least half as long as the longest."""
+    """Box around all structures, with a margin; within the scan, each side is at least half as long as the longest."""
     found = [np.array([(w.min(), w.max() + 1) for w in np.nonzero(m)]) for m in maps if m.any()]
     spacing, shape = np.array(grid.spacing_mm), np.array(grid.shape)
     if not found:
@@ -66,7 +64,7 @@ def structures_box(maps: Sequence[NDArray[np.uint16]], grid: Grid) -> Box:
 
 
 def fullest_slices(labels: NDArray[np.uint16], n: int) -> list[int]:
-    """For each axis, the slice that shows most: many classes, and large ones."""
+    """For each axis, the slice that shows the most: many classes, and large areas."""
     if not labels.any():
         return [s // 2 for s in labels.shape]
     where = np.nonzero(labels)
@@ -79,13 +77,13 @@ def fullest_slices(labels: NDArray[np.uint16], n: int) -> list[int]:
 
 
 def intensity_window(values: NDArray[Any], shown: NDArray[np.bool_], modality: str | None) -> tuple[float, float]:
-    """Intensities shown as black and white.
+    """The intensities shown as black and as white.
 
     Args:
-        values: Values of the part that is shown.
+        values: Intensities of the part that is shown.
         shown: Mask of the structures in it.
-        modality: Modality. CT has a fixed window, that of the lung if structures consist of air; other modalities are
-            stretched between percentiles.
+        modality: Modality of the scan. CT has a fixed window, the lung window if the structures consist of air; other
+            modalities are stretched between percentiles.
     """
     if modality == "ct":
         inside = values[shown]
@@ -107,7 +105,7 @@ def cut_plane(
     where: list[slice | int] = list(box)
     where[axis] = index
     across, up = (a for a in range(3) if a != axis)
-    # The right, or the front in a sagittal plane, comes first in a row; the front, or the top, in a column.
+    # A row starts at the patient's right (in a sagittal plane, the front), a column at the front (or the top).
     gray = np.flip(volume[tuple(where)].T, (0, 1))
     shown = np.flip(labels[tuple(where)].T, (0, 1))
     height_mm, width_mm = gray.shape[0] * spacing_mm[up], gray.shape[1] * spacing_mm[across]
@@ -128,7 +126,7 @@ def cut_plane(
 def paint(
     gray: NDArray[np.float32], labels: NDArray[np.uint16], window: tuple[float, float], colours: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """(panel, panel, 3) picture: classes filled lightly, with an outline."""
+    """(panel, panel, 3) RGB picture in which classes have a light fill and an outline."""
     level = np.clip((gray - window[0]) / (window[1] - window[0]), 0, 1)[..., None]
     edge = np.zeros(labels.shape, dtype=bool)
     for axis in (0, 1):

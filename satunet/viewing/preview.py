@@ -1,4 +1,4 @@
-"""One picture of a scan and the structures found in it: three planes in colour, with a legend."""
+"""One picture of a scan and its structures: three planes in colour, with a legend."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PLANE = 420
 _LEGEND_WIDTH, _ROW, _GAP, _HEADING = 330, 21, 8, 30
 _ROWS = (PLANE + _HEADING - 34) // _ROW
 _EDGES = (("R", "L"), ("R", "L"), ("A", "P"))
-"""Letters at the left and the right of the axial, coronal and sagittal plane."""
+"""Letters on the left and right of the axial, coronal and sagittal planes."""
 _INK, _PAPER, _FAINT = (235, 238, 240), (16, 18, 20), (150, 156, 160)
 
 
 class Mask(Protocol):
-    """A mask that is kept inside a box; :class:`satunet.prediction.masks.boxed.BoxedMask` is one."""
+    """A mask stored inside a box, such as a :class:`satunet.prediction.masks.boxed.BoxedMask`."""
 
     @property
     def box(self) -> Box:
@@ -38,7 +38,7 @@ class Mask(Protocol):
 
     @property
     def inside(self) -> NDArray[np.bool_]:
-        """The box's voxels."""
+        """Voxels of the box."""
         ...
 
 
@@ -50,7 +50,7 @@ class Found:
         name: Name in the legend.
         mask: Mask on the scan's grid; if it is ``None`` or empty, the legend says so.
         kind: Class, which decides the colour; the name if not given.
-        note: Note in the legend, in place of the volume.
+        note: Note in the legend in place of the volume, if there is no mask.
     """
 
     name: str
@@ -60,17 +60,17 @@ class Found:
 
 
 def write_preview(path: Path, image: Image, found: Sequence[Found], *, title: str, modality: str | None = None) -> None:
-    """Write a PNG of the planes that show most of what was found.
+    """Write a PNG of the planes that show the most of the structures.
 
-    Planes are in the radiological convention: the patient's right is on the left of axial and coronal planes. Where
-    masks overlap, the smaller one is on top.
+    Planes follow the radiological convention: the patient's right is on the left of axial and coronal planes. Where
+    masks overlap, the smaller one lies on top.
 
     Args:
-        path: The ``.png`` file to write.
+        path: File to write, ``.png``.
         image: The scan.
         found: Structures, in the order of the legend.
         title: Title above the planes.
-        modality: Modality, which decides the intensity window.
+        modality: Modality of the scan, which decides the intensity window.
     """
     labels, voxels = _label_map(found, image.grid.shape)
     values = to_hounsfield(image.array) if modality == "ct" else image.array
@@ -90,7 +90,7 @@ def write_preview(path: Path, image: Image, found: Sequence[Found], *, title: st
 
 
 def _label_map(found: Sequence[Found], shape: Sequence[int]) -> tuple[NDArray[np.uint16], list[int]]:
-    """One label map, small masks on top, and the voxels of each mask."""
+    """One label map with small masks on top, and the number of voxels of each mask."""
     labels = np.zeros(tuple(shape), dtype=np.uint16)
     inside = [None if f.mask is None else f.mask.inside for f in found]
     voxels = [0 if i is None else int(np.count_nonzero(i)) for i in inside]
@@ -123,7 +123,7 @@ def _sheet(
 
 
 def _draw_legend(draw: Any, x: int, found: Sequence[Found], voxels: Sequence[int], voxel_ml: float, font: Any) -> None:
-    """Found structures first, the largest first; the others after them."""
+    """Draw the structures that were found, the largest first, and then the others."""
     colours = colours_of(f.kind or f.name for f in found)
     order = sorted(range(len(found)), key=lambda n: -voxels[n])
     kept = order if len(order) <= _ROWS else order[: _ROWS - 1]

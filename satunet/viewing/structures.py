@@ -34,10 +34,10 @@ class Structure:
     Attributes:
         name: Name of the structure.
         box: Box around it in the scan's grid.
-        inside: The box's voxels.
+        inside: Voxels of the box.
         kind: Class, which decides the colour.
         group: Source of the structure, if several sources are compared.
-        note: Further note about it.
+        note: Further information about the structure.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Structure:
 
     @property
     def voxels(self) -> int:
-        """Number of its voxels."""
+        """Number of voxels."""
         return int(np.count_nonzero(self.inside))
 
 
 def read_structures(
     sources: Sequence[Path], names: Sequence[str], grid: Grid, *, scan: Path | None = None
 ) -> list[Structure]:
-    """Structures of label maps, masks, folders of masks and results.
+    """Structures from label maps, masks, folders of masks, and results.
 
     Args:
-        sources: Each a label map or mask, a folder of masks, a scan's folder of results, or the output folder of a
-            whole run, in which the scan's results are found by name.
+        sources: Sources, each of which is a label map, a mask, a folder of masks, a scan's folder of results, or the
+            output folder of a run, in which the scan's results are found by name.
         names: Possible names of the scan's results, the likeliest first.
         grid: Grid of the scan.
-        scan: File of the scan, which is not a mask if it lies in the same folder as masks.
+        scan: File of the scan, which is not taken for a mask if it lies in a folder of masks.
 
     Returns:
         Structures in the order of the sources, including empty ones.
 
     Raises:
-        UserError: A source holds no structures, or too many files.
+        UserError: A source holds no structures, or too many labels.
         ScanError: A file cannot be read, or is on another grid.
     """
     found: list[Structure] = []
@@ -104,7 +104,7 @@ def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None
     if not files:
         others = sorted(p.parent.name for p in source.glob(f"*/{MANIFEST}"))
         hint = f"; it has results of {', '.join(others[:5])}" if others else ""
-        raise UserError(f"{source}: neither masks nor results of {names[0]!r} are in this folder{hint}")
+        raise UserError(f"{source}: this folder has neither masks nor results of {names[0]!r}{hint}")
     own = [f for f in files if _stem(f) in names]
     if len(own) == 1:  # a folder of label maps, as nnU-Net keeps them
         return _of_label_map(own[0], grid)
@@ -112,20 +112,20 @@ def _of_source(source: Path, names: Sequence[str], grid: Grid, scan: Path | None
 
 
 def _places(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Possible paths of the manifest of a scan's result."""
+    """Possible paths of a scan's manifest."""
     found = [folder / MANIFEST, *(folder / n / MANIFEST for n in names), *(folder / f"{n}.json" for n in names)]
     single = list(folder.glob(f"*/{MANIFEST}"))
     return [*found, *(single if len(single) == 1 else [])]
 
 
 def _stem(file: Path) -> str:
-    """Name of a scan or mask without its ending and nnU-Net's channel."""
+    """Name of a scan or mask, without its ending and nnU-Net's channel suffix."""
     name = strip_ending(file.name)
     return name[:-5] if len(name) > 5 and name[-5] == "_" and name[-4:].isdigit() else name
 
 
 def _of_manifest(manifest: Path, grid: Grid) -> list[Structure] | None:
-    """Structures that a manifest of ``satunet predict`` lists; ``None`` if the file is no manifest."""
+    """Structures listed in a manifest of ``satunet predict``; ``None`` if the file is not a manifest."""
     try:
         content = read_json(manifest)
         entries = [e for e in content["prompts"] if isinstance(e["prompt"], str)]
@@ -144,7 +144,7 @@ def _listed(entries: Sequence[Mapping[str, Any]], manifest: Path, grid: Grid) ->
             mask = read_label_map(manifest.parent / Path(entry["file"]).name, grid=grid).array > 0
         elif own := entry.get("labels") or ([entry["label"]] if entry.get("label") else []):
             labels = _map_beside(manifest, grid) if labels is None else labels
-            mask = np.isin(labels, own)  # a whole, together with the parts painted over it
+            mask = np.isin(labels, own)  # a whole includes the parts painted over it
         else:
             continue
         note = f"{entry['status']}, {entry['similarity']:.2f}" if entry.get("status") == "similar" else ""
@@ -155,7 +155,7 @@ def _listed(entries: Sequence[Mapping[str, Any]], manifest: Path, grid: Grid) ->
 def _map_beside(manifest: Path, grid: Grid) -> NDArray[Any]:
     maps = [f for f in list_images(manifest.parent) if strip_ending(f.name) == manifest.stem]
     if not maps:
-        raise MissingFileError(manifest, "the label map that it describes is not beside it")
+        raise MissingFileError(manifest, "there is no label map of the same name beside it")
     return read_label_map(maps[0], grid=grid).array
 
 
@@ -171,7 +171,7 @@ def _of_label_map(file: Path, grid: Grid) -> list[Structure]:
     if ids in ([], [1]) and not names:
         return [_structure(_stem(file), labels > 0)]
     if len(ids) > _MOST_LABELS:
-        raise UserError(f"{file}: {len(ids)} labels; at most {_MOST_LABELS} structures can be looked at")
+        raise UserError(f"{file}: {len(ids)} labels; at most {_MOST_LABELS} structures can be shown")
     boxes = _boxes(labels)
     return [_structure(names.get(i, f"label {i}"), labels[boxes[i]] == i, box=boxes[i]) for i in ids]
 
@@ -187,7 +187,7 @@ def _boxes(labels: NDArray[Any]) -> dict[int, Box]:
 
 
 def _dataset_names(file: Path) -> dict[int, str]:
-    """Names of a label map in a nnU-Net dataset."""
+    """Names from the ``dataset.json`` of the nnU-Net dataset that a label map is in."""
     for folder in (file.parent, file.parent.parent):
         try:
             labels = read_json(folder / "dataset.json")["labels"]
@@ -199,7 +199,7 @@ def _dataset_names(file: Path) -> dict[int, str]:
 
 
 def _table_names(file: Path) -> dict[int, str]:
-    """Names of the label table in a NIfTI file."""
+    """Names from the label table in a NIfTI file."""
     import nibabel as nib
 
     if image_ending(file) not in (".nii", ".nii.gz"):
@@ -208,7 +208,7 @@ def _table_names(file: Path) -> dict[int, str]:
         extensions = getattr(nib.load(file).header, "extensions", ())  # type: ignore[attr-defined]
         for extension in extensions:
             if extension.get_code() == _LABEL_TABLE:
-                # nibabel before 5.3 has no raw content, and later ones no way to get this kind's decoded.
+                # nibabel before 5.3 gives no raw content, and later versions do not decode this kind of extension.
                 content = extension.content if hasattr(extension, "content") else extension.get_content()
                 root = ElementTree.fromstring(content if isinstance(content, str) else content.rstrip(b"\0"))
                 return {
@@ -216,7 +216,7 @@ def _table_names(file: Path) -> dict[int, str]:
                 }
     except (ElementTree.ParseError, ValueError, json.JSONDecodeError):
         return {}
-    except Exception as error:  # nibabel raises whatever a header makes it raise
+    except Exception as error:  # a damaged header makes nibabel raise errors of any type
         raise UnreadableImageError(file, f"its label table cannot be read ({error})") from error
     return {}
 
@@ -229,7 +229,7 @@ def _structure(
     note: str = "",
     box: Box | None = None,
 ) -> Structure:
-    """A structure of a whole mask, or of its part in a box."""
+    """A structure from a whole mask, or from the part of a mask in a box."""
     if box is None:
         box = box_of(mask) or (slice(0, 0),) * 3
         mask = np.array(mask[box])
