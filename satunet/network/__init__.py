@@ -1,4 +1,4 @@
-"""The text-prompted network; torch is the only heavy library that it imports."""
+"""The text-prompted network; torch is the only heavy library that this package imports."""
 
 from satunet.network.config import NetworkConfig
 

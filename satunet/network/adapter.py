@@ -31,10 +31,10 @@ class ModalityAdapter(nn.Module):
 class QueryAdapter(nn.Module):
     """Whitening → projection → modality embedding.
 
-    A sentence encoder maps "left hippocampus" and "right hippocampus" almost to the same point (cosine 0.95), and a
+    A sentence encoder maps "left hippocampus" and "right hippocampus" to almost the same point (cosine 0.95), and a
     network takes thousands of steps to separate them. Whitening with the statistics of the class embeddings makes them
-    nearly orthogonal before the first step. It is a fixed linear map, so that texts other than the classes' names are
-    still understood.
+    nearly orthogonal before the first step. Because it is a fixed linear map, texts other than class names are still
+    understood.
     """
 
     mean: Tensor
@@ -53,10 +53,10 @@ class QueryAdapter(nn.Module):
 
     @torch.no_grad()
     def fit_whitening(self, embeddings: Tensor) -> None:
-        """Set the whitening from the embeddings of the classes' names, (M, text_dim), M ≥ 1.
+        """Set the whitening from the embeddings of the class names, (M, text_dim), M ≥ 1.
 
         Directions are scaled by sqrt(λ)/(λ + ε) rather than 1/sqrt(λ + ε): a direction in which the classes do not
-        differ (λ ≈ 0) carries only noise of the wording and is removed instead of amplified.
+        differ (λ ≈ 0) carries only noise from the wording, and is removed instead of amplified.
         """
         x = embeddings.detach().to(torch.float64)
         mean = x.mean(0)
@@ -72,7 +72,7 @@ class QueryAdapter(nn.Module):
 
     def forward(self, text: Tensor, modality: Tensor | None) -> Tensor:
         """(B, N, text_dim) texts, (B,) modality indices → (B, N, query_dim) queries."""
-        # Gives unit variance for any encoder; in float32, because whitening amplifies rounding errors.
+        # The norm gives unit variance for any encoder; in float32, because whitening amplifies rounding errors.
         with torch.autocast(text.device.type, enabled=False):
             white = self.norm((text.float() - self.mean) @ self.whitening)
         queries: Tensor = self.projection(white)
@@ -82,7 +82,7 @@ class QueryAdapter(nn.Module):
 
 
 def build_adapter(config: NetworkConfig) -> ModalityAdapter | QueryAdapter | None:
-    """The adapter that a configuration names; ``None`` if text embeddings are the queries."""
+    """The adapter that a configuration names; ``None`` if text embeddings are used as queries directly."""
     if config.adapter == "none":
         return None
     return ModalityAdapter(config) if config.adapter == "modality" else QueryAdapter(config)

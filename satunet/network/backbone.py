@@ -1,4 +1,4 @@
-"""3D U-Nets that return feature maps instead of class logits: nnU-Net's plain one and its residual encoder.
+"""3D U-Nets that return feature maps instead of class logits: nnU-Net's plain U-Net and its residual-encoder U-Net.
 
 Modules are named as in nnU-Net's network library and SAT's published checkpoints
 (``encoder.stages.S.0.convs.I.conv``). The library's blocks register every layer under two names, ours under one;
@@ -24,9 +24,9 @@ class ConvBlock(nn.Module):
     """Convolution → instance norm → leaky ReLU (optional).
 
     Attributes:
-        channels_last: Whether to compute as :mod:`satunet.network.gpu` does, with the same weights.
-        trains_on_cpu: Whether to compute as :mod:`satunet.network.cpu.training` does where it can.
-        equal_inputs: Whether all input channels are equal, which the other two exploit.
+        channels_last: Whether to compute with :mod:`satunet.network.gpu`, with the same weights.
+        trains_on_cpu: Whether to compute with :mod:`satunet.network.cpu.training` where it can.
+        equal_inputs: Whether all input channels are equal, which both of these exploit.
     """
 
     channels_last = False
@@ -60,16 +60,16 @@ class ConvBlock(nn.Module):
                 return maps
         x = self._convolve(x)
         if x[0, 0].numel() > 1:
-            # A single voxel has no variance and torch refuses to normalise it, so it is left unchanged.
+            # A single voxel has no variance, and torch refuses to normalise it: it is left unchanged.
             x = self.norm(x)
         result: Tensor = self.nonlin(x)
         return result
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Convolve, in the type of the weights where oneDNN's gradient in bfloat16 is wrong.
+        """Convolve; in the type of the weights where oneDNN's gradient in bfloat16 is wrong.
 
-        If the first axis has two voxels, the gradient of the weights reads uninitialised memory (torch 2.13, CPU): it
-        differs from call to call and is occasionally not finite.
+        If the first axis has two voxels, oneDNN's gradient of the weights in bfloat16 reads uninitialised memory (torch
+        2.13, CPU): it differs from call to call and is occasionally not finite.
         """
         if x.device.type == "cpu" and x.shape[2] == 2 and torch.is_grad_enabled():
             with torch.autocast("cpu", enabled=False):
@@ -79,7 +79,7 @@ class ConvBlock(nn.Module):
         return result
 
     def _channels_last(self, x: Tensor) -> Tensor | None:
-        """The result of ``forward`` on a GPU; ``None`` if it is a single voxel, which is not normalised."""
+        """Result of ``forward`` on a GPU; ``None`` if it is a single voxel, which is not normalised."""
         conv = self.conv
         padding = [int(p) for p in conv.padding]
         extents = zip(x.shape[2:], padding, conv.kernel_size, conv.stride, strict=True)
@@ -112,7 +112,7 @@ class ConvStack(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut around them (nnU-Net's ``BasicBlockD``).
 
-    The shortcut averages if the block has a stride (He et al. 2019, "Bag of Tricks", ResNet-D) and projects if the
+    The shortcut averages if the block has a stride (ResNet-D of He et al. 2019, "Bag of Tricks") and projects if the
     number of features changes.
     """
 
@@ -177,7 +177,7 @@ class ResidualEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The contracting half."""
+    """The contracting half of nnU-Net's plain U-Net."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
     """The expanding half, with skip connections.
 
     Attributes:
-        channels_last: Whether maps have their channels last in memory.
+        channels_last: Whether maps have channels last in memory.
     """
 
     channels_last = False
@@ -250,7 +250,7 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.norm.weight)  # a block starts as its shortcut
+                nn.init.zeros_(module.conv2.norm.weight)  # every block starts as its shortcut
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Encoder maps and decoder maps, full resolution first."""
@@ -259,7 +259,7 @@ class UNet(nn.Module):
 
 
 def use_channels_last(network: nn.Module) -> None:
-    """Let all U-Nets in a network compute as :mod:`satunet.network.gpu` does, with weights in that memory layout.
+    """Let all U-Nets in a network compute with :mod:`satunet.network.gpu`, with weights in its memory layout.
 
     Their images must have one channel, which is repeated if the network takes several.
     """
@@ -272,7 +272,7 @@ def use_channels_last(network: nn.Module) -> None:
 
 
 def use_cpu_training(network: nn.Module) -> None:
-    """Let all U-Nets in a network compute as :mod:`satunet.network.cpu.training` does where it can.
+    """Let all U-Nets in a network compute with :mod:`satunet.network.cpu.training` where it can.
 
     Their images must have one channel, which is repeated if the network takes several.
     """
@@ -300,4 +300,4 @@ def _drop_aliases(module: nn.Module, state_dict: dict[str, Any], prefix: str, *r
             if alias in state_dict:
                 value = state_dict.pop(alias)
                 if not torch.equal(state_dict.setdefault(name, value), value):
-                    errors.append(f"{name} and {alias} must be the same tensor and differ")
+                    errors.append(f"{name} and {alias} must be the same tensor, but they differ")

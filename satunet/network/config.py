@@ -1,4 +1,4 @@
-"""Configuration of a network, as plain data. It does not import torch, so that plans are read and printed quickly."""
+"""Configuration of a network as plain data, without importing torch, so that plans can be read and printed quickly."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ class NetworkConfig:
     """A text-prompted U-Net.
 
     Attributes:
-        preset: ``"nano"`` and ``"pro"``: SAT's published networks, with the same weights; ``"auto"``: a planned one.
-        in_channels: Input channels of the first convolution; the one channel of a scan is repeated.
-        features_per_stage: Features of each encoder stage, full resolution first.
-        strides: Stride of each stage per axis; the first is (1, 1, 1).
-        kernel_sizes: Kernel of each stage per axis.
-        n_conv_per_stage: Convolutions of each encoder stage; for a residual backbone, residual blocks of two
-            convolutions each.
-        n_conv_per_stage_decoder: Convolutions of each decoder stage, lowest resolution first.
+        preset: ``"nano"`` or ``"pro"``: one of SAT's published networks; ``"auto"``: a planned network.
+        in_channels: Number of input channels of the first convolution; a scan's single channel is repeated.
+        features_per_stage: Number of features of each encoder stage, full resolution first.
+        strides: Stride of each stage along each axis; that of the first stage is (1, 1, 1).
+        kernel_sizes: Kernel size of each stage along each axis.
+        n_conv_per_stage: Number of convolutions in each encoder stage; in a residual backbone, of residual blocks (two
+            convolutions each).
+        n_conv_per_stage_decoder: Number of convolutions in each decoder stage, lowest resolution first.
         query_dim: Width of the query decoder.
-        num_query_layers: Cross-attention layers.
-        num_heads: Attention heads.
-        feedforward_dim: Hidden width of a layer's feed-forward network.
+        num_query_layers: Number of cross-attention layers.
+        num_heads: Number of attention heads.
+        feedforward_dim: Hidden width of each layer's feed-forward network.
         dropout: Dropout in the query decoder.
         memory_hidden_dim: Hidden width of the layer that makes memory tokens.
         mask_heads: (hidden, out) of the mask head of each supervised scale, full resolution first; ``out`` equals
             the features of the decoder at that scale.
         text_dim: Width of the text embeddings.
-        adapter: ``"none"``: text embeddings are the queries; ``"modality"``: a learned embedding of the scan's modality
-            is added to them (SAT); ``"whitened_projection"``: whitening, a learned projection and that embedding.
-        num_modalities: Rows of the modality embedding of the adapter.
+        adapter: Way from text embeddings to queries. ``"none"``: the embeddings are the queries; ``"modality"``: a
+            learned embedding of the scan's modality is added (SAT); ``"whitened_projection"``: whitening, a learned
+            projection, and the modality embedding.
+        num_modalities: Number of rows of the adapter's modality embedding.
         backbone: ``"plain"``: nnU-Net's plain U-Net; ``"residual"``: its residual-encoder U-Net.
     """
 
@@ -75,11 +76,13 @@ class NetworkConfig:
                 raise PlanError(f"network: every number of {field.name} must be at least 1, got {value}")
         if stages < 2 or set(lengths) != {stages} or len(self.n_conv_per_stage_decoder) != stages - 1:
             raise PlanError(
-                f"a network of {stages} stages needs as many strides, kernels and convolutions (one less in the "
-                f"decoder), got {lengths} and {len(self.n_conv_per_stage_decoder)}"
+                f"a network of {stages} stages (at least 2) needs as many strides, kernels and convolutions, and one "
+                f"less in the decoder; got {lengths} and {len(self.n_conv_per_stage_decoder)}"
             )
         if tuple(self.strides[0]) != (1, 1, 1):
-            raise PlanError(f"the first stage keeps full resolution: stride (1, 1, 1), got {self.strides[0]}")
+            raise PlanError(
+                f"the stride of the first stage, at full resolution, must be (1, 1, 1), got {self.strides[0]}"
+            )
         if any(k % 2 == 0 for kernel in self.kernel_sizes for k in kernel):
             raise PlanError(f"kernels must be odd to keep the size of a map, got {self.kernel_sizes}")
         if self.query_dim % self.num_heads:
@@ -87,16 +90,18 @@ class NetworkConfig:
         if not 0 <= self.dropout < 1:
             raise PlanError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 1 <= len(self.mask_heads) < stages:
-            raise PlanError(f"{len(self.mask_heads)} mask heads; a network of {stages} stages has 1 to {stages - 1}")
+            raise PlanError(
+                f"a network of {stages} stages has 1 to {stages - 1} mask heads; got {len(self.mask_heads)}"
+            )
         outs = tuple(out for _, out in self.mask_heads)
         if outs != self.features_per_stage[: len(outs)]:
-            raise PlanError(f"mask heads give {outs} features, the decoder {self.features_per_stage[: len(outs)]}")
+            raise PlanError(f"mask heads give {outs} features, the decoder has {self.features_per_stage[: len(outs)]}")
         if self.adapter != "whitened_projection" and self.text_dim != self.query_dim:
-            raise PlanError(f"without a projection text_dim ({self.text_dim}) must be query_dim ({self.query_dim})")
+            raise PlanError(f"without a projection, text_dim ({self.text_dim}) must equal query_dim ({self.query_dim})")
 
     @property
     def divisor(self) -> Axes:
-        """Number by which a patch must be divisible, per axis: the product of the strides."""
+        """Divisor of the patch size along each axis: the product of the strides."""
         x = y = z = 1
         for stride in self.strides:
             x, y, z = x * stride[0], y * stride[1], z * stride[2]
@@ -104,7 +109,7 @@ class NetworkConfig:
 
     @property
     def scales(self) -> tuple[Axes, ...]:
-        """Down-sampling factor per axis of each supervised scale, full resolution first."""
+        """Down-sampling factors along the axes for each supervised scale, full resolution first."""
         factors: list[Axes] = []
         x = y = z = 1
         for stride in self.strides[: len(self.mask_heads)]:
@@ -121,7 +126,7 @@ class NetworkConfig:
 
     @classmethod
     def pro(cls) -> NetworkConfig:
-        """SAT-Pro: 477.09 M parameters as the published code builds it."""
+        """SAT-Pro: 477.09 M parameters, as the published code builds it (arXiv 2312.17183)."""
         return cls._published(
             "pro", (128, 128, 256, 512, 1024, 1536), 3, 1536, ((384, 128), (384, 128), (512, 256), (512, 512))
         )
@@ -141,13 +146,13 @@ class NetworkConfig:
         num_scales: int = 3,
         backbone: str = "plain",
     ) -> NetworkConfig:
-        """A planned network around a planned topology.
+        """A planned network.
 
-        By default, stages have two convolutions (plain), or as many residual blocks as nnU-Net's ResEnc presets and
-        one convolution in the decoder (residual).
+        By default, a plain backbone has two convolutions per stage; a residual backbone has as many residual blocks as
+        nnU-Net's ResEnc presets, and one convolution per decoder stage.
 
         Raises:
-            PlanError: The values do not make a network.
+            PlanError: The values contradict each other.
         """
         stages = len(features_per_stage)
         features = tuple(int(f) for f in features_per_stage)

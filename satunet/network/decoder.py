@@ -1,7 +1,7 @@
 """The query decoder: text queries attend to the image's memory tokens, but not to each other.
 
-Without self-attention a query's result does not depend on the other queries, so that any number of prompts can be
-decoded in chunks, with exactly the same result as all at once.
+Without self-attention, a query's result does not depend on the other queries: any number of prompts can be decoded in
+chunks, with the same result as all at once.
 
 Shapes: B batch, N queries, T memory tokens, D query width.
 """
@@ -17,7 +17,7 @@ from satunet.network.config import NetworkConfig
 class QueryDecoderLayer(nn.Module):
     """Pre-norm cross-attention and feed-forward.
 
-    ``norm1`` is a weight of the published checkpoints that their forward pass does not use: it belonged to the
+    The published checkpoints contain ``norm1``, but their forward pass does not use it: it belongs to the
     self-attention that SAT left out.
     """
 
@@ -61,11 +61,11 @@ class QueryDecoder(nn.Module):
 def position_encoding(shape: tuple[int, int, int], width: int, *, device: torch.device) -> Tensor:
     """Sinusoidal 3D position encoding: a third of the width per axis, sine and cosine interleaved.
 
-    Equal to ``PositionalEncoding3D`` of the package positional-encodings, which SAT uses (Vaswani et al. 2017,
-    section 3.5, per axis).
+    It equals ``PositionalEncoding3D`` of the package positional-encodings, which SAT uses (Vaswani et al. 2017,
+    section 3.5, along each axis).
 
     Returns:
-        (X·Y·Z, width) float32, the last axis of ``shape`` running fastest.
+        (X·Y·Z, width) float32; the last axis of ``shape`` runs fastest.
     """
     channels = -(-width // 6) * 2
     frequency = 10000.0 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)

@@ -1,14 +1,15 @@
 """Engines: ways to run a trained network; ``auto`` takes the fastest that works. Results agree within rounding.
 
-======== ========================================================= ============================================
+======== ========================================================= ==============================================
 engine   how the network is run                                    where ``auto`` uses it
-======== ========================================================= ============================================
-fused    :mod:`satunet.network.cpu.fused`: no compiler needed          CPU, but for float16; CUDA, where it works
-         (CPU); :mod:`satunet.network.gpu` (CUDA)
-compile  fused, the last step of norms by ``torch.compile``        nowhere: only if requested
-         (CPU); the whole backbone compiled, channels last (GPU)
+======== ========================================================= ==============================================
+fused    CPU: :mod:`satunet.network.cpu.fused`, which needs no     CPU, except in float16; CUDA, where it works
+         compiler; CUDA: :mod:`satunet.network.gpu`
+compile  CPU: as fused, with the last step of norms compiled by    nowhere: only on request
+         ``torch.compile``; GPU: the whole backbone compiled,
+         channels last
 eager    the modules one by one, under autocast                    elsewhere
-======== ========================================================= ============================================
+======== ========================================================= ==============================================
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 
 _ROWS_AT_ONCE = 1 << 14
-"""Voxels scaled at once if compiled code failed, so that temporaries in float32 stay small."""
+"""Number of voxels scaled at once if compilation failed, so that float32 temporaries stay small."""
 
 
 def accelerate(
@@ -51,9 +52,9 @@ def accelerate(
     """The network on ``device``, prepared for fast prediction; weights are shared with the given one where possible.
 
     Args:
-        network: Network in evaluation mode. Networks without a backbone of satunet's are only moved.
-        device: Device on which it will run.
-        engine: Engine, see the module.
+        network: Network in evaluation mode. A network whose backbone is not satunet's is only moved.
+        device: Device on which the network will run.
+        engine: Engine; see the table above.
         precision: Precision, as in :mod:`satunet.compute.devices`.
         cache_dir: Folder for compiled kernels; satunet's cache folder if not given.
 
@@ -73,7 +74,7 @@ def accelerate(
         use_channels_last(network)
         return network
     if device.type != "cpu":
-        # Channels last only here: unlike the compiled norm, torch's own would copy to the usual layout and back.
+        # Channels last only here: unlike the compiled norm, torch's own copies to the usual layout and back.
         network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return _with_backbone(network, torch.compile(backbone))
     dtype = precision_for(device, precision)
@@ -86,7 +87,7 @@ def accelerate(
 
 
 def for_training(network: Network, device: torch.device) -> Network:
-    """The network on ``device``, with the memory layout and blocks that make a training step fastest there."""
+    """The network on ``device``, with the memory layout and blocks that make training steps fastest there."""
     network = network.to(device)
     if device.type == "cpu":
         use_cpu_training(network)
@@ -103,7 +104,7 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
     """
     if engine == "fused" and device.type not in ("cpu", "cuda"):
         raise UserError(
-            f"engine 'fused' runs on a CPU or CUDA, the device is {device}; allowed there are auto, eager, compile"
+            f"engine 'fused' runs on a CPU or CUDA, not on {device}; allowed there are auto, eager, compile"
         )
     if engine == "auto" and device.type not in ("cpu", "cuda"):
         return "eager"
@@ -115,8 +116,8 @@ def choose_engine(device: torch.device, engine: Engine) -> Engine:
         return "eager"
     if engine == "compile" and device.type == "cpu" and compiler() is None:
         logger.warning(
-            "engine 'compile' needs a C++ compiler, and there is none (g++, clang++, or the one $CXX names); going on "
-            "with 'fused', whose results are the same"
+            "engine 'compile' needs a C++ compiler, and there is none (g++, clang++, or the one that $CXX names); "
+            "continuing with 'fused', whose results are the same"
         )
         return "fused"
     return engine
@@ -128,19 +129,19 @@ def _say_eager(device: torch.device, reason: str) -> None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch would use, or ``None``."""
+    """The C++ compiler that torch would use; ``None`` if there is none."""
     named = os.environ.get("CXX")
     return next((found for name in (named, "g++", "clang++") if name and (found := shutil.which(name))), None)
 
 
 def compiled_norm(cache_dir: Path | None = None) -> Norm:
-    """A compiled :class:`satunet.network.cpu.norms.Norm`; if compiling fails, it warns and uses the ordinary one.
+    """A compiled :class:`satunet.network.cpu.norms.Norm`; if compilation fails, it warns and uses the ordinary one.
 
-    Statistics are not compiled: torch's are as fast, and compiled code holds the GIL, so that threads would wait.
+    Statistics are not compiled: torch's own code is as fast, and compiled code holds the GIL, which makes threads wait.
     """
     from satunet.jobs.cache import cache_dir as default_cache_dir
 
-    # Not in torch's default folder below /tmp, which does not survive a restart.
+    # Not torch's default folder below /tmp, which does not survive a restart.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir or default_cache_dir()) / "inductor"))
     compiled = torch.compile(_scale_, dynamic=True)
     works = True

@@ -1,20 +1,20 @@
 """Convolution blocks on a GPU: channels last in memory, instance norm and leaky ReLU in as few passes as possible.
 
-Tensor cores need channels last, but torch's instance norm copies to channels first and back. Therefore maps are
-normalised here as rows of (voxels, C). Statistics are computed by the kernels of torch's synchronised batch norm, with
+Tensor cores need channels last, but torch's instance norm copies to channels first and back. Therefore, maps are
+normalised here as rows of (voxels, C). The statistics come from the kernels of torch's synchronised batch norm, with
 the rows of one sample as a batch. Scale, shift and leaky ReLU are one kernel if Triton is available (it comes with
-torch for CUDA), else two. The convolution's bias is omitted, because the norm subtracts it again and adding it costs a
+torch for CUDA), else two. The convolution's bias is omitted: the norm would subtract it again, and adding it costs a
 pass over the map.
 
 For the backward pass, only the convolution's output and the block's result are kept; the latter is also the input that
 the next convolution keeps.
 
-The first convolution sees one channel instead of the same channel several times, padded with channels of zeros: tensor
-cores process channels in groups of eight, and cuDNN's kernels for fewer are many times slower.
+The first convolution sees one channel instead of several equal ones, padded with channels of zeros: tensor cores
+process channels in groups of eight, and cuDNN's kernels for fewer channels are many times slower.
 
-Checked against float64 on a CPU. The branches for CUDA were checked against the kernels' source: the first two results
-of ``batch_norm_backward_reduce`` are plain sums (of the gradient, and of it times x - mean), the norm's own gradients
-are the last two, and ``batch_norm_backward_elemt`` divides by the count.
+The results were checked against float64 on a CPU, and the CUDA branches against the source of the kernels: the first
+two results of ``batch_norm_backward_reduce`` are plain sums (of the gradient, and of the gradient times x - mean), the
+last two are the gradients of weight and bias, and ``batch_norm_backward_elemt`` divides by the count.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from torch.autograd.function import once_differentiable
 from satunet.network import triton_kernels
 
 _BLOCK = 4096
-"""Elements per program of the Triton kernel."""
+"""Number of elements per program of the Triton kernel."""
 _CHANNELS = 8
-"""Channels in float16 or bfloat16 that tensor cores process at once."""
+"""Number of float16 or bfloat16 channels that tensor cores process at once."""
 
 
 @functools.cache
 def trouble(device: torch.device) -> str | None:
-    """Why these blocks cannot run on a device, ``None`` if they can; tested once with a small map.
+    """Reason why these blocks cannot run on a device; ``None`` if they can. Tested once, with a small map.
 
     Triton compiles at first use and needs a C compiler, among other things that may be missing.
     """
@@ -62,13 +62,13 @@ def trouble(device: torch.device) -> str | None:
 
 
 def one_channel(x: Tensor, weight: Tensor, channels: int | None = None) -> tuple[Tensor, Tensor]:
-    """Input and weight of an equivalent convolution of one channel, for an image whose channels are all equal.
+    """Input and weight of an equivalent one-channel convolution, for an image whose channels are all equal.
 
     Args:
         x: (B, C, X, Y, Z) with equal channels.
         weight: (O, C, kx, ky, kz).
-        channels: Number of channels of the result; all but the first are zeros. If not given, the fastest number: 8 in
-            float16 and bfloat16 on CUDA, else 1.
+        channels: Number of channels of the result; all but the first are zeros. If not given, the fastest number is
+            taken: 8 for float16 and bfloat16 on CUDA, else 1.
 
     Returns:
         (B, channels, X, Y, Z), channels last, and (O, channels, kx, ky, kz).
@@ -87,10 +87,10 @@ def one_channel(x: Tensor, weight: Tensor, channels: int | None = None) -> tuple
 
 
 def joined(up: nn.ConvTranspose3d, x: Tensor, skip: Tensor) -> Tensor:
-    """``torch.cat((up(x), skip), 1)`` without gradients, channels last; adding the bias also copies into place.
+    """``torch.cat((up(x), skip), 1)`` without gradients, channels last; the addition of the bias copies into place.
 
     Args:
-        up: A transposed convolution whose stride is its kernel.
+        up: Transposed convolution whose stride equals its kernel size.
         x: (B, C, x, y, z).
         skip: (B, S, X, Y, Z).
     """
@@ -110,12 +110,12 @@ def average_to(maps: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Mean over equal boxes, (B, C, X, Y, Z), channels last → (B, C, *grid).
 
     The first axis is averaged by a matrix product, which reads the map once at the speed of memory, and whose backward
-    pass writes it once; little work is left for the other axes.
+    pass writes it once; after that, little is left for the other axes.
     """
     b, c, *shape = maps.shape
     size, *others = (n // cells for n, cells in zip(shape, grid, strict=True))
     rows = maps.permute(0, 2, 3, 4, 1).reshape(b, shape[0], -1)  # (B, X, Y·Z·C)
-    share = 0.5 ** (size - 1).bit_length()  # a power of two, which is exact in any precision; it keeps sums small
+    share = 0.5 ** (size - 1).bit_length()  # a power of two is exact in any precision; it keeps sums small
     matrix = torch.eye(grid[0], dtype=maps.dtype, device=maps.device).mul_(share).repeat_interleave(size, 1)
     sums = torch.bmm(matrix.expand(b, -1, -1), rows).view(b, grid[0], grid[1], others[0], grid[2], others[1], c)
     means = sums.mean((3, 5))
@@ -131,7 +131,7 @@ def normalise(x: Tensor, norm: nn.InstanceNorm3d, negative_slope: float | None, 
         x: (B, C, X, Y, Z), channels last; without gradients, it is overwritten with the result.
         norm: Affine instance norm without running statistics.
         negative_slope: Slope of the leaky ReLU; ``None`` for no leaky ReLU.
-        bias: (C,) bias of the preceding convolution, which the norm cancels; its gradient is zero.
+        bias: (C,) bias of the preceding convolution, which the norm cancels, so that its gradient is zero.
     """
     if torch.is_grad_enabled():
         result: Tensor = _Normalise.apply(x, norm.weight, norm.bias, bias, norm.eps, negative_slope)  # type: ignore[no-untyped-call]
@@ -208,7 +208,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each column, at least in float32."""
+    """Mean and 1 / standard deviation of each column, in float32 or wider."""
     if _on_gpu(rows):
         mean, inverse = torch.batch_norm_stats(rows, eps)
         return mean, inverse
@@ -217,7 +217,7 @@ def _statistics(rows: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _scale(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | None, out: Tensor) -> None:
-    """Scale and shift columns, then leaky ReLU; computed at least in float32, whatever the type of the rows."""
+    """Scale and shift columns, then apply leaky ReLU; in float32 or wider, whatever the type of the rows."""
     kernel = triton_kernels.scale_and_leaky_relu if _on_gpu(rows) else None
     if kernel is not None:
         slope = 1.0 if negative_slope is None else negative_slope
@@ -236,7 +236,7 @@ def _scale(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | 
 def _backward(
     gradient: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the norm's input (V, C), weight and bias (C,)."""
+    """Gradients of the norm's input, (V, C), and of its weight and bias, (C,) each."""
     if _on_gpu(rows):
         sums, products, of_weight, of_bias = torch.batch_norm_backward_reduce(
             gradient, rows, mean, inverse, weight, True, True, True

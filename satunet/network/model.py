@@ -40,7 +40,7 @@ class PromptedUNet(nn.Module):
 
     Attributes:
         config: Configuration of the network.
-        deep_supervision: Whether ``forward`` returns all scales; nnU-Net's trainer switches it.
+        deep_supervision: Whether ``forward`` returns all scales; nnU-Net's trainer switches it on and off.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -56,8 +56,8 @@ class PromptedUNet(nn.Module):
             nn.GELU(),
         )
         self.transformer_decoder = QueryDecoder(config)
-        # The published network ends its mask heads with a GELU, which allows a mask embedding hardly any negative
-        # values; planned networks have none and learn faster.
+        # The published network ends its mask heads with a GELU, which leaves mask embeddings almost no negative values;
+        # planned networks have no GELU there and learn faster.
         full, *lower = (_mask_head(config.query_dim, hidden, out, gelu=published) for hidden, out in config.mask_heads)
         self.mid_mask_embed_proj = nn.ModuleList(lower)
         self.mask_embed_proj = full
@@ -66,8 +66,8 @@ class PromptedUNet(nn.Module):
             self.logit_bias = None
             self.logit_scale = None
         else:
-            # Most classes fill a thousandth of a patch. A network that starts at a probability of one half spends
-            # hundreds of steps on learning that. The scale compensates the small dot products of fresh mask heads.
+            # Most classes fill about a thousandth of a patch. A network that starts at a probability of one half spends
+            # hundreds of steps learning that. The scale compensates for the small dot products of fresh mask heads.
             self.logit_bias = nn.Parameter(torch.full((len(config.mask_heads),), -4.0))
             self.logit_scale = nn.Parameter(torch.full((len(config.mask_heads),), 3.0))
 
@@ -75,7 +75,7 @@ class PromptedUNet(nn.Module):
         """Run the backbone.
 
         Args:
-            image: (B, 1, X, Y, Z), normalised intensities; every size divisible by ``config.divisor``.
+            image: (B, 1, X, Y, Z) normalised intensities; every size is divisible by ``config.divisor``.
 
         Raises:
             ValueError: The number of channels is not 1, or a size is not divisible.
@@ -89,7 +89,7 @@ class PromptedUNet(nn.Module):
         grid = (int(x), int(y), int(z))
         pooled = [_average_to(skip, grid) for skip in skips]
         tokens = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # (B, T, sum of features)
-        # A backbone that computes in bfloat16 without autocast returns bfloat16; under autocast the type is irrelevant.
+        # A backbone that computes in bfloat16 without autocast returns bfloat16; autocast makes the type irrelevant.
         memory = self.projection_layer(tokens.to(next(self.projection_layer.parameters()).dtype))
         return ImageFeatures(memory=memory, grid=grid, maps=tuple(maps[: len(self.config.mask_heads)]))
 
@@ -109,8 +109,8 @@ class PromptedUNet(nn.Module):
             modality: (B,) indices into :data:`satunet.datasets.raw.MODALITIES`; used by the adapter only.
 
         Returns:
-            One embedding per scale: (B, N, C_s + 1) for planned networks, whose last entry is the bias of the logits,
-            and (B, N, C_s) for the published ones.
+            One embedding per scale: (B, N, C_s + 1) for planned networks, where the last entry is the bias of the
+            logits, and (B, N, C_s) for the published networks.
 
         Raises:
             ValueError: The width of the queries is not ``config.text_dim``.
@@ -166,8 +166,8 @@ def mask_logits(feature_map: Tensor, embedding: Tensor) -> Tensor:
 def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Mean over equal boxes, (B, C, X, Y, Z) → (B, C, *grid); the strides may differ from axis to axis.
 
-    Torch's own pooling gives the same, but its backward pass on a GPU is not deterministic. The mean is taken axis by
-    axis: the first one leaves little to read, and its inner loop is long in any memory layout.
+    Torch's own pooling gives the same result, but its backward pass on a GPU is not deterministic. The mean is taken
+    axis by axis: the first axis leaves little to read, and its inner loop is long in any memory layout.
     """
     if feature_map.is_contiguous(memory_format=torch.channels_last_3d):
         return average_to(feature_map, grid) if feature_map.is_cuda else _average_rows(feature_map, grid)
@@ -180,10 +180,10 @@ def _average_to(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
 
 
 def _average_rows(feature_map: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """As :func:`_average_to` for channels last in memory.
+    """:func:`_average_to` for maps with channels last in memory.
 
-    The means are taken from the last axis to the first: then all channels of neighbouring voxels are read in one piece,
-    ten times as fast as from the first axis to the last.
+    The means are taken from the last axis to the first, so that all channels of neighbouring voxels are read in one
+    piece, ten times as fast as from the first axis to the last.
     """
     batch, channels, *shape = feature_map.shape
     means, inner = feature_map.permute(0, 2, 3, 4, 1), channels  # (B, X, Y, Z, C), contiguous

@@ -20,7 +20,7 @@ from satunet.errors import ModelError
 from satunet.network.config import NetworkConfig
 
 PUBLISHED_MODALITIES = ("ct", "mri", "us", "pet")
-"""Modalities of the rows of the published modality embedding."""
+"""Modality of each row of the published modality embedding."""
 
 _FIRST_WEIGHT = "backbone.encoder.stages.0.0.convs.0.conv.weight"
 _ALIASES = (
@@ -31,7 +31,7 @@ _ALIASES = (
 
 
 def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint, with names without the prefix of DDP.
+    """The tensors of a published checkpoint, without DDP's prefix in their names.
 
     Raises:
         ModelError: There is no ``model_state_dict``, or it holds anything but tensors.
@@ -39,7 +39,7 @@ def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[
     state = checkpoint.get("model_state_dict")
     if not isinstance(state, Mapping) or not state:
         raise ModelError(
-            f"{source}: no checkpoint of SAT: it should hold 'model_state_dict', and has {sorted(map(str, checkpoint))}"
+            f"{source}: not a SAT checkpoint: it must hold 'model_state_dict', but holds {sorted(map(str, checkpoint))}"
         )
     other = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
     if other:
@@ -48,7 +48,7 @@ def state_dict_of(checkpoint: Mapping[str, Any], *, source: Path | str) -> dict[
 
 
 def network_state(state: Mapping[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
-    """One tensor per parameter; second names are dropped, after a check that both copies are equal.
+    """One tensor per parameter; second names are dropped after a check that both copies are equal.
 
     Raises:
         ModelError: Two names of a parameter have different values; the message lists them.
@@ -74,7 +74,7 @@ def preset_of(state: Mapping[str, Tensor], presets: Sequence[NetworkConfig], *, 
     """The preset of a checkpoint, recognised by the width of its first convolution.
 
     Raises:
-        ModelError: No preset fits.
+        ModelError: No preset matches.
     """
     first = state.get(_FIRST_WEIGHT)
     widths = {config.features_per_stage[0]: config for config in presets}
@@ -82,8 +82,8 @@ def preset_of(state: Mapping[str, Tensor], presets: Sequence[NetworkConfig], *, 
         got = "is missing" if first is None else f"has shape {tuple(first.shape)}"
         known = ", ".join(f"{config.preset}: {width} features" for width, config in widths.items())
         raise ModelError(
-            f"{source}: no network of SAT: the first convolution, {_FIRST_WEIGHT}, {got} (known are {known}); there are "
-            f"{len(state)} tensors, such as {', '.join(sorted(state)[:3])}"
+            f"{source}: not a SAT network: the first convolution, {_FIRST_WEIGHT}, {got} (known are {known}); the "
+            f"checkpoint has {len(state)} tensors, such as {', '.join(sorted(state)[:3])}"
         )
     return widths[first.shape[0]]
 
@@ -100,7 +100,7 @@ def modality_rows(published: Tensor, modalities: Sequence[str]) -> tuple[Tensor,
     untrained, and its origin says so.
 
     Args:
-        published: (4 or 5, D), with the rows :data:`PUBLISHED_MODALITIES`; a fifth row was never used.
+        published: (4 or 5, D) with the rows :data:`PUBLISHED_MODALITIES`; SAT never used a fifth row.
         modalities: Modalities of the returned rows.
     """
     trained = [PUBLISHED_MODALITIES.index(m) for m in ("ct", "mri", "pet")]

@@ -1,4 +1,4 @@
-"""Kernels for GPUs, in Triton, which comes with torch for CUDA; without it they are ``None``."""
+"""GPU kernels in Triton, which comes with torch for CUDA; without Triton, they are ``None``."""
 
 from typing import Any
 

@@ -211,12 +211,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
 
 def test_swapped_files_are_refused(tmp_path: Path) -> None:
     network, text = network_checkpoint(tmp_path / "nano.pth"), text_checkpoint(tmp_path / "text.pth")
-    with pytest.raises(ModelError, match=r"text\.pth: no network of SAT.*nano: 4 features"):
+    with pytest.raises(ModelError, match=r"text\.pth: not a SAT network.*nano: 4 features"):
         do_import(tmp_path, checkpoint=text, text_encoder=network)
-    with pytest.raises(ModelError, match=r"nano\.pth: no text encoder of SAT"):
+    with pytest.raises(ModelError, match=r"nano\.pth: not SAT's text encoder"):
         do_import(tmp_path, checkpoint=network, text_encoder=network)
     torch.save({"weights": {}}, tmp_path / "other.pth")
-    with pytest.raises(ModelError, match=r"'model_state_dict', and has \['weights'\]"):
+    with pytest.raises(ModelError, match=r"'model_state_dict', but holds \['weights'\]"):
         do_import(tmp_path, checkpoint=tmp_path / "other.pth")
 
 

@@ -1,1 +1,1 @@
-"""The engine that runs the network fast on a CPU."""
+"""Fast prediction and training steps of the network on a CPU."""

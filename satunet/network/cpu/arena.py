@@ -1,6 +1,6 @@
 """A memory pool for large maps, reused from map to map and from patch to patch.
 
-The system's allocator gives every large tensor fresh pages and takes them back afterwards. A network then waits for one
+The system's allocator gives every large tensor fresh pages and takes them back afterwards. A network then spends one
 page fault per 4 KB of every map, which takes longer than normalising the map.
 """
 
@@ -36,30 +36,30 @@ class _Span:
 class Arena:
     """A pool of tensors whose memory is returned to it when they are garbage-collected.
 
-    The pool grows when no free span is large enough; completely free segments are then first returned to the system.
-    For patches of one size it does not grow after the first, and is a tenth to a third larger than the peak use. Its
-    memory is freed when the pool and the last of its tensors are gone. A copy of a pool starts empty.
+    The pool grows when no free span is large enough; before that, it returns completely free segments to the system.
+    With patches of one size, it does not grow after the first patch, and is a tenth to a third larger than the peak
+    use. Its memory is freed when the pool and the last of its tensors are gone. A copy of a pool starts empty.
     """
 
     def __init__(self) -> None:
         self._segments: dict[int, Tensor] = {}
         self._numbers = itertools.count()
         self._free: list[_Span] = []
-        self._returned: deque[_Span] = deque()  # appended to by finalizers, which may run at any point of any thread
+        self._returned: deque[_Span] = deque()  # finalizers append to it, at any point of any thread
         self._lock = threading.Lock()
 
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A contiguous CPU tensor with arbitrary content.
 
         Raises:
-            RuntimeError: Memory is short (torch's own error).
+            RuntimeError: There is not enough memory (torch's own error).
         """
         count = math.prod(shape)
         size = max(1, -(-count * dtype.itemsize // _ALIGNMENT)) * _ALIGNMENT
         with self._lock:
             span = self._take(size)
         with torch.inference_mode(False):  # so that it can be written to in any mode
-            # torch keeps this numpy view exactly as long as any tensor shares the memory.
+            # torch keeps this numpy view alive exactly as long as any tensor shares the memory.
             memory = self._segments[span.segment][span.start : span.end].numpy()
             weakref.finalize(memory, self._returned.append, span).atexit = False
             return torch.from_numpy(memory).view(dtype)[:count].view(shape)
@@ -69,7 +69,7 @@ class Arena:
 
     @property
     def size(self) -> int:
-        """Size in bytes, whether in use or not."""
+        """Size in bytes, used and free."""
         return sum(segment.numel() for segment in self._segments.values())
 
     def _take(self, size: int) -> _Span:
@@ -87,7 +87,7 @@ class Arena:
         return _Span(best.segment, best.start, best.start + size)
 
     def _drop_idle(self) -> None:
-        """Free the unused segments, all of which are too small."""
+        """Return the unused segments, all of which are too small, to the system."""
         idle = {span.segment for span in self._free if span.size == self._segments[span.segment].numel()}
         self._free = [span for span in self._free if span.segment not in idle]
         for number in idle:

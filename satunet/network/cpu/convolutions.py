@@ -1,4 +1,4 @@
-"""Convolutions on a CPU for a range of planes: oneDNN's own, and Winograd's algorithm along the first axis.
+"""Convolutions on a CPU for a range of planes: oneDNN's own, or Winograd's algorithm along the first axis.
 
 Maps are (1, C, X, Y, Z) with channels last in memory, or (X, Y, Z, C), which has the same layout.
 """
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 _trying = threading.Lock()
 
 Planes = tuple[int, int]
-"""First plane along X, and the one after the last."""
+"""First plane along X, and the plane after the last."""
 
 CHUNK_BYTES = 4 << 20
-"""Bytes of a map that a thread handles at once: small enough for a cache, large enough that calls cost little."""
+"""Number of bytes of a map that a thread handles at once: few enough for the cache, enough that calls cost little."""
 WINOGRAD_BYTES = (4 << 20) // 3
 """The same for Winograd's algorithm, which needs six planes of the input and six of the output for every four."""
 MOST_WINOGRAD_BYTES = 256 << 20
@@ -58,7 +58,7 @@ OUTPUT = torch.tensor(
 
 
 class Kernel:
-    """Weights of a convolution in oneDNN's own layout; otherwise oneDNN would convert them in every call.
+    """Weights of a convolution in oneDNN's own layout, so that oneDNN need not convert them in every call.
 
     Args:
         weight: (O, C, ky, kz) or (O, C, kx, ky, kz), float32 or bfloat16.
@@ -74,7 +74,7 @@ class Kernel:
         self._tried = False
 
     def __call__(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-        """(N, C, …) → (N, O, …), both with channels last; padding with zeros."""
+        """(N, C, …) → (N, O, …), both with channels last; the padding is zero."""
         if not self._tried:
             with _trying:
                 if not self._tried:  # another thread was faster
@@ -88,14 +88,14 @@ class Kernel:
     def _put_in_order(self, x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> None:
         """Convert the weights to oneDNN's layout for ``x``, unless oneDNN cannot compute with their type."""
         if onednn_is_arms():
-            return  # its convolutions take the usual layout
+            return  # convolutions of ARM's Compute Library take the usual layout
         try:
             ordered = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight, list(padding), list(stride), [1] * len(stride), 1, list(x.shape)
             )
             self._by_onednn(ordered, x, stride, padding)
         except (AttributeError, RuntimeError) as error:
-            logger.debug("convolutions without oneDNN's order of weights: %s", str(error).partition("\n")[0])
+            logger.debug("convolutions without oneDNN's layout of weights: %s", str(error).partition("\n")[0])
         else:
             self._weight = ordered
 
@@ -125,9 +125,9 @@ def winograd_pays(conv: nn.Conv3d, extents: Sequence[int]) -> bool:
 
 
 def pieces_of(out: Tensor, multiple: int, size: int) -> list[Planes]:
-    """Ranges of planes of (X, Y, Z, O) of at most ``size`` bytes each, unless ``multiple`` planes are already larger.
+    """Ranges of planes of (X, Y, Z, O), of at most ``size`` bytes each unless ``multiple`` planes are already larger.
 
-    There are always several pieces per thread, so that all threads finish at about the same time.
+    A large map is cut into several pieces per thread, so that all threads finish at about the same time.
     """
     planes = out.shape[0]
     count = max(1, size // (out[0].numel() * out.element_size() * multiple))
@@ -142,7 +142,7 @@ def winograd(x: Tensor, kernels: Sequence[Kernel], padding: Sequence[int], plane
 
     Args:
         x: (X, Y, Z, C) float32, contiguous.
-        kernels: Six transformed kernels of two axes (:func:`transformed`).
+        kernels: Six transformed kernels with two axes (:func:`transformed`).
         padding: Padding of the last two axes; the first has 1.
         planes: Range of planes; the first is a multiple of 4.
         out: (X, Y, Z, O) array to write to.
@@ -173,9 +173,9 @@ def direct(
 
     Args:
         x: (1, C, X, Y, Z), channels last.
-        kernel: Kernel size along three axes.
+        kernel: Kernel with three axes.
         stride: Stride along each axis.
-        padding: Padding along each axis, with zeros.
+        padding: Zero padding along each axis.
         planes: Range of planes.
         out: (X', Y', Z', O) array to write to.
     """

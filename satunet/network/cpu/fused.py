@@ -1,25 +1,25 @@
-"""The backbone on a CPU, faster than its modules one by one, without a compiler.
+"""The backbone on a CPU, faster than running its modules one by one, and without a compiler.
 
-Costs of PyTorch's eager mode on a CPU, and how they are avoided:
+What PyTorch's eager mode spends time on, and how that is avoided here:
 
-- *Convolutions in float32* run close to the peak of the cores, so only fewer multiplications help: Winograd's F(4, 3)
-  along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for four
-  planes instead of twelve. It is used along one axis only: without special kernels, transforms over several axes cost
-  more memory traffic than they save, and they round more.
+- *Convolutions in float32* run close to the peak of the cores, so that only fewer multiplications help: Winograd's
+  F(4, 3) along the first spatial axis (Winograd 1980; Lavin & Gray, CVPR 2016) takes six 2D convolutions (oneDNN's) for
+  four planes instead of twelve. It is used along one axis only: without special kernels, transforms over several axes
+  cost more memory traffic than they save, and they round more.
 - *Instance norm* takes ten times as long as a copy. Here it is two passes over memory: statistics of pieces while they
   are in the cache, then scale, shift and leaky ReLU piece by piece.
-- *Fresh memory* for every map costs more than the norm; memory is reused (:mod:`satunet.network.cpu.arena`).
+- *Fresh memory* for every map costs more than the norm, so memory is reused (:mod:`satunet.network.cpu.arena`).
 - *Weights* are converted to oneDNN's layout once, not in every call
   (:class:`satunet.network.cpu.convolutions.Kernel`).
 - *The convolution's bias* is dropped, because the norm that follows subtracts it again.
-- *Concatenation* of the skip connection needs no copy: the transposed convolution, a matrix product because its stride
-  equals its kernel, writes its result in place.
-- *The first convolution* sees one channel instead of the same channel three times, always in float32: matrix units for
-  bfloat16 gain nothing from one channel, and the image is not rounded.
+- *Concatenation* of the skip connection needs no pass of its own: the transposed convolution, a matrix product because
+  its stride equals its kernel size, writes its result into the joined map.
+- *The first convolution* sees one channel instead of three equal ones, always in float32: bfloat16 matrix units gain
+  nothing with one channel, and the image is not rounded.
 
 Maps are (1, C, X, Y, Z) with channels last in memory. In bfloat16, convolutions are oneDNN's where available, else
 torch's, and statistics are float32. Weights must not be changed once the network has run: norms would use the new
-ones, convolutions would not.
+weights, but convolutions would not.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Setup:
     """Settings shared by all layers of a network.
 
     Attributes:
-        dtype: float32 or bfloat16.
-        norm: Function that normalises pieces.
+        dtype: Type of the maps, float32 or bfloat16.
+        norm: Functions that normalise pieces.
         arena: Memory for maps.
     """
 
@@ -66,12 +66,12 @@ class Setup:
 class FusedBlock(nn.Module):
     """A :class:`ConvBlock` for inference.
 
-    Threads compute the map in pieces of a few planes and add up the statistics of each piece while it is in the cache.
-    When all pieces are there, they are normalised.
+    Threads compute the map in pieces of a few planes and sum up the statistics of each piece while it is in the cache.
+    When all pieces are computed, they are normalised.
 
     Args:
         block: The block; its weights are shared, and copied only if another layout is needed.
-        setup: Shared settings.
+        setup: Settings of the network.
         shared_input: Whether all input channels are equal, so that only one is passed, in float32.
     """
 
@@ -216,8 +216,8 @@ def _fused(stack: nn.Module, setup: Setup, *, shared_input: bool = False) -> nn.
 class FusedUp(nn.Module):
     """A transposed convolution whose stride is its kernel, and the concatenation that follows it.
 
-    Every voxel becomes sx·sy·sz voxels, by one matrix product for each offset in x and y, whose rows are read and
-    written in memory order.
+    Every voxel becomes sx·sy·sz voxels by one matrix product for each offset in x and y; its rows are read and written
+    in memory order.
     """
 
     def __init__(self, up: nn.ConvTranspose3d, setup: Setup) -> None:
@@ -227,7 +227,7 @@ class FusedUp(nn.Module):
 
     @cached_property
     def _kernels(self) -> list[list[Kernel]]:
-        """Kernels of the offsets in x and y, (sz·O, C, 1, 1) each."""
+        """One kernel for each offset in x and y, (sz·O, C, 1, 1)."""
         matrix = self._up.weight.detach().permute(2, 3, 4, 1, 0).flatten(2, 3).to(self._dtype)  # (sx, sy, sz·O, C)
         bias = self._up.bias.detach().repeat(self.stride[2]).to(self._dtype)  # type: ignore[union-attr]
         return [[Kernel(rows[:, :, None, None], bias) for rows in of_x] for of_x in matrix]
@@ -259,8 +259,8 @@ class FusedUNet(nn.Module):
 
     Args:
         backbone: Backbone with its weights; it is not changed.
-        dtype: float32 or bfloat16.
-        norm: Function that normalises pieces; torch's operators if not given.
+        dtype: Type of the maps, float32 or bfloat16.
+        norm: Functions that normalise pieces; the ordinary :class:`~satunet.network.cpu.norms.Norm` if not given.
     """
 
     def __init__(self, backbone: UNet, dtype: torch.dtype, norm: Norm | None = None) -> None:
@@ -279,7 +279,7 @@ class FusedUNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """As :meth:`UNet.forward`; the input's channels must be equal, and only the first is read."""
+        """Like :meth:`UNet.forward`; the input's channels must be equal, and only the first is read."""
         with torch.autocast("cpu", enabled=False):
             found = [self._one(one[None, :1]) for one in image]
         if len(found) == 1:

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from satunet.network.cpu.team import scratch
 
 _GROUP = 16
-"""Number of voxels treated as one row of 16·C values, because operators have a cost per row and sums get shorter."""
+"""Number of voxels treated as one row of 16·C values: operators have a cost per row, and sums get shorter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moments:
-    """Statistics of the rows of a piece, or of all.
+    """Statistics of the rows of a piece, or of all pieces.
 
     Attributes:
         count: Number of rows.
-        mean: (C,) float64.
-        deviation: (C,) float64, sum of the squared distances from the mean.
+        mean: (C,) float64 mean of the rows.
+        deviation: (C,) float64 sum of the squared differences from the mean.
     """
 
     count: int
@@ -34,13 +34,13 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor) -> Moments:
-        """Moments of (voxels, C), float32 or bfloat16, by torch's batch norm, which computes the mean first."""
+        """Moments of (voxels, C) rows, float32 or bfloat16, by torch's batch norm, which computes the mean first."""
         count, channels = rows.shape
         groups = count // _GROUP
         parts = []
         if groups:
             image = rows[: groups * _GROUP].view(1, groups, 1, _GROUP * channels).permute(0, 3, 1, 2)
-            # Passing running statistics, which are not used, makes torch keep those of bfloat16 in float32.
+            # With running statistics (which are not used), torch keeps the statistics of bfloat16 in float32.
             unused = torch.zeros(2, _GROUP * channels, dtype=torch.float32, device="cpu")
             mean, variance = torch.batch_norm_update_stats(image, unused[0], unused[1], 0.0)
             means = mean.view(_GROUP, channels).double()
@@ -56,7 +56,7 @@ class Moments:
 
     @classmethod
     def together(cls, parts: Sequence[Moments]) -> Moments:
-        """Moments of all parts combined (Chan, Golub & LeVeque 1979)."""
+        """Combined moments of all parts (Chan, Golub & LeVeque 1979)."""
         counts = torch.tensor([part.count for part in parts], dtype=torch.float64, device="cpu")[:, None]
         means = torch.stack([part.mean for part in parts])
         count = int(counts.sum())
@@ -65,7 +65,7 @@ class Moments:
         return cls(count=count, mean=mean, deviation=torch.stack([p.deviation for p in parts]).sum(0) + between)
 
     def scale_and_offset(self, gain: Tensor, offset: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Factor and offset of instance norm, (C,) float32 each."""
+        """Scale and offset of the instance norm, (C,) float32 each."""
         scale = gain / (self.deviation / self.count + eps).sqrt()
         return scale.float(), (offset - self.mean * scale).float()
 
@@ -84,7 +84,7 @@ def scale_(rows: Tensor, scale: Tensor, offset: Tensor, negative_slope: float | 
 
 
 def row_groups(rows: Tensor) -> list[Tensor]:
-    """(voxels, C) as views of (groups, 16·C), and of the voxels that are left, (rest, C)."""
+    """(voxels, C) as a view of (groups, 16·C), and of the remaining voxels, (rest, C)."""
     count, channels = rows.shape
     wide = count // _GROUP * _GROUP
     parts = [rows[:wide].view(-1, _GROUP * channels)] if wide else []
@@ -93,11 +93,11 @@ def row_groups(rows: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Norm:
-    """Functions that normalise maps; an engine may use other functions with the same result.
+    """Functions that normalise maps; an engine may substitute functions with the same result.
 
     Attributes:
-        moments: Function of a piece, like :meth:`Moments.of`.
-        scale: Function like :func:`scale_`.
+        moments: Function that computes the moments of a piece, like :meth:`Moments.of`.
+        scale: Function that normalises rows in place, like :func:`scale_`.
         in_pieces: Whether threads call ``scale`` for pieces in parallel; else it is called once for the whole map.
     """
 

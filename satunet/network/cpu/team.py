@@ -1,7 +1,7 @@
 """Threads that compute pieces of a layer in parallel, each with a single torch thread.
 
-torch splits every operator among its threads and waits for the slowest one at the end. A network has thousands of
-operators, and if another process uses the cores too, each of these waits may last a time slice. Here, a layer is cut
+torch splits every operator among its threads and waits for the slowest thread at the end. A network has thousands of
+operators, and if another process uses the cores, too, each of these waits may last a time slice. Here, a layer is cut
 into pieces that free threads take one by one, so that threads wait only once per layer.
 """
 
