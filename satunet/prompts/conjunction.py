@@ -1,8 +1,8 @@
-"""Prompts that list several things: "liver, spleen and left kidney".
+"""Prompts that list several structures: "liver, spleen and left kidney".
 
-A list is accepted only if each of its things is understood, and if it is clear which words belong together: in "left
-hippocampus and amygdala" the side may belong to both, in "liver and tumor" the tumor may be the liver's. Such lists are
-refused with the reason. Things may share a word: "frontal and parietal lobes", "gluteus maximus and medius".
+A list is accepted only if each structure in it is understood and it is clear which words belong together: in "left
+hippocampus and amygdala", the side may belong to both; in "liver and tumor", the tumor may be the liver's. Such lists
+are refused with the reason. Structures may share a word: "frontal and parietal lobes", "gluteus maximus and medius".
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
 
     Args:
         tokens: Words and separators.
-        classes_of: Classes that a clause names; empty if none.
-        index: The classes.
+        classes_of: Function that returns the classes that a clause names; empty if none.
+        index: Index of the classes.
 
     Returns:
-        The meaning; ``None`` if the tokens are no list, or if a thing in it is unknown.
+        The meaning; ``None`` if the tokens are not a list, or if a structure in it is unknown.
     """
     if not {*SEPARATORS, "and"} & set(tokens):
         return None
-    # Some classes have an "and" in their name ("portal vein and splenic vein"), so commas are tried first.
+    # Some classes have an "and" in their name ("portal vein and splenic vein"), so commas alone are tried first.
     for separators in ((*SEPARATORS,), (*SEPARATORS, "and")):
         parts = [read_clause(part) for part in split_clauses(tokens, separators)]
         if len(parts) < 2:
@@ -55,14 +55,14 @@ def read_list(tokens: Sequence[str], classes_of: _ClassesOf, index: ClassIndex) 
 
 
 def _share_side(parts: list[Clause]) -> list[Clause]:
-    """Give the only side in a list of ribs to all of them: "left 5th and 6th ribs"."""
+    """If only one side is given in a list of ribs, give it to all of them: "left 5th and 6th ribs"."""
     sides = {p.side for p in parts if p.side is not None}
     ribs = all(len(p.words) == 1 and p.words[0].startswith("rib:") for p in parts)
     return [replace(p, side=next(iter(sides))) for p in parts] if ribs and len(sides) == 1 else parts
 
 
 def _share_words(parts: list[Clause], classes_of: _ClassesOf, index: ClassIndex) -> list[Clause]:
-    """Complete parts that name no class by themselves with words and side of the previous or the last part."""
+    """Complete parts that name no class by themselves with the words and side of the previous or last part."""
     last, done = parts[-1], list(parts)
     for i, part in enumerate(parts):
         if classes_of(part):
@@ -87,28 +87,28 @@ def _share_words(parts: list[Clause], classes_of: _ClassesOf, index: ClassIndex)
 
 
 def _lacks_type(part: Clause, last: Clause, index: ClassIndex) -> bool:
-    """Whether a part with a side lacks the last part's type of structure: "left precentral and postcentral gyrus"."""
+    """Whether a part with a side lacks the last part's word for its type: "left precentral and postcentral gyrus"."""
     sided = part.side in ("left", "right") and last.side is None
     return sided and last.words[-1] in TYPES_LEFT_OUT and index.find(part.key) is None
 
 
 def _unclear(parts: Sequence[Clause], index: ClassIndex) -> str:
-    """Why a list is ambiguous; empty if it is not."""
+    """Reason why a list is ambiguous; empty if it is not."""
     for part, other in pairwise(parts):
         leading = part.side in ("left", "right") and other.side is None
         if leading and _sided(other, index) and not part.last_is_side:
-            return f"the side of {' '.join(other.words)!r} is not clear: name it, or ask for each by itself"
+            return f"the side of {' '.join(other.words)!r} is not clear: name it, or ask for each separately"
         if part.joined_by_of and not other.joined_by_of and not any(":" in w for w in other.words):
-            return f"{' '.join(other.words)!r} may belong to what stands before 'of': ask for each by itself"
+            return f"{' '.join(other.words)!r} may belong to the words before 'of': ask for each separately"
     if parts[-1].last_is_side and parts[-1].side in ("left", "right"):
         unsided = next((p for p in parts[:-1] if p.side is None and _sided(p, index)), None)
         if unsided is not None:
-            return f"the side of {' '.join(unsided.words)!r} is not clear: name it, or ask for each by itself"
+            return f"the side of {' '.join(unsided.words)!r} is not clear: name it, or ask for each separately"
     return _unclear_lesion(parts, index)
 
 
 def _unclear_lesion(parts: Sequence[Clause], index: ClassIndex) -> str:
-    """Why it is unclear to which organ a lesion belongs ("liver and tumor", "lung and liver tumor"), or empty."""
+    """Reason why a lesion's organ is unclear ("liver and tumor", "lung and liver tumor"); empty if it is clear."""
     for lesion in parts:
         kinds = _LESION_WORDS & set(lesion.words)
         bare = set(lesion.words) <= _LESION_WORDS
@@ -119,7 +119,7 @@ def _unclear_lesion(parts: Sequence[Clause], index: ClassIndex) -> str:
             if own & _LESION_WORDS or own <= set(lesion.words):
                 continue
             if any(index.find((side, frozenset(own | kinds))) is not None for side in {None, part.side}):
-                return f"the lesion may be of {' '.join(part.words)!r}: ask for each by itself"
+                return f"the lesion may be in {' '.join(part.words)!r}: ask for each separately"
     return ""
 
 

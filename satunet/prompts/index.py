@@ -1,4 +1,4 @@
-"""Index of the names of a label space's classes, by the keys with which prompts are looked up."""
+"""Index of the class names of a label space, by the keys with which prompts are looked up."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from satunet.prompts.spelling import common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
 TYPES_LEFT_OUT = ("gland", "gyrus", "nucleus")
-"""Types of structures that people often omit: "left parotid", "fusiform", "accumbens"."""
+"""Words for types of structures that people often omit: "left parotid", "fusiform", "accumbens"."""
 
 
 class ClassIndex:
     """Names and synonyms of the classes of a label space.
 
-    A class's own name has precedence over a synonym of another class; a name of two classes finds neither.
+    A class's own name takes precedence over a synonym of another class; a name shared by two classes finds neither.
 
     Args:
-        space: The classes.
+        space: Label space with the classes.
     """
 
     def __init__(self, space: LabelSpace) -> None:
@@ -31,7 +31,7 @@ class ClassIndex:
         self._others = _unique((read_name(name).key, info.name) for info in space.classes for name in other_names(info))
 
     def find(self, key: Key) -> str | None:
-        """The class with a side and words; ``None`` if there is none, or more than one."""
+        """The class with this side and these words; ``None`` if there is none, or more than one."""
         return self._own.get(key) or self._others.get(key)
 
     def find_clause(self, clause: Clause) -> str | None:
@@ -47,12 +47,12 @@ class ClassIndex:
                 if name is not None and self._base(name) in types[kind]:
                     return name
         if len(words) == 1 and words & common_words():
-            return None  # "straight" and "angular" mean other things than gyri, too
+            return None  # "straight" and "angular" have meanings other than gyri
         more = {self._own.get((side, words | {kind})) for kind in TYPES_LEFT_OUT} - {None}
         return more.pop() if len(more) == 1 else None
 
     def find_twin(self, clause: Clause, tokens: Sequence[str]) -> str | None:
-        """The class with exactly these words, among classes whose words mean the same ("lung tumor", "lung cancer")."""
+        """The class spelled exactly so, among classes whose words mean the same ("lung tumor", "lung cancer")."""
         lemmas = {t.removesuffix("s") for t in tokens}
         spelled = [
             n for n in self._twins.get(clause.key, ()) if {t.removesuffix("s") for t in read_tokens(n)} <= lemmas
@@ -72,12 +72,12 @@ class ClassIndex:
         return frozenset(word for table in (self._own, self._others) for _, words in table for word in words)
 
     def has_word(self, word: str) -> bool:
-        """Whether a word, in any form, occurs in names of classes."""
+        """Whether a word occurs, in any form, in the name of a class."""
         return load_vocabulary().lemma(word) in self.words
 
     @cached_property
     def spellings(self) -> frozenset[str]:
-        """All words of names and synonyms, as they are spelled there."""
+        """All words of names and synonyms, in their original spelling."""
         names = (name for info in self.space.classes for name in (info.name, *other_names(info)))
         return frozenset(word for name in names for word in clean_text(name).split())
 
@@ -86,7 +86,7 @@ class ClassIndex:
 
 
 def other_names(info: ClassInfo) -> Iterator[str]:
-    """Synonyms of a class: ours, those of the same structure without a side, and names that datasets use."""
+    """Synonyms of a class: our own, those of the structure without its side, and the names in the datasets."""
     synonyms = load_names().synonyms
     yield from synonyms.get(info.name, ())
     if info.side is not None:

@@ -1,7 +1,7 @@
-"""Levels of the spine, numbers of ribs and segments of the liver, in the ways that people write them.
+"""Levels of the spine, numbers of ribs and segments of the liver, as people write them.
 
-Each becomes one token: ``vertebra:l3``, ``disc:l4:l5``, ``rib:5``, ``segment:8``. A range of them is ``range:l1:l5`` or
-``range:rib:3:5``; ``pair:l4:l5`` may mean a disc, a motion segment or two vertebrae.
+Each becomes one token: ``vertebra:l3``, ``disc:l4:l5``, ``rib:5``, ``segment:8``. A range becomes ``range:l1:l5`` or
+``range:rib:3:5``; ``pair:l4:l5`` may mean a disc, a motion segment, or two vertebrae.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _SEGMENT = re.compile(r"\bsegments? ([ivx]{1,4}|\d)([ab])?(?![\w:])")
 
 
 def mark_levels(text: str) -> str:
-    """Put tokens in place of levels.
+    """Replace levels by tokens.
 
     Args:
-        text: Text in lower case without brackets, with single spaces between words.
+        text: Lower-case text without brackets, with single spaces between words.
     """
     text = re.sub(r"\b(\d{1,2})(?:st|nd|rd|th)\b", r"#\1", text)
     text = re.sub(r"\b(" + "|".join(_ORDINALS) + r")\b", lambda m: f"#{_ORDINALS.index(m[1]) + 1}", text)
@@ -64,14 +64,14 @@ def mark_levels(text: str) -> str:
 
 
 def vertebrae_between(first: str, last: str) -> tuple[str, ...]:
-    """Levels from one to another, both included; empty if they are unknown or not in order."""
+    """Levels from the first to the last, both included; empty if they are unknown or in the wrong order."""
     if first not in _ORDER or last not in _ORDER or _ORDER.index(first) > _ORDER.index(last):
         return ()
     return tuple(_ORDER[_ORDER.index(first) : _ORDER.index(last) + 1])
 
 
 def region_of(level: str) -> str:
-    """``"lumbar"`` for ``"l3"``."""
+    """Region of a level: ``"lumbar"`` for ``"l3"``."""
     return next(region for region, letter in REGIONS.items() if letter == level[0])
 
 

@@ -1,4 +1,4 @@
-"""The result of reading a prompt."""
+"""Results of reading a prompt."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class PromptMatch:
     """The query for one mask: a class, or the prompt's own embedding.
 
     Attributes:
-        prompt: Prompt that the user typed.
-        class_name: Class whose embedding is used; ``None`` for the prompt's own.
-        status: ``"known"``: the prompt names a class; ``"similar"``: it is close to one, either a class with a
-            description ("large liver tumor") or near one for the text encoder; ``"unknown"``: no class is near;
-            ``"embedding"``: the prompt was given as an embedding.
-        similarity: Cosine similarity to the nearest class, if an encoder was used.
+        prompt: Prompt that the user typed, or one of the classes that it stands for.
+        class_name: Class whose embedding is used; ``None`` for the prompt's own embedding.
+        status: Status of the prompt. ``"known"``: it names a class; ``"similar"``: it is close to a class, either as a
+            class with a description ("large liver tumor") or according to the text encoder; ``"unknown"``: no class is
+            close; ``"embedding"``: it was given as an embedding.
+        similarity: Cosine similarity to the nearest class, if an encoder was used; 1 if the prompt names a class.
         nearest: Nearest classes with their similarities, best first.
         expanded_from: Prompt that the user typed, if it stands for several classes and ``prompt`` is one of them.
         note: Note in one sentence: how the prompt was read, or why it was refused.
@@ -51,12 +51,13 @@ class Reading:
 
     Attributes:
         prompt: Prompt that the user typed.
-        status: ``"known"``: the prompt names one class; ``"several"``: it stands for several; ``"similar"``: it is
-            close to one; ``"unknown"``: there is nothing to segment.
-        classes: The classes; for a similar prompt the nearest one; empty for an unknown one.
+        status: Status of the prompt. ``"known"``: it names one class; ``"several"``: it stands for several classes;
+            ``"similar"``: it is close to a class; ``"unknown"``: there is nothing to segment.
+        classes: Classes that the prompt means; the nearest class for a similar prompt, empty for an unknown one.
         similarity: Cosine similarity to the nearest class, if an encoder was used; 1 if the words name a class.
-        nearest: Nearest classes with their similarities, best first, if the prompt names none.
-        reason: How the prompt was read, or why there is nothing to segment; may be empty for the name of a class.
+        nearest: Nearest classes with their similarities, best first, if the prompt names no class.
+        reason: Explanation of how the prompt was read, or why there is nothing to segment; may be empty if the prompt
+            is the name of a class.
     """
 
     prompt: str
@@ -67,7 +68,7 @@ class Reading:
     reason: str = ""
 
     def matches(self) -> list[PromptMatch]:
-        """One match per mask, or a single match that says why there is none."""
+        """One match per mask, or a single match that says why there is no mask."""
         if self.status == "several":
             return [
                 PromptMatch(prompt=name, class_name=name, status="known", similarity=1.0,

@@ -1,4 +1,4 @@
-"""Classes near a prompt: by spelling and words, or by a text encoder among the classes that the words allow."""
+"""Classes near a prompt: by spelling and words, or by a text encoder, among classes whose side agrees."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Nearest = tuple[tuple[str, float], ...]
 
 
 def allowed_classes(clause: Clause, space: LabelSpace) -> list[str]:
-    """Classes whose side agrees with a clause's: never the opposite side, nor classes without a side if it has one."""
+    """Classes whose side agrees with a clause's: classes of that side, or without a side if the clause has none."""
     if clause.side in ("left", "right"):
         return [c.name for c in space.classes if read_name(c.name).side == clause.side]
     return [c.name for c in space.classes if read_name(c.name).side is None]
 
 
 def nearest_by_spelling(prompt: str, clause: Clause, space: LabelSpace, count: int = 3) -> Nearest:
-    """Classes that share words with a prompt or are spelled like it, best first; never of the opposite side."""
+    """Classes that share words with a prompt or are spelled like it, best first; never on the opposite side."""
     from rapidfuzz import fuzz, process
 
     names = allowed_classes(clause, space) or [c.name for c in space.classes if read_name(c.name).side is None]
@@ -42,7 +42,7 @@ class ClassVectors:
     """Embeddings of all texts of a label space's classes, computed once, when the first prompt is compared.
 
     Args:
-        space: The classes.
+        space: Label space with the classes.
         encoder: Text encoder.
     """
 
@@ -51,7 +51,7 @@ class ClassVectors:
         self._space = space
 
     def nearest(self, text: str, names: Sequence[str], count: int = 3) -> Nearest:
-        """Classes of ``names`` whose texts are most like a text, with cosine similarities, best first."""
+        """Classes among ``names`` whose texts are most similar to a text, with cosine similarities, best first."""
         vector = _unit(self.encoder.encode([text]))[0]
         best = np.full(len(self._space.classes), -1.0)
         np.maximum.at(best, self._owners, self._matrix @ vector)

@@ -1,7 +1,7 @@
-"""Parsing of prompts: side, level, words that name a structure, words of other kinds.
+"""Parsing of prompts into side, level, words that name a structure, and words of other kinds.
 
-Prompts and names of classes go through the same function, so that they match regardless of order and form of their
-words. What is compared is a key: a side and a set of words.
+Prompts and class names go through the same function, so that they match regardless of the order and form of their
+words. They are compared by a key: a side and a set of words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[str | None, frozenset[str]]
 SEPARATORS = (",", ";", "/")
 _LESIONS = {"tumor", "lesion", "metastasis", "cyst", "nodule", "edema", "hemorrhage", "infarct", "glioma"}
 _LETTER_SIDES = {"l": "left", "r": "right"}
-_ENDS_ALONE = {"li", "re", "lh", "rh"}  # "re" and "li" are German abbreviations of sides, at either end
+_ENDS_ALONE = {"li", "re", "lh", "rh"}  # German "re" and "li", and "lh" and "rh", mean a side only at either end
 _VERTEBRA_WORDS = {"vertebra", "spine"}
 _DISC_WORDS = {"intervertebral", "disc", "between", "ivd", "interspace", "space", "and", "vertebra"}
 _LATIN_LETTERS = {"a": "arteria", "v": "vena", "m": "musculus", "n": "nervus", "gl": "glandula"}
@@ -38,11 +38,11 @@ class Clause:
     Attributes:
         side: ``"left"``, ``"right"``, ``"both"`` or ``None``; ``"mixed"`` if left and right contradict each other.
         words: Lemmas in order, without sides and fillers.
-        kinds: Kind of word → words of that kind, for words that name no structure.
+        kinds: Kind of word → words of that kind, for words that do not name a structure.
         sized: Whether a size is given.
-        last_is_side: Whether the side comes last.
+        last_is_side: Whether the last word is the side.
         plural: Whether a word is in the plural.
-        joined_by_of: Whether an "of" or "in" stands between words, so that the next part of a list may belong to it.
+        joined_by_of: Whether there is an "of" or "in" between words, so that the next part of a list may belong to it.
     """
 
     side: str | None
@@ -60,13 +60,13 @@ class Clause:
 
 
 def read_tokens(text: str) -> tuple[str, ...]:
-    """Words and separators of a text: lower-case, no accents, levels marked."""
+    """Words and separators of a text, in lower case, without accents, with levels marked."""
     return mark_tokens(clean_text(text))
 
 
 @lru_cache(maxsize=65536)
 def clean_text(text: str) -> str:
-    """A text in lower case, without accents, brackets and hyphens; the spelling of its words is kept."""
+    """A text in lower case, without accents, brackets and hyphens; words keep their spelling."""
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     plain = re.sub(r"[‐-―−]", "-", plain)
@@ -75,7 +75,7 @@ def clean_text(text: str) -> str:
     plain = _LATIN.sub(lambda m: f"{_LATIN_LETTERS[m[1].lower()]} ", plain)
     plain = plain.lower().replace("'s ", " ").replace("’s ", " ").replace("_", " ")
     plain = re.sub(r"-(?=\()|(?<=\))-", " ", plain)
-    # Hyphens join words ("of-the") and levels ("l4-l5", "l-4"); only the former are removed.
+    # Hyphens join words ("of-the") or levels ("l4-l5", "l-4"); only those between words are removed.
     plain = re.sub(
         r"(?<=[a-z]{2})-(?=[a-z])|(?<=[a-z])-(?=[a-z]{2})|(?<=[a-z]{3})-(?=\d)|(?<=\d)-(?=[a-z]{3})", " ", plain
     )
@@ -90,7 +90,7 @@ def clean_text(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def mark_tokens(text: str) -> tuple[str, ...]:
-    """Tokens of a cleaned text; a level is one token, and so are both sides named together."""
+    """Tokens of a cleaned text; a level is one token, and so is "left and right"."""
     plain = _BOTH.sub(" both ", text)
     plain = mark_levels(" ".join(plain.split()))
     plain = re.sub(r"(?<![\d:])([,;/])|([,;/])(?![\d:])", r" \1\2 ", plain)
@@ -130,7 +130,7 @@ def read_name(name: str) -> Clause:
 
 
 def split_clauses(tokens: Sequence[str], at: Iterable[str]) -> list[list[str]]:
-    """Non-empty lists of tokens between separators."""
+    """Non-empty runs of tokens between separators."""
     found: list[list[str]] = [[]]
     separators = set(at)
     for token in tokens:
@@ -142,7 +142,7 @@ def split_clauses(tokens: Sequence[str], at: Iterable[str]) -> list[list[str]]:
 
 
 def _without_request(words: list[str]) -> list[str]:
-    """Words without a leading request such as "please segment the"; "segment of" something is no request."""
+    """Words without a leading request such as "please segment the"; in "segment of", the word is not a request."""
     fillers = load_vocabulary().fillers
     first = 0
     while first < len(words) - 1:

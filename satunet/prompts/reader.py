@@ -1,18 +1,20 @@
-"""The meaning of a user's words to a model is decided here, and only here.
+"""The meaning of a user's words to a model, decided here and nowhere else.
 
-A prompt is parsed into side, level and words (:mod:`satunet.prompts.parsing`). Then these steps are tried in order, and
-the first that succeeds decides:
+A prompt is parsed into side, level and words (:mod:`satunet.prompts.parsing`). Then it is checked, in this order, and
+the first success decides, whether
 
-1. side and words are those of a class or synonym, in any order and form: "tumour of the kidney";
-2. the prompt stands for several classes that the model knows: "both kidneys", "L1-L5", "abdominal organs";
-3. it is another name of a class in a knowledge tree that the user built;
-4. it is a list: "liver and left kidney";
-5. steps 1 to 4 succeed after misspellings are corrected (:mod:`satunet.prompts.spelling`);
-6. it is a class with a description that does not change its meaning: "large liver tumor" is similar to a class.
+1. its side and words are those of a class or synonym, in any order and form: "tumour of the kidney";
+2. it stands for several classes that the model knows: "both kidneys", "L1-L5", "abdominal organs";
+3. it is a list: "liver and left kidney";
+4. it is another name of a class in a knowledge tree that the user has built;
+5. it is a word in another language: nothing is segmented, but the class is suggested;
+6. steps 1 to 3 succeed after misspellings are corrected (:mod:`satunet.prompts.spelling`);
+7. it is a class with a description that does not change its meaning: "large liver tumor" is similar to a class.
 
-Every word counts: "bladder wall" is not the bladder, "no pleural effusion" is no effusion and "liver cyst" is no other
-cyst, because a word remains that no class has. The refusal says what kind of word this is (a negation, a device, a part
-…). The text encoder is only used for prompts without any known word, among the classes that their side allows.
+Every word counts: "bladder wall" is not the bladder, "no pleural effusion" is not an effusion, and "liver cyst" is not
+a cyst elsewhere, because a word remains that no class has. The refusal says what kind of word it is (a negation, a
+device, a part, …). The text encoder is used only for prompts without any known word, among the classes that their side
+allows.
 """
 
 from __future__ import annotations
@@ -34,29 +36,29 @@ from satunet.prompts.spelling import Speller, anatomy_words, common_words
 from satunet.prompts.vocabulary import load_vocabulary
 
 SIMILAR_FROM = 0.85
-"""Smallest cosine similarity at which a text without any known word is taken for a class. Measured on the development
-half of ``tests/prompts/labelled_prompts.tsv`` with both encoders that ship: other structures reach 0.81 ("endocardium"
-to "myocardium", "bladderwrack" to "urinary bladder"), and so do correct ones ("clavical" 0.77 and 0.84)."""
+"""Cosine similarity from which a text without any known word is taken for a class. Measured on the development half of
+``tests/prompts/labelled_prompts.tsv`` with both shipped encoders: wrong structures reach 0.81 ("endocardium" to
+"myocardium", "bladderwrack" to "urinary bladder"), and correct ones are no higher ("clavical" 0.77 and 0.84)."""
 CLASS_PREFIX = "class:"
 _NO_STRUCTURE = {"negation", "uncertainty", "relation", "measurement", "device"}
 _REFUSED = {
     "negation": "{word!r} says what is not there, or not wanted",
     "uncertainty": "{word!r} leaves open what to segment",
-    "relation": "{word!r} says where something is, not what",
-    "measurement": "{word!r} makes it a measurement or a saying, not a structure",
-    "device": "{word!r} is a device or a procedure, which no class of the model is",
-    "finding": "{word!r} is a finding that no class of the model is",
-    "part": "{word!r} makes it a part that no class of the model is",
-    "other": "{word!r} is no class of the model",
+    "relation": "{word!r} says where something is, not what it is",
+    "measurement": "{word!r} makes it a measurement or a figure of speech, not a structure",
+    "device": "{word!r} is a device or a procedure, and the model has no class for it",
+    "finding": "{word!r} is a finding, and the model has no class for it",
+    "part": "{word!r} makes it a part of a structure, and the model has no class for it",
+    "other": "the model has no class for {word!r}",
 }
 
 
 class PromptReader:
-    """Understands prompts for one label space.
+    """Reads prompts for one label space.
 
     Args:
-        space: Classes that the model knows.
-        tree: Knowledge tree; by default the one in the default place, if one was built.
+        space: Label space of the model.
+        tree: Knowledge tree; if not given, the tree at the default path, if there is one.
     """
 
     def __init__(self, space: LabelSpace, tree: KnowledgeTree | None = None) -> None:
@@ -69,16 +71,16 @@ class PromptReader:
         self._groups = {clause.key: (group, clause.plural) for clause, group in named}
 
     def read(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> list[PromptMatch]:
-        """The meaning of a prompt as matches, one for each class that it stands for; see :meth:`interpret`."""
+        """The meaning of a prompt as matches, one per class that it stands for; see :meth:`interpret`."""
         return self.interpret(prompt, encoder).matches()
 
     def interpret(self, prompt: str, encoder: Encoder | Callable[[], Encoder] | None = None) -> Reading:
         """The meaning of a prompt.
 
         Args:
-            prompt: The user's words.
-            encoder: Text encoder for prompts that nothing else explains, or a function that loads it; without one,
-                such prompts are ``"unknown"``.
+            prompt: Words of the user.
+            encoder: Text encoder for prompts that nothing else explains, or a function that loads it; without an
+                encoder, such prompts are ``"unknown"``.
         """
         tokens = read_tokens(prompt)
         found = self._exactly(prompt, tokens)
@@ -107,7 +109,7 @@ class PromptReader:
     def _exactly(self, prompt: str, tokens: Sequence[str]) -> Reading | None:
         """The reading of a prompt that is exactly the name of a class."""
         if "?" in prompt or set(tokens) & {*SEPARATORS, "and"}:
-            name = prompt if prompt in self.space else ""  # unchanged, because separators mean more than spaces
+            name = prompt if prompt in self.space else ""  # not normalised, because separators mean more than spaces
         else:
             name = normalize_name(prompt).canonical
         if name not in self.space or read_clause(tokens).side not in (None, read_name(name).side):
@@ -119,7 +121,7 @@ class PromptReader:
         several = read_list(tokens, self._classes_of, self._index)
         if one is not None and several is not None and several.classes and set(one.classes) != set(several.classes):
             both = " and ".join(map(repr, several.classes))
-            reason = f"it may mean {one.classes[0]!r}, or {both}: ask for each by itself"
+            reason = f"it may mean {one.classes[0]!r}, or {both}: ask for each separately"
             return self._unknown(prompt, read_clause(tokens), reason)
         if one is not None:
             return one
@@ -157,12 +159,12 @@ class PromptReader:
         if any(w.startswith("range:") for w in clause.words):
             return self._range(clause)
         name, plural = self._groups.get(clause.key, ("", False))
-        if name:  # one abdominal organ is not all of them
+        if name:  # "abdominal organ", in the singular, does not mean all of them
             return self._members(name) if clause.plural or not plural else ()
         if clause.side is not None:
             return ()
         pair = self._index.sides(clause)
-        # Left and right of a paired structure make up the structure; the left and the right atrium do not.
+        # The left and right kidney make up "kidney"; the left and right atrium are different structures.
         return pair if all(self.space.info(name).side is not None for name in pair) else ()
 
     def _range(self, clause: Clause) -> tuple[str, ...]:
@@ -186,7 +188,7 @@ class PromptReader:
         return tuple(dict.fromkeys(found))
 
     def _corrected(self, prompt: str) -> Reading | None:
-        """The meaning of a prompt after its misspelled words are corrected; ``None`` if the correction is unclear."""
+        """The meaning of a prompt with its misspelled words corrected; ``None`` if no correction names a class."""
         sides = load_vocabulary().side_of
         right = sum(self._index.has_word(w) and w not in sides for w in read_tokens(prompt))
         for boldness in range(min(right, 2) + 1):
@@ -198,7 +200,7 @@ class PromptReader:
                     found.setdefault(reading.classes, reading)
             if len(found) > 1:
                 choices = " or ".join(repr(reading.prompt) for reading in found.values())
-                return self._unknown(prompt, read_clause(read_tokens(prompt)), f"it may be misspelled {choices}")
+                return self._unknown(prompt, read_clause(read_tokens(prompt)), f"it may be a misspelling of {choices}")
             for classes, reading in found.items():
                 meant = " and ".join(map(repr, classes))
                 said = f"{prompt!r} is read as {reading.prompt!r}"
@@ -211,7 +213,7 @@ class PromptReader:
         return Speller({*self._index.words, *self._index.spellings})
 
     def _described(self, prompt: str, clause: Clause) -> Reading | None:
-        """A class with words that describe it without changing what it is."""
+        """The reading of a class with words that describe it without changing its meaning."""
         described = clause.kinds.get("descriptor", ())
         if set(clause.kinds) - {"descriptor", "part", "finding"} or not (described or clause.sized):
             return None
@@ -222,12 +224,12 @@ class PromptReader:
             return None
         words = ", ".join(map(repr, described)) or "its size"
         return Reading(prompt=prompt, status="similar", classes=classes, similarity=None, nearest=((classes[0], 1.0),),
-                       reason=f"{classes[0]!r}, but for {words}")  # fmt: skip
+                       reason=f"{classes[0]!r}, without regard to {words}")  # fmt: skip
 
     # ---- other sources ------------------------------------------------------------------------------------------
 
     def _by_tree(self, prompt: str, clause: Clause) -> Reading | None:
-        """A class of which the prompt is another name in the tree, with the prompt's own side."""
+        """The reading of a prompt that is another name of a class in the tree, with the prompt's own side."""
         from satunet.knowledge.file import default_tree
 
         tree = self._tree or default_tree()
@@ -265,7 +267,7 @@ class PromptReader:
         note = f"{prompt!r} is {language}; ask for {' and '.join(map(repr, known))}"
         return Reading(prompt=prompt, status="unknown", nearest=tuple((n, 1.0) for n in known), reason=note)
 
-    # ---- what nothing explains ----------------------------------------------------------------------------------
+    # ---- prompts that nothing explains --------------------------------------------------------------------------
 
     def _refused(self, prompt: str, clause: Clause) -> Reading | None:
         """The refusal of a prompt with known words, if no class has all of its words."""
@@ -273,10 +275,10 @@ class PromptReader:
             if kind in clause.kinds:
                 return self._unknown(prompt, clause, reason.format(word=clause.kinds[kind][0]))
         if not clause.words:
-            return self._unknown(prompt, clause, "it names nothing")
+            return self._unknown(prompt, clause, "it does not name a structure")
         known = [w for w in clause.words if w in self._index.words or ":" in w]
         if clause.side == "mixed" or known:
-            what = "it names two sides of one thing" if clause.side == "mixed" else "no class has all of its words"
+            what = "it names both sides of one structure" if clause.side == "mixed" else "no class has all of its words"
             return self._unknown(prompt, clause, what)
         return None
 
@@ -285,17 +287,17 @@ class PromptReader:
         if encoder is None or not names:
             return self._unknown(prompt, clause, "")
         if not self._may_be_a_structure(clause):
-            return self._unknown(prompt, clause, "no class is called so")
+            return self._unknown(prompt, clause, "no class has this name")
         nearest = self._vectors(encoder).nearest(" ".join(prompt.lower().split()), names)
         best = nearest[0][1]
         if best >= SIMILAR_FROM:
             return Reading(prompt=prompt, status="similar", classes=(nearest[0][0],), similarity=best, nearest=nearest,
                            reason=f"close to {nearest[0][0]!r} ({best:.2f})")  # fmt: skip
         return Reading(prompt=prompt, status="unknown", similarity=best, nearest=nearest,
-                       reason="nothing the model knows comes near")  # fmt: skip
+                       reason="no class of the model is close to it")  # fmt: skip
 
     def _vectors(self, given: Encoder | Callable[[], Encoder]) -> ClassVectors:
-        """Embeddings of the classes; they are kept for the next prompt with the same encoder."""
+        """Embeddings of the classes, kept for the next prompt with the same encoder."""
         before = self._asked
         if before is not None and before[0] == given:
             return before[1]
@@ -307,9 +309,9 @@ class PromptReader:
         return vectors
 
     def _may_be_a_structure(self, clause: Clause) -> bool:
-        """Whether to use the encoder: not for codes, words of other kinds, and words derived from a class's.
+        """Whether to use the encoder: not for codes, common words, and words that begin with the word of a class.
 
-        An encoder reads word pieces: to it, "cheeky" and "bladderwrack" are a cheek and a bladder.
+        An encoder reads pieces of words: to it, "cheeky" and "bladderwrack" are a cheek and a bladder.
         """
         if any(len(w) < 4 or not w.isalpha() for w in clause.words):
             return False
@@ -325,6 +327,6 @@ class PromptReader:
 def read_prompts(
     prompts: Sequence[str], space: LabelSpace, encoder: Encoder | None = None, tree: KnowledgeTree | None = None
 ) -> list[PromptMatch]:
-    """Matches of all prompts in order; a prompt that stands for several classes gives one match for each."""
+    """Matches of all prompts, in order; a prompt that stands for several classes gives one match per class."""
     reader = PromptReader(space, tree)
     return [match for prompt in prompts for match in reader.read(prompt, encoder)]

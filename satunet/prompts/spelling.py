@@ -1,8 +1,8 @@
 """Correction of misspelled words in prompts.
 
-A word is corrected if it is no word itself and exactly one known word is one or two edits away: a letter inserted,
-omitted or replaced, or two letters swapped. The first letter must be right, as people rarely misspell it. Short words,
-numbers and words of English or of anatomy are left alone: "ileum" is not "ilium", a "chord" is no cord.
+A word is corrected if it is not a word itself and known words are one or two edits away: a letter inserted, omitted or
+replaced, or two letters swapped. The first letter must be right, as people rarely misspell it. Short words, numbers,
+and words of English or anatomy are left alone: "ileum" is not "ilium", and a "chord" is not a cord.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ANATOMY = Path(__file__).parent / "anatomy_words.txt"
 _WORD = re.compile(r"^[a-z]+$")
 _SHORTEST = 4
 _MOST = 24
-"""Largest number of readings that are tried for a text with several misspelled words."""
+"""Largest number of corrections to try for a text with several misspelled words."""
 _SIDES = ("left", "right")
 _COMMON_FROM = (99, 6, 4)
-"""Length from which a word of English may be a misspelling, by boldness."""
+"""Length from which an English word may be a misspelling, for each boldness."""
 
 
 class Speller:
@@ -46,10 +46,10 @@ class Speller:
         """Possible corrections of a text, the likeliest first; empty if nothing looks misspelled.
 
         Args:
-            text: Text in lower case, see :func:`satunet.prompts.parsing.clean_text`.
-            boldness: How much may be a misspelling. 1, for prompts with another word of a class: also English words of
-                six or more letters ("lumber vertebrae"), and words of five letters that lack one. 2, for prompts with
-                two such words: also English words of four or more letters ("inferior vena cave").
+            text: Text in lower case, as from :func:`satunet.prompts.parsing.clean_text`.
+            boldness: Degree to which words may count as misspelled. 1, for prompts with another word of a class: also
+                English words of six or more letters ("lumber vertebrae"), and words that lack one of five letters. 2,
+                for prompts with two such words: also English words of four or more letters ("inferior vena cave").
         """
         pieces = self._join(re.split(r"([^a-z\d:]+)", text))
         choices = [self._options_of(piece, boldness) for piece in pieces]
@@ -63,7 +63,7 @@ class Speller:
         return self._options[word, boldness]
 
     def known(self, word: str) -> bool:
-        """Whether a word occurs in names of classes or in the vocabulary."""
+        """Whether a word occurs in the name of a class or in the vocabulary."""
         return word in self._known or load_vocabulary().lemma(word) in self._known
 
     def _correct(self, word: str, boldness: int) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Speller:
         for edits in range(1, most + 1):
             near = {w for w in self._candidates(word, edits) if OSA.distance(word, w) == edits}
             near = {w for w in near if (_plausible(word, w) or (boldness and len(w) >= 4 + (boldness < 2)))}
-            # "pnterior" may as well be anterior as posterior: one wrong first letter is as likely as two wrong others.
+            # "pnterior" may be anterior or posterior: one wrong first letter is as likely as two other wrong letters.
             if near and edits == 2 and any(OSA.distance(word, w, score_cutoff=1) <= 1 for w in self._known):
                 return (word,)
             derived = {lemma(w) for w in near if _derived(word, w)}
@@ -92,7 +92,7 @@ class Speller:
             if derived and not near:
                 return (word,)
             if near:
-                # One word per meaning; if several are likely, the other words of the prompt decide.
+                # One word per meaning; if there are several meanings, the other words of the prompt decide.
                 return tuple({lemma(w): w for w in sorted(near, reverse=True)}.values())
         return (word,)
 
@@ -105,7 +105,7 @@ class Speller:
                         yield candidate
 
     def _join(self, pieces: list[str]) -> list[str]:
-        """Join words that a space splits ("hippo campus"); pieces are words and separators in turn."""
+        """Join words that a space splits ("hippo campus"); pieces are words and separators, alternating."""
         found = pieces[:1]
         for between, word in zip(pieces[1::2], pieces[2::2], strict=True):
             torn = between == " " and len(word) > 2 and _WORD.match(word) and f"{found[-1]}{word}" in self._known
@@ -117,19 +117,19 @@ class Speller:
 
 
 def _derived(word: str, of: str) -> bool:
-    """Whether a word is another with an ending ("cheeky"); an added e or s or a doubled letter is a misspelling."""
+    """Whether a word is another one with an ending ("cheeky"); an added e or s or a doubled letter is a misspelling."""
     ending = word.removeprefix(of)
     return word.startswith(of) and ending not in ("e", "s", of[-1])
 
 
 def _compound(word: str) -> bool:
-    """Whether a word is composed of two English words: "brainstorm" is no misspelling of brainstem."""
+    """Whether a word is composed of two English words: "brainstorm" is not a misspelling of brainstem."""
     common = common_words()
     return any(word[:cut] in common and word[cut:] in common for cut in range(4, len(word) - 3))
 
 
 def _plausible(word: str, meant: str) -> bool:
-    """Whether a word may be a misspelling of another; with four letters, only of sides, or by a swap or a doubling."""
+    """Whether a word may be a misspelling of another; with four letters, only by a swap or a doubling, or of a side."""
     if len(word) >= 5 and len(meant) >= 5:
         return True
     if meant in _SIDES:
@@ -143,7 +143,7 @@ def _plausible(word: str, meant: str) -> bool:
 
 @lru_cache(maxsize=1)
 def common_words() -> frozenset[str]:
-    """Words of English that are frequent enough to be single tokens of the text encoder."""
+    """English words that are frequent enough to be single tokens of the text encoder."""
     try:
         vocabulary = json.loads(_TOKENIZER.read_text("utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError):
@@ -153,6 +153,6 @@ def common_words() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def anatomy_words() -> frozenset[str]:
-    """Words of anatomy and disease that resemble words of classes, but mean something else."""
+    """Words of anatomy and disease that resemble words of class names, but mean something else."""
     lines = _ANATOMY.read_text("utf-8").splitlines()
     return frozenset(w for line in lines if not line.startswith("#") for w in line.split())

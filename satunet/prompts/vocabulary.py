@@ -1,6 +1,6 @@
-"""Words of prompts: synonyms, fillers, and kinds of words that name no structure.
+"""Words in prompts: synonyms, fillers, and kinds of words that do not name a structure.
 
-``words.json`` was written for satunet and needs no other source. It contains no names of classes; these are in
+``words.json`` was written for satunet and is not derived from another source. It contains no class names; these are in
 :mod:`satunet.knowledge.names`.
 """
 
@@ -21,7 +21,7 @@ WORDS_VERSION = 1
 _FILE = Path(__file__).parent / "words.json"
 
 KINDS = ("negation", "uncertainty", "relation", "measurement", "device", "finding", "part", "other", "descriptor")
-"""Kinds of words that name no structure; a word of two kinds counts as the first."""
+"""Kinds of words that do not name a structure; a word of two kinds counts as the first."""
 
 _FINDING = re.compile(
     r"(?:itis|osis|omas?|emia|pathy|megaly|algia|rrhage|rrhoea|plegia|ectasis|ectasia|thorax|peritoneum|penia|malacia"
@@ -37,9 +37,9 @@ class Vocabulary:
 
     Attributes:
         same: Word → other words with the same meaning, including irregular plurals.
-        adjoining: Two words that are also written as one → that one.
+        adjoining: Two words that are also written as one → that one word.
         fillers: Words without meaning ("the", "segmentation", "normal").
-        whole: Words that have a meaning only before a lesion ("whole").
+        whole: Words that matter only with a lesion ("whole").
         types: Word for a type of structure → classes whose meaning it does not change ("scapula bone").
         sides: Side, or ``"both"`` → other words for it.
         kinds: Kind of word → words and phrases.
@@ -55,12 +55,12 @@ class Vocabulary:
 
     @cached_property
     def meaning(self) -> dict[str, str]:
-        """Word → the word that represents all words with its meaning."""
+        """Word → word that represents all words with its meaning."""
         return {w: word for word, others in self.same.items() for w in (word, *others)}
 
     @cached_property
     def side_of(self) -> dict[str, str]:
-        """Word → ``"left"``, ``"right"`` or ``"both"``, words of other languages included."""
+        """Word → ``"left"``, ``"right"`` or ``"both"``, including words of other languages."""
         found = {w: side for side, words in load_names().foreign_sides.items() for w in words}
         return found | {w: side for side, words in self.sides.items() for w in (side, *words)}
 
@@ -74,17 +74,17 @@ class Vocabulary:
 
     @cached_property
     def phrases(self) -> tuple[tuple[tuple[str, ...], str], ...]:
-        """Phrases of several words and their kinds."""
+        """Phrases of several words, with their kinds."""
         return tuple((tuple(p.split()), kind) for p, kind in self._kind_of.items() if " " in p)
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """All single words of the table."""
+        """All single words in the table."""
         known = {*self.meaning, *self.fillers, *self.whole, *self.types, *self.side_of, *self.adjoining.values()}
         return frozenset(known | {w for word in self._kind_of for w in word.split()})
 
     def kind(self, word: str) -> str | None:
-        """Kind of a word, by the table and by its ending; ``None`` for a word that may name a structure."""
+        """Kind of a word, by the table or by its ending; ``None`` for a word that may name a structure."""
         found = self._kind_of.get(word) or self._kind_of.get(self.lemma(word))
         if found is not None:
             return found
@@ -112,7 +112,7 @@ def load_vocabulary(path: Path = _FILE) -> Vocabulary:
     """Read a table of words.
 
     Raises:
-        PromptError: The file is no table of words, or has another version.
+        PromptError: The file is not a table of words, or has another version.
     """
     try:
         content = read_json(path)
