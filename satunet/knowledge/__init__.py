@@ -1,1 +1,1 @@
-"""The knowledge tree of anatomy: importers, queries, links to the classes of the label space, retrieval measures."""
+"""The knowledge tree of anatomy: importers, queries, links to the label space's classes, and retrieval measures."""

@@ -1,4 +1,4 @@
-"""Assemble what importers read into a checked tree."""
+"""Assembling imports into a checked tree."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SHOWN = 5
 
 @dataclass
 class Imported:
-    """Terms and relations that one importer read, each with its place (file and line) for messages.
+    """Terms and relations read by one importer, each with its place (file and line) for messages.
 
     Attributes:
         sources: Sources of the terms.
         terms: Terms with their places in the files.
         relations: Relations with their places in the files.
-        notes: What was left out, one sentence each.
+        notes: Notes on what was left out, one sentence each.
     """
 
     sources: list[Source]
@@ -38,7 +38,7 @@ class Imported:
         """
         texts = (term.id, term.name, term.source, term.definition, *term.synonyms)
         if not all(isinstance(text, str) for text in texts):
-            raise KnowledgeError(f"{where}: id, name, synonyms and definition are texts, got {texts[:4]}")
+            raise KnowledgeError(f"{where}: id, name, synonyms and definition must be texts, got {texts[:4]}")
         if not term.id.strip() or not term.name.strip():
             raise KnowledgeError(f"{where}: a term needs an id and a name, got {term.id!r}, {term.name!r}")
         self.terms.append((term, where))
@@ -50,7 +50,7 @@ class Imported:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assembled:
-    """A tree, and a note for each part that ``lenient`` left out."""
+    """A tree, and one note per part that was left out because of ``lenient``."""
 
     tree: KnowledgeTree
     dropped: tuple[str, ...] = ()
@@ -60,12 +60,12 @@ def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled
     """Merge imports into one tree.
 
     Args:
-        imports: Imports in the order in which they are in the tree.
-        lenient: Whether contradictory parts are left out with a note, instead of raising.
+        imports: Imports, in the order that they will have in the tree.
+        lenient: Whether to leave out contradictory parts with a note instead of raising.
 
     Raises:
-        KnowledgeError: Two terms have one id, a relation leads to a missing term, or a term is its own ancestor; the
-            message names the places.
+        KnowledgeError: Two terms have the same id, a relation leads to a missing term, or a term is its own ancestor;
+            the message names the places.
     """
     imports = list(imports)
     dropped: list[str] = []
@@ -103,13 +103,13 @@ def assemble(imports: Iterable[Imported], *, lenient: bool = False) -> Assembled
     sources = tuple(dict.fromkeys(s for imported in imports for s in imported.sources))
     unknown = sorted({t.source for t in terms.values()} - {s.name for s in sources})
     if unknown:
-        raise KnowledgeError(f"terms of sources that the tree does not name: {unknown}")
+        raise KnowledgeError(f"terms of sources that the tree does not list: {unknown}")
     tree = KnowledgeTree(sources=sources, terms=terms, relations=tuple(relations))
     return Assembled(tree=tree, dropped=tuple(dropped))
 
 
 def _break_circles(terms: dict[str, Term], relations: dict[Relation, str]) -> list[list[str]]:
-    """Cycles of hierarchical relations, as term ids; the relation that closes a cycle is removed from ``relations``."""
+    """Cycles of hierarchical relations, in words; the relation that closes a cycle is removed from ``relations``."""
     up: dict[str, list[Relation]] = {}
     for relation in relations:
         if relation.kind in HIERARCHY:

@@ -1,4 +1,4 @@
-"""Findings in a tree that are not errors but deserve review."""
+"""Findings in a tree that are not errors, but deserve a review."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from satunet.knowledge.tree import HIERARCHY, INVERSES, SAME, KnowledgeTree, nam
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of finding with examples."""
+    """One kind of finding, with examples."""
 
     what: str
     count: int
@@ -18,10 +18,10 @@ class Finding:
 
 
 def check_tree(tree: KnowledgeTree, examples: int = 5) -> list[Finding]:
-    """Find preferred names shared in a source, terms without relations or definition, classes without a link, kinds of
-    relations that queries ignore, and one-way relations between sides.
+    """Find preferred names shared within a source, terms without relations or a definition, classes without a link,
+    kinds of relations that queries ignore, and one-way relations between sides.
 
-    Cycles, dangling relations and duplicate ids need no check: a tree that contains them cannot be loaded.
+    Cycles, dangling relations and duplicate ids need no check here: a tree that contains them cannot be loaded.
 
     Args:
         tree: The tree.
@@ -45,7 +45,7 @@ def check_tree(tree: KnowledgeTree, examples: int = 5) -> list[Finding]:
     one_way = [f"{a} → {b}" for a, b in sorted(pairs) if (b, a) not in pairs]
     nameless = [t.id for t in tree.terms.values() if not t.definition]
     found = [
-        ("preferred names that several terms of a source have", ambiguous),
+        ("preferred names shared by several terms of a source", ambiguous),
         ("terms without any relation", alone),
         ("classes without a link to another source", unlinked),
         ("kinds of relations that queries ignore", unknown),

@@ -1,7 +1,7 @@
-"""Concepts: the tree as training and retrieval see it, and which concepts are held out of training.
+"""Concepts: the tree as training and retrieval see it, with some concepts held out of training.
 
-Terms that mean the same thing (``same_as``, or one name in two sources) are one concept. The split is by the name
-without its side, so that "left kidney" is not trained if "right kidney" is held out. A name of a held-out concept is
+Terms that mean the same thing (``same_as``, or the same name in two sources) are one concept. The split is by the name
+without its side, so that "left kidney" is not trained if "right kidney" is held out. The names of held-out concepts are
 removed from all trained ones.
 """
 
@@ -19,7 +19,7 @@ SAYINGS = {
     "variant_of": "is a piece of", "supplied_by": "is supplied by", "next_to": "is next to",
     "above": "is above", "below": "is below",
 }  # fmt: skip
-"""Kind of relation → words that follow a name; other kinds are spelled out."""
+"""Kind of relation → words that follow a name; other kinds are written with spaces for underscores."""
 
 
 @dataclass(kw_only=True)
@@ -28,11 +28,11 @@ class Concept:
 
     Attributes:
         name: Preferred name.
-        names: All names, the preferred first.
-        definitions: Definitions.
-        relations: Kind of relation → positions of the concepts it leads to.
+        names: All names, the preferred one first.
+        definitions: Definitions from all sources.
+        relations: Kind of relation → positions of the concepts that it leads to.
         near: Positions of concepts that are easily confused with it, the other side and neighbouring levels first.
-        base: Name without a side.
+        base: Name without its side.
         side: ``"left"``, ``"right"`` or ``None``.
         held_out: Whether it is held out of training.
     """
@@ -48,7 +48,7 @@ class Concept:
 
 
 def relation_text(name: str, kind: str) -> str:
-    """Head and relation as a text whose answer is the tail: "hippocampus is part of"."""
+    """Head and relation as a text that the tail completes: "hippocampus is part of"."""
     return f"{name} {SAYINGS.get(kind, kind.replace('_', ' '))}"
 
 
@@ -57,8 +57,8 @@ def read_concepts(tree: KnowledgeTree, *, held_out: float = 0.1, seed: int = 0) 
 
     Args:
         tree: The tree.
-        held_out: Share of base names that are held out of training, 0 to 1.
-        seed: Seed of the split. Whether a name is held out depends on the seed and the name alone.
+        held_out: Share of base names to hold out of training, 0 to 1.
+        seed: Seed of the split. Whether a name is held out depends only on the seed and the name.
     """
     groups = _same_things(tree)
     position = {term_id: i for i, group in enumerate(groups) for term_id in group}
@@ -102,7 +102,7 @@ def parents_of(concept: Concept) -> tuple[int, ...]:
 
 
 def split_side(name: str) -> tuple[str | None, str]:
-    """Side and the name without it: "wall of left ureter" → ("left", "wall of ureter"); no side if both are named."""
+    """Side, and name without it: "wall of left ureter" → ("left", "wall of ureter"); no side if both are named."""
     words = name_key(name).split()
     sides = {w for w in words if w in ("left", "right")}
     if len(sides) != 1 or len(words) == 1:
@@ -111,7 +111,7 @@ def split_side(name: str) -> tuple[str | None, str]:
 
 
 def _close_siblings(tree: KnowledgeTree, term_id: str, most: int = 16) -> list[str]:
-    """Other side and neighbouring levels, then siblings, those under the most specific parent first."""
+    """The other side and neighbouring levels, then siblings, those under the most specific parent first."""
     found = dict.fromkeys(tree.tails(term_id, ("other_side", "above", "below", "next_to")))
     families = [tree.heads(parent, HIERARCHY) for parent in tree.tails(term_id, HIERARCHY)]
     for family in sorted(families, key=len):
@@ -157,7 +157,7 @@ def _find_other_sides(concepts: list[Concept]) -> None:
 
 
 def _keep_names_apart(concepts: Iterable[Concept]) -> None:
-    """Remove names of held-out concepts from the trained ones."""
+    """Remove the names of held-out concepts from the trained ones."""
     held = {name_key(n) for c in concepts if c.held_out for n in c.names}
     for concept in concepts:
         if not concept.held_out:

@@ -9,7 +9,7 @@ and every other line is a term::
     {"id": "UBERON:0002113", "name": "kidney", "synonyms": […], "definition": "…", "source": "UBERON",
      "ids": […], "datasets": […], "scans": […], "relations": {"part_of": ["UBERON:0000916"]}}
 
-``datasets`` and ``scans`` are given for classes of the label space: those that show the class.
+Classes of the label space have ``datasets`` and ``scans``: those that show the class.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TREE_VERSION = 1
 
 
 def save_tree(tree: KnowledgeTree, path: Path) -> None:
-    """Write the file atomically, compressed if its name ends in ``.gz``; the same tree gives the same bytes."""
+    """Write the file atomically, compressed if its name ends in ``.gz``; equal trees give equal bytes."""
     with atomic_path(path) as temporary, temporary.open("wb") as raw:
         packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else raw
         for line in _lines(tree):
@@ -109,12 +109,12 @@ def _read_header(line: dict[str, Any], where: str) -> list[Source]:
 
 
 def default_tree_path() -> Path:
-    """Path to which ``satunet knowledge build`` writes and from which other commands read by default."""
+    """Default path: ``satunet knowledge build`` writes the tree there, and other commands read it."""
     return cache_dir() / "knowledge.jsonl.gz"
 
 
 def default_tree() -> KnowledgeTree | None:
-    """The tree at the default path; ``None`` if there is none, or, with a warning, if it cannot be read."""
+    """The tree at the default path; ``None`` if there is none or, with a warning, if it cannot be read."""
     path = default_tree_path()
     return _load(path, path.stat().st_mtime_ns) if path.is_file() else None
 

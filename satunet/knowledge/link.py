@@ -1,24 +1,25 @@
 """Links from the classes of a label space to the terms of other sources, each made by a readable rule.
 
-The rules, in order; the first that finds a term wins:
+The rules are tried in this order, and the first that finds a term decides:
 
 ==========  ===========================================================  ============================================
 rule        meaning                                                      example
 ==========  ===========================================================  ============================================
-name        the class is the term's preferred name                       spleen → spleen
-synonym     the class is one of the term's synonyms                      pancreas tumor → pancreatic neoplasm
-also called one of our own names of the class is a name of the term      bronchie → bronchus
-word order  the same words in another order                              lung lower lobe → lower lobe of lung
-side        the class is the left or right of the term                   left rib → rib
-level       the class is that level of the spine, or of that series      lumbar vertebrae 3 (l3) → lumbar vertebra 3
+name        the class has the term's preferred name                      spleen → spleen
+synonym     the class has one of the term's synonyms as its name         pancreas tumor → pancreatic neoplasm
+also called one of our own names for the class is a name of the term     bronchie → bronchus
+word order  the names have the same words in another order               lung lower lobe → lower lobe of lung
+side        the class is the left or right one of the term               left rib → rib
+level       the class is the term's level of the spine, or a level in    lumbar vertebrae 3 (l3) → lumbar vertebra 3
+            the term's series
 lesion      the class is a lesion of the term                            lung nodule → lung
-rest        the class is the term without something                      brainstem excluding substantia nigra → brainstem
-piece       the class is a piece of the term, the longest run of its     left insula anterior long gyrus → insula
-            words that names a term
+rest        the class is the term without a part                         brainstem excluding substantia nigra → brainstem
+piece       the class is a piece of the term, which is named by the      left insula anterior long gyrus → insula
+            longest possible run of words in the class name
 ==========  ===========================================================  ============================================
 
-The first four rules, and ``level`` if that very level is a term, say that class and term are the same thing
-(``same_as``); the others say how the class relates to the term.
+The first four rules, and ``level`` if that very level is a term, state that class and term are the same thing
+(``same_as``); the others state how the class relates to the term.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Link:
     """The term of another source that a class is linked to.
 
     Attributes:
-        class_name: The class.
+        class_name: Name of the class.
         term: Id of the term; ``None`` if no rule found one.
         kind: Relation from the class to the term.
         rule: Name of the rule.
@@ -72,7 +73,7 @@ Find = Callable[[str], tuple[Term, ...]]
 
 
 def link_classes(tree: KnowledgeTree) -> list[Link]:
-    """Links of all classes of a tree to its terms of other sources, sorted by class."""
+    """Links from all classes in a tree to its terms from other sources, sorted by class."""
     index: dict[str, list[Term]] = {}
     bags: dict[frozenset[str], list[Term]] = {}
     for term in tree.terms.values():
@@ -94,7 +95,7 @@ def add_links(imports: list[Imported], links: list[Link]) -> None:
 
 
 def write_review(links: list[Link], tree: KnowledgeTree, path: Path) -> None:
-    """Write every link as a line of a table for review, those without a term first."""
+    """Write a table for review with one line per link, classes without a term first."""
     rows = ["class\tterm\tname of the term\trelation\trule\tother candidates"]
     for link in sorted(links, key=lambda k: (k.term is not None, k.kind == SAME, k.class_name)):
         name = tree.terms[link.term].name if link.term else ""
@@ -121,7 +122,7 @@ def _candidates(
     ours = load_names().synonyms
 
     def named(name: str) -> list[Term]:
-        """Terms of that name; those with it as their preferred name first."""
+        """Terms with that name, those with it as their preferred name first."""
         found = index.get(name_key(name), [])
         return sorted(found, key=lambda t: name_key(t.name) != name_key(name))
 
@@ -140,7 +141,7 @@ def _candidates(
     if side is None:
         base = name
     else:
-        # Try the sided name before the unsided one: "left caudate nucleus" is a term of its own.
+        # The sided name before the unsided one: "left caudate nucleus" is a term of its own.
         sided = [t for n in ours.get(base, ()) for t in named(f"{side} {n}")]
         yield "also called", SAME, sided
     yield "word order", SAME, bags.get(_bag(name), [])
@@ -159,7 +160,7 @@ def _candidates(
 
 
 def _level(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
-    """Terms of that very level of the spine."""
+    """Terms for exactly this level of the spine."""
     level = _LEVEL.match(re.sub(r" [(]?[ctls]\d+[)]?$", "", base))
     if not level:
         return []
@@ -172,7 +173,7 @@ def _level(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
 
 
 def _series(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
-    """Terms of the series that a level belongs to."""
+    """Terms for the series that a level belongs to."""
     level = _LEVEL.match(re.sub(r" [(]?[ctls]\d+[)]?$", "", base))
     if level:
         return named(f"{level[1]} vertebra")
@@ -183,7 +184,7 @@ def _series(base: str, named: Callable[[str], list[Term]]) -> list[Term]:
 
 
 def _longest_run(name: str, find: Callable[[str], list[Term]]) -> list[Term]:
-    """Terms of the longest run of words in a name that is the name of a specific term."""
+    """Terms named by the longest run of words in a name, if the run is specific enough."""
     words = [w for w in name_key(name).split() if w not in ("left", "right")]
     for length in range(len(words) - 1, 0, -1):
         for start in range(len(words) - length, -1, -1):

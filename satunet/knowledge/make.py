@@ -1,4 +1,4 @@
-"""Build a tree with its links from sources in one call, or load the one that was built before."""
+"""Building a tree with its links from sources in one call, or loading one that was built before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Built:
-    """A tree, the links of its classes, and notes about what was left out."""
+    """A tree, the links of its classes, and notes on what was left out."""
 
     tree: KnowledgeTree
     links: tuple[Link, ...]
@@ -53,14 +53,14 @@ def build_tree(
     """Build a tree.
 
     Args:
-        ontologies: Ontologies of the package ``cellxgene-ontology-guide``: ``UBERON``, ``MONDO``.
+        ontologies: Ontologies from the package ``cellxgene-ontology-guide``: ``UBERON``, ``MONDO``.
         obo: OBO files.
         umls: Folder with RRF files.
         tables: CSV, TSV, JSON or JSON-lines files.
         space: Label space of the classes; that of SAT-DS if not given.
-        store: Preprocessed scans of that label space, for links from classes to scans.
-        licence: Licence of OBO files and tables.
-        lenient: Whether contradictory parts are left out with a note, instead of raising.
+        store: Folder of preprocessed scans of that label space, for links from classes to scans.
+        licence: Licence of the OBO files and tables.
+        lenient: Whether to leave out contradictory parts with a note instead of raising.
 
     Raises:
         KnowledgeError: A source cannot be read or contradicts itself.
@@ -77,18 +77,18 @@ def build_tree(
     names = [s.name for imported in imports for s in imported.sources]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise KnowledgeError(f"two sources are called {twice[0]!r}; rename one of the files")
+        raise KnowledgeError(f"two sources have the name {twice[0]!r}; rename one of the files")
     first = assemble(imports, lenient=lenient)
     links = link_classes(first.tree)
     add_links(imports, links)
-    # Links lead only to existing terms, so whatever is left out this time was left out, and logged, the first time.
+    # Links lead only to existing terms, so everything left out now was already left out, and logged, the first time.
     done = assemble(imports, lenient=lenient)
     notes = (*(n for imported in imports for n in imported.notes), *done.dropped)
     return Built(tree=done.tree, links=tuple(links), notes=notes)
 
 
 def load_or_build(path: Path | None = None) -> KnowledgeTree:
-    """A tree from a file, else from the default path, else one of the classes of SAT-DS alone.
+    """The tree in a file if one is given, else the one at the default path, else a tree of SAT-DS's classes alone.
 
     Raises:
         KnowledgeError: The given file cannot be used.

@@ -1,7 +1,7 @@
 """Our own table of names: synonyms, words of other languages, and groups of classes.
 
-``names.json`` was written for satunet and derives from no other source. Its keys are names of classes in the label
-space.
+``names.json`` was written for satunet and is not derived from another source. Its keys are names of classes in the
+label space.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Names:
 
     Attributes:
         synonyms: Class → other English names.
-        foreign: Class → language → words.
-        foreign_sides: ``"left"`` or ``"right"`` → words of other languages.
+        foreign: Class → language → words for it.
+        foreign_sides: ``"left"`` or ``"right"`` → words in other languages.
         groups: Group → names that its classes may have in a label space.
         group_words: Group → other names of the group.
     """

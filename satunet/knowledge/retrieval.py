@@ -1,10 +1,10 @@
-"""How well embeddings represent the tree: four retrieval measures on concepts that were held out of training.
+"""Four retrieval measures of how well embeddings represent the tree, on concepts that were held out of training.
 
 Candidates are always the preferred names of all concepts, trained or not, never a short list.
 
-- synonym → term: a synonym's nearest candidate is its own term;
-- definition → term: the same for its definition;
-- part → whole: "X is part of" is nearest to a whole of X, where X itself does not count;
+- synonym → term: whether a synonym's nearest candidate is its own term;
+- definition → term: the same for a definition;
+- part → whole: whether "X is part of" is nearest to a whole of X; X itself does not count;
 - side confusion: the share of sided names ("left X") whose nearest other candidate is the other side ("right X").
 """
 
@@ -47,6 +47,9 @@ class Measures:
 
     Attributes:
         candidates: Number of names that answers are chosen from.
+        synonym: Retrieval of terms by their synonyms.
+        definition: Retrieval of terms by their definitions.
+        part_whole: Retrieval of wholes by their parts.
         side_confusion: Share of sided names whose nearest other name is their other side; NaN if there are none.
         sided: Number of sided names that were queried.
     """
@@ -72,9 +75,9 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
     """Measure an encoder.
 
     Args:
-        encode: Texts → (n, D) embeddings of unit length.
+        encode: Function from n texts to (n, D) embeddings of unit length.
         concepts: All concepts of the tree.
-        of: Chooses the concepts that are queried; the held-out ones if not given.
+        of: Function that chooses the concepts to query; those held out if not given.
     """
     asked = [i for i, c in enumerate(concepts) if (of(c) if of is not None else c.held_out)]
     candidates = encode([c.name for c in concepts])
@@ -108,7 +111,7 @@ def measure(encode: Encode, concepts: Sequence[Concept], *, of: Callable[[Concep
 def _retrieve(
     encode: Encode, queries: list[tuple[str, set[int], set[int]]], candidates: NDArray[np.float32]
 ) -> Retrieval:
-    """Retrieval of queries (text, right answers, answers that do not count) among (n, D) candidates."""
+    """Result of queries (text, right answers, answers that do not count) among (n, D) candidates."""
     if not queries:
         return Retrieval(queries=0, recall_at_1=math.nan, recall_at_10=math.nan, mrr=math.nan)
     vectors = encode([text for text, _, _ in queries])
@@ -118,7 +121,7 @@ def _retrieve(
         for row, (_, right, aside) in zip(similarity, queries[start : start + _CHUNK], strict=True):
             row[list(aside)] = -np.inf
             best = row[list(right)].max()
-            # Ties count against the encoder: one that maps all texts to one point must not look good.
+            # Ties count against the encoder, or one that maps all texts to the same point would look good.
             ranks[start] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(row[list(right)] >= best)
             start += 1
     return Retrieval(

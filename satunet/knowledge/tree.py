@@ -16,7 +16,7 @@ from functools import cached_property
 from satunet.errors import KnowledgeError
 
 HIERARCHY = ("is_a", "part_of", "within", "left_variant_of", "right_variant_of", "variant_of", "lesion_of")
-"""``within``: a kind or a part, where the source does not say which. ``variant_of``: a level, a piece or a segment."""
+"""``within``: a kind or a part, if the source does not say which. ``variant_of``: a level, piece or segment."""
 WHOLES = ("part_of", "within")
 SAME = "same_as"
 INVERSES = {
@@ -32,7 +32,7 @@ class Source:
     """A source of terms.
 
     Attributes:
-        name: Short name; terms refer to it.
+        name: Short name, by which terms refer to it.
         version: Version of the source.
         licence: SPDX identifier, or the source's own words about its use.
         url: Address of a description.
@@ -111,7 +111,7 @@ class KnowledgeTree:
             raise KnowledgeError(f"no term {term_id!r} among the {len(self.terms)} of the tree") from None
 
     def find(self, text: str) -> tuple[Term, ...]:
-        """Terms with that id or name; matches of preferred names come before matches of synonyms."""
+        """Terms with that id or name; matches by preferred name come before matches by synonym."""
         if text in self.terms:
             return (self.terms[text],)
         found = [self.terms[i] for i in self._by_name.get(name_key(text), ())]
@@ -132,7 +132,7 @@ class KnowledgeTree:
         return tuple(self._outgoing.get(term_id, ()))
 
     def ancestors(self, term_id: str, kinds: Iterable[str] = HIERARCHY) -> dict[str, int]:
-        """Ids of all ancestors of a term → number of relations in between, nearest first."""
+        """Id of each ancestor of a term → number of relations in between, nearest first."""
         return self._reach(term_id, lambda i: self.tails(i, kinds))
 
     def same(self, term_id: str) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ class KnowledgeTree:
         return tuple(found)
 
     def parts(self, term_id: str, kinds: Iterable[str] = WHOLES) -> dict[str, int]:
-        """Ids of all descendants of a term by these kinds → number of relations in between, nearest first."""
+        """Id of each descendant of a term by these kinds → number of relations in between, nearest first."""
         return self._reach(term_id, lambda i: self.heads(i, kinds))
 
     def synonyms(self, term_id: str) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class KnowledgeTree:
         return tuple(i for i in dict.fromkeys((*near, *under)) if i != term_id)
 
     def nearest(self, text: str, count: int = 5) -> tuple[tuple[Term, float], ...]:
-        """Terms with the names most similar to a text in spelling, with a similarity from 0 to 1, best first."""
+        """Terms whose names are most similar to a text in spelling, with a similarity from 0 to 1, best first."""
         from rapidfuzz import fuzz, process
 
         found = process.extract(name_key(text), list(self._by_name), scorer=fuzz.token_sort_ratio, limit=4 * count)
@@ -178,7 +178,7 @@ class KnowledgeTree:
         return counts
 
     def _reach(self, start: str, step: Callable[[str], Iterable[str]]) -> dict[str, int]:
-        """Ids that repeated steps lead to → number of steps; moving to a term that is the same thing counts as none."""
+        """Id that repeated steps lead to → number of steps; a move to a term that is the same thing does not count."""
         self.term(start)
         itself = self.same(start)
         found = dict.fromkeys(itself, 0)

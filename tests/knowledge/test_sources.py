@@ -277,16 +277,16 @@ def test_tables_of_every_kind_give_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "term,part_of\nkidney,abdomen\n", "line 1: columns term, part_of; needed is 'name'"),
-        ("t.csv", "name,part_of\nkidney\n", "line 2: the row has not the 2 columns"),
-        ("t.csv", "name\nkidney,x\n", "line 2: the row has not the 1 columns"),
+        ("t.csv", "term,part_of\nkidney,abdomen\n", "line 1: needs the column 'name'"),
+        ("t.csv", "name,part_of\nkidney\n", "line 2: the row does not have the 2 columns"),
+        ("t.csv", "name\nkidney,x\n", "line 2: the row does not have the 1 columns"),
         ("t.csv", "head,relation,tail\nkidney,,abdomen\n", "line 2: a triple needs head, relation and tail"),
         ("t.csv", "name,part_of\nkidney,abdomen\n", "line 2: kidney part_of abdomen: no term 'abdomen'"),
         ("t.csv", "name\nkidney\nkidney\n", "line 3: duplicate id 'kidney'"),
         ("t.json", "{}", "expected a list of objects, got a dict"),
         ("t.json", "[1]", "entry 1: expected an object"),
         ("t.jsonl", '{"name": "x"}\n{', "line 2: not JSON"),
-        ("t.xlsx", "", "a table is .csv, .tsv, .json or .jsonl"),
+        ("t.xlsx", "", "a table must be .csv, .tsv, .json or .jsonl"),
     ],
 )
 def test_bad_tables(tmp_path: Path, name: str, text: str, message: str) -> None:

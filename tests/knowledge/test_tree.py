@@ -128,7 +128,7 @@ def test_lenient_trees_have_no_circle(pairs: list[tuple[int, int]]) -> None:
             "line 3: duplicate",
         ),
         ([None, '{"id": "k", "name": "x", "source": "s", "relations": {"is_a": ["y"]}}'], "line 2: k is_a y"),
-        ([None, '{"id": "k", "name": "x", "source": "other"}'], "sources that the tree does not name"),
+        ([None, '{"id": "k", "name": "x", "source": "other"}'], "sources that the tree does not list"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, lines: list[str | None], message: str) -> None:
@@ -152,7 +152,7 @@ def test_the_check_finds_what_to_look_at(body: KnowledgeTree) -> None:
     terms = {"k": "kidney", "K": "Kidney", "l": "left kidney", "r": "right kidney", "x": "lonely"}
     relations = [("l", "other_side", "r"), ("k", "like", "K")]
     found = {f.what: f for f in check_tree(assemble([imported(terms, relations)]).tree)}
-    assert found["preferred names that several terms of a source have"].examples == ("k and K (test: kidney)",)
+    assert found["preferred names shared by several terms of a source"].examples == ("k and K (test: kidney)",)
     assert found["terms without any relation"].examples == ("x lonely",)
     assert found["sides whose other side does not lead back"].examples == ("l → r",)
     assert found["kinds of relations that queries ignore"].examples == ("like",)

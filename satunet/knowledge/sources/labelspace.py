@@ -1,7 +1,7 @@
-"""Our own label space as a source: relations of sides, series, parts and lesions follow from names and label ids.
+"""Our own label space as a source: names and label ids give the relations of sides, series, parts and lesions.
 
-It needs no other package and no licence. A class is part of another if its label ids are a subset of the other's in
-some dataset, and the reverse holds in none; a lesion within an organ is a lesion of it.
+This source needs no other package and no licence. A class is part of another if its label ids are a proper subset of
+the other's in some dataset, and the reverse is true in none; a lesion within an organ is a lesion of the organ.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COUNTS = {"cervical": 7, "thoracic": 12, "lumbar": 5}
 
 
 def class_id(name: str) -> str:
-    """Id of the term of a class."""
+    """Id of a class's term."""
     return f"{PREFIX}{name}"
 
 
@@ -69,7 +69,7 @@ def import_label_space(space: LabelSpace, scans: Mapping[str, Iterable[str]] | N
 
 
 def scans_by_class(space: LabelSpace, folder: Path) -> dict[str, tuple[str, ...]]:
-    """Class → scans in the store ``folder`` with a voxel of it; only the JSON records of the scans are read."""
+    """Class → scans in the store ``folder`` with a voxel of the class; only the scans' JSON records are read."""
     found: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*__*.json")):
         record = load_json(file, what="the record of a scan", error=DatasetError)
@@ -97,7 +97,7 @@ def import_classes(
         ids: Dataset → class → label ids.
         lesions: Classes that are pathological.
         regions: Class → body regions.
-        names: Class → its names in the datasets.
+        names: Class → names in the datasets.
         scans: Class → names of scans that show it.
         version: Version of the source, in words.
     """
@@ -161,7 +161,7 @@ def _relations(
 
 
 def _inclusions(ids: Mapping[str, Mapping[str, tuple[int, ...]]]) -> set[tuple[str, str]]:
-    """Pairs (part, whole) of classes with one's ids within the other's; for each part, only the nearest wholes."""
+    """Pairs (part, whole) of classes by inclusion of their ids; for each part, only the nearest wholes."""
     inside: dict[str, set[str]] = {}
     for classes in ids.values():
         sets = {name: set(values) for name, values in classes.items()}
@@ -232,7 +232,7 @@ def _short(vertebra: str) -> str:
 
 
 def _next_in_series(name: str) -> tuple[str, ...]:
-    """The next level below, under every name it may have."""
+    """The next level below, by every name that it may have."""
     level = _LEVEL.match(name)
     if level:
         region, number = level["region"], int(level["number"])

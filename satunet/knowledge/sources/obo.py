@@ -1,4 +1,4 @@
-"""OBO files, read by ``obonet`` (extra: ``knowledge``)."""
+"""Importer of OBO files, by ``obonet`` (extra: ``knowledge``)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
 
     Raises:
         EnvironmentProblemError: ``obonet`` is missing.
-        KnowledgeError: Not an OBO file, wrongly encoded, or with a duplicate stanza or id; the message names the line.
+        KnowledgeError: The file is not an OBO file, is not UTF-8, or has a duplicate id or a term without a name; the
+            message names the line.
     """
     try:
         import obonet
@@ -52,7 +53,7 @@ def import_obo(path: Path, *, licence: str = "as the file says", relations: Iter
     own = {key for key, tag in places if tag == "id"}
     for key, data in graph.nodes(data=True):
         if key not in own:
-            continue  # mentioned only by a relation: reported later as dangling
+            continue  # mentioned only in a relation, which is later reported as dangling
         where = f"{path}, line {places[key, 'id']}"
         if "name" not in data:
             raise KnowledgeError(f"{where}: term {key} has no name")
@@ -100,7 +101,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _places(path: Path, lines: list[str]) -> dict[tuple[str, str], int]:
-    """(term, "tag: value") → line number; obonet keeps no line numbers and merges terms with one id."""
+    """(term, "tag value") → line number; obonet keeps no line numbers, and merges terms with the same id."""
     places: dict[tuple[str, str], int] = {}
     current: str | None = None
     in_term = False

@@ -1,9 +1,8 @@
-"""UBERON and MONDO, as the PyPI package ``cellxgene-ontology-guide`` ships them (extra: ``knowledge``).
+"""UBERON and MONDO, as shipped in the PyPI package ``cellxgene-ontology-guide`` (extra: ``knowledge``).
 
-The package keeps label, definition, synonyms, and the ancestors with their distances. Ancestors at distance 1 are the
-parents, but the package does not say whether a parent is a superclass (``is_a``) or a whole (``part_of``). The rules
-below infer it from name and definition; where they cannot, the relation is ``within``. MONDO's parents are always
-superclasses.
+The package has each term's label, definition, synonyms, and ancestors with their distances. Ancestors at distance 1 are
+parents, but the package does not say whether a parent is a superclass (``is_a``) or a whole (``part_of``). Rules infer
+it from name and definition; where they cannot, the relation is ``within``. MONDO's parents are always superclasses.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _LICENCES = {
     "UBERON": ("CC-BY-3.0", "https://obophenotype.github.io/uberon"),
     "MONDO": ("CC-BY-4.0", "https://mondo.monarchinitiative.org"),
 }
-# The diseases in MONDO that a scan can show: neoplasms, cysts, bleedings, infarcts and the like.
+# The diseases in MONDO that a scan can show: neoplasms, cysts, haemorrhages, infarcts and the like.
 _LESION_ROOTS = (
     "neoplasm", "cyst", "hemorrhage", "intracranial hemorrhage", "cerebral infarction", "stroke disorder",
     "pulmonary embolism", "brain edema", "pleural disorder", "pleural effusion disorder", "myocardial infarction",
@@ -39,11 +38,11 @@ _CITATION = re.compile(r"\s*\[[^\]]*\]")
 
 
 def import_ontology(name: str) -> Imported:
-    """Read ``"UBERON"`` or ``"MONDO"``.
+    """Import ``"UBERON"`` or ``"MONDO"``.
 
     Raises:
         EnvironmentProblemError: The package is not installed.
-        KnowledgeError: The package ships no such ontology.
+        KnowledgeError: The package has no such ontology, or its file is damaged.
     """
     entries, version = _read(name)
     licence, url = _LICENCES[name]
@@ -70,11 +69,11 @@ def import_ontology(name: str) -> Imported:
 
 
 def relation_kind(term: Term, parent_names: Iterable[str]) -> str:
-    """Infer from name and definition whether a parent is a superclass or a whole of a term.
+    """Infer from its name and definition whether a term's parent is a superclass or a whole.
 
     Args:
         term: The term.
-        parent_names: Names of the parent, lower-case.
+        parent_names: Names of the parent, in lower case.
 
     Returns:
         ``is_a``, ``part_of``, or ``within`` if neither can be inferred.
@@ -107,7 +106,7 @@ def _read(name: str) -> tuple[Mapping[str, dict[str, Any]], str]:
         ) from error
     files = sorted(f.name for f in folder.iterdir() if f.name.startswith(f"{name}-ontology-"))
     if not files:
-        raise KnowledgeError(f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)} ships no {name}")
+        raise KnowledgeError(f"{_PACKAGE} {importlib.metadata.version(_PACKAGE)} does not contain {name}")
     file = folder / files[-1]
     try:
         raw = zstandard.ZstdDecompressor().stream_reader(file.read_bytes()).read()
@@ -117,7 +116,7 @@ def _read(name: str) -> tuple[Mapping[str, dict[str, Any]], str]:
 
 
 def _lesions(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Terms below the roots that scans can show, and the ancestors of these terms."""
+    """Terms at or below the roots that scans can show, and the ancestors of these terms."""
     roots = {key for key, entry in entries.items() if entry["label"] in _LESION_ROOTS}
     kept = {key for key, entry in entries.items() if key in roots or roots & entry["ancestors"].keys()}
     above = {a for key in kept for a in entries[key]["ancestors"]}

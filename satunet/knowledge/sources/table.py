@@ -1,9 +1,10 @@
 """Terms from a plain table: CSV, TSV, JSON or JSON lines.
 
 CSV and TSV have a header. The columns are ``id`` (the name if missing), ``name``, ``synonyms`` (separated by ``|``),
-``definition``, and one column per kind of relation (``is_a``, ``part_of``, …) with ids or names separated by ``|``. A
-file with the columns ``head``, ``relation`` and ``tail`` is a table of triples. JSON is a list of objects with the same
-keys, and lists in place of separated values.
+``definition``, ``ids`` (identifiers in other sources, separated by ``|``), and one column per kind of relation
+(``is_a``, ``part_of``, …) with ids or names separated by ``|``. A file with the columns ``head``, ``relation`` and
+``tail`` is a table of triples. JSON is a list of objects with the same keys, and with lists in place of separated
+values.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def import_table(path: Path, *, name: str | None = None, licence: str = "as its 
     """Read a table.
 
     Args:
-        path: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
-        name: Name of the source; the file's name if not given.
+        path: File to read, ``.csv``, ``.tsv``, ``.json`` or ``.jsonl``.
+        name: Name of the source; the file's name without its ending if not given.
         licence: Licence of the terms.
 
     Raises:
-        KnowledgeError: Another kind of file, wrongly encoded, or with a row that is neither a term nor a triple; the
+        KnowledgeError: The file is of another kind, is not UTF-8, or has a row that is neither a term nor a triple; the
             message names the line.
     """
     source = name or path.stem
@@ -57,7 +58,7 @@ def import_table(path: Path, *, name: str | None = None, licence: str = "as its 
         )
         imported.add(term, where)
         pending += [(key, kind, t, where) for kind, v in row.items() if kind not in _TERM_KEYS for t in _several(v)]
-    # A relation may give a name instead of an id, also of a term further down in the file.
+    # A relation may give a name instead of an id, even that of a term further down in the file.
     by_name = {term.name: term.id for term, _ in imported.terms}
     for head, kind, tail, where in pending:
         imported.relate(by_name.get(head, head), kind, by_name.get(tail, tail), where)
@@ -95,7 +96,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         for number, entry in enumerate(content, start=1):
             yield _object(entry, f"{path}, entry {number}")
     else:
-        raise KnowledgeError(f"{path}: a table is .csv, .tsv, .json or .jsonl, got {kind or 'no ending'!r}")
+        raise KnowledgeError(f"{path}: a table must be .csv, .tsv, .json or .jsonl, got {kind or 'no ending'!r}")
 
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -104,12 +105,13 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[dict[str,
         columns = reader.fieldnames or []
         if "name" not in columns and not set(_TRIPLE) <= set(columns):
             raise KnowledgeError(
-                f"{path}, line 1: columns {', '.join(columns) or 'none'}; needed is 'name', or all of {', '.join(_TRIPLE)}"
+                f"{path}, line 1: needs the column 'name', or all of {', '.join(_TRIPLE)}; the columns are "
+                f"{', '.join(columns) or 'none'}"
             )
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise KnowledgeError(f"{where}: the row has not the {len(columns)} columns of the header")
+                raise KnowledgeError(f"{where}: the row does not have the {len(columns)} columns of the header")
             yield dict(row), where
     except csv.Error as error:
         raise KnowledgeError(f"{path}, line {reader.line_num}: {error}") from error

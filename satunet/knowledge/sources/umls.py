@@ -1,8 +1,8 @@
-"""UMLS, from the RRF files that the NLM distributes to licence holders: MRCONSO (names), MRREL (relations), MRDEF
-(definitions) and, if it is there, MRSTY (semantic types).
+"""UMLS, from the RRF files that the NLM distributes to licence holders: MRCONSO (names) and, if present, MRREL
+(relations), MRDEF (definitions) and MRSTY (semantic types).
 
-Nothing of UMLS is shipped with satunet, and the UMLS licence governs a tree that is made from it. Each name keeps its
-vocabulary in the name of the source (``UMLS/FMA``), because vocabularies have licences of their own.
+Nothing from UMLS is shipped with satunet, and the UMLS licence governs a tree that is made from it. Each term keeps its
+vocabularies in the name of its source (``UMLS/FMA``), because vocabularies have licences of their own.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def import_umls(
     """Read RRF files.
 
     Args:
-        folder: Folder with MRCONSO.RRF and, if wanted, MRREL.RRF, MRDEF.RRF and MRSTY.RRF.
-        languages: Languages of names, as in column LAT.
-        types: Semantic types (TUI) to keep if MRSTY.RRF is there; ``None`` keeps all.
+        folder: Folder with MRCONSO.RRF and, optionally, MRREL.RRF, MRDEF.RRF and MRSTY.RRF.
+        languages: Languages of names, as in the column LAT.
+        types: Semantic types (TUI) to keep if there is an MRSTY.RRF; ``None`` keeps all.
 
     Raises:
         KnowledgeError: MRCONSO.RRF is missing, a row lacks columns, or a file is not UTF-8; the message names the line.
@@ -60,7 +60,7 @@ def import_umls(
     wanted = _of_types(folder, types)
     concepts = _concepts(folder, set(languages), wanted)
     if not concepts:
-        raise KnowledgeError(f"{folder}: no concept of the languages {sorted(languages)} and semantic types asked for")
+        raise KnowledgeError(f"{folder}: no concept in languages {sorted(languages)} has the requested semantic types")
     for row, _ in _rows(folder / "MRDEF.RRF"):
         concept = concepts.get(row[0])
         if concept is not None and row[6] not in ("O", "Y") and len(row[5]) > len(concept.definition):
@@ -116,7 +116,7 @@ def _concepts(folder: Path, languages: set[str], wanted: set[str] | None) -> dic
         name = " ".join(name.split())
         concept.names[name] = None
         concept.vocabularies.add(vocabulary)
-        # The order of preference that UMLS documents: term status (TS), string type (STT), preferred atom (ISPREF).
+        # The order of preference documented by UMLS: term status (TS), string type (STT), preferred atom (ISPREF).
         rank = (status != "P") * 4 + (kind != "PF") * 2 + (preferred != "Y")
         if rank < concept.preferred[0]:
             concept.preferred = (rank, name)
@@ -124,7 +124,7 @@ def _concepts(folder: Path, languages: set[str], wanted: set[str] | None) -> dic
 
 
 def _rows(path: Path) -> Iterator[tuple[list[str], int]]:
-    """Rows of an RRF file with their line numbers; nothing if there is no such file."""
+    """Rows of an RRF file with their line numbers; none if there is no such file."""
     if not path.is_file():
         return
     columns = _COLUMNS[path.name]
