@@ -1,4 +1,4 @@
-"""Build one label space from ``dataset.json`` files."""
+"""Building one label space from ``dataset.json`` files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Draft:
 
 
 def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None = None) -> LabelSpace:
-    """Unite the classes of datasets; the result does not depend on their order.
+    """Unite the classes of datasets; the result does not depend on the order of the datasets.
 
-    Names with the same canonical name are one class. A dataset in the catalogue gets the catalogue's classes; any other
-    gets its own and those that the rules derive from them (:mod:`satunet.labels.unions`).
+    Labels with the same canonical name are one class. A dataset in the catalogue gets the catalogue's classes; any
+    other dataset gets its own and those that the rules derive from them (:mod:`satunet.labels.unions`).
 
     Args:
         datasets: The datasets.
@@ -52,7 +52,7 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
     datasets = sorted(datasets, key=lambda d: d.name)
     names = [d.name for d in datasets]
     if not names or len(set(names)) != len(names):
-        raise LabelSpaceError(f"a label space needs datasets, each once; got {names}")
+        raise LabelSpaceError(f"a label space needs at least one dataset, and each only once; got {names}")
     drafts: dict[str, _Draft] = {}
     ids: dict[str, dict[str, tuple[int, ...]]] = {}
     notes: dict[str, tuple[str, ...]] = {}
@@ -79,7 +79,7 @@ def build_label_space(datasets: Iterable[Dataset], catalogue: Catalogue | None =
 
 @lru_cache(maxsize=1)
 def catalogue_space() -> LabelSpace:
-    """The label space of all 72 datasets of SAT-DS, from the catalogue alone; no dataset needs to exist on disk."""
+    """The label space of all 72 datasets of SAT-DS, from the catalogue alone; the datasets need not exist on disk."""
     return build_label_space(
         Dataset(
             id=record.id,
@@ -94,7 +94,7 @@ def catalogue_space() -> LabelSpace:
 
 
 def listed_ids(dataset: Dataset, catalogue: Catalogue) -> dict[str, tuple[int, ...]]:
-    """Class → ids as a dataset lists them, before any rule: an organ does not include the ids of its lesions."""
+    """Class → ids as listed by a dataset, before any rule: an organ does not include the ids of its lesions."""
     return _listed(dataset, catalogue)[0]
 
 
@@ -104,7 +104,7 @@ def class_of_name(name: str, catalogue: Catalogue) -> ClassInfo:
 
 
 def catalogue_record(dataset: Dataset, catalogue: Catalogue) -> tuple[CatalogueRecord | None, str | None]:
-    """The catalogue's record of a dataset, or ``None``; and a reason, if it has the name but other labels."""
+    """The catalogue's record of a dataset, or ``None``; and the reason, if a record has the name but other labels."""
     record = catalogue.by_name(dataset.name)
     if record is None:
         return None, None
@@ -121,7 +121,7 @@ def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Ca
         derived = derive(listed)
         notes = derived.notes if problem is None else (problem, *derived.notes)
         return Derived(ids=derived.ids, rules=derived.rules, notes=notes)
-    # Look up ids by name, so that a copy of the dataset with another numbering gets the same classes.
+    # Ids are looked up by name, so that a copy of the dataset with another numbering gets the same classes.
     own_names = canonical_names(record.labels)
     name_of = {label: own_names[source] for source, label in record.labels.items()}
     ids = {
@@ -143,7 +143,7 @@ def _classes(dataset: Dataset, listed: dict[str, tuple[int, ...]], catalogue: Ca
 def _listed(
     dataset: Dataset, catalogue: Catalogue
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, set[str]], tuple[str, ...]]:
-    """Class → ids and class → names, as the dataset lists them; and notes about its names, one sentence each."""
+    """Class → ids and class → names, as the dataset lists them; and notes on its names, one sentence each."""
     found: dict[str, set[int]] = {}
     sources: dict[str, set[str]] = {}
     canonical = canonical_names(dataset.labels)
@@ -156,7 +156,7 @@ def _listed(
             raise LabelSpaceError(
                 f"{dataset.folder / 'dataset.json'}: the label {source!r} (ids {list(values)}) has no name"
             )
-        # If two labels of a dataset have one canonical name, they are parts of the structure: their union is the class.
+        # Labels of a dataset with the same canonical name are parts of the structure: their union is the class.
         found.setdefault(name, set()).update(values)
         sources.setdefault(name, set()).add(source)
     return {name: tuple(sorted(values)) for name, values in found.items()}, sources, notes

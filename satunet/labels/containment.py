@@ -1,4 +1,4 @@
-"""Which classes are parts of which, from the datasets' label ids and from the sides in names."""
+"""Parts and wholes among classes, from the datasets' label ids and from the sides in names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str
     """Class → classes that it is a part of, directly or through others.
 
     A class is part of another if its label ids are a subset of the other's in every dataset that has both ("left lung"
-    and "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if its name is the other's with a side.
-    Classes with the same ids in every dataset are not parts of each other.
+    and "lung", "vertebrae L1" and "vertebrae", "liver tumor" and "liver"), or if its name is the other's name with a
+    side and no dataset has both. Classes with the same ids in every dataset are not parts of each other.
 
     Args:
         space: The label space.
-        names: Classes to look at; all if not given.
+        names: Classes to consider; all if not given.
     """
     wanted = sorted(set(space.class_names) if names is None else set(names))
     within: dict[str, set[str]] = {name: set() for name in wanted}
@@ -45,7 +45,7 @@ def wholes_of(space: LabelSpace, names: Iterable[str] | None = None) -> dict[str
 
 
 def wholes_first(names: Iterable[str], wholes: Mapping[str, frozenset[str]]) -> list[str]:
-    """The names in an order in which every whole precedes its parts; otherwise, the given order is kept.
+    """The names, sorted so that every whole precedes its parts; otherwise, they keep the given order.
 
     Args:
         names: Classes, each once.

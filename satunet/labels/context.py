@@ -1,8 +1,8 @@
-"""Generic names such as ``cancer``, which means another class in a dataset of livers than in one of lungs.
+"""Generic names such as ``cancer``, which means one class in a dataset of livers and another in a dataset of lungs.
 
-A generic name is completed by the organ of its dataset: the one that the dataset's other classes belong to, else the
+A generic name is completed by the organ of its dataset: the organ that the dataset's other classes belong to, else the
 one in the dataset's name, else the one in its description. If none of these gives exactly one organ, the name stays as
-it is, and the label space has a note about it.
+it is, and the label space gets a note about it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ADJECTIVES = {
 
 
 def is_generic(name: str) -> bool:
-    """Whether a canonical name does not say which structure it belongs to."""
+    """Whether a canonical name leaves open which structure it belongs to."""
     name = _LONG.get(name, name)
     return name in _LESIONS or name in _PLACES or name in _PARTS
 
@@ -46,7 +46,7 @@ def is_generic(name: str) -> bool:
 def in_context(
     dataset: Dataset, canonical: Mapping[str, str], catalogue: Catalogue | None = None
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Canonical names of a dataset's labels, the generic ones completed by the organ of the dataset.
+    """Canonical names of a dataset's labels, with generic names completed by the organ of the dataset.
 
     Args:
         dataset: The dataset.
@@ -54,7 +54,7 @@ def in_context(
         catalogue: Catalogue whose names are preferred; SAT-DS if not given.
 
     Returns:
-        Label name → canonical name; and a note for each generic name, one sentence each.
+        Label name → canonical name; and one note, of one sentence, per generic name.
     """
     generic = {source: name for source, name in canonical.items() if is_generic(name)}
     if not generic:
@@ -75,7 +75,7 @@ def in_context(
 
 
 def _organ(dataset: Dataset, classes: Iterable[str]) -> tuple[str | None, str]:
-    """The organ that a dataset is about, or ``None``; and where that was found."""
+    """The organ that a dataset is about, or ``None``; and where it was found."""
     bases = {normalize_name(name).base for name in classes} & _structures()
     if len(bases) == 1:
         (organ,) = bases
@@ -88,7 +88,7 @@ def _organ(dataset: Dataset, classes: Iterable[str]) -> tuple[str | None, str]:
 
 
 def _joined(organ: str, name: str, catalogue: Catalogue) -> str:
-    """Organ and generic name as one name, in the catalogue's wording if it has one."""
+    """Organ and generic name as one name, in the catalogue's wording if there is one."""
     name = _LONG.get(name, name)
     ways = [f"{name} {organ}", f"{organ} {name}"] if name in _PLACES else [f"{organ} {name}", f"{name} of {organ}"]
     if name in _TUMORS:
@@ -98,7 +98,7 @@ def _joined(organ: str, name: str, catalogue: Catalogue) -> str:
 
 
 def _structures_in(text: str) -> set[str]:
-    """Anatomical structures that a text names; a longer name is matched before the names within it."""
+    """Anatomical structures that a text names; longer names are matched before the names within them."""
     words = re.sub(r"[^A-Za-z]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)).lower().split()
     words = [_ADJECTIVES.get(word, word) for word in words]
     found: set[str] = set()

@@ -3,14 +3,14 @@
 A canonical name is lower-case American English with the side in front: ``Hippocampus_L``, ``Left Hippocampus``,
 ``hippocampus (left)`` and ``hippocampus on the left side`` are all ``left hippocampus``. The rules are:
 
-1. words: underscores, hyphens, brackets and CamelCase are word breaks, case is dropped;
+1. words: underscores, hyphens, brackets and CamelCase separate words, and case is dropped;
 2. synonymous words and phrases get one spelling (tables below);
 3. a side anywhere in the name moves to the front; a lone ``l`` or ``r`` counts as a side only at the beginning or end,
-   so that the vertebra ``L1`` or a letter within a name does not;
+   so that a letter within a name, or in the vertebra ``L1``, does not;
 4. where the side is part of a structure's identity ("left atrium", "right ventricle"), it stays in the base name: the
-   two atria are different structures, not two sides of one, and are never united;
-5. a structure of SAT-DS gets its name there ("urinary bladder", "cervical vertebrae 1 (c1)"), so that label spaces
-   and results can be compared with the published ones.
+   two atria are different structures, not two sides of one structure, and are never united;
+5. a structure in SAT-DS gets its name there ("urinary bladder", "cervical vertebrae 1 (c1)"), so that label spaces and
+   results can be compared with the published ones.
 
 Rejected: fuzzy matching while merging datasets. A wrong merge trains two structures as one. Names that the rules do not
 match stay separate; prompts may be matched more freely (:mod:`satunet.prompts.matching`).
@@ -46,7 +46,7 @@ _WORDS = {
     "tumour": "tumor", "tumours": "tumor", "tumors": "tumor", "oesophagus": "esophagus", "oedema": "edema",
     "gray": "grey", "haemorrhage": "hemorrhage", "haematoma": "hematoma", "ischaemic": "ischemic",
     "peritumoural": "peritumoral", "centre": "center", "colour": "color",
-    # plurals of structures that label maps hold as one
+    # plurals of structures that label maps contain as one structure
     "hippocampi": "hippocampus", "amygdalae": "amygdala", "thalami": "thalamus", "kidneys": "kidney", "lungs": "lung",
     "ventricles": "ventricle", "femora": "femur", "femurs": "femur", "eyes": "eye", "ribs": "rib", "lesions": "lesion",
     "metastases": "metastasis", "nodules": "nodule", "cysts": "cyst", "glands": "gland", "lobes": "lobe",
@@ -79,7 +79,7 @@ _FILLERS = {"the", "of", "in", "on", "at", "a", "an", "side", "sided"}
 _WHOLE = {"whole", "entire"}
 _LESION_HEADS = {"tumor", "lesion", "cancer", "carcinoma", "neoplasm", "mass", "edema"}
 
-# Structures whose name includes a side: the left atrium is not the left one of two atria of a kind.
+# Structures whose name includes a side: the left atrium is not the left one of a pair of equal atria.
 _INTRINSIC = re.compile(
     r"^(?:heart )?(?:atrium|ventricle|ventricular .*|atrial appendage|heart atrium|heart ventricle|auricle heart"
     r"|ventricle cavity|ventricle myocardium|ventricle blood pool|anterior descending artery|lobe liver"
@@ -101,7 +101,7 @@ class NormalizedName:
 
     Attributes:
         canonical: Canonical name, side included.
-        base: The name without its side.
+        base: Name without its side.
         side: ``"left"``, ``"right"`` or ``None``.
     """
 
@@ -112,10 +112,10 @@ class NormalizedName:
 
 @lru_cache(maxsize=65536)
 def normalize_name(text: str) -> NormalizedName:
-    """Bring a class name or a prompt to its canonical form.
+    """The canonical form of a class name or prompt.
 
     Args:
-        text: Any spelling.
+        text: Name in any spelling.
 
     Returns:
         The canonical form; normalising it again changes nothing. An empty text gives an empty name.
@@ -130,13 +130,13 @@ def normalize_name(text: str) -> NormalizedName:
 
 
 def other_side(side: str) -> str:
-    """``"left"`` for ``"right"`` and the reverse."""
+    """The opposite side: ``"left"`` for ``"right"`` and vice versa."""
     return SIDES[1 - SIDES.index(side)]
 
 
 @lru_cache(maxsize=1)
 def _published_names() -> dict[str, str]:
-    """Result of the rules for a name of SAT-DS → that name."""
+    """Result of rules 1 to 4 for a name in SAT-DS → that name."""
     names = {}
     for name in load_catalogue().class_names:
         side, base = _key(name)
@@ -150,7 +150,7 @@ def _key(text: str) -> tuple[str | None, str]:
     """Side and base name by rules 1 to 4."""
     words, side = _take_side(_words(text))
     base = _base(words)
-    # One rule's result may be another's input ("caudate nucleus nucleus"): apply them until nothing changes.
+    # The result of one rule may be the input of another ("caudate nucleus nucleus"): repeat until nothing changes.
     while (again := _base(base.split())) != base:
         base = again
     return side, base
@@ -158,7 +158,7 @@ def _key(text: str) -> tuple[str | None, str]:
 
 def _base(words: list[str]) -> str:
     words = [w for word in words for w in _WORDS.get(word, word).split()]
-    # "on the left hand side" does not mean the hand; "bones of the hand" does.
+    # "on the left hand side" is not about the hand; "bones of the hand" is.
     words = [w for w, after in zip(words, [*words, ""][1:], strict=True) if (w, after) != ("hand", "side")]
     # The whole liver is the liver, but the whole tumor is more than the tumor: it includes edema and necrosis.
     idle = _FILLERS if _LESION_HEADS & set(words) else _FILLERS | _WHOLE
@@ -172,7 +172,7 @@ def _words(text: str) -> list[str]:
     tokens = plain.split()
     shouted = all(t.isupper() for t in tokens if t.isalpha())
     if len(tokens) >= 3 and tokens[0].lower() in SIDES and not shouted:
-        # Only a mixed-case abbreviation right after the side that consists of initials of the words after it.
+        # Only an abbreviation in mixed case, directly after the side, that consists of initials of the words after it.
         short, rest = tokens[1], "".join(tokens[2:]).lower()
         if _REDUNDANT_ABBREVIATION.match(short) and sum(c.isupper() for c in short) >= 1 and len(short) <= 6:
             initials = {w[0].lower() for w in tokens[2:]}
@@ -204,9 +204,10 @@ def _take_side(words: list[str]) -> tuple[list[str], str | None]:
 def _phrases(words: list[str]) -> list[str]:
     text = " ".join(words)
     for phrase, meaning in _LONGEST_FIRST:
-        if phrase == meaning or phrase not in text:  # most are not, and an expression for each takes longer
+        if phrase == meaning or phrase not in text:  # most do not occur, and this test is fast
             continue
-        # "accumbens" becomes "nucleus accumbens" only if it is not that already; else it would grow with each pass.
+        # "accumbens" becomes "nucleus accumbens" only if it is not that already; otherwise it would grow with each
+        # pass.
         grown = phrase in meaning and _whole(meaning).search(text)
         if not grown:
             text = _whole(phrase).sub(meaning, text, count=1)

@@ -1,11 +1,11 @@
-"""The classes that are scored, their label ids, and which of them are lesions; nothing else decides it.
+"""The classes that are scored, their label ids, and which of them are lesions: decided here and nowhere else.
 
-A published dataset is scored by the classes of its publication, any other by those in its ``dataset.json``; unions
-derived by rule are not scored. There are two conventions for an organ with a lesion in it:
+A published dataset is scored by the classes of its publication, any other dataset by those in its ``dataset.json``;
+unions derived by rules are not scored. There are two conventions for an organ with a lesion in it:
 
-- ``"whole"``: the organ includes the lesion's ids, as in the label space and in SAT. A mask of "kidney" that leaves the
-  tumor out is wrong.
-- ``"listed"``: the organ has only the ids that ``dataset.json`` gives it, as nnU-Net scores it. Where a competitor
+- ``"whole"``: the organ includes the lesion's ids, as in the label space and in SAT. A mask of "kidney" that leaves out
+  the tumor is wrong.
+- ``"listed"``: the organ has only the ids that ``dataset.json`` gives it, as in nnU-Net's scores. If a competitor
   predicts one mask per class, the lesions' voxels are removed from its mask of the organ.
 """
 
@@ -33,10 +33,10 @@ class ScoredClass:
     Attributes:
         name: Canonical name.
         ids: Label ids whose union is the class; empty for references that are folders of masks.
-        lesion: Whether it is pathological; its lesions are also counted individually.
+        lesion: Whether the class is pathological; its lesions are also counted individually.
         regions: Body regions, as far as they are known.
-        includes: Classes whose ids are a subset of its own.
-        excludes: Classes that lie in it but do not count as part of it.
+        includes: Classes whose ids are a proper subset of this class's ids.
+        excludes: Classes that lie inside this class, but do not count as part of it.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ScoredClasses:
         names = [c.name for c in self.classes]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"a class is scored once, but {twice} are listed several times")
+            raise ValueError(f"each class must be listed once, but {twice} are listed more than once")
 
     @cached_property
     def by_name(self) -> dict[str, ScoredClass]:
@@ -95,15 +95,15 @@ class ScoredClasses:
         """The same classes, with exactly the given ones as lesions.
 
         Raises:
-            UserError: One of the lesions is not among the classes.
+            UserError: A lesion is not among the classes.
         """
         unknown = sorted(set(lesions) - set(self.names))
         if unknown:
-            raise UserError(f"{', '.join(unknown)}: not a class that is scored; those are {', '.join(self.names[:20])}")
+            raise UserError(f"{', '.join(unknown)}: not a scored class; scored are {', '.join(self.names[:20])}")
         return replace(self, classes=tuple(replace(c, lesion=c.name in lesions) for c in self.classes))
 
     def parts_of(self, name: str, known: Callable[[str], bool]) -> tuple[str, ...]:
-        """Known classes whose union is the class ``name``; empty if they do not cover it."""
+        """Known classes whose union is the class ``name``; empty if they do not cover it completely."""
         own = self.by_name[name]
         parts = tuple(part for part in own.includes if known(part))
         covered = {i for part in parts for i in self.ids[part]}
@@ -115,8 +115,8 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
 
     Args:
         dataset: The dataset.
-        organs: Convention for organs with lesions in them, see the module.
-        known: Label space in which lesions and regions are looked up; names and catalogue decide if not given.
+        organs: Convention for organs with lesions in them; see the module.
+        known: Label space in which to look up lesions and regions; if not given, names and catalogue decide.
     """
     catalogue = load_catalogue()
     space = build_label_space([dataset], catalogue)
@@ -144,7 +144,7 @@ def classes_of_dataset(dataset: Dataset, *, organs: Organs = "whole", known: Lab
 
 
 def classes_of_file(file: Path, *, organs: Organs = "whole") -> ScoredClasses:
-    """Scored classes of the dataset of a ``dataset.json``; see :func:`classes_of_dataset`.
+    """Scored classes of the dataset that a ``dataset.json`` describes; see :func:`classes_of_dataset`.
 
     Raises:
         DatasetError: The file is missing or malformed.
@@ -157,7 +157,7 @@ def classes_of_masks(names: Iterable[str], folder: Path) -> ScoredClasses:
     """Scored classes of references that are folders of masks: every class with a mask in at least one of them.
 
     Args:
-        names: The classes, by their canonical names.
+        names: Canonical names of the classes.
         folder: Folder of the references; its name may identify a dataset.
     """
     labels = {name: (number,) for number, name in enumerate(sorted(set(names)), start=1)}

@@ -21,12 +21,12 @@ class ClassInfo:
         name: Canonical name.
         base: Name without its side.
         side: ``"left"``, ``"right"`` or ``None``.
-        modalities: Modalities of the datasets that annotate it.
-        datasets: Datasets that annotate it.
-        source_names: Names in the datasets.
-        lesion: Whether it is pathological.
-        regions: Body regions it belongs to, as far as they are known.
-        inferred: The rule that derived it; ``None`` if a dataset lists it.
+        modalities: Modalities of the datasets that annotate the class.
+        datasets: Datasets that annotate the class.
+        source_names: Names of the class in the datasets.
+        lesion: Whether the class is pathological.
+        regions: Body regions that the class belongs to, as far as they are known.
+        inferred: Rule that derived the class; ``None`` if a dataset lists it.
     """
 
     name: str
@@ -47,10 +47,10 @@ class LabelSpace:
     A dataset's entry holds only the classes that the dataset annotates. Any other class is unknown there, not absent.
 
     Attributes:
-        classes: All classes, by name.
-        ids: Dataset → class → label ids whose union is that class.
-        notes: Dataset → notes about its labels, one sentence each.
-        ignored: Dataset → id of unlabelled voxels (nnU-Net's ``ignore``), if it has one.
+        classes: All classes, sorted by name.
+        ids: Dataset → class → label ids whose union is the class.
+        notes: Dataset → notes on its labels, one sentence each.
+        ignored: Dataset → id of unlabelled voxels (nnU-Net's ``ignore``), for datasets that have one.
     """
 
     RECORD_VERSION: ClassVar[int] = 2
@@ -63,7 +63,7 @@ class LabelSpace:
     def __post_init__(self) -> None:
         names = [c.name for c in self.classes]
         if names != sorted(set(names)):
-            raise LabelSpaceError("the classes of a label space are sorted by name, each once")
+            raise LabelSpaceError("the classes of a label space must be sorted by name and unique")
         known = set(names)
         for dataset, classes in self.ids.items():
             unknown = sorted(set(classes) - known)
@@ -86,7 +86,7 @@ class LabelSpace:
         """Position of a class in :attr:`class_names`.
 
         Raises:
-            LabelSpaceError: No such class.
+            LabelSpaceError: There is no such class.
         """
         try:
             return self._positions[name]
@@ -94,14 +94,14 @@ class LabelSpace:
             raise LabelSpaceError(f"no class {name!r} in the label space of {len(self.classes)} classes") from None
 
     def info(self, name: str) -> ClassInfo:
-        """Side, modalities, names and further facts of a class; raises as :meth:`index`."""
+        """Side, modalities, names and other facts about a class; raises the same errors as :meth:`index`."""
         return self.classes[self.index(name)]
 
     def classes_of(self, dataset: str) -> tuple[str, ...]:
         """Classes that a dataset annotates, sorted.
 
         Raises:
-            LabelSpaceError: No such dataset.
+            LabelSpaceError: There is no such dataset.
         """
         if dataset not in self.ids:
             raise LabelSpaceError(f"dataset {dataset!r} is not in the label space; it has {sorted(self.ids)}")
@@ -119,7 +119,7 @@ class LabelSpace:
 
     @property
     def has_sides(self) -> bool:
-        """Whether any class has a side, so that mirroring left and right would make its labels wrong."""
+        """Whether any class has a side, so that mirroring left and right would make labels wrong."""
         return any({"left", "right"} & set(c.name.split()) for c in self.classes)
 
     def save(self, path: Path) -> None:
@@ -137,17 +137,17 @@ class LabelSpace:
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Refuse a file of a version that cannot be read."""
+        """Refuse a file of another version, which cannot be read."""
         raise LabelSpaceError(f"label space version {version}; this satunet reads version {cls.RECORD_VERSION}")
 
 
 def text_variants(info: ClassInfo) -> tuple[str, ...]:
-    """Names of a class, the canonical one first; training draws from them, so that the wording matters less."""
+    """Names of a class, the canonical one first; training draws from them to make the network robust to wording."""
     variants = [info.name]
     if info.side is not None:
         base, side = info.base, info.side
         variants += [f"{base} {side}", f"{base} on the {side} side", f"{side}-sided {base}", f"{base} ({side})"]
     names = [" ".join(name.replace("_", " ").replace("-", " ").split()).lower() for name in info.source_names]
-    # A dataset of livers may call liver tumors "cancer"; outside of that dataset, it does not name them.
+    # A dataset of livers may call liver tumors "cancer"; outside that dataset, the word does not mean them.
     variants += [name for name in names if name == info.name or not is_generic(normalize_name(name).canonical)]
     return tuple(dict.fromkeys(variants))

@@ -1,8 +1,8 @@
 """Rules that derive further classes from those that a dataset lists, for datasets that are not in the catalogue.
 
-A rule derives only what names make certain: the left and the right of a structure are the structure, all levels of a
-series are the series, all lobes of a lung are the lung, a tumor of an organ is part of the organ. An incomplete series
-does not count as the whole: missing levels that are in view would be trained as background.
+A rule derives only what the names make certain: a structure is the union of its left and right sides, a series the
+union of all its levels, a lung the union of all its lobes, and a tumor of an organ is part of the organ. An incomplete
+series does not count as the whole: missing levels in the field of view would be trained as background.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ids = tuple[int, ...]
 Unite = Callable[[str, Iterable[str], str], None]
 
 _PARTS = (("anterior", "posterior"), ("upper", "lower"), ("superior", "inferior"))
-# "upper lobe" and "lower lobe" do not make up a structure "lobe".
+# "upper lobe" and "lower lobe" do not make up a structure called "lobe".
 _NO_WHOLE = {
     "process", "limb", "lobe", "division", "segment", "part", "gyrus", "horn", "wall", "border", "root", "pole",
 }  # fmt: skip
@@ -35,9 +35,9 @@ class Derived:
     """Classes of a dataset after the rules.
 
     Attributes:
-        ids: Class → ids, listed classes included.
-        rules: Derived class → the rule that derived it.
-        notes: Notes, one sentence for each listed class whose ids the rules changed.
+        ids: Class → ids, including listed classes.
+        rules: Derived class → rule that derived it.
+        notes: Notes on listed classes whose ids the rules changed, one sentence each.
     """
 
     ids: dict[str, Ids]
@@ -125,7 +125,7 @@ def _unite_parts(name: str, own: Mapping[str, Ids], unite: Unite) -> None:
             prefix = f"{parsed.side} " if parsed.side else ""
             siblings = {n for n in own if n.endswith(f" {whole}") and n.startswith(prefix)}
             parts = (name, f"{prefix}{second} {whole}")
-            # If there is a third sibling ("middle"), the two do not make up the whole.
+            # With a third sibling ("middle"), the two do not make up the whole.
             if siblings == set(parts):
                 unite(f"{prefix}{whole}", parts, f"union of {first} and {second}")
 

@@ -85,7 +85,7 @@ def test_choosing_classes_and_lesions() -> None:
     assert some.names == ("kidney", "spleen")
     assert some.allowed_ids == found.allowed_ids
     assert found.with_lesions({"spleen"}).lesions == {"spleen"}
-    with pytest.raises(UserError, match="liver: not a class that is scored; those are kidney"):
+    with pytest.raises(UserError, match="liver: not a scored class; scored are kidney"):
         found.with_lesions({"liver"})
-    with pytest.raises(ValueError, match="listed several times"):
+    with pytest.raises(ValueError, match="listed more than once"):
         ScoredClasses(classes=(ScoredClass(name="a"), ScoredClass(name="a")))

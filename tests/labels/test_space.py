@@ -122,7 +122,7 @@ def test_json_round_trip_and_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("datasets", [[], [A, A]])
 def test_no_dataset_or_one_twice(datasets: list[Dataset]) -> None:
-    with pytest.raises(LabelSpaceError, match="each once"):
+    with pytest.raises(LabelSpaceError, match="each only once"):
         build_label_space(datasets)
 
 
