@@ -1,4 +1,4 @@
-"""A portable bank of embeddings: a model with its bank needs no text encoder for the texts in it."""
+"""A portable bank of embeddings: a model needs no text encoder for the texts in its bank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TextBank:
     Attributes:
         encoder_name: Name of the encoder.
         encoder_fingerprint: Hash of the encoder.
-        texts: The texts, each once.
+        texts: Texts without repetitions.
         vectors: (n, D) float32, one row per text.
     """
 
@@ -69,7 +69,7 @@ class TextBank:
             raise PromptError(f"{text!r} is not among the {len(self.texts)} texts of the bank") from None
 
     def matrix(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, D) embeddings of texts; raises as :meth:`row`."""
+        """(n, D) embeddings of texts; raises the same errors as :meth:`row`."""
         return self.vectors[[self.row(text) for text in texts]]
 
     @property
@@ -81,7 +81,7 @@ class TextBank:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole."""
+        """Write the bank as a safetensors file, atomically."""
         from safetensors.numpy import save_file
 
         metadata = {
@@ -95,10 +95,10 @@ class TextBank:
 
     @classmethod
     def load(cls, path: Path) -> TextBank:
-        """Read a bank and check it against its digest; banks of older versions have none.
+        """Read a bank and check it against its digest; banks of older versions have no digest.
 
         Raises:
-            ModelError: The file does not exist, is no bank, or is damaged.
+            ModelError: The file does not exist, is not a bank, or is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -115,5 +115,5 @@ class TextBank:
         except (OSError, SafetensorError, *MALFORMED) as error:
             raise ModelError(f"{path}: not a bank of text embeddings ({error})") from error
         if metadata.get("digest", bank.digest) != bank.digest:
-            raise ModelError(f"{path}: damaged: texts or embeddings are not those that were written")
+            raise ModelError(f"{path}: damaged: texts or embeddings do not match the file's digest")
         return bank

@@ -17,13 +17,13 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS embedding (encoder TEXT, text TEXT, vector
 
 
 class EmbeddingCache:
-    """A cache of float32 vectors. A cache that cannot be used is a warning, never an error: texts are encoded again."""
+    """A cache of float32 vectors. If it cannot be used, it logs a warning, and texts are encoded again."""
 
     def __init__(self, folder: Path) -> None:
         self._file = Path(folder) / "embeddings.sqlite"
 
     def get(self, encoder: str, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Vectors of those texts that are known."""
+        """Vectors of the texts that are in the cache."""
         if not self._file.is_file():
             return {}
         found: dict[str, NDArray[np.float32]] = {}
@@ -37,7 +37,7 @@ class EmbeddingCache:
         return found
 
     def put(self, encoder: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Store vectors."""
+        """Add vectors to the cache."""
         rows = [(encoder, text, np.asarray(v, dtype="<f4").tobytes()) for text, v in vectors.items()]
         with self._guard("written"):
             self._file.parent.mkdir(parents=True, exist_ok=True)

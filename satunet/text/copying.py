@@ -1,4 +1,4 @@
-"""Copying a text encoder's folder: only the files of the encoder, and no links."""
+"""Copying a text encoder's folder: only the encoder's files, and no links."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def copy_text_encoder(source: Path, target: Path) -> None:
         if any(part.startswith(_HIDDEN) for part in relative.parts):
             continue
         if any(place.is_symlink() for place in [file, *file.parents][: len(relative.parts)]):
-            raise ModelError(f"{file}: is a link; a text encoder that is sent around has its files in its own folder")
+            raise ModelError(f"{file}: is a link; all files of a text encoder must be in its own folder to be copied")
         if file.is_file() and file.suffix in _ENDINGS:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / relative)

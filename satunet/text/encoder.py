@@ -1,7 +1,7 @@
 """The interface of text encoders: texts (and a modality) → embeddings, in batches, cached on disk.
 
-Encoders are frozen. Embeddings are cached, so that a second run with the same texts needs no model. Each kind of
-encoder is a subclass with one method; :func:`satunet.text.load_text_encoder` picks it by name.
+Encoders are frozen. Embeddings are cached, so that a second run with the same texts does not load the model. Each kind
+of encoder is a subclass; :func:`satunet.text.load_text_encoder` chooses it by name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Progress = Callable[[int, int], None]
 
 
 class TextEncoder(ABC):
-    """A frozen text encoder with a cache; the model itself is loaded when a text is not in the cache.
+    """A frozen text encoder with a cache; the model itself is loaded once a text is not in the cache.
 
     Attributes:
-        name: Name by which it was requested; plan and bank keep it.
-        uses_modality: Whether embeddings of a text differ between modalities.
+        name: Name by which the encoder was requested; plan and bank record it.
+        uses_modality: Whether the embedding of a text depends on the modality.
     """
 
     uses_modality: ClassVar[bool] = False
@@ -38,7 +38,7 @@ class TextEncoder(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of everything an embedding depends on besides text and modality; part of the cache's keys."""
+        """Hash of everything that an embedding depends on besides text and modality; part of the cache's keys."""
 
     @abstractmethod
     def _embed(self, texts: list[str], modality: str | None) -> NDArray[np.float32]:
@@ -63,10 +63,10 @@ class TextEncoder(ABC):
         Args:
             texts: Any number of texts.
             modality: Modality, one of :data:`satunet.datasets.raw.MODALITIES`; some encoders ignore it.
-            on_progress: Called with (texts done, texts), those in the cache included.
+            on_progress: Function that is called with the number of texts done and of all texts, including cached ones.
 
         Returns:
-            (n, D) float32; of unit length if the model normalises its embeddings.
+            (n, D) float32, of unit length if the model normalises its embeddings.
 
         Raises:
             ModelError: The model cannot be loaded, or its output is not finite.
@@ -76,14 +76,14 @@ class TextEncoder(ABC):
         modality = modality if self.uses_modality else None
         unique = list(dict.fromkeys(texts))
         known = self._known(unique, modality)
-        # Texts of similar length in one batch, because a batch is padded to its longest.
+        # Texts of similar length share a batch, because a batch is padded to its longest text.
         missing = sorted((t for t in unique if t not in known), key=len)
         for start in range(0, len(missing), self._batch):
             batch = missing[start : start + self._batch]
             vectors = np.asarray(self._embed(batch, modality), dtype=np.float32)
             if vectors.ndim != 2 or len(vectors) != len(batch) or not np.isfinite(vectors).all():
                 raise ModelError(
-                    f"text encoder {self.name!r} gave {vectors.shape} for {len(batch)} texts; expected "
+                    f"text encoder {self.name!r} returned shape {vectors.shape} for {len(batch)} texts; expected "
                     f"({len(batch)}, D) finite numbers"
                 )
             fresh = dict(zip(batch, vectors, strict=True))

@@ -1,4 +1,4 @@
-"""A text encoder by name."""
+"""Loading a text encoder by name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from satunet.text.transformer import TransformerEncoder, check_folder, parse_nam
 
 DEFAULT_ENCODER = "minilm"
 TEXT_ENCODER_FOLDER = "text_encoder"
-"""Subfolder of a model with its text encoder, if that cannot be obtained by name."""
+"""Sub-folder of a model with its text encoder, if the encoder cannot be obtained by name."""
 
 
 def load_text_encoder(name: str = DEFAULT_ENCODER, cache_dir: Path | None = None) -> TextEncoder:
-    """An encoder by name.
+    """Load an encoder by name.
 
     Args:
-        name: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 from a PyPI package; ``"anatomy"``, which comes with
-            satunet, the same encoder tuned on the knowledge tree; a folder with a transformers model; or a hub name.
-            The last two take options: ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&instruction=Instruct: …"``.
-        cache_dir: Folder of the cache; ``SATUNET_CACHE``, else the user's cache folder, if not given.
+        name: Name of the encoder: ``"minilm"``, the sentence encoder all-MiniLM-L6-v2 from a PyPI package;
+            ``"anatomy"``, which comes with satunet, the same encoder tuned on the knowledge tree; a folder with a
+            transformers model; or a hub name. The last two take options:
+            ``"Qwen/Qwen3-Embedding-0.6B?pooling=last&instruction=Instruct: …"``.
+        cache_dir: Folder of the cache; if not given, ``SATUNET_CACHE``, else the user's cache folder.
 
     Raises:
-        EnvironmentProblemError: The package of ``minilm`` is needed and not installed.
-        ModelError: The folder holds no model, or an option does not exist.
+        EnvironmentProblemError: ``minilm`` is requested, and its package is not installed.
+        ModelError: The folder does not hold a model, or an option does not exist.
     """
     cache = EmbeddingCache(cache_dir or default_cache_dir())
     if name in _NAMED:

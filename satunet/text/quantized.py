@@ -1,6 +1,6 @@
-"""Text encoders with 8-bit weights: a quarter of the size, and embeddings equal to about three digits.
+"""Text encoders with 8-bit weights: a quarter of the size, with embeddings that agree to about three digits.
 
-Matrices are stored as int8 with one scale per row and converted to float32 for computation; vectors (biases, norms)
+Matrices are stored as int8 with one scale per row, and converted to float32 for computation; vectors (biases, norms)
 are stored as float32.
 """
 
@@ -20,7 +20,7 @@ _SCALE = ".scale"
 
 
 class QuantizedEncoder(TransformerEncoder):
-    """An encoder in a folder that :func:`save_quantized` wrote."""
+    """An encoder in a folder written by :func:`save_quantized`."""
 
     def load(self) -> tuple[Any, Any]:
         """Tokenizer and model, in float32 and evaluation mode.
@@ -37,8 +37,8 @@ def save_quantized(source: Path, target: Path) -> Path:
     """Convert a transformers folder to 8-bit weights.
 
     Args:
-        source: Folder of a model, with ``model.safetensors``.
-        target: Folder to write; must not exist.
+        source: Folder of a model with ``model.safetensors``.
+        target: Folder to write; it must not exist.
 
     Raises:
         ModelError: There are no such weights, or the target exists.
@@ -48,9 +48,9 @@ def save_quantized(source: Path, target: Path) -> Path:
 
     weights = source / "model.safetensors"
     if target.exists():
-        raise ModelError(f"{target}: exists already")
+        raise ModelError(f"{target}: already exists")
     if not weights.is_file():
-        raise ModelError(f"{source}: no model.safetensors to make smaller")
+        raise ModelError(f"{source}: no model.safetensors to convert")
     small: dict[str, Any] = {}
     for name, value in load_file(weights).items():
         value = value.float()
@@ -89,5 +89,5 @@ def _load_model(folder: Path) -> Any:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a text encoder with 8-bit weights ({error})") from error
     if missing or unexpected:
-        raise ModelError(f"{folder / WEIGHTS_FILE}: weights {[*missing, *unexpected][:5]} are missing or not wanted")
+        raise ModelError(f"{folder / WEIGHTS_FILE}: weights {[*missing, *unexpected][:5]} are missing or unexpected")
     return model.eval()

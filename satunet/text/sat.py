@@ -1,9 +1,9 @@
-"""SAT's text encoder (arXiv 2312.17183): a sentence encoder of the BioLORD kind, tuned on anatomy, and a projection.
+"""SAT's text encoder (arXiv 2312.17183): a BioLORD sentence encoder tuned on anatomy, and a projection.
 
 Output = projection(mean over tokens). SAT's embedding of the scan's modality is left to the network
 (:class:`~satunet.network.adapter.ModalityAdapter`), so that embeddings depend on the text alone.
 
-Texts are tokenised as in SAT, which differs from the tokenizer's own way: lower-case, the literal strings ``[CLS]`` and
+Texts are tokenised as in SAT, which differs from the tokenizer's default: lower case, the literal strings ``[CLS]`` and
 ``[SEP]`` around the tokens, padding with id 0, attention to every id above 0, and at most 256 tokens.
 """
 
@@ -33,15 +33,15 @@ _NOT_NEEDED = ("atlas_tower.", "temperature")
 
 
 class SatTextEncoder(TransformerEncoder):
-    """SAT's text encoder in a folder that :func:`save_sat_encoder` wrote. Embeddings are not of unit length."""
+    """SAT's text encoder in a folder written by :func:`save_sat_encoder`. Its embeddings are not of unit length."""
 
     _projection: Any = None
 
     def load(self) -> tuple[Any, Any]:
-        """Tokenizer and model; the projection is loaded beside them.
+        """Tokenizer and model; the projection is loaded as well.
 
         Raises:
-            ModelError: Tokenizer or model cannot be loaded.
+            ModelError: Tokenizer, model or projection cannot be loaded.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -89,12 +89,12 @@ def save_sat_encoder(
     """Turn the tensors of a published text encoder into a folder that :func:`~satunet.text.load_text_encoder` takes.
 
     Args:
-        state: Names without ``module.`` → tensors: ``text_tower.biolord.*``, ``projection_layer.*``,
+        state: Name without ``module.`` → tensor: ``text_tower.biolord.*``, ``projection_layer.*``,
             ``modality_embed.weight``; the atlas tower and the temperature of pre-training are left out.
         folder: Folder to write to.
-        source: File the tensors come from, for messages.
-        architecture: Hub name, or folder, of the model whose configuration and tokenizer to take.
-        architecture_name: Name of the architecture in the written folder, if it is not ``architecture``.
+        source: File that the tensors come from, for messages.
+        architecture: Hub name or folder of the model whose configuration and tokenizer to take.
+        architecture_name: Name of the architecture to record in the folder; ``architecture`` if not given.
 
     Returns:
         The modality embedding, a (4 or 5, D) tensor.
@@ -129,7 +129,7 @@ def save_sat_encoder(
         faults.append(f"{_MODALITY} has shape {tuple(modality.shape)}, needed (4 or 5, {width})")
     if faults:
         raise ModelError(
-            f"{source}: no text encoder of SAT with the architecture {architecture!r}: "
+            f"{source}: not SAT's text encoder with the architecture {architecture!r}: "
             + "; ".join(sorted(faults)[:20])
             + (f" and {len(faults) - 20} more" if len(faults) > 20 else "")
         )
@@ -148,7 +148,7 @@ def is_sat_encoder(folder: Path) -> bool:
     """Whether a folder holds SAT's text encoder.
 
     Raises:
-        ModelError: It does, but in a version that this satunet does not read.
+        ModelError: The folder holds one, but of a version that this satunet does not read.
     """
     file = folder / SAT_ENCODER_FILE
     if not file.is_file():
@@ -179,7 +179,7 @@ def _architecture(name: str) -> tuple[Any, Any]:
 
 
 def _tower(config: Any, weights: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The transformer with these weights, and a list of the tensors that do not fit."""
+    """The transformer with these weights, and the list of tensors that do not fit."""
     import torch
 
     with quiet_transformers():

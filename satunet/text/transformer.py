@@ -1,4 +1,4 @@
-"""Any ``transformers`` model as a text encoder, with the pooling, instruction and length that the model expects."""
+"""Any ``transformers`` model as a text encoder, with the pooling, instruction and length that it expects."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """Settings by which a model's token features become an embedding.
+    """Settings that turn a model's token features into an embedding.
 
     Attributes:
-        pooling: Mean over tokens (``mean``), first token (``cls``) or last token (``last``).
-        instruction: Text that is put before every text.
-        normalize: Whether embeddings are scaled to unit length.
-        max_tokens: Number of tokens after which texts are cut.
+        pooling: Pooling of tokens: their mean (``mean``), the first token (``cls``) or the last token (``last``).
+        instruction: Text to put before every text.
+        normalize: Whether to scale embeddings to unit length.
+        max_tokens: Number of tokens after which texts are cut off.
     """
 
     pooling: Pooling = "mean"
@@ -61,9 +61,9 @@ class TransformerEncoder(TextEncoder):
     """A model from a folder or a hub.
 
     Args:
-        name: Name by which it was requested.
+        name: Name by which the encoder was requested.
         source: Folder or hub name.
-        options: Options after the ``?`` in the name; they override the model's files.
+        options: Options after the ``?`` in the name; they override those in the model's files.
         cache: Cache of embeddings.
     """
 
@@ -83,7 +83,7 @@ class TransformerEncoder(TextEncoder):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the model's files, or hub name and revision, and of the settings."""
+        """Hash of the model's files (its hub name if they cannot be found) and of the settings."""
         if self._fingerprint is None:
             folder = self._folder()
             if folder is None:  # not downloaded yet
@@ -120,11 +120,11 @@ class TransformerEncoder(TextEncoder):
         return cast("NDArray[np.float32]", pooled.float().cpu().numpy())
 
     def _folder(self) -> Path | None:
-        """Folder of the model's files, if they are on this machine."""
+        """Folder of the model's files; ``None`` if they are not on this machine."""
         folder = Path(self.source)
         if folder.is_dir():
             return folder
-        with contextlib.suppress(Exception):  # whatever is wrong with the hub's cache: then the model is loaded first
+        with contextlib.suppress(Exception):  # a broken hub cache must not stop us: the model is then loaded first
             from huggingface_hub import try_to_load_from_cache
 
             found = try_to_load_from_cache(self.source, "config.json")
@@ -133,7 +133,7 @@ class TransformerEncoder(TextEncoder):
 
 
 def embed(texts: list[str], tokenizer: Any, model: Any, settings: EncoderSettings) -> Tensor:
-    """Embed one batch; gradients flow if they are enabled.
+    """Embed one batch, with gradients if they are enabled.
 
     Returns:
         (n, D), on the model's device.
@@ -166,7 +166,7 @@ def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Take ``MODEL?pooling=last&instruction=…`` apart.
+    """Split ``MODEL?pooling=last&instruction=…`` into the model and its options.
 
     Raises:
         ModelError: An option does not exist, or has an invalid value.
@@ -186,14 +186,14 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
             options["max_tokens"] = int(options["max_tokens"])
     except (KeyError, ValueError) as error:
         raise ModelError(
-            f"text encoder {name!r}: normalize is true or false, max_tokens a number (got {error})"
+            f"text encoder {name!r}: normalize must be true or false, and max_tokens a number (got {error})"
         ) from error
     EncoderSettings(**options)
     return source, options
 
 
 def read_settings(source: str, folder: Path | None, options: dict[str, Any]) -> EncoderSettings:
-    """Settings of a model: the given options, else those in its sentence-transformers files, else its kind's."""
+    """Settings of a model: from the options, else its sentence-transformers files, else as usual for its kind."""
     found: dict[str, Any] = {"pooling": _usual_pooling(source, folder)}
     with understanding(folder or source, "a sentence-transformers model", ModelError):
         found |= _settings_in(folder)
@@ -201,7 +201,7 @@ def read_settings(source: str, folder: Path | None, options: dict[str, Any]) -> 
 
 
 def _settings_in(folder: Path | None) -> dict[str, Any]:
-    """Settings in the files of sentence-transformers."""
+    """Settings in a model's sentence-transformers files."""
     found: dict[str, Any] = {}
     if folder is not None and (folder / "modules.json").is_file():
         modules = load_json(folder / "modules.json", error=ModelError)
@@ -219,16 +219,16 @@ def _settings_in(folder: Path | None) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder holds a model with tokenizer and weights.
+    """Check that a folder holds a model with a tokenizer and weights.
 
     Raises:
         ModelError: A file is missing.
     """
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no transformers model here (config.json is missing)")
+        raise ModelError(f"{folder}: no transformers model in this folder (config.json is missing)")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
-            f"{folder}: the model has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)}: save it with "
+            f"{folder}: the model has no tokenizer (one of {', '.join(_TOKENIZER_FILES)}); save it with "
             "tokenizer.save_pretrained(folder)"
         )
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
@@ -236,15 +236,15 @@ def check_folder(folder: Path) -> None:
 
 
 def load_model(source: str, name: str, *, fetch: bool = True) -> tuple[Any, Any]:
-    """Tokenizer and model of a folder or hub, in float32 and evaluation mode; code from there is never run.
+    """Tokenizer and model from a folder or hub, in float32 and evaluation mode; code from there is never run.
 
     Args:
         source: Folder or hub name.
-        name: Name by which it was requested.
+        name: Name by which the encoder was requested.
         fetch: Whether missing files may be fetched from a hub.
 
     Raises:
-        ModelError: They cannot be loaded.
+        ModelError: Tokenizer or model cannot be loaded.
     """
     import torch
 
@@ -261,10 +261,10 @@ def load_model(source: str, name: str, *, fetch: bool = True) -> tuple[Any, Any]
 
 
 def load_tokenizer(source: str, name: str, *, fetch: bool = True) -> Any:
-    """Tokenizer of a folder or hub; as :func:`load_model`.
+    """Tokenizer from a folder or hub; arguments as for :func:`load_model`.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: The tokenizer cannot be loaded.
     """
     with quiet_transformers():
         from transformers import AutoTokenizer
@@ -273,7 +273,7 @@ def load_tokenizer(source: str, name: str, *, fetch: bool = True) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=not fetch)
         except Exception as error:  # damaged files raise whatever their parser does
             raise _cannot_be_loaded(name, error) from error
-    tokenizer.padding_side = "right"  # padding on the left would shift the positions of models with absolute ones
+    tokenizer.padding_side = "right"  # padding on the left would shift absolute positions
     return tokenizer
 
 
@@ -288,7 +288,7 @@ def _cannot_be_loaded(name: str, error: Exception) -> ModelError:
 def folder_hash(folder: Path) -> str:
     """Hash of a model's files.
 
-    Files are hashed completely: fine-tuned models often share the first megabytes, the word embeddings.
+    Files are hashed completely: fine-tuned models often share their first megabytes, the word embeddings.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
