@@ -131,6 +131,11 @@ class TrainingConfig:
             changes.setdefault("steps_per_epoch", min(base.steps_per_epoch, changes["steps"]))
         return dataclasses.replace(base, **changes)
 
+    @property
+    def epochs(self) -> int:
+        """Number of epochs; the last one may be shorter."""
+        return -(-self.steps // self.steps_per_epoch)
+
     def voxel_weight_at(self, step: int) -> float:
         """Weight of the voxel loss in a step, counted from 0; keeping it until the end would make masks too large."""
         return self.voxel_weight if step < VOXELS_UNTIL * self.steps else 0.0

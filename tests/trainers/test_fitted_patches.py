@@ -40,7 +40,7 @@ def test_a_dataset_of_many_scans_is_drawn_as_often_as_one_of_few() -> None:
 def _data(planned: Path, **changes):
     trainer = make_trainer(config(**changes))
     trainer.on_train_start()
-    return trainer, trainer._train_data
+    return trainer, trainer.streams.training
 
 
 def _scans(data):

@@ -233,10 +233,10 @@ def test_a_class_that_no_training_scan_shows_is_no_negative(planned, caplog: pyt
         manifest["scans"][scan] = file_hash(folder / f"{scan}.json")
     write_json(folder / "manifest.json", manifest)
     trainer.on_train_start()
-    asked = {n for step in range(40) for names in trainer._train_data[step].names for n in names}
+    asked = {n for step in range(40) for names in trainer.streams.training[step].names for n in names}
     assert asked == set(space.class_names) - {rare}
     assert f"no training scan of fold 0 shows 1 of the 6 classes, which are not trained: {rare}" in caplog.text
-    validated = {n for step in range(10) for names in trainer._val_data[step].names for n in names}
+    validated = {n for step in range(10) for names in trainer.streams.validation[step].names for n in names}
     assert rare in validated
 
 

@@ -116,8 +116,8 @@ def test_batches_do_not_depend_on_workers(planned: Path) -> None:
 
     trainer = make_trainer(config())
     trainer.on_train_start()
-    here = list(batches(trainer._train_data, range(3), 0))
-    there = list(batches(trainer._train_data, range(3), 2))
+    here = list(batches(trainer.streams.training, range(3), 0))
+    there = list(batches(trainer.streams.training, range(3), 2))
     for a, b in zip(here, there, strict=True):
         assert a.names == b.names
         assert torch.equal(a.image, b.image)

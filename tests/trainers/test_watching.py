@@ -150,7 +150,7 @@ def test_a_validation_goes_on_where_it_stopped(planned: Path, monkeypatch: pytes
     assert trainer.failed_scans == {}
     trainer.perform_actual_validation()
     assert trainer.failed_scans == {scans[1]: 1}  # so that the command ends with code 1
-    batch = trainer._val_data[0]
+    batch = trainer.streams.validation[0]
     trainer.validation_step(dataclasses.replace(batch, failed=(scans[0],)))
     assert set(trainer.failed_scans) == set(scans)
 

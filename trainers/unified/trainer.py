@@ -40,8 +40,8 @@ from satunet.plan import UnifiedPlan
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.averaging import WeightAverage
 from satunet.trainers.unified.batches.batch import Batch
-from satunet.trainers.unified.batches.loading import CACHE_BYTES, StepBatches, batches, worker_count
-from satunet.trainers.unified.batches.sampling import only_shown
+from satunet.trainers.unified.batches.loading import worker_count
+from satunet.trainers.unified.batches.streams import Streams
 from satunet.trainers.unified.checkpointing import (
     RunState,
     checkpoint_of,
@@ -121,7 +121,7 @@ class SATTrainer(nnUNetTrainer):
         """Set how to train; nnU-Net's constructor, whose signature subclasses must keep, has no argument for it."""
         self.config = config
         self.num_iterations_per_epoch = config.steps_per_epoch
-        self.num_epochs = -(-config.steps // config.steps_per_epoch)
+        self.num_epochs = config.epochs
         self.num_val_iterations_per_epoch = config.validation_steps
         self.initial_lr = config.learning_rate
         self.weight_decay = config.weight_decay
@@ -187,7 +187,9 @@ class SATTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         split = self.setup.split
-        self._make_loaders()
+        self.streams = Streams.begin(self.setup, self.config, self.device, self.current_epoch)
+        self.dataloader_train = self.streams.training_batches
+        self.dataloader_val = self.streams.validation_batches
         self._say_what_is_not_taught()
         self.stepper = Stepper(
             self.network,
@@ -222,40 +224,14 @@ class SATTrainer(nnUNetTrainer):
 
     def _say_what_is_not_taught(self) -> None:
         """Report classes that no training scan of the fold shows: they are not trained, not even as negatives."""
-        setup = self.setup
-        shown = setup.index.of_scans(setup.split.train).shown()
-        taught = {name for classes in only_shown(setup.space, shown).ids.values() for name in classes}
-        missing = [name for name in setup.space.class_names if name not in taught]
-        if missing:
+        if missing := self.streams.training.not_asked:
             message = (
-                f"no training scan of fold {self.fold!r} shows {len(missing)} of the {len(setup.space.classes)} classes, "
-                f"which are not trained: {', '.join(missing)}"
+                f"no training scan of fold {self.fold!r} shows {len(missing)} of the {len(self.setup.space.classes)} "
+                f"classes, which are not trained: {', '.join(missing)}"
             )
             self.print_to_log_file(message)
             if distributed.rank() == 0:
                 logger.warning("%s", message)
-
-    def _make_loaders(self) -> None:
-        with distributed.first_process_first():
-            _ = self.setup.index  # the other processes map the file that the first one may have to make
-        workers = worker_count(self.config, self.device)
-        split = self.setup.split
-        self._train_data = StepBatches(
-            self.setup,
-            split.train,
-            self.config,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            cache_bytes=CACHE_BYTES // max(1, workers),
-        )
-        self._val_data = StepBatches(self.setup, split.val or split.train, self.config, stream=1)
-        first = self.current_epoch * self.num_iterations_per_epoch
-        pin = self.device.type == "cuda"
-        self.dataloader_train = batches(self._train_data, range(first, self.config.steps), workers, pin_memory=pin)
-        # The same patches in every epoch, divided among the processes; loaded ahead while the network still trains.
-        self._val_steps = range(distributed.rank(), self.num_val_iterations_per_epoch, distributed.world_size())
-        order = [*self._val_steps] * (self.num_epochs - self.current_epoch)
-        self.dataloader_val = batches(self._val_data, order, min(workers, 2), pin_memory=pin)
 
     # ---- the loop -----------------------------------------------------------------------------------------------
 
@@ -279,7 +255,7 @@ class SATTrainer(nnUNetTrainer):
             with torch.no_grad():
                 self.on_validation_epoch_start()
                 with self.average.applied() if self.average is not None else contextlib.nullcontext():
-                    results = [self.validation_step(next(self.dataloader_val)) for _ in self._val_steps]
+                    results = [self.validation_step(next(self.dataloader_val)) for _ in self.streams.validation_steps]
                 self.on_validation_epoch_end(results)
             self.on_epoch_end()
             if self._out_of_time():
@@ -387,7 +363,7 @@ class SATTrainer(nnUNetTrainer):
         if not self.config.tensorboard:
             return
         try:
-            batch = self._val_data[0]
+            batch = self.streams.validation[0]
             with torch.no_grad(), autocast_for(self.device, self.config.precision):
                 inputs = (v[:1].to(self.device) for v in (batch.image, batch.queries, batch.modality))
                 logits = self.network(*inputs)[0][0]

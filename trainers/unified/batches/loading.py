@@ -107,6 +107,12 @@ class StepBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.config.steps
 
+    @property
+    def not_asked(self) -> list[str]:
+        """Classes that no query is drawn for."""
+        asked = {name for classes in self._asked.ids.values() for name in classes}
+        return [name for name in self.space.class_names if name not in asked]
+
     def __getitem__(self, step: int) -> Batch:
         if self.config.patches == "plan":
             return Batch.of([self._sample(step, index) for index in self.places])
