@@ -1,1 +1,1 @@
-"""Confidence of masks: estimates of the Dice, and of the structure's absence, from by-products of the prediction."""
+"""Confidence of masks: estimates of their Dice and of the structure's absence, from by-products of the prediction."""

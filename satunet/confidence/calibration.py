@@ -1,13 +1,13 @@
 """From the evidence for a mask to estimates of its Dice and of the probability that the structure is absent.
 
-Two small models are fitted on patients that the network was not trained on: how likely the structure is in the scan,
-and how large the Dice is if it is. Both are logistic with non-negative weights, so that stronger evidence never lowers
-the confidence. Each class has an offset, which is shrunk towards the pooled model, the more so the fewer masks of the
-class are known (ridge regression, the posterior mode of a random intercept).
+Two small models are fitted on patients that the network was not trained on: one for the probability that the structure
+is in the scan, and one for the Dice if it is. Both are logistic with non-negative weights, so that stronger evidence
+never lowers the confidence. Each class has an offset, which is shrunk towards the pooled model; the fewer masks of the
+class are known, the stronger the shrinkage (ridge regression, the posterior mode of a random intercept).
 
-The other masks of a scan say much about each of them, if structures of several regions were looked for. If not, a
-second pair of models, fitted without what the others say, is used: usual values in place of unknown ones would make it
-too sure.
+If structures of several regions of the body were looked for, the other masks of a scan say much about each mask. If
+not, a second pair of models is used, which was fitted without the features that depend on other masks: with usual
+values in place of unknown ones, the first pair would be overconfident.
 
 Rejected: isotonic regression per class, which needs more than a few patients.
 """
@@ -35,11 +35,11 @@ CONTEXT = ("placed", "company", "home")
 FEATURES = ("peak", "agreement", "inside", "overlap", "whole", "free", "size", *CONTEXT)
 """Features of the models, from 0 (worst) to 1 (best).
 
-``size`` is near 1 if the volume is as in training; ``placed`` if the position is, or if the scan's border explains why
-it is not: the centre of a structure that was cut off is displaced. ``place`` says how near a mask is to its usual
-position, and ``company`` is its median over all masks of the scan. ``home`` says how well the class's region of the body
-is recognised (:meth:`~satunet.confidence.expected.ClassStatistics.homes`). The others are from
-:class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
+``size`` is near 1 if the volume is as in training. ``placed`` is near 1 if the position is as in training, or if the
+scan's border explains why it is not: the centre of a structure that is cut off is displaced. ``place`` says how near a
+mask is to its usual position, and ``company`` is the median of ``place`` over all masks of the scan. ``home`` says how
+well the class's region of the body is recognised (:meth:`~satunet.confidence.expected.ClassStatistics.homes`). The
+other features are from :class:`~satunet.confidence.evidence.Evidence`. A calibration uses the features that it names.
 """
 _WEIGHT_SPREAD = 6.0  # prior spread of a feature's weight
 _OFFSET_SPREAD = 1.5  # prior spread of a class's offset
@@ -64,7 +64,7 @@ class Seen:
     """A mask, possibly empty, in a scan.
 
     Attributes:
-        class_name: Class of the mask; ``None`` for words that name no class.
+        class_name: Class of the mask; ``None`` for a prompt that names no class.
         evidence: Evidence for the mask.
     """
 
@@ -74,12 +74,12 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A mask of a scan whose truth is known.
+    """A mask in a scan with known truth.
 
     Attributes:
         seen: The mask.
         present: Whether the scan shows the structure.
-        dsc: Dice of the mask; not used if there is no mask.
+        dsc: Dice of the mask; not used if the mask is empty.
         scan: Scan, or part of one; masks of the same scan are compared with each other.
         patient: Patient of the scan.
         known: Whether the truth is known; if not, the mask only tells where other structures are expected.
@@ -98,7 +98,7 @@ class Rule:
     """A logistic model.
 
     Attributes:
-        bias: Log odds if all features are 0.
+        bias: Log odds when all features are 0.
         weights: Feature → weight, at least 0.
         offsets: Class → offset of the log odds.
     """
@@ -108,7 +108,7 @@ class Rule:
     offsets: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, features: Mapping[str, float], class_name: str | None) -> float:
-        """A probability."""
+        """The probability for these features and this class."""
         total = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
         total += self.offsets.get(class_name or "", 0.0)
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, total))))
@@ -119,17 +119,17 @@ class Calibration:
     """Calibration of one network's evidence: the content of ``confidence.json``.
 
     Attributes:
-        weights_hash: Hash of the network's weights, as :attr:`satunet.models.folder.ModelFolder.weights_hash`.
-        present: Probability that a structure with a mask is in the scan.
-        missed: Probability that a structure without a mask is in the scan.
-        dice: Dice of a mask of a structure that is in the scan.
-        present_alone: As ``present``, for masks of which ``home`` is unknown; without :data:`CONTEXT`.
-        dice_alone: As ``dice``, for such masks.
+        weights_hash: Hash of the network's weights, as in :attr:`satunet.models.folder.ModelFolder.weights_hash`.
+        present: Model of the probability that a structure with a mask is in the scan.
+        missed: Model of the probability that a structure without a mask is in the scan.
+        dice: Model of the Dice of a mask whose structure is in the scan.
+        present_alone: Model like ``present``, without :data:`CONTEXT`, for masks whose ``home`` is unknown.
+        dice_alone: Model like ``dice``, without :data:`CONTEXT`, for the same masks.
         usual: Feature → value to use if it is unknown.
         statistics: Sizes and positions of the classes in training.
-        patients: Number of patients that it was fitted on.
-        masks: Number of structures in scans that it was fitted on.
-        absent: Number of these structures that the scan does not show.
+        patients: Number of patients that the calibration was fitted on.
+        masks: Number of masks, including empty ones, that the calibration was fitted on.
+        absent: Number of these masks whose structure is not in the scan.
     """
 
     RECORD_VERSION: ClassVar[int] = 2
@@ -150,27 +150,27 @@ class Calibration:
         rules = (self.present, self.missed, self.dice, self.present_alone, self.dice_alone)
         unknown = {name for rule in rules for name in rule.weights} - set(self.usual)
         if unknown:
-            raise ValueError(f"weights of {', '.join(sorted(unknown))}, for which no usual values are known")
+            raise ValueError(f"there are weights, but no usual values, for {', '.join(sorted(unknown))}")
 
     @classmethod
     def upgrade(cls, content: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 1 had one pair of models for all masks."""
+        """Upgrade from version 1, which had one pair of models for all masks."""
         alone = {f"{name}_alone": content[name] for name in ("present", "dice") if name in content}
         return content | alone if version == 1 else content
 
     @classmethod
     def fit(cls, outcomes: Sequence[Outcome], statistics: ClassStatistics, *, weights_hash: str = "") -> Calibration:
-        """Fit to masks with known truth, of patients that the network was not trained on.
+        """Fit a calibration to masks with known truth, from patients that the network was not trained on.
 
         Raises:
-            UserError: There are no masks to fit to.
+            UserError: There is no mask of a structure that a scan shows.
         """
         every = features_of_scans(outcomes, statistics)
         features = [f for f, o in zip(every, outcomes, strict=True) if o.known]
         outcomes = [o for o in outcomes if o.known]
         drawn = [i for i, o in enumerate(outcomes) if o.seen.evidence.drawn]
         if not any(outcomes[i].present for i in drawn):
-            raise UserError("confidence cannot be calibrated: there is no mask of a structure that a scan shows")
+            raise UserError("confidence cannot be calibrated: no scan has a mask of a structure that it shows")
         known = {name: [f[name] for f in features if f.get(name) is not None] for name in FEATURES}
         usual = {name: float(np.mean([v for v in values if v is not None] or [0.5])) for name, values in known.items()}
         whole = [{name: usual[name] if f[name] is None else f[name] for name in FEATURES} for f in features]
@@ -206,7 +206,7 @@ class Calibration:
         )
 
     def estimate(self, masks: Sequence[Seen]) -> list[Worth]:
-        """Estimates for all masks of a scan, in order."""
+        """Estimates for all masks of one scan, in order."""
         return [
             self._worth(mask, features)
             for mask, features in zip(masks, features_of(masks, self.statistics), strict=True)
@@ -222,7 +222,7 @@ class Calibration:
         return Worth(confidence=present * dice, absent=1 - present)
 
     def with_others(self, others: Sequence[Calibration], masks: Sequence[Seen]) -> list[Worth]:
-        """Mean of the estimates by several networks' calibrations; all get the same evidence, that of the mean mask."""
+        """Mean of several networks' estimates; all calibrations get the same evidence, that of the mean mask."""
         several = [calibration.estimate(masks) for calibration in (self, *others)]
         return [
             Worth(
@@ -248,7 +248,7 @@ class Calibration:
 
 
 def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict[str, float | None]]:
-    """:data:`FEATURES`, and ``place``, of all masks of a scan; ``None`` for unknown features."""
+    """:data:`FEATURES` and ``place`` of all masks of one scan; unknown features are ``None``."""
     centres: dict[str, Triple] = {}
     qualities: dict[str, float] = {}
     for mask in masks:
@@ -284,7 +284,7 @@ def features_of(masks: Sequence[Seen], statistics: ClassStatistics) -> list[dict
 
 
 def features_of_scans(outcomes: Sequence[Outcome], statistics: ClassStatistics) -> list[dict[str, float | None]]:
-    """The same for masks of many scans, in order."""
+    """Like :func:`features_of`, for masks of many scans, in order."""
     found: list[dict[str, float | None]] = [{} for _ in outcomes]
     rows: dict[str, list[int]] = {}
     for i, outcome in enumerate(outcomes):
@@ -296,7 +296,7 @@ def features_of_scans(outcomes: Sequence[Outcome], statistics: ClassStatistics) 
 
 
 def _near(deviation: float) -> float:
-    """A value from 1 (no deviation) to 0, one half at two standard deviations."""
+    """A value from 1 (no deviation) down to 0; one half at two standard deviations."""
     return 1 / (1 + (deviation / 2) ** 2)
 
 
@@ -307,7 +307,7 @@ def _scaled_logit(p: float) -> float:
 
 
 def _weights(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Weights of the masks; many masks of one scan count as a few, because they fail together."""
+    """Weights of the masks: many masks of one scan count as a few, because they fail together."""
     counts = Counter(o.scan for o in outcomes)
     parts = Counter(patient for patient, _ in {(o.patient, o.scan) for o in outcomes})
     return np.array([min(1.0, _MOST_OF_A_SCAN / counts[o.scan]) / math.sqrt(parts[o.patient]) for o in outcomes])
@@ -322,7 +322,7 @@ def _fit(
 ) -> Rule:
     """Logistic regression of targets from 0 to 1, with non-negative weights of features and shrunk offsets of classes.
 
-    Two artificial rows, a yes and a no with weight one half each, prevent certainty if there are few data.
+    Two artificial rows, a yes and a no with a weight of one half each, prevent certainty from few data.
     """
     from scipy.optimize import minimize
 

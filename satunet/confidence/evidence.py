@@ -17,13 +17,14 @@ class Evidence:
 
     Attributes:
         peak: Largest probability in any look at any window, 0 to 1, even if the mask is empty.
-        agreement: Share of the looks that agree, see :class:`satunet.windows.engine.Probability`.
+        agreement: Share of the looks that agree; see :class:`satunet.windows.engine.Probability`.
         volume_ml: Volume of the mask before postprocessing.
-        inside: Mean probability in the mask; this and the following are 0 for an empty mask.
-        overlap: Dice that the probabilities themselves imply, with a reference that contains each voxel with its
+        inside: Mean probability in the mask; this and the following values are 0 for an empty mask.
+        overlap: Dice that the probabilities themselves imply, for a reference that contains each voxel with its
             probability.
-        whole: Share of the mask in its largest connected component.
-        free: 1 if the mask does not touch the border of the scan; smaller, the more of it does.
+        whole: Share of the mask that is in its largest connected component.
+        free: Degree to which the mask is free of the scan's border: 1 if it does not touch the border, and smaller the
+            more of it does.
         centre_mm: Centre of mass in RAS+ millimetres; ``None`` for an empty mask.
     """
 
@@ -54,10 +55,10 @@ def weigh(
     """Gather the evidence for a mask.
 
     Args:
-        values: (x, y, z) probabilities in a box that contains all voxels above one half and their neighbours.
+        values: (x, y, z) probabilities in a box around all voxels above one half and their neighbours.
         start: First voxel of the box in the scan.
         shape: (X, Y, Z) of the scan.
-        affine: Voxel of the scan → RAS+ millimetres.
+        affine: Affine of the scan, from voxels to RAS+ millimetres.
         peak: Largest probability, as in :class:`Evidence`.
         agreement: Agreement of windows, as in :class:`Evidence`.
     """

@@ -1,8 +1,8 @@
 """Sizes and relative positions of classes in training data.
 
-Scanner coordinates are arbitrary, so that a map of positions is relative: the cases of a dataset are aligned with each
-other by their classes, and the map holds the mean position of each class and its spread. In a scan, the position of a
-class is compared with the one that the other masks predict, using the dataset's map with the most of them.
+Scanner coordinates are arbitrary, so a map of positions is relative: the cases of a dataset are aligned with each other
+by their classes, and the map holds the mean position of each class and its spread. In a scan, the position of a class
+is compared with the position that the other masks predict, by the map that contains the most of them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Triple = tuple[float, float, float]
 
 _USUAL_SPREAD = 0.35  # of the logarithm of a volume; used if there are too few cases
 _USUAL_STRAY_MM = 6.0
-_WORTH_CASES = 3  # number of cases that the usual spread counts as
+_WORTH_CASES = 3  # number of cases that the usual spread is worth
 _LEAST_NEIGHBOURS = 3
-_RECOGNISED = 0.3  # mean quality of a region's masks from which on the region counts as recognised
+_RECOGNISED = 0.3  # mean quality of a region's masks from which the region counts as recognised
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseClasses:
-    """Classes that a training case shows.
+    """Classes shown in a training case.
 
     Attributes:
         dataset: Name of the dataset.
@@ -43,7 +43,7 @@ class CaseClasses:
     def of_ids(
         cls, dataset: str, ids: Mapping[str, Sequence[int]], ml: Mapping[int, float], centres: Mapping[int, Triple]
     ) -> CaseClasses:
-        """Volumes and centres from those of label ids, whose unions are the classes.
+        """Volumes and centres of classes from those of the label ids whose unions they are.
 
         Args:
             dataset: Name of the dataset.
@@ -71,8 +71,8 @@ class CaseClasses:
         Args:
             dataset: Name of the dataset.
             ids: Class → label ids.
-            labels: (X, Y, Z) in RAS; negative ids belong to no class.
-            spacing_mm: Spacing of the axes.
+            labels: (X, Y, Z) label map in RAS; negative ids belong to no class.
+            spacing_mm: Spacing along the axes.
         """
         wanted = np.unique([i for values in ids.values() for i in values if i > 0])
         table = np.zeros(max(int(labels.max()), int(wanted.max()) if wanted.size else 0) + 1, dtype=np.int64)
@@ -100,9 +100,9 @@ class ClassSize:
     """Size of a class.
 
     Attributes:
-        median_ml: Geometric mean of its volumes.
-        spread: Standard deviation of the volume's natural logarithm, shrunk to the usual one if there are few cases.
-        cases: Number of training cases that show it.
+        median_ml: Geometric mean of the volumes, which is their median if they are log-normal.
+        spread: Standard deviation of the volume's natural logarithm; with few cases, shrunk towards the usual one.
+        cases: Number of training cases that show the class.
     """
 
     median_ml: float
@@ -115,9 +115,9 @@ class PlaceMap:
     """Relative positions of the classes of a dataset.
 
     Attributes:
-        dataset: The dataset.
-        centres_mm: Class → mean position, RAS millimetres from a common origin.
-        strays_mm: Class → root mean square distance of the cases from it.
+        dataset: Name of the dataset.
+        centres_mm: Class → mean position in RAS millimetres, relative to a common origin.
+        strays_mm: Class → root mean square distance of the cases from the mean position.
     """
 
     dataset: str
@@ -153,20 +153,20 @@ class ClassStatistics:
         )
 
     def size_deviation(self, name: str | None, volume_ml: float) -> float | None:
-        """Number of standard deviations between a volume and the class's usual one; ``None`` if it is unknown."""
+        """Number of standard deviations between a volume and the class's usual volume; ``None`` if that is unknown."""
         size = None if name is None else self.sizes.get(name)
         if size is None or volume_ml <= 0:
             return None
         return abs(math.log(volume_ml / size.median_ml)) / size.spread
 
     def place_deviations(self, centres_mm: Mapping[str, Triple]) -> dict[str, float]:
-        """Distances of classes from the positions that the others predict, in units of their usual spread.
+        """Distances of classes from the positions that the other classes predict, in units of their usual spread.
 
         Args:
             centres_mm: Class → centre of mass of its mask in RAS+ millimetres.
 
         Returns:
-            Class → distance, for each class that is in a map together with at least three others.
+            Class → distance, for the classes in the map that contains most of them; empty if these are fewer than four.
         """
         known = [(sum(name in m.centres_mm for name in centres_mm), m) for m in self.maps]
         if not known:
@@ -186,17 +186,17 @@ class ClassStatistics:
         return found
 
     def homes(self, qualities: Mapping[str, float]) -> dict[str, float]:
-        """How well the region that a class belongs to is recognised, relative to the scan's best region.
+        """Degree to which the region that a class belongs to is recognised, relative to the scan's best region.
 
-        A region is what a training dataset shows: the classes of one map. A network that draws a few structures of the
-        abdomen into a head draws most of those of the head better.
+        A region consists of the classes of one map, that is, of a training dataset. A network that finds a few
+        structures of the abdomen in a head segments most structures of the head better.
 
         Args:
-            qualities: Class → quality of its mask from 0 (no mask) to 1, for everything that was looked for.
+            qualities: Class → quality of its mask from 0 (no mask) to 1, for all classes that were looked for.
 
         Returns:
-            Class → 0 to 1, for each class of a region of which at least three others were looked for; empty unless there
-            are two such regions, because nothing could be compared.
+            Class → 0 to 1, for each class of a region in which at least three other classes were looked for; empty
+            unless there are two such regions, because there would be nothing to compare.
         """
         regions = []
         for each in self.maps:
@@ -223,7 +223,7 @@ def _size(logs: Sequence[float]) -> ClassSize:
 
 
 def _map_of(dataset: str, cases: Sequence[CaseClasses]) -> PlaceMap:
-    """Mean positions, after each case was aligned with the means of the classes that it shows."""
+    """Mean positions, after each case is aligned with the mean positions of the classes that it shows."""
     names = sorted({name for case in cases for name in case.centres_mm})
     places = np.full((len(cases), len(names), 3), np.nan)
     for row, case in enumerate(cases):
@@ -250,7 +250,7 @@ def _map_of(dataset: str, cases: Sequence[CaseClasses]) -> PlaceMap:
 
 
 def _scale(there: NDArray[np.float64], here: NDArray[np.float64]) -> float:
-    """Ratio of a body's size to the map's, from the distances between pairs of classes."""
+    """Ratio of a body's size to that of the map, from the distances between pairs of classes."""
     a, b = np.triu_indices(len(there), 1)
     real, usual = np.linalg.norm(there[a] - there[b], axis=1), np.linalg.norm(here[a] - here[b], axis=1)
     apart = usual > 5.0

@@ -1,5 +1,5 @@
-"""What a user may choose about a prediction: every option is defined once, embedded by the command, taken by the API
-and saved with the result.
+"""Options of a prediction: each is defined once, here; the command line embeds them, the API takes them, and they are
+saved with the result.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ USUAL_OVERLAP = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What to write.
+    """Outputs to write.
 
     Attributes:
-        combine: Write one label map per scan; where masks overlap, the later prompt wins, and a part wins over its
-            whole.
+        combine: Write one label map per scan; where masks overlap, a part lies over its whole, and otherwise the later
+            prompt over the earlier one.
         probabilities: Write probabilities beside the masks.
         dicom_seg: Write a DICOM Segmentation for DICOM series (extra: dicom).
         rtstruct: Write contours as a DICOM RT Structure Set for DICOM series (extra: dicom).
-        binary_seg: Write the segments of the DICOM Segmentation as binary frames, for readers that do not know label
-            maps.
-        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, with the Segmentation that
-            has the segments they belong to (extra: dicom).
-        instances: Number structures that occur several times (lesions, vertebrae, ribs, teeth) from cranial to caudal:
-            in a label map beside the mask, with voxels and ml of each in the manifest.
+        binary_seg: Write the DICOM Segmentation with binary frames, for software that cannot read label maps.
+        dicom_sr: Write measures as a DICOM Structured Report (TID 1500) for DICOM series, together with the
+            Segmentation that it refers to (extra: dicom).
+        instances: Number the instances of structures that occur more than once (lesions, vertebrae, ribs, teeth) from
+            cranial to caudal: in a label map beside the mask, with the voxels and ml of each in the manifest.
         measures: Write a table of each scan's masks: volume, surface, axes, intensities, and on CT the shares of
-            tissues by HU.
-        preview: Write a picture of each scan and what was found in it: three planes in colour with a legend (PNG).
+            tissues by HU range.
+        preview: Write a picture of each scan and its masks: three planes in colour with a legend (PNG).
     """
 
     combine: bool = False
@@ -66,27 +65,27 @@ class PredictOptions:
     """How to predict.
 
     Attributes:
-        modality: Modality of all scans; read from each scan or guessed if not given.
+        modality: Modality of all scans; if not given, it is read from each scan, or guessed.
         outputs: Outputs to write.
         postprocessing: Corrections of every mask.
-        strict: End before the first scan if a prompt names no class of the model.
-        overlap: Share of a window that its neighbour covers too; 0.5 if not given.
+        strict: Stop before the first scan if a prompt does not name a class of the model.
+        overlap: Share of a window that is also covered by its neighbour; 0.5 if not given.
         mirror: Average over mirrored windows, for models trained with mirroring. Left and right are exchanged only for
-            classes whose plan says so (there also without this option, where one window holds the scan).
+            classes whose plan says so (for these, even without this option if one window holds the whole scan).
         max_absent: Leave out a mask if its structure is absent with at least this probability, and report it as not
-            seen; 1 leaves none out. For models whose confidence is calibrated.
+            seen; 1 keeps every mask. For models whose confidence is calibrated.
         repair: Repair masks that contradict each other (swapped sides, vertebrae out of order, parts outside their
             wholes) instead of only reporting them.
-        min_confidence: Leave out a mask if its expected Dice is smaller than this, and report it.
-        fast: Fewer windows (overlap 0.2): up to three times as fast, a little less exact.
+        min_confidence: Leave out a mask if its expected Dice is lower than this, and report it.
+        fast: Use fewer windows (overlap 0.2): up to three times as fast, slightly less accurate.
         batch: Number of windows that go through the network at once.
-        memory_gb: Memory for the probabilities of prompts in GB; less takes more time, but gives the same masks.
-        overwrite: Predict all scans again, also those that are done.
-        device: Device to compute on: cuda, cuda:1, mps or cpu; 'auto' takes the best.
-        engine: Engine that runs the network; results agree within rounding, and 'auto' takes the fastest that was
-            measured.
-        precision: Precision of the network; 'auto' is float16 on CUDA (an overflow is noticed), and bfloat16 on a CPU
-            if the processor computes in it.
+        memory_gb: Memory for the probabilities of prompts, in GB; less takes more time, but gives the same masks.
+        overwrite: Predict all scans again, including those already done.
+        device: Device to compute on: cuda, cuda:1, mps or cpu; 'auto' takes the best available.
+        engine: Engine that runs the network; results agree within rounding, and 'auto' takes the one that measured
+            fastest.
+        precision: Precision of the network; 'auto' is float16 on CUDA (an overflow is detected), and bfloat16 on a CPU
+            that computes in it natively.
     """
 
     modality: Modality | None = None
@@ -119,5 +118,5 @@ class PredictOptions:
 
     @property
     def window_overlap(self) -> float:
-        """Overlap of windows that follows from ``overlap`` and ``fast``."""
+        """Overlap of windows, from ``overlap`` and ``fast``."""
         return self.overlap if self.overlap is not None else FAST_OVERLAP if self.fast else USUAL_OVERLAP
