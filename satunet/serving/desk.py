@@ -1,7 +1,7 @@
 """The desk of a server: uploaded scans, a queue of jobs on them, and their results.
 
-Jobs are done in turn, because there is one network; while it works on one scan, the scan of the next job is read and
-the masks of the last one are written, as :func:`~satunet.prediction.folder.predict_folder` does. Everything is stored
+Jobs are done in turn, because there is one network. While it works on one scan, the scan of the next job is read and
+the masks of the last one are written, as in :func:`~satunet.prediction.folder.predict_folder`. Everything is stored
 in a private folder under names that the server chooses; a client's file name decides only the ending.
 """
 
@@ -18,7 +18,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,18 +32,18 @@ from satunet.prediction.folder import FolderRun, predict_one
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import manifest_file
-from satunet.serving.memory import PreparedScans, Recent, RememberingNetwork, feature_bytes
+from satunet.serving.memory import PreparedScans, Recent, RememberingNetwork, WorkingMemory, feature_bytes
 from satunet.serving.options import ServeOptions
 
 logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 _PLACES = ("source", "path", "model")
-"""Entries of a manifest that contain paths."""
+"""Entries of a manifest that are paths."""
 _NAME = "scan"
 """Name of every scan's results; clients' names are not used."""
 _HANDS = 2
-"""Jobs that are worked on at once, of which one uses the network."""
+"""Number of jobs that are worked on at once; one of them uses the network."""
 
 
 class BusyError(SatunetError):
@@ -66,7 +66,7 @@ class Brought:
         spacing_mm: Distance between voxel centres, in millimetres.
         bytes: Size of its files.
         used: Time of the last request for it, in seconds of the monotonic clock.
-        turn: Lock of the job that works on it; the next one finds it prepared and encoded.
+        turn: Lock of the job that works on it, so that the next job finds it prepared and encoded.
     """
 
     id: str
@@ -156,7 +156,7 @@ class Desk:
         self._jobs: dict[str, Job] = {}
         self._waiting: queue.Queue[Job | None] = queue.Queue(maxsize=options.queue)
         self._lock = threading.RLock()
-        self._room = Room()
+        self._room = WorkingMemory()
         self._hands = [threading.Thread(target=self._work, name=f"predict-{i}", daemon=True) for i in range(_HANDS)]
         for hand in self._hands:
             hand.start()
@@ -304,7 +304,7 @@ class Desk:
         return self._waiting.qsize()
 
     def close(self) -> None:
-        """Stop, and cancel the running jobs."""
+        """Cancel all jobs, and stop."""
         with self._lock:
             for job in self._jobs.values():
                 job.cancelled.set()
@@ -331,9 +331,9 @@ class Desk:
             except ScanTooLargeError:
                 if not self._room.crowded:
                     raise
-                with self._room.alone():  # perhaps it is only too large beside the other one
+                with self._room.alone():  # it may fit once the other job has left
                     self._predict(job, _reporter(job))
-        except Exception as error:  # whatever is wrong with this job, the next one goes on
+        except Exception as error:  # whatever is wrong with this job, the next one continues
             cancelled = isinstance(error, PromptError) and job.cancelled.is_set()
             if trouble := disk_trouble(error):
                 logger.error("job %s: %s: %s", job.id, self.folder, trouble)
@@ -357,52 +357,6 @@ class Desk:
         if state != "done":
             shutil.rmtree(job.folder, ignore_errors=True)
         job.ended.set_result(None)
-
-
-class Room:
-    """Memory that jobs share, until one of them needs all of it."""
-
-    def __init__(self) -> None:
-        self._inside = 0
-        self._one = False
-        self._changed = threading.Condition()
-
-    @property
-    def crowded(self) -> bool:
-        """Whether there is more than one job inside."""
-        return self._inside > 1
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Be inside, perhaps with others."""
-        self._enter(lambda: not self._one)
-        try:
-            yield
-        finally:
-            self._leave()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within :meth:`shared`: wait until the others have left, and let nobody in meanwhile."""
-        self._leave()  # two that want to be alone would otherwise wait for each other
-        self._enter(lambda: not self._one and not self._inside, one=True)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._one = False
-                self._changed.notify_all()
-
-    def _enter(self, may: Callable[[], bool], *, one: bool = False) -> None:
-        with self._changed:
-            self._changed.wait_for(may)
-            self._inside += 1
-            self._one = one
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
 
 
 def _reporter(job: Job) -> Callable[[int, int], bool]:

@@ -1,15 +1,16 @@
-"""A server's memory of scans: prepared scans, and the features that the network has encoded.
+"""A server's memory: prepared scans, the features that the network has encoded, and what running jobs share.
 
 The network encodes a scan once and decodes any number of prompts, so that further prompts on a known scan cost only
-their decoding. Both memories are bounded in bytes; the least recently used entries are dropped first.
+their decoding. The memories of scans and features are bounded in bytes; the least recently used entries are dropped first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -144,6 +145,52 @@ class PreparedScans:
     def used_bytes(self) -> int:
         """Size of all prepared scans in bytes."""
         return self._recent.used_bytes
+
+
+class WorkingMemory:
+    """Memory that running jobs share, until one of them needs all of it."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._one = False
+        self._changed = threading.Condition()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there is more than one job inside."""
+        return self._inside > 1
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Be inside, perhaps with others."""
+        self._enter(lambda: not self._one)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within :meth:`shared`: wait until the others have left, and let nobody in meanwhile."""
+        self._leave()  # two that want to be alone would otherwise wait for each other
+        self._enter(lambda: not self._one and not self._inside, one=True)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._one = False
+                self._changed.notify_all()
+
+    def _enter(self, may: Callable[[], bool], *, one: bool = False) -> None:
+        with self._changed:
+            self._changed.wait_for(may)
+            self._inside += 1
+            self._one = one
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
 
 
 def feature_bytes(features: ImageFeatures) -> int:
