@@ -166,7 +166,7 @@ class ClassStatistics:
             centres_mm: Class → centre of mass of its mask in RAS+ millimetres.
 
         Returns:
-            Class → distance, for the classes in the map that contains most of them; empty if these are fewer than four.
+            Class → distance, for the classes in the map with most of them; empty if these are fewer than four.
         """
         known = [(sum(name in m.centres_mm for name in centres_mm), m) for m in self.maps]
         if not known:

@@ -35,7 +35,7 @@ class Built:
 
     @property
     def linked(self) -> float:
-        """Share of the classes that have a link, 0 to 1; 1 if there are no classes."""
+        """Share of the classes that have a link, 0 to 1; 0 if there are no classes."""
         return sum(link.term is not None for link in self.links) / max(1, len(self.links))
 
 

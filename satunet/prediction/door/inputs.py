@@ -34,7 +34,7 @@ class Scan:
     Attributes:
         path: File of the scan, or folder of its DICOM series.
         name: Name of the results.
-        prompts: Prompts for this scan alone; ``None`` if all scans have the same prompts.
+        prompts: Prompts for this scan alone; ``None`` if the prompts of the call apply.
         modality: Modality, if a DICOM header or a list of scans states it.
         series: DICOM series of the scan, if it is one.
     """

@@ -80,7 +80,7 @@ class ScanResult:
     def begin(self) -> None:
         """Remove an earlier manifest and the files it names: from now on, the scan is not done.
 
-        Partial files of a killed run are removed, too.
+        Partial files of a killed run are removed as well.
         """
         manifest = manifest_file(self.output, self.job.name, self.outputs.combine)
         if is_foreign(manifest):
