@@ -121,7 +121,7 @@ def _retrieve(
         for row, (_, right, aside) in zip(similarity, queries[start : start + _CHUNK], strict=True):
             row[list(aside)] = -np.inf
             best = row[list(right)].max()
-            # Ties count against the encoder, or one that maps all texts to the same point would look good.
+            # Ties count against the encoder; otherwise, one that maps all texts to one point would look good.
             ranks[start] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(row[list(right)] >= best)
             start += 1
     return Retrieval(

@@ -206,8 +206,7 @@ def _phrases(words: list[str]) -> list[str]:
     for phrase, meaning in _LONGEST_FIRST:
         if phrase == meaning or phrase not in text:  # most do not occur, and this test is fast
             continue
-        # "accumbens" becomes "nucleus accumbens" only if it is not that already; otherwise it would grow with each
-        # pass.
+        # "accumbens" becomes "nucleus accumbens" only if it is not that already; else it would grow with each pass.
         grown = phrase in meaning and _whole(meaning).search(text)
         if not grown:
             text = _whole(phrase).sub(meaning, text, count=1)
