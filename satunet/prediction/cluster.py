@@ -16,9 +16,10 @@ from satunet.compute.threads import in_network_thread
 from satunet.jobs.progress import JobSummary, run_parallel
 from satunet.jobs.workers import Workers
 from satunet.models.choice import ModelChoice
+from satunet.prediction.call import Call, protect
 from satunet.prediction.door.jobs import ScanJob, Vocabulary
 from satunet.prediction.door.limits import require_writable
-from satunet.prediction.folder import FolderRun, predict_one, protect
+from satunet.prediction.folder import predict_one
 from satunet.prediction.options import PredictOptions
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import SUMMARY, Protected
@@ -84,7 +85,7 @@ class _Work:
     def __call__(self, job: ScanJob) -> bool:
         """Predict a scan; returns ``False`` if its result already exists."""
         predictor = _predictor(self.choice, self.options)
-        return predict_one(FolderRun(output=self.output, predictor=predictor, protected=self.protected), job)
+        return predict_one(Call(output=self.output, predictor=predictor, protected=self.protected), job)
 
 
 def _predictor(choice: ModelChoice, options: PredictOptions) -> Predictor:

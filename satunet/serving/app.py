@@ -38,10 +38,10 @@ from starlette.requests import ClientDisconnect
 from satunet import __version__
 from satunet.errors import DiskFullError, ScanError, UserError
 from satunet.jobs.files import disk_trouble, read_json
-from satunet.prediction.instances import Instance, comes_in_numbers
-from satunet.prediction.measures import Measures
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
+from satunet.prediction.results.instances import Instance, comes_in_numbers
+from satunet.prediction.results.measures import Measures
 from satunet.serving import monailabel
 from satunet.serving.desk import Brought, BusyError, Desk, Job, UnknownError, told, without_places
 from satunet.serving.door import Door, too_large

@@ -26,9 +26,10 @@ from typing import Any, Literal
 from satunet.errors import PromptError, SatunetError, ScanTooLargeError
 from satunet.jobs.files import disk_trouble, read_json
 from satunet.network.model import ImageFeatures
+from satunet.prediction.call import Call
 from satunet.prediction.door.inputs import Scan
 from satunet.prediction.door.jobs import ScanJob, resolve
-from satunet.prediction.folder import FolderRun, predict_one
+from satunet.prediction.folder import predict_one
 from satunet.prediction.options import Modality, Outputs
 from satunet.prediction.predictor import Predictor
 from satunet.prediction.results.places import manifest_file
@@ -347,8 +348,8 @@ class Desk:
 
     def _predict(self, job: Job, report: Callable[[int, int], bool]) -> None:
         predictor = self.predictor.changed(outputs=job.outputs, modality=job.decided.modality)
-        run = FolderRun.begin([job.decided], job.folder, predictor, memory=self.prepared)
-        predict_one(run, job.decided, report)
+        call = Call.begin([job.decided], job.folder, predictor, memory=self.prepared)
+        predict_one(call, job.decided, report)
 
     def _end(self, job: Job, state: State) -> None:
         with self._lock:

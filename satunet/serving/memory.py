@@ -111,7 +111,7 @@ class RememberingNetwork:
 
 
 class PreparedScans:
-    """Prepared scans, valid as long as their files do not change (:class:`satunet.prediction.folder.ScanMemory`).
+    """Prepared scans, valid as long as their files do not change (:class:`satunet.prediction.call.ScanMemory`).
 
     Args:
         most_bytes: Largest size of all prepared scans together.

@@ -15,8 +15,8 @@ from satunet.jobs.files import read_json
 from satunet.labels import build_label_space
 from satunet.prediction import Outputs, Predictor
 from satunet.prediction.folder import predict_folder
-from satunet.prediction.instances import comes_in_numbers, count_instances
 from satunet.prediction.masks.boxed import BoxedMask
+from satunet.prediction.results.instances import comes_in_numbers, count_instances
 from tests.prediction.conftest import model_of
 
 UPSIDE_DOWN = Grid(shape=(40, 40, 60), affine=np.diag([1.0, 2.0, -1.5, 1.0]))  # k grows downwards

@@ -17,7 +17,7 @@ from satunet.jobs.files import read_json
 from satunet.prediction import Outputs, Predictor
 from satunet.prediction.folder import predict_folder
 from satunet.prediction.masks.boxed import BoxedMask
-from satunet.prediction.measures import measure
+from satunet.prediction.results.measures import measure
 from tests.prediction.conftest import make_model
 
 GRID = Grid(shape=(60, 80, 40), affine=np.array([[0, -1.0, 0, 7], [0.8, 0, 0, 0], [0, 0, 2.0, 0], [0, 0, 0, 1]]))

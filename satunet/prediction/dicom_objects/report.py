@@ -18,7 +18,7 @@ from satunet.jobs.files import atomic_path
 from satunet.prediction.dicom_objects.codes import STRUCTURE, TISSUE
 from satunet.prediction.dicom_objects.segmentation import series_number
 from satunet.prediction.dicom_objects.source import read_source
-from satunet.prediction.measures import Measures
+from satunet.prediction.results.measures import Measures
 
 _PROCEDURES = {
     "CT": "CTUnspecifiedBodyRegion",

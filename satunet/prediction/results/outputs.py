@@ -26,13 +26,13 @@ from satunet.jobs.fresh import FileState
 from satunet.jobs.records import to_plain
 from satunet.labels import LabelSpace
 from satunet.prediction.door.jobs import ScanJob
-from satunet.prediction.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.masks.boxed import BoxedMask
 from satunet.prediction.masks.found import Found, PreparedScan, PromptMask
 from satunet.prediction.masks.mean import ValuesInFile
-from satunet.prediction.measures import Measures, measure
 from satunet.prediction.options import Outputs
+from satunet.prediction.results.instances import Instance, comes_in_numbers, count_instances
 from satunet.prediction.results.manifests import files_of, is_foreign, write_table
+from satunet.prediction.results.measures import Measures, measure
 from satunet.prediction.results.painting import paint
 from satunet.prediction.results.places import INSTANCES, MEASURES, PROBABILITY, Protected, manifest_file, mask_names
 from satunet.prompts.matching import PromptMatch

@@ -11,7 +11,7 @@ import pytest
 
 from satunet.images.dicom import find_series, read_series
 from satunet.prediction.dicom_objects import Kind, Reported, segmentation, write_report, write_segmentations
-from satunet.prediction.measures import Measures, measure
+from satunet.prediction.results.measures import Measures, measure
 from tests.prediction.dicom_objects.archives import CLASSES, boxed, volume, write_ct, write_enhanced
 from tests.prediction.dicom_objects.test_source import japanese
 from tests.prediction.dicom_objects.test_validators import errors, program, run
