@@ -451,7 +451,7 @@ def test_a_scan_that_is_too_large_beside_another_waits_for_it(
     predictor = Predictor(make_model(), device="cpu").with_networks(Patient)
     app = create_app(predictor, tmp_path / "desk", ServeOptions())
     desk = app.state.desk
-    monkeypatch.setattr("satunet.prediction.folder.require_memory", short_of_memory)
+    monkeypatch.setattr("satunet.prediction.call.require_memory", short_of_memory)
     with TestClient(app) as client:
         names = [bring(client, scan) for _ in range(3)]
         jobs = [client.post(f"/scans/{n}/jobs", json={"prompts": ["bright"]}).json()["job"] for n in names]
