@@ -18,7 +18,7 @@ class Demo:
     output: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER", help="Folder for data, models and the report.")] = (
         Path("demo_output")
     )
-    steps: Annotated[int, arg(help="Training steps of every network.")] = 250
+    steps: Annotated[int, arg(help="Training steps of every network.")] = 220
     specialists: Annotated[
         bool,
         arg(
