@@ -107,7 +107,7 @@ def nnunetv2_case(name: str, target: Spacing) -> None:
 
 def read_patches(name: str, target: Spacing) -> None:
     """Random patches of 128³, image and labels, from a store that is in the page cache."""
-    from satunet.preprocessing.store import ScanStore
+    from satunet.preprocessing.store.scans import ScanStore
 
     plan = plan_of(target)
     store = ScanStore(Path(os.environ["nnUNet_preprocessed"]) / plan.dataset_name / plan.data_identifier)

@@ -25,9 +25,10 @@ from satunet.jobs.wording import counted
 from satunet.jobs.workers import Workers
 from satunet.labels import LabelSpace, build_label_space
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.splits import Folds, folds_of, unified_splits
-from satunet.preprocessing.store import (
+from satunet.preprocessing.store.index import ScanIndex
+from satunet.preprocessing.store.locations import label_locations
+from satunet.preprocessing.store.scans import (
     STORE_VERSION,
     RecordHead,
     ScanRecord,
@@ -35,7 +36,6 @@ from satunet.preprocessing.store import (
     complete_record,
     file_hash,
     is_whole,
-    label_locations,
     read_manifest,
     record_head,
     remove_scan,
@@ -43,8 +43,8 @@ from satunet.preprocessing.store import (
     write_manifest,
     write_scan,
 )
+from satunet.preprocessing.store.wholeness import CheckedScans
 from satunet.preprocessing.transform import preprocess_image, preprocess_labels
-from satunet.preprocessing.wholeness import CheckedScans
 
 logger = logging.getLogger(__name__)
 

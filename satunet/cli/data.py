@@ -310,7 +310,7 @@ class Preprocess:
         from satunet.jobs.workers import Workers
         from satunet.plan import UnifiedPlan
         from satunet.preprocessing.run import preprocess_datasets
-        from satunet.preprocessing.verify import verify_store
+        from satunet.preprocessing.store.verify import verify_store
 
         unified = UnifiedFolder.find(self.dataset)
         plan = UnifiedPlan.load(unified.plan)
@@ -328,7 +328,7 @@ class Preprocess:
 
 def _are_whole(names: tuple[str, ...], workers: Workers) -> bool:
     """Whether all files of the datasets can be used; shows those that cannot."""
-    from satunet.preprocessing.verify import verify_datasets
+    from satunet.preprocessing.store.verify import verify_datasets
 
     summary = verify_datasets(names, processes=workers)
     summary.show()

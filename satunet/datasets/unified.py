@@ -9,7 +9,7 @@
         dataset_fingerprint.json     .fingerprint   merged from those of the datasets
         dataset.json                 .dataset_json
         splits_final.json            .splits
-        satunetPlans_3d_fullres/     .store         preprocessed scans, see satunet.preprocessing.store
+        satunetPlans_3d_fullres/     .store         preprocessed scans, see satunet.preprocessing.store.scans
     nnUNet_results/Dataset900_Unified/
         SATTrainer__satunetPlans__3d_fullres/       .results
             fold_0/                                 .model(0)

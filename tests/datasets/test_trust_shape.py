@@ -11,7 +11,7 @@ import pytest
 
 from satunet.cli import run
 from satunet.datasets.raw import TRUST_FILE, load_dataset
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store.scans import ScanStore
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 

@@ -110,8 +110,8 @@ def _of_store(work: Path) -> list[Written]:
     from satunet.labels import LabelSpace
     from satunet.plan import UnifiedPlan
     from satunet.planners.fingerprint.dataset import DatasetFingerprint
-    from satunet.preprocessing.index import ScanIndex
-    from satunet.preprocessing.store import INDEX, ScanStore
+    from satunet.preprocessing.store.index import ScanIndex
+    from satunet.preprocessing.store.scans import INDEX, ScanStore
     from satunet.trainers.unified.watching.statistics import read_progress
 
     unified = work / "preprocessed" / "Dataset900_Unified"
@@ -318,7 +318,7 @@ def _repair(n: int, world: Path, rng: random.Random) -> None:
 
 def _said(file: Path) -> Any:
     """What a file says, without times."""
-    from satunet.preprocessing.arrays import open_array
+    from satunet.preprocessing.store.arrays import open_array
 
     return open_array(file)[:].tobytes() if file.suffix == ".b2nd" else digest(file)
 

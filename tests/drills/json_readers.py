@@ -104,8 +104,8 @@ def _unified(work: Path, add: Add) -> None:
     from satunet.knowledge.sources.labelspace import scans_by_class
     from satunet.labels import LabelSpace
     from satunet.plan import UnifiedPlan
-    from satunet.preprocessing.store import ScanStore, complete_record
-    from satunet.preprocessing.verify import verify_store
+    from satunet.preprocessing.store.scans import ScanStore, complete_record
+    from satunet.preprocessing.store.verify import verify_store
     from satunet.trainers.unified.setup import Split, TrainingSetup, open_store
     from satunet.trainers.unified.validation import _known, summarize
     from satunet.trainers.unified.watching.statistics import read_progress

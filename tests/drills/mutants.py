@@ -126,7 +126,10 @@ ROOMS = {
         ),
     ),
     "verification": Room(
-        modules=("preprocessing/verify.py", "preprocessing/store.py", "satunet/jobs/fresh.py"),
+        modules=(
+            *(f"preprocessing/store/{name}.py" for name in ("verify", "scans", "locations")),
+            "satunet/jobs/fresh.py",
+        ),
         tests=(
             *(f"tests/preprocessing/test_{name}.py" for name in ("store", "run", "odd_inputs", "verify")),
             "tests/jobs/test_fresh.py",

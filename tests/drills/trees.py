@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satunet.preprocessing.index import mapped_arrays
-from satunet.preprocessing.store import INDEX
+from satunet.preprocessing.store.index import mapped_arrays
+from satunet.preprocessing.store.scans import INDEX
 
 _VOLATILE = re.compile(
     r"^(content_sha256|sums|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"

@@ -17,7 +17,7 @@ from satunet.planners.options import PlanOptions
 from satunet.planners.run import fingerprint_datasets
 from satunet.planners.unified.normalization import plan_normalization
 from satunet.preprocessing.pipeline import plan_and_preprocess
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store.scans import ScanStore
 
 
 def test_ct_goes_by_its_foreground_and_mri_by_each_scan(nnunet_env: Path) -> None:

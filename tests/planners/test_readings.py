@@ -19,7 +19,7 @@ from satunet.planners.fingerprint.extraction import fingerprint_dataset
 from satunet.planners.options import PlanOptions
 from satunet.planners.specialist.planner import plan_specialist
 from satunet.preprocessing.pipeline import plan_and_preprocess
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store.scans import ScanStore
 
 NAME = "Dataset001_A"
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from satunet.errors import DatasetError
-from satunet.preprocessing.arrays import PartSums, StoredArray, write_array
+from satunet.preprocessing.store.arrays import PartSums, StoredArray, write_array
 
 
 def flip(path: Path, at: int) -> None:

@@ -17,7 +17,7 @@ from satunet.jobs.files import atomic_path, write_json
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
-from satunet.preprocessing.verify import verify_store
+from satunet.preprocessing.store.verify import verify_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -54,7 +54,7 @@ def test_a_run_stops_at_the_first_scan_without_room(nnunet_env: Path, monkeypatc
                 raise OSError(errno.ENOSPC, "No space left on device")
         write_json(path, {})
 
-    monkeypatch.setattr("satunet.preprocessing.store.write_array", full)
+    monkeypatch.setattr("satunet.preprocessing.store.scans.write_array", full)
     with pytest.raises(DiskFullError, match="start the same job again"):
         preprocess_datasets(plan(names), names)
     assert len(tried) == 5

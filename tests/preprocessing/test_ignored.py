@@ -10,10 +10,11 @@ import numpy as np
 
 from satunet.plan import UnifiedPlan
 from satunet.planners.options import PlanOptions
-from satunet.preprocessing.index import ScanIndex
 from satunet.preprocessing.pipeline import plan_and_preprocess
-from satunet.preprocessing.store import ANNOTATED, ScanStore, label_locations
-from satunet.preprocessing.verify import verify_store
+from satunet.preprocessing.store.index import ScanIndex
+from satunet.preprocessing.store.locations import ANNOTATED, label_locations
+from satunet.preprocessing.store.scans import ScanStore
+from satunet.preprocessing.store.verify import verify_store
 from satunet.trainers.unified.batches.sampling import annotated_centre, crop_start, sample_rng
 
 NAME = "Dataset001_A"

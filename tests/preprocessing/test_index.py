@@ -16,16 +16,9 @@ from satunet.errors import DatasetError, DiskFullError
 from satunet.geometry import Grid
 from satunet.jobs.files import write_json
 from satunet.jobs.records import save_record
-from satunet.preprocessing.index import ScanIndex
-from satunet.preprocessing.store import (
-    INDEX,
-    ScanRecord,
-    ScanStore,
-    file_hash,
-    label_locations,
-    scan_files,
-    write_scan,
-)
+from satunet.preprocessing.store.index import ScanIndex
+from satunet.preprocessing.store.locations import label_locations
+from satunet.preprocessing.store.scans import INDEX, ScanRecord, ScanStore, file_hash, scan_files, write_scan
 from satunet.preprocessing.transform import ScanGeometry
 
 SHAPE = (7, 6, 5)
@@ -170,7 +163,7 @@ def test_a_worker_maps_the_file_and_a_store_that_may_only_be_read_has_one_too(
         def refuse(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("satunet.preprocessing.index._write", refuse)
+        monkeypatch.setattr("satunet.preprocessing.store.index._write", refuse)
         alone = ScanIndex.of(again).of_scans([store.scan_ids[4]])
         assert not (store.folder / INDEX).exists()
         assert pickle.loads(pickle.dumps(alone))[0] == first

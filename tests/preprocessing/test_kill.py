@@ -17,9 +17,9 @@ from satunet.demo.synthetic import make_synthetic_datasets
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
-from satunet.preprocessing.store import complete_record, scan_files
-from satunet.preprocessing.verify import verify_store
-from satunet.preprocessing.wholeness import CHECKED_FILE
+from satunet.preprocessing.store.scans import complete_record, scan_files
+from satunet.preprocessing.store.verify import verify_store
+from satunet.preprocessing.store.wholeness import CHECKED_FILE
 from tests.killing import BEFORE_RENAME
 
 REPOSITORY = Path(__file__).resolve().parents[2]

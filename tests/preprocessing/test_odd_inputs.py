@@ -16,9 +16,9 @@ import SimpleITK as sitk
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
 from satunet.preprocessing.run import preprocess_datasets
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store.scans import ScanStore
+from satunet.preprocessing.store.verify import verify_datasets, verify_store
 from satunet.preprocessing.transform import restore
-from satunet.preprocessing.verify import verify_datasets, verify_store
 
 SHAPE = (14, 12, 10)
 NETWORK = NetworkConfig.auto(

@@ -21,9 +21,9 @@ from satunet.plan import UnifiedPlan
 from satunet.planners.options import PlanOptions
 from satunet.preprocessing.pipeline import plan_and_preprocess
 from satunet.preprocessing.run import preprocess_datasets
-from satunet.preprocessing.store import ScanStore
+from satunet.preprocessing.store.scans import ScanStore
+from satunet.preprocessing.store.verify import verify_datasets, verify_store
 from satunet.preprocessing.transform import restore
-from satunet.preprocessing.verify import verify_datasets, verify_store
 
 NETWORK = NetworkConfig.auto(
     features_per_stage=(8, 16), strides=((1, 1, 1), (2, 2, 2)), kernel_sizes=((3, 3, 3),) * 2, text_dim=24
@@ -137,8 +137,8 @@ def test_a_rerun_reads_no_array_and_one_listing_of_the_store(nnunet_env: Path, m
     listings = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda place: listings.append(Path(place)) or scandir(place))
-    for module in ("store", "wholeness"):
-        monkeypatch.setattr(f"satunet.preprocessing.{module}.is_whole", lambda *_: pytest.fail("arrays are read"))
+    for module in ("scans", "wholeness"):
+        monkeypatch.setattr(f"satunet.preprocessing.store.{module}.is_whole", lambda *_: pytest.fail("arrays are read"))
     monkeypatch.setattr("satunet.preprocessing.run.complete_record", lambda *_: pytest.fail("records are read twice"))
     assert len(preprocess_datasets(plan(), [name]).skipped_items) == 3
     assert ((folder / "manifest.json").read_bytes(), (folder / "checked.json").read_bytes()) == before

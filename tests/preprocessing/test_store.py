@@ -13,13 +13,11 @@ from satunet.images.image import Image
 from satunet.jobs.records import to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import (
-    ANNOTATED,
-    LOCATIONS_PER_LABEL,
+from satunet.preprocessing.store.locations import ANNOTATED, LOCATIONS_PER_LABEL, label_locations
+from satunet.preprocessing.store.scans import (
     ScanRecord,
     ScanStore,
     complete_record,
-    label_locations,
     remove_scan,
     scan_files,
     write_manifest,

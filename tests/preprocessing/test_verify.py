@@ -13,18 +13,10 @@ import pytest
 from satunet.errors import DatasetError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.records import load_record, save_record
-from satunet.preprocessing import verify
-from satunet.preprocessing.store import (
-    ANNOTATED,
-    LOCATIONS_PER_LABEL,
-    ScanRecord,
-    file_hash,
-    label_locations,
-    read_manifest,
-    scan_files,
-    write_manifest,
-)
-from satunet.preprocessing.verify import verify_store
+from satunet.preprocessing.store import verify
+from satunet.preprocessing.store.locations import ANNOTATED, LOCATIONS_PER_LABEL, label_locations
+from satunet.preprocessing.store.scans import ScanRecord, file_hash, read_manifest, scan_files, write_manifest
+from satunet.preprocessing.store.verify import verify_store
 from tests.preprocessing.test_store import PLAN, write
 
 SCAN = "Dataset001_X__a__0001"
@@ -133,7 +125,7 @@ def test_another_plan_and_a_run_that_did_not_end(store: Path) -> None:
 
 def test_locations_of_large_maps_are_drawn_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, as a map is walked: each voxel once, none of another label, and evenly over the map."""
-    monkeypatch.setattr("satunet.preprocessing.store._PIECE", 1000)
+    monkeypatch.setattr("satunet.preprocessing.store.locations._PIECE", 1000)
     rng = np.random.default_rng(1)
     labels = rng.choice([0, 3, 70_000, 9], size=(50, 40, 30), p=[0.2, 0.3, 0.499, 0.001]).astype(np.int32)
     voxels, places = label_locations(labels, ignored=9)

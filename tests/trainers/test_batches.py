@@ -134,7 +134,7 @@ class Scan:
 
 
 def test_the_box_of_the_foreground() -> None:
-    from satunet.preprocessing.store import ANNOTATED, foreground_box
+    from satunet.preprocessing.store.locations import ANNOTATED, foreground_box
 
     places = {1: np.array([[2, 3, 4], [5, 3, 1]], np.int32), 2: np.array([[0, 8, 2]], np.int32)}
     assert foreground_box((9, 9, 9), places) == ((0, 3, 1), (6, 9, 5))
@@ -145,7 +145,7 @@ def test_the_box_of_the_foreground() -> None:
 
 
 def test_where_somebody_looked() -> None:
-    from satunet.preprocessing.store import ANNOTATED
+    from satunet.preprocessing.store.locations import ANNOTATED
 
     class Store:
         def __init__(self, places: dict[int, Any]) -> None:

@@ -414,7 +414,7 @@ def test_a_tree_of_the_users_classes_names_the_scans_that_show_them(planned: Pat
     from satunet.datasets.paths import preprocessed_dir
     from satunet.labels import LabelSpace
     from satunet.plan import UnifiedPlan
-    from satunet.preprocessing.store import ScanStore
+    from satunet.preprocessing.store.scans import ScanStore
 
     file = tmp_path / "tree.jsonl"
     assert run(["knowledge", "build", "-d", "900", "--ontologies", "none", "-o", str(file)]) == 0

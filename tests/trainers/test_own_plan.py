@@ -17,7 +17,7 @@ from satunet.labels import LabelSpace
 from satunet.models.folder import ModelFolder
 from satunet.models.results import begin_again, end_run, last_checkpoint
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.store import write_manifest
+from satunet.preprocessing.store.scans import write_manifest
 from satunet.trainers.unified.run import run_training
 from satunet.trainers.unified.trainer import SATTrainer
 from satunet.trainers.unified.watching.statistics import read_progress

@@ -14,7 +14,7 @@ from satunet.errors import DatasetError
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.records import save_record
 from satunet.labels import build_label_space
-from satunet.preprocessing.store import file_hash
+from satunet.preprocessing.store.scans import file_hash
 from satunet.trainers.unified.batches.batch import Sample
 from satunet.trainers.unified.batches.sampling import (
     centre_of_class,

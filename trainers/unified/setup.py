@@ -17,8 +17,8 @@ from satunet.labels import LabelSpace, text_variants
 from satunet.models.folder import read_description
 from satunet.models.results import SPLIT_FILE
 from satunet.plan import UnifiedPlan
-from satunet.preprocessing.index import ScanIndex
-from satunet.preprocessing.store import ScanStore, read_manifest
+from satunet.preprocessing.store.index import ScanIndex
+from satunet.preprocessing.store.scans import ScanStore, read_manifest
 from satunet.text import TextBank, load_text_encoder
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from satunet.datasets.raw import MODALITIES
 from satunet.errors import DatasetError, SatunetError, UserError
 from satunet.jobs.workers import is_out_of_memory
 from satunet.labels import text_variants
-from satunet.preprocessing.index import IndexedScan
+from satunet.preprocessing.store.index import IndexedScan
 from satunet.trainers.config import TrainingConfig
 from satunet.trainers.unified.batches.augmentation import Augmentation
 from satunet.trainers.unified.batches.batch import Batch, Sample

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from satunet.errors import DatasetError
 from satunet.labels import LabelSpace
-from satunet.preprocessing.index import IndexedScan
-from satunet.preprocessing.store import ANNOTATED, Foreground, ScanRecord, ScanStore
+from satunet.preprocessing.store.index import IndexedScan
+from satunet.preprocessing.store.locations import ANNOTATED, Foreground
+from satunet.preprocessing.store.scans import ScanRecord, ScanStore
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from satunet.jobs.files import read_json, write_json
 from satunet.jobs.fresh import RACY_NS
-from satunet.preprocessing.store import ARRAY_ENDINGS, RecordHead, ScanRecord, is_whole
+from satunet.preprocessing.store.scans import ARRAY_ENDINGS, RecordHead, ScanRecord, is_whole
 
 CHECKED_FILE = "checked.json"
 
@@ -93,7 +93,9 @@ class CheckedScans:
                 for scan, state in self._whole.items()
                 if all(max(times) < settled for _, *times in state) and self._state(scan) == state
             }
-        write_json(self.folder / CHECKED_FILE, {"scans": (self._known if keep else {}) | scans}, sealed=True)
+        known = (self._known if keep else {}) | scans
+        # Several threads look at scans; sorted, the file does not depend on which of them is first.
+        write_json(self.folder / CHECKED_FILE, {"scans": dict(sorted(known.items()))}, sealed=True)
 
     def _state(self, scan: str) -> list[_State] | None:
         """The states of a scan's files except the record; ``None`` if one is missing."""

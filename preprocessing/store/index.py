@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from satunet.datasets.raw import MODALITIES, split_scan_id
 from satunet.errors import DatasetError, DiskFullError
 from satunet.jobs.files import atomic_path
-from satunet.preprocessing.store import INDEX, Foreground, ScanRecord, ScanStore, foreground_box, read_manifest
+from satunet.preprocessing.store.locations import Foreground, foreground_box
+from satunet.preprocessing.store.scans import INDEX, ScanRecord, ScanStore, read_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -18,18 +18,10 @@ from satunet.jobs.records import load_record
 from satunet.jobs.workers import Workers
 from satunet.plan import UnifiedPlan
 from satunet.planners.fingerprint.headers import dataset_doubts
-from satunet.preprocessing.arrays import open_array
-from satunet.preprocessing.store import (
-    ANNOTATED,
-    INDEX,
-    STORE_VERSION,
-    ScanRecord,
-    is_of_hash,
-    read_locations,
-    read_manifest,
-    scan_files,
-)
-from satunet.preprocessing.wholeness import CHECKED_FILE, CheckedScans
+from satunet.preprocessing.store.arrays import open_array
+from satunet.preprocessing.store.locations import ANNOTATED, read_locations
+from satunet.preprocessing.store.scans import INDEX, STORE_VERSION, ScanRecord, is_of_hash, read_manifest, scan_files
+from satunet.preprocessing.store.wholeness import CHECKED_FILE, CheckedScans
 
 
 def verify_store(folder: Path, *, plan: UnifiedPlan | None = None, processes: int | Workers = 1) -> JobSummary:
