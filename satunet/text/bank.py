@@ -82,7 +82,7 @@ class TextBank:
 
     def save(self, path: Path) -> None:
         """Write the bank as a safetensors file, atomically."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         metadata = {
             "encoder_name": self.encoder_name,
@@ -91,7 +91,8 @@ class TextBank:
             "digest": self.digest,
         }
         with atomic_path(path) as temporary:
-            save_file({"vectors": np.ascontiguousarray(self.vectors)}, temporary, metadata)
+            # Not save_file, whose own temporary file nobody removes after a kill.
+            temporary.write_bytes(save({"vectors": np.ascontiguousarray(self.vectors)}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> TextBank:

@@ -44,7 +44,7 @@ def save_quantized(source: Path, target: Path) -> Path:
         ModelError: There are no such weights, or the target exists.
     """
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     weights = source / "model.safetensors"
     if target.exists():
@@ -69,7 +69,7 @@ def save_quantized(source: Path, target: Path) -> Path:
         elif file.name != weights.name:
             shutil.copyfile(file, target / file.name)
     with atomic_path(target / WEIGHTS_FILE) as temporary:
-        save_file(small, temporary)
+        temporary.write_bytes(save(small))
     return target
 
 

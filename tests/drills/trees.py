@@ -14,10 +14,11 @@ from satunet.preprocessing.store.index import mapped_arrays
 from satunet.preprocessing.store.scans import INDEX
 
 _VOLATILE = re.compile(
-    r"^(content_sha256|sums|inputs|source|rates|seconds|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
+    r"^(content_sha256|sums|inputs|source|rates|seconds|threads|date|time_ns|change_ns|seen_ns|stamp|timestamps|memory_bytes|seconds_per_scan|seconds_per_case|"
     r"started|notes|files|throughput\w*|scans_per_second|\w*_seconds|\w*_timestamps)$"
 )
-"""Keys of JSON files; ``stamp`` and ``files`` hold times of change, and hashes of files that hold them."""
+"""Keys of JSON files; ``stamp`` and ``files`` hold times of change, and hashes of files that hold them; ``threads`` is a cost of
+predictions, which is unknown of those that a killed run made."""
 _NO_RESULT = re.compile(
     r"(\.log|checked\.json|training_log_.*\.txt|progress\.png|\.lock|report\.html|report\.md|runs\.json|costs\.csv|"
     r"events\.out\.tfevents.*)$"

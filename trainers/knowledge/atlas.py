@@ -320,9 +320,8 @@ def _setup(dataset_name: str, fold: int | str) -> TrainingSetup:
 
 def _save_image_encoder(encoder: Encoder | ResidualEncoder, path: Path) -> None:
     """Save the image encoder, with the names that its weights have in the segmentation network."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    weights = {f"{_BACKBONE}{k}": v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {f"{_BACKBONE}{k}": v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary
-        )
+        temporary.write_bytes(save(weights))
