@@ -92,6 +92,7 @@ def write_array(path: Path, array: NDArray[Any], patch_size: tuple[int, int, int
             chunks=tuple(int(c) for c in chunks),
             blocks=tuple(int(b) for b in blocks),
             cparams={"codec": codec, "clevel": level, "filters": [shuffle], "nthreads": 1},
+            dparams={"nthreads": 1},  # stored in the file, which would otherwise depend on what the process did before
         )
         content = packed.to_cframe()
         temporary.write_bytes(content)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from satunet.images.image import Image
 from satunet.jobs.records import to_plain
 from satunet.network.config import NetworkConfig
 from satunet.plan import UnifiedPlan
+from satunet.preprocessing.store.arrays import write_array
 from satunet.preprocessing.store.locations import ANNOTATED, LOCATIONS_PER_LABEL, label_locations
 from satunet.preprocessing.store.scans import (
     ScanRecord,
@@ -62,6 +64,18 @@ def test_a_scan_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert places.dtype == np.int32
         assert (labels[:][0][tuple(places.T)] == label).all()
     assert store.locations(scan).keys() == found.label_voxels.keys() == {1, 300}
+
+
+def test_the_bytes_of_an_array_do_not_depend_on_what_the_process_did_before(tmp_path: Path) -> None:
+    array = np.arange(4096, dtype=np.float32).reshape(1, 16, 16, 16)
+    before = blosc2.nthreads
+    try:
+        for threads in (1, 2):
+            blosc2.set_nthreads(threads)
+            write_array(tmp_path / f"{threads}.b2nd", array, patch_size=(8, 8, 8))
+    finally:
+        blosc2.set_nthreads(before)
+    assert (tmp_path / "1.b2nd").read_bytes() == (tmp_path / "2.b2nd").read_bytes()
 
 
 def test_locations_are_all_or_an_even_draw() -> None:
