@@ -22,8 +22,9 @@ from common import header
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
-    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
+    "spin 3000": {"GOMP_SPINCOUNT": "3000"},
+    "spin 10000": {"GOMP_SPINCOUNT": "10000"},  # satunet's commands
+    "spin 30000": {"GOMP_SPINCOUNT": "30000"},
 }
 _BUSY = "while True: pass"
 

@@ -154,6 +154,26 @@ satunet.cli.script()
 """
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "777"}, "777"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_openmp_waits_as_the_environment_says_or_for_a_short_time(given: dict[str, str], found: str) -> None:
+    usual = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "from satunet.cli import share_cores; share_cores(); import torch"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=usual | given | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = [line.strip() for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not told:
+        pytest.skip("this torch does not use GNU's OpenMP")
+    assert any(line.endswith(f"'{found}'") for line in told), told
+
+
 def test_a_command_ends_as_python_does(tmp_path: Path) -> None:
     """Threads, exit functions, temporary folders, buffered output and the exit code, without Python's own end."""
     code = _ENDS.format(folder=str(tmp_path))
