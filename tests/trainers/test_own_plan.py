@@ -147,6 +147,26 @@ def test_a_run_killed_before_its_latest_checkpoint_keeps_best_and_the_epochs_lin
     assert [line["ema_fg_dice"] for line in found] == pytest.approx([line["ema_fg_dice"] for line in lines])
 
 
+def test_a_run_killed_in_its_first_epoch_goes_on_from_the_best_checkpoint_and_keeps_the_epochs_line(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SATTrainer.save_checkpoint
+
+    def killed(self: SATTrainer, filename: str | Path) -> None:
+        save(self, filename)
+        if Path(filename).name == "checkpoint_best.pth":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SATTrainer, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_trainer(config()).run_training()
+    again = make_trainer(config())
+    again.load_checkpoint(fold_folder() / "checkpoint_best.pth")
+    again.run_training()
+    assert [line["epoch"] for line in read_progress(fold_folder() / "progress.jsonl")] == [0, 1, 2]
+
+
 def test_a_damaged_latest_checkpoint_says_that_the_best_is_there(planned: Path) -> None:
     run_training(NAME, config=config(), minutes=1e-9, **OPTIONS)
     (fold_folder() / "checkpoint_latest.pth").write_bytes(b"PK\x03\x04 half")

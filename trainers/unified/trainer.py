@@ -343,14 +343,15 @@ class SATTrainer(nnUNetTrainer):
             f"epoch {epoch}: train loss {last['train_losses']:.4f}, val loss {last['val_losses']:.4f}, "
             f"mean soft Dice of positive queries {last['mean_fg_dice']:.4f}"
         )
-        # The checkpoint to resume from comes last: a run killed before it repeats this epoch, best and line included.
+        # The checkpoint to resume from comes last: a run killed before it repeats this epoch, best and line included. In
+        # the first epoch, that may be the best one.
         folder = Path(str(self.output_folder))
-        if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
-            self._best_ema = float(last["ema_fg_dice"])
-            self.save_checkpoint(folder / "checkpoint_best.pth")
         if distributed.rank() == 0:
             done = min((epoch + 1) * self.num_iterations_per_epoch, self.config.steps)
             self.reporter.end_of_epoch(epoch, done, plain(last), self.bad_steps.count)
+        if self._best_ema is None or last["ema_fg_dice"] > self._best_ema:
+            self._best_ema = float(last["ema_fg_dice"])
+            self.save_checkpoint(folder / "checkpoint_best.pth")
         if epoch != self.num_epochs - 1:
             self.save_checkpoint(folder / "checkpoint_latest.pth")
         if distributed.rank() == 0:
