@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from satunet.trainers.config import TrainingChoices, TrainingConfig
 from satunet.trainers.unified.run import run_training, train_unified
 from satunet.trainers.unified.trainer import SATTrainer
 
-from .helpers import NAME, config, losses_of, make_trainer
+from .helpers import NAME, config, fold_folder, losses_of, make_trainer
 
 
 @pytest.mark.progress_png
@@ -74,6 +75,11 @@ def test_a_run_begun_again_goes_on_and_is_not_taken_for_the_finished_one(
     assert "checkpoint_latest.pth at epoch 2" in caplog.text
     go_on(seed=1)
     assert "is trained already" in caplog.text and "does not continue" not in caplog.text
+    latest = fold_folder() / "checkpoint_latest.pth"  # as a kill leaves it between the final checkpoint and the end
+    latest.write_bytes((fold_folder() / "checkpoint_final.pth").read_bytes())
+    os.utime(latest, (1, 1))
+    go_on(seed=1)
+    assert "is trained already" in caplog.text and not latest.exists()
     go_on(seed=1, steps=8)
     assert "the run ended after epoch 3, it does not continue to 4" in caplog.text
 

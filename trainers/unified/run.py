@@ -234,6 +234,8 @@ def _go_on(trainer: SATTrainer, *, only_validate: bool, expected: bool) -> bool:
         raise ModelError(f"{error}; {best} is there: remove {found.name} and --c continues from it") from error
     if found == final:
         logger.info("%s is trained already", output)
+        if not only_validate and distributed.rank() == 0:
+            (output / "checkpoint_latest.pth").unlink(missing_ok=True)  # of a run killed right before it would do so
         if not only_validate and trainer.current_epoch < trainer.num_epochs:
             logger.warning(
                 "%s: the run ended after epoch %d, it does not continue to %d; a new one can start from it with "
