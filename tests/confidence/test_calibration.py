@@ -12,7 +12,7 @@ from satunet.confidence.calibration import CONFIDENCE_FILE, Calibration, Outcome
 from satunet.confidence.evidence import Evidence
 from satunet.confidence.expected import ClassStatistics, PlaceMap
 from satunet.errors import ModelError, UserError
-from satunet.evaluation.benchmark.calibrating import auroc, calibration_error, chance_error
+from satunet.evaluation.benchmark.calibrating import auroc, calibration_error, chance_error, cross_checked
 from satunet.jobs.files import write_json
 from satunet.jobs.records import to_plain
 
@@ -191,3 +191,35 @@ def test_right_probabilities_of_few_outcomes_have_an_error_by_chance() -> None:
     assert chance_error(np.zeros(50)) == 0
     assert chance_error(np.full(10_000, 0.5)) < 0.01
     assert np.isnan(chance_error(np.array([])))
+
+
+def test_a_mask_is_judged_by_a_calibration_that_did_not_see_its_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("D", replace(o, patient=f"p{i % 6}")) for i, o in enumerate(outcomes(60, 0))]
+    seen: list[set[str]] = []
+    fit = Calibration.fit
+
+    def listening(fitted: list[Outcome], statistics: ClassStatistics) -> Calibration:
+        seen.append({o.patient for o in fitted})
+        return fit(fitted, statistics)
+
+    monkeypatch.setattr(Calibration, "fit", listening)
+    found = cross_checked(rows, NOTHING, apart=lambda _, o: o.patient, folds=3)
+    assert sorted(len(patients) for patients in seen) == [4, 4, 4]
+    monkeypatch.undo()
+    for k in found:  # the estimate is that of the only calibration without the patient
+        (without,) = (patients for patients in seen if k.outcome.patient not in patients)
+        calibration = fit([o for _, o in rows if o.patient in without], NOTHING)
+        assert k.worth == calibration.estimate([k.outcome.seen])[0]
+    assert len(found) == len(rows)
+
+
+def test_less_may_be_asked_for_than_was_calibrated_on() -> None:
+    rows = [("D", o) for o in outcomes(30, 0) + outcomes(30, 1, name="spleen")]
+    asked = cross_checked(
+        rows, NOTHING, apart=lambda _, o: o.patient, folds=3,
+        asked=lambda _, o: o if o.seen.class_name == "spleen" else None,
+    )  # fmt: skip
+    every = cross_checked(rows, NOTHING, apart=lambda _, o: o.patient, folds=3)
+    of_all = {k.outcome.scan: k.worth for k in every}
+    assert [k.worth for k in asked] == [of_all[k.outcome.scan] for k in asked]
+    assert len(asked) == 30
